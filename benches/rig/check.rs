@@ -1,0 +1,121 @@
+//! The rig's own test: the traffic is what the tables claim it is.
+//!
+//! Benches without the test harness have no `#[test]`, and a generator that repeats ids or forgets
+//! roots would flatter what is measured. So `check` sends several cycles to nobody, decodes them
+//! with prost and evaluates the policies the plain way.
+
+use std::collections::HashMap;
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::any_value::Value,
+    trace::v1::{Span, status::StatusCode},
+};
+use prost::Message;
+
+use crate::{
+    Result,
+    corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape, TRACES_PER_REQUEST},
+    framing,
+    traffic::{BASELINE_PERCENT, SLOW_MS, TIER_KEY, TIER_WANTED},
+};
+
+const CYCLES: u64 = 8;
+const REQUESTS: usize = 32;
+/// Five standard deviations of the share kept, with 32,000 traces.
+const KEPT_DIFFERENCE_MAX: f64 = 0.6;
+
+/// Checks three shapes: neighbouring requests, parts further apart than one cycle, many resources.
+pub(crate) fn run() -> Result<()> {
+    for (resources, stride) in [(10, 1), (10, 49), (1000, 1)] {
+        let kept = check(&Shape { requests: REQUESTS, resources, stride })
+            .map_err(|problem| format!("{resources} resources, stride {stride}: {problem}"))?;
+        println!("{resources} resources, stride {stride}: fine, {kept:.2} % of the spans kept");
+    }
+    Ok(())
+}
+
+/// What a sampler would know of one trace.
+struct Seen {
+    first_request: u64,
+    last_request: u64,
+    spans: u64,
+    roots: u64,
+    start_ns: u64,
+    end_ns: u64,
+    wanted: bool,
+}
+
+fn check(shape: &Shape) -> Result<f64> {
+    let mut corpus = Corpus::build(shape)?;
+    let total = REQUESTS as u64 * CYCLES;
+    let mut traces: HashMap<Vec<u8>, Seen> = HashMap::new();
+    for sequence in 0..total {
+        let body = corpus.body(sequence);
+        let message = &body[GRPC_PREFIX_BYTES..];
+        if framing::count_spans(message) != Some(SPANS_PER_REQUEST) {
+            return Err("the framing walk counts other spans".into());
+        }
+        let request = ExportTraceServiceRequest::decode(message)?;
+        let scopes = request.resource_spans.into_iter().flat_map(|group| group.scope_spans);
+        for span in scopes.flat_map(|scope| scope.spans) {
+            see(&mut traces, sequence, &span);
+        }
+    }
+    // Traces that began before the first request or end after the last are not complete.
+    let reach = 2 * shape.stride;
+    let complete = |seen: &&Seen| seen.roots > 0 && seen.last_request >= reach;
+    let complete = || traces.iter().filter(move |(_, seen)| complete(seen));
+    let spans: u64 = complete().map(|(_, seen)| seen.spans).sum();
+    if complete().count() as u64 != (total - reach) * TRACES_PER_REQUEST {
+        return Err("ids repeat, or roots are missing".into());
+    }
+    if spans != (total - reach) * SPANS_PER_REQUEST {
+        return Err("spans of complete traces are missing".into());
+    }
+    if complete().any(|(_, s)| s.roots != 1 || s.last_request - s.first_request != reach) {
+        return Err("a trace has two roots, or its root comes at another time".into());
+    }
+    let kept: u64 = complete().filter(|(id, s)| keeps(id, s)).map(|(_, seen)| seen.spans).sum();
+    let percent = 100.0 * kept as f64 / spans as f64;
+    if (percent - corpus.expected_kept_percent).abs() > KEPT_DIFFERENCE_MAX {
+        return Err(
+            format!("{percent:.2} % kept, not {:.2} %", corpus.expected_kept_percent).into()
+        );
+    }
+    Ok(percent)
+}
+
+fn see(traces: &mut HashMap<Vec<u8>, Seen>, sequence: u64, span: &Span) {
+    let seen = traces.entry(span.trace_id.clone()).or_insert(Seen {
+        first_request: sequence,
+        last_request: sequence,
+        spans: 0,
+        roots: 0,
+        start_ns: u64::MAX,
+        end_ns: 0,
+        wanted: false,
+    });
+    seen.last_request = sequence;
+    seen.spans += 1;
+    seen.roots += u64::from(span.parent_span_id.is_empty());
+    seen.start_ns = seen.start_ns.min(span.start_time_unix_nano);
+    seen.end_ns = seen.end_ns.max(span.end_time_unix_nano);
+    let failed = span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);
+    seen.wanted |= failed || is_premium(span);
+}
+
+fn is_premium(span: &Span) -> bool {
+    span.attributes.iter().filter(|attribute| attribute.key == TIER_KEY).any(|attribute| {
+        let value = attribute.value.as_ref().and_then(|value| value.value.as_ref());
+        matches!(value, Some(Value::StringValue(text)) if text == TIER_WANTED)
+    })
+}
+
+/// The rig's policies, as the product's contract defines them.
+fn keeps(id: &[u8], seen: &Seen) -> bool {
+    let randomness = id[9..].iter().fold(0_u64, |low, byte| low << 8 | u64::from(*byte));
+    let threshold = (1.0 - BASELINE_PERCENT / 100.0) * (1_u64 << 56) as f64;
+    let slow = seen.end_ns - seen.start_ns > SLOW_MS * 1_000_000;
+    seen.wanted || slow || randomness as f64 >= threshold
+}

@@ -1,0 +1,297 @@
+//! The generator: OTLP/gRPC requests at a fixed rate, cheaper per span than what it measures.
+//!
+//! **Open loop.** A pacing thread makes a ticket for every instant at which a request is due,
+//! whatever the server does, and latency counts from that instant: a server that stalls is charged
+//! for every request that had to wait (no coordinated omission). The pacer is a thread because the
+//! runtime's timer rounds up to the next millisecond, which is as long as what is measured.
+//!
+//! **Cheap.** Requests come encoded from the [`Corpus`]; `h2` is used directly, without assembling
+//! or encoding anything; one thread does the rest. Each connection has several lanes, each with one
+//! request in flight; all lanes take tickets from one queue in turn.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request};
+use tokio::{
+    net::TcpStream,
+    sync::{Mutex, mpsc},
+    task::{JoinSet, LocalSet},
+    time::timeout,
+};
+
+use crate::{
+    Result,
+    control::{self, Ask, Control, LoadLap, Loaded},
+    corpus::{Corpus, SPANS_PER_REQUEST, Shape},
+};
+
+const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+/// A gRPC message that is empty, as the response to a request that was taken whole is.
+const EMPTY_MESSAGE: [u8; 5] = [0; 5];
+/// Tickets that may wait for a lane. The pacer waits when they are full; the due times do not move.
+const TICKETS_MAX: usize = 4096;
+/// How long the last requests may take once the load has ended.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The OTLP/gRPC receiver to load
+    #[arg(long)]
+    target: SocketAddr,
+    /// Spans per second
+    #[arg(long, default_value_t = 300_000)]
+    rate: u64,
+    /// Ends the load, if stdin does not end before
+    #[arg(long, default_value_t = 60)]
+    max_seconds: u64,
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// Requests in flight on each connection
+    #[arg(long, default_value_t = 4)]
+    in_flight: usize,
+    /// How long after the first spans of a trace its root is sent; "0s": two requests later
+    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+    root_after: Duration,
+    /// Different resources in the traffic
+    #[arg(long, default_value_t = 10)]
+    resources: usize,
+    /// Requests that are encoded once and sent in turn, 0.7 MB each
+    #[arg(long, default_value_t = 128)]
+    requests: usize,
+}
+
+impl Options {
+    fn requests_per_second(&self) -> f64 {
+        self.rate as f64 / SPANS_PER_REQUEST as f64
+    }
+
+    fn shape(&self) -> Shape {
+        let stride = self.root_after.as_secs_f64() * self.requests_per_second() / 2.0;
+        Shape {
+            requests: self.requests.max(1),
+            resources: self.resources.max(1),
+            stride: (stride.round() as u64).max(1),
+        }
+    }
+}
+
+/// Loads the target until stdin ends, SIGTERM or `--max-seconds`.
+pub(crate) fn run(options: Options) -> Result<()> {
+    if options.rate == 0 || options.connections == 0 || options.in_flight == 0 {
+        return Err("--rate, --connections and --in-flight must be at least 1".into());
+    }
+    let corpus = Corpus::build(&options.shape())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = LocalSet::new().block_on(&runtime, drive(options, corpus));
+    runtime.shutdown_background();
+    result
+}
+
+async fn drive(options: Options, corpus: Corpus) -> Result<()> {
+    let loaded = Loaded {
+        bytes_per_span: corpus.bytes_per_request / SPANS_PER_REQUEST as f64,
+        expected_kept_percent: corpus.expected_kept_percent,
+    };
+    let state = Rc::new(RefCell::new(State { corpus, lap: Lap::new() }));
+    let (tickets, queue) = mpsc::channel(TICKETS_MAX);
+    let queue = Rc::new(Mutex::new(queue));
+    let mut senders = Vec::new();
+    for _ in 0..options.connections {
+        senders.push(connect(options.target).await?);
+    }
+    // Lanes start in the order in which they will take turns: one of each connection first.
+    let mut lanes = JoinSet::new();
+    for _ in 0..options.in_flight {
+        for sender in &senders {
+            lanes.spawn_local(lane(sender.clone(), queue.clone(), state.clone()));
+        }
+    }
+    let mut control = Control::new()?;
+    control::say(&loaded)?;
+    state.borrow_mut().lap = Lap::new();
+    let pacing = tokio::task::spawn_blocking(move || pace(&tickets, &options));
+    converse(&mut control, &mut lanes, &state).await?;
+    // Closing the queue ends the pacer, if its time is not over, and each lane after its last
+    // request.
+    queue.lock().await.close();
+    pacing.await?;
+    timeout(DRAIN_MAX, async { while lanes.join_next().await.is_some() {} })
+        .await
+        .map_err(|_| "requests in flight were not answered")?;
+    control::say(&state.borrow_mut().finish_lap())
+}
+
+/// Answers the orchestrator until it has had enough or the pacer's time is over.
+async fn converse(
+    control: &mut Control,
+    lanes: &mut JoinSet<Result<()>>,
+    state: &RefCell<State>,
+) -> Result<()> {
+    loop {
+        tokio::select! {
+            // A broken connection first: laps without it would be wrong.
+            biased;
+            ended = lanes.join_next() => match ended {
+                Some(lane) => lane??,
+                None => return Ok(()),
+            },
+            ask = control.next() => match ask {
+                Ask::Lap => control::say(&state.borrow_mut().finish_lap())?,
+                Ask::End => return Ok(()),
+            },
+        }
+    }
+}
+
+/// One request that is due.
+#[derive(Clone, Copy)]
+struct Ticket {
+    sequence: u64,
+    due: Instant,
+}
+
+/// Makes tickets at the given rate until the time is over or nobody takes them.
+fn pace(tickets: &mpsc::Sender<Ticket>, options: &Options) {
+    let start = Instant::now();
+    let end = Duration::from_secs(options.max_seconds);
+    let interval = 1.0 / options.requests_per_second();
+    for sequence in 0.. {
+        let offset = Duration::from_secs_f64(sequence as f64 * interval);
+        let due = start + offset;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if offset >= end || tickets.blocking_send(Ticket { sequence, due }).is_err() {
+            return;
+        }
+    }
+}
+
+async fn connect(target: SocketAddr) -> Result<SendRequest<Bytes>> {
+    let stream = TcpStream::connect(target).await?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = h2::client::Builder::new().handshake(stream).await?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            eprintln!("rig: connection to {target}: {error}");
+        }
+    });
+    Ok(sender)
+}
+
+/// Sends requests on one connection, one at a time, until the queue is closed.
+async fn lane(
+    mut sender: SendRequest<Bytes>,
+    queue: Rc<Mutex<mpsc::Receiver<Ticket>>>,
+    state: Rc<RefCell<State>>,
+) -> Result<()> {
+    loop {
+        // The lock is fair, so that waiting lanes take turns.
+        let next = queue.lock().await.recv().await;
+        let Some(ticket) = next else { return Ok(()) };
+        sender = sender.ready().await?;
+        let body = state.borrow_mut().corpus.body(ticket.sequence);
+        let outcome = match export(&mut sender, body).await {
+            Err(error) if error.is_reset() => Err(error.to_string()),
+            outcome => outcome?,
+        };
+        state.borrow_mut().lap.record(outcome, ticket.due);
+    }
+}
+
+/// One unary call; the inner error is the server's answer where it is not plain success.
+async fn export(
+    sender: &mut SendRequest<Bytes>,
+    body: Bytes,
+) -> std::result::Result<std::result::Result<(), String>, h2::Error> {
+    let request = Request::post(EXPORT_PATH)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .expect("method, path and headers are constants that are valid");
+    let (response, mut stream) = sender.send_request(request, false)?;
+    // `h2` keeps what the flow-control windows do not take yet: a whole request, at most one a
+    // lane.
+    stream.send_data(body, true)?;
+    let (head, mut body) = response.await?.into_parts();
+    let mut message = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        message.extend_from_slice(&data);
+    }
+    let trailers = body.trailers().await?.unwrap_or(head.headers);
+    Ok(outcome(&trailers, &message))
+}
+
+fn outcome(trailers: &HeaderMap, message: &[u8]) -> std::result::Result<(), String> {
+    let text = |name| trailers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("none");
+    match text("grpc-status") {
+        "0" if message == EMPTY_MESSAGE => Ok(()),
+        "0" => Err("partial success".into()),
+        code => Err(format!("grpc-status {code}: {}", text("grpc-message"))),
+    }
+}
+
+struct State {
+    corpus: Corpus,
+    lap: Lap,
+}
+
+impl State {
+    fn finish_lap(&mut self) -> LoadLap {
+        let copies = std::mem::take(&mut self.corpus.copies);
+        std::mem::replace(&mut self.lap, Lap::new()).finish(copies)
+    }
+}
+
+/// What happened since the orchestrator last asked.
+struct Lap {
+    start: Instant,
+    /// One for each acknowledged request: a few thousand, so that percentiles are exact.
+    latencies: Vec<Duration>,
+    failed_requests: u64,
+    last_failure: Option<String>,
+}
+
+impl Lap {
+    fn new() -> Self {
+        let start = Instant::now();
+        Self { start, latencies: Vec::new(), failed_requests: 0, last_failure: None }
+    }
+
+    fn record(&mut self, outcome: std::result::Result<(), String>, due: Instant) {
+        match outcome {
+            Ok(()) => self.latencies.push(due.elapsed()),
+            Err(failure) => {
+                self.failed_requests += 1;
+                self.last_failure = Some(failure);
+            }
+        }
+    }
+
+    fn finish(mut self, copies: u64) -> LoadLap {
+        self.latencies.sort_unstable();
+        let requests = self.latencies.len();
+        let quantile_ms = |per_mille: usize| {
+            let rank = (requests * per_mille).div_ceil(1000).max(1) - 1;
+            self.latencies.get(rank).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+        };
+        LoadLap {
+            seconds: self.start.elapsed().as_secs_f64(),
+            requests: requests as u64,
+            spans: requests as u64 * SPANS_PER_REQUEST,
+            failed_requests: self.failed_requests,
+            ack_p50_ms: quantile_ms(500),
+            ack_p99_ms: quantile_ms(990),
+            ack_max_ms: quantile_ms(1000),
+            last_failure: self.last_failure,
+            copies,
+        }
+    }
+}

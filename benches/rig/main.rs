@@ -1,0 +1,80 @@
+//! The load rig: what one span costs end to end, in processes of their own.
+//!
+//! Isolates: CPU, resident memory and acknowledgement latency of the whole `tailwater` process
+//! under steady OTLP/gRPC traffic: receive, walk, hold for the window, decide, export about 10 %.
+//! Compared with: `floor`, the same server stack (hyper's HTTP/2, tonic's gRPC framing, 2 workers,
+//! the same flow-control windows) that reads every message and drops its bytes. Both are loaded by
+//! the same generator, one after the other in each round, so that only ratios within a run are
+//! claimed.
+//!
+//! One binary, re-executed for each process: the orchestrator (no subcommand), `load`, `sink` and
+//! `floor`. Everything listens on 127.0.0.1 and ends by itself. `benches/README.md` has the
+//! commands, the meaning of each column and the reasons why the comparison is fair.
+//!
+//! Reading order: `traffic` (what spans look like), `corpus` (requests and new ids for each cycle),
+//! `load`, `server` (floor and sink), then `plan`, `process`, `target`, `measure` and `report`.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a load generator reads the real clock and sleeps; the bans protect the service"
+)]
+
+mod check;
+mod control;
+mod corpus;
+mod framing;
+mod load;
+mod measure;
+mod plan;
+mod process;
+mod report;
+mod server;
+mod target;
+mod traffic;
+
+use clap::{Parser, Subcommand};
+
+/// Errors end a run with their text; nobody matches on them.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+#[derive(Parser)]
+#[command(name = "rig", about = "Measures tailwater against a server that drops the bytes")]
+#[command(args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: plan::Options,
+    /// `cargo bench` passes this to every bench; without it, and without arguments, nothing runs.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends traffic at a fixed rate and reports acknowledgements
+    Load(load::Options),
+    /// Counts the requests, bytes and spans that it receives
+    Sink(server::Options),
+    /// Reads requests, drops their bytes and answers OK
+    Floor(server::Options),
+    /// Tests the traffic itself: ids, roots, spans and the share that the policies keep
+    Check,
+}
+
+fn main() -> Result<()> {
+    // `cargo test --all-targets` starts benches without arguments: minutes of load belong in no
+    // test.
+    if std::env::args_os().len() == 1 {
+        println!("nothing measured: use `cargo bench --bench rig -- [OPTIONS]`");
+        return Ok(());
+    }
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Load(options)) => load::run(options),
+        Some(Command::Sink(options)) => server::run(server::Role::Sink, options),
+        Some(Command::Floor(options)) => server::run(server::Role::Floor, options),
+        Some(Command::Check) => check::run(),
+        None => measure::run(cli.run),
+    }
+}

@@ -1,0 +1,191 @@
+//! What the orchestrator's arguments mean: scenarios, their defaults, and the resolved plan of a
+//! run.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::ValueEnum;
+use humantime::parse_duration;
+
+use crate::{Result, corpus::SPANS_PER_REQUEST};
+
+/// The load that is left over after a window has filled, before the measured interval begins.
+const SETTLE: Duration = Duration::from_secs(3);
+/// The floor holds nothing that would have to fill first.
+const FLOOR_WARM_UP: Duration = Duration::from_secs(3);
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// What to measure; its defaults yield to the options below
+    #[arg(long, value_enum, default_value_t = Scenario::Steady)]
+    scenario: Scenario,
+    /// Measures one target only
+    #[arg(long, value_enum)]
+    only: Option<Target>,
+    /// Rounds, in each of which the targets take turns
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+    /// Spans per second [default: 300000; memory30: 100000]
+    #[arg(long)]
+    rate: Option<u64>,
+    /// decision_wait [default: 5s; memory30: 30s]
+    #[arg(long, value_parser = parse_duration)]
+    window: Option<Duration>,
+    /// decision_wait_after_root_received [default: 0s, which turns it off; memory30: 5s]
+    #[arg(long, value_parser = parse_duration)]
+    after_root: Option<Duration>,
+    /// How long after a trace's first spans its root is sent [default: 0s; memory30: 1s]
+    #[arg(long, value_parser = parse_duration)]
+    root_after: Option<Duration>,
+    /// Load before the measured interval [default: window + 3s; memory30: 45s]
+    #[arg(long, value_parser = parse_duration)]
+    warm_up: Option<Duration>,
+    /// Seconds measured
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// Requests in flight on each connection
+    #[arg(long, default_value_t = 4)]
+    in_flight: usize,
+    /// Different resources in the traffic
+    #[arg(long, default_value_t = 10)]
+    resources: usize,
+    /// Requests that the generator encodes once and sends in turn, 0.7 MB each
+    #[arg(long, default_value_t = 128)]
+    requests: usize,
+    #[arg(long, default_value_t = 6000)]
+    memory_limit_mib: u64,
+    /// The binary to measure
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_tailwater"))]
+    tailwater: PathBuf,
+    /// Writes every figure of every run to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// A traffic shape and the configuration that goes with it.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scenario {
+    /// A fixed window that every span stays in: CPU, latency and memory at once
+    Steady,
+    /// decision_wait 30 s with roots after 1 s and 5 s after the root: memory over 6 s of traffic
+    Memory30,
+}
+
+/// What a scenario means where no option says otherwise.
+struct Defaults {
+    targets: &'static [Target],
+    rate: u64,
+    window: Duration,
+    after_root: Duration,
+    root_after: Duration,
+    /// `None`: until the window is full, and [`SETTLE`].
+    warm_up: Option<Duration>,
+}
+
+impl Scenario {
+    fn defaults(self) -> Defaults {
+        match self {
+            Self::Steady => Defaults {
+                targets: &[Target::Floor, Target::Tailwater],
+                rate: 300_000,
+                window: Duration::from_secs(5),
+                after_root: Duration::ZERO,
+                root_after: Duration::ZERO,
+                warm_up: None,
+            },
+            // The floor holds nothing, so there is no memory to compare with. Both waits are the
+            // product's own defaults, and 45 s pass the longest one by half.
+            Self::Memory30 => Defaults {
+                targets: &[Target::Tailwater],
+                rate: 100_000,
+                window: Duration::from_secs(30),
+                after_root: Duration::from_secs(5),
+                root_after: Duration::from_secs(1),
+                warm_up: Some(Duration::from_secs(45)),
+            },
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    Floor,
+    Tailwater,
+}
+
+impl Target {
+    /// As it stands in tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor",
+            Self::Tailwater => "tailwater",
+        }
+    }
+}
+
+/// A run with nothing left open.
+pub(crate) struct Plan {
+    pub(crate) targets: Vec<Target>,
+    pub(crate) rounds: u32,
+    pub(crate) rate: u64,
+    pub(crate) window: Duration,
+    pub(crate) after_root: Duration,
+    pub(crate) root_after: Duration,
+    warm_up: Option<Duration>,
+    pub(crate) measured: Duration,
+    pub(crate) connections: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) resources: usize,
+    pub(crate) requests: usize,
+    pub(crate) memory_limit_mib: u64,
+    pub(crate) tailwater: PathBuf,
+    pub(crate) json: Option<PathBuf>,
+}
+
+impl Plan {
+    /// Fills in the scenario's defaults.
+    pub(crate) fn new(options: Options) -> Result<Self> {
+        let defaults = options.scenario.defaults();
+        let rate = options.rate.unwrap_or(defaults.rate);
+        if options.rounds == 0 || options.seconds == 0 || rate < SPANS_PER_REQUEST {
+            return Err(format!(
+                "--rounds and --seconds must be at least 1, --rate at least {SPANS_PER_REQUEST}"
+            )
+            .into());
+        }
+        Ok(Self {
+            targets: options.only.map_or_else(|| defaults.targets.to_vec(), |only| vec![only]),
+            rounds: options.rounds,
+            rate,
+            window: options.window.unwrap_or(defaults.window),
+            after_root: options.after_root.unwrap_or(defaults.after_root),
+            root_after: options.root_after.unwrap_or(defaults.root_after),
+            warm_up: options.warm_up.or(defaults.warm_up),
+            measured: Duration::from_secs(options.seconds),
+            connections: options.connections,
+            in_flight: options.in_flight,
+            resources: options.resources,
+            requests: options.requests,
+            memory_limit_mib: options.memory_limit_mib,
+            tailwater: options.tailwater,
+            json: options.json,
+        })
+    }
+
+    /// How long `target` is loaded before it is measured.
+    pub(crate) fn warm_up(&self, target: Target) -> Duration {
+        match target {
+            Target::Floor => FLOOR_WARM_UP,
+            Target::Tailwater => self.warm_up.unwrap_or(self.window + SETTLE),
+        }
+    }
+
+    /// How long the first spans of a trace are held: the denominator of memory over traffic.
+    pub(crate) fn held(&self) -> Duration {
+        if self.after_root.is_zero() {
+            return self.window;
+        }
+        self.window.min(self.root_after + self.after_root)
+    }
+}

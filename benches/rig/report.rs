@@ -1,0 +1,219 @@
+//! The table, its summary over rounds, the warnings that void it, and the JSON file.
+
+use std::{fs, path::Path};
+
+use humantime::format_duration;
+use serde_json::json;
+
+use crate::{
+    Result,
+    measure::{Measurement, Memory},
+    plan::{Plan, Target},
+};
+
+/// A round set is void when the floor's own range is wider than this share of its median.
+const FLOOR_SPREAD_MAX: f64 = 0.15;
+/// Less than this share of the rate wanted is another experiment.
+const RATE_SHARE_MIN: f64 = 0.98;
+/// Kept and expected may differ by so many percentage points: chance, and a tick at either end.
+const KEPT_DIFFERENCE_MAX: f64 = 0.6;
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// What the run is, and the table's head.
+pub(crate) fn print_head(plan: &Plan) {
+    println!(
+        "{} spans/s, decision_wait {}, after root {}, root after {}, {} measured, \
+         {} connections x {} in flight, {} resources, {} cores here",
+        plan.rate,
+        format_duration(plan.window),
+        format_duration(plan.after_root),
+        format_duration(plan.root_after),
+        format_duration(plan.measured),
+        plan.connections,
+        plan.in_flight,
+        plan.resources,
+        std::thread::available_parallelism().map_or(0, usize::from),
+    );
+    println!(
+        "{:<9} {:>5} {:>9} {:>7} {:>7} {:>6} {:>7} {:>7} {:>8} {:>7} {:>8} {:>6} {:>8} {:>7}",
+        "target",
+        "round",
+        "spans/s",
+        "CPU-s/M",
+        "x floor",
+        "cores",
+        "p50 ms",
+        "p99 ms",
+        "RSS MiB",
+        "/window",
+        "/traffic",
+        "kept %",
+        "ready ms",
+        "load/M"
+    );
+}
+
+/// One measurement; `before` are those that were made earlier, for the ratio to the round's floor.
+pub(crate) fn print_row(row: &Measurement, before: &[Measurement]) {
+    let floor = before.iter().find(|other| other.round == row.round && is(other, Target::Floor));
+    let ratio = floor.map(|floor| row.cpu_seconds_per_million / floor.cpu_seconds_per_million);
+    let ratio = if is(row, Target::Floor) { Some(1.0) } else { ratio };
+    println!(
+        "{:<9} {:>5} {:>9.0} {:>7.3} {:>7} {:>6.2} {:>7.2} {:>7.2} {:>8.0} {:>7} {:>8} {:>6} \
+         {:>8.0} {:>7.3}",
+        row.target,
+        row.round,
+        row.spans_per_second,
+        row.cpu_seconds_per_million,
+        optional(ratio, 2),
+        row.cores,
+        row.load.ack_p50_ms,
+        row.load.ack_p99_ms,
+        highest(row, |memory| Some(memory.rss_bytes as f64)).unwrap_or(0.0) / MIB,
+        optional(over_window(row), 3),
+        optional(over_traffic(row), 3),
+        optional(row.kept.map(|kept| kept.percent), 2),
+        row.ready_ms,
+        row.load_cpu_seconds_per_million,
+    );
+    for warning in warnings(row) {
+        println!("  VOID: {} round {}: {warning}", row.target, row.round);
+    }
+}
+
+/// Medians and ranges, where there was more than one round.
+pub(crate) fn print_summary(plan: &Plan, all: &[Measurement]) {
+    println!();
+    for target in &plan.targets {
+        let rows: Vec<_> = all.iter().filter(|row| is(row, *target)).collect();
+        let of = |figure: fn(&Measurement) -> f64| Spread::of(rows.iter().map(|row| figure(row)));
+        let name = target.name();
+        println!("{name}: CPU-s per million spans {}", of(|row| row.cpu_seconds_per_million));
+        println!("{name}: ack p99 ms {}", of(|row| row.load.ack_p99_ms));
+        if *target == Target::Tailwater {
+            println!("{name}: RSS over window bytes {}", of(|row| over_window(row).unwrap_or(0.0)));
+            let held = format_duration(plan.held());
+            let over = of(|row| over_traffic(row).unwrap_or(0.0));
+            println!("{name}: RSS over the encoded bytes of {held} of traffic {over}");
+        }
+    }
+    let ratios = ratios(all);
+    if !ratios.is_empty() {
+        println!("tailwater over floor, round by round: {}", Spread::of(ratios.into_iter()));
+    }
+    if let Some(spread) = floor_spread(all).filter(|spread| *spread > FLOOR_SPREAD_MAX) {
+        println!("VOID: the floor's own range is {:.0} % of its median", spread * 100.0);
+    }
+}
+
+/// Writes every figure.
+pub(crate) fn write_json(path: &Path, plan: &Plan, all: &[Measurement]) -> Result<()> {
+    let voids: Vec<_> = all
+        .iter()
+        .flat_map(|row| warnings(row).into_iter().map(move |why| (row.target, row.round, why)))
+        .collect();
+    let report = json!({
+        "rate": plan.rate,
+        "decision_wait_seconds": plan.window.as_secs_f64(),
+        "decision_wait_after_root_received_seconds": plan.after_root.as_secs_f64(),
+        "root_after_seconds": plan.root_after.as_secs_f64(),
+        "held_seconds": plan.held().as_secs_f64(),
+        "connections": plan.connections,
+        "in_flight": plan.in_flight,
+        "resources": plan.resources,
+        "ratios_to_floor": ratios(all),
+        "floor_spread": floor_spread(all),
+        "void": voids,
+        "measurements": all,
+    });
+    Ok(fs::write(path, serde_json::to_vec_pretty(&report)?)?)
+}
+
+/// Reasons why a measurement does not count.
+fn warnings(row: &Measurement) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if row.spans_per_second < RATE_SHARE_MIN * row.rate_wanted as f64 {
+        warnings.push(format!("only {:.0} spans/s of {}", row.spans_per_second, row.rate_wanted));
+    }
+    if row.load.failed_requests > 0 {
+        let last = row.load.last_failure.as_deref().unwrap_or("");
+        warnings.push(format!("{} requests failed, last: {last}", row.load.failed_requests));
+    }
+    if let Some(kept) = row.kept {
+        if (kept.percent - kept.expected_percent).abs() > KEPT_DIFFERENCE_MAX {
+            let expected = kept.expected_percent;
+            warnings.push(format!("kept {:.2} % where {expected:.2} % was due", kept.percent));
+        }
+        if kept.sink.malformed > 0 {
+            warnings.push(format!("{} exported requests are malformed", kept.sink.malformed));
+        }
+    }
+    if !row.stopped_cleanly {
+        warnings.push("it did not exit with 0 on SIGTERM".into());
+    }
+    warnings
+}
+
+/// Tailwater's cost over the floor's, of each round that has both.
+fn ratios(all: &[Measurement]) -> Vec<f64> {
+    let floors = all.iter().filter(|row| is(row, Target::Floor));
+    floors
+        .filter_map(|floor| {
+            let of_round = |row: &&Measurement| row.round == floor.round;
+            let other = all.iter().filter(of_round).find(|row| is(row, Target::Tailwater))?;
+            Some(other.cpu_seconds_per_million / floor.cpu_seconds_per_million)
+        })
+        .collect()
+}
+
+fn floor_spread(all: &[Measurement]) -> Option<f64> {
+    let floors: Vec<_> = all.iter().filter(|row| is(row, Target::Floor)).collect();
+    let spread = Spread::of(floors.iter().map(|row| row.cpu_seconds_per_million));
+    (floors.len() > 1).then(|| (spread.highest - spread.lowest) / spread.median)
+}
+
+fn over_window(row: &Measurement) -> Option<f64> {
+    highest(row, |memory| Some(memory.rss_bytes as f64 / memory.window_bytes?))
+}
+
+fn over_traffic(row: &Measurement) -> Option<f64> {
+    highest(row, |memory| memory.window_bytes.map(|_| memory.rss_bytes as f64 / memory.sent_bytes))
+}
+
+/// The worse of the two instants at which memory was read.
+fn highest(row: &Measurement, figure: impl Fn(&Memory) -> Option<f64>) -> Option<f64> {
+    row.memory.iter().filter_map(figure).max_by(f64::total_cmp)
+}
+
+fn is(row: &Measurement, target: Target) -> bool {
+    row.target == target.name()
+}
+
+fn optional(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".into(), |value| format!("{value:.digits$}"))
+}
+
+/// Median and range of a few rounds.
+struct Spread {
+    median: f64,
+    lowest: f64,
+    highest: f64,
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<_> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        let last = values.len().saturating_sub(1);
+        let median = f64::midpoint(at(last / 2), at(last.div_ceil(2)));
+        Self { median, lowest: at(0), highest: at(last) }
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "median {:.3} ({:.3} to {:.3})", self.median, self.lowest, self.highest)
+    }
+}

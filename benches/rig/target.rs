@@ -1,0 +1,189 @@
+//! Starts what is measured, waits until it is ready, and reads tailwater's own figures.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Result,
+    control::Listening,
+    plan::{Plan, Target},
+    process::{self, Process},
+    traffic::{BASELINE_PERCENT, SLOW_MS, TIER_KEY, TIER_WANTED},
+};
+
+/// Ready within 200 ms is the product's promise; this only bounds the rig.
+const READY_MAX: Duration = Duration::from_secs(20);
+const READY_POLL: Duration = Duration::from_millis(2);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
+/// The configured `shutdown_timeout` and a little more.
+const STOP_MAX: Duration = Duration::from_secs(35);
+
+/// A server under measurement.
+pub(crate) struct Server {
+    pub(crate) process: Process,
+    pub(crate) receiver: SocketAddr,
+    pub(crate) ready_ms: f64,
+    telemetry: Option<SocketAddr>,
+    _config: Option<ConfigFile>,
+}
+
+/// The gauges of one scrape.
+#[derive(Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) spans: f64,
+    pub(crate) bytes: f64,
+}
+
+impl Server {
+    /// Starts `target`; kept spans go to `sink`.
+    pub(crate) fn start(target: Target, plan: &Plan, sink: SocketAddr) -> Result<Self> {
+        match target {
+            Target::Floor => Self::floor(),
+            Target::Tailwater => Self::tailwater(plan, sink),
+        }
+    }
+
+    fn floor() -> Result<Self> {
+        let begin = Instant::now();
+        let process = Process::rig("floor", &[])?;
+        let receiver = process.answer::<Listening>()?.address;
+        let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
+        Ok(Self { process, receiver, ready_ms, telemetry: None, _config: None })
+    }
+
+    fn tailwater(plan: &Plan, sink: SocketAddr) -> Result<Self> {
+        let [receiver, http, telemetry] = free_addresses()?;
+        let config = ConfigFile::write(&toml(plan, receiver, http, telemetry, sink))?;
+        let begin = Instant::now();
+        let mut command = Command::new(&plan.tailwater);
+        command.arg("run").arg("--config").arg(&config.0);
+        let mut process = Process::start("tailwater", command)?;
+        while !matches!(get(telemetry, "/-/ready"), Ok((200, _))) {
+            if !process.is_running()? {
+                return Err("tailwater ended before it was ready".into());
+            }
+            if begin.elapsed() > READY_MAX {
+                return Err(format!("tailwater was not ready within {READY_MAX:?}").into());
+            }
+            process::pause(READY_POLL)?;
+        }
+        let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
+        let telemetry = Some(telemetry);
+        Ok(Self { process, receiver, ready_ms, telemetry, _config: Some(config) })
+    }
+
+    /// What tailwater says that it holds; nothing for the floor.
+    pub(crate) fn window(&self) -> Result<Option<Window>> {
+        let Some(telemetry) = self.telemetry else { return Ok(None) };
+        let (status, metrics) = get(telemetry, "/metrics")?;
+        if status != 200 {
+            return Err(format!("/metrics answers {status}").into());
+        }
+        let spans = gauge(&metrics, "tailwater_window_spans")?;
+        Ok(Some(Window { spans, bytes: gauge(&metrics, "tailwater_window_bytes")? }))
+    }
+
+    /// Ends the server with SIGTERM; false where it says that it failed.
+    pub(crate) fn stop(self) -> Result<bool> {
+        Ok(self.process.terminate(STOP_MAX)?.success())
+    }
+}
+
+/// A file that is removed with the server that reads it.
+struct ConfigFile(PathBuf);
+
+impl ConfigFile {
+    fn write(toml: &str) -> Result<Self> {
+        let name = format!("tailwater-rig-{}.toml", std::process::id());
+        let file = Self(std::env::temp_dir().join(name));
+        fs::write(&file.0, toml)?;
+        Ok(file)
+    }
+}
+
+impl Drop for ConfigFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            eprintln!("rig: {}: {error}", self.0.display());
+        }
+    }
+}
+
+fn toml(
+    plan: &Plan,
+    receiver: SocketAddr,
+    http: SocketAddr,
+    telemetry: SocketAddr,
+    sink: SocketAddr,
+) -> String {
+    let window_ms = plan.window.as_millis();
+    let after_root_ms = plan.after_root.as_millis();
+    let memory_limit_mib = plan.memory_limit_mib;
+    format!(
+        r#"
+[receiver.grpc]
+endpoint = "{receiver}"
+[receiver.http]
+endpoint = "{http}"
+[sampling]
+decision_wait = "{window_ms}ms"
+decision_wait_after_root_received = "{after_root_ms}ms"
+memory_limit_mib = {memory_limit_mib}
+[exporter.otlp]
+endpoint = "http://{sink}"
+[telemetry]
+endpoint = "{telemetry}"
+log_level = "warn"
+[[policy]]
+name = "errors"
+type = "status_code"
+status_codes = ["ERROR"]
+[[policy]]
+name = "slow"
+type = "latency"
+threshold_ms = {SLOW_MS}
+[[policy]]
+name = "premium"
+type = "string_attribute"
+key = "{TIER_KEY}"
+values = ["{TIER_WANTED}"]
+[[policy]]
+name = "baseline"
+type = "probabilistic"
+sampling_percentage = {BASELINE_PERCENT}
+"#
+    )
+}
+
+/// Addresses that were free a moment ago, all different because all are bound at once.
+fn free_addresses() -> Result<[SocketAddr; 3]> {
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listeners = [bind()?, bind()?, bind()?];
+    let [first, second, third] = &listeners;
+    Ok([first.local_addr()?, second.local_addr()?, third.local_addr()?])
+}
+
+/// A GET by HTTP/1.0, whose answers end with the connection and are never chunked.
+fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, HTTP_TIMEOUT)?;
+    stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
+    stream.set_write_timeout(Some(HTTP_TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("an HTTP answer has no end of head")?;
+    let status = head.split_whitespace().nth(1).ok_or("an HTTP answer has no status")?;
+    Ok((status.parse()?, body.to_owned()))
+}
+
+/// The value of a gauge without labels.
+fn gauge(metrics: &str, name: &str) -> Result<f64> {
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(value.ok_or_else(|| format!("/metrics has no {name}"))?.trim().parse()?)
+}

@@ -1,0 +1,161 @@
+//! What operators ask: /metrics, health, readiness, and what was decided about a trace.
+//!
+//! Served on its own listener by its own thread, so that it answers while the data plane is saturated. An
+//! outage of the backend changes neither health nor readiness.
+
+use std::{
+    future::ready,
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering::Relaxed},
+    thread::JoinHandle,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    budget::Budget,
+    decisions::{Decision, Logged},
+    exporter::Queue,
+    metrics::{Metrics, Readings},
+    receiver::listen,
+    sampler::{Lookup, Sampler},
+    trace::{Randomness, TraceId},
+};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// Ample for scrapers and people, and nothing that a scan could turn into memory.
+const LIMITS: listen::Limits = listen::Limits {
+    max_connections: 64,
+    max_concurrent_streams: 16,
+    window_bytes: 1 << 20,
+    http2_only: false,
+};
+
+/// What the answers are read from.
+#[derive(Debug)]
+pub struct Admin {
+    /// Counts everything.
+    pub metrics: Arc<Metrics>,
+    /// Knows traces.
+    pub sampler: Arc<Sampler>,
+    /// Knows what waits for the backend.
+    pub queue: Arc<Queue>,
+    /// Knows memory.
+    pub budget: Arc<Budget>,
+    /// Whether requests are being accepted.
+    pub is_ready: Arc<AtomicBool>,
+}
+
+impl Admin {
+    /// Serves on a thread of its own until `stop` turns true.
+    ///
+    /// # Errors
+    /// When the operating system has no thread or no runtime for it.
+    pub fn spawn(
+        self,
+        listener: std::net::TcpListener,
+        stop: watch::Receiver<bool>,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let admin = Arc::new(self);
+        let answer = move |request: Request<Incoming>| ready(admin.answer(&request));
+        std::thread::Builder::new().name("admin".into()).spawn(move || {
+            runtime.block_on(async {
+                if let Ok(listener) = TcpListener::from_std(listener) {
+                    listen::serve(listener, LIMITS, answer, stop).await;
+                }
+            });
+        })
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET {
+            return response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is answered here\n");
+        }
+        match request.uri().path() {
+            "/metrics" => {
+                response(StatusCode::OK, EXPOSITION, self.metrics.render(&self.readings()))
+            }
+            "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
+            "/-/ready" if self.is_ready.load(Relaxed) => response(StatusCode::OK, TEXT, "ready\n"),
+            "/-/ready" => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
+            path => match path.strip_prefix("/-/decisions/") {
+                Some(id) => self.decision(id),
+                None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),
+            },
+        }
+    }
+
+    /// The values that are read rather than counted.
+    fn readings(&self) -> Readings {
+        let (queue_bytes, queue_spans) = self.queue.held();
+        Readings {
+            buffered: self.sampler.buffered(),
+            memory: (self.budget.used(), self.budget.limit()),
+            queue_spans,
+            queue_bytes: (queue_bytes, self.queue.capacity_bytes()),
+        }
+    }
+
+    fn decision(&self, id: &str) -> Response<Full<Bytes>> {
+        let Some(trace_id) = TraceId::from_hex(id) else {
+            let body = json!({ "error": "a trace id is 32 hexadecimal digits" });
+            return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
+        };
+        let (status, body) = match self.sampler.look_up(trace_id) {
+            Lookup::Pending => {
+                let id = trace_id.to_string();
+                (StatusCode::OK, json!({ "trace_id": id, "decision": "pending" }))
+            }
+            Lookup::Decided(decision, logged) => {
+                (StatusCode::OK, self.describe(trace_id, &decision, logged.as_deref()))
+            }
+            Lookup::Unknown => {
+                (StatusCode::NOT_FOUND, json!({ "error": "unknown or no longer remembered" }))
+            }
+        };
+        response(status, JSON, format!("{body}\n"))
+    }
+
+    fn describe(&self, trace_id: TraceId, decision: &Decision, logged: Option<&Logged>) -> Value {
+        let plan = self.sampler.plan();
+        let randomness = decision.explicit_randomness.unwrap_or_else(|| trace_id.randomness());
+        let verdict = decision.verdict;
+        let mut body = json!({
+            "trace_id": trace_id.to_string(),
+            "decision": if verdict.kept { "kept" } else { "dropped" },
+            "policy": plan.name(verdict.policy),
+            "trigger": decision.trigger.as_str(),
+            // Nothing was proposed, or a policy vetoed: there is no threshold then.
+            "threshold": verdict.threshold.matches().then(|| verdict.threshold.to_string()),
+            "randomness": Randomness::to_string(&randomness),
+        });
+        if let Some(Logged { record, matched, decided_at }) = logged {
+            let names: Vec<_> = matched.iter().map(|&policy| plan.name(policy)).collect();
+            body["matched_policies"] = json!(names);
+            body["spans"] = json!(record.spans);
+            body["bytes"] = json!(record.bytes);
+            body["duration_ms"] = json!(record.duration_nanos as f64 / 1e6);
+            body["decided_at_unix_ms"] = json!(decided_at);
+        }
+        body
+    }
+}
+
+fn response(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,164 @@
+//! The one budget of bytes: who holds how much, the soft limit and the hard one.
+//!
+//! Every part of the service that keeps bytes for longer than a call charges them here, so that
+//! `memory_used_bytes` is one number and the limit one place. Requests ask ([`Budget::try_hold`]) and are
+//! refused retryably at the hard limit; what an admitted request grows into (segments, index, requests to
+//! export) is charged without asking ([`Budget::charge`]), since its room was taken at the door and
+//! refusing it there would lose acknowledged spans.
+//!
+//! Limits: soft = 80 % of the limit, where the oldest traces begin to be decided early, until 75 %; hard =
+//! the limit. Relaxed atomics: the numbers are independent sums, nothing else is ordered by them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+/// Who holds bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Segments of the window, in use or waiting to be used again.
+    Segments,
+    /// Trace entries, their hash tables and deadlines.
+    Index,
+    /// Interned resources and scopes.
+    Contexts,
+    /// Remembered decisions and the decision log.
+    Decisions,
+    /// Requests being received and walked.
+    Receiving,
+    /// Kept spans between their decision and the answer of the backend.
+    Export,
+}
+
+const HOLDERS: usize = 6;
+
+/// Bytes held, by holder, against one limit.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    held: [AtomicUsize; HOLDERS],
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes with nothing held.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Budget { limit, held: Default::default(), used: AtomicUsize::new(0) })
+    }
+
+    /// The hard limit in bytes.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Bytes held by all.
+    pub fn used(&self) -> usize {
+        self.used.load(Relaxed)
+    }
+
+    /// Bytes held by one.
+    pub fn held(&self, holder: Holder) -> usize {
+        self.held[holder as usize].load(Relaxed)
+    }
+
+    /// Charges bytes whose room was taken at the door.
+    pub fn charge(&self, holder: Holder, bytes: usize) {
+        self.held[holder as usize].fetch_add(bytes, Relaxed);
+        self.used.fetch_add(bytes, Relaxed);
+    }
+
+    /// Gives charged bytes back.
+    pub fn release(&self, holder: Holder, bytes: usize) {
+        let held = self.held[holder as usize].fetch_sub(bytes, Relaxed);
+        let used = self.used.fetch_sub(bytes, Relaxed);
+        debug_assert!(held >= bytes && used >= bytes, "{holder:?} gave back more than it held");
+    }
+
+    /// Charges bytes without asking and gives them back when the [`Hold`] is dropped.
+    pub fn hold(self: &Arc<Self>, holder: Holder, bytes: usize) -> Hold {
+        self.charge(holder, bytes);
+        Hold { budget: Arc::clone(self), holder, bytes }
+    }
+
+    /// Holds bytes if the limit allows it; `None` at the hard limit.
+    pub fn try_hold(self: &Arc<Self>, holder: Holder, bytes: usize) -> Option<Hold> {
+        let before = self.used.fetch_add(bytes, Relaxed);
+        if before.saturating_add(bytes) > self.limit {
+            self.used.fetch_sub(bytes, Relaxed);
+            return None;
+        }
+        self.held[holder as usize].fetch_add(bytes, Relaxed);
+        Some(Hold { budget: Arc::clone(self), holder, bytes })
+    }
+
+    /// Bytes above which the oldest traces are decided early.
+    pub fn soft_limit(&self) -> usize {
+        self.limit / 5 * 4
+    }
+
+    /// Bytes down to which they are, once it has begun: lower, so that it does not begin anew each tick.
+    pub fn soft_target(&self) -> usize {
+        self.limit / 4 * 3
+    }
+
+    /// How full the budget is, 0.0 to 1.0 and above.
+    pub fn pressure(&self) -> f64 {
+        self.used() as f64 / self.limit as f64
+    }
+}
+
+/// Bytes held until this is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    budget: Arc<Budget>,
+    holder: Holder,
+    bytes: usize,
+}
+
+impl Hold {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds more, if the limit allows it.
+    pub fn try_grow(&mut self, bytes: usize) -> bool {
+        let Some(mut more) = self.budget.try_hold(self.holder, bytes) else { return false };
+        self.bytes += std::mem::take(&mut more.bytes);
+        true
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.budget.release(self.holder, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hard_limit_refuses_and_a_drop_gives_back() {
+        let budget = Budget::new(100);
+        let mut first = budget.try_hold(Holder::Receiving, 60).expect("fits");
+        assert!(budget.try_hold(Holder::Receiving, 41).is_none());
+        assert!(first.try_grow(40));
+        assert!(!first.try_grow(1));
+        assert_eq!((budget.used(), budget.held(Holder::Receiving)), (100, 100));
+        drop(first);
+        assert_eq!((budget.used(), budget.held(Holder::Receiving)), (0, 0));
+    }
+
+    #[test]
+    fn what_was_admitted_is_charged_beyond_the_limit() {
+        let budget = Budget::new(100);
+        budget.charge(Holder::Segments, 150);
+        assert!(budget.pressure() > 1.0 && budget.used() > budget.soft_limit());
+        assert!(budget.try_hold(Holder::Receiving, 1).is_none());
+        budget.release(Holder::Segments, 150);
+        assert_eq!(budget.used(), 0);
+    }
+}

@@ -1,0 +1,58 @@
+//! `tailwater check FILE...`: everything that is wrong with configurations, without starting
+//! anything.
+//!
+//! Loads each file as `run` would, with the policy files it names, and leaves printing and the exit
+//! code to `main`. Files are independent of one another; a problem that two of them share is
+//! printed once.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use clap::ValueEnum;
+
+use crate::config::{self, Diagnostics};
+
+/// How `check` reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people: the offending line, underlined, and a line for each file that is fine.
+    #[default]
+    Text,
+    /// For tools: `{"diagnostics": [{"file", "line", "column", "severity", "message", "hint"}]}`.
+    Json,
+}
+
+/// What `check` found.
+#[derive(Debug, PartialEq)]
+pub struct Report {
+    /// To be printed as it is.
+    pub text: String,
+    /// Whether any file has an error, for which the exit code is 1. Warnings alone are fine.
+    pub has_errors: bool,
+}
+
+/// Checks all files. Blocks on the file system.
+pub fn check(files: &[PathBuf], format: Format) -> Report {
+    let mut diagnostics = Diagnostics::default();
+    let mut fine = String::new();
+    for file in files {
+        let loaded = config::load(file);
+        diagnostics.merge(loaded.diagnostics);
+        if let Some(config) = loaded.config {
+            let (name, policies) =
+                (config::visible(&file.display().to_string()), config.policies.len());
+            let plural = if policies == 1 { "policy" } else { "policies" };
+            let _ = writeln!(fine, "{name}: ok, {policies} {plural}");
+        }
+    }
+    let has_errors = diagnostics.has_errors();
+    let text = match format {
+        Format::Text if diagnostics.is_empty() || fine.is_empty() => format!("{diagnostics}{fine}"),
+        Format::Text => format!("{diagnostics}\n{fine}"),
+        Format::Json => {
+            let json = serde_json::to_string(&diagnostics)
+                .expect("diagnostics are strings and numbers, which always serialize");
+            json + "\n"
+        }
+    };
+    Report { text, has_errors }
+}

@@ -1,0 +1,228 @@
+//! Problems of a configuration, and how a person or a tool gets to read them.
+//!
+//! A [`Diagnostic`] owns everything it needs (its place, its words and the line it is about), so
+//! that it outlives the file. Text from files is made visible when a diagnostic is built: no escape
+//! sequence of a file reaches a terminal, whether it is printed as text or as JSON. A list holds at
+//! most [`DIAGNOSTICS_MAX`] of them, because a file of 1 MiB has room for a hundred thousand
+//! mistakes and nobody reads past the first screen.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::source::Snippet;
+
+/// Diagnostics kept of one load; later ones are only counted.
+const DIAGNOSTICS_MAX: usize = 1_000;
+
+/// Characters of a file that a message may quote in one piece.
+const QUOTE_CHARS_MAX: usize = 60;
+
+/// Whether a configuration can be used in spite of a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The configuration is refused.
+    Error,
+    /// The configuration is used, though it hardly says what was meant.
+    Warning,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        })
+    }
+}
+
+/// One problem and its place.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Diagnostic {
+    /// The file as the user or another file named it.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// Whether this refuses the configuration.
+    pub severity: Severity,
+    /// What is wrong, in one line.
+    pub message: String,
+    /// What to do about it, where that can be said.
+    pub hint: Option<String>,
+    /// The offending line; absent where a problem is about a whole file.
+    #[serde(skip)]
+    pub(super) snippet: Option<Snippet>,
+}
+
+impl fmt::Display for Diagnostic {
+    /// `file:line:column: error: message`, the line with the offence underlined, and `help: ...`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Diagnostic { file, line, column, severity, message, .. } = self;
+        writeln!(f, "{file}:{line}:{column}: {severity}: {message}")?;
+        if let Some(Snippet { text, indent, width }) = &self.snippet {
+            let gutter = line.to_string().len();
+            writeln!(f, "{:gutter$} |", "")?;
+            writeln!(f, "{line} | {text}")?;
+            writeln!(f, "{:gutter$} | {:indent$}{:^<width$}", "", "", "")?;
+        }
+        match &self.hint {
+            Some(hint) => writeln!(f, "help: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// All problems of a configuration, sorted by file, line and column once loading has ended.
+///
+/// `Display` is what `tailwater check` prints, serialization its `--format json`.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Diagnostics {
+    diagnostics: Vec<Diagnostic>,
+    #[serde(skip)]
+    omitted: usize,
+    #[serde(skip)]
+    has_errors: bool,
+}
+
+impl Diagnostics {
+    /// The problems, at most 1,000.
+    pub fn iter(&self) -> std::slice::Iter<'_, Diagnostic> {
+        self.diagnostics.iter()
+    }
+
+    /// Whether there is neither an error nor a warning.
+    pub fn is_empty(&self) -> bool {
+        self.diagnostics.is_empty()
+    }
+
+    /// Whether any problem, listed or omitted, is an error.
+    pub fn has_errors(&self) -> bool {
+        self.has_errors
+    }
+
+    /// Adds the problems of another load; one that both found (in a file that both name) stays
+    /// single.
+    pub fn merge(&mut self, other: Diagnostics) {
+        self.omitted += other.omitted;
+        self.has_errors |= other.has_errors;
+        for diagnostic in other.diagnostics {
+            self.push(diagnostic);
+        }
+        self.sort();
+    }
+
+    pub(super) fn push(&mut self, diagnostic: Diagnostic) {
+        self.has_errors |= diagnostic.severity == Severity::Error;
+        if self.diagnostics.len() < DIAGNOSTICS_MAX {
+            self.diagnostics.push(diagnostic);
+        } else {
+            self.omitted += 1;
+        }
+    }
+
+    /// Sorts and removes repetitions. Problems at one place keep the order in which they were
+    /// found.
+    pub(super) fn sort(&mut self) {
+        self.diagnostics
+            .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        self.diagnostics.dedup();
+    }
+}
+
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, diagnostic) in self.diagnostics.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            diagnostic.fmt(f)?;
+        }
+        if self.omitted > 0 {
+            writeln!(f, "\n... and {} more", self.omitted)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong, before it is known where.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Problem {
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+}
+
+impl Problem {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Problem { message: message.into(), hint: None }
+    }
+
+    /// Adds what to do about it.
+    pub(super) fn hint(self, hint: impl Into<String>) -> Self {
+        self.maybe_hint(Some(hint.into()))
+    }
+
+    pub(super) fn maybe_hint(self, hint: Option<String>) -> Self {
+        Problem { hint, ..self }
+    }
+}
+
+/// Text of a file as a message quotes it: in backticks, shortened where it is long.
+pub(super) fn quote(text: &str) -> String {
+    match text.char_indices().nth(QUOTE_CHARS_MAX) {
+        Some((end, _)) => format!("`{}…`", &text[..end]),
+        None => format!("`{text}`"),
+    }
+}
+
+/// `text` with everything replaced that could steer a terminal or reorder what it shows.
+pub(crate) fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    text.chars().for_each(|c| push_visible(&mut out, c));
+    out
+}
+
+/// Appends one character of [`visible`] text. A tab becomes one space, so that columns stay in
+/// line.
+pub(super) fn push_visible(out: &mut String, c: char) {
+    match c {
+        '\t' => out.push(' '),
+        // Marks and overrides of direction, and separators that some terminals take for a new line.
+        '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}'
+        | '\u{2066}'..='\u{2069}'
+        | '\u{feff}' => {
+            out.extend(c.escape_unicode());
+        }
+        c if c.is_control() => out.extend(c.escape_unicode()),
+        c => out.push(c),
+    }
+}
+
+/// The candidate that was probably meant by `text`, if any is close.
+pub(super) fn nearest<'a>(
+    text: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    // Comparing costs the product of both lengths, and no key or name is anywhere near this long.
+    if text.len() > 100 {
+        return None;
+    }
+    let text = text.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(&text, &candidate.to_lowercase()), candidate))
+        .filter(|(likeness, _)| *likeness >= 0.85)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// A hint that asks for [`nearest`].
+pub(super) fn did_you_mean<'a>(
+    text: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
+    nearest(text, candidates).map(|candidate| format!("did you mean `{candidate}`?"))
+}

@@ -1,0 +1,149 @@
+//! Reading configuration files, and finding those that `policy_files` names.
+//!
+//! Globs are matched against a walk of the directories that they can reach. Entries that start with
+//! a dot are passed over and directories behind symbolic links are not entered: Kubernetes mounts a
+//! ConfigMap as links into a hidden directory, and every file would be there twice. Bounds: 1 MiB
+//! for a file, 16 levels for `**`, 10,000 entries for a walk.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind, Read as _},
+    path::{Component, Path, PathBuf},
+};
+
+use globset::GlobBuilder;
+
+use super::{
+    diagnostics::{Diagnostic, Problem, Severity, quote},
+    source::Source,
+};
+
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const GLOB_DEPTH_MAX: usize = 16;
+const WALK_ENTRIES_MAX: usize = 10_000;
+
+/// Why a file is not there to be parsed.
+#[derive(Debug)]
+pub(super) enum Unreadable {
+    /// Nothing of it is known; the problem belongs where it was named.
+    Closed(Problem),
+    /// It is not text, at a place inside of it.
+    NotText(Box<Diagnostic>),
+}
+
+/// Reads a file of at most 1 MiB.
+pub(super) fn read(path: &Path) -> Result<Source, Unreadable> {
+    let closed = |error: io::Error| Unreadable::Closed(unreadable(path, &error));
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(closed)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(closed)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let message = format!("{} is larger than 1 MiB", quote(&path.display().to_string()));
+        return Err(Unreadable::Closed(Problem::new(message)));
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Source::new(path, text)),
+        Err(error) => {
+            let source = Source::new(path, &String::from_utf8_lossy(&bytes));
+            let bom = if bytes.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+            let at = error.valid_up_to().saturating_sub(bom);
+            let problem = Problem::new("the file is not UTF-8");
+            Err(Unreadable::NotText(Box::new(source.diagnose(
+                at..at + 1,
+                Severity::Error,
+                problem,
+            ))))
+        }
+    }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    let problem =
+        Problem::new(format!("cannot read {}: {error}", quote(&path.display().to_string())));
+    match error.kind() {
+        ErrorKind::IsADirectory => {
+            problem.hint("to read every file in it write `*.toml` behind it")
+        }
+        _ => problem,
+    }
+}
+
+/// The files that one entry of `policy_files` names, relative to the directory of `naming_file`,
+/// which a glob never yields. A path without wildcards is taken as it is; a glob may name no file
+/// at all.
+pub(super) fn named(pattern: &str, naming_file: &Path) -> Result<Vec<PathBuf>, Problem> {
+    let base = naming_file.parent().unwrap_or(Path::new(""));
+    let has_wildcard = |part: &str| part.contains(['*', '?', '[', '{']);
+    if pattern.is_empty() {
+        return Err(Problem::new("the path is empty"));
+    }
+    if !has_wildcard(pattern) {
+        return Ok(vec![plain(&base.join(pattern))]);
+    }
+
+    let glob_start = match pattern.find(['*', '?', '[', '{']) {
+        Some(wildcard) => pattern[..wildcard].rfind('/').map_or(0, |slash| slash + 1),
+        None => 0,
+    };
+    let (directory, glob) = pattern.split_at(glob_start);
+    let matcher = GlobBuilder::new(glob)
+        .literal_separator(true)
+        .build()
+        .map_err(|error| {
+            Problem::new(format!("{} is not a glob: {}", quote(pattern), error.kind()))
+        })?
+        .compile_matcher();
+    let root = plain(&base.join(directory));
+    let depth = if glob.contains("**") { GLOB_DEPTH_MAX } else { glob.matches('/').count() };
+    let mut walk = Walk { entries: 0, files: Vec::new() };
+    walk.directory(&root, depth)?;
+
+    let naming_file = plain(naming_file);
+    let is_named = |file: &PathBuf| {
+        *file != naming_file && file.strip_prefix(&root).is_ok_and(|rest| matcher.is_match(rest))
+    };
+    Ok(walk.files.into_iter().filter(is_named).collect())
+}
+
+/// `path` without `.` components, so that a file has one name however it was spelled.
+fn plain(path: &Path) -> PathBuf {
+    path.components().filter(|component| *component != Component::CurDir).collect()
+}
+
+struct Walk {
+    entries: usize,
+    files: Vec<PathBuf>,
+}
+
+impl Walk {
+    /// Collects the files of `directory` and, `depth` levels down, of those below it.
+    fn directory(&mut self, directory: &Path, depth: usize) -> Result<(), Problem> {
+        let opened = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        let entries = match fs::read_dir(opened) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(unreadable(opened, &error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| unreadable(opened, &error))?;
+            self.entries += 1;
+            if self.entries > WALK_ENTRIES_MAX {
+                return Err(Problem::new("the glob reaches more than 10,000 files")
+                    .hint("start it with a directory that holds only policies"));
+            }
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            let path = directory.join(entry.file_name());
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() && depth > 0 => self.directory(&path, depth - 1)?,
+                Ok(kind) if kind.is_dir() => {}
+                // A link to a directory is no file either, and one to nothing is reported when
+                // read.
+                _ if path.is_dir() => {}
+                _ => self.files.push(path),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! From a path to a [`Config`], or to everything that is wrong with it.
+//!
+//! The main file is read first, then the policy files that it names, by path. Nothing stops at the
+//! first mistake: each file adds its problems to one list, and only at the end it is asked whether
+//! there was an error. Two questions concern all files and are answered last: whether there is any
+//! policy, and therefore whether a glob without a match is an error or a warning.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    thread::{self, ScopedJoinHandle},
+};
+
+use super::{
+    Config,
+    diagnostics::{Diagnostic, Diagnostics, Problem, Severity, quote},
+    env::Variable,
+    files::{self, Unreadable},
+    memory,
+    policies::Policies,
+    reader::{KnownKeys, Reader, Span},
+    sections::{self, Sections},
+    source::Source,
+    syntax,
+};
+
+/// The policies of a service that was given no configuration.
+const EMBEDDED_POLICIES: &str = include_str!("../../policies/default.toml");
+
+/// Stack for reading a file. The parser bounds nesting at 80 levels, but each may be a dotted key
+/// of 80 parts, and the 6,400 tables that this makes are dropped recursively: some megabytes in a
+/// debug build, more than the 2 MiB of a spawned thread. Memory that is not touched costs nothing.
+const STACK_BYTES: usize = 64 << 20;
+
+/// What came of loading.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Present if and only if there is no error.
+    pub config: Option<Config>,
+    /// Errors and warnings, sorted.
+    pub diagnostics: Diagnostics,
+}
+
+/// What a configuration takes from the machine it is read on.
+#[derive(Clone, Copy)]
+pub(super) struct Host {
+    pub(super) variable: Variable,
+    pub(super) memory_default_bytes: usize,
+}
+
+impl Host {
+    fn detect() -> Self {
+        Host {
+            variable: |name| env::var(name),
+            memory_default_bytes: memory::default_limit_bytes(),
+        }
+    }
+}
+
+/// Reads the file and the policy files it names. Blocks on the file system; a file that can't be
+/// read is a diagnostic like any other problem.
+pub fn load(path: &Path) -> Loaded {
+    match files::read(path) {
+        Ok(source) => parse(&source, path, Host::detect()).0,
+        Err(Unreadable::Closed(problem)) => {
+            refused(Source::new(path, "").whole(Severity::Error, problem))
+        }
+        Err(Unreadable::NotText(diagnostic)) => refused(*diagnostic),
+    }
+}
+
+/// The configuration of a service that was given none: every default, and `policies/default.toml`.
+pub fn embedded() -> Config {
+    let path = Path::new("policies/default.toml");
+    let loaded = parse(&Source::new(path, EMBEDDED_POLICIES), path, Host::detect()).0;
+    loaded.config.expect("a test loads the embedded policies without a diagnostic")
+}
+
+fn refused(diagnostic: Diagnostic) -> Loaded {
+    let mut diagnostics = Diagnostics::default();
+    diagnostics.push(diagnostic);
+    Loaded { config: None, diagnostics }
+}
+
+/// Parses a main file that has been read from `path`, and returns also the keys that it may have.
+pub(super) fn parse(source: &Source, path: &Path, host: Host) -> (Loaded, KnownKeys) {
+    on_a_large_stack(|| {
+        let mut load = Load::new(host);
+        let (sections, known) = load.main_file(source);
+        load.policy_files(source, path, &sections.policy_files);
+        load.require_policies(source);
+        (load.finish(sections), known)
+    })
+}
+
+fn on_a_large_stack<T: Send>(read: impl Fn() -> T + Sync) -> T {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("config".to_owned()).stack_size(STACK_BYTES);
+        match builder.spawn_scoped(scope, &read).map(ScopedJoinHandle::join) {
+            Ok(Ok(read)) => read,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // Without threads or memory to spare, a file of ordinary depth can still be read.
+            Err(_) => read(),
+        }
+    })
+}
+
+/// One load on its way from file to file.
+struct Load {
+    host: Host,
+    diagnostics: Diagnostics,
+    policies: Policies,
+    /// Globs that matched nothing.
+    barren: Vec<(Span, Problem)>,
+    /// Whether there may be policies that could not be read, which has been reported.
+    obscured: bool,
+}
+
+impl Load {
+    fn new(host: Host) -> Self {
+        Load {
+            host,
+            diagnostics: Diagnostics::default(),
+            policies: Policies::default(),
+            barren: Vec::new(),
+            obscured: false,
+        }
+    }
+
+    fn main_file(&mut self, source: &Source) -> (Sections, KnownKeys) {
+        let (table, damage) = syntax::parse(source, &mut self.diagnostics);
+        self.obscured |= damage.hides_keys();
+        let variable = self.host.variable;
+        let mut reader = Reader::new(source, &damage, &mut self.diagnostics, variable);
+        let mut root = reader.root(&table, "");
+        let sections = sections::read(&mut root, self.host.memory_default_bytes);
+        self.policies.read(&mut root);
+        root.finish();
+        (sections, reader.finish())
+    }
+
+    /// Reads what `policy_files` names, each file once, by path.
+    fn policy_files(&mut self, source: &Source, path: &Path, patterns: &[(String, Span)]) {
+        let mut files: BTreeMap<PathBuf, Span> = BTreeMap::new();
+        for (pattern, span) in patterns {
+            match files::named(pattern, path) {
+                Ok(found) if found.is_empty() => {
+                    let problem = Problem::new(format!("no file matches {}", quote(pattern)));
+                    self.barren.push((span.clone(), problem));
+                }
+                // Two entries may name the same file; its problems are placed at the first.
+                Ok(found) => found.into_iter().for_each(|file| {
+                    files.entry(file).or_insert_with(|| span.clone());
+                }),
+                Err(problem) => self.unreadable(source, span, problem),
+            }
+        }
+        for (file, span) in files {
+            match files::read(&file) {
+                Ok(policies) => self.policy_file(&policies),
+                Err(Unreadable::Closed(problem)) => self.unreadable(source, &span, problem),
+                Err(Unreadable::NotText(diagnostic)) => {
+                    self.obscured = true;
+                    self.diagnostics.push(*diagnostic);
+                }
+            }
+        }
+    }
+
+    fn policy_file(&mut self, source: &Source) {
+        let (table, damage) = syntax::parse(source, &mut self.diagnostics);
+        self.obscured |= damage.hides_keys();
+        let variable = self.host.variable;
+        let mut reader = Reader::new(source, &damage, &mut self.diagnostics, variable);
+        let place = " in a policy file, which holds only [[policy]] tables";
+        let mut root = reader.root(&table, place);
+        self.policies.read(&mut root);
+        root.finish();
+        reader.finish();
+    }
+
+    fn unreadable(&mut self, source: &Source, span: &Span, problem: Problem) {
+        self.obscured = true;
+        self.diagnostics.push(source.diagnose(span.clone(), Severity::Error, problem));
+    }
+
+    /// No policy drops every trace, which nobody means: a mistyped glob must not do it.
+    fn require_policies(&mut self, source: &Source) {
+        let none = !self.policies.found() && !self.obscured;
+        let severity = if none { Severity::Error } else { Severity::Warning };
+        if none && self.barren.is_empty() {
+            let problem = Problem::new("there is no policy, so that every trace would be dropped")
+                .hint("add a [[policy]], or name files that have one in `policy_files`");
+            self.diagnostics.push(source.whole(severity, problem));
+        }
+        for (span, problem) in std::mem::take(&mut self.barren) {
+            self.diagnostics.push(source.diagnose(span, severity, problem));
+        }
+    }
+
+    fn finish(mut self, sections: Sections) -> Loaded {
+        self.diagnostics.sort();
+        let config = Config {
+            shutdown_timeout: sections.shutdown_timeout,
+            grpc: sections.grpc,
+            http: sections.http,
+            sampling: sections.sampling,
+            exporter: sections.exporter,
+            telemetry: sections.telemetry,
+            policies: self.policies.into_specs(),
+        };
+        let config = Some(config).filter(|_| !self.diagnostics.has_errors());
+        Loaded { config, diagnostics: self.diagnostics }
+    }
+}

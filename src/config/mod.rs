@@ -1,0 +1,174 @@
+//! The configuration: what `tailwater.toml` may say, its defaults, and every problem with it at
+//! once.
+//!
+//! [`load`] reads one file and the policy files it names and returns either a [`Config`] that the
+//! rest of the service may trust without checking again, or diagnostics. Nothing here knows a
+//! running stage.
+//!
+//! A file goes through `files` (bytes), `source` (lines and columns), `syntax` (a TOML tree and
+//! what of it is not to be trusted), `reader` and `section` (typed access that never stops at a
+//! mistake), and then `sections` and `policies`, which say what there is to ask for. This is not
+//! serde, because serde stops at the first mistake and forgets where a value stood.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::policy::PolicySpec;
+
+mod conditions;
+mod diagnostics;
+mod env;
+mod files;
+mod load;
+mod memory;
+mod policies;
+mod reader;
+mod section;
+mod sections;
+mod source;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub(crate) use diagnostics::visible;
+pub use diagnostics::{Diagnostic, Diagnostics, Severity};
+pub use load::{Loaded, embedded, load};
+
+/// Everything that one `tailwater run` needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `shutdown_timeout`: the longest a graceful shutdown may take.
+    pub shutdown_timeout: Duration,
+    /// `[receiver.grpc]`.
+    pub grpc: GrpcReceiver,
+    /// `[receiver.http]`.
+    pub http: HttpReceiver,
+    /// `[sampling]`.
+    pub sampling: Sampling,
+    /// `[exporter.otlp]`.
+    pub exporter: Exporter,
+    /// `[telemetry]`.
+    pub telemetry: Telemetry,
+    /// All `[[policy]]` tables: the main file's, then those of `policy_files` by path. Never empty.
+    pub policies: Vec<PolicySpec>,
+}
+
+/// `[receiver.grpc]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GrpcReceiver {
+    /// `endpoint` as host:port, default 127.0.0.1:4317. Loopback, because the port has no
+    /// authentication yet.
+    pub endpoint: String,
+    /// `max_recv_msg_size_mib`, here in bytes, before and after decompression. Default 64 MiB,
+    /// which the OTLP specification recommends.
+    pub max_recv_msg_bytes: usize,
+    /// `max_concurrent_streams` per connection, default 100.
+    pub max_concurrent_streams: u32,
+    /// `max_connections`, default 1024.
+    pub max_connections: usize,
+}
+
+/// `[receiver.http]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpReceiver {
+    /// `endpoint` as host:port, default 127.0.0.1:4318.
+    pub endpoint: String,
+    /// `max_request_body_size_mib`, here in bytes, before and after decompression. Default 64 MiB.
+    pub max_request_body_bytes: usize,
+}
+
+/// `[sampling]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// `decision_wait` from the first span of a trace, default 30 s.
+    pub decision_wait: Duration,
+    /// `decision_wait_after_root_received`, default 5 s; `None` for "0s", which turns it off.
+    pub decision_wait_after_root_received: Option<Duration>,
+    /// `memory_limit_mib`, here in bytes. Default: 60 % of the cgroup's limit, else 1024 MiB.
+    pub memory_limit_bytes: usize,
+    /// `max_trace_spans`, default 32,000.
+    pub max_trace_spans: u32,
+    /// `max_trace_bytes_mib`, here in bytes. Default 16 MiB.
+    pub max_trace_bytes: u32,
+    /// `decision_cache_ttl`, default 120 s.
+    pub decision_cache_ttl: Duration,
+    /// `decision_log_size` in traces, default 100,000; 0 turns the log off.
+    pub decision_log_size: usize,
+    /// `[sampling.stamp] tracestate`, default true.
+    pub stamp_tracestate: bool,
+    /// `[sampling.stamp] policy`: "root" is true (the default), "off" false.
+    pub stamp_policy: bool,
+}
+
+/// `[exporter.otlp]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exporter {
+    /// `endpoint`, an `http://` URL. Default http://127.0.0.1:4327.
+    pub endpoint: String,
+    /// `compression`, default none.
+    pub compression: Compression,
+    /// `timeout` of one request, default 5 s.
+    pub timeout: Duration,
+    /// `max_request_size_kib`, here in bytes. Default 3584 KiB, below the 4 MiB that gRPC servers
+    /// take.
+    pub max_request_bytes: usize,
+    /// `headers` sent with every request, names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// `[exporter.otlp.sending_queue]`.
+    pub queue: SendingQueue,
+    /// `[exporter.otlp.retry_on_failure]`.
+    pub retry: Retry,
+}
+
+/// `compression` of what is exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// `"none"`.
+    None,
+    /// `"gzip"`.
+    Gzip,
+    /// `"zstd"`.
+    Zstd,
+}
+
+/// `[exporter.otlp.sending_queue]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SendingQueue {
+    /// `queue_size_mib`, here in bytes. Default a quarter of the memory limit, at most half of it.
+    pub queue_bytes_max: usize,
+    /// `num_consumers`: requests under way at once, default 10.
+    pub num_consumers: usize,
+    /// `overflow`, default block.
+    pub overflow: Overflow,
+}
+
+/// What a full sending queue does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// Refuse senders retryably and leave due traces in the window.
+    Block,
+    /// Drop the newest kept spans, counted as `queue_full`.
+    Drop,
+}
+
+/// `[exporter.otlp.retry_on_failure]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// `initial_interval`, default 1 s.
+    pub initial_interval: Duration,
+    /// `max_interval`, default 30 s.
+    pub max_interval: Duration,
+    /// `max_elapsed_time`, default 300 s; `None` for "0s", which means for ever.
+    pub max_elapsed_time: Option<Duration>,
+}
+
+/// `[telemetry]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Telemetry {
+    /// `endpoint` as host:port of /metrics, health and look-ups, default 127.0.0.1:9464.
+    pub endpoint: String,
+    /// `log_level`, default info.
+    pub log_level: tracing::Level,
+    /// `log_format`: "json" is true, "text" (the default) false.
+    pub log_json: bool,
+}

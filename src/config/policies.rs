@@ -1,0 +1,322 @@
+//! `[[policy]]` tables of all files, from TOML to [`PolicySpec`].
+//!
+//! What a specification promises is checked here and nowhere else: names are unique, lists are not
+//! empty, expressions compile, and nothing probabilistic stands below `not` or `drop`, whose
+//! outcome must not depend on chance. A policy whose type is wrong says nothing about its other
+//! keys, because it is not known which it may have. Bounds: 1,000 policies, 10,000 conditions, 64
+//! levels, 1 MiB for each compiled list of expressions.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    policy::{PolicySpec, RuleKind, RuleSpec},
+    trace::Threshold,
+};
+
+use super::{
+    conditions,
+    diagnostics::{Problem, did_you_mean, quote},
+    reader::Span,
+    section::{Read, Section},
+};
+
+const POLICIES_MAX: usize = 1_000;
+const CONDITIONS_MAX: usize = 10_000;
+const DEPTH_MAX: usize = 64;
+const NAME_CHARS_MAX: usize = 64;
+
+/// The policy types that are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Type {
+    AlwaysSample,
+    StatusCode,
+    Latency,
+    StringAttribute,
+    Probabilistic,
+    And,
+    Or,
+    Not,
+    Drop,
+}
+
+const TYPES: &[(&str, Type)] = &[
+    ("always_sample", Type::AlwaysSample),
+    ("status_code", Type::StatusCode),
+    ("latency", Type::Latency),
+    ("string_attribute", Type::StringAttribute),
+    ("probabilistic", Type::Probabilistic),
+    ("and", Type::And),
+    ("or", Type::Or),
+    ("not", Type::Not),
+    ("drop", Type::Drop),
+];
+
+/// Types of the contract that this version does not have.
+pub(super) const TYPES_NOT_AVAILABLE: &[&str] = &[
+    "numeric_attribute",
+    "boolean_attribute",
+    "span_count",
+    "trace_state",
+    "trace_flags",
+    "span_name",
+    "service_name",
+    "same_span",
+];
+
+/// Types of the Collector that Tailwater has something else for.
+const TYPES_OF_THE_COLLECTOR: &[(&str, &str)] = &[
+    ("ottl_condition", "combine conditions such as `string_attribute` with `and`, `or` and `not`"),
+    ("composite", "give each policy its own `sampling_percentage`"),
+    ("rate_limiting", LIMIT_HINT),
+    ("bytes_limiting", LIMIT_HINT),
+];
+
+const LIMIT_HINT: &str =
+    "`limit` on a policy will do this; until it is available, bound it with `sampling_percentage`";
+
+/// Where a rule stands.
+#[derive(Clone, Copy)]
+struct Place {
+    depth: usize,
+    /// `not` or `drop`, below which nothing may be left to chance.
+    certain_in: Option<&'static str>,
+}
+
+impl Place {
+    const TOP: Place = Place { depth: 1, certain_in: None };
+
+    fn below(self, certain_in: Option<&'static str>) -> Place {
+        Place { depth: self.depth + 1, certain_in: self.certain_in.or(certain_in) }
+    }
+}
+
+/// The policies read so far, over all files.
+#[derive(Default)]
+pub(super) struct Policies {
+    specs: Vec<PolicySpec>,
+    /// Names and where they were given.
+    names: BTreeMap<String, String>,
+    tables: usize,
+    conditions: usize,
+    found: bool,
+}
+
+impl Policies {
+    /// Whether any file tried to have a policy, be it a wrong one.
+    pub(super) fn found(&self) -> bool {
+        self.found
+    }
+
+    /// The good ones in the order they were read.
+    pub(super) fn into_specs(self) -> Vec<PolicySpec> {
+        self.specs
+    }
+
+    /// Reads the `[[policy]]` tables of a file.
+    pub(super) fn read(&mut self, root: &mut Section<'_, '_>) {
+        let tables = root.tables("policy");
+        self.found |= matches!(tables, Read::Bad);
+        for table in tables.or(Vec::new()) {
+            self.found = true;
+            self.tables += 1;
+            if self.tables == POLICIES_MAX + 1 {
+                root.error(table.1.clone(), Problem::new("there are more than 1,000 policies"));
+            }
+            if self.tables <= POLICIES_MAX {
+                self.policy(root.element(table));
+            }
+        }
+    }
+
+    fn policy(&mut self, mut section: Section<'_, '_>) {
+        section.set_place(" in a policy".to_owned());
+        let name = section.literal("name", policy_name);
+        section.require("name", &name, Problem::new("the policy has no `name`"));
+        if let Read::Set(name, span) = &name {
+            self.claim_name(&mut section, name, span);
+        }
+        let rule = self.rule(section, Place::TOP);
+        if let (Some(name), Some(rule)) = (name.good(), rule) {
+            self.specs.push(PolicySpec { name, rule });
+        }
+    }
+
+    fn claim_name(&mut self, section: &mut Section<'_, '_>, name: &str, span: &Span) {
+        if let Some(first) = self.names.get(name) {
+            let message = format!("the name {} is taken by the policy at {first}", quote(name));
+            section.error(span.clone(), Problem::new(message));
+            return;
+        }
+        self.names.insert(name.to_owned(), section.place_of(span));
+    }
+
+    /// Reads everything of a policy but its name.
+    fn rule(&mut self, mut section: Section<'_, '_>, place: Place) -> Option<RuleSpec> {
+        if place.depth > DEPTH_MAX {
+            let span = section.span();
+            section.error(span, Problem::new("policies are nested more than 64 levels deep"));
+            return None;
+        }
+        if place.depth > 1 {
+            section.set_place(" in a nested policy".to_owned());
+            let problem = Problem::new("a nested policy has no `name`");
+            section.refuse("name", problem.hint("only the [[policy]] around it is named"));
+        }
+        let written =
+            section.literal("type", |text| known_type(text).map(|kind| (kind, text.to_owned())));
+        section.require("type", &written, Problem::new("the policy has no `type`"));
+        let Read::Set((kind, name), span) = written else {
+            section.abandon();
+            return None;
+        };
+        section.set_place(format!(" in a policy of type `{name}`"));
+        if let Some(problem) = misplaced(kind, place) {
+            section.error(span, problem);
+            section.abandon();
+            return None;
+        }
+
+        let kind_spec = self.kind(&mut section, kind, place);
+        let percentage = percentage(&mut section, kind, place);
+        section.not_available("limit");
+        section.finish();
+        Some(RuleSpec { kind: kind_spec?, sampling_percentage: percentage? })
+    }
+
+    fn kind(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        kind: Type,
+        place: Place,
+    ) -> Option<RuleKind> {
+        if !matches!(kind, Type::And | Type::Or | Type::Not | Type::Drop) {
+            self.count_condition(section);
+        }
+        match kind {
+            Type::AlwaysSample | Type::Probabilistic => Some(RuleKind::AlwaysSample),
+            Type::StatusCode => conditions::status_code(section),
+            Type::Latency => conditions::latency(section),
+            Type::StringAttribute => conditions::string_attribute(section),
+            Type::And => self.parts(section, place.below(None)).map(RuleKind::And),
+            Type::Or => self.parts(section, place.below(None)).map(RuleKind::Or),
+            Type::Drop => self.parts(section, place.below(Some("drop"))).map(RuleKind::Drop),
+            Type::Not => {
+                let hint = "`not` takes a single nameless policy: policy = { type = ... }";
+                let part = section.nameless("policy", hint);
+                let missing = Problem::new("`not` has no `policy`");
+                let rule = match part {
+                    Read::Set(part, _) => self.rule(part, place.below(Some("not"))),
+                    Read::Bad => None,
+                    Read::Unset => {
+                        section.require("policy", &Read::<()>::Unset, missing.hint(hint));
+                        None
+                    }
+                };
+                rule.map(|rule| RuleKind::Not(Box::new(rule)))
+            }
+        }
+    }
+
+    /// `policies` of a combination; nothing if any of them is wrong.
+    fn parts(&mut self, section: &mut Section<'_, '_>, place: Place) -> Option<Vec<RuleSpec>> {
+        let parts = section.tables("policies");
+        section.require("policies", &parts, Problem::new("the combination has no `policies`"));
+        let Read::Set(parts, span) = parts else {
+            return None;
+        };
+        if parts.is_empty() {
+            section.error(span, Problem::new("`policies` is empty"));
+            return None;
+        }
+        let mut rules = Vec::with_capacity(parts.len());
+        for part in parts {
+            rules.push(self.rule(section.element(part), place));
+        }
+        rules.into_iter().collect()
+    }
+
+    fn count_condition(&mut self, section: &mut Section<'_, '_>) {
+        self.conditions += 1;
+        if self.conditions == CONDITIONS_MAX + 1 {
+            let span = section.span();
+            section.error(span, Problem::new("there are more than 10,000 conditions"));
+        }
+    }
+}
+
+/// A name as metrics and stamps may carry it.
+fn policy_name(text: &str) -> Result<String, Problem> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if text.is_empty() || text.len() > NAME_CHARS_MAX || !text.bytes().all(allowed) {
+        let message = format!("{} is not a policy name", quote(text));
+        return Err(
+            Problem::new(message).hint("names are 1 to 64 letters, digits, `_`, `.` and `-`")
+        );
+    }
+    if text == "none" {
+        return Err(Problem::new("the name `none` is reserved")
+            .hint("it stands for traces that no policy matches"));
+    }
+    Ok(text.to_owned())
+}
+
+fn known_type(text: &str) -> Result<Type, Problem> {
+    if let Some((_, kind)) = TYPES.iter().find(|(name, _)| *name == text) {
+        return Ok(*kind);
+    }
+    let message = format!("the policy type {} is not available yet", quote(text));
+    if TYPES_NOT_AVAILABLE.contains(&text) {
+        return Err(Problem::new(message));
+    }
+    if let Some((_, hint)) = TYPES_OF_THE_COLLECTOR.iter().find(|(name, _)| *name == text) {
+        return Err(Problem::new(format!("there is no policy type {}", quote(text))).hint(*hint));
+    }
+    let names = || TYPES.iter().map(|(name, _)| *name);
+    let hint = did_you_mean(text, names().chain(TYPES_NOT_AVAILABLE.iter().copied()))
+        .unwrap_or_else(|| format!("the types are {}", names().collect::<Vec<_>>().join(", ")));
+    Err(Problem::new(format!("unknown policy type {}", quote(text))).hint(hint))
+}
+
+/// Why this type cannot stand here, if so.
+fn misplaced(kind: Type, place: Place) -> Option<Problem> {
+    match (kind, place.certain_in) {
+        (Type::Drop, _) if place.depth > 1 => Some(
+            Problem::new("`drop` stands only at the top level")
+                .hint("it vetoes whole traces; to exclude something from one policy use `not`"),
+        ),
+        (Type::Probabilistic, Some(outer)) => Some(left_to_chance(outer)),
+        _ => None,
+    }
+}
+
+fn left_to_chance(outer: &str) -> Problem {
+    Problem::new(format!("nothing inside `{outer}` may be probabilistic"))
+        .hint("put the percentage on a policy of its own")
+}
+
+/// `sampling_percentage`, 100 by default; nothing where it is wrong.
+fn percentage(section: &mut Section<'_, '_>, kind: Type, place: Place) -> Option<f64> {
+    if kind == Type::Drop {
+        let problem = Problem::new("`drop` has no `sampling_percentage`: a veto is certain");
+        section.refuse("sampling_percentage", problem);
+        return Some(100.0);
+    }
+    let read = section.percentage("sampling_percentage");
+    if kind == Type::Probabilistic {
+        let problem = Problem::new("a `probabilistic` policy needs a `sampling_percentage`");
+        section.require("sampling_percentage", &read, problem);
+    }
+    let (percentage, span) = match read {
+        Read::Unset => return Some(100.0),
+        Read::Bad => return None,
+        Read::Set(percentage, span) => (percentage, span),
+    };
+    if let Some(outer) = place.certain_in.filter(|_| percentage < 100.0) {
+        section.error(span, left_to_chance(outer));
+    } else if !Threshold::from_percentage(percentage).matches() {
+        let message = format!("with {percentage} % the policy never matches");
+        section
+            .warn(span, Problem::new(message).hint("remove it, or give it a percentage above 0"));
+    }
+    Some(percentage)
+}

@@ -1,0 +1,111 @@
+//! The state of reading one file: where problems go and which keys have been asked for.
+//!
+//! The keys that exist are those that were asked for. An unknown key is therefore reported last,
+//! when every section has been read and it is known which of them would have had it, and a test
+//! holds `deploy/tailwater.toml` complete against the same record.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
+
+use toml::de::DeTable;
+
+use super::{
+    diagnostics::{Diagnostics, Problem, Severity, quote},
+    env::Variable,
+    section::Section,
+    source::Source,
+    syntax::Damage,
+};
+
+/// The known keys by the path of their section; "" is the top of the file.
+pub(super) type KnownKeys = BTreeMap<String, BTreeSet<&'static str>>;
+
+/// A place in the file, in bytes.
+pub(super) type Span = Range<usize>;
+
+/// The state of reading one file.
+pub(super) struct Reader<'t> {
+    pub(super) source: &'t Source,
+    pub(super) damage: &'t Damage,
+    pub(super) variable: Variable,
+    pub(super) known: KnownKeys,
+    pub(super) unknown: Vec<UnknownKey>,
+    diagnostics: &'t mut Diagnostics,
+}
+
+/// A key nobody asked for. Reported last, when it is known which section would have had it.
+pub(super) struct UnknownKey {
+    pub(super) key: String,
+    pub(super) span: Span,
+    /// Of what it is no key, such as " in [sampling]".
+    pub(super) place: String,
+    pub(super) nearest: Option<&'static str>,
+    pub(super) siblings: Vec<&'static str>,
+}
+
+impl<'t> Reader<'t> {
+    pub(super) fn new(
+        source: &'t Source,
+        damage: &'t Damage,
+        diagnostics: &'t mut Diagnostics,
+        variable: Variable,
+    ) -> Self {
+        let (known, unknown) = (KnownKeys::new(), Vec::new());
+        Reader { source, damage, variable, known, unknown, diagnostics }
+    }
+
+    /// The file as a section. `place` says in messages what kind of file it is.
+    pub(super) fn root(&mut self, table: &'t DeTable<'t>, place: &str) -> Section<'_, 't> {
+        Section::new(self, Some(table), 0..0, Some(String::new()), place.to_owned())
+    }
+
+    /// Reports the unknown keys and returns the known ones by section.
+    pub(super) fn finish(mut self) -> KnownKeys {
+        for unknown in std::mem::take(&mut self.unknown) {
+            let hint = self.hint(&unknown);
+            let message = format!("unknown key {}{}", quote(&unknown.key), unknown.place);
+            self.report(unknown.span, Severity::Error, Problem::new(message).maybe_hint(hint));
+        }
+        self.known
+    }
+
+    fn hint(&self, unknown: &UnknownKey) -> Option<String> {
+        if let Some(nearest) = unknown.nearest {
+            return Some(format!("did you mean `{nearest}`?"));
+        }
+        if let Some((_, hint)) = COLLECTOR_KEYS.iter().find(|(key, _)| *key == unknown.key) {
+            return Some((*hint).to_owned());
+        }
+        let key = unknown.key.as_str();
+        let homes: Vec<String> = self
+            .known
+            .iter()
+            .filter(|(_, keys)| keys.contains(key))
+            .map(|(path, _)| match path.as_str() {
+                "" => "the top of the main file, before the first [section]".to_owned(),
+                path => format!("[{path}]"),
+            })
+            .collect();
+        if !homes.is_empty() {
+            return Some(format!("{} belongs to {}", quote(key), homes.join(" or ")));
+        }
+        let siblings: Vec<String> = unknown.siblings.iter().map(|key| format!("`{key}`")).collect();
+        (!siblings.is_empty()).then(|| format!("the keys here are {}", siblings.join(", ")))
+    }
+
+    pub(super) fn report(&mut self, span: Span, severity: Severity, problem: Problem) {
+        self.diagnostics.push(self.source.diagnose(span, severity, problem));
+    }
+}
+
+/// Keys of the Collector's tail sampler that Tailwater has no use for.
+const COLLECTOR_KEYS: &[(&str, &str)] = &[
+    ("num_traces", "the window is bounded by `memory_limit_mib` in [sampling], not by a count"),
+    ("expected_new_traces_per_sec", "leave it out: nothing is allocated ahead"),
+    ("decision_cache", "use `decision_cache_ttl` in [sampling]"),
+    ("and_sub_policy", "write the parts as `policies = [{ type = ... }, ...]`"),
+    ("not_sub_policy", "write the part as `policy = { type = ... }`"),
+    ("drop_sub_policy", "write the parts as `policies = [{ type = ... }, ...]`"),
+];

@@ -1,0 +1,402 @@
+//! A walk over one TOML table that takes every key once and reports all that is wrong on the way.
+//!
+//! The getters of a [`Section`] never fail: they report, answer [`Read::Bad`] and go on, so that
+//! one load finds every mistake. [`Section::finish`] then reports the keys that nobody asked for
+//! and the required ones that are not there; a mistyped required key is one mistake and gets one
+//! diagnostic. Sections that a file leaves out are read as well, so that their keys are known to
+//! the hints.
+
+use std::{fmt::Display, ops::RangeInclusive, time::Duration};
+
+use toml::{
+    Spanned,
+    de::{DeString, DeTable, DeValue},
+};
+
+use super::{
+    diagnostics::{Problem, Severity, nearest},
+    env,
+    reader::{Reader, Span, UnknownKey},
+    values,
+};
+
+/// What came of asking for a key.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Read<T> {
+    /// The file does not have it.
+    Unset,
+    /// The file has something that is wrong, and that has been reported.
+    Bad,
+    /// A good value and its place.
+    Set(T, Span),
+}
+
+impl<T> Read<T> {
+    /// The value or the default. With `Bad` it does not matter which: the configuration is refused.
+    pub(super) fn or(self, default: T) -> T {
+        self.good().unwrap_or(default)
+    }
+
+    /// The value, if there is a good one.
+    pub(super) fn good(self) -> Option<T> {
+        match self {
+            Read::Set(value, _) => Some(value),
+            Read::Unset | Read::Bad => None,
+        }
+    }
+
+    pub(super) fn map<U>(self, convert: impl FnOnce(T) -> U) -> Read<U> {
+        match self {
+            Read::Set(value, span) => Read::Set(convert(value), span),
+            Read::Unset => Read::Unset,
+            Read::Bad => Read::Bad,
+        }
+    }
+}
+
+/// One table on its way to a struct.
+pub(super) struct Section<'r, 't> {
+    reader: &'r mut Reader<'t>,
+    /// Absent where the file does not have the table; every key is unset then.
+    table: Option<&'t DeTable<'t>>,
+    /// The header, or the braces of an inline table.
+    span: Span,
+    /// The section's path; absent for policies, whose keys are not keys of the configuration.
+    path: Option<String>,
+    place: String,
+    asked: Vec<&'static str>,
+    missing: Vec<(&'static str, Problem)>,
+}
+
+impl<'r, 't> Section<'r, 't> {
+    pub(super) fn new(
+        reader: &'r mut Reader<'t>,
+        table: Option<&'t DeTable<'t>>,
+        span: Span,
+        path: Option<String>,
+        place: String,
+    ) -> Self {
+        if let Some(path) = &path {
+            reader.known.entry(path.clone()).or_default();
+        }
+        Section { reader, table, span, path, place, asked: Vec::new(), missing: Vec::new() }
+    }
+
+    /// The header of the table.
+    pub(super) fn span(&self) -> Span {
+        self.span.clone()
+    }
+
+    /// Says in messages about unknown keys what this table is, such as " in [sampling]".
+    pub(super) fn set_place(&mut self, place: String) {
+        self.place = place;
+    }
+
+    /// `file:line:column` of a span.
+    pub(super) fn place_of(&self, span: &Span) -> String {
+        self.reader.source.place(span.start)
+    }
+
+    pub(super) fn error(&mut self, span: Span, problem: Problem) {
+        self.reader.report(span, Severity::Error, problem);
+    }
+
+    pub(super) fn warn(&mut self, span: Span, problem: Problem) {
+        self.reader.report(span, Severity::Warning, problem);
+    }
+
+    pub(super) fn boolean(&mut self, key: &'static str) -> Read<bool> {
+        self.read(key, |value| values::boolean(key, value))
+    }
+
+    pub(super) fn integer<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Read<T>
+    where
+        T: TryFrom<i128> + PartialOrd + Display,
+    {
+        self.read(key, |value| values::integer(key, value, range))
+    }
+
+    pub(super) fn percentage(&mut self, key: &'static str) -> Read<f64> {
+        self.read(key, |value| values::percentage(key, value))
+    }
+
+    /// A string exactly as it stands, converted.
+    pub(super) fn literal<T>(
+        &mut self,
+        key: &'static str,
+        convert: impl FnOnce(&str) -> Result<T, Problem>,
+    ) -> Read<T> {
+        self.read(key, |value| values::string(key, value).and_then(convert))
+    }
+
+    /// A string with its environment variables replaced, converted.
+    pub(super) fn text<T>(
+        &mut self,
+        key: &'static str,
+        convert: impl FnOnce(&str) -> Result<T, Problem>,
+    ) -> Read<T> {
+        let variable = self.reader.variable;
+        self.read(key, |value| {
+            let text = values::string(key, value)?;
+            convert(&env::expand(text, variable)?)
+        })
+    }
+
+    pub(super) fn duration(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Duration>,
+    ) -> Read<Duration> {
+        let variable = self.reader.variable;
+        self.read(key, |value| {
+            let Some(text) = value.as_str() else {
+                let problem = values::wrong_type(key, "a duration in quotes", value);
+                return Err(
+                    problem.hint(r#"write a number and its unit, such as "500ms" or "30s""#)
+                );
+            };
+            values::duration(key, &env::expand(text, variable)?, range)
+        })
+    }
+
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        choices: &[(&'static str, T)],
+    ) -> Read<T> {
+        self.text(key, |text| values::choice(key, text, choices))
+    }
+
+    /// A list of strings exactly as they stand. Elements that are no strings are reported and left
+    /// out.
+    pub(super) fn literals(&mut self, key: &'static str) -> Read<Vec<(String, Span)>> {
+        self.list(key, "a list of strings", "", |value| Some(value.as_str()?.to_owned()))
+    }
+
+    /// A list of strings with their environment variables replaced.
+    pub(super) fn texts(&mut self, key: &'static str) -> Read<Vec<(String, Span)>> {
+        let variable = self.reader.variable;
+        let literals = self.literals(key);
+        let Read::Set(literals, span) = literals else {
+            return literals;
+        };
+        let mut texts = Vec::with_capacity(literals.len());
+        for (literal, span) in literals {
+            match env::expand(&literal, variable) {
+                Ok(text) => texts.push((text, span)),
+                Err(problem) => self.error(span, problem),
+            }
+        }
+        Read::Set(texts, span)
+    }
+
+    /// A list of tables. Elements that are no tables are reported and left out.
+    pub(super) fn tables(&mut self, key: &'static str) -> Read<Vec<(&'t DeTable<'t>, Span)>> {
+        let at_the_top = self.path.as_deref() == Some("");
+        let hint =
+            if at_the_top { "write [[policy]], with two brackets" } else { "write [{ ... }]" };
+        self.list(key, "a list of tables", hint, |value| value.as_table())
+    }
+
+    /// One table of a list as a section.
+    pub(super) fn element(&mut self, (table, span): (&'t DeTable<'t>, Span)) -> Section<'_, 't> {
+        Section::new(self.reader, Some(table), span, None, self.place.clone())
+    }
+
+    /// The table below `key` as one whose keys are not keys of the configuration.
+    pub(super) fn nameless(&mut self, key: &'static str, hint: &str) -> Read<Section<'_, 't>> {
+        match self.read(key, |value| {
+            value.as_table().ok_or_else(|| values::wrong_type(key, "a table", value).hint(hint))
+        }) {
+            Read::Set(table, span) => Read::Set(self.element((table, span.clone())), span),
+            Read::Unset => Read::Unset,
+            Read::Bad => Read::Bad,
+        }
+    }
+
+    /// The section `key` below this one, also where the file does not have it.
+    pub(super) fn section(&mut self, key: &'static str) -> Section<'_, 't> {
+        let path = match self.path.as_deref() {
+            Some(parent) if !parent.is_empty() => format!("{parent}.{key}"),
+            _ => key.to_owned(),
+        };
+        let table = self.read(key, |value| {
+            let hint = format!("write [{path}]");
+            value.as_table().ok_or_else(|| values::wrong_type(key, "a table", value).hint(hint))
+        });
+        let (table, span) = match table {
+            Read::Set(table, span) => (Some(table), span),
+            Read::Unset | Read::Bad => (None, self.span.clone()),
+        };
+        let place = format!(" in [{path}]");
+        Section::new(self.reader, table, span, Some(path), place)
+    }
+
+    /// A table from names that the user chooses to strings, as `convert` makes them of both.
+    pub(super) fn entries<T>(
+        &mut self,
+        key: &'static str,
+        convert: impl Fn(&str, &str) -> Result<T, Problem>,
+    ) -> Vec<(T, Span)> {
+        let table = self.read(key, |value| {
+            value.as_table().ok_or_else(|| values::wrong_type(key, "a table of strings", value))
+        });
+        let variable = self.reader.variable;
+        let mut entries = Vec::new();
+        for (name, value) in table.good().into_iter().flatten() {
+            if !self.spares(&value.span()) {
+                continue;
+            }
+            let converted = values::string(name.get_ref(), value.get_ref())
+                .and_then(|text| env::expand(text, variable))
+                .and_then(|text| convert(name.get_ref(), &text));
+            match converted {
+                Ok(entry) => entries.push((entry, name.span())),
+                Err(problem) => self.error(value.span(), problem),
+            }
+        }
+        entries
+    }
+
+    /// Refuses `key` where it stands.
+    pub(super) fn refuse(&mut self, key: &'static str, problem: Problem) {
+        if let Some((name, _)) = self.entry(key)
+            && self.spares(&name.span())
+        {
+            self.error(name.span(), problem);
+        }
+    }
+
+    /// Refuses a key or table of the contract that this version does not have.
+    pub(super) fn not_available(&mut self, key: &'static str) {
+        let what = match self.entry(key).map(|(_, value)| value.get_ref().is_table()) {
+            Some(true) if self.path.is_some() => {
+                format!("[{}.{key}]", self.path.as_deref().unwrap_or_default())
+            }
+            _ => format!("`{key}`"),
+        };
+        self.refuse(key, Problem::new(format!("{what} is not available yet")));
+    }
+
+    /// Notes that the table must have `key`, if `read` says it does not.
+    pub(super) fn require<T>(&mut self, key: &'static str, read: &Read<T>, problem: Problem) {
+        if matches!(read, Read::Unset) {
+            self.missing.push((key, problem));
+        }
+    }
+
+    /// Reports unknown and missing keys.
+    pub(super) fn finish(self) {
+        self.conclude(true);
+    }
+
+    /// Reports missing keys, and of the unknown ones only those that a missing one was meant by:
+    /// for a table of which it is not known what keys it may have.
+    pub(super) fn abandon(self) {
+        self.conclude(false);
+    }
+
+    fn conclude(mut self, keys_are_known: bool) {
+        let table = self.table;
+        let unset: Vec<&'static str> = self
+            .asked
+            .iter()
+            .copied()
+            .filter(|key| !table.is_some_and(|table| table.contains_key(*key)))
+            .collect();
+        for (key, _) in table.into_iter().flatten() {
+            let name: &str = key.get_ref();
+            if self.asked.contains(&name) || !self.spares(&key.span()) {
+                continue;
+            }
+            let nearest = nearest(name, unset.iter().copied())
+                .or_else(|| nearest(name, self.asked.iter().copied()));
+            let missing_before = self.missing.len();
+            self.missing.retain(|(key, _)| Some(*key) != nearest);
+            if keys_are_known || self.missing.len() < missing_before {
+                self.reader.unknown.push(UnknownKey {
+                    key: name.to_owned(),
+                    span: key.span(),
+                    place: self.place.clone(),
+                    nearest,
+                    siblings: self.asked.clone(),
+                });
+            }
+        }
+        if self.reader.damage.hides_keys() {
+            return;
+        }
+        for (_, problem) in std::mem::take(&mut self.missing) {
+            self.error(self.span.clone(), problem);
+        }
+    }
+
+    /// Takes `key` through `convert`; what the parser invented counts as reported.
+    fn read<T>(
+        &mut self,
+        key: &'static str,
+        convert: impl FnOnce(&'t DeValue<'t>) -> Result<T, Problem>,
+    ) -> Read<T> {
+        let Some((_, value)) = self.entry(key) else {
+            return Read::Unset;
+        };
+        let span = value.span();
+        if !self.spares(&span) {
+            return Read::Bad;
+        }
+        match convert(value.get_ref()) {
+            Ok(value) => Read::Set(value, span),
+            Err(problem) => {
+                self.error(span, problem);
+                Read::Bad
+            }
+        }
+    }
+
+    fn list<T>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        hint: &str,
+        convert: impl Fn(&'t DeValue<'t>) -> Option<T>,
+    ) -> Read<Vec<(T, Span)>> {
+        let wrong = |value| {
+            let hint = (!hint.is_empty()).then(|| hint.to_owned());
+            values::wrong_type(key, wanted, value).maybe_hint(hint)
+        };
+        let elements = self.read(key, |value| value.as_array().ok_or_else(|| wrong(value)));
+        let Read::Set(elements, span) = elements else {
+            return elements.map(|_| Vec::new());
+        };
+        let mut list = Vec::with_capacity(elements.len());
+        for element in elements {
+            if !self.spares(&element.span()) {
+                continue;
+            }
+            match convert(element.get_ref()) {
+                Some(value) => list.push((value, element.span())),
+                None => self.error(element.span(), wrong(element.get_ref())),
+            }
+        }
+        // An empty list would be reported as such, though the mistakes have been reported already.
+        if list.is_empty() && !elements.is_empty() { Read::Bad } else { Read::Set(list, span) }
+    }
+
+    /// Looks `key` up and records that it exists.
+    fn entry(
+        &mut self,
+        key: &'static str,
+    ) -> Option<(&'t Spanned<DeString<'t>>, &'t Spanned<DeValue<'t>>)> {
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
+        if let Some(known) = self.path.as_ref().and_then(|path| self.reader.known.get_mut(path)) {
+            known.insert(key);
+        }
+        self.table?.get_key_value(key)
+    }
+
+    fn spares(&self, span: &Span) -> bool {
+        self.reader.damage.spares(self.reader.source, span.start)
+    }
+}

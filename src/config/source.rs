@@ -1,0 +1,121 @@
+//! The text of one file, and the way from a byte offset to what a person sees in an editor.
+//!
+//! Columns count characters and not bytes, lines end with LF or CRLF, and a byte order mark counts
+//! as nothing. Offsets come from the TOML parser; one that is off (behind the end, inside a
+//! character) is moved back to the nearest good one and never panics.
+
+use std::{ops::Range, path::Path};
+
+use super::diagnostics::{Diagnostic, Problem, Severity, push_visible, visible};
+
+/// Characters of a line that a snippet shows.
+const SNIPPET_CHARS_MAX: usize = 140;
+
+/// Characters shown before the offence where a line is longer than that.
+const SNIPPET_CHARS_BEFORE: usize = 40;
+
+/// A file that has been read.
+#[derive(Debug)]
+pub(super) struct Source {
+    name: String,
+    text: String,
+    /// Byte offset at which each line starts; never empty.
+    line_starts: Vec<usize>,
+}
+
+/// The line a diagnostic is about, ready to print.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Snippet {
+    pub(super) text: String,
+    /// Columns before the underline.
+    pub(super) indent: usize,
+    /// Columns to underline, at least 1.
+    pub(super) width: usize,
+}
+
+impl Source {
+    pub(super) fn new(name: &Path, text: &str) -> Self {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let line_ends = text.match_indices('\n').map(|(at, _)| at + 1);
+        Source {
+            name: visible(&name.display().to_string()),
+            text: text.to_owned(),
+            line_starts: std::iter::once(0).chain(line_ends).collect(),
+        }
+    }
+
+    /// What the TOML parser reads; all spans are offsets into it.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The line of an offset, from 0.
+    pub(super) fn line(&self, offset: usize) -> usize {
+        self.line_starts.partition_point(|start| *start <= offset) - 1
+    }
+
+    /// `file:line:column` of an offset.
+    pub(super) fn place(&self, offset: usize) -> String {
+        let (line, column) = self.position(offset);
+        format!("{}:{line}:{column}", self.name)
+    }
+
+    /// A problem with the text in `span`.
+    pub(super) fn diagnose(
+        &self,
+        span: Range<usize>,
+        severity: Severity,
+        problem: Problem,
+    ) -> Diagnostic {
+        let (line, column) = self.position(span.start);
+        Diagnostic { line, column, snippet: self.snippet(span), ..self.whole(severity, problem) }
+    }
+
+    /// A problem with the file as such, placed at its beginning.
+    pub(super) fn whole(&self, severity: Severity, problem: Problem) -> Diagnostic {
+        Diagnostic {
+            file: self.name.clone(),
+            line: 1,
+            column: 1,
+            severity,
+            message: visible(&problem.message),
+            hint: problem.hint.as_deref().map(visible),
+            snippet: None,
+        }
+    }
+
+    /// Line and column of an offset, both from 1.
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let offset = self.text.floor_char_boundary(offset);
+        let line = self.line(offset);
+        let before = &self.text[self.line_starts[line]..offset];
+        (line + 1, before.chars().count() + 1)
+    }
+
+    fn snippet(&self, span: Range<usize>) -> Option<Snippet> {
+        let start = self.text.floor_char_boundary(span.start);
+        let line_start = self.line_starts[self.line(start)];
+        let line = self.text[line_start..].lines().next().filter(|line| !line.is_empty())?;
+        let end = self.text.floor_char_boundary(span.end).min(line_start + line.len());
+
+        let marked_from = self.text[line_start..start].chars().count();
+        let marked = self.text.get(start..end).map_or(0, |text| text.chars().count()).max(1);
+        let long = line.chars().count() > SNIPPET_CHARS_MAX;
+        let skipped = if long { marked_from.saturating_sub(SNIPPET_CHARS_BEFORE) } else { 0 };
+
+        let mut text = String::new();
+        let mut indent = 0;
+        let mut width = 0;
+        for (i, c) in line.chars().enumerate().skip(skipped).take(SNIPPET_CHARS_MAX) {
+            let shown_before = text.len();
+            push_visible(&mut text, c);
+            let columns = text[shown_before..].chars().count();
+            if i < marked_from {
+                indent += columns;
+            } else if i < marked_from + marked {
+                width += columns;
+            }
+        }
+        Some(Snippet { text, indent, width: width.max(1) })
+    }
+}

@@ -1,0 +1,188 @@
+//! From text to a TOML tree that is as complete as a mistake allows.
+//!
+//! The parser recovers from errors, which is how a file with a syntax error still gets its other
+//! mistakes reported at once. The price is that one mistake makes several errors, and that the tree
+//! holds invented values. So this module keeps one error per line, one for a bracket that is never
+//! closed, and a record of what must not be trusted ([`Damage`]): values on a line with an error,
+//! and everything from the place on where the parser lost its way. The reader says nothing about
+//! those.
+
+use std::{collections::BTreeSet, ops::Range};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue, Error},
+};
+
+use super::{
+    diagnostics::{Diagnostics, Problem, Severity, quote},
+    source::Source,
+};
+
+/// What of a tree is invented.
+#[derive(Debug, Default)]
+pub(super) struct Damage {
+    lines: BTreeSet<usize>,
+    scalars: Vec<Range<usize>>,
+    lost_from: Option<usize>,
+}
+
+impl Damage {
+    /// Whether what stands at `offset` is what the author wrote.
+    pub(super) fn spares(&self, source: &Source, offset: usize) -> bool {
+        self.lost_from.is_none_or(|lost| offset < lost)
+            && !self.lines.contains(&source.line(offset))
+            && !self.scalars.iter().any(|scalar| scalar.contains(&offset))
+    }
+
+    /// Whether keys or tables may be absent only because the parser lost its way.
+    pub(super) fn hides_keys(&self) -> bool {
+        self.lost_from.is_some()
+    }
+
+    fn lose_from(&mut self, offset: usize) {
+        self.lost_from = Some(self.lost_from.map_or(offset, |lost| lost.min(offset)));
+    }
+}
+
+/// Parses the file and reports its syntax errors.
+pub(super) fn parse<'t>(
+    source: &'t Source,
+    diagnostics: &mut Diagnostics,
+) -> (DeTable<'t>, Damage) {
+    let (table, errors) = DeTable::parse_recoverable(source.text());
+    let table = table.into_inner();
+    let mut damage = Damage::default();
+    if errors.is_empty() {
+        return (table, damage);
+    }
+
+    let mut extents = Vec::new();
+    collect_extents_of(&table, &mut extents);
+    let mut errors: Vec<SyntaxError> = errors.iter().map(SyntaxError::new).collect();
+    errors.sort_by_key(|error| error.span.start);
+    if let Some(opened_at) = unclosed_bracket(source, &table, &errors) {
+        damage.lose_from(opened_at);
+        summarize_unclosed(source, opened_at, &mut errors);
+    }
+    for mut error in errors {
+        error.blame(source, &extents, &mut damage);
+        if damage.lines.insert(source.line(error.span.start)) {
+            let problem = Problem::new(error.message);
+            diagnostics.push(source.diagnose(error.span, Severity::Error, problem));
+        }
+    }
+    (table, damage)
+}
+
+/// A parser error on its way to a diagnostic.
+struct SyntaxError {
+    message: String,
+    span: Range<usize>,
+}
+
+impl SyntaxError {
+    fn new(error: &Error) -> Self {
+        // Only "recursion limit" comes without a place: a key of more than 80 dotted parts.
+        SyntaxError { message: error.message().to_owned(), span: error.span().unwrap_or(0..0) }
+    }
+
+    /// Records what the parser invented because of this error, and says it better where we can.
+    fn blame(&mut self, source: &Source, extents: &[Extent], damage: &mut Damage) {
+        let at = self.span.start;
+        if self.message == "duplicate key" {
+            let key = source.text().get(self.span.clone()).unwrap_or_default();
+            self.message = format!("duplicate key {}", quote(key));
+            return;
+        }
+        if self.message.starts_with("cannot extend") {
+            return;
+        }
+        let Some(extent) = extents.iter().find(|extent| extent.touches(at)) else {
+            damage.lose_from(at);
+            return;
+        };
+        if !extent.is_scalar {
+            return;
+        }
+        let Range { start, end } = extent.span;
+        damage.scalars.push(start..end.max(start + 1));
+        if start == end {
+            self.message = "a value is missing here".to_owned();
+        } else if source.line(start) != source.line(at) && self.message.starts_with("invalid multi")
+        {
+            // The error stands at the end of the file, which the string has swallowed.
+            self.message = "this string is never closed".to_owned();
+            self.span = start..start + 3;
+            damage.lose_from(start);
+        }
+    }
+}
+
+/// A scalar, or the outside of an array or table.
+struct Extent {
+    span: Range<usize>,
+    is_scalar: bool,
+}
+
+impl Extent {
+    /// Whether an error at `at` is about this value, so that the parser still knew where it was.
+    fn touches(&self, at: usize) -> bool {
+        let at_an_end = self.span.start == at || self.span.end == at;
+        at_an_end || (self.is_scalar && self.span.contains(&at))
+    }
+}
+
+fn collect_extents_of(table: &DeTable<'_>, extents: &mut Vec<Extent>) {
+    table.values().for_each(|value| collect_extents(value, extents));
+}
+
+fn collect_extents(value: &Spanned<DeValue<'_>>, extents: &mut Vec<Extent>) {
+    let is_scalar = !value.get_ref().is_array() && !value.get_ref().is_table();
+    extents.push(Extent { span: value.span(), is_scalar });
+    match value.get_ref() {
+        DeValue::Array(array) => array.iter().for_each(|value| collect_extents(value, extents)),
+        DeValue::Table(table) => collect_extents_of(table, extents),
+        _ => {}
+    }
+}
+
+/// Where the outermost array or inline table opens that runs on to the end of the file.
+fn unclosed_bracket(source: &Source, table: &DeTable<'_>, errors: &[SyntaxError]) -> Option<usize> {
+    let unclosed = ["unclosed array, ", "unclosed inline table, "];
+    if !errors.iter().any(|error| unclosed.iter().any(|start| error.message.starts_with(start))) {
+        return None;
+    }
+    let mut extents = Vec::new();
+    collect_extents_of(table, &mut extents);
+    let text = source.text();
+    let runs_on = |extent: &&Extent| {
+        let value = text.get(extent.span.clone()).unwrap_or_default();
+        (value.starts_with('[') && !value.ends_with(']'))
+            || (value.starts_with('{') && !value.ends_with('}'))
+    };
+    extents
+        .iter()
+        .filter(|extent| !extent.is_scalar)
+        .filter(runs_on)
+        .map(|extent| extent.span.start)
+        .min()
+}
+
+/// Leaves one error of all those that an unclosed bracket causes: the first if it is on the
+/// bracket's line (a string without its closing quote, say), else one for the bracket.
+fn summarize_unclosed(source: &Source, opened_at: usize, errors: &mut Vec<SyntaxError>) {
+    let kept = errors.partition_point(|error| error.span.start < opened_at);
+    let same_line = errors
+        .get(kept)
+        .is_some_and(|error| source.line(error.span.start) == source.line(opened_at));
+    errors.truncate(if same_line { kept + 1 } else { kept });
+    if same_line {
+        return;
+    }
+    let bracket = source.text().get(opened_at..opened_at + 1).unwrap_or_default();
+    errors.push(SyntaxError {
+        message: format!("this {} is never closed", quote(bracket)),
+        span: opened_at..opened_at + 1,
+    });
+}

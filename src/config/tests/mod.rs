@@ -1,0 +1,64 @@
+//! Diagnostics and defaults, over the whole of `config`: what a file says and what comes of it.
+
+use std::{env::VarError, path::Path};
+
+use super::{
+    Config, Diagnostics, Loaded,
+    load::{self, Host},
+    reader::KnownKeys,
+    source::Source,
+};
+
+mod files;
+mod policies;
+mod sections;
+mod text;
+
+/// A policy that makes a file complete.
+const POLICY: &str = "[[policy]]\nname = 'p'\ntype = 'always_sample'\n";
+
+fn host() -> Host {
+    let variable = |name: &str| match name {
+        "PORT" => Ok("4444".to_owned()),
+        "SECRET" => Ok("s3cret".to_owned()),
+        "ESCAPE" => Ok("\u{1b}[31m".to_owned()),
+        _ => Err(VarError::NotPresent),
+    };
+    Host { variable, memory_default_bytes: 1 << 30 }
+}
+
+fn parse(text: &str) -> (Loaded, KnownKeys) {
+    let path = Path::new("t.toml");
+    load::parse(&Source::new(path, text), path, host())
+}
+
+/// The configuration of a file without any problem.
+#[track_caller]
+fn config(text: &str) -> Config {
+    let (loaded, _) = parse(text);
+    assert!(loaded.diagnostics.is_empty(), "{}", loaded.diagnostics);
+    loaded.config.expect("no diagnostics")
+}
+
+/// One line for each problem: `line:column: severity: message`, and ` | hint` where there is one.
+fn lines(diagnostics: &Diagnostics) -> Vec<String> {
+    let line = |d: &super::Diagnostic| {
+        let hint = d.hint.as_ref().map(|hint| format!(" | {hint}")).unwrap_or_default();
+        format!("{}:{}: {}: {}{hint}", d.line, d.column, d.severity, d.message)
+    };
+    diagnostics.iter().map(line).collect()
+}
+
+fn problems(text: &str) -> Vec<String> {
+    let (loaded, _) = parse(text);
+    assert_eq!(loaded.config.is_none(), loaded.diagnostics.has_errors(), "{text}");
+    lines(&loaded.diagnostics)
+}
+
+/// Holds each file to exactly one problem.
+#[track_caller]
+fn each_has_one_problem(cases: &[(&str, &str)]) {
+    for (text, expected) in cases {
+        assert_eq!(problems(text), [*expected], "{text}");
+    }
+}

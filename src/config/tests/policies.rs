@@ -1,0 +1,396 @@
+use std::fmt::Write as _;
+
+use super::{
+    super::{load, policies},
+    POLICY, config, each_has_one_problem, problems,
+};
+use crate::{
+    policy::{PolicySpec, RuleKind, StringMatch},
+    trace::StatusCode,
+};
+
+/// A file with one named policy of these lines; they start at line 3.
+fn policy(lines: &str) -> String {
+    format!("[[policy]]\nname = 'p'\n{lines}\n")
+}
+
+#[track_caller]
+fn spec(lines: &str) -> PolicySpec {
+    config(&policy(lines)).policies.remove(0)
+}
+
+#[track_caller]
+fn each_policy_has_one_problem(cases: &[(&str, &str)]) {
+    for (lines, expected) in cases {
+        each_has_one_problem(&[(&policy(lines), expected)]);
+    }
+}
+
+#[test]
+fn the_ready_files_and_the_embedded_one_have_no_problem() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/policies");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).expect("policies") {
+        let path = entry.expect("entry").path();
+        let loaded = load::load(&path);
+        assert!(loaded.diagnostics.is_empty(), "{}", loaded.diagnostics);
+        names.push(path.file_stem().expect("name").to_string_lossy().into_owned());
+    }
+    names.sort();
+    assert_eq!(names, ["default", "errors-and-slow", "shop"]);
+
+    let embedded = load::embedded().policies;
+    let names: Vec<_> = embedded.iter().map(|policy| policy.name.as_str()).collect();
+    assert_eq!(names, ["errors", "slow", "baseline"]);
+}
+
+#[test]
+fn every_type_becomes_its_specification() {
+    let kind = |lines| spec(lines).rule.kind;
+    assert!(matches!(kind("type = 'always_sample'"), RuleKind::AlwaysSample));
+    let RuleKind::StatusCode { codes } =
+        kind("type = 'status_code'\nstatus_codes = ['ERROR', 'OK', 'UNSET']")
+    else {
+        panic!("status_code");
+    };
+    assert_eq!(codes, [StatusCode::Error, StatusCode::Ok, StatusCode::Unset]);
+    assert!(matches!(
+        kind("type = 'latency'\nthreshold_ms = 5\nupper_threshold_ms = 9"),
+        RuleKind::Latency { threshold_ms: 5, upper_threshold_ms: Some(9) }
+    ));
+    assert!(matches!(
+        kind("type = 'latency'\nthreshold_ms = 0"),
+        RuleKind::Latency { threshold_ms: 0, upper_threshold_ms: None }
+    ));
+
+    // No environment variables in policies: the string is what it says.
+    let RuleKind::StringAttribute { key, values: StringMatch::Exact(values), invert: true } = kind(
+        "type = 'string_attribute'\nkey = 'k'\nvalues = ['', '${env:PORT}']\ninvert_match = true",
+    ) else {
+        panic!("string_attribute");
+    };
+    assert_eq!(
+        (key.as_str(), values.as_slice()),
+        ("k", ["", "${env:PORT}"].map(String::from).as_slice())
+    );
+    let RuleKind::StringAttribute { values: StringMatch::Regex(set), invert: false, .. } = kind(
+        "type = 'string_attribute'\nkey = 'k'\nvalues = ['^a', 'é']\nenabled_regex_matching = true",
+    ) else {
+        panic!("regex");
+    };
+    assert!(set.is_match("xé".as_bytes()) && !set.is_match(b"ba"));
+
+    let rule = spec("type = 'probabilistic'\nsampling_percentage = 2.5").rule;
+    assert!(matches!(rule.kind, RuleKind::AlwaysSample));
+    assert_eq!(rule.sampling_percentage, 2.5);
+    let RuleKind::And(parts) = kind(
+        "type = 'and'\npolicies = [{ type = 'always_sample', sampling_percentage = 50 }, \
+         { type = 'or', policies = [{ type = 'not', policy = { type = 'always_sample' } }] }]",
+    ) else {
+        panic!("and");
+    };
+    assert_eq!((parts[0].sampling_percentage, parts[1].sampling_percentage), (50.0, 100.0));
+    let RuleKind::Or(parts) = &parts[1].kind else { panic!("or") };
+    assert!(matches!(parts[0].kind, RuleKind::Not(_)));
+    assert!(matches!(
+        kind("type = 'drop'\npolicies = [{ type = 'always_sample', sampling_percentage = 100 }]"),
+        RuleKind::Drop(parts) if parts.len() == 1
+    ));
+}
+
+#[test]
+fn names() {
+    let named = |name: &str| format!("[[policy]]\nname = '{name}'\ntype = 'always_sample'\n");
+    let longest = "x".repeat(64);
+    for good in ["a", "A.b_c-9", longest.as_str()] {
+        assert_eq!(config(&named(good)).policies[0].name, good);
+    }
+    let too_long = "x".repeat(65);
+    for (bad, quoted) in
+        [("", ""), ("a b", "a b"), ("é", "é"), (&too_long, &format!("{:x<60}…", ""))]
+    {
+        let message = format!(
+            "2:8: error: `{quoted}` is not a policy name \
+             | names are 1 to 64 letters, digits, `_`, `.` and `-`"
+        );
+        assert_eq!(problems(&named(bad)), [message]);
+    }
+    each_has_one_problem(&[
+        (
+            &named("none"),
+            "2:8: error: the name `none` is reserved | it stands for traces that no policy matches",
+        ),
+        (
+            &format!("{POLICY}{POLICY}"),
+            "5:8: error: the name `p` is taken by the policy at t.toml:2:8",
+        ),
+        ("[[policy]]\ntype = 'always_sample'", "1:1: error: the policy has no `name`"),
+        (
+            "[[policy]]\nnmae = 'x'\ntype = 'always_sample'",
+            "2:1: error: unknown key `nmae` in a policy of type `always_sample` | did you mean \
+             `name`?",
+        ),
+        (
+            "[[policy]]\nname = 3\ntype = 'always_sample'",
+            "2:8: error: `name` must be a string, found an integer",
+        ),
+        (
+            "policy = [{ name = 'p', type = 'always_sample' }, 3]",
+            "1:51: error: `policy` must be a list of tables, found an integer \
+             | write [[policy]], with two brackets",
+        ),
+        (
+            "[policy]\nname = 'p'",
+            "1:1: error: `policy` must be a list of tables, found a table \
+             | write [[policy]], with two brackets",
+        ),
+    ]);
+}
+
+#[test]
+fn types() {
+    each_policy_has_one_problem(&[
+        ("threshold_ms = 3", "1:1: error: the policy has no `type`"),
+        (
+            "tpye = 'latency'\nthreshold_ms = 3",
+            "3:1: error: unknown key `tpye` in a policy | did you mean `type`?",
+        ),
+        (
+            "type = 'latncy'\nthreshold_ms = 3",
+            "3:8: error: unknown policy type `latncy` | did you mean `latency`?",
+        ),
+        (
+            "type = 'xyz'\nx = 3",
+            "3:8: error: unknown policy type `xyz` | the types are always_sample, status_code, \
+             latency, string_attribute, probabilistic, and, or, not, drop",
+        ),
+        ("type = 3", "3:8: error: `type` must be a string, found an integer"),
+        (
+            "type = 'span_count'\nmin_spans = 3",
+            "3:8: error: the policy type `span_count` is not available yet",
+        ),
+        (
+            "type = 'composite'\nmax_total_spans_per_second = 3",
+            "3:8: error: there is no policy type `composite` \
+             | give each policy its own `sampling_percentage`",
+        ),
+        (
+            "type = 'always_sample'\nlimit = { spans_per_second = 500 }",
+            "4:1: error: `limit` is not available yet",
+        ),
+        (
+            "type = 'status_code'\nstatus_codes = ['OK']\nthreshold_ms = 5",
+            "5:1: error: unknown key `threshold_ms` in a policy of type `status_code` | the \
+             keys here are \
+             `name`, `type`, `status_codes`, `sampling_percentage`, `limit`",
+        ),
+    ]);
+    for later in policies::TYPES_NOT_AVAILABLE {
+        let text = policy(&format!("type = '{later}'"));
+        let message = format!("3:8: error: the policy type `{later}` is not available yet");
+        assert_eq!(problems(&text), [message]);
+    }
+}
+
+#[test]
+fn conditions() {
+    each_policy_has_one_problem(&[
+        ("type = 'status_code'", "1:1: error: the policy has no `status_codes`"),
+        (
+            "type = 'status_code'\nstatus_codes = []",
+            "4:16: error: `status_codes` is empty: the policy can never match",
+        ),
+        (
+            "type = 'status_code'\nstatus_codes = 'ERROR'",
+            "4:16: error: `status_codes` must be a list of strings, found a string",
+        ),
+        (
+            "type = 'status_code'\nstatus_codes = ['OK', 'error']",
+            "4:23: error: `status_codes` must be one of `OK`, `ERROR`, `UNSET`, found `error` \
+             | did you mean `ERROR`?",
+        ),
+        ("type = 'latency'", "1:1: error: `latency` has no `threshold_ms`"),
+        (
+            "type = 'latency'\ntreshold_ms = 5",
+            "4:1: error: unknown key `treshold_ms` in a policy of type `latency` | did you mean \
+             `threshold_ms`?",
+        ),
+        (
+            "type = 'latency'\nthreshold_ms = '5s'",
+            "4:16: error: `threshold_ms` must be an integer, found a string",
+        ),
+        (
+            "type = 'latency'\nthreshold_ms = -1",
+            "4:16: error: `threshold_ms` must be between 0 and 31536000000, found `-1`",
+        ),
+        (
+            "type = 'latency'\nthreshold_ms = 5\nupper_threshold_ms = 0",
+            "5:22: error: `upper_threshold_ms` is 0, and no trace is that short \
+             | for no upper bound leave the key out",
+        ),
+        (
+            "type = 'latency'\nthreshold_ms = 5\nupper_threshold_ms = 5",
+            "5:22: error: the policy can never match: `upper_threshold_ms`, 5, is not above \
+             `threshold_ms`, 5",
+        ),
+        (
+            "type = 'string_attribute'\nvalues = ['x']",
+            "1:1: error: `string_attribute` has no `key`",
+        ),
+        ("type = 'string_attribute'\nkey = ''\nvalues = ['x']", "4:7: error: `key` is empty"),
+        (
+            "type = 'string_attribute'\nkey = 'k'\nvalues = []",
+            "5:10: error: `values` is empty: the policy can never match",
+        ),
+        (
+            "type = 'string_attribute'\nkey = 'k'\nvalues = ['a', 1]",
+            "5:16: error: `values` must be a list of strings, found an integer",
+        ),
+        (
+            "type = 'string_attribute'\nkey = 'k'\nenabled_regex_matching = true\nvalues = \
+             ['(', 'a']",
+            "6:11: error: invalid regular expression `(`: unclosed group",
+        ),
+        (
+            "type = 'string_attribute'\nkey = 'k'\nenabled_regex_matching = true\n\
+             values = ['\\pL{1000}']",
+            "6:11: error: invalid regular expression `\\pL{1000}`: \
+             compiled it takes more than 1048576 bytes",
+        ),
+        // An expression is only one where it is asked for.
+        (
+            "type = 'string_attribute'\nkey = 'k'\nenabled_regex_matching = 1\nvalues = ['(']",
+            "5:26: error: `enabled_regex_matching` must be true or false, found an integer",
+        ),
+    ]);
+    let two = policy(
+        "type = 'string_attribute'\nkey = 'k'\nenabled_regex_matching = true\nvalues = ['(', \
+         'a', '[']",
+    );
+    assert_eq!(
+        problems(&two),
+        [
+            "6:11: error: invalid regular expression `(`: unclosed group",
+            "6:21: error: invalid regular expression `[`: unclosed character class",
+        ]
+    );
+}
+
+#[test]
+fn percentages() {
+    each_policy_has_one_problem(&[
+        (
+            "type = 'probabilistic'",
+            "1:1: error: a `probabilistic` policy needs a `sampling_percentage`",
+        ),
+        (
+            "type = 'probabilistic'\nsampling_percent = 5",
+            "4:1: error: unknown key `sampling_percent` in a policy of type `probabilistic` \
+             | did you mean `sampling_percentage`?",
+        ),
+        (
+            "type = 'probabilistic'\nsampling_percentage = '10 %'",
+            "4:23: error: `sampling_percentage` must be a number, found a string | write 10 \
+             without quotes",
+        ),
+        (
+            "type = 'probabilistic'\nsampling_percentage = 100.1",
+            "4:23: error: `sampling_percentage` must be between 0 and 100",
+        ),
+        (
+            "type = 'probabilistic'\nsampling_percentage = nan",
+            "4:23: error: `sampling_percentage` must be between 0 and 100",
+        ),
+        (
+            "type = 'probabilistic'\nsampling_percentage = 0",
+            "4:23: warning: with 0 % the policy never matches | remove it, or give it a \
+             percentage above 0",
+        ),
+        (
+            "type = 'always_sample'\nsampling_percentage = 1e-18",
+            "4:23: warning: with 0.000000000000000001 % the policy never matches \
+             | remove it, or give it a percentage above 0",
+        ),
+        (
+            "type = 'drop'\npolicies = [{ type = 'always_sample' }]\nsampling_percentage = 100",
+            "5:1: error: `drop` has no `sampling_percentage`: a veto is certain",
+        ),
+    ]);
+}
+
+#[test]
+fn combinations() {
+    each_policy_has_one_problem(&[
+        ("type = 'and'", "1:1: error: the combination has no `policies`"),
+        ("type = 'or'\npolicies = []", "4:12: error: `policies` is empty"),
+        (
+            "type = 'and'\npolicies = { type = 'latency' }",
+            "4:12: error: `policies` must be a list of tables, found a table | write [{ ... }]",
+        ),
+        (
+            "type = 'and'\npolicies = [{ name = 'x', type = 'always_sample' }]",
+            "4:15: error: a nested policy has no `name` | only the [[policy]] around it is named",
+        ),
+        (
+            "type = 'not'",
+            "1:1: error: `not` has no `policy` \
+             | `not` takes a single nameless policy: policy = { type = ... }",
+        ),
+        (
+            "type = 'not'\npolicies = [{ type = 'always_sample' }]",
+            "4:1: error: unknown key `policies` in a policy of type `not` | did you mean `policy`?",
+        ),
+        (
+            "type = 'not'\npolicy = [{ type = 'always_sample' }]",
+            "4:10: error: `policy` must be a table, found an array \
+             | `not` takes a single nameless policy: policy = { type = ... }",
+        ),
+        (
+            "type = 'and'\npolicies = [{ type = 'drop', policies = [{ type = 'always_sample' }] }]",
+            "4:22: error: `drop` stands only at the top level \
+             | it vetoes whole traces; to exclude something from one policy use `not`",
+        ),
+        (
+            "type = 'not'\npolicy = { type = 'probabilistic', sampling_percentage = 5 }",
+            "4:19: error: nothing inside `not` may be probabilistic \
+             | put the percentage on a policy of its own",
+        ),
+        (
+            "type = 'drop'\npolicies = [{ type = 'or', policies = [{ type = 'always_sample', \
+             sampling_percentage = 99 }] }]",
+            "4:88: error: nothing inside `drop` may be probabilistic \
+             | put the percentage on a policy of its own",
+        ),
+        (
+            "type = 'and'\npolicies = [{ type = 'latency', threshold_ms = 1 }, { type = \
+             'latency' }]",
+            "4:53: error: `latency` has no `threshold_ms`",
+        ),
+        (
+            "type = 'and'\npolicies = [{ tpye = 'latency', threshold_ms = 1 }]",
+            "4:15: error: unknown key `tpye` in a nested policy | did you mean `type`?",
+        ),
+    ]);
+}
+
+#[test]
+fn there_are_bounds() {
+    let mut many = String::new();
+    for i in 0..1001 {
+        let _ = writeln!(many, "[[policy]]\nname = 'p{i}'\ntype = 'always_sample'");
+    }
+    assert_eq!(problems(&many), ["3001:1: error: there are more than 1,000 policies"]);
+
+    let parts = "{ type = 'always_sample' },\n".repeat(10_001);
+    let many = policy(&format!("type = 'or'\npolicies = [\n{parts}]"));
+    assert_eq!(problems(&many), ["10005:1: error: there are more than 10,000 conditions"]);
+
+    let nested = |depth: usize| {
+        let inner = "policy = { type = 'not', ".repeat(depth - 2);
+        let ends = "}".repeat(depth - 1);
+        policy(&format!("type = 'not'\n{inner}policy = {{ type = 'always_sample' {ends}"))
+    };
+    assert_eq!(config(&nested(64)).policies.len(), 1);
+    let message = "4:1585: error: policies are nested more than 64 levels deep";
+    assert_eq!(problems(&nested(65)), [message]);
+}

@@ -1,0 +1,343 @@
+//! Decisions after they are made: remembered so that late spans follow them, and logged so that people can
+//! ask why.
+//!
+//! [`Remembered`] is per shard and under its lock: two generations of a compact table keyed by the keyed
+//! 64-bit hash of the trace id, kept and dropped traces for the same time. (Forgetting them at different
+//! times would make a late span's fate depend on its randomness, and with it the threshold.) 18 bytes a
+//! trace. A decision is remembered for at least the time to live and at most twice that.
+//!
+//! [`DecisionLog`] holds the details of the last traces in `moka`, bounded by number. One cache entry is
+//! the chunk of up to 256 decisions made under one lock, because an insertion a trace cost as much as
+//! deciding it; look-ups, which people make, search the chunks. Its policy is LRU: moka's default refuses
+//! newcomers when full, and the newest decisions are the ones asked for.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use hashbrown::HashTable;
+use moka::{policy::EvictionPolicy, sync::Cache};
+
+use crate::{
+    budget::{Budget, Hold, Holder},
+    policy::{PolicyId, Verdict},
+    trace::{Randomness, Threshold, TraceId, Trigger},
+    window::Millis,
+};
+
+/// What was decided about a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Kept or not, by which policy, at which threshold.
+    pub verdict: Verdict,
+    /// What made it be decided.
+    pub trigger: Trigger,
+    /// Where it did not come from the trace id.
+    pub explicit_randomness: Option<Randomness>,
+}
+
+/// A decision in 18 bytes: fingerprint, then threshold (57 bits), trigger (3) and kept (1), then policy.
+#[derive(Clone, Copy)]
+struct Packed([u8; 18]);
+
+impl Packed {
+    fn new(fingerprint: u64, decision: &Decision) -> Self {
+        let verdict = &decision.verdict;
+        let bits = verdict.threshold.bits()
+            | (decision.trigger as u64) << 57
+            | u64::from(verdict.kept) << 60;
+        let mut bytes = [0; 18];
+        bytes[..8].copy_from_slice(&fingerprint.to_le_bytes());
+        bytes[8..16].copy_from_slice(&bits.to_le_bytes());
+        bytes[16..].copy_from_slice(&verdict.policy.0.to_le_bytes());
+        Packed(bytes)
+    }
+
+    fn fingerprint(&self) -> u64 {
+        u64::from_le_bytes(*self.0.first_chunk().expect("18 bytes"))
+    }
+
+    fn unpack(&self, explicit_randomness: Option<Randomness>) -> Decision {
+        let bits = u64::from_le_bytes(*self.0[8..].first_chunk().expect("18 bytes"));
+        let verdict = Verdict {
+            kept: bits >> 60 & 1 == 1,
+            policy: PolicyId(u16::from_le_bytes([self.0[16], self.0[17]])),
+            threshold: Threshold::from_bits(bits & ((1 << 57) - 1)),
+        };
+        let trigger = Trigger::ALL[(bits >> 57 & 7) as usize];
+        Decision { verdict, trigger, explicit_randomness }
+    }
+}
+
+#[derive(Default)]
+struct Generation {
+    decisions: HashTable<Packed>,
+    /// Of the few traces that have one.
+    randomness: HashMap<u64, Randomness, foldhash::fast::RandomState>,
+}
+
+impl Generation {
+    fn recall(&self, fingerprint: u64) -> Option<Decision> {
+        let packed = self.decisions.find(fingerprint, |p| p.fingerprint() == fingerprint)?;
+        Some(packed.unpack(self.randomness.get(&fingerprint).copied()))
+    }
+
+    fn bytes(&self) -> usize {
+        self.decisions.allocation_size() + self.randomness.capacity() * 17
+    }
+
+    /// Forgets everything but keeps the room for as much, which the next generation will need.
+    fn clear(&mut self) {
+        let needed = self.decisions.len();
+        self.decisions.clear();
+        self.decisions.shrink_to(needed, Packed::fingerprint);
+        self.randomness = HashMap::default();
+    }
+}
+
+/// The decisions of one shard, for late spans.
+pub struct Remembered {
+    ttl_millis: u32,
+    current: Generation,
+    previous: Generation,
+    rotated_at: Millis,
+    budget: Arc<Budget>,
+    charged: usize,
+}
+
+impl Remembered {
+    /// Remembers nothing yet, and each decision for at least `ttl_millis`.
+    pub fn new(ttl_millis: u32, budget: &Arc<Budget>) -> Self {
+        Remembered {
+            ttl_millis,
+            current: Generation::default(),
+            previous: Generation::default(),
+            rotated_at: Millis::default(),
+            budget: Arc::clone(budget),
+            charged: 0,
+        }
+    }
+
+    /// Remembers a decision under the hash of its trace id.
+    pub fn remember(&mut self, fingerprint: u64, decision: &Decision) {
+        let packed = Packed::new(fingerprint, decision);
+        self.current.decisions.insert_unique(fingerprint, packed, Packed::fingerprint);
+        if let Some(randomness) = decision.explicit_randomness {
+            self.current.randomness.insert(fingerprint, randomness);
+        }
+    }
+
+    /// The decision of a trace, as long as it is remembered.
+    pub fn recall(&self, fingerprint: u64) -> Option<Decision> {
+        self.current.recall(fingerprint).or_else(|| self.previous.recall(fingerprint))
+    }
+
+    /// Forgets what is older than the time to live, and charges the budget. Called once a tick.
+    pub fn rotate(&mut self, now: Millis) {
+        if now.since(self.rotated_at) >= self.ttl_millis {
+            std::mem::swap(&mut self.current, &mut self.previous);
+            self.current.clear();
+            self.rotated_at = now;
+        }
+        let held = self.current.bytes() + self.previous.bytes();
+        if held > self.charged {
+            self.budget.charge(Holder::Decisions, held - self.charged);
+        } else {
+            self.budget.release(Holder::Decisions, self.charged - held);
+        }
+        self.charged = held;
+    }
+}
+
+impl Drop for Remembered {
+    fn drop(&mut self) {
+        self.budget.release(Holder::Decisions, self.charged);
+    }
+}
+
+impl std::fmt::Debug for Remembered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remembered")
+            .field("current", &self.current.decisions.len())
+            .field("previous", &self.previous.decisions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One decision with its details.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecisionRecord {
+    /// Of which trace.
+    pub trace_id: TraceId,
+    /// What was decided.
+    pub decision: Decision,
+    /// What it was compared with, explicit or not.
+    pub randomness: Randomness,
+    /// Spans decided on.
+    pub spans: u32,
+    /// Their encoded bytes.
+    pub bytes: u32,
+    /// Latest end minus earliest start.
+    pub duration_nanos: u64,
+    /// Milliseconds from the moment it was due to the decision.
+    pub lag_millis: u32,
+    /// The policies that matched, as a range of [`Decisions::matched`].
+    pub matched: Range<u32>,
+}
+
+/// Decisions made under one lock.
+#[derive(Clone, Debug, Default)]
+pub struct Decisions {
+    /// In the order they were made.
+    pub records: Vec<DecisionRecord>,
+    /// The policies that matched, of all records.
+    pub matched: Vec<PolicyId>,
+}
+
+impl Decisions {
+    /// The policies that matched one of the records.
+    pub fn matched(&self, record: &DecisionRecord) -> &[PolicyId] {
+        &self.matched[record.matched.start as usize..record.matched.end as usize]
+    }
+
+    fn bytes(&self) -> usize {
+        self.records.capacity() * size_of::<DecisionRecord>()
+            + self.matched.capacity() * size_of::<PolicyId>()
+    }
+}
+
+struct Chunk {
+    decisions: Decisions,
+    /// Unix milliseconds.
+    decided_at: u64,
+    _hold: Hold,
+}
+
+/// A logged decision, for whoever asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// The decision and its details.
+    pub record: DecisionRecord,
+    /// Every policy that matched.
+    pub matched: Vec<PolicyId>,
+    /// When, in Unix milliseconds.
+    pub decided_at: u64,
+}
+
+/// The details of the last decisions.
+pub struct DecisionLog {
+    chunks: Cache<u64, Arc<Chunk>>,
+    next: AtomicU64,
+    budget: Arc<Budget>,
+}
+
+impl DecisionLog {
+    /// Holds the last `traces` decisions; none for 0.
+    pub fn new(traces: usize, budget: &Arc<Budget>) -> Self {
+        let chunks = Cache::builder()
+            .max_capacity(traces as u64)
+            .weigher(|_, chunk: &Arc<Chunk>| {
+                u32::try_from(chunk.decisions.records.len()).unwrap_or(u32::MAX)
+            })
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
+        DecisionLog { chunks, next: AtomicU64::new(0), budget: Arc::clone(budget) }
+    }
+
+    /// Logs decisions made at a Unix time in milliseconds. Never called under a shard's lock: the cache
+    /// does its maintenance on the caller.
+    pub fn push(&self, decisions: &Decisions, decided_at: u64) {
+        if decisions.records.is_empty() || self.chunks.policy().max_capacity() == Some(0) {
+            return;
+        }
+        // The caller keeps its buffers; a clone is exactly as large as what is in it.
+        let decisions = decisions.clone();
+        let hold = self.budget.hold(Holder::Decisions, decisions.bytes());
+        let chunk = Chunk { decisions, decided_at, _hold: hold };
+        self.chunks.insert(self.next.fetch_add(1, Relaxed), Arc::new(chunk));
+    }
+
+    /// The newest logged decision about a trace. Searches the whole log: about a millisecond.
+    pub fn find(&self, trace_id: TraceId) -> Option<Logged> {
+        let in_chunk = |chunk: &Chunk| {
+            let of_trace = |record: &&DecisionRecord| record.trace_id == trace_id;
+            chunk.decisions.records.iter().rev().find(of_trace).cloned()
+        };
+        let (_, chunk, record) = self
+            .chunks
+            .iter()
+            .filter_map(|(number, chunk)| in_chunk(&chunk).map(|record| (*number, chunk, record)))
+            .max_by_key(|(number, ..)| *number)?;
+        let matched = chunk.decisions.matched(&record).to_vec();
+        Some(Logged { record, matched, decided_at: chunk.decided_at })
+    }
+}
+
+impl std::fmt::Debug for DecisionLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DecisionLog").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decision(kept: bool, percentage: f64) -> Decision {
+        let threshold = Threshold::from_percentage(percentage);
+        let verdict = Verdict { kept, policy: PolicyId(3), threshold };
+        Decision { verdict, trigger: Trigger::Shutdown, explicit_randomness: None }
+    }
+
+    #[test]
+    fn decisions_survive_packing_and_one_generation() {
+        let budget = Budget::new(1 << 20);
+        let mut remembered = Remembered::new(1000, &budget);
+        let explicit =
+            Decision { explicit_randomness: Some(Randomness(7)), ..decision(false, 0.0) };
+        remembered.remember(1, &decision(true, 10.0));
+        remembered.remember(2, &explicit);
+        remembered.rotate(Millis(999));
+        assert!(budget.held(Holder::Decisions) > 0);
+        remembered.rotate(Millis(1000));
+        assert_eq!(remembered.recall(1), Some(decision(true, 10.0)));
+        assert_eq!(remembered.recall(2), Some(explicit));
+        assert_eq!(remembered.recall(3), None);
+        remembered.rotate(Millis(2000));
+        assert_eq!(remembered.recall(1), None);
+        drop(remembered);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn the_log_is_bounded_and_finds_the_newest() {
+        let budget = Budget::new(1 << 30);
+        let log = DecisionLog::new(1000, &budget);
+        let record = |id: u64, spans| DecisionRecord {
+            trace_id: TraceId(u128::from(id).to_be_bytes()),
+            decision: decision(true, 10.0),
+            randomness: Randomness(id),
+            spans,
+            bytes: 0,
+            duration_nanos: 0,
+            lag_millis: 0,
+            matched: 0..1,
+        };
+        for id in 0..100_000 {
+            let records = vec![record(id, 1), record(7, id as u32)];
+            log.push(&Decisions { records, matched: vec![PolicyId(3)] }, id);
+        }
+        log.chunks.run_pending_tasks();
+        assert!(log.chunks.weighted_size() <= 1000);
+        assert_eq!(log.find(TraceId(1u128.to_be_bytes())), None);
+        let newest = log.find(TraceId(7u128.to_be_bytes())).expect("logged");
+        assert_eq!((newest.record.spans, newest.decided_at), (99_999, 99_999));
+        assert_eq!(newest.matched, [PolicyId(3)]);
+        assert!(budget.held(Holder::Decisions) < 1000 * 200);
+    }
+}

@@ -1,0 +1,195 @@
+//! The sending queue: encoded requests, bounded in bytes, those under way and being retried included.
+//!
+//! The decider pushes, consumers pop. What has been popped still counts until it is delivered or given up,
+//! so that `exporter_queue_spans` and the ledger never lose sight of a span. With `overflow = "block"` the
+//! decider looks for room before it decides, and intake is refused from 75 % on, so that late spans and
+//! traces at their limit, which cannot wait, still find room.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    budget::{Budget, Hold, Holder},
+    otlp::encode::EncodedRequest,
+};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Queue {
+    capacity_bytes: usize,
+    state: Mutex<State>,
+    /// Someone may pop, or the queue was closed.
+    arrived: Notify,
+    /// Room was made.
+    left: Notify,
+    budget: Arc<Budget>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<(EncodedRequest, Hold)>,
+    /// Waiting and under way.
+    bytes: usize,
+    spans: u64,
+    is_closed: bool,
+}
+
+/// A request taken from the queue. It counts as queued until this is dropped.
+#[derive(Debug)]
+pub struct Popped {
+    /// What to send.
+    pub request: EncodedRequest,
+    _hold: Hold,
+    queue: Arc<Queue>,
+}
+
+impl Drop for Popped {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        state.bytes -= self.request.body.len();
+        state.spans -= self.request.spans;
+        drop(state);
+        // Notified after the lock, so that the woken task does not run into it.
+        self.queue.left.notify_waiters();
+    }
+}
+
+impl Queue {
+    /// An empty queue of this capacity.
+    pub fn new(capacity_bytes: usize, budget: &Arc<Budget>) -> Arc<Self> {
+        Arc::new(Queue {
+            capacity_bytes,
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            left: Notify::new(),
+            budget: Arc::clone(budget),
+        })
+    }
+
+    /// The most bytes it should hold.
+    pub fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
+    }
+
+    /// Requests' bytes and spans, waiting and under way.
+    pub fn held(&self) -> (usize, u64) {
+        let state = self.lock();
+        (state.bytes, state.spans)
+    }
+
+    /// Bytes that still fit.
+    pub fn room(&self) -> usize {
+        self.capacity_bytes.saturating_sub(self.held().0)
+    }
+
+    /// How full it is, 0.0 to 1.0 and above.
+    pub fn pressure(&self) -> f64 {
+        self.held().0 as f64 / self.capacity_bytes as f64
+    }
+
+    /// Adds a request whose room was looked for before its traces were decided.
+    pub fn push(&self, request: EncodedRequest) {
+        self.add(self.lock(), request);
+    }
+
+    /// Adds a request if it fits, or if the queue is empty: a request larger than the queue must not wait
+    /// for ever.
+    ///
+    /// # Errors
+    /// Gives the request back when there is no room.
+    pub fn try_push(&self, request: EncodedRequest) -> Result<(), EncodedRequest> {
+        let state = self.lock();
+        if state.bytes > 0 && state.bytes + request.body.len() > self.capacity_bytes {
+            return Err(request);
+        }
+        self.add(state, request);
+        Ok(())
+    }
+
+    fn add(&self, mut state: MutexGuard<'_, State>, request: EncodedRequest) {
+        state.bytes += request.body.len();
+        state.spans += request.spans;
+        let hold = self.budget.hold(Holder::Export, request.body.len());
+        state.waiting.push_back((request, hold));
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// The oldest request that waits; `None` once the queue is closed and nothing waits any more.
+    pub async fn pop(self: &Arc<Self>) -> Option<Popped> {
+        loop {
+            let arrived = self.arrived.notified();
+            {
+                let mut state = self.lock();
+                if let Some((request, hold)) = state.waiting.pop_front() {
+                    return Some(Popped { request, _hold: hold, queue: Arc::clone(self) });
+                }
+                if state.is_closed {
+                    // Wakes the next consumer, so that all of them end.
+                    self.arrived.notify_one();
+                    return None;
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// Lets consumers end when nothing waits any more.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+        self.arrived.notify_one();
+    }
+
+    /// Waits until nothing is queued or under way.
+    pub async fn drained(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.held().1 == 0 && self.held().0 == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Waits until a request has left.
+    pub async fn departure(&self) {
+        self.left.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics between two changes that belong together.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(bytes: usize) -> EncodedRequest {
+        EncodedRequest { body: vec![0; bytes].into(), spans: 1 }
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_still_counts() {
+        let budget = Budget::new(1000);
+        let queue = Queue::new(100, &budget);
+        queue.try_push(request(60)).expect("fits");
+        assert!(queue.try_push(request(41)).is_err());
+        let popped = queue.pop().await.expect("one waits");
+        assert_eq!((queue.held(), queue.room()), ((60, 1), 40));
+        assert!(queue.try_push(request(41)).is_err());
+        drop(popped);
+        assert_eq!((queue.held(), budget.used()), ((0, 0), 0));
+        queue.try_push(request(500)).expect("an empty queue takes anything");
+        queue.close();
+        assert!(queue.pop().await.is_some());
+        assert!(queue.pop().await.is_none());
+        assert!(queue.pop().await.is_none());
+        queue.drained().await;
+    }
+}

@@ -1,0 +1,25 @@
+//! Tailwater: a tail sampler for OpenTelemetry traces.
+//!
+//! The modules in the order a span meets them; `ARCHITECTURE.md` follows one span through.
+
+pub mod receiver;
+pub mod otlp;
+pub mod sampler;
+pub mod window;
+pub mod policy;
+pub mod decisions;
+pub mod decider;
+pub mod exporter;
+
+pub mod service;
+pub mod admin;
+pub mod check;
+pub mod demo;
+pub mod budget;
+pub mod clock;
+pub mod config;
+pub mod grpc;
+pub mod metrics;
+pub mod supervise;
+pub mod testing;
+pub mod trace;

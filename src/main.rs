@@ -1,0 +1,136 @@
+//! The command line: arguments, logging, the runtime, signals and exit codes.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tailwater::{
+    check,
+    config::{self, Config, Telemetry},
+    service::Service,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+/// A tail-based trace sampler between OpenTelemetry and Grafana Tempo.
+#[derive(Parser)]
+#[command(version, about, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service
+    Run {
+        /// Configuration file; without it, the built-in defaults and policies
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Show the whole path in one process: generated traffic, the sampler, a sink
+    Demo(tailwater::demo::Options),
+    /// Validate configuration and policy files and report every problem
+    Check {
+        /// Files to validate
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// How to report
+        #[arg(long, value_enum, default_value_t)]
+        format: check::Format,
+    },
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Check { files, format } => {
+            let report = check::check(&files, format);
+            print!("{}", report.text);
+            exit_code(!report.has_errors)
+        }
+        Command::Run { config } => match load(config) {
+            Some(config) => {
+                start_logging(&config.telemetry);
+                exit_code(on_runtime(run(config)))
+            }
+            None => exit_code(false),
+        },
+        Command::Demo(options) => exit_code(on_runtime(tailwater::demo::run(options))),
+    }
+}
+
+fn exit_code(is_fine: bool) -> ExitCode {
+    if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The configuration, or `None` once every problem with it is on standard error.
+fn load(file: Option<PathBuf>) -> Option<Config> {
+    let Some(file) = file else { return Some(config::embedded()) };
+    let loaded = config::load(&file);
+    eprint!("{}", loaded.diagnostics);
+    loaded.config
+}
+
+fn start_logging(telemetry: &Telemetry) {
+    let logging = tracing_subscriber::fmt().with_max_level(telemetry.log_level);
+    let logging = logging.with_writer(std::io::stderr);
+    if telemetry.log_json {
+        logging.json().init();
+    } else {
+        logging.init();
+    }
+}
+
+fn on_runtime(work: impl Future<Output = bool>) -> bool {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => {
+            let is_fine = runtime.block_on(work);
+            // Whatever still runs was cut on purpose, by a deadline or a second signal.
+            runtime.shutdown_background();
+            is_fine
+        }
+        Err(problem) => {
+            eprintln!("error: cannot start the runtime: {problem}");
+            false
+        }
+    }
+}
+
+/// Runs until a signal, then shuts down. Whether everything was delivered.
+async fn run(config: Config) -> bool {
+    let signals = signal(SignalKind::terminate())
+        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+    let (mut terminate, mut interrupt) = match signals {
+        Ok(signals) => signals,
+        Err(problem) => {
+            error!(%problem, "cannot listen for signals");
+            return false;
+        }
+    };
+    let service = match Service::start(&config).await {
+        Ok(service) => service,
+        Err(problem) => {
+            error!("{problem}");
+            return false;
+        }
+    };
+    stop_signal(&mut terminate, &mut interrupt).await;
+    info!("shutting down");
+    tokio::select! {
+        // A second signal comes first: whoever sends it does not want to wait any longer.
+        biased;
+        () = stop_signal(&mut terminate, &mut interrupt) => {
+            warn!("stopped at once by a second signal");
+            false
+        }
+        undelivered = service.shutdown() => undelivered == 0,
+    }
+}
+
+async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        // The order means nothing: both do the same.
+        biased;
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,538 @@
+//! Every metric: its name, labels and meaning, and the handles that stages count with.
+//!
+//! One recorder a service, not the process's global one, so that services that share a test binary keep
+//! their ledgers apart. All series exist at 0 from the start, and no label takes a value that traffic can
+//! choose. Stages add up locally and count once a request or a chunk of decisions.
+//!
+//! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its own
+//! would queue every sample until the next scrape, and render summaries unless told otherwise.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use metrics::{
+    Counter, Gauge, counter, describe_counter, describe_gauge, gauge, with_local_recorder,
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use crate::{
+    decisions::DecisionRecord,
+    grpc::{code_name, codes},
+    otlp::encode::Faults,
+    policy::PolicyId,
+    sampler::{Buffered, Decided, Late},
+    trace::Trigger,
+};
+
+const SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const TRACE_SECONDS: [f64; 17] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+    300.0,
+];
+const TRACE_SPANS: [f64; 16] = [
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0,
+    16384.0, 32768.0,
+];
+
+/// How spans came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// OTLP/gRPC.
+    Grpc = 0,
+    /// OTLP/HTTP.
+    Http = 1,
+}
+
+const TRANSPORTS: [&str; 2] = ["grpc", "http"];
+
+/// HTTP answers that are counted; any other is counted as 500.
+const HTTP_CODES: [u16; 9] = [200, 400, 401, 404, 405, 413, 415, 500, 503];
+
+/// Why a whole request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedBecause {
+    /// The memory limit.
+    Memory = 0,
+    /// The sending queue is nearly full.
+    QueueFull = 1,
+    /// The service is shutting down.
+    Draining = 2,
+    /// Larger than a message may be.
+    TooLarge = 3,
+    /// Undecodable.
+    Malformed = 4,
+    /// Missing or wrong credentials.
+    Unauthenticated = 5,
+}
+
+const REFUSED: [&str; 6] =
+    ["memory", "queue_full", "draining", "too_large", "malformed", "unauthenticated"];
+
+/// Why kept spans did not reach the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailedBecause {
+    /// The sending queue was full, with `overflow = "drop"`.
+    QueueFull = 0,
+    /// The backend refused them for good.
+    Rejected = 1,
+    /// The backend took the request but not these.
+    PartialSuccess = 2,
+    /// They cannot be made valid.
+    Malformed = 3,
+    /// The backend calls the request too large.
+    TooLarge = 4,
+    /// `max_elapsed_time` ran out.
+    RetryExpired = 5,
+    /// The service stopped first.
+    Shutdown = 6,
+}
+
+const FAILED: [&str; 7] = [
+    "queue_full",
+    "rejected",
+    "partial_success",
+    "malformed",
+    "too_large",
+    "retry_expired",
+    "shutdown",
+];
+
+/// Why spans were dropped, in the order of the handles.
+const DROPPED: [&str; 3] = ["decision", "late", "trace_bytes"];
+
+/// Values that are read when scraped.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Readings {
+    /// What the window holds.
+    pub buffered: Buffered,
+    /// Bytes held, and the limit.
+    pub memory: (usize, usize),
+    /// Spans waiting to be exported or being retried.
+    pub queue_spans: u64,
+    /// Their bytes, and the most there may be.
+    pub queue_bytes: (usize, usize),
+}
+
+/// The handles.
+pub struct Metrics {
+    handle: PrometheusHandle,
+    accepted: [Counter; 2],
+    refused_spans: [Counter; 2],
+    refused_requests: [[Counter; 6]; 2],
+    grpc_requests: Vec<Counter>,
+    http_requests: Vec<Counter>,
+    policies: Vec<PolicyCounters>,
+    triggers: [Counter; 5],
+    late_spans: [Counter; 2],
+    late_errors: [Counter; 2],
+    sent: Counter,
+    failed: [Counter; 7],
+    undelivered: AtomicU64,
+    retries: Vec<Counter>,
+    faults: [Counter; 4],
+    restarts: Vec<(&'static str, Counter)>,
+    gauges: Gauges,
+    lag: Histogram,
+    duration: Histogram,
+    spans: Histogram,
+    request_duration: Vec<Histogram>,
+}
+
+struct PolicyCounters {
+    traces_kept: Counter,
+    traces_dropped: Counter,
+    spans_kept: Counter,
+    spans_dropped: [Counter; 3],
+    matches: Counter,
+}
+
+struct Gauges {
+    window: [Gauge; 3],
+    memory: [Gauge; 2],
+    queue: [Gauge; 3],
+}
+
+/// Tasks that are supervised, the values of the `task` label.
+const TASKS: [&str; 3] = ["receiver", "decider", "exporter"];
+
+impl Metrics {
+    /// All series of a service with these policies, at 0.
+    pub fn new(policies: &[String]) -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        with_local_recorder(&recorder, || {
+            describe();
+            Metrics::register(handle, policies)
+        })
+    }
+
+    fn register(handle: PrometheusHandle, policies: &[String]) -> Self {
+        let per_transport = |name: &'static str| {
+            TRANSPORTS.map(|transport| counter!(name, "transport" => transport))
+        };
+        let names = policies.iter().map(String::as_str).chain(["none"]);
+        let policies = names.map(PolicyCounters::register).collect();
+        gauge!("tailwater_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        gauge!("tailwater_config_last_reload_successful").set(1.0);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        gauge!("tailwater_config_last_reload_success_timestamp_seconds").set(now.as_secs_f64());
+        let by_decision =
+            |name: &'static str| ["kept", "dropped"].map(|d| counter!(name, "decision" => d));
+        Metrics {
+            handle,
+            accepted: per_transport("tailwater_receiver_accepted_spans_total"),
+            refused_spans: TRANSPORTS.map(|transport| {
+                let name = "tailwater_receiver_refused_spans_total";
+                counter!(name, "transport" => transport, "reason" => "invalid_id")
+            }),
+            refused_requests: TRANSPORTS.map(|transport| {
+                let name = "tailwater_receiver_refused_requests_total";
+                REFUSED.map(|why| counter!(name, "transport" => transport, "reason" => why))
+            }),
+            grpc_requests: codes().map(|code| requests("grpc", code_name(code).into())).collect(),
+            http_requests: HTTP_CODES.map(|code| requests("http", code.to_string())).into(),
+            policies,
+            triggers: Trigger::ALL
+                .map(|t| counter!("tailwater_decisions_total", "trigger" => t.as_str())),
+            late_spans: by_decision("tailwater_late_spans_total"),
+            late_errors: by_decision("tailwater_late_error_spans_total"),
+            sent: counter!("tailwater_exporter_sent_spans_total"),
+            failed: FAILED
+                .map(|why| counter!("tailwater_exporter_failed_spans_total", "reason" => why)),
+            undelivered: AtomicU64::new(0),
+            retries: codes()
+                .map(|c| counter!("tailwater_exporter_retries_total", "code" => code_name(c)))
+                .collect(),
+            faults: [
+                counter!("tailwater_unstamped_spans_total"),
+                counter!("tailwater_inconsistent_threshold_spans_total"),
+                counter!("tailwater_repaired_strings_total"),
+                counter!("tailwater_removed_links_total"),
+            ],
+            restarts: TASKS
+                .map(|task| (task, counter!("tailwater_task_restarts_total", "task" => task)))
+                .into(),
+            gauges: Gauges::register(),
+            lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
+            duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
+            spans: Histogram::new("trace_spans", "", &TRACE_SPANS),
+            request_duration: codes()
+                .map(|c| Histogram::new("exporter_request_duration_seconds", code_name(c), &SECONDS))
+                .collect(),
+        }
+    }
+
+    /// A request that was taken.
+    pub fn accepted(&self, transport: Transport, accepted: u64, rejected: u64) {
+        self.accepted[transport as usize].increment(accepted);
+        if rejected > 0 {
+            self.refused_spans[transport as usize].increment(rejected);
+        }
+    }
+
+    /// A request of which nothing was taken.
+    pub fn refused(&self, transport: Transport, because: RefusedBecause) {
+        self.refused_requests[transport as usize][because as usize].increment(1);
+    }
+
+    /// A request that was answered over gRPC.
+    pub fn answered_grpc(&self, code: tonic::Code) {
+        self.grpc_requests[code as usize].increment(1);
+    }
+
+    /// A request that was answered over HTTP.
+    pub fn answered_http(&self, code: u16) {
+        let place = |wanted| HTTP_CODES.iter().position(|&known| known == wanted);
+        if let Some(index) = place(code).or_else(|| place(500)) {
+            self.http_requests[index].increment(1);
+        }
+    }
+
+    /// What was decided under one lock or while a request was taken in.
+    pub fn decided(&self, decided: &Decided) {
+        if decided.decisions.records.is_empty() && decided.late.is_empty() {
+            return;
+        }
+        let mut tally = vec![PolicyTally::default(); self.policies.len()];
+        let mut triggers = [0; 5];
+        for record in &decided.decisions.records {
+            tally[self.index(record.decision.verdict.policy)].add(record);
+            triggers[record.decision.trigger as usize] += 1;
+        }
+        for late in &decided.late {
+            tally[self.index(late.verdict.policy)].add_late(late);
+            let place = usize::from(!late.verdict.kept);
+            self.late_spans[place].increment(late.spans);
+            self.late_errors[place].increment(late.errors);
+        }
+        for &policy in &decided.decisions.matched {
+            tally[self.index(policy)].matches += 1;
+        }
+        for (counters, tally) in self.policies.iter().zip(&tally) {
+            counters.add(tally);
+        }
+        for (counter, count) in self.triggers.iter().zip(triggers) {
+            counter.increment(count);
+        }
+        let records = &decided.decisions.records;
+        self.lag.observe(records.iter().map(|r| f64::from(r.lag_millis) / 1e3));
+        self.duration.observe(records.iter().map(|r| r.duration_nanos as f64 / 1e9));
+        self.spans.observe(records.iter().map(|r| f64::from(r.spans)));
+    }
+
+    fn index(&self, policy: PolicyId) -> usize {
+        usize::from(policy.0).min(self.policies.len() - 1)
+    }
+
+    /// What happened to kept spans while they were encoded.
+    pub fn encoded(&self, faults: &Faults) {
+        self.failed(FailedBecause::Malformed, faults.malformed_spans);
+        let counts = [
+            faults.unstamped_spans,
+            faults.inconsistent_spans,
+            faults.repaired_strings,
+            faults.removed_links,
+        ];
+        for (counter, count) in self.faults.iter().zip(counts) {
+            counter.increment(count);
+        }
+    }
+
+    /// Spans that the backend has.
+    pub fn sent(&self, spans: u64) {
+        self.sent.increment(spans);
+    }
+
+    /// Kept spans that the backend will never have.
+    pub fn failed(&self, because: FailedBecause, spans: u64) {
+        self.failed[because as usize].increment(spans);
+        if because == FailedBecause::Shutdown {
+            self.undelivered.fetch_add(spans, Relaxed);
+        }
+    }
+
+    /// Spans that were lost because the service stopped.
+    pub fn undelivered(&self) -> u64 {
+        self.undelivered.load(Relaxed)
+    }
+
+    /// One attempt to export.
+    pub fn exported(&self, code: tonic::Code, took: Duration) {
+        self.request_duration[code as usize].observe([took.as_secs_f64()]);
+    }
+
+    /// An attempt that will be made again.
+    pub fn retried(&self, code: tonic::Code) {
+        self.retries[code as usize].increment(1);
+    }
+
+    /// A task that panicked and goes on.
+    pub fn restarted(&self, task: &str) {
+        if let Some((_, counter)) = self.restarts.iter().find(|(name, _)| *name == task) {
+            counter.increment(1);
+        }
+    }
+
+    /// The exposition format, version 0.0.4.
+    pub fn render(&self, readings: &Readings) -> String {
+        self.gauges.set(readings);
+        let mut text = self.handle.render();
+        for histogram in [&self.lag, &self.duration, &self.spans] {
+            histogram.write_help(&mut text);
+            histogram.write(&mut text);
+        }
+        self.request_duration[0].write_help(&mut text);
+        for histogram in &self.request_duration {
+            histogram.write(&mut text);
+        }
+        text
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").field("policies", &self.policies.len()).finish_non_exhaustive()
+    }
+}
+
+fn requests(transport: &'static str, code: String) -> Counter {
+    counter!("tailwater_receiver_requests_total", "transport" => transport, "code" => code)
+}
+
+/// What one policy did to one chunk.
+#[derive(Clone, Default)]
+struct PolicyTally {
+    traces: [u64; 2],
+    spans_kept: u64,
+    spans_dropped: [u64; 2],
+    matches: u64,
+}
+
+impl PolicyTally {
+    fn add(&mut self, record: &DecisionRecord) {
+        let kept = record.decision.verdict.kept;
+        self.traces[usize::from(!kept)] += 1;
+        let spans = if kept { &mut self.spans_kept } else { &mut self.spans_dropped[0] };
+        *spans += u64::from(record.spans);
+    }
+
+    fn add_late(&mut self, late: &Late) {
+        let kept = late.verdict.kept;
+        let spans = if kept { &mut self.spans_kept } else { &mut self.spans_dropped[1] };
+        *spans += late.spans;
+    }
+}
+
+impl PolicyCounters {
+    fn register(policy: &str) -> Self {
+        let policy = policy.to_owned();
+        let by_policy = |name: &'static str| counter!(name, "policy" => policy.clone());
+        PolicyCounters {
+            traces_kept: by_policy("tailwater_traces_kept_total"),
+            traces_dropped: by_policy("tailwater_traces_dropped_total"),
+            spans_kept: by_policy("tailwater_spans_kept_total"),
+            spans_dropped: DROPPED.map(|reason| {
+                let name = "tailwater_spans_dropped_total";
+                counter!(name, "policy" => policy.clone(), "reason" => reason)
+            }),
+            matches: by_policy("tailwater_policy_matches_total"),
+        }
+    }
+
+    fn add(&self, tally: &PolicyTally) {
+        self.traces_kept.increment(tally.traces[0]);
+        self.traces_dropped.increment(tally.traces[1]);
+        self.spans_kept.increment(tally.spans_kept);
+        self.spans_dropped[0].increment(tally.spans_dropped[0]);
+        self.spans_dropped[1].increment(tally.spans_dropped[1]);
+        self.matches.increment(tally.matches);
+    }
+}
+
+impl Gauges {
+    fn register() -> Self {
+        Gauges {
+            window: [
+                gauge!("tailwater_window_traces"),
+                gauge!("tailwater_window_spans"),
+                gauge!("tailwater_window_bytes"),
+            ],
+            memory: [
+                gauge!("tailwater_memory_used_bytes"),
+                gauge!("tailwater_memory_limit_bytes"),
+            ],
+            queue: [
+                gauge!("tailwater_exporter_queue_spans"),
+                gauge!("tailwater_exporter_queue_bytes"),
+                gauge!("tailwater_exporter_queue_capacity_bytes"),
+            ],
+        }
+    }
+
+    fn set(&self, readings: &Readings) {
+        let window = readings.buffered;
+        let values = [window.traces, window.spans, window.bytes];
+        let set = |gauges: &[Gauge], values: &[f64]| {
+            gauges.iter().zip(values).for_each(|(gauge, value)| gauge.set(*value));
+        };
+        set(&self.window, &values.map(|value| value as f64));
+        set(&self.memory, &[readings.memory.0 as f64, readings.memory.1 as f64]);
+        let (bytes, capacity) = readings.queue_bytes;
+        set(&self.queue, &[readings.queue_spans as f64, bytes as f64, capacity as f64]);
+    }
+}
+
+/// A Prometheus histogram: counts by upper bound, and the sum.
+struct Histogram {
+    name: &'static str,
+    code: &'static str,
+    bounds: &'static [f64],
+    state: Mutex<(Vec<u64>, f64)>,
+}
+
+impl Histogram {
+    fn new(name: &'static str, code: &'static str, bounds: &'static [f64]) -> Self {
+        Histogram { name, code, bounds, state: Mutex::new((vec![0; bounds.len() + 1], 0.0)) }
+    }
+
+    /// Adds samples under one lock.
+    fn observe(&self, samples: impl IntoIterator<Item = f64>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for sample in samples {
+            let bucket = self.bounds.partition_point(|bound| *bound < sample);
+            state.0[bucket] += 1;
+            state.1 += sample;
+        }
+    }
+
+    fn write_help(&self, text: &mut String) {
+        let name = self.name;
+        let help = match name {
+            "decision_lag_seconds" => "Time from the moment a trace was due to its decision.",
+            "trace_duration_seconds" => "Latest end minus earliest start of decided traces.",
+            "trace_spans" => "Spans of decided traces.",
+            _ => "Time from sending a request to the backend to its answer, by gRPC code.",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "# HELP tailwater_{name} {help}");
+        let _ = writeln!(text, "# TYPE tailwater_{name} histogram");
+    }
+
+    fn write(&self, text: &mut String) {
+        let (counts, sum) = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (name, code) = (self.name, self.code);
+        let label = if code.is_empty() { String::new() } else { format!("code=\"{code}\"") };
+        let comma = if code.is_empty() { "" } else { "," };
+        let mut total = 0;
+        let bounds = self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        for (count, bound) in counts.iter().zip(bounds) {
+            total += count;
+            let _ =
+                writeln!(text, "tailwater_{name}_bucket{{{label}{comma}le=\"{bound}\"}} {total}");
+        }
+        let braces = if code.is_empty() { String::new() } else { format!("{{{label}}}") };
+        let _ = writeln!(text, "tailwater_{name}_sum{braces} {sum}");
+        let _ = writeln!(text, "tailwater_{name}_count{braces} {total}");
+    }
+}
+
+#[rustfmt::skip]
+fn describe() {
+    describe_counter!("tailwater_receiver_accepted_spans_total", "Spans acknowledged, without those rejected.");
+    describe_counter!("tailwater_receiver_refused_spans_total", "Spans rejected inside an accepted request.");
+    describe_counter!("tailwater_receiver_refused_requests_total", "Requests of which nothing was consumed.");
+    describe_counter!("tailwater_receiver_requests_total", "Requests answered, by gRPC code or HTTP status.");
+    describe_counter!("tailwater_traces_kept_total", "Traces kept, by the policy that is credited.");
+    describe_counter!("tailwater_traces_dropped_total", "Traces dropped, by the policy that is credited.");
+    describe_counter!("tailwater_spans_kept_total", "Spans kept, late ones under the policy of their trace.");
+    describe_counter!("tailwater_spans_dropped_total", "Spans dropped: with their trace, after it, or over its byte cap.");
+    describe_counter!("tailwater_policy_matches_total", "Decided traces that a policy matched, credited or not.");
+    describe_counter!("tailwater_decisions_total", "Decisions, by what made the trace be decided then.");
+    describe_counter!("tailwater_late_spans_total", "Spans that came after their trace's decision, by that decision.");
+    describe_counter!("tailwater_late_error_spans_total", "Late spans with the status ERROR, by the decision they follow.");
+    describe_counter!("tailwater_exporter_sent_spans_total", "Spans that the backend has accepted.");
+    describe_counter!("tailwater_exporter_failed_spans_total", "Kept spans that will never reach the backend, by reason.");
+    describe_counter!("tailwater_exporter_retries_total", "Export attempts that are made again, by the code that made them fail.");
+    describe_counter!("tailwater_unstamped_spans_total", "Kept spans whose tracestate could not be stamped and left as it came.");
+    describe_counter!("tailwater_inconsistent_threshold_spans_total", "Kept spans whose incoming ot=th contradicted the randomness and was erased.");
+    describe_counter!("tailwater_repaired_strings_total", "Strings in kept spans that were not UTF-8 and were repaired.");
+    describe_counter!("tailwater_removed_links_total", "Span links with ids of wrong length, removed from kept spans.");
+    describe_counter!("tailwater_task_restarts_total", "Panics that were contained, by task.");
+    describe_gauge!("tailwater_window_traces", "Undecided traces.");
+    describe_gauge!("tailwater_window_spans", "Spans of undecided traces.");
+    describe_gauge!("tailwater_window_bytes", "Encoded bytes of the spans of undecided traces.");
+    describe_gauge!("tailwater_memory_used_bytes", "Bytes held, of all kinds that count towards the limit.");
+    describe_gauge!("tailwater_memory_limit_bytes", "The memory limit.");
+    describe_gauge!("tailwater_exporter_queue_spans", "Kept spans that wait to be exported, those being retried included.");
+    describe_gauge!("tailwater_exporter_queue_bytes", "Their encoded bytes.");
+    describe_gauge!("tailwater_exporter_queue_capacity_bytes", "The most bytes the sending queue takes.");
+    describe_gauge!("tailwater_config_last_reload_successful", "Whether the last load of the policies succeeded.");
+    describe_gauge!("tailwater_config_last_reload_success_timestamp_seconds", "When the policies were last loaded.");
+    describe_gauge!("tailwater_build_info", "1, with the version of this binary.");
+}

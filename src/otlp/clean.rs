@@ -1,0 +1,323 @@
+//! What a kept span must be before a backend sees it: decodable to the last field, valid UTF-8 in every
+//! string, values nested at most [`NESTING_MAX`] levels, links with ids of the right length.
+//!
+//! Checked once, when a span leaves, so that the nine tenths which are dropped never pay. Strings are
+//! repaired with U+FFFD and bad links removed, both counted; whatever cannot be repaired makes the span
+//! unfit. Without this one bad span poisons a batch: Tempo and the Collector refuse the whole request.
+//!
+//! The messages are data ([`Schema`]); unknown fields pass untouched. Recursion is bounded by the schema
+//! and by the nesting limit. Source: opentelemetry-proto 1.x, trace, common and resource.
+
+use std::{borrow::Cow, ops::Range};
+
+use super::wire::{self, Reader, Value};
+
+/// Deepest nesting of values that leaves: an `AnyValue` inside an `AnyValue` is one level.
+pub const NESTING_MAX: usize = 64;
+
+/// It cannot be made valid: undecodable, or nested too deep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("undecodable or nested over {NESTING_MAX} levels")]
+pub struct Unfit;
+
+/// What was repaired.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// Strings that were not UTF-8.
+    pub strings: u64,
+    /// Links removed because an id was not 16 or 8 bytes.
+    pub links: u64,
+}
+
+/// A message that may leave. Holds bytes only where they differ from what arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cleaned {
+    repaired: Option<Box<[u8]>>,
+    /// What was done to it.
+    pub repairs: Repairs,
+}
+
+impl Cleaned {
+    /// The bytes that may leave, given those that arrived.
+    pub fn bytes<'a>(&'a self, arrived: &'a [u8]) -> &'a [u8] {
+        self.repaired.as_deref().unwrap_or(arrived)
+    }
+}
+
+/// Cleans a `Span`; borrowed where nothing had to be repaired.
+///
+/// # Errors
+/// [`Unfit`] where it cannot be made valid.
+pub fn span(arrived: &[u8]) -> Result<(Cow<'_, [u8]>, Repairs), Unfit> {
+    let repairs = check(arrived, 0..arrived.len(), &SPAN, 0)?;
+    if repairs == Repairs::default() {
+        return Ok((Cow::Borrowed(arrived), repairs));
+    }
+    Ok((Cow::Owned(rewrite(arrived, 0..arrived.len(), &SPAN)?), repairs))
+}
+
+/// Cleans the fields of a `ResourceSpans` that are not spans.
+///
+/// # Errors
+/// [`Unfit`] where they cannot be made valid.
+pub fn resource(arrived: &[u8]) -> Result<Cleaned, Unfit> {
+    message(arrived, &RESOURCE_SPANS)
+}
+
+/// Cleans the fields of a `ScopeSpans` that are not spans.
+///
+/// # Errors
+/// [`Unfit`] where they cannot be made valid.
+pub fn scope(arrived: &[u8]) -> Result<Cleaned, Unfit> {
+    message(arrived, &SCOPE_SPANS)
+}
+
+fn message(arrived: &[u8], schema: &Schema) -> Result<Cleaned, Unfit> {
+    let repairs = check(arrived, 0..arrived.len(), schema, 0)?;
+    let repaired = if repairs == Repairs::default() {
+        None
+    } else {
+        Some(rewrite(arrived, 0..arrived.len(), schema)?.into_boxed_slice())
+    };
+    Ok(Cleaned { repaired, repairs })
+}
+
+/// One message type: the type of field n stands at index n - 1.
+struct Schema {
+    fields: &'static [Type],
+    role: Role,
+}
+
+#[derive(PartialEq, Eq)]
+enum Role {
+    Plain,
+    /// Counts towards the nesting limit.
+    AnyValue,
+    /// Removed where its ids have the wrong length.
+    Link,
+}
+
+enum Type {
+    Unknown,
+    Varint,
+    Fixed32,
+    Fixed64,
+    Bytes,
+    Text,
+    Message(&'static Schema),
+}
+
+impl Schema {
+    fn field(&self, number: u32) -> &Type {
+        self.fields.get(number as usize - 1).unwrap_or(&Type::Unknown)
+    }
+}
+
+use Type::{Bytes, Fixed32, Fixed64, Message, Text, Unknown, Varint};
+
+const fn plain(fields: &'static [Type]) -> Schema {
+    Schema { fields, role: Role::Plain }
+}
+
+static RESOURCE_SPANS: Schema = plain(&[Message(&RESOURCE), Unknown, Text]);
+static RESOURCE: Schema = plain(&[Message(&KEY_VALUE), Varint, Message(&ENTITY_REF)]);
+static ENTITY_REF: Schema = plain(&[Text, Text, Text, Text]);
+static SCOPE_SPANS: Schema = plain(&[Message(&SCOPE), Unknown, Text]);
+static SCOPE: Schema = plain(&[Text, Text, Message(&KEY_VALUE), Varint]);
+static SPAN: Schema = plain(&[
+    Bytes,               // trace_id
+    Bytes,               // span_id
+    Text,                // trace_state
+    Bytes,               // parent_span_id
+    Text,                // name
+    Varint,              // kind
+    Fixed64,             // start_time_unix_nano
+    Fixed64,             // end_time_unix_nano
+    Message(&KEY_VALUE), // attributes
+    Varint,
+    Message(&EVENT),
+    Varint,
+    Message(&LINK),
+    Varint,
+    Message(&STATUS),
+    Fixed32, // flags
+]);
+static EVENT: Schema = plain(&[Fixed64, Text, Message(&KEY_VALUE), Varint]);
+static LINK: Schema = Schema {
+    fields: &[Bytes, Bytes, Text, Message(&KEY_VALUE), Varint, Fixed32],
+    role: Role::Link,
+};
+static STATUS: Schema = plain(&[Unknown, Text, Varint]);
+static KEY_VALUE: Schema = plain(&[Text, Message(&ANY_VALUE), Varint]);
+static ANY_VALUE: Schema = Schema {
+    fields: &[
+        Text,
+        Varint,
+        Varint,
+        Fixed64,
+        Message(&ARRAY_VALUE),
+        Message(&KEY_VALUE_LIST),
+        Bytes,
+        Varint,
+    ],
+    role: Role::AnyValue,
+};
+static ARRAY_VALUE: Schema = plain(&[Message(&ANY_VALUE)]);
+static KEY_VALUE_LIST: Schema = plain(&[Message(&KEY_VALUE)]);
+
+/// Finds what must be repaired. `values` counts the `AnyValue`s around this message.
+fn check(
+    buffer: &[u8],
+    range: Range<usize>,
+    schema: &Schema,
+    values: usize,
+) -> Result<Repairs, Unfit> {
+    if schema.role == Role::AnyValue && values > NESTING_MAX {
+        return Err(Unfit);
+    }
+    let values = values + usize::from(schema.role == Role::AnyValue);
+    let mut repairs = Repairs::default();
+    let mut reader = Reader::new(buffer, range.clone());
+    while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
+        match (schema.field(field.number), field.value) {
+            (Type::Unknown, _)
+            | (Type::Varint, Value::Varint(_))
+            | (Type::Fixed32, Value::Fixed32(_))
+            | (Type::Fixed64, Value::Fixed64(_))
+            | (Type::Bytes, Value::Bytes(_)) => {}
+            (Type::Text, Value::Bytes(text)) => {
+                repairs.strings += u64::from(std::str::from_utf8(&buffer[text]).is_err());
+            }
+            (Type::Message(schema), Value::Bytes(range)) => {
+                let inner = check(buffer, range, schema, values)?;
+                repairs.strings += inner.strings;
+                repairs.links += inner.links;
+            }
+            _ => return Err(Unfit),
+        }
+    }
+    if schema.role == Role::Link && !link_is_sound(buffer, range)? {
+        // Its strings go with it, so only the removal counts.
+        return Ok(Repairs { strings: 0, links: 1 });
+    }
+    Ok(repairs)
+}
+
+fn link_is_sound(buffer: &[u8], range: Range<usize>) -> Result<bool, Unfit> {
+    let (mut trace_id, mut span_id) = (0..0, 0..0);
+    let mut reader = Reader::new(buffer, range);
+    while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
+        match (field.number, field.value) {
+            (1, Value::Bytes(range)) => trace_id = range,
+            (2, Value::Bytes(range)) => span_id = range,
+            _ => {}
+        }
+    }
+    Ok(trace_id.len() == 16 && span_id.len() == 8)
+}
+
+/// Writes a checked message again with its repairs.
+fn rewrite(buffer: &[u8], range: Range<usize>, schema: &Schema) -> Result<Vec<u8>, Unfit> {
+    let mut out = Vec::with_capacity(range.len() + 16);
+    let mut reader = Reader::new(buffer, range);
+    while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
+        match (schema.field(field.number), field.value) {
+            (Type::Text, Value::Bytes(text)) => {
+                let text = String::from_utf8_lossy(&buffer[text]);
+                put_field(&mut out, field.number, text.as_bytes());
+            }
+            (Type::Message(inner), Value::Bytes(range)) => {
+                if inner.role == Role::Link && !link_is_sound(buffer, range.clone())? {
+                    continue;
+                }
+                put_field(&mut out, field.number, &rewrite(buffer, range, inner)?);
+            }
+            _ => out.extend_from_slice(&buffer[field.start..reader.position()]),
+        }
+    }
+    Ok(out)
+}
+
+fn put_field(out: &mut Vec<u8>, number: u32, payload: &[u8]) {
+    wire::put_length_delimited(out, number, payload.len());
+    out.extend_from_slice(payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::{
+        common::v1::{AnyValue, ArrayValue, KeyValue, any_value},
+        trace::v1::{Span, span::Link},
+    };
+    use prost::Message as _;
+
+    use super::*;
+
+    fn nested(levels: usize) -> Span {
+        let mut value = AnyValue { value: Some(any_value::Value::IntValue(7)) };
+        for _ in 0..levels {
+            let array = ArrayValue { values: vec![value] };
+            value = AnyValue { value: Some(any_value::Value::ArrayValue(array)) };
+        }
+        let attribute = KeyValue { key: "k".into(), value: Some(value), ..Default::default() };
+        Span { attributes: vec![attribute], ..Default::default() }
+    }
+
+    #[test]
+    fn a_sound_span_is_borrowed() {
+        let link = Link { trace_id: vec![1; 16], span_id: vec![2; 8], ..Default::default() };
+        let bytes = Span { name: "päge".into(), links: vec![link], ..nested(3) }.encode_to_vec();
+        let (clean, repairs) = span(&bytes).expect("fit");
+        assert!(matches!(clean, Cow::Borrowed(_)));
+        assert_eq!(repairs, Repairs::default());
+    }
+
+    #[test]
+    fn nesting_ends_at_64_levels() {
+        assert!(span(&nested(NESTING_MAX).encode_to_vec()).is_ok());
+        assert_eq!(span(&nested(NESTING_MAX + 1).encode_to_vec()), Err(Unfit));
+    }
+
+    #[test]
+    fn a_million_levels_do_not_overflow_the_stack() {
+        let mut value = vec![0x18, 7];
+        for _ in 0..20_000 {
+            let mut array = Vec::new();
+            put_field(&mut array, 1, &value);
+            value.clear();
+            put_field(&mut value, 5, &array);
+        }
+        let mut pair = Vec::new();
+        put_field(&mut pair, 2, &value);
+        let mut bytes = Vec::new();
+        put_field(&mut bytes, 9, &pair);
+        let small_stack = std::thread::Builder::new().stack_size(256 << 10);
+        let result = small_stack.spawn(move || span(&bytes).map(|_| ())).expect("thread").join();
+        assert_eq!(result.expect("no overflow"), Err(Unfit));
+    }
+
+    #[test]
+    fn strings_are_repaired_and_bad_links_removed() {
+        let good = Link { trace_id: vec![1; 16], span_id: vec![2; 8], ..Default::default() };
+        let bad = Link { trace_id: vec![1; 15], ..good.clone() };
+        let whole = Span { links: vec![good.clone(), bad], ..nested(1) };
+        let mut bytes = whole.encode_to_vec();
+        put_field(&mut bytes, 5, b"caf\xe9");
+        put_field(&mut bytes, 99, b"unknown \xff stays");
+        let (clean, repairs) = span(&bytes).expect("fit");
+        assert_eq!(repairs, Repairs { strings: 1, links: 1 });
+        let decoded = Span::decode(&clean[..]).expect("valid");
+        assert_eq!(decoded.name, "caf\u{fffd}");
+        assert_eq!(decoded.links, vec![good]);
+        assert_eq!(decoded.attributes, whole.attributes);
+        assert!(clean.windows(15).any(|window| window == b"unknown \xff stays"));
+    }
+
+    #[test]
+    fn a_known_field_of_another_wire_type_is_unfit() {
+        assert_eq!(span(&[0x28, 1]), Err(Unfit)); // name as a varint
+        assert_eq!(span(&[0x4a, 2, 0x12, 5]), Err(Unfit)); // an attribute value cut short
+        assert_eq!(resource(&[0x0a, 1]), Err(Unfit));
+        assert!(scope(&[0x0a, 3, 0x0a, 1, 0xff]).expect("fit").repairs.strings == 1);
+    }
+}

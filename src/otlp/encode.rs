@@ -1,0 +1,316 @@
+//! Kept spans to export requests: cleaned, stamped, grouped by context across traces, copied once.
+//!
+//! Called by the decider with the kept traces of a tick. A span leaves as the bytes that arrived, minus its
+//! `tracestate` field where it is stamped, plus a tail with the new one and the two attributes. The order
+//! of fields carries no meaning in protobuf, so nothing is re-encoded and a span's bytes are copied exactly
+//! once, from the segment (or the late request) to the request that leaves.
+//!
+//! Grouping over the whole tick gives 714 bytes a span where one resource per span gives 1287 (measured on
+//! 684-byte spans with ten resources). A request never exceeds the limit it is given, unless one span
+//! alone does. Backends that take 4 MiB are the most repeated way in which users lose traces.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    Context, clean,
+    tracestate::{self, Stamp},
+    wire::{self, Reader, Value, length_delimited_len},
+};
+
+/// A span on its way out: its bytes as they arrived, and its context.
+#[derive(Clone, Debug)]
+pub struct KeptSpan {
+    /// The `Span` message.
+    pub bytes: Bytes,
+    /// Its resource and scope.
+    pub context: Arc<Context>,
+}
+
+/// What the spans of one kept trace are stamped with.
+#[derive(Clone, Copy, Debug)]
+pub struct TraceStamp<'a> {
+    /// For `tracestate`; `None` leaves it as it came.
+    pub tracestate: Option<Stamp>,
+    /// `tailwater.policy` and `tailwater.trigger` for one span of these; `None` adds no attributes.
+    pub policy_and_trigger: Option<(&'a str, &'a str)>,
+}
+
+/// An encoded `ExportTraceServiceRequest`.
+#[derive(Clone, Debug)]
+pub struct EncodedRequest {
+    /// The message.
+    pub body: Bytes,
+    /// Spans in it.
+    pub spans: u64,
+}
+
+/// What was lost or could not be done on the way out, to be counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Spans that cannot be made valid and are not in any request.
+    pub malformed_spans: u64,
+    /// Spans whose `tracestate` left as it came.
+    pub unstamped_spans: u64,
+    /// Spans whose incoming `th` contradicted the randomness and was erased.
+    pub inconsistent_spans: u64,
+    /// Strings repaired.
+    pub repaired_strings: u64,
+    /// Links removed.
+    pub removed_links: u64,
+}
+
+/// A span ready to be copied: `bytes` without `cut`, then `tail` of [`Batch::tails`].
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Bytes,
+    cut: Range<usize>,
+    tail: Range<usize>,
+    context: Arc<Context>,
+}
+
+impl Outgoing {
+    fn body_len(&self) -> usize {
+        self.bytes.len() - self.cut.len() + self.tail.len()
+    }
+}
+
+/// Kept spans that wait to be encoded together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    spans: Vec<Outgoing>,
+    tails: Vec<u8>,
+    body_bytes: usize,
+    faults: Faults,
+    stamped: String,
+}
+
+impl Batch {
+    /// Bytes of the span messages waiting, without framing and contexts.
+    pub fn body_bytes(&self) -> usize {
+        self.body_bytes
+    }
+
+    /// What was lost since the last call.
+    pub fn take_faults(&mut self) -> Faults {
+        std::mem::take(&mut self.faults)
+    }
+
+    /// Cleans and stamps the spans of one trace, given in the order they arrived.
+    pub fn push_trace(&mut self, spans: impl Iterator<Item = KeptSpan>, stamp: &TraceStamp<'_>) {
+        let first = self.spans.len();
+        let mut root = None;
+        for span in spans {
+            let Some(is_root) = self.push_clean(span) else { continue };
+            if is_root && root.is_none() {
+                root = Some(self.spans.len() - 1);
+            }
+        }
+        let bearer = root.unwrap_or(first);
+        for index in first..self.spans.len() {
+            let policy = stamp.policy_and_trigger.filter(|_| index == bearer);
+            self.stamp(index, stamp.tracestate, policy);
+            self.body_bytes += self.spans[index].body_len();
+        }
+    }
+
+    /// Appends a span whose `cut` is its `tracestate` field. Returns whether it is a root, `None` where
+    /// it cannot leave.
+    fn push_clean(&mut self, span: KeptSpan) -> Option<bool> {
+        let cleaned = clean::span(&span.bytes);
+        let (Ok((bytes, repairs)), Ok(_)) = (cleaned, span.context.cleaned()) else {
+            self.faults.malformed_spans += 1;
+            return None;
+        };
+        self.faults.repaired_strings += repairs.strings;
+        self.faults.removed_links += repairs.links;
+        let bytes = match bytes {
+            std::borrow::Cow::Borrowed(_) => span.bytes,
+            std::borrow::Cow::Owned(repaired) => repaired.into(),
+        };
+        let located = locate(&bytes);
+        self.spans.push(Outgoing { bytes, cut: located.trace_state, tail: 0..0, context: span.context });
+        Some(located.is_root)
+    }
+
+    fn stamp(&mut self, index: usize, stamp: Option<Stamp>, policy: Option<(&str, &str)>) {
+        let start = self.tails.len();
+        let span = &mut self.spans[index];
+        let arrived = trace_state_text(&span.bytes, &span.cut);
+        match stamp.map(|stamp| tracestate::stamp(arrived, &stamp, &mut self.stamped)) {
+            Some(Ok(inconsistent)) => {
+                self.faults.inconsistent_spans += u64::from(inconsistent);
+                wire::put_length_delimited(&mut self.tails, 3, self.stamped.len());
+                self.tails.extend_from_slice(self.stamped.as_bytes());
+            }
+            Some(Err(_)) => {
+                self.faults.unstamped_spans += 1;
+                span.cut = 0..0;
+            }
+            None => span.cut = 0..0,
+        }
+        if let Some((policy, trigger)) = policy {
+            put_string_attribute(&mut self.tails, "tailwater.policy", policy);
+            put_string_attribute(&mut self.tails, "tailwater.trigger", trigger);
+        }
+        span.tail = start..self.tails.len();
+    }
+
+    /// Encodes everything that waits into requests of at most `max_request_bytes` and is empty again.
+    pub fn encode(&mut self, max_request_bytes: usize, out: &mut Vec<EncodedRequest>) {
+        // Stable, so spans of one context stay in the order of their arrival.
+        self.spans.sort_by_key(|span| Arc::as_ptr(&span.context).addr());
+        let mut rest = &self.spans[..];
+        while !rest.is_empty() {
+            let plan = RequestPlan::of(rest, max_request_bytes);
+            let (now, later) = rest.split_at(plan.spans);
+            let body = plan.write(now, &self.tails);
+            self.faults.repaired_strings += plan.groups.iter().map(|g| g.repaired_strings).sum::<u64>();
+            out.push(EncodedRequest { body: body.into(), spans: now.len() as u64 });
+            rest = later;
+        }
+        self.spans.clear();
+        self.tails.clear();
+        self.body_bytes = 0;
+    }
+}
+
+/// How much of the waiting spans fits into one request, and the lengths that its framing needs.
+struct RequestPlan {
+    groups: Vec<Group>,
+    spans: usize,
+    bytes: usize,
+}
+
+/// Consecutive spans of one context in one request.
+struct Group {
+    spans: usize,
+    spans_len: usize,
+    resource_len: usize,
+    scope_len: usize,
+    repaired_strings: u64,
+}
+
+impl Group {
+    fn scope_spans_len(&self) -> usize {
+        self.scope_len + self.spans_len
+    }
+
+    fn resource_spans_len(&self) -> usize {
+        self.resource_len + length_delimited_len(2, self.scope_spans_len())
+    }
+
+    fn total_len(&self) -> usize {
+        length_delimited_len(1, self.resource_spans_len())
+    }
+}
+
+impl RequestPlan {
+    fn of(spans: &[Outgoing], max_request_bytes: usize) -> Self {
+        let mut plan = RequestPlan { groups: Vec::new(), spans: 0, bytes: 0 };
+        for same_context in spans.chunk_by(|a, b| Arc::ptr_eq(&a.context, &b.context)) {
+            let room = max_request_bytes.saturating_sub(plan.bytes);
+            let group = plan.group(same_context, room);
+            plan.spans += group.spans;
+            plan.bytes += if group.spans > 0 { group.total_len() } else { 0 };
+            let is_full = group.spans < same_context.len();
+            if group.spans > 0 {
+                plan.groups.push(group);
+            }
+            if is_full {
+                break;
+            }
+        }
+        plan
+    }
+
+    /// As many of `spans`, all of one context, as fit into `room`; the first of a request always does.
+    fn group(&self, spans: &[Outgoing], room: usize) -> Group {
+        let context = &spans[0].context;
+        let [resource, scope] =
+            context.cleaned().expect("only spans of a clean context are pushed");
+        let mut group = Group {
+            spans: 0,
+            spans_len: 0,
+            resource_len: resource.bytes(context.resource()).len(),
+            scope_len: scope.bytes(context.scope()).len(),
+            repaired_strings: resource.repairs.strings + scope.repairs.strings,
+        };
+        for span in spans {
+            let added = length_delimited_len(2, span.body_len());
+            group.spans_len += added;
+            if group.total_len() > room && self.spans + group.spans > 0 {
+                group.spans_len -= added;
+                break;
+            }
+            group.spans += 1;
+        }
+        group
+    }
+
+    fn write(&self, spans: &[Outgoing], tails: &[u8]) -> Vec<u8> {
+        let mut body = Vec::with_capacity(self.bytes);
+        let mut rest = spans;
+        for group in &self.groups {
+            let (now, later) = rest.split_at(group.spans);
+            rest = later;
+            let context = &now[0].context;
+            let [resource, scope] =
+                context.cleaned().expect("only spans of a clean context are pushed");
+            wire::put_length_delimited(&mut body, 1, group.resource_spans_len());
+            body.extend_from_slice(resource.bytes(context.resource()));
+            wire::put_length_delimited(&mut body, 2, group.scope_spans_len());
+            body.extend_from_slice(scope.bytes(context.scope()));
+            for span in now {
+                wire::put_length_delimited(&mut body, 2, span.body_len());
+                body.extend_from_slice(&span.bytes[..span.cut.start]);
+                body.extend_from_slice(&span.bytes[span.cut.end..]);
+                body.extend_from_slice(&tails[span.tail.clone()]);
+            }
+        }
+        debug_assert_eq!(body.len(), self.bytes, "the plan's lengths are those written");
+        body
+    }
+}
+
+/// Where the parts of a span are that a stamp needs.
+struct Located {
+    /// The last `trace_state` field, tag included: the one that counts. Empty where there is none.
+    trace_state: Range<usize>,
+    is_root: bool,
+}
+
+/// Looks through the top level of a span that [`clean::span`] has passed.
+fn locate(span: &[u8]) -> Located {
+    let mut located = Located { trace_state: 0..0, is_root: true };
+    let mut reader = Reader::over(span);
+    while let Ok(Some(field)) = reader.next_field() {
+        match (field.number, field.value) {
+            (3, _) => located.trace_state = field.start..reader.position(),
+            (4, Value::Bytes(parent)) => located.is_root = span[parent].iter().all(|&b| b == 0),
+            _ => {}
+        }
+    }
+    located
+}
+
+/// The text within a `trace_state` field given with its tag.
+fn trace_state_text<'a>(span: &'a [u8], field: &Range<usize>) -> &'a [u8] {
+    match Reader::new(span, field.clone()).next_field() {
+        Ok(Some(field)) => field.value.bytes().map(|text| &span[text]).unwrap_or_default(),
+        _ => &[],
+    }
+}
+
+/// Appends a span attribute: field 9, a KeyValue with a string value.
+fn put_string_attribute(out: &mut Vec<u8>, key: &str, value: &str) {
+    let any_value_len = length_delimited_len(1, value.len());
+    let pair_len = length_delimited_len(1, key.len()) + length_delimited_len(2, any_value_len);
+    wire::put_length_delimited(out, 9, pair_len);
+    wire::put_length_delimited(out, 1, key.len());
+    out.extend_from_slice(key.as_bytes());
+    wire::put_length_delimited(out, 2, any_value_len);
+    wire::put_length_delimited(out, 1, value.len());
+    out.extend_from_slice(value.as_bytes());
+}

@@ -1,0 +1,212 @@
+//! The `ot` member of `tracestate`: reading `rv` and `th`, and writing the stamp of a kept span.
+//!
+//! Members of others are never removed, changed or reordered among themselves; `ot` moves to the front, as
+//! W3C asks of whoever changes a member. Where a list cannot be understood it leaves as it came: a wrong
+//! threshold would skew every count that is computed from it, a missing one is only counted.
+//!
+//! Sources: OpenTelemetry specification, "TraceState Handling" (`ot`, at most 256 characters) and "TraceState:
+//! Probability Sampling" (`th`: 1 to 14 hexadecimal digits, `rv`: exactly 14); W3C Trace Context (32 members).
+
+use std::fmt::Write as _;
+
+use crate::trace::{Randomness, Threshold};
+
+const OT_CHARS_MAX: usize = 256;
+const MEMBERS_MAX: usize = 32;
+
+/// The list or its `ot` member is not what the specifications allow, or would not be after stamping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tracestate cannot be stamped")]
+pub struct Unstampable;
+
+/// What a kept span is stamped with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The threshold that kept the trace.
+    pub threshold: Threshold,
+    /// The randomness it was compared with.
+    pub randomness: Randomness,
+    /// Whether the randomness came from an `rv`, so that spans which lack it get it.
+    pub explicit: bool,
+}
+
+/// The `ot` member, taken apart.
+#[derive(Debug, Default)]
+struct OtMember<'a> {
+    threshold: Option<Threshold>,
+    randomness: Option<Randomness>,
+    /// Sub-members that are neither a `th` nor a valid `rv`.
+    others: Vec<&'a str>,
+}
+
+/// The explicit randomness of a span: its `ot=rv`, if there is exactly one `ot` and its `rv` is valid.
+#[inline]
+pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
+    // Nearly every span has no tracestate, and most that have one have no `rv`.
+    if trace_state.len() < "ot=rv:".len() + 14 {
+        return None;
+    }
+    let text = std::str::from_utf8(trace_state).ok()?;
+    let mut found = members(text).filter_map(ot_value);
+    let value = found.next()?;
+    if found.next().is_some() {
+        return None;
+    }
+    value.split(';').find_map(|pair| parse_randomness(pair.strip_prefix("rv:")?))
+}
+
+/// Writes the stamped list to `out`, which it clears. Returns whether an incoming `th` above the trace's
+/// randomness had to be erased.
+///
+/// # Errors
+/// [`Unstampable`] where the list has to leave as it came.
+pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool, Unstampable> {
+    out.clear();
+    let text = std::str::from_utf8(trace_state).map_err(|_| Unstampable)?;
+    let mut ot = None;
+    let mut count = 1;
+    for member in members(text) {
+        let Some(value) = ot_value(member) else {
+            count += 1;
+            continue;
+        };
+        if ot.replace(parse_ot(value)?).is_some() {
+            return Err(Unstampable);
+        }
+    }
+    let ot = ot.unwrap_or_default();
+    let incoming = ot.threshold.unwrap_or(Threshold::ALWAYS);
+    let inconsistent = !incoming.keeps(stamp.randomness);
+    let threshold =
+        if inconsistent { stamp.threshold } else { stamp.threshold.max(incoming) };
+    let randomness = ot.randomness.or(stamp.explicit.then_some(stamp.randomness));
+    // Writing to a String cannot fail.
+    let _ = write!(out, "ot=th:{threshold}");
+    if let Some(randomness) = randomness {
+        let _ = write!(out, ";rv:{randomness}");
+    }
+    // A bad `rv` is carried along with the others unless a good one takes its place.
+    for other in ot.others.iter().filter(|o| randomness.is_none() || !o.starts_with("rv:")) {
+        let _ = write!(out, ";{other}");
+    }
+    if out.len() - "ot=".len() > OT_CHARS_MAX || count > MEMBERS_MAX {
+        return Err(Unstampable);
+    }
+    for member in members(text).filter(|member| ot_value(member).is_none()) {
+        out.push(',');
+        out.push_str(member);
+    }
+    Ok(inconsistent)
+}
+
+/// The members of a list without the white space and the empty members that W3C allows.
+fn members(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|m| !m.is_empty())
+}
+
+fn ot_value(member: &str) -> Option<&str> {
+    member.strip_prefix("ot=")
+}
+
+fn parse_ot(value: &str) -> Result<OtMember<'_>, Unstampable> {
+    let mut ot = OtMember::default();
+    for pair in value.split(';').filter(|pair| !pair.is_empty()) {
+        if let Some(digits) = pair.strip_prefix("th:") {
+            let threshold = parse_threshold(digits).ok_or(Unstampable)?;
+            if ot.threshold.replace(threshold).is_some() {
+                return Err(Unstampable);
+            }
+            continue;
+        }
+        match pair.strip_prefix("rv:").and_then(parse_randomness) {
+            Some(randomness) if ot.randomness.is_none() => ot.randomness = Some(randomness),
+            _ => ot.others.push(pair),
+        }
+    }
+    Ok(ot)
+}
+
+fn parse_threshold(digits: &str) -> Option<Threshold> {
+    if digits.is_empty() || digits.len() > 14 {
+        return None;
+    }
+    let missing = 4 * (14 - digits.len());
+    Some(Threshold::from_bits(lower_hex(digits)? << missing))
+}
+
+fn parse_randomness(digits: &str) -> Option<Randomness> {
+    if digits.len() != 14 {
+        return None;
+    }
+    lower_hex(digits).map(Randomness)
+}
+
+fn lower_hex(digits: &str) -> Option<u64> {
+    if !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    u64::from_str_radix(digits, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const R: Randomness = Randomness(0xef00_0000_0000_00);
+
+    fn stamped(list: &str, percentage: f64, explicit: bool) -> Result<(String, bool), Unstampable> {
+        let threshold = Threshold::from_percentage(percentage);
+        let mut out = String::new();
+        let by = Stamp { threshold, randomness: R, explicit };
+        stamp(list.as_bytes(), &by, &mut out).map(|inconsistent| (out, inconsistent))
+    }
+
+    #[test]
+    fn a_stamp_goes_to_the_front_and_others_stay() {
+        for (list, percentage, explicit, expected) in [
+            ("", 100.0, false, "ot=th:0"),
+            ("", 10.0, false, "ot=th:e6666666666666"),
+            ("", 10.0, true, "ot=th:e6666666666666;rv:ef000000000000"),
+            ("a=1, b=2 ,,c=3", 50.0, false, "ot=th:8,a=1,b=2,c=3"),
+            ("a=1,ot=th:c;rv:ef000000000000;x:y,b=2", 50.0, true,
+             "ot=th:c;rv:ef000000000000;x:y,a=1,b=2"),
+            ("ot=th:4", 50.0, false, "ot=th:8"),
+            ("ot=rv:bad", 50.0, false, "ot=th:8;rv:bad"),
+            ("ot=rv:bad", 50.0, true, "ot=th:8;rv:ef000000000000"),
+            ("ot=rv:f0000000000000", 50.0, true, "ot=th:8;rv:f0000000000000"),
+        ] {
+            assert_eq!(stamped(list, percentage, explicit), Ok((expected.into(), false)), "{list}");
+        }
+    }
+
+    #[test]
+    fn an_inconsistent_threshold_is_erased() {
+        assert_eq!(stamped("ot=th:f", 50.0, false), Ok(("ot=th:8".into(), true)));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_or_would_not_fit_is_left() {
+        let long = format!("ot=x:{}", "y".repeat(248));
+        let many = (0..32).map(|i| format!("k{i}=v")).collect::<Vec<_>>().join(",");
+        for list in ["ot=th:", "ot=th:G", "ot=th:123456789012345", "ot=th:0;th:0", "ot=th:1,ot=th:1",
+                     &long, &many] {
+            assert_eq!(stamped(list, 10.0, false), Err(Unstampable), "{list}");
+        }
+        assert_eq!(stamp(b"a=\xff", &Stamp { threshold: Threshold::ALWAYS, randomness: R,
+            explicit: false }, &mut String::new()), Err(Unstampable));
+        let fits = (0..31).map(|i| format!("k{i}=v")).collect::<Vec<_>>().join(",");
+        assert!(stamped(&fits, 10.0, false).is_ok());
+    }
+
+    #[test]
+    fn explicit_randomness_is_exactly_fourteen_lower_digits() {
+        let rv = |list: &str| randomness(list.as_bytes());
+        assert_eq!(rv("ot=rv:ef000000000000"), Some(R));
+        assert_eq!(rv("a=b , ot=th:8;rv:ef000000000000;z:1"), Some(R));
+        assert_eq!(rv("ot=th:zzz;rv:ef000000000000"), Some(R));
+        assert_eq!(rv("ot=rv:EF000000000000"), None);
+        assert_eq!(rv("ot=rv:ef0000000000000"), None);
+        assert_eq!(rv("xot=rv:ef000000000000"), None);
+        assert_eq!(rv("ot=rv:ef000000000000,ot=th:0"), None);
+    }
+}

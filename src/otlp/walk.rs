@@ -1,0 +1,352 @@
+//! The walker: one lazy pass over an `ExportTraceServiceRequest`, from bytes to one [`SpanMeta`] a span.
+//!
+//! Called by the receiver's connection tasks for each request, before any lock. It reads framing down to
+//! the span, the ids, the times, the status, `tracestate` where there is one, and, only when a policy
+//! compares attributes, the attributes' keys; it allocates nothing per span, since the caller lends a
+//! [`Walked`] that keeps its capacity. What it does not read it carries along untouched.
+//!
+//! Repeated scalar fields: the last one wins; repeated messages merge; unknown fields and groups are
+//! skipped: the rules of protobuf, and a property test and a fuzz target hold them equal to prost's. An
+//! error means that the whole request is undecodable and nothing of it may be used; a span whose ids are
+//! not of the right length is left out alone and counted.
+//!
+//! Full prost decoding costs 15 to 23 times as much; a recursive check of what no policy reads would
+//! double the cost of this pass, so it is left to [`super::clean`], which sees a tenth of the spans.
+
+use std::sync::Arc;
+
+use super::{
+    context::{Context, Contexts, SPLIT_BYTES},
+    tracestate,
+    wire::{Malformed, Reader, Value},
+};
+use crate::trace::{Randomness, StatusCode, TraceId};
+
+/// What later stages need to know of a span; its bytes stay in the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanMeta {
+    /// The trace it belongs to.
+    pub trace_id: TraceId,
+    /// Start, Unix nanoseconds, 0 where there is none.
+    pub start_unix_nano: u64,
+    /// End, Unix nanoseconds, never before the start; 0 where there is none.
+    pub end_unix_nano: u64,
+    /// Explicit randomness from `tracestate: ot=rv:`.
+    pub explicit_randomness: Option<Randomness>,
+    /// Where the span message starts in the request. Requests are at most 1 GiB.
+    pub offset: u32,
+    /// Its encoded length in bytes.
+    pub len: u32,
+    /// Index into [`Walked::contexts`].
+    pub context: u32,
+    /// [`StatusCode::mask`] of its status; 0 for codes that OTLP does not define.
+    pub status_mask: u8,
+    /// Whether it has no parent.
+    pub is_root: bool,
+}
+
+/// The result of one walk. Reused from request to request so that a walk allocates nothing per span.
+#[derive(Debug, Default)]
+pub struct Walked {
+    /// Spans in the order of the request, those with malformed ids left out.
+    pub spans: Vec<SpanMeta>,
+    /// Bits of the attribute conditions that hold for each span or its resource: `words` per span.
+    pub bits: Vec<u64>,
+    /// The contexts that the spans refer to.
+    pub contexts: Vec<Arc<Context>>,
+    /// Spans left out because an id was malformed.
+    pub rejected: u64,
+    /// Scratch for the content of the context being interned.
+    content: Vec<u8>,
+}
+
+impl Walked {
+    /// Forgets a request but keeps the capacity that one of up to 64 Ki spans needs.
+    pub fn clear(&mut self) {
+        self.spans.clear();
+        self.bits.clear();
+        self.contexts.clear();
+        self.rejected = 0;
+        self.content.clear();
+        self.spans.shrink_to(64 << 10);
+        self.bits.shrink_to(64 << 10);
+        self.content.shrink_to(64 << 10);
+    }
+}
+
+/// A key-value pair as it stands in the bytes; its value is read only when asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Attribute<'a> {
+    /// The key's bytes, not checked to be UTF-8.
+    pub key: &'a [u8],
+    pair: &'a [u8],
+}
+
+/// The value of an attribute as far as policies compare it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AttributeValue<'a> {
+    /// Not checked to be UTF-8.
+    String(&'a [u8]),
+    /// A boolean.
+    Bool(bool),
+    /// An integer.
+    Int(i64),
+    /// A double.
+    Double(f64),
+    /// Absent, an array, a map or bytes.
+    Other,
+}
+
+impl<'a> Attribute<'a> {
+    fn read(request: &'a [u8], range: std::ops::Range<usize>) -> Result<Self, Malformed> {
+        let mut key = 0..0;
+        let mut reader = Reader::new(request, range.clone());
+        while let Some(field) = reader.next_field()? {
+            if field.number == 1 {
+                key = field.value.bytes()?;
+            }
+        }
+        Ok(Attribute { key: &request[key], pair: &request[range] })
+    }
+
+    /// The value: of several, the last one set, as protobuf merges a oneof.
+    pub fn value(&self) -> Result<AttributeValue<'a>, Malformed> {
+        let mut last = AttributeValue::Other;
+        let mut reader = Reader::over(self.pair);
+        while let Some(field) = reader.next_field()? {
+            if field.number != 2 {
+                continue;
+            }
+            let mut any = Reader::new(self.pair, field.value.bytes()?);
+            while let Some(field) = any.next_field()? {
+                last = match (field.number, field.value) {
+                    (1, Value::Bytes(range)) => AttributeValue::String(&self.pair[range]),
+                    (2, Value::Varint(number)) => AttributeValue::Bool(number != 0),
+                    (3, Value::Varint(number)) => AttributeValue::Int(number.cast_signed()),
+                    (4, Value::Fixed64(bits)) => AttributeValue::Double(f64::from_bits(bits)),
+                    (5..=7, Value::Bytes(_)) => AttributeValue::Other,
+                    (1..=7, _) => return Err(Malformed("wrong wire type in an attribute value")),
+                    _ => last,
+                };
+            }
+        }
+        Ok(last)
+    }
+}
+
+/// The attribute conditions of the compiled policies, as the walker sees them: how many words of bits a
+/// span has, and a function that sets the bits of the conditions that one attribute meets.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions<F> {
+    /// 64-bit words per span; 0 means that no attribute needs to be read.
+    pub words: usize,
+    /// Sets bits for one attribute of a span or of its resource.
+    pub test: F,
+}
+
+/// Walks one request into `walked`, which must be clear.
+///
+/// # Errors
+/// [`Malformed`] when the bytes are not the message down to the span; `walked` must not be used then.
+pub fn walk<F>(
+    request: &[u8],
+    contexts: &Contexts,
+    conditions: &Conditions<F>,
+    walked: &mut Walked,
+) -> Result<(), Malformed>
+where
+    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
+{
+    if u32::try_from(request.len()).is_err() {
+        return Err(Malformed("request of 4 GiB or more"));
+    }
+    let mut reader = Reader::over(request);
+    while let Some(field) = reader.next_field()? {
+        if field.number == 1 {
+            walk_resource_spans(request, field.value.bytes()?, contexts, conditions, walked)?;
+        }
+    }
+    Ok(())
+}
+
+fn walk_resource_spans<F>(
+    request: &[u8],
+    range: std::ops::Range<usize>,
+    contexts: &Contexts,
+    conditions: &Conditions<F>,
+    walked: &mut Walked,
+) -> Result<(), Malformed>
+where
+    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
+{
+    // The resource may follow its spans, so what belongs to the context is collected first; skipping the
+    // spans costs one length a block.
+    let mut content = std::mem::take(&mut walked.content);
+    content.clear();
+    content.extend_from_slice(&[0; SPLIT_BYTES]);
+    collect_others(request, range.clone(), &mut content)?;
+    let resource_end = content.len();
+    // The request is shorter than 4 GiB, and so is every part of it.
+    let resource_len = (resource_end - SPLIT_BYTES) as u32;
+    content[..SPLIT_BYTES].copy_from_slice(&resource_len.to_le_bytes());
+    let mut reader = Reader::new(request, range);
+    while let Some(field) = reader.next_field()? {
+        if field.number != 2 {
+            continue;
+        }
+        let scope_spans = field.value.bytes()?;
+        content.truncate(resource_end);
+        collect_others(request, scope_spans.clone(), &mut content)?;
+        let context = contexts.intern(&content, |resource| resource_bits(resource, conditions))?;
+        walk_spans(request, scope_spans, &context, conditions, walked)?;
+        walked.contexts.push(context);
+    }
+    walked.content = content;
+    Ok(())
+}
+
+/// Appends the raw bytes of all fields but number 2, which holds the scopes or the spans.
+fn collect_others(
+    request: &[u8],
+    range: std::ops::Range<usize>,
+    content: &mut Vec<u8>,
+) -> Result<(), Malformed> {
+    let mut reader = Reader::new(request, range);
+    while let Some(field) = reader.next_field()? {
+        if field.number != 2 {
+            content.extend_from_slice(&request[field.start..reader.position()]);
+        }
+    }
+    Ok(())
+}
+
+fn resource_bits<F>(resource: &[u8], conditions: &Conditions<F>) -> Result<Box<[u64]>, Malformed>
+where
+    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
+{
+    let mut bits = vec![0u64; conditions.words].into_boxed_slice();
+    if conditions.words == 0 {
+        return Ok(bits);
+    }
+    let mut reader = Reader::over(resource);
+    while let Some(field) = reader.next_field()? {
+        if field.number != 1 {
+            continue;
+        }
+        let mut attributes = Reader::new(resource, field.value.bytes()?);
+        while let Some(field) = attributes.next_field()? {
+            if field.number == 1 {
+                let attribute = Attribute::read(resource, field.value.bytes()?)?;
+                (conditions.test)(attribute, &mut bits)?;
+            }
+        }
+    }
+    Ok(bits)
+}
+
+fn walk_spans<F>(
+    request: &[u8],
+    scope_spans: std::ops::Range<usize>,
+    context: &Context,
+    conditions: &Conditions<F>,
+    walked: &mut Walked,
+) -> Result<(), Malformed>
+where
+    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
+{
+    let index = u32::try_from(walked.contexts.len()).map_err(|_| Malformed("too many scopes"))?;
+    let mut reader = Reader::new(request, scope_spans);
+    while let Some(field) = reader.next_field()? {
+        if field.number != 2 {
+            continue;
+        }
+        let bits_start = walked.bits.len();
+        walked.bits.extend_from_slice(context.bits());
+        let bits = &mut walked.bits[bits_start..];
+        match walk_span(request, field.value.bytes()?, index, conditions, bits)? {
+            Some(span) => walked.spans.push(span),
+            None => {
+                walked.bits.truncate(bits_start);
+                walked.rejected += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads one span; `None` where an id is malformed.
+fn walk_span<F>(
+    request: &[u8],
+    range: std::ops::Range<usize>,
+    context: u32,
+    conditions: &Conditions<F>,
+    bits: &mut [u64],
+) -> Result<Option<SpanMeta>, Malformed>
+where
+    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
+{
+    let (mut trace_id, mut span_id, mut parent, mut trace_state) = (0..0, 0..0, 0..0, 0..0);
+    let (mut start, mut end, mut code) = (0, 0, 0);
+    let mut reader = Reader::new(request, range.clone());
+    while let Some(field) = reader.next_field()? {
+        match field.number {
+            1 => trace_id = field.value.bytes()?,
+            2 => span_id = field.value.bytes()?,
+            3 => trace_state = field.value.bytes()?,
+            4 => parent = field.value.bytes()?,
+            7 => start = field.value.fixed64()?,
+            8 => end = field.value.fixed64()?,
+            9 if conditions.words > 0 => {
+                (conditions.test)(Attribute::read(request, field.value.bytes()?)?, bits)?;
+            }
+            15 => walk_status(request, field.value.bytes()?, &mut code)?,
+            _ => {}
+        }
+    }
+    let Ok(trace_id) = <[u8; 16]>::try_from(&request[trace_id]) else { return Ok(None) };
+    let is_root = match &request[parent] {
+        [] | [0, 0, 0, 0, 0, 0, 0, 0] => true,
+        id if id.len() == 8 => false,
+        _ => return Ok(None),
+    };
+    if trace_id == [0; 16] || span_id.len() != 8 || request[span_id] == [0; 8] {
+        return Ok(None);
+    }
+    let explicit_randomness = tracestate::randomness(&request[trace_state]);
+    let end_unix_nano = if end == 0 { 0 } else { end.max(start) };
+    Ok(Some(SpanMeta {
+        trace_id: TraceId(trace_id),
+        start_unix_nano: start,
+        end_unix_nano,
+        explicit_randomness,
+        offset: range.start as u32,
+        len: range.len() as u32,
+        context,
+        status_mask: status_mask(code),
+        is_root,
+    }))
+}
+
+fn walk_status(
+    request: &[u8],
+    range: std::ops::Range<usize>,
+    code: &mut i32,
+) -> Result<(), Malformed> {
+    let mut reader = Reader::new(request, range);
+    while let Some(field) = reader.next_field()? {
+        if field.number == 3 {
+            // Protobuf enums are 32 bits: longer varints are cut, as every implementation does.
+            *code = field.value.varint()? as i32;
+        }
+    }
+    Ok(())
+}
+
+fn status_mask(code: i32) -> u8 {
+    match code {
+        0 => StatusCode::Unset.mask(),
+        1 => StatusCode::Ok.mask(),
+        2 => StatusCode::Error.mask(),
+        _ => 0,
+    }
+}

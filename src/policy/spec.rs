@@ -1,0 +1,72 @@
+//! Policies as they are written: what `config` reads from TOML and [`super::Plan`] compiles.
+//!
+//! A specification is already valid: percentages lie in 0..=100, lists are not empty, regular
+//! expressions are compiled and nothing probabilistic stands below `not` or `drop`. `config` is the
+//! only place that builds one from user input and it reports whatever would break these rules.
+
+use regex::bytes::RegexSet;
+
+use crate::trace::StatusCode;
+
+/// One `[[policy]]`.
+#[derive(Clone, Debug)]
+pub struct PolicySpec {
+    /// Unique name, `[A-Za-z0-9_.-]{1,64}`, the value of every `policy` label.
+    pub name: String,
+    /// What it matches and with what probability.
+    pub rule: RuleSpec,
+}
+
+/// A condition or a combination, with the probability it proposes where it matches.
+#[derive(Clone, Debug)]
+pub struct RuleSpec {
+    /// What it matches.
+    pub kind: RuleKind,
+    /// Per cent in 0..=100; 100 where the file names none.
+    pub sampling_percentage: f64,
+}
+
+/// The policy types.
+#[derive(Clone, Debug)]
+pub enum RuleKind {
+    /// Matches always. `probabilistic` is this with a percentage.
+    AlwaysSample,
+    /// Any span has one of the codes.
+    StatusCode {
+        /// Not empty.
+        codes: Vec<StatusCode>,
+    },
+    /// Duration of the whole trace in milliseconds: over the threshold, at most the upper one.
+    Latency {
+        /// Exclusive.
+        threshold_ms: u64,
+        /// Inclusive.
+        upper_threshold_ms: Option<u64>,
+    },
+    /// Any span or its resource has the key with a matching string; inverted: none has.
+    StringAttribute {
+        /// Attribute key, compared byte by byte.
+        key: String,
+        /// Values to match.
+        values: StringMatch,
+        /// `invert_match`.
+        invert: bool,
+    },
+    /// All parts match.
+    And(Vec<RuleSpec>),
+    /// Any part matches.
+    Or(Vec<RuleSpec>),
+    /// The part does not match; nothing probabilistic inside.
+    Not(Box<RuleSpec>),
+    /// Vetoes where all parts match; top level only, nothing probabilistic inside.
+    Drop(Vec<RuleSpec>),
+}
+
+/// How a string value is compared.
+#[derive(Clone, Debug)]
+pub enum StringMatch {
+    /// Equal to any of these.
+    Exact(Vec<String>),
+    /// Any of these expressions finds something, unanchored.
+    Regex(RegexSet),
+}

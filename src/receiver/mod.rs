@@ -1,0 +1,169 @@
+//! Receiving: from an accepted connection to spans in the window, and the answer to the sender.
+//!
+//! [`Intake`] is what both doors share: it says whether a request may come in at all (before its body is
+//! read), walks and buffers it, counts, and names the reason of a refusal. [`grpc`] and [`http`] turn that
+//! into answers, [`listen`] owns sockets and connections. Acknowledged means buffered. A refused request
+//! is refused whole: nothing of it was consumed.
+
+mod admission;
+pub mod grpc;
+pub mod http;
+pub mod listen;
+
+use std::{
+    cell::RefCell,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use crate::{
+    budget::Budget,
+    clock::Clock,
+    decider::Outbox,
+    exporter::Queue,
+    config::Overflow,
+    metrics::{Metrics, RefusedBecause, Transport},
+    otlp::wire::Malformed,
+    sampler::{Decided, Ingested, Sampler, Scratch},
+};
+
+/// The fill of the sending queue from which intake is refused, so that late spans and due traces fit.
+const QUEUE_REFUSES_FROM: f64 = 0.75;
+/// Delays that refused senders are asked to wait. The Python SDK gives up at once when told to wait
+/// longer than its own timeout of 10 s.
+const RETRY_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=8.0;
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The memory limit is reached.
+    #[error("the memory limit is reached, try again later")]
+    Memory,
+    /// The sending queue is nearly full and must not lose what is already here.
+    #[error("the backend is behind and the sending queue is nearly full, try again later")]
+    QueueFull,
+    /// The service is shutting down.
+    #[error("the service is shutting down, try another instance")]
+    Draining,
+    /// Larger than a message may be.
+    #[error("the message is larger than the limit of {limit_bytes} bytes")]
+    TooLarge {
+        /// The limit, before and after decompression.
+        limit_bytes: usize,
+    },
+    /// Undecodable.
+    #[error("the request is not a valid ExportTraceServiceRequest: {0}")]
+    Malformed(String),
+    /// A bug: walking or buffering it panicked. The panic is counted.
+    #[error("internal error")]
+    Panicked,
+}
+
+impl From<Malformed> for Refusal {
+    fn from(malformed: Malformed) -> Self {
+        Refusal::Malformed(malformed.to_string())
+    }
+}
+
+impl Refusal {
+    /// How it is counted; a panic is counted as a restarted task instead.
+    pub fn because(&self) -> Option<RefusedBecause> {
+        match self {
+            Refusal::Memory => Some(RefusedBecause::Memory),
+            Refusal::QueueFull => Some(RefusedBecause::QueueFull),
+            Refusal::Draining => Some(RefusedBecause::Draining),
+            Refusal::TooLarge { .. } => Some(RefusedBecause::TooLarge),
+            Refusal::Malformed(_) => Some(RefusedBecause::Malformed),
+            Refusal::Panicked => None,
+        }
+    }
+}
+
+/// What both doors share.
+#[derive(Debug)]
+pub struct Intake {
+    /// Buffers the spans.
+    pub sampler: Arc<Sampler>,
+    /// Takes what is decided on the way in.
+    pub outbox: Arc<Outbox>,
+    /// Says how far the backend is behind.
+    pub queue: Arc<Queue>,
+    /// What a full queue does.
+    pub overflow: Overflow,
+    /// Says whether there is memory.
+    pub budget: Arc<Budget>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Gives `now`.
+    pub clock: Clock,
+    /// Set once the service stops accepting.
+    pub is_draining: AtomicBool,
+}
+
+impl Intake {
+    /// Whether a request may come in, asked before its body is read.
+    ///
+    /// # Errors
+    /// The reason why not; the sender should try again.
+    pub fn admit(&self) -> Result<(), Refusal> {
+        if self.is_draining.load(Relaxed) {
+            return Err(Refusal::Draining);
+        }
+        if self.overflow == Overflow::Block && self.queue.pressure() >= QUEUE_REFUSES_FROM {
+            return Err(Refusal::QueueFull);
+        }
+        if self.budget.used() >= self.budget.limit() {
+            return Err(Refusal::Memory);
+        }
+        Ok(())
+    }
+
+    /// Buffers the spans of one decoded request, whose bytes the caller has charged to the budget.
+    ///
+    /// # Errors
+    /// [`Refusal::Malformed`], or [`Refusal::Panicked`].
+    pub fn take(&self, transport: Transport, request: &[u8]) -> Result<Ingested, Refusal> {
+        thread_local! {
+            // One of each a worker thread: there is no await between here and the acknowledgement.
+            static BUFFERS: RefCell<(Scratch, Decided)> = RefCell::default();
+        }
+        let ingest = || {
+            BUFFERS.with_borrow_mut(|(scratch, decided)| {
+                let now = self.clock.now();
+                let ingested = self.sampler.ingest(now, request, scratch, decided);
+                self.metrics.decided(decided);
+                self.sampler.log().push(&decided.decisions, crate::clock::unix_millis());
+                self.outbox.put(decided);
+                decided.clear();
+                ingested
+            })
+        };
+        // A panic must cost one request, not the connection with everything else on it.
+        let ingested = std::panic::catch_unwind(AssertUnwindSafe(ingest)).map_err(|_| {
+            self.metrics.restarted("receiver");
+            Refusal::Panicked
+        })??;
+        self.metrics.accepted(transport, ingested.accepted, ingested.rejected);
+        Ok(ingested)
+    }
+
+    /// How long a refused sender is asked to wait: 1 to 8 s, rising with what is short, jittered so that
+    /// senders that were refused together do not come back together.
+    pub fn retry_delay(&self, refusal: &Refusal) -> Duration {
+        let pressure = match refusal {
+            Refusal::Memory => (self.budget.pressure() - 0.9) / 0.2,
+            Refusal::QueueFull => {
+                (self.queue.pressure() - QUEUE_REFUSES_FROM) / (1.0 - QUEUE_REFUSES_FROM)
+            }
+            _ => 0.0,
+        };
+        let (least, most) = (*RETRY_SECONDS.start(), *RETRY_SECONDS.end());
+        let middle = least + (most - least) * pressure.clamp(0.0, 1.0);
+        let seconds = middle * (0.75 + 0.5 * fastrand::f64());
+        Duration::from_secs_f64(seconds.clamp(least, most))
+    }
+}

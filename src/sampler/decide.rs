@@ -1,0 +1,221 @@
+//! Deciding: bits and facts in, a decision out, spans of kept traces with it.
+
+use std::ops::ControlFlow;
+
+use super::{Sampler, ShardState};
+use crate::{
+    decisions::{Decision, DecisionRecord, Decisions},
+    otlp::encode::KeptSpan,
+    policy::{Evidence, Verdict},
+    trace::{Randomness, StatusCode, TraceId, Trigger},
+    window::{self, Due, Freed, Millis, Run},
+};
+
+/// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
+const TRACES_PER_LOCK: usize = 256;
+
+/// What was decided under one lock, or while one request was taken in. Buffers are reused: clear it.
+#[derive(Debug, Default)]
+pub struct Decided {
+    /// The decisions, kept and dropped.
+    pub decisions: Decisions,
+    /// The traces, or late parts of traces, whose spans leave.
+    pub kept: Vec<KeptTrace>,
+    /// Their spans, in the same order.
+    pub spans: Vec<KeptSpan>,
+    /// Encoded bytes of those spans.
+    pub kept_bytes: usize,
+    /// Spans that came after their trace's decision.
+    pub late: Vec<Late>,
+    /// To be dropped outside the lock.
+    freed: Freed,
+}
+
+impl Decided {
+    /// Forgets everything, and frees what the window has given up.
+    pub fn clear(&mut self) {
+        self.decisions.records.clear();
+        self.decisions.matched.clear();
+        self.kept.clear();
+        self.spans.clear();
+        self.kept_bytes = 0;
+        self.late.clear();
+        self.freed.clear();
+    }
+}
+
+/// A trace, or the late part of one, on its way out.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptTrace {
+    /// By which policy and at which threshold.
+    pub verdict: Verdict,
+    /// What made it be decided; `None` for late spans, which do not bear the policy's stamp.
+    pub trigger: Option<Trigger>,
+    /// What was compared with the threshold.
+    pub randomness: Randomness,
+    /// Whether the randomness came from an `rv`.
+    pub is_explicit: bool,
+    /// How many of [`Decided::spans`] are its own.
+    pub spans: usize,
+}
+
+/// Late spans of one trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Late {
+    /// The decision they follow.
+    pub verdict: Verdict,
+    /// How many.
+    pub spans: u64,
+    /// How many of them have the status ERROR.
+    pub errors: u64,
+}
+
+/// Which traces to decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Those whose time has come.
+    Due,
+    /// The oldest, whether due or not, for this reason.
+    Oldest(Trigger),
+}
+
+/// How far [`Sampler::decide`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is left to decide.
+    Done,
+    /// The lock was given up with more to decide.
+    More,
+    /// The next trace is kept and larger than the room that was left.
+    NoRoom,
+}
+
+impl Sampler {
+    /// Decides up to 256 traces of one shard at `now`. The spans of kept traces are at most `room` bytes,
+    /// unless the first of them alone is larger.
+    pub fn decide(
+        &self,
+        shard: usize,
+        now: Millis,
+        which: Which,
+        room: usize,
+        out: &mut Decided,
+    ) -> Progress {
+        let mut state = self.lock(shard);
+        state.window.advance(now);
+        let now = state.window.now();
+        let mut progress = Progress::More;
+        for _ in 0..TRACES_PER_LOCK {
+            let due = match which {
+                Which::Due => state.window.next_due(),
+                Which::Oldest(trigger) => {
+                    state.window.oldest().map(|position| Due { position, trigger, at: now })
+                }
+            };
+            let Some(due) = due else {
+                progress = Progress::Done;
+                break;
+            };
+            if self.decide_trace(&mut state, due, room, out).is_break() {
+                progress = Progress::NoRoom;
+                break;
+            }
+        }
+        if which == Which::Due {
+            state.window.compact(&mut out.freed);
+        }
+        state.window.settle();
+        state.remembered.rotate(now);
+        progress
+    }
+
+    /// Decides one trace and takes it out of the window. Breaks, and leaves it there, if it is kept but
+    /// there is no room for it.
+    pub(super) fn decide_trace(
+        &self,
+        state: &mut ShardState,
+        due: Due,
+        room: usize,
+        out: &mut Decided,
+    ) -> ControlFlow<()> {
+        let window = &mut state.window;
+        let (trace_id, facts) = (window.trace_id(due.position), window.facts(due.position));
+        let explicit_randomness = window.explicit_randomness(due.position);
+        let randomness = explicit_randomness.unwrap_or_else(|| trace_id.randomness());
+        let evidence = Evidence {
+            facts: &facts,
+            bits: window.bits(due.position),
+            randomness,
+            forced: due.trigger.is_forced(),
+        };
+        let matched_start = out.decisions.matched.len() as u32;
+        let verdict = self.plan.decide(&evidence, &mut out.decisions.matched);
+        let bytes = facts.bytes as usize;
+        if verdict.kept && out.kept_bytes > 0 && out.kept_bytes + bytes > room {
+            out.decisions.matched.truncate(matched_start as usize);
+            return ControlFlow::Break(());
+        }
+        let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
+        state.remembered.remember(window::hash_of(&self.hasher, trace_id), &decision);
+        out.decisions.records.push(DecisionRecord {
+            trace_id,
+            decision,
+            randomness,
+            spans: facts.spans,
+            bytes: facts.bytes,
+            duration_nanos: facts.duration_nanos(),
+            lag_millis: window.now().since(due.at),
+            matched: matched_start..out.decisions.matched.len() as u32,
+        });
+        if !verdict.kept {
+            window.take(due.position, None, &mut out.freed);
+            return ControlFlow::Continue(());
+        }
+        let first = out.spans.len();
+        window.take(due.position, Some(&mut out.spans), &mut out.freed);
+        out.kept_bytes += bytes;
+        out.kept.push(KeptTrace {
+            verdict,
+            trigger: Some(due.trigger),
+            randomness,
+            is_explicit: explicit_randomness.is_some(),
+            spans: out.spans.len() - first,
+        });
+        ControlFlow::Continue(())
+    }
+
+    /// Spans of a trace that is already decided follow the decision.
+    pub(super) fn follow(
+        &self,
+        trace_id: TraceId,
+        decision: &Decision,
+        run: &Run<'_>,
+        out: &mut Decided,
+    ) {
+        let verdict = decision.verdict;
+        let spans = || run.order.iter().map(|&index| &run.spans[index as usize]);
+        let is_error = |status_mask: u8| status_mask & StatusCode::Error.mask() != 0;
+        out.late.push(Late {
+            verdict,
+            spans: run.order.len() as u64,
+            errors: spans().filter(|span| is_error(span.status_mask)).count() as u64,
+        });
+        if !verdict.kept {
+            return;
+        }
+        for span in spans() {
+            // Copied, so that one late span does not hold on to the request it came in.
+            let bytes = &run.request[span.offset as usize..][..span.len as usize];
+            let context = run.contexts[span.context as usize].clone();
+            out.kept_bytes += bytes.len();
+            out.spans.push(KeptSpan { bytes: bytes::Bytes::copy_from_slice(bytes), context });
+        }
+        out.kept.push(KeptTrace {
+            verdict,
+            trigger: None,
+            randomness: decision.explicit_randomness.unwrap_or_else(|| trace_id.randomness()),
+            is_explicit: decision.explicit_randomness.is_some(),
+            spans: run.order.len(),
+        });
+    }
+}

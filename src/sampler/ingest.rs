@@ -1,0 +1,162 @@
+//! Taking a request in: walk, sort by shard and trace, append under one lock a shard.
+
+use std::ops::Range;
+
+use super::{Decided, Sampler, ShardState};
+use crate::{
+    otlp::{
+        walk::{self, Conditions, SpanMeta, Walked},
+        wire::Malformed,
+    },
+    trace::Trigger,
+    window::{self, ContextSlots, Due, Millis, Run},
+};
+
+/// Buffers of one ingest, kept from request to request.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    walked: Walked,
+    hashes: Vec<u64>,
+    /// Indices of spans, by shard and within a shard by trace.
+    order: Vec<u32>,
+    counts: Vec<u32>,
+    slots: ContextSlots,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ingested {
+    /// Spans buffered, or following their trace's decision.
+    pub accepted: u64,
+    /// Spans left out because an id was malformed.
+    pub rejected: u64,
+}
+
+impl Sampler {
+    /// Takes one `ExportTraceServiceRequest` in. Decisions that it brings about (late spans, traces that
+    /// reach a limit) are added to `out`.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it is undecodable; nothing of it was taken then.
+    pub fn ingest(
+        &self,
+        now: Millis,
+        request: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Decided,
+    ) -> Result<Ingested, Malformed> {
+        scratch.walked.clear();
+        let leaves = self.plan.leaves();
+        let conditions = Conditions {
+            words: leaves.words(),
+            test: |attribute: walk::Attribute<'_>, bits: &mut [u64]| leaves.test(attribute, bits),
+        };
+        walk::walk(request, &self.contexts, &conditions, &mut scratch.walked)?;
+        self.sort(scratch);
+        let Scratch { walked, hashes, order, slots, .. } = scratch;
+        slots.reset(walked.contexts.len());
+        let shard_of = |&index: &u32| self.shard_of(hashes[index as usize]);
+        for of_shard in order.chunk_by(|a, b| shard_of(a) == shard_of(b)) {
+            let mut state = self.lock(shard_of(&of_shard[0]));
+            state.window.advance(now);
+            let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
+            for of_trace in of_shard.chunk_by(|a, b| trace_of(a) == trace_of(b)) {
+                let run = Run {
+                    request,
+                    contexts: &walked.contexts,
+                    spans: &walked.spans,
+                    bits: &walked.bits,
+                    order: of_trace,
+                };
+                self.ingest_run(&mut state, hashes[of_trace[0] as usize], &run, slots, out);
+            }
+            state.window.settle();
+        }
+        let accepted = walked.spans.len() as u64;
+        let rejected = walked.rejected;
+        // The contexts of a request must not live on in an idle connection.
+        walked.clear();
+        Ok(Ingested { accepted, rejected })
+    }
+
+    /// Counting sort by the hash's middle bits, with about as many buckets as spans: shards become
+    /// contiguous, and the spans of a trace as good as always, in their order of arrival.
+    fn sort(&self, scratch: &mut Scratch) {
+        let Scratch { walked, hashes, order, counts, .. } = scratch;
+        let spans = &walked.spans;
+        hashes.clear();
+        hashes.extend(spans.iter().map(|span| window::hash_of(&self.hasher, span.trace_id)));
+        let bucket_bits = spans.len().next_power_of_two().trailing_zeros().clamp(self.shard_bits, 16);
+        let bucket_of =
+            |hash: u64| (u64::from(Self::sort_key(hash)) >> (32 - bucket_bits)) as usize;
+        counts.clear();
+        counts.resize(1 << bucket_bits, 0);
+        for &hash in hashes.iter() {
+            counts[bucket_of(hash)] += 1;
+        }
+        let mut start = 0;
+        for count in counts.iter_mut() {
+            start += std::mem::replace(count, start);
+        }
+        order.clear();
+        order.resize(spans.len(), 0);
+        for (index, &hash) in (0..).zip(hashes.iter()) {
+            let place = &mut counts[bucket_of(hash)];
+            order[*place as usize] = index;
+            *place += 1;
+        }
+    }
+
+    fn ingest_run(
+        &self,
+        state: &mut ShardState,
+        hash: u64,
+        run: &Run<'_>,
+        slots: &mut ContextSlots,
+        out: &mut Decided,
+    ) {
+        let trace_id = run.spans[run.order[0] as usize].trace_id;
+        let mut rest = run.order;
+        while !rest.is_empty() {
+            let position = state.window.find(hash, trace_id);
+            if position.is_none()
+                && let Some(decision) = state.remembered.recall(hash)
+            {
+                let late = Run { order: rest, ..*run };
+                return self.follow(trace_id, &decision, &late, out);
+            }
+            let position = position.unwrap_or_else(|| state.window.insert(hash, trace_id));
+            let spans = state.window.trace_spans(position);
+            let bytes = state.window.trace_bytes(position);
+            let fitting = self.fitting(spans, bytes, run.spans, rest);
+            let (now, later) = rest.split_at(fitting.end);
+            state.window.append(position, &Run { order: now, ..*run }, slots);
+            rest = later;
+            if self.is_full(state, position) {
+                let due =
+                    Due { position, trigger: Trigger::TraceLimit, at: state.window.now() };
+                // The spans of a trace at its limit leave at once: the sender's request has been
+                // admitted, and the room that is kept free in the queue is for exactly this.
+                let _ = self.decide_trace(state, due, usize::MAX, out);
+            }
+        }
+    }
+
+    /// The spans of `rest` up to and including the one that fills the trace.
+    fn fitting(&self, spans: u32, bytes: u32, metas: &[SpanMeta], rest: &[u32]) -> Range<usize> {
+        let (mut spans, mut bytes) = (spans, bytes);
+        for (index, &span) in rest.iter().enumerate() {
+            spans = spans.saturating_add(1);
+            bytes = bytes.saturating_add(metas[span as usize].len);
+            if spans >= self.limits.max_trace_spans || bytes >= self.limits.max_trace_bytes {
+                return 0..index + 1;
+            }
+        }
+        0..rest.len()
+    }
+
+    fn is_full(&self, state: &ShardState, position: window::Position) -> bool {
+        state.window.trace_spans(position) >= self.limits.max_trace_spans
+            || state.window.trace_bytes(position) >= self.limits.max_trace_bytes
+    }
+}

@@ -1,0 +1,188 @@
+//! The sampler: traces grouped by id in sharded windows, decided when due, late spans after their trace.
+//!
+//! [`Sampler::ingest`] runs on connection tasks, [`Sampler::decide`] on the decider. Both are synchronous,
+//! take `now`, and know no network, no clock and no TOML. A shard is a mutex around its window and its
+//! remembered decisions; spans of a request are sorted by shard first, so that each shard is locked once a
+//! request. Under the lock nothing is logged, notified or freed: what was decided and what is free leaves
+//! in a [`Decided`].
+//!
+//! Invariants: a trace is decided exactly once while it is buffered or remembered; every span of it leaves,
+//! or does not, by that decision; `accepted = kept + dropped + buffered`, in spans, after every call.
+//!
+//! 4 shards a core: contention follows (threads - 1) x time in lock / shards, and more did not measure
+//! better. The shard is taken from the middle bits of a keyed hash, since the hash table uses both ends.
+
+mod decide;
+mod ingest;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use self::{
+    decide::{Decided, KeptTrace, Late, Progress, Which},
+    ingest::{Ingested, Scratch},
+};
+use crate::{
+    budget::Budget,
+    decisions::{Decision, DecisionLog, Logged, Remembered},
+    otlp::Contexts,
+    policy::Plan,
+    trace::TraceId,
+    window::{self, Millis, Pool, Shard, Waits},
+};
+
+/// What bounds a trace and its stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// When a trace is due.
+    pub waits: Waits,
+    /// Spans at which a trace is decided with what it has.
+    pub max_trace_spans: u32,
+    /// Encoded bytes at which a trace is decided with what it has.
+    pub max_trace_bytes: u32,
+    /// How long a decision is remembered, in milliseconds.
+    pub decision_ttl_millis: u32,
+    /// Decisions in the log.
+    pub decision_log_traces: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Sampler {
+    shards: Box<[Mutex<ShardState>]>,
+    shard_bits: u32,
+    hasher: foldhash::fast::RandomState,
+    plan: Arc<Plan>,
+    contexts: Contexts,
+    limits: Limits,
+    log: DecisionLog,
+    pool: Arc<Pool>,
+    budget: Arc<Budget>,
+}
+
+#[derive(Debug)]
+struct ShardState {
+    window: Shard,
+    remembered: Remembered,
+}
+
+/// What is buffered now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buffered {
+    /// Undecided traces.
+    pub traces: u64,
+    /// Their spans.
+    pub spans: u64,
+    /// The spans' encoded bytes.
+    pub bytes: u64,
+}
+
+/// What is known about a trace by its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Buffered, not decided yet.
+    Pending,
+    /// Decided, with the details while the log has them.
+    Decided(Decision, Option<Box<Logged>>),
+    /// Never seen, or forgotten.
+    Unknown,
+}
+
+impl Sampler {
+    /// A sampler with at least `shards` shards, rounded up to a power of two.
+    pub fn new(plan: Arc<Plan>, limits: Limits, budget: &Arc<Budget>, shards: usize) -> Self {
+        let hasher = foldhash::fast::RandomState::default();
+        let pool = Pool::new(Arc::clone(budget));
+        let words = plan.leaves().words();
+        let shards: Box<[_]> = (0..shards.next_power_of_two())
+            .map(|_| {
+                Mutex::new(ShardState {
+                    window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
+                    remembered: Remembered::new(limits.decision_ttl_millis, budget),
+                })
+            })
+            .collect();
+        Sampler {
+            shard_bits: shards.len().trailing_zeros(),
+            shards,
+            hasher,
+            plan,
+            contexts: Contexts::new(Arc::clone(budget)),
+            limits,
+            log: DecisionLog::new(limits.decision_log_traces, budget),
+            pool,
+            budget: Arc::clone(budget),
+        }
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// The policies that decide.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The log of the last decisions.
+    pub fn log(&self) -> &DecisionLog {
+        &self.log
+    }
+
+    /// What is buffered now. Locks each shard in turn.
+    pub fn buffered(&self) -> Buffered {
+        let mut sum = Buffered::default();
+        for index in 0..self.shards.len() {
+            let shard = self.lock(index);
+            sum.traces += shard.window.traces() as u64;
+            sum.spans += shard.window.spans();
+            sum.bytes += shard.window.span_bytes();
+        }
+        sum
+    }
+
+    /// Interned contexts in use.
+    pub fn contexts(&self) -> usize {
+        self.contexts.len()
+    }
+
+    /// Bytes of the budget that undecided and remembered traces need, without buffers that lie spare.
+    pub fn memory_used(&self) -> usize {
+        self.budget.used().saturating_sub(self.pool.spare_bytes())
+    }
+
+    /// Gives memory back that has been of no use for a while. Called once a tick.
+    pub fn trim(&self, now: Millis) {
+        self.pool.trim(now);
+    }
+
+    /// What is known about a trace.
+    pub fn look_up(&self, trace_id: TraceId) -> Lookup {
+        let hash = window::hash_of(&self.hasher, trace_id);
+        let shard = self.lock(self.shard_of(hash));
+        if shard.window.find(hash, trace_id).is_some() {
+            return Lookup::Pending;
+        }
+        let remembered = shard.remembered.recall(hash);
+        drop(shard);
+        match remembered {
+            Some(decision) => Lookup::Decided(decision, self.log.find(trace_id).map(Box::new)),
+            None => Lookup::Unknown,
+        }
+    }
+
+    /// The 32 bits of a hash that order spans by shard and, within it, by trace.
+    fn sort_key(hash: u64) -> u32 {
+        (hash >> 24) as u32
+    }
+
+    fn shard_of(&self, hash: u64) -> usize {
+        (u64::from(Self::sort_key(hash)) >> (32 - self.shard_bits)) as usize
+    }
+
+    fn lock(&self, index: usize) -> MutexGuard<'_, ShardState> {
+        // A panic under this lock is a bug that the service counts and survives; the traces of the shard
+        // are still worth deciding.
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

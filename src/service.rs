@@ -1,0 +1,363 @@
+//! The wiring: binds listeners, builds the stages, makes every channel, spawns every task, and takes them
+//! down in the order of the flow.
+//!
+//! ```text
+//! gRPC, HTTP connections --ingest--> Sampler <--decide-- decider --> Queue --> consumers --> backend
+//!          \--late spans, full traces--> Outbox ----------^
+//! admin thread: reads all of them
+//! ```
+//!
+//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`], and three watches (stop
+//! accepting, give up delivering, stop the admin thread). Tasks: one a listener, one a connection (spawned by
+//! its listener), the decider, `num_consumers` consumers, and the admin thread.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle as Thread,
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, timeout_at},
+};
+use tonic_health::{
+    ServingStatus,
+    server::{HealthReporter, HealthService},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::Admin,
+    budget::Budget,
+    clock::Clock,
+    config::Config,
+    decider::{Decider, Outbox, Parts, Settings},
+    exporter::{Client, ClientError, Consumer, Queue},
+    grpc::TRACE_SERVICE,
+    metrics::Metrics,
+    policy::Plan,
+    receiver::{
+        Intake,
+        grpc::GrpcService,
+        http::HttpService,
+        listen::{self, BindError},
+    },
+    sampler::{Limits, Sampler},
+    supervise::contained,
+    window::Waits,
+};
+
+/// The longest tick; shorter waits have ticks of a tenth.
+const TICK_MAX: Duration = Duration::from_millis(100);
+/// Connections one HTTP listener may have.
+const HTTP_CONNECTIONS_MAX: usize = 1024;
+
+/// The service cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port is taken, or an endpoint does not resolve.
+    #[error("cannot listen: {0}")]
+    Bind(#[from] BindError),
+    /// The backend's endpoint or a header is not usable.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No thread for the admin listener.
+    #[error("cannot start the admin thread: {0}")]
+    Admin(#[from] io::Error),
+}
+
+/// A running service.
+#[derive(Debug)]
+pub struct Service {
+    /// Where OTLP/gRPC is served.
+    pub grpc_address: SocketAddr,
+    /// Where OTLP/HTTP is served.
+    pub http_address: SocketAddr,
+    /// Where /metrics is served.
+    pub admin_address: SocketAddr,
+    shutdown_timeout: Duration,
+    intake: Arc<Intake>,
+    metrics: Arc<Metrics>,
+    queue: Arc<Queue>,
+    is_ready: Arc<AtomicBool>,
+    health: HealthReporter,
+    receivers: JoinSet<()>,
+    decider: JoinHandle<Decider>,
+    consumers: JoinSet<()>,
+    admin: Thread<()>,
+    stop_receivers: watch::Sender<bool>,
+    stop_decider: oneshot::Sender<()>,
+    give_up: watch::Sender<bool>,
+    stop_admin: watch::Sender<bool>,
+}
+
+/// The state that stages share.
+struct Shared {
+    budget: Arc<Budget>,
+    metrics: Arc<Metrics>,
+    sampler: Arc<Sampler>,
+    outbox: Arc<Outbox>,
+    queue: Arc<Queue>,
+    clock: Clock,
+}
+
+impl Shared {
+    fn new(config: &Config) -> Self {
+        let plan = Arc::new(Plan::compile(&config.policies));
+        let budget = Budget::new(config.sampling.memory_limit_bytes);
+        let metrics = Arc::new(Metrics::new(plan.names()));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let sampler = Arc::new(Sampler::new(plan, limits(config), &budget, 4 * cores));
+        let queue = Queue::new(config.exporter.queue.queue_bytes_max, &budget);
+        let outbox = Outbox::new(&budget);
+        Shared { budget, metrics, sampler, outbox, queue, clock: Clock::start() }
+    }
+
+    fn intake(&self, config: &Config) -> Arc<Intake> {
+        Arc::new(Intake {
+            sampler: Arc::clone(&self.sampler),
+            outbox: Arc::clone(&self.outbox),
+            queue: Arc::clone(&self.queue),
+            overflow: config.exporter.queue.overflow,
+            budget: Arc::clone(&self.budget),
+            metrics: Arc::clone(&self.metrics),
+            clock: self.clock,
+            is_draining: AtomicBool::new(false),
+        })
+    }
+
+    fn decider(&self, config: &Config) -> Decider {
+        let parts = Parts {
+            sampler: Arc::clone(&self.sampler),
+            outbox: Arc::clone(&self.outbox),
+            queue: Arc::clone(&self.queue),
+            metrics: Arc::clone(&self.metrics),
+            budget: Arc::clone(&self.budget),
+            clock: self.clock,
+        };
+        let settings = Settings {
+            tick: TICK_MAX.min(config.sampling.decision_wait / 10),
+            stamp_tracestate: config.sampling.stamp_tracestate,
+            stamp_policy: config.sampling.stamp_policy,
+            max_request_bytes: config.exporter.max_request_bytes,
+            overflow: config.exporter.queue.overflow,
+        };
+        Decider::new(parts, settings)
+    }
+
+    fn admin(&self, is_ready: &Arc<AtomicBool>) -> Admin {
+        Admin {
+            metrics: Arc::clone(&self.metrics),
+            sampler: Arc::clone(&self.sampler),
+            queue: Arc::clone(&self.queue),
+            budget: Arc::clone(&self.budget),
+            is_ready: Arc::clone(is_ready),
+        }
+    }
+}
+
+/// The listeners, all bound before anything starts.
+struct Listeners {
+    grpc: TcpListener,
+    http: TcpListener,
+    admin: std::net::TcpListener,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let admin = listen::bind("telemetry.endpoint", &config.telemetry.endpoint).await?;
+        Ok(Listeners {
+            grpc: listen::bind("receiver.grpc.endpoint", &config.grpc.endpoint).await?,
+            http: listen::bind("receiver.http.endpoint", &config.http.endpoint).await?,
+            admin: admin.into_std()?,
+        })
+    }
+}
+
+impl Service {
+    /// Binds, starts every stage and is ready when it returns.
+    ///
+    /// # Errors
+    /// [`StartError`] when a port cannot be bound or the exporter's settings cannot be used.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let listeners = Listeners::bind(config).await?;
+        let (grpc_address, http_address) =
+            (listeners.grpc.local_addr()?, listeners.http.local_addr()?);
+        let admin_address = listeners.admin.local_addr()?;
+        let shared = Shared::new(config);
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let (stop_receivers, receivers_stop) = watch::channel(false);
+        let (stop_decider, decider_stops) = oneshot::channel();
+        let (give_up, consumers_give_up) = watch::channel(false);
+        let (stop_admin, admin_stops) = watch::channel(false);
+
+        let consumers = spawn_consumers(config, &shared, consumers_give_up)?;
+        let decider = tokio::spawn(decide(shared.decider(config), decider_stops, shared.metrics.clone()));
+        let admin = shared.admin(&is_ready).spawn(listeners.admin, admin_stops)?;
+        let intake = shared.intake(config);
+        let health = HealthReporter::new();
+        health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;
+        let mut receivers = JoinSet::new();
+        let grpc = GrpcService::new(
+            Arc::clone(&intake),
+            HealthService::from_health_reporter(health.clone()),
+            config.grpc.max_recv_msg_bytes,
+        );
+        let answer = move |request| grpc.clone().answer(request);
+        let limits = grpc_limits(config);
+        receivers.spawn(listen::serve(listeners.grpc, limits, answer, receivers_stop.clone()));
+        let http = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
+        let answer = move |request| http.clone().answer(request);
+        let limits = http_limits(config);
+        receivers.spawn(listen::serve(listeners.http, limits, answer, receivers_stop));
+        is_ready.store(true, Relaxed);
+        let Shared { metrics, queue, budget, .. } = shared;
+        let memory_limit_mib = budget.limit() >> 20;
+        info!(%grpc_address, %http_address, %admin_address, memory_limit_mib, "ready");
+        Ok(Service {
+            grpc_address,
+            http_address,
+            admin_address,
+            shutdown_timeout: config.shutdown_timeout,
+            intake,
+            metrics,
+            queue,
+            is_ready,
+            health,
+            receivers,
+            decider,
+            consumers,
+            admin,
+            stop_receivers,
+            stop_decider,
+            give_up,
+            stop_admin,
+        })
+    }
+
+    /// Stops in the order of the flow: not ready, no new requests, those under way finished, every pending
+    /// trace decided, the queue flushed. Takes at most `shutdown_timeout`, and returns the spans that could
+    /// not be delivered in it.
+    pub async fn shutdown(mut self) -> u64 {
+        let deadline = Instant::now() + self.shutdown_timeout;
+        self.is_ready.store(false, Relaxed);
+        self.health.set_service_status("", ServingStatus::NotServing).await;
+        self.health.set_service_status(TRACE_SERVICE, ServingStatus::NotServing).await;
+        self.intake.is_draining.store(true, Relaxed);
+        self.stop_receivers.send_replace(true);
+        // Half of the time is for senders that are slow, the rest for what they have sent.
+        let half = deadline - self.shutdown_timeout / 2;
+        let receivers = async { while self.receivers.join_next().await.is_some() {} };
+        if timeout_at(half, receivers).await.is_err() {
+            warn!("cutting connections that did not finish in time");
+            self.receivers.abort_all();
+        }
+        // Received by nobody only if the decider has ended, which `await` below tells.
+        let _ = self.stop_decider.send(());
+        if let Ok(mut decider) = self.decider.await {
+            let finish = async {
+                decider.finish().await;
+                self.queue.close();
+                self.queue.drained().await;
+            };
+            if timeout_at(deadline, finish).await.is_err() {
+                self.give_up.send_replace(true);
+                decider.finish().await;
+                self.queue.close();
+            }
+        }
+        while self.consumers.join_next().await.is_some() {}
+        self.stop_admin.send_replace(true);
+        // The admin thread ends with its connections, which are idle or answered at once.
+        let admin = self.admin;
+        let _ = tokio::task::spawn_blocking(move || admin.join()).await;
+        let undelivered = self.metrics.undelivered();
+        if undelivered > 0 {
+            error!(spans = undelivered, "stopped before all kept spans were delivered");
+        }
+        undelivered
+    }
+
+    /// The metrics as the admin listener would show them, for tests and the demo.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let sampling = &config.sampling;
+    let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX / 2);
+    Limits {
+        waits: Waits {
+            decision_wait: millis(sampling.decision_wait),
+            after_root: sampling.decision_wait_after_root_received.map(millis),
+        },
+        max_trace_spans: sampling.max_trace_spans,
+        max_trace_bytes: sampling.max_trace_bytes,
+        decision_ttl_millis: millis(sampling.decision_cache_ttl),
+        decision_log_traces: sampling.decision_log_size,
+    }
+}
+
+fn grpc_limits(config: &Config) -> listen::Limits {
+    listen::Limits {
+        max_connections: config.grpc.max_connections,
+        max_concurrent_streams: config.grpc.max_concurrent_streams,
+        window_bytes: config.sampling.memory_limit_bytes / 8,
+        http2_only: true,
+    }
+}
+
+fn http_limits(config: &Config) -> listen::Limits {
+    let max_connections = HTTP_CONNECTIONS_MAX;
+    listen::Limits { max_connections, http2_only: false, ..grpc_limits(config) }
+}
+
+fn spawn_consumers(
+    config: &Config,
+    shared: &Shared,
+    give_up: watch::Receiver<bool>,
+) -> Result<JoinSet<()>, ClientError> {
+    let consumer = Consumer {
+        client: Client::new(&config.exporter)?,
+        queue: Arc::clone(&shared.queue),
+        retry: config.exporter.retry.clone(),
+        metrics: Arc::clone(&shared.metrics),
+        clock: shared.clock,
+        give_up,
+    };
+    let mut consumers = JoinSet::new();
+    for _ in 0..config.exporter.queue.num_consumers {
+        let consumer = consumer.clone();
+        consumers.spawn(async move {
+            while contained(consumer.clone().run()).await.is_err() {
+                consumer.metrics.restarted("exporter");
+            }
+        });
+    }
+    Ok(consumers)
+}
+
+/// Runs the decider until it is told to stop, and gives it back so that it can finish.
+async fn decide(
+    mut decider: Decider,
+    mut stop: oneshot::Receiver<()>,
+    metrics: Arc<Metrics>,
+) -> Decider {
+    loop {
+        tokio::select! {
+            // Stopping comes first: `finish` decides whatever this tick would have.
+            biased;
+            _ = &mut stop => return decider,
+            _ = contained(decider.run()) => metrics.restarted("decider"),
+        }
+    }
+}

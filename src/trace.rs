@@ -1,0 +1,220 @@
+//! The domain values every stage shares: trace ids, randomness, thresholds and what is known of a trace.
+//!
+//! A *threshold* T and a *randomness* R are 56-bit numbers; a trace is kept if and only if R >= T, so the
+//! probability of keeping it is `1 - T / 2^56`. Because every policy compares the same R, the union of
+//! policies is the minimum of their thresholds and the intersection the maximum, exactly.
+//!
+//! Source: OpenTelemetry specification, "TraceState: Probability Sampling" and "Probability Sampling".
+
+use std::fmt;
+
+/// A W3C trace id, 16 bytes, never all zero once it has passed the walker.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TraceId(pub [u8; 16]);
+
+impl TraceId {
+    /// Parses 32 hexadecimal digits (either case); `None` for anything else.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        u128::from_str_radix(text, 16).ok().map(|id| TraceId(id.to_be_bytes()))
+    }
+
+    /// The randomness that the id itself carries: its low 56 bits.
+    pub fn randomness(self) -> Randomness {
+        let [.., b7, b6, b5, b4, b3, b2, b1, b0] = self.0;
+        let _ = b7;
+        Randomness(u64::from_be_bytes([0, b6, b5, b4, b3, b2, b1, b0]))
+    }
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// 56 bits that decide every probability for one trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Randomness(pub u64);
+
+impl fmt::Display for Randomness {
+    /// 14 lower-case hexadecimal digits, as `ot=rv` carries them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:014x}", self.0)
+    }
+}
+
+/// A rejection threshold: a trace is kept if its randomness is at or above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Threshold(u64);
+
+impl Threshold {
+    /// Keeps everything: 100 %.
+    pub const ALWAYS: Threshold = Threshold(0);
+    /// Keeps nothing. One above every randomness, and therefore not expressible as `ot=th`.
+    pub const NEVER: Threshold = Threshold(1 << 56);
+
+    /// The threshold of a percentage, `2^56 - round(p / 100 * 2^56)`; 0 and less is [`Self::NEVER`].
+    pub fn from_percentage(percentage: f64) -> Self {
+        let scale = (1u64 << 56) as f64;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the product is clamped to 0..=2^56, which an f64 holds exactly"
+        )]
+        let kept = (percentage / 100.0 * scale).round().clamp(0.0, scale) as u64;
+        Threshold(Self::NEVER.0 - kept)
+    }
+
+    /// A threshold from its 56-bit value; larger values are [`Self::NEVER`].
+    pub fn from_bits(bits: u64) -> Self {
+        Threshold(bits.min(Self::NEVER.0))
+    }
+
+    /// The 56-bit value; `2^56` for [`Self::NEVER`].
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether a trace of this randomness is kept.
+    pub fn keeps(self, randomness: Randomness) -> bool {
+        randomness.0 >= self.0
+    }
+
+    /// Whether anything can be kept at all, which is what "the policy matched" means.
+    pub fn matches(self) -> bool {
+        self < Self::NEVER
+    }
+}
+
+impl fmt::Display for Threshold {
+    /// The value of `ot=th`: hexadecimal with trailing zeros trimmed, `0` for 100 %.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = format!("{:014x}", self.0);
+        let trimmed = digits.trim_end_matches('0');
+        f.write_str(if trimmed.is_empty() { "0" } else { trimmed })
+    }
+}
+
+/// A span's `status.code` as OTLP numbers it. Numbers outside 0..=2 count as none of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusCode {
+    /// No status, or code 0.
+    Unset = 0,
+    /// Code 1.
+    Ok = 1,
+    /// Code 2.
+    Error = 2,
+}
+
+impl StatusCode {
+    /// This code's bit in [`Facts::status_mask`].
+    pub fn mask(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// What made a trace be decided when it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// `decision_wait` after the first span ran out.
+    DecisionWait = 0,
+    /// `decision_wait_after_root_received` after the root span ran out.
+    RootReceived = 1,
+    /// Memory was above the soft limit and the trace among the oldest.
+    Memory = 2,
+    /// The trace reached `max_trace_spans` or `max_trace_bytes_mib`.
+    TraceLimit = 3,
+    /// The service is shutting down.
+    Shutdown = 4,
+}
+
+impl Trigger {
+    /// Every trigger, in the order of its number.
+    pub const ALL: [Trigger; 5] = [
+        Trigger::DecisionWait,
+        Trigger::RootReceived,
+        Trigger::Memory,
+        Trigger::TraceLimit,
+        Trigger::Shutdown,
+    ];
+
+    /// The name in metrics, stamps and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Trigger::DecisionWait => "decision_wait",
+            Trigger::RootReceived => "root_received",
+            Trigger::Memory => "memory",
+            Trigger::TraceLimit => "trace_limit",
+            Trigger::Shutdown => "shutdown",
+        }
+    }
+
+    /// Whether the decision came before the trace's own time, so that a condition that can still turn
+    /// must not veto.
+    pub fn is_forced(self) -> bool {
+        matches!(self, Trigger::Memory | Trigger::TraceLimit | Trigger::Shutdown)
+    }
+}
+
+/// What is known of a buffered trace without reading its spans again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Earliest non-zero start, Unix nanoseconds; 0 while there is none.
+    pub start_unix_nano: u64,
+    /// Latest end (never before its own start), Unix nanoseconds; 0 while there is none.
+    pub end_unix_nano: u64,
+    /// Spans so far.
+    pub spans: u32,
+    /// Encoded bytes of those spans.
+    pub bytes: u32,
+    /// One bit per [`StatusCode`] seen.
+    pub status_mask: u8,
+    /// Whether a span without a parent was seen.
+    pub root_seen: bool,
+}
+
+impl Facts {
+    /// Latest end minus earliest start in nanoseconds, 0 where either is unknown.
+    pub fn duration_nanos(&self) -> u64 {
+        if self.start_unix_nano == 0 {
+            return 0;
+        }
+        self.end_unix_nano.saturating_sub(self.start_unix_nano)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_are_written_as_the_specification_does() {
+        let th = |p: f64| Threshold::from_percentage(p).to_string();
+        assert_eq!(th(100.0), "0");
+        assert_eq!(th(10.0), "e6666666666666");
+        assert_eq!(th(50.0), "8");
+        assert_eq!(th(25.0), "c");
+        assert_eq!(th(75.0), "4");
+        assert!(!Threshold::from_percentage(0.0).matches());
+        assert!(!Threshold::NEVER.keeps(Randomness((1 << 56) - 1)));
+        assert!(Threshold::ALWAYS.keeps(Randomness(0)));
+    }
+
+    #[test]
+    fn randomness_is_the_low_56_bits() {
+        let id = TraceId::from_hex("0123456789abcdeffedcba9876543210").expect("hex");
+        assert_eq!(id.randomness().to_string(), "dcba9876543210");
+        assert_eq!(id.to_string(), "0123456789abcdeffedcba9876543210");
+        assert_eq!(TraceId::from_hex("+123456789abcdeffedcba9876543210"), None);
+        assert_eq!(TraceId::from_hex("01"), None);
+    }
+}

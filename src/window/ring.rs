@@ -1,0 +1,211 @@
+//! The ring: one 64-byte entry a trace in order of arrival, which is at once the target of the index and
+//! the FIFO of deadlines. Since `decision_wait` counts from a trace's first span and is the same for all,
+//! order of arrival is order of deadline and no timer structure is needed. Against a map of entries plus a
+//! queue, with recycled buffers, this took 0.15 of 0.75 CPU-s per million spans off, and memory from 1.24 to
+//! 1.05 times the window (measured on the design's prototype).
+//!
+//! Entries live in chunks of 1024, so growing moves nothing, and memory at the front comes back as traces
+//! are decided. An entry decided before its turn stays as a dead one until the front reaches it: 64 bytes
+//! for at most one `decision_wait`.
+
+use std::collections::VecDeque;
+
+use super::{Millis, segment::Location};
+use crate::trace::{Facts, Randomness, TraceId};
+
+const CHUNK: usize = 1024;
+
+/// The position of a trace: a sequence number of which the ring holds a contiguous range. 32 bits are
+/// enough: a shard would have to hold four thousand million traces before one came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Position(pub(super) u32);
+
+/// One buffered trace, or what is left of it once decided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub trace_id: TraceId,
+    start_unix_nano: u64,
+    end_unix_nano: u64,
+    /// The attribute bits where one word is enough; else they stand in the chunk.
+    word: u64,
+    pub last_record: Location,
+    pub arrived: Millis,
+    spans: u32,
+    bytes: u32,
+    status_mask: u8,
+    root_seen: bool,
+    /// Undecided.
+    pub is_live: bool,
+    /// The window's side table has an explicit randomness for it.
+    pub has_randomness: bool,
+}
+
+const _: () = assert!(size_of::<Entry>() == 64, "an entry is one cache line");
+
+impl Entry {
+    pub fn new(trace_id: TraceId, arrived: Millis) -> Self {
+        Entry {
+            trace_id,
+            start_unix_nano: 0,
+            end_unix_nano: 0,
+            word: 0,
+            last_record: Location::NONE,
+            arrived,
+            spans: 0,
+            bytes: 0,
+            status_mask: 0,
+            root_seen: false,
+            is_live: true,
+            has_randomness: false,
+        }
+    }
+
+    pub fn facts(&self) -> Facts {
+        Facts {
+            start_unix_nano: self.start_unix_nano,
+            end_unix_nano: self.end_unix_nano,
+            spans: self.spans,
+            bytes: self.bytes,
+            status_mask: self.status_mask,
+            root_seen: self.root_seen,
+        }
+    }
+
+    pub fn spans(&self) -> u32 {
+        self.spans
+    }
+
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
+    pub fn root_seen(&self) -> bool {
+        self.root_seen
+    }
+
+    /// Adds one span's facts. A start or end of zero takes no part.
+    pub fn add(&mut self, span: &crate::otlp::walk::SpanMeta) {
+        if span.start_unix_nano != 0
+            && (self.start_unix_nano == 0 || span.start_unix_nano < self.start_unix_nano)
+        {
+            self.start_unix_nano = span.start_unix_nano;
+        }
+        self.end_unix_nano = self.end_unix_nano.max(span.end_unix_nano);
+        self.spans = self.spans.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(span.len);
+        self.status_mask |= span.status_mask;
+        self.root_seen |= span.is_root;
+    }
+}
+
+#[derive(Debug)]
+struct Chunk {
+    entries: Vec<Entry>,
+    /// `words` a trace where one is not enough, else empty.
+    words: Vec<u64>,
+}
+
+/// Entries in order of arrival.
+#[derive(Debug)]
+pub(super) struct Ring {
+    chunks: VecDeque<Chunk>,
+    spare: Option<Chunk>,
+    /// Sequence number of the first entry of the first chunk.
+    base: u32,
+    /// Entries of the first chunk that are behind the front.
+    front: usize,
+    words: usize,
+}
+
+impl Ring {
+    /// A ring whose entries have `words` words of attribute bits.
+    pub fn new(words: usize) -> Self {
+        Ring { chunks: VecDeque::new(), spare: None, base: 0, front: 0, words }
+    }
+
+    /// The oldest entry that is still in the ring, dead or live.
+    pub fn front(&self) -> Option<Position> {
+        let chunk = self.chunks.front()?;
+        (self.front < chunk.entries.len()).then(|| Position(self.base.wrapping_add(self.front as u32)))
+    }
+
+    /// Forgets the entry at the front.
+    pub fn pop_front(&mut self) {
+        self.front += 1;
+        if self.front == CHUNK {
+            self.spare = self.chunks.pop_front();
+            self.base = self.base.wrapping_add(CHUNK as u32);
+            self.front = 0;
+        }
+    }
+
+    pub fn push(&mut self, entry: Entry) -> Position {
+        if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
+            let mut chunk = self.spare.take().unwrap_or_else(|| Chunk {
+                entries: Vec::with_capacity(CHUNK),
+                words: Vec::with_capacity(self.words_per_chunk()),
+            });
+            chunk.entries.clear();
+            chunk.words.clear();
+            self.chunks.push_back(chunk);
+        }
+        let index = (self.chunks.len() - 1) * CHUNK;
+        let words = if self.words > 1 { self.words } else { 0 };
+        let chunk = self.chunks.back_mut().expect("one was pushed if there was none");
+        let offset = index + chunk.entries.len();
+        chunk.entries.push(entry);
+        chunk.words.extend(std::iter::repeat_n(0, words));
+        Position(self.base.wrapping_add(offset as u32))
+    }
+
+    fn words_per_chunk(&self) -> usize {
+        if self.words > 1 { self.words * CHUNK } else { 0 }
+    }
+
+    fn index(&self, position: Position) -> (usize, usize) {
+        let offset = position.0.wrapping_sub(self.base) as usize;
+        (offset / CHUNK, offset % CHUNK)
+    }
+
+    /// The entry at a position that the index or a deadline names, `None` when it has left the ring.
+    pub fn get(&self, position: Position) -> Option<&Entry> {
+        let (chunk, offset) = self.index(position);
+        self.chunks.get(chunk)?.entries.get(offset)
+    }
+
+    pub fn get_mut(&mut self, position: Position) -> Option<&mut Entry> {
+        let (chunk, offset) = self.index(position);
+        self.chunks.get_mut(chunk)?.entries.get_mut(offset)
+    }
+
+    /// The attribute bits of a trace.
+    pub fn bits(&self, position: Position) -> &[u64] {
+        let (chunk, offset) = self.index(position);
+        let chunk = &self.chunks[chunk];
+        match self.words {
+            0 => &[],
+            1 => std::slice::from_ref(&chunk.entries[offset].word),
+            words => &chunk.words[offset * words..][..words],
+        }
+    }
+
+    pub fn bits_mut(&mut self, position: Position) -> &mut [u64] {
+        let (chunk, offset) = self.index(position);
+        let chunk = &mut self.chunks[chunk];
+        match self.words {
+            0 => &mut [],
+            1 => std::slice::from_mut(&mut chunk.entries[offset].word),
+            words => &mut chunk.words[offset * words..][..words],
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let chunk = CHUNK * size_of::<Entry>() + 8 * self.words_per_chunk();
+        (self.chunks.len() + usize::from(self.spare.is_some())) * chunk
+    }
+}
+
+/// Explicit randomness of the few traces that have one, so that the entry stays one cache line.
+pub(super) type ExplicitRandomness =
+    std::collections::HashMap<Position, Randomness, foldhash::fast::RandomState>;

@@ -1,0 +1,330 @@
+//! Segments: the log that span records are appended to, and the pool their buffers return to.
+//!
+//! A segment is 256 KiB, larger only for a record that would not fit. It is written while it is open,
+//! sealed when full, read through shared [`Bytes`] from then on, and free when no record in it belongs to
+//! an undecided trace, in whatever order segments reach that. Its buffer then returns to the pool, and is
+//! written again instead of being faulted in anew: fresh pages cost up to 1.1 CPU-s per million spans,
+//! recycled ones nothing. Freed is a segment only when the last reader of its bytes has dropped them.
+//!
+//! Format, with offsets instead of pointers so that it could live in a file: a header (magic, version,
+//! time of opening), then records. A record holds the spans of one trace that arrived together: its whole
+//! length, the trace id, the place of the trace's previous record, then for each span its length, the index
+//! of its context in the segment's table, and its bytes. All numbers are little endian.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use bytes::Bytes;
+use hashbrown::HashTable;
+
+use super::Millis;
+use crate::{
+    budget::{Budget, Holder},
+    otlp::Context,
+    trace::TraceId,
+};
+
+/// Capacity of a segment, unless one record needs more.
+pub const SEGMENT_BYTES: usize = 256 << 10;
+/// Magic, version, two bytes unused, milliseconds at opening.
+const HEADER: [u8; 8] = *b"TWSG\x01\0\0\0";
+/// Bytes of the segment header.
+pub(super) const HEADER_BYTES: usize = HEADER.len() + 4;
+/// Length, trace id, segment and offset of the previous record.
+pub(super) const RECORD_HEADER_BYTES: usize = 4 + 16 + 8;
+/// Length and context.
+pub(super) const SPAN_HEADER_BYTES: usize = 4 + 2;
+/// How long a spare buffer may be of no use to anyone.
+const POOL_TRIM_INTERVAL_MILLIS: u32 = 10_000;
+
+/// Buffers between two uses.
+#[derive(Debug)]
+pub struct Pool {
+    spare: Mutex<Spare>,
+    next_id: AtomicU64,
+    budget: Arc<Budget>,
+}
+
+#[derive(Debug, Default)]
+struct Spare {
+    buffers: Vec<Vec<u8>>,
+    /// The fewest that were spare since the last trim: what nobody has needed.
+    fewest: usize,
+    trimmed_at: Millis,
+}
+
+impl Pool {
+    /// An empty pool that charges its buffers, used and spare, to `budget`.
+    pub fn new(budget: Arc<Budget>) -> Arc<Self> {
+        Arc::new(Pool { spare: Mutex::default(), next_id: AtomicU64::new(0), budget })
+    }
+
+    /// An empty buffer of at least `capacity` bytes.
+    fn take(self: &Arc<Self>, capacity: usize) -> Buffer {
+        let recycled = if capacity > SEGMENT_BYTES { None } else { self.pop() };
+        let bytes = recycled.unwrap_or_else(|| {
+            let bytes = Vec::with_capacity(capacity.max(SEGMENT_BYTES));
+            self.budget.charge(Holder::Segments, bytes.capacity());
+            bytes
+        });
+        Buffer { bytes, pool: Arc::clone(self) }
+    }
+
+    fn pop(&self) -> Option<Vec<u8>> {
+        let mut spare = self.lock();
+        let buffer = spare.buffers.pop();
+        spare.fewest = spare.fewest.min(spare.buffers.len());
+        buffer
+    }
+
+    /// Bytes in spare buffers.
+    pub fn spare_bytes(&self) -> usize {
+        self.lock().buffers.len() * SEGMENT_BYTES
+    }
+
+    /// Gives spare buffers back to the allocator: those that nobody needed for ten seconds, and, above the
+    /// soft limit, as many as are above it, so that spare memory never makes the service refuse or hurry.
+    pub fn trim(&self, now: Millis) {
+        let mut spare = self.lock();
+        let mut surplus = 0;
+        if now.since(spare.trimmed_at) >= POOL_TRIM_INTERVAL_MILLIS {
+            surplus = spare.fewest;
+            spare.trimmed_at = now;
+            spare.fewest = spare.buffers.len();
+        }
+        let above = self.budget.used().saturating_sub(self.budget.soft_limit());
+        surplus = surplus.max(above.div_ceil(SEGMENT_BYTES)).min(spare.buffers.len());
+        let remaining = spare.buffers.len() - surplus;
+        let freed = spare.buffers.split_off(remaining);
+        spare.fewest = spare.fewest.min(remaining);
+        drop(spare);
+        self.budget.release(Holder::Segments, freed.iter().map(Vec::capacity).sum());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Spare> {
+        // A panic cannot leave a list of buffers half changed.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A buffer that returns to its pool when dropped.
+#[derive(Debug)]
+struct Buffer {
+    bytes: Vec<u8>,
+    pool: Arc<Pool>,
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        if bytes.capacity() != SEGMENT_BYTES {
+            self.pool.budget.release(Holder::Segments, bytes.capacity());
+            return;
+        }
+        bytes.clear();
+        self.pool.lock().buffers.push(bytes);
+    }
+}
+
+/// Where a record is: the slot of its segment and the offset within.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    pub slot: u32,
+    pub offset: u32,
+}
+
+impl Location {
+    /// No record.
+    pub const NONE: Location = Location { slot: u32::MAX, offset: 0 };
+}
+
+/// A segment and the contexts that its records refer to.
+#[derive(Debug)]
+pub struct Segment {
+    /// Unique over all shards, so that a cached context index is never used for another segment.
+    pub(super) id: u64,
+    bytes: SegmentBytes,
+    contexts: Vec<Arc<Context>>,
+    indices: HashTable<u16>,
+    /// Bytes of records that belong to undecided traces.
+    pub(super) live: usize,
+    /// Whether it already waits to be compacted.
+    pub(super) is_cold: bool,
+}
+
+#[derive(Debug)]
+enum SegmentBytes {
+    Open(Buffer),
+    Sealed(Bytes),
+}
+
+impl Segment {
+    /// Opens a segment that can hold a record of `record_bytes`.
+    pub(super) fn open(pool: &Arc<Pool>, record_bytes: usize, now: Millis) -> Self {
+        let mut buffer = pool.take(HEADER_BYTES + record_bytes);
+        buffer.bytes.extend_from_slice(&HEADER);
+        buffer.bytes.extend_from_slice(&now.0.to_le_bytes());
+        Segment {
+            id: pool.next_id.fetch_add(1, Relaxed),
+            bytes: SegmentBytes::Open(buffer),
+            contexts: Vec::new(),
+            indices: HashTable::new(),
+            live: 0,
+            is_cold: false,
+        }
+    }
+
+    /// Makes it readable without the shard's lock, and never written again.
+    pub(super) fn seal(&mut self) {
+        let sealed = SegmentBytes::Sealed(Bytes::new());
+        if let SegmentBytes::Open(buffer) = std::mem::replace(&mut self.bytes, sealed) {
+            self.bytes = SegmentBytes::Sealed(Bytes::from_owner(buffer));
+        }
+    }
+
+    pub(super) fn is_sealed(&self) -> bool {
+        matches!(self.bytes, SegmentBytes::Sealed(_))
+    }
+
+    /// Everything written so far.
+    pub(super) fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            SegmentBytes::Open(buffer) => &buffer.bytes,
+            SegmentBytes::Sealed(bytes) => bytes,
+        }
+    }
+
+    /// Room for records, in bytes.
+    pub(super) fn room(&self) -> usize {
+        match &self.bytes {
+            SegmentBytes::Open(buffer) => buffer.bytes.capacity() - buffer.bytes.len(),
+            SegmentBytes::Sealed(_) => 0,
+        }
+    }
+
+    /// Bytes that outlive the lock: shared when sealed, a copy of the range while open.
+    pub(super) fn share(&self, range: std::ops::Range<usize>) -> Bytes {
+        match &self.bytes {
+            SegmentBytes::Open(buffer) => Bytes::copy_from_slice(&buffer.bytes[range]),
+            SegmentBytes::Sealed(bytes) => bytes.slice(range),
+        }
+    }
+
+    pub(super) fn context(&self, index: u16) -> &Arc<Context> {
+        &self.contexts[usize::from(index)]
+    }
+
+    /// The index of a context in this segment's table, which keeps it alive as long as the segment.
+    pub(super) fn context_index(&mut self, context: &Arc<Context>) -> u16 {
+        let address = |context: &Arc<Context>| Arc::as_ptr(context).addr() as u64;
+        // Contexts are chosen by the service's allocator, not by senders; a multiplication spreads them.
+        let hash = |address: u64| address.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let wanted = address(context);
+        let contexts = &self.contexts;
+        let same = |&index: &u16| address(&contexts[usize::from(index)]) == wanted;
+        if let Some(&index) = self.indices.find(hash(wanted), same) {
+            return index;
+        }
+        let index = u16::try_from(self.contexts.len())
+            .expect("a segment of 256 KiB has room for fewer than 65,536 spans");
+        self.contexts.push(Arc::clone(context));
+        let contexts = &self.contexts;
+        let rehash = |&index: &u16| hash(address(&contexts[usize::from(index)]));
+        self.indices.insert_unique(hash(wanted), index, rehash);
+        index
+    }
+
+    fn buffer(&mut self) -> &mut Vec<u8> {
+        match &mut self.bytes {
+            SegmentBytes::Open(buffer) => &mut buffer.bytes,
+            SegmentBytes::Sealed(_) => unreachable!("a sealed segment has no room"),
+        }
+    }
+
+    /// Begins a record and returns its offset; [`Self::finish_record`] ends it.
+    pub(super) fn begin_record(&mut self, trace_id: TraceId, previous: Location) -> u32 {
+        let buffer = self.buffer();
+        let offset = buffer.len();
+        buffer.extend_from_slice(&[0; 4]);
+        buffer.extend_from_slice(&trace_id.0);
+        buffer.extend_from_slice(&previous.slot.to_le_bytes());
+        buffer.extend_from_slice(&previous.offset.to_le_bytes());
+        // Segments and their records are far smaller than 4 GiB: traces are capped at 1 GiB.
+        offset as u32
+    }
+
+    pub(super) fn put_span(&mut self, context: u16, span: &[u8]) {
+        let buffer = self.buffer();
+        buffer.extend_from_slice(&(span.len() as u32).to_le_bytes());
+        buffer.extend_from_slice(&context.to_le_bytes());
+        buffer.extend_from_slice(span);
+    }
+
+    /// Writes the record's length and counts it as live.
+    pub(super) fn finish_record(&mut self, offset: u32) {
+        let start = offset as usize;
+        let buffer = self.buffer();
+        let length = buffer.len() - start;
+        buffer[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
+        self.live += length;
+    }
+
+    pub(super) fn record(&self, offset: u32) -> Record<'_> {
+        Record::at(self.bytes(), offset)
+    }
+}
+
+/// A record as it stands in a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record<'a> {
+    bytes: &'a [u8],
+    offset: u32,
+}
+
+impl<'a> Record<'a> {
+    /// The record at an offset of a segment's bytes.
+    pub fn at(segment: &'a [u8], offset: u32) -> Self {
+        let bytes = &segment[offset as usize..];
+        Record { bytes: &bytes[..read_u32(bytes, 0) as usize], offset }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn trace_id(&self) -> TraceId {
+        TraceId(*self.bytes[4..].first_chunk().expect("a record has a header"))
+    }
+
+    pub fn previous(&self) -> Location {
+        Location { slot: read_u32(self.bytes, 20), offset: read_u32(self.bytes, 24) }
+    }
+
+    /// The context index of each span and its range within the segment.
+    pub fn spans(&self) -> impl Iterator<Item = (u16, std::ops::Range<usize>)> {
+        let mut at = RECORD_HEADER_BYTES;
+        std::iter::from_fn(move || {
+            if at == self.bytes.len() {
+                return None;
+            }
+            let length = read_u32(self.bytes, at) as usize;
+            let context = u16::from_le_bytes([self.bytes[at + 4], self.bytes[at + 5]]);
+            let start = at + SPAN_HEADER_BYTES;
+            at = start + length;
+            let base = self.offset as usize;
+            Some((context, base + start..base + at))
+        })
+    }
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(*bytes[at..].first_chunk().expect("records are written whole"))
+}

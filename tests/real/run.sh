@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Real clients, a real Prometheus, the real binary: a small shop on the OpenTelemetry SDKs
+# of Python and Node sends through `tailwater run` to a sink; what came of every span is checked.
+#
+#     tests/real/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
+#
+# Needs Python 3.11, Node 20 with npm, and Debian's apt; root for apt, the first time. Everything is
+# installed into target/real (but python3-venv, where Debian's Python lacks it), and no service of
+# the machine is started. What a run wrote and logged stays in target/real/run.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(cd "$here/../.." && pwd)
+cache=$repository/target/real
+mkdir -p "$cache"
+
+# Python packages, again only when the pins have changed.
+install_python() {
+    cmp -s "$here/requirements.txt" "$cache/venv/installed.txt" && return
+    echo "installing the Python SDK"
+    rm -rf "$cache/venv"
+    if ! python3 -c 'import ensurepip' 2>/dev/null; then
+        # Debian keeps it apart from python3.
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+    fi
+    python3 -m venv "$cache/venv"
+    "$cache/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+    cp "$here/requirements.txt" "$cache/venv/installed.txt"
+}
+
+# Node packages. The sender is copied beside them, because Node searches from the importing file up.
+install_node() {
+    mkdir -p "$cache/node"
+    cp "$here/node/send.mjs" "$cache/node/"
+    cmp -s "$here/node/package-lock.json" "$cache/node/installed.json" && return
+    echo "installing the Node SDK"
+    cp "$here/node/package.json" "$here/node/package-lock.json" "$cache/node/"
+    (cd "$cache/node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+    cp "$here/node/package-lock.json" "$cache/node/installed.json"
+}
+
+# Prometheus and promtool out of Debian's package, unpacked rather than installed: installing it
+# would start a service.
+install_prometheus() {
+    [[ -x $cache/prometheus/usr/bin/promtool ]] && return
+    echo "fetching Debian's prometheus package"
+    rm -rf "$cache/prometheus" "$cache/deb"
+    mkdir -p "$cache/deb"
+    apt-get update -qq
+    # apt's own user could not write into a folder of root's.
+    (cd "$cache/deb" && apt-get -qq -o APT::Sandbox::User=root download prometheus)
+    dpkg -x "$cache"/deb/prometheus_*.deb "$cache/deb/unpacked"
+    mv "$cache/deb/unpacked" "$cache/prometheus"
+    rm -r "$cache/deb"
+}
+
+if (($# > 1)); then
+    echo "usage: $0 [path to the tailwater binary]" >&2
+    exit 2
+fi
+if (($# == 1)); then
+    tailwater=$(realpath -e "$1")
+else
+    cargo build --release --manifest-path "$repository/Cargo.toml"
+    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
+fi
+
+install_python
+install_node
+install_prometheus
+
+export PYTHONDONTWRITEBYTECODE=1
+exec "$cache/venv/bin/python" "$here/verify.py" \
+    --tailwater "$tailwater" \
+    --prometheus "$cache/prometheus/usr/bin/prometheus" \
+    --promtool "$cache/prometheus/usr/bin/promtool" \
+    --node-sender "$cache/node/send.mjs" \
+    --folder "$cache/run"
