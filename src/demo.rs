@@ -7,4 +7,6 @@ pub struct Options {
     pub seconds: Option<u64>,
 }
 /// Runs the demo.
-pub async fn run(_options: Options) -> bool { true }
+pub async fn run(_options: Options) -> bool {
+    true
+}

@@ -7,6 +7,8 @@
 //! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its own
 //! would queue every sample until the next scrape, and render summaries unless told otherwise.
 
+#![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
+
 use std::{
     fmt::Write as _,
     sync::{
@@ -32,8 +34,8 @@ use crate::{
 
 const SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const TRACE_SECONDS: [f64; 17] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
-    300.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    120.0, 300.0,
 ];
 const TRACE_SPANS: [f64; 16] = [
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0,
@@ -223,7 +225,9 @@ impl Metrics {
             duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
             spans: Histogram::new("trace_spans", "", &TRACE_SPANS),
             request_duration: codes()
-                .map(|c| Histogram::new("exporter_request_duration_seconds", code_name(c), &SECONDS))
+                .map(|c| {
+                    Histogram::new("exporter_request_duration_seconds", code_name(c), &SECONDS)
+                })
                 .collect(),
         }
     }
@@ -423,10 +427,7 @@ impl Gauges {
                 gauge!("tailwater_window_spans"),
                 gauge!("tailwater_window_bytes"),
             ],
-            memory: [
-                gauge!("tailwater_memory_used_bytes"),
-                gauge!("tailwater_memory_limit_bytes"),
-            ],
+            memory: [gauge!("tailwater_memory_used_bytes"), gauge!("tailwater_memory_limit_bytes")],
             queue: [
                 gauge!("tailwater_exporter_queue_spans"),
                 gauge!("tailwater_exporter_queue_bytes"),

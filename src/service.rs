@@ -200,7 +200,8 @@ impl Service {
         let (stop_admin, admin_stops) = watch::channel(false);
 
         let consumers = spawn_consumers(config, &shared, consumers_give_up)?;
-        let decider = tokio::spawn(decide(shared.decider(config), decider_stops, shared.metrics.clone()));
+        let decider =
+            tokio::spawn(decide(shared.decider(config), decider_stops, shared.metrics.clone()));
         let admin = shared.admin(&is_ready).spawn(listeners.admin, admin_stops)?;
         let intake = shared.intake(config);
         let health = HealthReporter::new();

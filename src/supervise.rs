@@ -35,7 +35,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_an_outcome() {
-        assert_eq!(contained(async { panic!("contained on purpose") }).await, Err::<(), _>(Panicked));
+        assert_eq!(
+            contained(async { panic!("contained on purpose") }).await,
+            Err::<(), _>(Panicked)
+        );
         assert_eq!(contained(async { 1 }).await, Ok(1));
     }
 }

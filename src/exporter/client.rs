@@ -46,11 +46,30 @@ pub enum ClientError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The backend has the spans, but for so many that it rejected for good.
-    Sent { rejected: u64, message: String },
+    Sent {
+        /// Spans of the request that it rejected.
+        rejected: u64,
+        /// Its words about them.
+        message: String,
+    },
     /// To be made again, after the delay that the backend asked for.
-    Retry { code: Code, after: Option<Duration>, message: String },
+    Retry {
+        /// As the backend answered, or `UNAVAILABLE` where it did not.
+        code: Code,
+        /// What RetryInfo asked for.
+        after: Option<Duration>,
+        /// What went wrong.
+        message: String,
+    },
     /// Never to be made again.
-    Refused { code: Code, is_too_large: bool, message: String },
+    Refused {
+        /// As the backend answered.
+        code: Code,
+        /// Whether it said that the request is larger than it takes.
+        is_too_large: bool,
+        /// Its words.
+        message: String,
+    },
     /// The client panicked; worth another attempt.
     Panicked,
 }
@@ -110,7 +129,7 @@ impl Client {
     pub async fn export(&self, body: Bytes) -> Outcome {
         let attempt = tokio::time::timeout(self.timeout, self.call(body));
         match contained(attempt).await {
-            Ok(Ok(outcome)) => outcome.map_or_else(|status| classify(&status), |outcome| outcome),
+            Ok(Ok(outcome)) => outcome.unwrap_or_else(|status| classify(&status)),
             Ok(Err(_elapsed)) => Outcome::Retry {
                 code: Code::DeadlineExceeded,
                 after: None,
@@ -141,10 +160,10 @@ impl Client {
 fn classify(status: &Status) -> Outcome {
     let code = status.code();
     let message = status.message().to_owned();
-    let after =
-        status.get_details_retry_info().and_then(|info| info.retry_delay).map(|delay| {
-            delay.min(RETRY_INFO_MAX)
-        });
+    let after = status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay)
+        .map(|delay| delay.min(RETRY_INFO_MAX));
     // A status with a source was made here: the backend never gave an answer.
     let is_local = status.source().is_some();
     match code {
@@ -157,7 +176,8 @@ fn classify(status: &Status) -> Outcome {
         Code::ResourceExhausted if after.is_some() => Outcome::Retry { code, after, message },
         _ if is_local => Outcome::Retry { code: Code::Unavailable, after: None, message },
         _ => {
-            let is_too_large = code == Code::ResourceExhausted && message.contains("larger than max");
+            let is_too_large =
+                code == Code::ResourceExhausted && message.contains("larger than max");
             Outcome::Refused { code, is_too_large, message }
         }
     }

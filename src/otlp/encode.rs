@@ -130,7 +130,12 @@ impl Batch {
             std::borrow::Cow::Owned(repaired) => repaired.into(),
         };
         let located = locate(&bytes);
-        self.spans.push(Outgoing { bytes, cut: located.trace_state, tail: 0..0, context: span.context });
+        self.spans.push(Outgoing {
+            bytes,
+            cut: located.trace_state,
+            tail: 0..0,
+            context: span.context,
+        });
         Some(located.is_root)
     }
 
@@ -166,7 +171,8 @@ impl Batch {
             let plan = RequestPlan::of(rest, max_request_bytes);
             let (now, later) = rest.split_at(plan.spans);
             let body = plan.write(now, &self.tails);
-            self.faults.repaired_strings += plan.groups.iter().map(|g| g.repaired_strings).sum::<u64>();
+            self.faults.repaired_strings +=
+                plan.groups.iter().map(|g| g.repaired_strings).sum::<u64>();
             out.push(EncodedRequest { body: body.into(), spans: now.len() as u64 });
             rest = later;
         }

@@ -77,8 +77,7 @@ pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool
     let ot = ot.unwrap_or_default();
     let incoming = ot.threshold.unwrap_or(Threshold::ALWAYS);
     let inconsistent = !incoming.keeps(stamp.randomness);
-    let threshold =
-        if inconsistent { stamp.threshold } else { stamp.threshold.max(incoming) };
+    let threshold = if inconsistent { stamp.threshold } else { stamp.threshold.max(incoming) };
     let randomness = ot.randomness.or(stamp.explicit.then_some(stamp.randomness));
     // Writing to a String cannot fail.
     let _ = write!(out, "ot=th:{threshold}");
@@ -152,7 +151,7 @@ fn lower_hex(digits: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const R: Randomness = Randomness(0xef00_0000_0000_00);
+    const R: Randomness = Randomness(0x00ef_0000_0000_0000);
 
     fn stamped(list: &str, percentage: f64, explicit: bool) -> Result<(String, bool), Unstampable> {
         let threshold = Threshold::from_percentage(percentage);
@@ -168,8 +167,12 @@ mod tests {
             ("", 10.0, false, "ot=th:e6666666666666"),
             ("", 10.0, true, "ot=th:e6666666666666;rv:ef000000000000"),
             ("a=1, b=2 ,,c=3", 50.0, false, "ot=th:8,a=1,b=2,c=3"),
-            ("a=1,ot=th:c;rv:ef000000000000;x:y,b=2", 50.0, true,
-             "ot=th:c;rv:ef000000000000;x:y,a=1,b=2"),
+            (
+                "a=1,ot=th:c;rv:ef000000000000;x:y,b=2",
+                50.0,
+                true,
+                "ot=th:c;rv:ef000000000000;x:y,a=1,b=2",
+            ),
             ("ot=th:4", 50.0, false, "ot=th:8"),
             ("ot=rv:bad", 50.0, false, "ot=th:8;rv:bad"),
             ("ot=rv:bad", 50.0, true, "ot=th:8;rv:ef000000000000"),
@@ -188,12 +191,25 @@ mod tests {
     fn what_cannot_be_understood_or_would_not_fit_is_left() {
         let long = format!("ot=x:{}", "y".repeat(248));
         let many = (0..32).map(|i| format!("k{i}=v")).collect::<Vec<_>>().join(",");
-        for list in ["ot=th:", "ot=th:G", "ot=th:123456789012345", "ot=th:0;th:0", "ot=th:1,ot=th:1",
-                     &long, &many] {
+        for list in [
+            "ot=th:",
+            "ot=th:G",
+            "ot=th:123456789012345",
+            "ot=th:0;th:0",
+            "ot=th:1,ot=th:1",
+            &long,
+            &many,
+        ] {
             assert_eq!(stamped(list, 10.0, false), Err(Unstampable), "{list}");
         }
-        assert_eq!(stamp(b"a=\xff", &Stamp { threshold: Threshold::ALWAYS, randomness: R,
-            explicit: false }, &mut String::new()), Err(Unstampable));
+        assert_eq!(
+            stamp(
+                b"a=\xff",
+                &Stamp { threshold: Threshold::ALWAYS, randomness: R, explicit: false },
+                &mut String::new()
+            ),
+            Err(Unstampable)
+        );
         let fits = (0..31).map(|i| format!("k{i}=v")).collect::<Vec<_>>().join(",");
         assert!(stamped(&fits, 10.0, false).is_ok());
     }

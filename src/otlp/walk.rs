@@ -98,7 +98,17 @@ pub enum AttributeValue<'a> {
 }
 
 impl<'a> Attribute<'a> {
+    #[inline]
     fn read(request: &'a [u8], range: std::ops::Range<usize>) -> Result<Self, Malformed> {
+        // Nearly every pair is one short key followed by one short value and nothing else.
+        let pair = &request[range.clone()];
+        if let [0x0a, key_len @ 0..0x80, rest @ ..] = pair
+            && let Some((key, [0x12, value_len @ 0..0x80, value @ ..])) =
+                rest.split_at_checked(usize::from(*key_len))
+            && value.len() == usize::from(*value_len)
+        {
+            return Ok(Attribute { key, pair });
+        }
         let mut key = 0..0;
         let mut reader = Reader::new(request, range.clone());
         while let Some(field) = reader.next_field()? {

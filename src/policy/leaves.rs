@@ -18,6 +18,9 @@ use crate::otlp::{
 #[derive(Debug, Default)]
 pub struct Leaves {
     by_key: HashMap<Box<[u8]>, Vec<Leaf>, foldhash::fast::RandomState>,
+    /// One bit for each length of a key, those of 63 and more together: most attributes that no policy
+    /// names are told by it, without hashing them.
+    key_lengths: u64,
     count: u32,
 }
 
@@ -45,6 +48,9 @@ impl Leaves {
     /// [`Malformed`] where the value of a key that a policy names cannot be read.
     #[inline]
     pub fn test(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        if self.key_lengths & length_bit(attribute.key) == 0 {
+            return Ok(());
+        }
         let Some(leaves) = self.by_key.get(attribute.key) else { return Ok(()) };
         let AttributeValue::String(value) = attribute.value()? else { return Ok(()) };
         for leaf in leaves {
@@ -54,6 +60,10 @@ impl Leaves {
         }
         Ok(())
     }
+}
+
+fn length_bit(key: &[u8]) -> u64 {
+    1 << key.len().min(63)
 }
 
 impl StringTest {
@@ -91,6 +101,7 @@ impl LeavesBuilder {
                 }
                 StringMatch::Regex(set) => StringTest::Regex(set.clone()),
             };
+            leaves.key_lengths |= length_bit(key.as_bytes());
             leaves.by_key.entry(key.as_bytes().into()).or_default().push(Leaf { bit, test });
             bit
         })

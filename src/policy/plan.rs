@@ -52,7 +52,10 @@ struct Policy {
 /// An expression that evaluates to a threshold.
 #[derive(Debug)]
 enum Node {
-    Condition { condition: Condition, negated: bool },
+    Condition {
+        condition: Condition,
+        negated: bool,
+    },
     /// Intersection: the highest threshold of the parts.
     And(Vec<Node>),
     /// Union: the lowest threshold of the parts.

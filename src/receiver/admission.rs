@@ -27,7 +27,7 @@ pub(super) struct Charge {
 
 impl Charge {
     /// Holds nothing yet. `message_bytes_max` is the largest message that must be able to come in.
-    pub fn new(budget: &Arc<Budget>, message_bytes_max: usize) -> Self {
+    pub(super) fn new(budget: &Arc<Budget>, message_bytes_max: usize) -> Self {
         Charge {
             hold: Arc::new(Mutex::new(budget.hold(Holder::Receiving, 0))),
             budget: Arc::clone(budget),
@@ -39,7 +39,7 @@ impl Charge {
     ///
     /// # Errors
     /// [`Refusal::Memory`] at a limit.
-    pub fn grow(&self, bytes: usize) -> Result<(), Refusal> {
+    pub(super) fn grow(&self, bytes: usize) -> Result<(), Refusal> {
         let receiving = self.budget.held(Holder::Receiving);
         let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
         if receiving + bytes > self.receiving_bytes_max || !hold.try_grow(bytes) {
@@ -59,7 +59,11 @@ pub(super) struct ChargedBody {
 }
 
 impl ChargedBody {
-    pub fn new(body: Incoming, charge: Charge, refused: Arc<Mutex<Option<Refusal>>>) -> Self {
+    pub(super) fn new(
+        body: Incoming,
+        charge: Charge,
+        refused: Arc<Mutex<Option<Refusal>>>,
+    ) -> Self {
         ChargedBody { body, charge, refused }
     }
 }

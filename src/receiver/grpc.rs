@@ -41,7 +41,8 @@ use crate::{
 /// From the headers of a request to its answer: a body may be slow, not endless.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-type HealthServer = tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
+type HealthServer =
+    tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
 
 /// The gRPC door. Clones share everything.
 #[derive(Clone, Debug)]
@@ -204,9 +205,10 @@ pub(super) fn acknowledgement(ingested: &Ingested) -> Bytes {
     }
     let partial = ExportTracePartialSuccess {
         rejected_spans: i64::try_from(ingested.rejected).unwrap_or(i64::MAX),
-        error_message: "spans with malformed ids were rejected: a trace id has 16 bytes, a span id 8, \
+        error_message:
+            "spans with malformed ids were rejected: a trace id has 16 bytes, a span id 8, \
                         a parent span id 0 or 8, and neither of the first two is all zero"
-            .into(),
+                .into(),
     };
     ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec().into()
 }

@@ -23,9 +23,9 @@ use std::{
 use crate::{
     budget::Budget,
     clock::Clock,
+    config::Overflow,
     decider::Outbox,
     exporter::Queue,
-    config::Overflow,
     metrics::{Metrics, RefusedBecause, Transport},
     otlp::wire::Malformed,
     sampler::{Decided, Ingested, Sampler, Scratch},

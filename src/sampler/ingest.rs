@@ -86,7 +86,8 @@ impl Sampler {
         let spans = &walked.spans;
         hashes.clear();
         hashes.extend(spans.iter().map(|span| window::hash_of(&self.hasher, span.trace_id)));
-        let bucket_bits = spans.len().next_power_of_two().trailing_zeros().clamp(self.shard_bits, 16);
+        let bucket_bits =
+            spans.len().next_power_of_two().trailing_zeros().clamp(self.shard_bits, 16);
         let bucket_of =
             |hash: u64| (u64::from(Self::sort_key(hash)) >> (32 - bucket_bits)) as usize;
         counts.clear();
@@ -133,8 +134,7 @@ impl Sampler {
             state.window.append(position, &Run { order: now, ..*run }, slots);
             rest = later;
             if self.is_full(state, position) {
-                let due =
-                    Due { position, trigger: Trigger::TraceLimit, at: state.window.now() };
+                let due = Due { position, trigger: Trigger::TraceLimit, at: state.window.now() };
                 // The spans of a trace at its limit leave at once: the sender's request has been
                 // admitted, and the room that is kept free in the queue is for exactly this.
                 let _ = self.decide_trace(state, due, usize::MAX, out);

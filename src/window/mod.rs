@@ -240,7 +240,8 @@ impl Shard {
                     break;
                 }
                 let context = slots.index(segment, run.contexts, span.context);
-                segment.put_span(context, &run.request[span.offset as usize..][..span.len as usize]);
+                segment
+                    .put_span(context, &run.request[span.offset as usize..][..span.len as usize]);
                 rest = later;
             }
             segment.finish_record(offset);

@@ -43,7 +43,7 @@ pub(super) struct Entry {
 const _: () = assert!(size_of::<Entry>() == 64, "an entry is one cache line");
 
 impl Entry {
-    pub fn new(trace_id: TraceId, arrived: Millis) -> Self {
+    pub(super) fn new(trace_id: TraceId, arrived: Millis) -> Self {
         Entry {
             trace_id,
             start_unix_nano: 0,
@@ -60,7 +60,7 @@ impl Entry {
         }
     }
 
-    pub fn facts(&self) -> Facts {
+    pub(super) fn facts(&self) -> Facts {
         Facts {
             start_unix_nano: self.start_unix_nano,
             end_unix_nano: self.end_unix_nano,
@@ -71,20 +71,20 @@ impl Entry {
         }
     }
 
-    pub fn spans(&self) -> u32 {
+    pub(super) fn spans(&self) -> u32 {
         self.spans
     }
 
-    pub fn bytes(&self) -> u32 {
+    pub(super) fn bytes(&self) -> u32 {
         self.bytes
     }
 
-    pub fn root_seen(&self) -> bool {
+    pub(super) fn root_seen(&self) -> bool {
         self.root_seen
     }
 
     /// Adds one span's facts. A start or end of zero takes no part.
-    pub fn add(&mut self, span: &crate::otlp::walk::SpanMeta) {
+    pub(super) fn add(&mut self, span: &crate::otlp::walk::SpanMeta) {
         if span.start_unix_nano != 0
             && (self.start_unix_nano == 0 || span.start_unix_nano < self.start_unix_nano)
         {
@@ -119,18 +119,19 @@ pub(super) struct Ring {
 
 impl Ring {
     /// A ring whose entries have `words` words of attribute bits.
-    pub fn new(words: usize) -> Self {
+    pub(super) fn new(words: usize) -> Self {
         Ring { chunks: VecDeque::new(), spare: None, base: 0, front: 0, words }
     }
 
     /// The oldest entry that is still in the ring, dead or live.
-    pub fn front(&self) -> Option<Position> {
+    pub(super) fn front(&self) -> Option<Position> {
         let chunk = self.chunks.front()?;
-        (self.front < chunk.entries.len()).then(|| Position(self.base.wrapping_add(self.front as u32)))
+        (self.front < chunk.entries.len())
+            .then(|| Position(self.base.wrapping_add(self.front as u32)))
     }
 
     /// Forgets the entry at the front.
-    pub fn pop_front(&mut self) {
+    pub(super) fn pop_front(&mut self) {
         self.front += 1;
         if self.front == CHUNK {
             self.spare = self.chunks.pop_front();
@@ -139,7 +140,7 @@ impl Ring {
         }
     }
 
-    pub fn push(&mut self, entry: Entry) -> Position {
+    pub(super) fn push(&mut self, entry: Entry) -> Position {
         if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
             let mut chunk = self.spare.take().unwrap_or_else(|| Chunk {
                 entries: Vec::with_capacity(CHUNK),
@@ -168,18 +169,18 @@ impl Ring {
     }
 
     /// The entry at a position that the index or a deadline names, `None` when it has left the ring.
-    pub fn get(&self, position: Position) -> Option<&Entry> {
+    pub(super) fn get(&self, position: Position) -> Option<&Entry> {
         let (chunk, offset) = self.index(position);
         self.chunks.get(chunk)?.entries.get(offset)
     }
 
-    pub fn get_mut(&mut self, position: Position) -> Option<&mut Entry> {
+    pub(super) fn get_mut(&mut self, position: Position) -> Option<&mut Entry> {
         let (chunk, offset) = self.index(position);
         self.chunks.get_mut(chunk)?.entries.get_mut(offset)
     }
 
     /// The attribute bits of a trace.
-    pub fn bits(&self, position: Position) -> &[u64] {
+    pub(super) fn bits(&self, position: Position) -> &[u64] {
         let (chunk, offset) = self.index(position);
         let chunk = &self.chunks[chunk];
         match self.words {
@@ -189,7 +190,7 @@ impl Ring {
         }
     }
 
-    pub fn bits_mut(&mut self, position: Position) -> &mut [u64] {
+    pub(super) fn bits_mut(&mut self, position: Position) -> &mut [u64] {
         let (chunk, offset) = self.index(position);
         let chunk = &mut self.chunks[chunk];
         match self.words {
@@ -200,7 +201,7 @@ impl Ring {
     }
 
     /// Bytes held.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let chunk = CHUNK * size_of::<Entry>() + 8 * self.words_per_chunk();
         (self.chunks.len() + usize::from(self.spare.is_some())) * chunk
     }

@@ -143,7 +143,7 @@ pub(super) struct Location {
 
 impl Location {
     /// No record.
-    pub const NONE: Location = Location { slot: u32::MAX, offset: 0 };
+    pub(super) const NONE: Location = Location { slot: u32::MAX, offset: 0 };
 }
 
 /// A segment and the contexts that its records refer to.
@@ -291,25 +291,25 @@ pub(super) struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// The record at an offset of a segment's bytes.
-    pub fn at(segment: &'a [u8], offset: u32) -> Self {
+    pub(super) fn at(segment: &'a [u8], offset: u32) -> Self {
         let bytes = &segment[offset as usize..];
         Record { bytes: &bytes[..read_u32(bytes, 0) as usize], offset }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    pub fn trace_id(&self) -> TraceId {
+    pub(super) fn trace_id(&self) -> TraceId {
         TraceId(*self.bytes[4..].first_chunk().expect("a record has a header"))
     }
 
-    pub fn previous(&self) -> Location {
+    pub(super) fn previous(&self) -> Location {
         Location { slot: read_u32(self.bytes, 20), offset: read_u32(self.bytes, 24) }
     }
 
     /// The context index of each span and its range within the segment.
-    pub fn spans(&self) -> impl Iterator<Item = (u16, std::ops::Range<usize>)> {
+    pub(super) fn spans(&self) -> impl Iterator<Item = (u16, std::ops::Range<usize>)> {
         let mut at = RECORD_HEADER_BYTES;
         std::iter::from_fn(move || {
             if at == self.bytes.len() {

@@ -1,0 +1,323 @@
+//! A running service with a sink behind it, a client in front of it, and its ledger.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    common::v1::{AnyValue, KeyValue, any_value},
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status as SpanStatus},
+};
+use prost::Message as _;
+use tailwater::{
+    config::{self, Config},
+    grpc::{EXPORT_PATH, RawCodec},
+    service::Service,
+    testing::Sink,
+};
+use tonic::{Request, Status, client::Grpc, codec::CompressionEncoding, transport::Channel};
+
+/// What the sink answers a request with.
+pub type Answer = Box<dyn Fn(&ExportTraceServiceRequest) -> Result<Bytes, Status> + Send + Sync>;
+
+/// A service, the sink it exports to, and a client.
+pub struct Running {
+    pub service: Service,
+    pub sink: Sink,
+    pub received: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    pub client: Grpc<Channel>,
+}
+
+/// Short waits, port 0 everywhere, and these policies (TOML).
+pub fn config(policies: &str) -> Config {
+    let file = tempfile(policies);
+    let loaded = config::load(&file);
+    assert!(!loaded.diagnostics.has_errors(), "{}", loaded.diagnostics);
+    let mut config = loaded.config.expect("no errors");
+    std::fs::remove_file(&file).expect("removed");
+    for endpoint in
+        [&mut config.grpc.endpoint, &mut config.http.endpoint, &mut config.telemetry.endpoint]
+    {
+        *endpoint = "127.0.0.1:0".into();
+    }
+    config.sampling.decision_wait = Duration::from_millis(200);
+    config.sampling.decision_wait_after_root_received = Some(Duration::from_millis(100));
+    config.exporter.retry.initial_interval = Duration::from_millis(20);
+    config.shutdown_timeout = Duration::from_secs(5);
+    config
+}
+
+fn tempfile(text: &str) -> std::path::PathBuf {
+    let name = format!("tailwater-it-{}-{}.toml", std::process::id(), fastrand::u64(..));
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, text).expect("written");
+    path
+}
+
+impl Running {
+    /// A service of this configuration whose sink takes everything.
+    pub async fn start(config: Config) -> Self {
+        Self::start_with(config, Box::new(|_| Ok(Bytes::new()))).await
+    }
+
+    /// A service of this configuration whose sink answers like this. Only what it answers well counts as
+    /// received.
+    pub async fn start_with(mut config: Config, answer: Answer) -> Self {
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let recorder = Arc::clone(&received);
+        let sink = Sink::start("127.0.0.1:0", move |request| {
+            let answered = answer(&request)?;
+            recorder.lock().expect("no panic").push(request);
+            Ok(answered)
+        });
+        let sink = sink.await.expect("port 0");
+        config.exporter.endpoint = sink.url();
+        let service = Service::start(&config).await.expect("starts");
+        let client = client(&service);
+        Running { service, sink, received, client }
+    }
+
+    /// Exports a request; the answer of the service.
+    pub async fn export(
+        &self,
+        request: &ExportTraceServiceRequest,
+    ) -> Result<ExportTraceServiceResponse, Status> {
+        self.export_bytes(request.encode_to_vec()).await
+    }
+
+    /// Exports bytes that may be no request at all.
+    pub async fn export_bytes(&self, bytes: Vec<u8>) -> Result<ExportTraceServiceResponse, Status> {
+        send(&mut self.client.clone(), bytes).await
+    }
+
+    /// Exports bytes compressed.
+    pub async fn export_compressed(
+        &self,
+        bytes: Vec<u8>,
+        encoding: CompressionEncoding,
+    ) -> Result<ExportTraceServiceResponse, Status> {
+        send(&mut self.client.clone().send_compressed(encoding), bytes).await
+    }
+
+    /// Exports spans of one service that must be accepted.
+    pub async fn accept(&self, spans: Vec<Span>) {
+        let answer = self.export(&request("shop", spans)).await.expect("accepted");
+        assert_eq!(answer.partial_success, None);
+    }
+
+    /// The metrics now.
+    pub async fn metrics(&self) -> Metrics {
+        Metrics::parse(&get(self.service.admin_address, "/metrics").await.1)
+    }
+
+    /// Waits until the metrics are as wanted.
+    pub async fn until(&self, what: &str, wanted: impl Fn(&Metrics) -> bool) -> Metrics {
+        for _ in 0..500 {
+            let metrics = self.metrics().await;
+            if wanted(&metrics) {
+                return metrics;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("not within 10 s: {what}\n{:#?}", self.metrics().await.nonzero());
+    }
+
+    /// Waits until nothing is buffered or queued, and asserts the ledger.
+    pub async fn at_rest(&self) -> Metrics {
+        let rest = |metrics: &Metrics| {
+            metrics.sum("window_spans") == 0.0 && metrics.sum("exporter_queue_spans") == 0.0
+        };
+        let metrics = self.until("nothing buffered or queued", rest).await;
+        metrics.assert_ledger();
+        metrics
+    }
+
+    /// The spans that the sink has, by trace id.
+    pub fn traces(&self) -> BTreeMap<Vec<u8>, Vec<Span>> {
+        let mut traces = BTreeMap::<_, Vec<_>>::new();
+        for span in self.spans() {
+            traces.entry(span.trace_id.clone()).or_default().push(span);
+        }
+        traces
+    }
+
+    /// The spans that the sink has.
+    pub fn spans(&self) -> Vec<Span> {
+        let received = self.received.lock().expect("no panic");
+        let resources = received.iter().flat_map(|request| &request.resource_spans);
+        let scopes = resources.flat_map(|resource| &resource.scope_spans);
+        scopes.flat_map(|scope| scope.spans.clone()).collect()
+    }
+
+    /// Stops the service and asserts the ledger as it stands in the end. Returns the final metrics and the
+    /// spans that could not be delivered.
+    pub async fn stop(self) -> (Metrics, u64) {
+        let metrics = Arc::clone(self.service.metrics());
+        let undelivered = self.service.shutdown().await;
+        let metrics = Metrics::parse(&metrics.render(&Default::default()));
+        metrics.assert_ledger();
+        self.sink.stop().await;
+        (metrics, undelivered)
+    }
+}
+
+/// A client of the service's gRPC door.
+pub fn client(service: &Service) -> Grpc<Channel> {
+    let url = format!("http://{}", service.grpc_address);
+    Grpc::new(Channel::from_shared(url).expect("a url").connect_lazy())
+}
+
+async fn send(
+    client: &mut Grpc<Channel>,
+    bytes: Vec<u8>,
+) -> Result<ExportTraceServiceResponse, Status> {
+    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = http::uri::PathAndQuery::from_static(EXPORT_PATH);
+    let answer = client.unary(Request::new(Bytes::from(bytes)), path, RawCodec).await?;
+    Ok(ExportTraceServiceResponse::decode(answer.into_inner()).expect("a valid answer"))
+}
+
+/// GET over HTTP/1.1; status and body.
+pub async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
+    http1(address, &format!("GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n"), &[])
+        .await
+}
+
+/// One HTTP/1.1 exchange with `connection: close`; status and body.
+pub async fn http1(address: std::net::SocketAddr, head: &str, body: &[u8]) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("listening");
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(body).await.expect("sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("answered");
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    (status, body.to_owned())
+}
+
+/// Metrics as scraped: value by series, the prefix `tailwater_` left out.
+#[derive(Clone, Debug)]
+pub struct Metrics(pub BTreeMap<String, f64>);
+
+impl Metrics {
+    pub fn parse(text: &str) -> Self {
+        let series = text.lines().filter(|line| line.starts_with("tailwater_"));
+        let parsed = series.map(|line| {
+            let (name, value) = line.rsplit_once(' ').expect("a value");
+            (name["tailwater_".len()..].to_owned(), value.parse().expect("a number"))
+        });
+        Metrics(parsed.collect())
+    }
+
+    /// One series, e.g. `traces_kept_total{policy="errors"}`; panics where there is none.
+    pub fn get(&self, series: &str) -> f64 {
+        *self.0.get(series).unwrap_or_else(|| panic!("no series {series}: {:#?}", self.0))
+    }
+
+    /// The sum over all series of a metric.
+    pub fn sum(&self, metric: &str) -> f64 {
+        let of_metric = |series: &str| series.split('{').next() == Some(metric);
+        self.0.iter().filter(|(series, _)| of_metric(series)).map(|(_, value)| value).sum()
+    }
+
+    /// The series that are not 0.
+    pub fn nonzero(&self) -> BTreeMap<&str, f64> {
+        self.0.iter().filter(|(_, v)| **v != 0.0).map(|(k, v)| (k.as_str(), *v)).collect()
+    }
+
+    /// `accepted = kept + dropped + buffered` and `kept = sent + failed + queued`.
+    pub fn assert_ledger(&self) {
+        let kept = self.sum("spans_kept_total");
+        let buffered = kept + self.sum("spans_dropped_total") + self.sum("window_spans");
+        assert_eq!(
+            self.sum("receiver_accepted_spans_total"),
+            buffered,
+            "accepted = kept + dropped + buffered: {:#?}",
+            self.nonzero()
+        );
+        let sent = self.sum("exporter_sent_spans_total");
+        let left = sent + self.sum("exporter_failed_spans_total");
+        let queued = self.sum("exporter_queue_spans");
+        assert_eq!(kept, left + queued, "kept = sent + failed + queued: {:#?}", self.nonzero());
+    }
+}
+
+/// A span of a trace whose id is 8 zero bytes but for the number, then these low 8 bytes: the lower 7 are
+/// the randomness.
+pub fn span(trace: u64, id: u64, parent: Option<u64>) -> Span {
+    Span {
+        trace_id: trace_id(trace),
+        span_id: id.to_be_bytes().to_vec(),
+        parent_span_id: parent.map(|parent| parent.to_be_bytes().to_vec()).unwrap_or_default(),
+        name: format!("span {id}"),
+        kind: 2,
+        start_time_unix_nano: 1_700_000_000_000_000_000,
+        end_time_unix_nano: 1_700_000_000_010_000_000,
+        attributes: vec![string("http.route", "/")],
+        ..Span::default()
+    }
+}
+
+/// The id of [`span`]'s traces.
+pub fn trace_id(trace: u64) -> Vec<u8> {
+    [0xabcd_ef01_2345_6789, trace].map(u64::to_be_bytes).concat()
+}
+
+/// A string attribute.
+pub fn string(key: &str, value: &str) -> KeyValue {
+    let value = AnyValue { value: Some(any_value::Value::StringValue(value.into())) };
+    KeyValue { key: key.into(), value: Some(value), ..KeyValue::default() }
+}
+
+/// The value of a string attribute.
+pub fn attribute<'a>(span: &'a Span, key: &str) -> Option<&'a str> {
+    let pair = span.attributes.iter().find(|pair| pair.key == key)?;
+    match pair.value.as_ref()?.value.as_ref()? {
+        any_value::Value::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// The status ERROR.
+pub fn error() -> Option<SpanStatus> {
+    Some(SpanStatus { code: 2, message: "failed".into() })
+}
+
+/// A request with spans of one service.
+pub fn request(service: &str, spans: Vec<Span>) -> ExportTraceServiceRequest {
+    let resource =
+        Resource { attributes: vec![string("service.name", service)], ..Resource::default() };
+    let scope_spans = ScopeSpans { spans, schema_url: "scope-schema".into(), scope: None };
+    ExportTraceServiceRequest {
+        resource_spans: vec![ResourceSpans {
+            resource: Some(resource),
+            scope_spans: vec![scope_spans],
+            schema_url: "resource-schema".into(),
+        }],
+    }
+}
+
+/// A randomness that a policy of 50 % keeps, in the low 7 bytes of a trace number.
+pub const HIGH: u64 = 0x00f0_0000_0000_0000;
+/// A randomness that a policy of 50 % does not keep.
+pub const LOW: u64 = 0x0010_0000_0000_0000;
+
+/// Errors are kept, and half of the rest.
+pub const ERRORS_AND_HALF: &str = r#"
+[[policy]]
+name = "errors"
+type = "status_code"
+status_codes = ["ERROR"]
+
+[[policy]]
+name = "half"
+type = "probabilistic"
+sampling_percentage = 50
+"#;
