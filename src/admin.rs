@@ -59,13 +59,12 @@ impl Admin {
     /// # Errors
     /// When the operating system has no thread or no runtime for it.
     pub fn spawn(
-        self,
+        self: Arc<Self>,
         listener: std::net::TcpListener,
         stop: watch::Receiver<bool>,
     ) -> std::io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let admin = Arc::new(self);
-        let answer = move |request: Request<Incoming>| ready(admin.answer(&request));
+        let answer = move |request: Request<Incoming>| ready(self.answer(&request));
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             runtime.block_on(async {
                 if let Ok(listener) = TcpListener::from_std(listener) {
@@ -75,14 +74,17 @@ impl Admin {
         })
     }
 
+    /// What /metrics answers, also when nobody listens any more.
+    pub fn scrape(&self) -> String {
+        self.metrics.render(&self.readings())
+    }
+
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET {
             return response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is answered here\n");
         }
         match request.uri().path() {
-            "/metrics" => {
-                response(StatusCode::OK, EXPOSITION, self.metrics.render(&self.readings()))
-            }
+            "/metrics" => response(StatusCode::OK, EXPOSITION, self.scrape()),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" if self.is_ready.load(Relaxed) => response(StatusCode::OK, TEXT, "ready\n"),
             "/-/ready" => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),

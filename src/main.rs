@@ -5,11 +5,12 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use tailwater::{
     check,
-    config::{self, Config, Telemetry},
+    config::{self, Config},
+    demo,
     service::Service,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{Level, error, info, warn};
 
 /// A tail-based trace sampler between OpenTelemetry and Grafana Tempo.
 #[derive(Parser)]
@@ -28,7 +29,7 @@ enum Command {
         config: Option<PathBuf>,
     },
     /// Show the whole path in one process: generated traffic, the sampler, a sink
-    Demo(tailwater::demo::Options),
+    Demo(demo::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -49,12 +50,15 @@ fn main() -> ExitCode {
         }
         Command::Run { config } => match load(config) {
             Some(config) => {
-                start_logging(&config.telemetry);
+                start_logging(config.telemetry.log_level, config.telemetry.log_json);
                 exit_code(on_runtime(run(config)))
             }
             None => exit_code(false),
         },
-        Command::Demo(options) => exit_code(on_runtime(tailwater::demo::run(options))),
+        Command::Demo(options) => {
+            start_logging(Level::WARN, false);
+            exit_code(on_runtime(demo::run(options)))
+        }
     }
 }
 
@@ -70,10 +74,9 @@ fn load(file: Option<PathBuf>) -> Option<Config> {
     loaded.config
 }
 
-fn start_logging(telemetry: &Telemetry) {
-    let logging = tracing_subscriber::fmt().with_max_level(telemetry.log_level);
-    let logging = logging.with_writer(std::io::stderr);
-    if telemetry.log_json {
+fn start_logging(level: Level, is_json: bool) {
+    let logging = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    if is_json {
         logging.json().init();
     } else {
         logging.init();

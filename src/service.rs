@@ -92,7 +92,8 @@ pub struct Service {
     receivers: JoinSet<()>,
     decider: JoinHandle<Decider>,
     consumers: JoinSet<()>,
-    admin: Thread<()>,
+    admin: Arc<Admin>,
+    admin_thread: Thread<()>,
     stop_receivers: watch::Sender<bool>,
     stop_decider: oneshot::Sender<()>,
     give_up: watch::Sender<bool>,
@@ -153,14 +154,14 @@ impl Shared {
         Decider::new(parts, settings)
     }
 
-    fn admin(&self, is_ready: &Arc<AtomicBool>) -> Admin {
-        Admin {
+    fn admin(&self, is_ready: &Arc<AtomicBool>) -> Arc<Admin> {
+        Arc::new(Admin {
             metrics: Arc::clone(&self.metrics),
             sampler: Arc::clone(&self.sampler),
             queue: Arc::clone(&self.queue),
             budget: Arc::clone(&self.budget),
             is_ready: Arc::clone(is_ready),
-        }
+        })
     }
 }
 
@@ -202,7 +203,8 @@ impl Service {
         let consumers = spawn_consumers(config, &shared, consumers_give_up)?;
         let decider =
             tokio::spawn(decide(shared.decider(config), decider_stops, shared.metrics.clone()));
-        let admin = shared.admin(&is_ready).spawn(listeners.admin, admin_stops)?;
+        let admin = shared.admin(&is_ready);
+        let admin_thread = Arc::clone(&admin).spawn(listeners.admin, admin_stops)?;
         let intake = shared.intake(config);
         let health = HealthReporter::new();
         health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;
@@ -237,6 +239,7 @@ impl Service {
             decider,
             consumers,
             admin,
+            admin_thread,
             stop_receivers,
             stop_decider,
             give_up,
@@ -278,7 +281,7 @@ impl Service {
         while self.consumers.join_next().await.is_some() {}
         self.stop_admin.send_replace(true);
         // The admin thread ends with its connections, which are idle or answered at once.
-        let admin = self.admin;
+        let admin = self.admin_thread;
         let _ = tokio::task::spawn_blocking(move || admin.join()).await;
         let undelivered = self.metrics.undelivered();
         if undelivered > 0 {
@@ -287,9 +290,9 @@ impl Service {
         undelivered
     }
 
-    /// The metrics as the admin listener would show them, for tests and the demo.
-    pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+    /// What operators ask, which can still be asked after the shutdown.
+    pub fn admin(&self) -> &Arc<Admin> {
+        &self.admin
     }
 }
 

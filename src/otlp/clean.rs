@@ -8,7 +8,7 @@
 //! The messages are data ([`Schema`]); unknown fields pass untouched. Recursion is bounded by the schema
 //! and by the nesting limit. Source: opentelemetry-proto 1.x, trace, common and resource.
 
-use std::{borrow::Cow, ops::Range};
+use std::borrow::Cow;
 
 use super::wire::{self, Reader, Value};
 
@@ -49,11 +49,11 @@ impl Cleaned {
 /// # Errors
 /// [`Unfit`] where it cannot be made valid.
 pub fn span(arrived: &[u8]) -> Result<(Cow<'_, [u8]>, Repairs), Unfit> {
-    let repairs = check(arrived, 0..arrived.len(), &SPAN, 0)?;
+    let repairs = check(arrived, &SPAN, 0)?;
     if repairs == Repairs::default() {
         return Ok((Cow::Borrowed(arrived), repairs));
     }
-    Ok((Cow::Owned(rewrite(arrived, 0..arrived.len(), &SPAN)?), repairs))
+    Ok((Cow::Owned(rewrite(arrived, &SPAN)?), repairs))
 }
 
 /// Cleans the fields of a `ResourceSpans` that are not spans.
@@ -73,11 +73,11 @@ pub fn scope(arrived: &[u8]) -> Result<Cleaned, Unfit> {
 }
 
 fn message(arrived: &[u8], schema: &Schema) -> Result<Cleaned, Unfit> {
-    let repairs = check(arrived, 0..arrived.len(), schema, 0)?;
+    let repairs = check(arrived, schema, 0)?;
     let repaired = if repairs == Repairs::default() {
         None
     } else {
-        Some(rewrite(arrived, 0..arrived.len(), schema)?.into_boxed_slice())
+        Some(rewrite(arrived, schema)?.into_boxed_slice())
     };
     Ok(Cleaned { repaired, repairs })
 }
@@ -166,18 +166,13 @@ static ARRAY_VALUE: Schema = plain(&[Message(&ANY_VALUE)]);
 static KEY_VALUE_LIST: Schema = plain(&[Message(&KEY_VALUE)]);
 
 /// Finds what must be repaired. `values` counts the `AnyValue`s around this message.
-fn check(
-    buffer: &[u8],
-    range: Range<usize>,
-    schema: &Schema,
-    values: usize,
-) -> Result<Repairs, Unfit> {
+fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfit> {
     if schema.role == Role::AnyValue && values > NESTING_MAX {
         return Err(Unfit);
     }
     let values = values + usize::from(schema.role == Role::AnyValue);
     let mut repairs = Repairs::default();
-    let mut reader = Reader::new(buffer, range.clone());
+    let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
         match (schema.field(field.number), field.value) {
             (Type::Unknown, _)
@@ -186,30 +181,30 @@ fn check(
             | (Type::Fixed64, Value::Fixed64(_))
             | (Type::Bytes, Value::Bytes(_)) => {}
             (Type::Text, Value::Bytes(text)) => {
-                repairs.strings += u64::from(std::str::from_utf8(&buffer[text]).is_err());
+                repairs.strings += u64::from(std::str::from_utf8(text).is_err());
             }
-            (Type::Message(schema), Value::Bytes(range)) => {
-                let inner = check(buffer, range, schema, values)?;
+            (Type::Message(schema), Value::Bytes(inner)) => {
+                let inner = check(inner, schema, values)?;
                 repairs.strings += inner.strings;
                 repairs.links += inner.links;
             }
             _ => return Err(Unfit),
         }
     }
-    if schema.role == Role::Link && !link_is_sound(buffer, range)? {
+    if schema.role == Role::Link && !link_is_sound(message)? {
         // Its strings go with it, so only the removal counts.
         return Ok(Repairs { strings: 0, links: 1 });
     }
     Ok(repairs)
 }
 
-fn link_is_sound(buffer: &[u8], range: Range<usize>) -> Result<bool, Unfit> {
-    let (mut trace_id, mut span_id) = (0..0, 0..0);
-    let mut reader = Reader::new(buffer, range);
+fn link_is_sound(link: &[u8]) -> Result<bool, Unfit> {
+    let (mut trace_id, mut span_id) = (&[][..], &[][..]);
+    let mut reader = Reader::new(link);
     while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
         match (field.number, field.value) {
-            (1, Value::Bytes(range)) => trace_id = range,
-            (2, Value::Bytes(range)) => span_id = range,
+            (1, Value::Bytes(id)) => trace_id = id,
+            (2, Value::Bytes(id)) => span_id = id,
             _ => {}
         }
     }
@@ -217,22 +212,21 @@ fn link_is_sound(buffer: &[u8], range: Range<usize>) -> Result<bool, Unfit> {
 }
 
 /// Writes a checked message again with its repairs.
-fn rewrite(buffer: &[u8], range: Range<usize>, schema: &Schema) -> Result<Vec<u8>, Unfit> {
-    let mut out = Vec::with_capacity(range.len() + 16);
-    let mut reader = Reader::new(buffer, range);
+fn rewrite(message: &[u8], schema: &Schema) -> Result<Vec<u8>, Unfit> {
+    let mut out = Vec::with_capacity(message.len() + 16);
+    let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
         match (schema.field(field.number), field.value) {
             (Type::Text, Value::Bytes(text)) => {
-                let text = String::from_utf8_lossy(&buffer[text]);
-                put_field(&mut out, field.number, text.as_bytes());
+                put_field(&mut out, field.number, String::from_utf8_lossy(text).as_bytes());
             }
-            (Type::Message(inner), Value::Bytes(range)) => {
-                if inner.role == Role::Link && !link_is_sound(buffer, range.clone())? {
+            (Type::Message(schema), Value::Bytes(inner)) => {
+                if schema.role == Role::Link && !link_is_sound(inner)? {
                     continue;
                 }
-                put_field(&mut out, field.number, &rewrite(buffer, range, inner)?);
+                put_field(&mut out, field.number, &rewrite(inner, schema)?);
             }
-            _ => out.extend_from_slice(&buffer[field.start..reader.position()]),
+            _ => out.extend_from_slice(field.raw),
         }
     }
     Ok(out)

@@ -290,21 +290,24 @@ struct Located {
 /// Looks through the top level of a span that [`clean::span`] has passed.
 fn locate(span: &[u8]) -> Located {
     let mut located = Located { trace_state: 0..0, is_root: true };
-    let mut reader = Reader::over(span);
+    let mut at = 0;
+    let mut reader = Reader::new(span);
     while let Ok(Some(field)) = reader.next_field() {
+        let end = at + field.raw.len();
         match (field.number, field.value) {
-            (3, _) => located.trace_state = field.start..reader.position(),
-            (4, Value::Bytes(parent)) => located.is_root = span[parent].iter().all(|&b| b == 0),
+            (3, _) => located.trace_state = at..end,
+            (4, Value::Bytes(parent)) => located.is_root = parent.iter().all(|&b| b == 0),
             _ => {}
         }
+        at = end;
     }
     located
 }
 
 /// The text within a `trace_state` field given with its tag.
 fn trace_state_text<'a>(span: &'a [u8], field: &Range<usize>) -> &'a [u8] {
-    match Reader::new(span, field.clone()).next_field() {
-        Ok(Some(field)) => field.value.bytes().map(|text| &span[text]).unwrap_or_default(),
+    match Reader::new(&span[field.clone()]).next_field() {
+        Ok(Some(field)) => field.value.bytes().unwrap_or_default(),
         _ => &[],
     }
 }

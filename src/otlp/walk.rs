@@ -18,7 +18,7 @@ use std::sync::Arc;
 use super::{
     context::{Context, Contexts, SPLIT_BYTES},
     tracestate,
-    wire::{Malformed, Reader, Value},
+    wire::{BYTES, Malformed, Reader, VARINT, Value, tag},
 };
 use crate::trace::{Randomness, StatusCode, TraceId};
 
@@ -99,49 +99,62 @@ pub enum AttributeValue<'a> {
 
 impl<'a> Attribute<'a> {
     #[inline]
-    fn read(request: &'a [u8], range: std::ops::Range<usize>) -> Result<Self, Malformed> {
+    fn read(pair: &'a [u8]) -> Result<Self, Malformed> {
         // Nearly every pair is one short key followed by one short value and nothing else.
-        let pair = &request[range.clone()];
-        if let [0x0a, key_len @ 0..0x80, rest @ ..] = pair
-            && let Some((key, [0x12, value_len @ 0..0x80, value @ ..])) =
+        if let [KEY_BYTE, key_len @ 0..0x80, rest @ ..] = pair
+            && let Some((key, [VALUE_BYTE, value_len @ 0..0x80, value @ ..])) =
                 rest.split_at_checked(usize::from(*key_len))
             && value.len() == usize::from(*value_len)
         {
             return Ok(Attribute { key, pair });
         }
-        let mut key = 0..0;
-        let mut reader = Reader::new(request, range.clone());
-        while let Some(field) = reader.next_field()? {
-            if field.number == 1 {
-                key = field.value.bytes()?;
+        let mut key = &[][..];
+        let mut reader = Reader::new(pair);
+        while let Some(tag) = reader.next_tag()? {
+            match tag {
+                KEY => key = reader.bytes()?,
+                _ => reader.skip_unless(tag, &[1])?,
             }
         }
-        Ok(Attribute { key: &request[key], pair: &request[range] })
+        Ok(Attribute { key, pair })
     }
 
     /// The value: of several, the last one set, as protobuf merges a oneof.
+    ///
+    /// # Errors
+    /// [`Malformed`] where it cannot be read.
     pub fn value(&self) -> Result<AttributeValue<'a>, Malformed> {
         let mut last = AttributeValue::Other;
-        let mut reader = Reader::over(self.pair);
-        while let Some(field) = reader.next_field()? {
-            if field.number != 2 {
-                continue;
-            }
-            let mut any = Reader::new(self.pair, field.value.bytes()?);
-            while let Some(field) = any.next_field()? {
-                last = match (field.number, field.value) {
-                    (1, Value::Bytes(range)) => AttributeValue::String(&self.pair[range]),
-                    (2, Value::Varint(number)) => AttributeValue::Bool(number != 0),
-                    (3, Value::Varint(number)) => AttributeValue::Int(number.cast_signed()),
-                    (4, Value::Fixed64(bits)) => AttributeValue::Double(f64::from_bits(bits)),
-                    (5..=7, Value::Bytes(_)) => AttributeValue::Other,
-                    (1..=7, _) => return Err(Malformed("wrong wire type in an attribute value")),
-                    _ => last,
-                };
+        let mut reader = Reader::new(self.pair);
+        while let Some(tag) = reader.next_tag()? {
+            match tag {
+                VALUE => read_any_value(reader.bytes()?, &mut last)?,
+                _ => reader.skip_unless(tag, &[2])?,
             }
         }
         Ok(last)
     }
+}
+
+const KEY: u32 = tag(1, BYTES);
+const VALUE: u32 = tag(2, BYTES);
+const KEY_BYTE: u8 = KEY as u8;
+const VALUE_BYTE: u8 = VALUE as u8;
+
+fn read_any_value<'a>(any_value: &'a [u8], last: &mut AttributeValue<'a>) -> Result<(), Malformed> {
+    let mut reader = Reader::new(any_value);
+    while let Some(field) = reader.next_field()? {
+        *last = match (field.number, field.value) {
+            (1, Value::Bytes(text)) => AttributeValue::String(text),
+            (2, Value::Varint(number)) => AttributeValue::Bool(number != 0),
+            (3, Value::Varint(number)) => AttributeValue::Int(number.cast_signed()),
+            (4, Value::Fixed64(bits)) => AttributeValue::Double(f64::from_bits(bits)),
+            (5..=7, Value::Bytes(_)) | (8, Value::Varint(_)) => AttributeValue::Other,
+            (1..=8, _) => return Err(Malformed("wrong wire type in an attribute value")),
+            _ => *last,
+        };
+    }
+    Ok(())
 }
 
 /// The attribute conditions of the compiled policies, as the walker sees them: how many words of bits a
@@ -170,187 +183,204 @@ where
     if u32::try_from(request.len()).is_err() {
         return Err(Malformed("request of 4 GiB or more"));
     }
-    let mut reader = Reader::over(request);
-    while let Some(field) = reader.next_field()? {
-        if field.number == 1 {
-            walk_resource_spans(request, field.value.bytes()?, contexts, conditions, walked)?;
+    let walk = Walk { request, contexts, conditions };
+    let mut reader = Reader::new(request);
+    while let Some(tag) = reader.next_tag()? {
+        match tag {
+            RESOURCE_SPANS => walk.resource_spans(reader.bytes()?, walked)?,
+            _ => reader.skip_unless(tag, &[1])?,
         }
     }
     Ok(())
 }
 
-fn walk_resource_spans<F>(
-    request: &[u8],
-    range: std::ops::Range<usize>,
-    contexts: &Contexts,
-    conditions: &Conditions<F>,
-    walked: &mut Walked,
-) -> Result<(), Malformed>
+const RESOURCE_SPANS: u32 = tag(1, BYTES);
+const SCOPE_SPANS: u32 = tag(2, BYTES);
+const SPANS: u32 = tag(2, BYTES);
+
+/// What a walk works with.
+struct Walk<'a, F> {
+    request: &'a [u8],
+    contexts: &'a Contexts,
+    conditions: &'a Conditions<F>,
+}
+
+impl<F> Walk<'_, F>
 where
     F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
 {
-    // The resource may follow its spans, so what belongs to the context is collected first; skipping the
-    // spans costs one length a block.
-    let mut content = std::mem::take(&mut walked.content);
-    content.clear();
-    content.extend_from_slice(&[0; SPLIT_BYTES]);
-    collect_others(request, range.clone(), &mut content)?;
-    let resource_end = content.len();
-    // The request is shorter than 4 GiB, and so is every part of it.
-    let resource_len = (resource_end - SPLIT_BYTES) as u32;
-    content[..SPLIT_BYTES].copy_from_slice(&resource_len.to_le_bytes());
-    let mut reader = Reader::new(request, range);
-    while let Some(field) = reader.next_field()? {
-        if field.number != 2 {
-            continue;
+    fn resource_spans(&self, message: &[u8], walked: &mut Walked) -> Result<(), Malformed> {
+        // The resource may follow its spans, so what belongs to the context is collected first; skipping
+        // the spans costs one length a block.
+        let mut content = std::mem::take(&mut walked.content);
+        content.clear();
+        content.extend_from_slice(&[0; SPLIT_BYTES]);
+        collect_others(message, &mut content)?;
+        let resource_end = content.len();
+        // The request is shorter than 4 GiB, and so is every part of it.
+        let resource_len = (resource_end - SPLIT_BYTES) as u32;
+        content[..SPLIT_BYTES].copy_from_slice(&resource_len.to_le_bytes());
+        let mut reader = Reader::new(message);
+        while let Some(tag) = reader.next_tag()? {
+            if tag != SCOPE_SPANS {
+                reader.skip(tag)?;
+                continue;
+            }
+            let scope_spans = reader.bytes()?;
+            content.truncate(resource_end);
+            collect_others(scope_spans, &mut content)?;
+            let context =
+                self.contexts.intern(&content, |resource| self.resource_bits(resource))?;
+            self.spans(scope_spans, &context, walked)?;
+            walked.contexts.push(context);
         }
-        let scope_spans = field.value.bytes()?;
-        content.truncate(resource_end);
-        collect_others(request, scope_spans.clone(), &mut content)?;
-        let context = contexts.intern(&content, |resource| resource_bits(resource, conditions))?;
-        walk_spans(request, scope_spans, &context, conditions, walked)?;
-        walked.contexts.push(context);
+        walked.content = content;
+        Ok(())
     }
-    walked.content = content;
-    Ok(())
+
+    fn resource_bits(&self, resource: &[u8]) -> Result<Box<[u64]>, Malformed> {
+        let mut bits = vec![0u64; self.conditions.words].into_boxed_slice();
+        if self.conditions.words == 0 {
+            return Ok(bits);
+        }
+        let mut reader = Reader::new(resource);
+        while let Some(field) = reader.next_field()? {
+            if field.number != 1 {
+                continue;
+            }
+            let mut attributes = Reader::new(field.value.bytes()?);
+            while let Some(field) = attributes.next_field()? {
+                if field.number == 1 {
+                    let attribute = Attribute::read(field.value.bytes()?)?;
+                    (self.conditions.test)(attribute, &mut bits)?;
+                }
+            }
+        }
+        Ok(bits)
+    }
+
+    fn spans(
+        &self,
+        scope_spans: &[u8],
+        context: &Context,
+        walked: &mut Walked,
+    ) -> Result<(), Malformed> {
+        let index =
+            u32::try_from(walked.contexts.len()).map_err(|_| Malformed("too many scopes"))?;
+        let mut reader = Reader::new(scope_spans);
+        while let Some(tag) = reader.next_tag()? {
+            if tag != SPANS {
+                reader.skip(tag)?;
+                continue;
+            }
+            let bits_start = walked.bits.len();
+            walked.bits.extend_from_slice(context.bits());
+            let bits = &mut walked.bits[bits_start..];
+            match self.span(reader.bytes()?, index, bits)? {
+                Some(span) => walked.spans.push(span),
+                None => {
+                    walked.bits.truncate(bits_start);
+                    walked.rejected += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one span; `None` where an id is malformed.
+    #[inline]
+    fn span(
+        &self,
+        span: &[u8],
+        context: u32,
+        bits: &mut [u64],
+    ) -> Result<Option<SpanMeta>, Malformed> {
+        let (mut trace_id, mut span_id, mut parent, mut trace_state) =
+            (&[][..], &[][..], &[][..], &[][..]);
+        let (mut start, mut end, mut code) = (0, 0, 0);
+        let mut reader = Reader::new(span);
+        while let Some(tag) = reader.next_tag()? {
+            match tag {
+                span_tag::TRACE_ID => trace_id = reader.bytes()?,
+                span_tag::SPAN_ID => span_id = reader.bytes()?,
+                span_tag::TRACE_STATE => trace_state = reader.bytes()?,
+                span_tag::PARENT => parent = reader.bytes()?,
+                span_tag::START => start = reader.fixed64()?,
+                span_tag::END => end = reader.fixed64()?,
+                span_tag::ATTRIBUTE if self.conditions.words > 0 => {
+                    (self.conditions.test)(Attribute::read(reader.bytes()?)?, bits)?;
+                }
+                span_tag::STATUS => read_status(reader.bytes()?, &mut code)?,
+                // With no condition on attributes they are skipped like any field that is not read.
+                span_tag::ATTRIBUTE => reader.skip(tag)?,
+                _ => reader.skip_unless(tag, &[1, 2, 3, 4, 7, 8, 9, 15])?,
+            }
+        }
+        let Ok(trace_id) = <[u8; 16]>::try_from(trace_id) else { return Ok(None) };
+        let is_root = match parent {
+            [] | [0, 0, 0, 0, 0, 0, 0, 0] => true,
+            id if id.len() == 8 => false,
+            _ => return Ok(None),
+        };
+        if trace_id == [0; 16] || span_id.len() != 8 || span_id == [0; 8] {
+            return Ok(None);
+        }
+        Ok(Some(SpanMeta {
+            trace_id: TraceId(trace_id),
+            start_unix_nano: start,
+            end_unix_nano: if end == 0 { 0 } else { end.max(start) },
+            explicit_randomness: tracestate::randomness(trace_state),
+            // A span is a part of its request, and a request is shorter than 4 GiB.
+            offset: (span.as_ptr().addr() - self.request.as_ptr().addr()) as u32,
+            len: span.len() as u32,
+            context,
+            status_mask: status_mask(code),
+            is_root,
+        }))
+    }
+}
+
+/// The fields of a `Span` that are read.
+mod span_tag {
+    use crate::otlp::wire::{BYTES, FIXED64, tag};
+
+    pub(super) const TRACE_ID: u32 = tag(1, BYTES);
+    pub(super) const SPAN_ID: u32 = tag(2, BYTES);
+    pub(super) const TRACE_STATE: u32 = tag(3, BYTES);
+    pub(super) const PARENT: u32 = tag(4, BYTES);
+    pub(super) const START: u32 = tag(7, FIXED64);
+    pub(super) const END: u32 = tag(8, FIXED64);
+    pub(super) const ATTRIBUTE: u32 = tag(9, BYTES);
+    pub(super) const STATUS: u32 = tag(15, BYTES);
 }
 
 /// Appends the raw bytes of all fields but number 2, which holds the scopes or the spans.
-fn collect_others(
-    request: &[u8],
-    range: std::ops::Range<usize>,
-    content: &mut Vec<u8>,
-) -> Result<(), Malformed> {
-    let mut reader = Reader::new(request, range);
+fn collect_others(message: &[u8], content: &mut Vec<u8>) -> Result<(), Malformed> {
+    let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field()? {
-        if field.number != 2 {
-            content.extend_from_slice(&request[field.start..reader.position()]);
+        match (field.number, field.value) {
+            (2, value) => _ = value.bytes()?,
+            _ => content.extend_from_slice(field.raw),
         }
     }
     Ok(())
 }
 
-fn resource_bits<F>(resource: &[u8], conditions: &Conditions<F>) -> Result<Box<[u64]>, Malformed>
-where
-    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
-{
-    let mut bits = vec![0u64; conditions.words].into_boxed_slice();
-    if conditions.words == 0 {
-        return Ok(bits);
-    }
-    let mut reader = Reader::over(resource);
-    while let Some(field) = reader.next_field()? {
-        if field.number != 1 {
-            continue;
-        }
-        let mut attributes = Reader::new(resource, field.value.bytes()?);
-        while let Some(field) = attributes.next_field()? {
-            if field.number == 1 {
-                let attribute = Attribute::read(resource, field.value.bytes()?)?;
-                (conditions.test)(attribute, &mut bits)?;
+fn read_status(status: &[u8], code: &mut i32) -> Result<(), Malformed> {
+    let mut reader = Reader::new(status);
+    while let Some(tag) = reader.next_tag()? {
+        match tag {
+            STATUS_CODE => {
+                // Protobuf enums are 32 bits: longer varints are cut, as every implementation does.
+                *code = reader.varint()? as i32;
             }
-        }
-    }
-    Ok(bits)
-}
-
-fn walk_spans<F>(
-    request: &[u8],
-    scope_spans: std::ops::Range<usize>,
-    context: &Context,
-    conditions: &Conditions<F>,
-    walked: &mut Walked,
-) -> Result<(), Malformed>
-where
-    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
-{
-    let index = u32::try_from(walked.contexts.len()).map_err(|_| Malformed("too many scopes"))?;
-    let mut reader = Reader::new(request, scope_spans);
-    while let Some(field) = reader.next_field()? {
-        if field.number != 2 {
-            continue;
-        }
-        let bits_start = walked.bits.len();
-        walked.bits.extend_from_slice(context.bits());
-        let bits = &mut walked.bits[bits_start..];
-        match walk_span(request, field.value.bytes()?, index, conditions, bits)? {
-            Some(span) => walked.spans.push(span),
-            None => {
-                walked.bits.truncate(bits_start);
-                walked.rejected += 1;
-            }
+            _ => reader.skip_unless(tag, &[3])?,
         }
     }
     Ok(())
 }
 
-/// Reads one span; `None` where an id is malformed.
-fn walk_span<F>(
-    request: &[u8],
-    range: std::ops::Range<usize>,
-    context: u32,
-    conditions: &Conditions<F>,
-    bits: &mut [u64],
-) -> Result<Option<SpanMeta>, Malformed>
-where
-    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
-{
-    let (mut trace_id, mut span_id, mut parent, mut trace_state) = (0..0, 0..0, 0..0, 0..0);
-    let (mut start, mut end, mut code) = (0, 0, 0);
-    let mut reader = Reader::new(request, range.clone());
-    while let Some(field) = reader.next_field()? {
-        match field.number {
-            1 => trace_id = field.value.bytes()?,
-            2 => span_id = field.value.bytes()?,
-            3 => trace_state = field.value.bytes()?,
-            4 => parent = field.value.bytes()?,
-            7 => start = field.value.fixed64()?,
-            8 => end = field.value.fixed64()?,
-            9 if conditions.words > 0 => {
-                (conditions.test)(Attribute::read(request, field.value.bytes()?)?, bits)?;
-            }
-            15 => walk_status(request, field.value.bytes()?, &mut code)?,
-            _ => {}
-        }
-    }
-    let Ok(trace_id) = <[u8; 16]>::try_from(&request[trace_id]) else { return Ok(None) };
-    let is_root = match &request[parent] {
-        [] | [0, 0, 0, 0, 0, 0, 0, 0] => true,
-        id if id.len() == 8 => false,
-        _ => return Ok(None),
-    };
-    if trace_id == [0; 16] || span_id.len() != 8 || request[span_id] == [0; 8] {
-        return Ok(None);
-    }
-    let explicit_randomness = tracestate::randomness(&request[trace_state]);
-    let end_unix_nano = if end == 0 { 0 } else { end.max(start) };
-    Ok(Some(SpanMeta {
-        trace_id: TraceId(trace_id),
-        start_unix_nano: start,
-        end_unix_nano,
-        explicit_randomness,
-        offset: range.start as u32,
-        len: range.len() as u32,
-        context,
-        status_mask: status_mask(code),
-        is_root,
-    }))
-}
-
-fn walk_status(
-    request: &[u8],
-    range: std::ops::Range<usize>,
-    code: &mut i32,
-) -> Result<(), Malformed> {
-    let mut reader = Reader::new(request, range);
-    while let Some(field) = reader.next_field()? {
-        if field.number == 3 {
-            // Protobuf enums are 32 bits: longer varints are cut, as every implementation does.
-            *code = field.value.varint()? as i32;
-        }
-    }
-    Ok(())
-}
+const STATUS_CODE: u32 = tag(3, VARINT);
 
 fn status_mask(code: i32) -> u8 {
     match code {

@@ -157,9 +157,9 @@ impl Running {
     /// Stops the service and asserts the ledger as it stands in the end. Returns the final metrics and the
     /// spans that could not be delivered.
     pub async fn stop(self) -> (Metrics, u64) {
-        let metrics = Arc::clone(self.service.metrics());
+        let admin = Arc::clone(self.service.admin());
         let undelivered = self.service.shutdown().await;
-        let metrics = Metrics::parse(&metrics.render(&Default::default()));
+        let metrics = Metrics::parse(&admin.scrape());
         metrics.assert_ledger();
         self.sink.stop().await;
         (metrics, undelivered)

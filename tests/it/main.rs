@@ -2,5 +2,8 @@
 //!
 //! Every test that runs a service ends by asserting the ledger ([`harness::Running::stop`] does).
 
+#![expect(unreachable_pub, reason = "nothing is reachable in a test binary")]
+
+mod demo;
 mod harness;
 mod pipeline;

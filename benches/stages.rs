@@ -1,0 +1,199 @@
+//! Stage by stage, in one thread and in process: what a span costs to walk, to take in, to decide, and to
+//! clean, stamp and encode. Isolates our own code from sockets, HTTP/2 and the runtime; compare a stage with
+//! itself before and after a change, in alternation, on the same machine.
+//!
+//! Traffic and policies are the load rig's (684-byte spans, 10 % kept), time is virtual: a request every
+//! 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`.
+
+#[path = "rig/corpus.rs"]
+#[expect(dead_code, reason = "the rig uses the rest of it")]
+mod corpus;
+#[path = "rig/framing.rs"]
+#[expect(dead_code, reason = "the rig uses the rest of it")]
+mod framing;
+#[path = "rig/traffic.rs"]
+mod traffic;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape};
+use tailwater::{
+    budget::Budget,
+    otlp::{
+        Contexts,
+        encode::{Batch, TraceStamp},
+        tracestate::Stamp,
+        walk::{self, Attribute, Conditions, Walked},
+    },
+    policy::{Plan, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    sampler::{Decided, Limits, Progress, Sampler, Scratch, Which},
+    trace::{StatusCode, Trigger},
+    window::{Millis, Waits},
+};
+
+/// Of this bench; the rig's modules expect it in their crate.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const REQUESTS: u64 = 400;
+const WARM_UP: u64 = 300;
+const MAX_REQUEST_BYTES: usize = 3584 << 10;
+
+fn main() -> Result<()> {
+    // `cargo test --all-targets` runs benches without arguments, only to see that they start.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let mut corpus = Corpus::build(&Shape { requests: 64, resources: 10, stride: 1 })?;
+    walk_only(&mut corpus)?;
+    whole(&mut corpus)
+}
+
+/// The walker alone: framing, ids, times, status, attribute keys, contexts.
+fn walk_only(corpus: &mut Corpus) -> Result<()> {
+    let plan = plan();
+    let contexts = Contexts::new(Budget::new(1 << 30));
+    let leaves = plan.leaves();
+    let test = |attribute: Attribute<'_>, bits: &mut [u64]| leaves.test(attribute, bits);
+    let conditions = Conditions { words: leaves.words(), test };
+    let mut walked = Walked::default();
+    let mut kept_alive = Vec::new();
+    let mut time = Duration::ZERO;
+    for sequence in 0..REQUESTS {
+        let body = corpus.body(sequence).slice(GRPC_PREFIX_BYTES..);
+        walked.clear();
+        let started = now();
+        walk::walk(&body, &contexts, &conditions, &mut walked)?;
+        time += started.elapsed();
+        // As a window would, so that contexts are found and not made anew.
+        kept_alive.clear();
+        kept_alive.extend(walked.contexts.iter().cloned());
+    }
+    report("walk", time, REQUESTS);
+    Ok(())
+}
+
+/// The sampler as the service drives it.
+fn whole(corpus: &mut Corpus) -> Result<()> {
+    let budget = Budget::new(4 << 30);
+    let waits = Waits { decision_wait: 1000, after_root: None };
+    let limits = Limits {
+        waits,
+        max_trace_spans: 32_000,
+        max_trace_bytes: 16 << 20,
+        decision_ttl_millis: 120_000,
+        decision_log_traces: 100_000,
+    };
+    let sampler = Sampler::new(Arc::new(plan()), limits, &budget, 8);
+    let (mut scratch, mut decided, mut batch) =
+        (Scratch::default(), Decided::default(), Batch::default());
+    let mut times = [Duration::ZERO; 4];
+    let mut tick = 0;
+    for sequence in 0..WARM_UP + REQUESTS {
+        if sequence == WARM_UP {
+            times = [Duration::ZERO; 4];
+        }
+        let now_ms = (sequence * SPANS_PER_REQUEST * 1000 / 300_000) as u32;
+        let body = corpus.body(sequence).slice(GRPC_PREFIX_BYTES..);
+        let started = now();
+        sampler.ingest(Millis(now_ms), &body, &mut scratch, &mut decided)?;
+        times[0] += started.elapsed();
+        if now_ms / 100 == tick {
+            continue;
+        }
+        tick = now_ms / 100;
+        let ticked = Tick { sampler: &sampler, now: Millis(now_ms), times: &mut times };
+        ticked.run(&mut decided, &mut batch);
+    }
+    for (stage, time) in
+        ["ingest, walk included", "decide", "log", "clean, stamp, encode"].iter().zip(times)
+    {
+        report(stage, time, REQUESTS);
+    }
+    Ok(())
+}
+
+struct Tick<'a> {
+    sampler: &'a Sampler,
+    now: Millis,
+    times: &'a mut [Duration; 4],
+}
+
+impl Tick<'_> {
+    fn run(self, decided: &mut Decided, batch: &mut Batch) {
+        for shard in 0..self.sampler.shards() {
+            loop {
+                let started = now();
+                let progress =
+                    self.sampler.decide(shard, self.now, Which::Due, usize::MAX, decided);
+                self.times[1] += started.elapsed();
+                let started = now();
+                self.sampler.log().push(&decided.decisions, 0);
+                self.times[2] += started.elapsed();
+                let started = now();
+                push(decided, batch, self.sampler.plan());
+                self.times[3] += started.elapsed();
+                let started = now();
+                decided.clear();
+                self.times[1] += started.elapsed();
+                if progress != Progress::More {
+                    break;
+                }
+            }
+        }
+        let mut requests = Vec::new();
+        let started = now();
+        batch.encode(MAX_REQUEST_BYTES, &mut requests);
+        self.times[3] += started.elapsed();
+    }
+}
+
+fn push(decided: &mut Decided, batch: &mut Batch, plan: &Plan) {
+    let mut spans = decided.spans.drain(..);
+    for trace in &decided.kept {
+        let tracestate = Stamp {
+            threshold: trace.verdict.threshold,
+            randomness: trace.randomness,
+            explicit: trace.is_explicit,
+        };
+        let trigger = trace.trigger.map_or("", Trigger::as_str);
+        let stamp = TraceStamp {
+            tracestate: Some(tracestate),
+            policy_and_trigger: Some((plan.name(trace.verdict.policy), trigger)),
+        };
+        batch.push_trace(spans.by_ref().take(trace.spans), &stamp);
+    }
+}
+
+fn plan() -> Plan {
+    let rule = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
+    let tier = RuleKind::StringAttribute {
+        key: traffic::TIER_KEY.into(),
+        values: StringMatch::Exact(vec![traffic::TIER_WANTED.into()]),
+        invert: false,
+    };
+    let latency = RuleKind::Latency { threshold_ms: traffic::SLOW_MS, upper_threshold_ms: None };
+    let baseline =
+        RuleSpec { kind: RuleKind::AlwaysSample, sampling_percentage: traffic::BASELINE_PERCENT };
+    let rules = [
+        rule(RuleKind::StatusCode { codes: vec![StatusCode::Error] }),
+        rule(latency),
+        rule(tier),
+        baseline,
+    ];
+    let specs = rules.into_iter().zip(["errors", "slow", "tier", "baseline"]);
+    let specs: Vec<_> = specs.map(|(rule, name)| PolicySpec { name: name.into(), rule }).collect();
+    Plan::compile(&specs)
+}
+
+fn report(stage: &str, time: Duration, requests: u64) {
+    let nanos = time.as_nanos() as f64 / (requests * SPANS_PER_REQUEST) as f64;
+    println!("{stage:<24} {nanos:8.1} ns a span, {:.3} CPU-s per million", nanos / 1e3);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench measures time")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,116 @@
+//! Standard output: a terminal is drawn over in place, anything else gets a line now and then.
+//!
+//! Drawing needs three control sequences that every terminal of the last decades knows: up, erase
+//! to an end, and no wrapping, without which a window narrower than the table would break it.
+//! Writing blocks; it is done by the thread that only waits otherwise. A reader that has gone away
+//! is an error, not a panic.
+
+use std::{
+    env,
+    io::{self, IsTerminal as _, Stdout, Write as _, stdout},
+    time::Duration,
+};
+
+use super::table::{self, Frame, Paint};
+
+/// Between two frames.
+const FRAME_INTERVAL: Duration = Duration::from_secs(1);
+/// Frames from one plain line to the next.
+const FRAMES_PER_LINE: u64 = 5;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Screen {
+    out: Stdout,
+    is_terminal: bool,
+    paint: Paint,
+    frames: u64,
+    /// Lines of the last frame, which the next one is drawn over.
+    drawn_lines: usize,
+}
+
+impl Screen {
+    /// Finds out what standard output is.
+    pub(super) fn open() -> Self {
+        let out = stdout();
+        let is_dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let is_terminal = out.is_terminal() && !is_dumb;
+        // https://no-color.org: set to anything but nothing.
+        let is_bare = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let paint = Paint { is_on: is_terminal && !is_bare };
+        Screen { out, is_terminal, paint, frames: 0, drawn_lines: 0 }
+    }
+
+    /// How to colour what is printed.
+    pub(super) fn paint(&self) -> Paint {
+        self.paint
+    }
+
+    /// When frames are due, the first one interval from now.
+    pub(super) fn frames() -> tokio::time::Interval {
+        let first = tokio::time::Instant::now() + FRAME_INTERVAL;
+        let mut frames = tokio::time::interval_at(first, FRAME_INTERVAL);
+        frames.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        frames
+    }
+
+    /// Prints text that stays.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub(super) fn print(&mut self, text: &str) -> io::Result<()> {
+        self.drawn_lines = 0;
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
+    }
+
+    /// Shows how it stands.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub(super) fn show(&mut self, frame: &Frame<'_>) -> io::Result<()> {
+        self.frames += 1;
+        if self.is_terminal {
+            self.draw(&table::live(frame, self.paint))
+        } else if self.frames.is_multiple_of(FRAMES_PER_LINE) {
+            self.print(&table::progress(frame))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Puts the last words in place of the last frame.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub(super) fn close(&mut self, text: &str) -> io::Result<()> {
+        if self.is_terminal { self.draw(text) } else { self.print(&format!("\n{text}")) }
+    }
+
+    fn draw(&mut self, text: &str) -> io::Result<()> {
+        let drawing = over(self.drawn_lines, text);
+        self.drawn_lines = text.lines().count();
+        // At once, so that nobody sees half a frame.
+        self.out.write_all(drawing.as_bytes())?;
+        self.out.flush()
+    }
+}
+
+/// `text` drawn over the last `lines` lines.
+fn over(lines: usize, text: &str) -> String {
+    let up = if lines > 0 { format!("\x1b[{lines}A") } else { String::new() };
+    // Each line is erased behind its end rather than all before the first: that would flicker.
+    let text = text.replace('\n', "\x1b[K\n");
+    format!("\r{up}\x1b[?7l{text}\x1b[?7h\x1b[J")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_drawn_over_the_one_before() {
+        assert_eq!(over(0, "a\n"), "\r\x1b[?7la\x1b[K\n\x1b[?7h\x1b[J");
+        assert_eq!(over(7, "a\n"), "\r\x1b[7A\x1b[?7la\x1b[K\n\x1b[?7h\x1b[J");
+    }
+}
