@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 
-use super::wire::{self, Reader, Value};
+use super::wire::{self, Malformed, Reader, Value};
 
 /// Deepest nesting of values that leaves: an `AnyValue` inside an `AnyValue` is one level.
 pub const NESTING_MAX: usize = 64;
@@ -108,8 +108,29 @@ enum Type {
 }
 
 impl Schema {
+    #[inline]
     fn field(&self, number: u32) -> &Type {
         self.fields.get(number as usize - 1).unwrap_or(&Type::Unknown)
+    }
+}
+
+impl Type {
+    /// The wire type that a field must have; `None` where it is not known.
+    #[inline]
+    fn wire_type(&self) -> Option<u32> {
+        match self {
+            Type::Unknown => None,
+            Type::Varint => Some(wire::VARINT),
+            Type::Fixed32 => Some(wire::FIXED32),
+            Type::Fixed64 => Some(wire::FIXED64),
+            Type::Bytes | Type::Text | Type::Message(_) => Some(wire::BYTES),
+        }
+    }
+}
+
+impl From<Malformed> for Unfit {
+    fn from(_: Malformed) -> Self {
+        Unfit
     }
 }
 
@@ -173,22 +194,24 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
     let values = values + usize::from(schema.role == Role::AnyValue);
     let mut repairs = Repairs::default();
     let mut reader = Reader::new(message);
-    while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
-        match (schema.field(field.number), field.value) {
-            (Type::Unknown, _)
-            | (Type::Varint, Value::Varint(_))
-            | (Type::Fixed32, Value::Fixed32(_))
-            | (Type::Fixed64, Value::Fixed64(_))
-            | (Type::Bytes, Value::Bytes(_)) => {}
-            (Type::Text, Value::Bytes(text)) => {
-                repairs.strings += u64::from(std::str::from_utf8(text).is_err());
+    while let Some(tag) = reader.next_tag()? {
+        let expected = schema.field(tag >> 3);
+        if expected.wire_type().is_some_and(|wire_type| wire_type != tag & 7) {
+            return Err(Unfit);
+        }
+        match expected {
+            Type::Text => {
+                let text = reader.bytes()?;
+                // Most strings are short and ASCII, which is quicker to see than that they are UTF-8.
+                let is_valid = text.is_ascii() || std::str::from_utf8(text).is_ok();
+                repairs.strings += u64::from(!is_valid);
             }
-            (Type::Message(schema), Value::Bytes(inner)) => {
-                let inner = check(inner, schema, values)?;
+            Type::Message(schema) => {
+                let inner = check(reader.bytes()?, schema, values)?;
                 repairs.strings += inner.strings;
                 repairs.links += inner.links;
             }
-            _ => return Err(Unfit),
+            _ => reader.skip(tag)?,
         }
     }
     if schema.role == Role::Link && !link_is_sound(message)? {
@@ -201,7 +224,7 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
 fn link_is_sound(link: &[u8]) -> Result<bool, Unfit> {
     let (mut trace_id, mut span_id) = (&[][..], &[][..]);
     let mut reader = Reader::new(link);
-    while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
+    while let Some(field) = reader.next_field()? {
         match (field.number, field.value) {
             (1, Value::Bytes(id)) => trace_id = id,
             (2, Value::Bytes(id)) => span_id = id,
@@ -215,7 +238,7 @@ fn link_is_sound(link: &[u8]) -> Result<bool, Unfit> {
 fn rewrite(message: &[u8], schema: &Schema) -> Result<Vec<u8>, Unfit> {
     let mut out = Vec::with_capacity(message.len() + 16);
     let mut reader = Reader::new(message);
-    while let Some(field) = reader.next_field().map_err(|_| Unfit)? {
+    while let Some(field) = reader.next_field()? {
         match (schema.field(field.number), field.value) {
             (Type::Text, Value::Bytes(text)) => {
                 put_field(&mut out, field.number, String::from_utf8_lossy(text).as_bytes());

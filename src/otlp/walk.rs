@@ -98,7 +98,7 @@ pub enum AttributeValue<'a> {
 }
 
 impl<'a> Attribute<'a> {
-    #[inline]
+    #[inline(always)]
     fn read(pair: &'a [u8]) -> Result<Self, Malformed> {
         // Nearly every pair is one short key followed by one short value and nothing else.
         if let [KEY_BYTE, key_len @ 0..0x80, rest @ ..] = pair
@@ -108,15 +108,7 @@ impl<'a> Attribute<'a> {
         {
             return Ok(Attribute { key, pair });
         }
-        let mut key = &[][..];
-        let mut reader = Reader::new(pair);
-        while let Some(tag) = reader.next_tag()? {
-            match tag {
-                KEY => key = reader.bytes()?,
-                _ => reader.skip_unless(tag, &[1])?,
-            }
-        }
-        Ok(Attribute { key, pair })
+        Ok(Attribute { key: last_key(pair)?, pair })
     }
 
     /// The value: of several, the last one set, as protobuf merges a oneof.
@@ -134,6 +126,19 @@ impl<'a> Attribute<'a> {
         }
         Ok(last)
     }
+}
+
+#[inline(never)]
+fn last_key(pair: &[u8]) -> Result<&[u8], Malformed> {
+    let mut key = &[][..];
+    let mut reader = Reader::new(pair);
+    while let Some(tag) = reader.next_tag()? {
+        match tag {
+            KEY => key = reader.bytes()?,
+            _ => reader.skip_unless(tag, &[1])?,
+        }
+    }
+    Ok(key)
 }
 
 const KEY: u32 = tag(1, BYTES);

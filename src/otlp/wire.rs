@@ -112,7 +112,11 @@ impl<'a> Reader<'a> {
                 self.rest = rest;
                 Ok(Some(u32::from(*byte)))
             }
-            _ => self.long_tag().map(Some),
+            _ => {
+                let (tag, rest) = long_tag(self.rest)?;
+                self.rest = rest;
+                Ok(Some(tag))
+            }
         }
     }
 
@@ -125,7 +129,9 @@ impl<'a> Reader<'a> {
             self.rest = rest;
             return Ok(bytes);
         }
-        self.long_bytes()
+        let (bytes, rest) = long_bytes(self.rest)?;
+        self.rest = rest;
+        Ok(bytes)
     }
 
     /// The value of a [`VARINT`] field.
@@ -135,7 +141,9 @@ impl<'a> Reader<'a> {
             self.rest = rest;
             return Ok(u64::from(*byte));
         }
-        self.long_varint()
+        let (number, rest) = long_varint(self.rest)?;
+        self.rest = rest;
+        Ok(number)
     }
 
     /// The value of a [`FIXED64`] field.
@@ -152,7 +160,7 @@ impl<'a> Reader<'a> {
             FIXED64 => _ = self.take::<8>()?,
             BYTES => _ = self.bytes()?,
             FIXED32 => _ = self.take::<4>()?,
-            GROUP_START => self.skip_group(tag >> 3)?,
+            GROUP_START => self.rest = skip_group(self.rest, tag >> 3)?,
             GROUP_END => return Err(Malformed("unexpected end of a group")),
             _ => return Err(Malformed("invalid wire type")),
         }
@@ -169,43 +177,6 @@ impl<'a> Reader<'a> {
         self.skip(tag)
     }
 
-    #[cold]
-    fn long_tag(&mut self) -> Result<u32, Malformed> {
-        let tag = self.long_varint()?;
-        match u32::try_from(tag) {
-            Ok(8..) => Ok(tag as u32),
-            Ok(_) => Err(Malformed("field number 0")),
-            Err(_) => Err(Malformed("field number out of range")),
-        }
-    }
-
-    #[inline(never)]
-    fn long_bytes(&mut self) -> Result<&'a [u8], Malformed> {
-        let length = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
-        let (bytes, rest) = self
-            .rest
-            .split_at_checked(length)
-            .ok_or(Malformed("length runs past the end of its message"))?;
-        self.rest = rest;
-        Ok(bytes)
-    }
-
-    #[inline(never)]
-    fn long_varint(&mut self) -> Result<u64, Malformed> {
-        let mut number = 0u64;
-        for (index, &byte) in self.rest.iter().take(10).enumerate() {
-            number |= u64::from(byte & 0x7f) << (7 * index);
-            if byte < 0x80 {
-                if index == 9 && byte > 1 {
-                    return Err(Malformed("varint over 64 bits"));
-                }
-                self.rest = &self.rest[index + 1..];
-                return Ok(number);
-            }
-        }
-        Err(Malformed("unterminated varint"))
-    }
-
     #[inline(always)]
     fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         let (bytes, rest) =
@@ -213,31 +184,67 @@ impl<'a> Reader<'a> {
         self.rest = rest;
         Ok(*bytes)
     }
+}
 
-    /// Skips to behind the end tag of a group, with a stack instead of recursion: the depth is the
-    /// sender's choice.
-    #[cold]
-    fn skip_group(&mut self, number: u32) -> Result<(), Malformed> {
-        let mut open = [0u32; GROUP_DEPTH_MAX];
-        open[0] = number;
-        let mut depth = 1;
-        while depth > 0 {
-            let tag = self.next_tag()?.ok_or(Malformed("message ends within a group"))?;
-            match tag & 7 {
-                GROUP_START if depth == GROUP_DEPTH_MAX => {
-                    return Err(Malformed("groups nested too deep"));
-                }
-                GROUP_START => {
-                    open[depth] = tag >> 3;
-                    depth += 1;
-                }
-                GROUP_END if open[depth - 1] == tag >> 3 => depth -= 1,
-                GROUP_END => return Err(Malformed("group ends with another number")),
-                _ => self.skip(tag)?,
-            }
-        }
-        Ok(())
+// The rare cases take and return the rest by value: a reader whose address escaped would live in memory,
+// not in registers, and the inner loop of the walk with it.
+
+#[cold]
+fn long_tag(rest: &[u8]) -> Result<(u32, &[u8]), Malformed> {
+    let (tag, rest) = long_varint(rest)?;
+    match u32::try_from(tag) {
+        Ok(tag @ 8..) => Ok((tag, rest)),
+        Ok(_) => Err(Malformed("field number 0")),
+        Err(_) => Err(Malformed("field number out of range")),
     }
+}
+
+#[inline(never)]
+fn long_bytes(rest: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    let (length, rest) = long_varint(rest)?;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    rest.split_at_checked(length).ok_or(Malformed("length runs past the end of its message"))
+}
+
+#[inline(never)]
+fn long_varint(rest: &[u8]) -> Result<(u64, &[u8]), Malformed> {
+    let mut number = 0u64;
+    for (index, &byte) in rest.iter().take(10).enumerate() {
+        number |= u64::from(byte & 0x7f) << (7 * index);
+        if byte < 0x80 {
+            if index == 9 && byte > 1 {
+                return Err(Malformed("varint over 64 bits"));
+            }
+            return Ok((number, &rest[index + 1..]));
+        }
+    }
+    Err(Malformed("unterminated varint"))
+}
+
+/// Skips to behind the end tag of a group, with a stack instead of recursion: the depth is the sender's
+/// choice.
+#[cold]
+fn skip_group(rest: &[u8], number: u32) -> Result<&[u8], Malformed> {
+    let mut reader = Reader { rest };
+    let mut open = [0u32; GROUP_DEPTH_MAX];
+    open[0] = number;
+    let mut depth = 1;
+    while depth > 0 {
+        let tag = reader.next_tag()?.ok_or(Malformed("message ends within a group"))?;
+        match tag & 7 {
+            GROUP_START if depth == GROUP_DEPTH_MAX => {
+                return Err(Malformed("groups nested too deep"));
+            }
+            GROUP_START => {
+                open[depth] = tag >> 3;
+                depth += 1;
+            }
+            GROUP_END if open[depth - 1] == tag >> 3 => depth -= 1,
+            GROUP_END => return Err(Malformed("group ends with another number")),
+            _ => reader.skip(tag)?,
+        }
+    }
+    Ok(reader.rest)
 }
 
 /// Appends `number` as a varint.

@@ -46,11 +46,15 @@ impl Leaves {
     ///
     /// # Errors
     /// [`Malformed`] where the value of a key that a policy names cannot be read.
-    #[inline]
+    #[inline(always)]
     pub fn test(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         if self.key_lengths & length_bit(attribute.key) == 0 {
             return Ok(());
         }
+        self.test_key(attribute, bits)
+    }
+
+    fn test_key(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         let Some(leaves) = self.by_key.get(attribute.key) else { return Ok(()) };
         let AttributeValue::String(value) = attribute.value()? else { return Ok(()) };
         for leaf in leaves {
