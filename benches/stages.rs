@@ -1,9 +1,9 @@
-//! Stage by stage, in one thread and in process: what a span costs to walk, to take in, to decide, and to
-//! clean, stamp and encode. Isolates our own code from sockets, HTTP/2 and the runtime; compare a stage with
-//! itself before and after a change, in alternation, on the same machine.
+//! Stage by stage, in one thread and in process: what a span costs to walk, to take in, to decide,
+//! and to clean, stamp and encode. Isolates our own code from sockets, HTTP/2 and the runtime;
+//! compare a stage with itself before and after a change, in alternation, on the same machine.
 //!
-//! Traffic and policies are the load rig's (684-byte spans, 10 % kept), time is virtual: a request every
-//! 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`.
+//! Traffic and policies are the load rig's (684-byte spans, 10 % kept), time is virtual: a request
+//! every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`.
 
 #[path = "rig/corpus.rs"]
 #[expect(dead_code, reason = "the rig uses the rest of it")]

@@ -1,7 +1,7 @@
 //! What operators ask: /metrics, health, readiness, and what was decided about a trace.
 //!
-//! Served on its own listener by its own thread, so that it answers while the data plane is saturated. An
-//! outage of the backend changes neither health nor readiness.
+//! Served on its own listener by its own thread, so that it answers while the data plane is
+//! saturated. An outage of the backend changes neither health nor readiness.
 
 use std::{
     future::ready,
@@ -97,9 +97,11 @@ impl Admin {
 
     /// The values that are read rather than counted.
     fn readings(&self) -> Readings {
+        // In the order of the flow: a span that moves on meanwhile is seen twice, not missed.
+        let buffered = self.sampler.buffered();
         let (queue_bytes, queue_spans) = self.queue.held();
         Readings {
-            buffered: self.sampler.buffered(),
+            buffered,
             memory: (self.budget.used(), self.budget.limit()),
             queue_spans,
             queue_bytes: (queue_bytes, self.queue.capacity_bytes()),

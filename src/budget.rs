@@ -1,13 +1,14 @@
 //! The one budget of bytes: who holds how much, the soft limit and the hard one.
 //!
 //! Every part of the service that keeps bytes for longer than a call charges them here, so that
-//! `memory_used_bytes` is one number and the limit one place. Requests ask ([`Budget::try_hold`]) and are
-//! refused retryably at the hard limit; what an admitted request grows into (segments, index, requests to
-//! export) is charged without asking ([`Budget::charge`]), since its room was taken at the door and
-//! refusing it there would lose acknowledged spans.
+//! `memory_used_bytes` is one number and the limit one place. Requests ask ([`Budget::try_hold`])
+//! and are refused retryably at the hard limit; what an admitted request grows into (segments,
+//! index, requests to export) is charged without asking ([`Budget::charge`]), since its room was
+//! taken at the door and refusing it there would lose acknowledged spans.
 //!
-//! Limits: soft = 80 % of the limit, where the oldest traces begin to be decided early, until 75 %; hard =
-//! the limit. Relaxed atomics: the numbers are independent sums, nothing else is ordered by them.
+//! Limits: soft = 80 % of the limit, where the oldest traces begin to be decided early, until 75 %;
+//! hard = the limit. Relaxed atomics: the numbers are independent sums, nothing else is ordered by
+//! them.
 
 use std::sync::{
     Arc,
@@ -97,7 +98,8 @@ impl Budget {
         self.limit / 5 * 4
     }
 
-    /// Bytes down to which they are, once it has begun: lower, so that it does not begin anew each tick.
+    /// Bytes down to which they are, once it has begun: lower, so that it does not begin anew each
+    /// tick.
     pub fn soft_target(&self) -> usize {
         self.limit / 4 * 3
     }

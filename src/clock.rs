@@ -1,5 +1,6 @@
-//! The only two readings of a clock: monotonic milliseconds for everything that waits, and wall time for
-//! people. Wall time is never compared with anything, so that a step of it decides nothing.
+//! The only two readings of a clock: monotonic milliseconds for everything that waits, and wall
+//! time for people. Wall time is never compared with anything, so that a step of it decides
+//! nothing.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

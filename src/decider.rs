@@ -1,15 +1,18 @@
-//! The decider: the one task that decides what is due, encodes what is kept and fills the sending queue.
+//! The decider: the one task that decides what is due, encodes what is kept and fills the sending
+//! queue.
 //!
-//! Each tick (100 ms, or a tenth of a shorter `decision_wait`) is spread over the shards, one at a time, at
-//! most 256 traces a lock: a tick that walked everything at once made acknowledgements wait 26 ms at the
-//! 99th percentile. Kept spans of all shards are encoded together at the end of a tick, earlier when they
-//! fill a request. Late spans and traces at their limit come through the [`Outbox`].
+//! Each tick (100 ms, or a tenth of a shorter `decision_wait`) is spread over the shards, one at a
+//! time, at most 256 traces a lock: a tick that walked everything at once made acknowledgements
+//! wait 26 ms at the 99th percentile. Kept spans of all shards are encoded together at the end of a
+//! tick, earlier when they fill a request. Late spans and traces at their limit come through the
+//! [`Outbox`].
 //!
 //! Above the soft memory limit the oldest traces are decided early, by the same policies. With
-//! `overflow = "block"` nothing is decided without room in the queue, so due traces wait in the window.
+//! `overflow = "block"` nothing is decided without room in the queue, so due traces wait in the
+//! window.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -30,11 +33,12 @@ use crate::{
     window::Millis,
 };
 
-/// What connection tasks have decided on the way in: late spans and traces at their limit. The decider
-/// empties it many times a tick; what is in it is charged to the budget.
+/// What connection tasks have decided on the way in: late spans and traces at their limit. The
+/// decider empties it many times a tick; what is in it is charged to the budget.
 #[derive(Debug)]
 pub struct Outbox {
     waiting: Mutex<Waiting>,
+    queue: Arc<Queue>,
     budget: Arc<Budget>,
 }
 
@@ -46,25 +50,39 @@ struct Waiting {
 }
 
 impl Outbox {
-    /// An empty outbox.
-    pub fn new(budget: &Arc<Budget>) -> Arc<Self> {
-        Arc::new(Outbox { waiting: Mutex::default(), budget: Arc::clone(budget) })
+    /// An empty outbox whose spans will go to `queue`.
+    pub fn new(queue: &Arc<Queue>, budget: &Arc<Budget>) -> Arc<Self> {
+        let (queue, budget) = (Arc::clone(queue), Arc::clone(budget));
+        Arc::new(Outbox { waiting: Mutex::default(), queue, budget })
     }
 
-    /// Takes over the kept spans of `decided`.
+    /// Takes over the kept spans of `decided`, which count as queued from now on.
     pub fn put(&self, decided: &mut Decided) {
         if decided.kept.is_empty() {
             return;
         }
         let hold = self.budget.hold(Holder::Export, decided.kept_bytes);
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.lock();
+        self.queue.announce(decided.spans.len() as u64);
         waiting.kept.append(&mut decided.kept);
         waiting.spans.append(&mut decided.spans);
         waiting.holds.push(hold);
     }
 
     fn take(&self) -> Waiting {
-        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Settles the announced spans that do not wait in here, and returns their number.
+    fn settle_others(&self) -> u64 {
+        let waiting = self.lock();
+        let others = self.queue.announced() - waiting.spans.len() as u64;
+        self.queue.settle(others);
+        others
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,6 +114,7 @@ pub struct Decider {
     batch: Batch,
     decided: Decided,
     is_relieving: bool,
+    next_shard: usize,
 }
 
 /// What the decider works with.
@@ -130,41 +149,65 @@ impl Decider {
             batch: Batch::default(),
             decided: Decided::default(),
             is_relieving: false,
+            next_shard: 0,
         }
     }
 
     /// Decides for ever. Cancel it between two polls; [`Self::finish`] decides what is left.
     pub async fn run(&mut self) {
         let shards = self.sampler.shards();
-        let step = self.settings.tick / u32::try_from(shards).unwrap_or(u32::MAX);
-        let mut interval = tokio::time::interval(step.max(Duration::from_millis(1)));
+        // A timer has milliseconds: with more shards than that in a tick, several are visited at
+        // once.
+        let tick_millis = u32::try_from(self.settings.tick.as_millis()).unwrap_or(u32::MAX).max(1);
+        let at_once = shards.div_ceil(tick_millis as usize);
+        let steps = u32::try_from(shards.div_ceil(at_once)).unwrap_or(u32::MAX);
+        let mut interval = tokio::time::interval(Duration::from_millis(tick_millis.into()) / steps);
         // After a stall there is one late tick, not a burst of empty ones.
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        for shard in (0..shards).cycle() {
+        loop {
             interval.tick().await;
             self.empty_outbox();
-            self.decide_shard(shard, Which::Due).await;
-            self.relieve_memory().await;
-            if shard == shards - 1 {
-                self.flush();
-                self.sampler.trim(self.clock.now());
+            for _ in 0..at_once {
+                // Kept across restarts: a shard that panics must not starve those after it.
+                let shard = self.next_shard;
+                self.next_shard = (shard + 1) % shards;
+                self.decide_shard(shard, Which::Due).await;
+                if shard == shards - 1 {
+                    self.flush();
+                    self.sampler.trim(self.clock.now());
+                }
             }
+            self.relieve_memory().await;
         }
     }
 
     /// Decides everything that is buffered, due or not, as long as the queue takes it.
     pub async fn finish(&mut self) {
         self.empty_outbox();
+        let queue = Arc::clone(&self.queue);
         for shard in 0..self.sampler.shards() {
-            while self.decide_shard(shard, Which::Oldest(Trigger::Shutdown)).await
-                == Progress::NoRoom
-            {
+            loop {
+                // Asked for before looking for room, so that no departure in between is missed.
+                let departure = queue.departure();
+                let which = Which::Oldest(Trigger::Shutdown);
+                if self.decide_shard(shard, which).await != Progress::NoRoom {
+                    break;
+                }
                 self.flush();
-                self.queue.departure().await;
+                if !queue.is_empty() {
+                    departure.await;
+                }
             }
         }
         self.empty_outbox();
         self.flush();
+    }
+
+    /// After a panic: gives up what was in hand, so that it cannot panic again, and counts it.
+    pub fn recover(&mut self) {
+        self.batch = Batch::default();
+        let lost = self.outbox.settle_others();
+        self.metrics.failed(FailedBecause::Malformed, lost);
     }
 
     async fn decide_shard(&mut self, shard: usize, which: Which) -> Progress {
@@ -193,14 +236,14 @@ impl Decider {
     }
 
     fn absorb(&mut self) {
-        self.metrics.decided(&self.decided);
-        self.sampler.log().push(&self.decided.decisions, clock::unix_millis());
-        let kept = std::mem::take(&mut self.decided.kept);
-        let mut spans = std::mem::take(&mut self.decided.spans);
-        self.stamp(&kept, &mut spans);
-        self.decided.kept = kept;
-        self.decided.spans = spans;
-        self.decided.clear();
+        // Taken, so that after a panic nothing of it is counted twice.
+        let mut decided = std::mem::take(&mut self.decided);
+        self.queue.announce(decided.spans.len() as u64);
+        self.metrics.decided(&decided);
+        self.sampler.log().push(&decided.decisions, clock::unix_millis());
+        self.stamp(&decided.kept, &mut decided.spans);
+        decided.clear();
+        self.decided = decided;
     }
 
     fn empty_outbox(&mut self) {
@@ -227,7 +270,9 @@ impl Decider {
                 policy_and_trigger: trigger.map(|trigger| (policy, trigger.as_str())),
             };
             self.batch.push_trace(spans.by_ref().take(trace.spans), &stamp);
-            if self.batch.body_bytes() >= self.settings.max_request_bytes {
+            // A little before the limit, so that it mostly becomes one request and not one and a
+            // bit.
+            if self.batch.body_bytes() >= self.settings.max_request_bytes / 16 * 15 {
                 flush(&mut self.batch, &self.settings, &self.queue, &self.metrics);
             }
         }
@@ -237,33 +282,37 @@ impl Decider {
         flush(&mut self.batch, &self.settings, &self.queue, &self.metrics);
     }
 
-    /// Decides the oldest traces, shard by shard, until memory is below the soft target.
+    /// Decides the oldest traces until memory is below the soft target: in one visit those of the
+    /// oldest sixteenth, by age over all shards. Shard by shard alone, the youngest of the first
+    /// would go before the oldest of the last.
     async fn relieve_memory(&mut self) {
         let used = self.sampler.memory_used();
-        if !self.is_relieving && used <= self.budget.soft_limit() {
+        let (soft_limit, target) = (self.budget.soft_limit(), self.budget.soft_target());
+        if used <= if self.is_relieving { target } else { soft_limit } {
+            self.is_relieving = false;
             return;
         }
         if !self.is_relieving {
             info!(used, limit = self.budget.limit(), "memory is short: deciding the oldest traces");
         }
         self.is_relieving = true;
+        let now = self.clock.now();
+        let Some(oldest) = self.sampler.oldest_arrival(now) else { return };
+        let which = Which::ArrivedBy(oldest.after(now.since(oldest) / 16), Trigger::Memory);
         for shard in 0..self.sampler.shards() {
-            let which = Which::Oldest(Trigger::Memory);
             let room = self.room();
             if room == 0 {
                 return;
             }
-            self.sampler.decide(shard, self.clock.now(), which, room, &mut self.decided);
+            self.sampler.decide(shard, now, which, room, &mut self.decided);
             self.absorb();
             // Kept spans hold on to their segments until they are encoded.
             self.flush();
-            if self.sampler.memory_used() <= self.budget.soft_target() {
-                self.is_relieving = false;
+            if self.sampler.memory_used() <= target {
                 return;
             }
             tokio::task::yield_now().await;
         }
-        self.is_relieving = self.sampler.buffered().traces > 0;
     }
 
     /// Time as the decider sees it.
@@ -272,12 +321,14 @@ impl Decider {
     }
 }
 
-/// Encodes what waits and queues it. Apart from the decider, so that `stamp` can call it while it borrows
-/// the names of the policies.
+/// Encodes what waits and queues it. Apart from the decider, so that `stamp` can call it while it
+/// borrows the names of the policies.
 fn flush(batch: &mut Batch, settings: &Settings, queue: &Queue, metrics: &Metrics) {
     let mut requests = Vec::new();
     batch.encode(settings.max_request_bytes, &mut requests);
-    metrics.encoded(&batch.take_faults());
+    let faults = batch.take_faults();
+    metrics.encoded(&faults);
+    let encoded: u64 = requests.iter().map(|request| request.spans).sum();
     for request in requests {
         match settings.overflow {
             Overflow::Block => queue.push(request),
@@ -288,5 +339,49 @@ fn flush(batch: &mut Batch, settings: &Settings, queue: &Queue, metrics: &Metric
                 }
             }
         }
+    }
+    // Only now, so that a span is counted twice for a moment rather than not at all.
+    queue.settle(encoded + faults.malformed_spans);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{policy::Plan, sampler::Limits, window::Waits};
+
+    #[test]
+    fn what_a_panic_takes_along_is_counted() {
+        let budget = Budget::new(1 << 20);
+        let queue = Queue::new(1 << 10, &budget);
+        let metrics = Arc::new(Metrics::new(&[]));
+        let limits = Limits {
+            waits: Waits { decision_wait: 10, after_root: None },
+            max_trace_spans: 10,
+            max_trace_bytes: 1 << 10,
+            decision_ttl_millis: 10,
+            decision_log_traces: 0,
+        };
+        let parts = Parts {
+            sampler: Arc::new(Sampler::new(Arc::new(Plan::compile(&[])), limits, &budget, 1)),
+            outbox: Outbox::new(&queue, &budget),
+            queue: Arc::clone(&queue),
+            metrics: Arc::clone(&metrics),
+            budget,
+            clock: Clock::start(),
+        };
+        let settings = Settings {
+            tick: Duration::from_millis(1),
+            stamp_tracestate: true,
+            stamp_policy: true,
+            max_request_bytes: 1 << 10,
+            overflow: Overflow::Block,
+        };
+        let mut decider = Decider::new(parts, settings);
+        queue.announce(3);
+        assert_eq!(queue.held(), (0, 3));
+        decider.recover();
+        assert_eq!(queue.held(), (0, 0));
+        let lost = "tailwater_exporter_failed_spans_total{reason=\"malformed\"} 3";
+        assert!(metrics.render(&Default::default()).contains(lost));
     }
 }

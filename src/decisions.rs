@@ -1,15 +1,16 @@
-//! Decisions after they are made: remembered so that late spans follow them, and logged so that people can
-//! ask why.
+//! Decisions after they are made: remembered so that late spans follow them, and logged so that
+//! people can ask why.
 //!
-//! [`Remembered`] is per shard and under its lock: two generations of a compact table keyed by the keyed
-//! 64-bit hash of the trace id, kept and dropped traces for the same time. (Forgetting them at different
-//! times would make a late span's fate depend on its randomness, and with it the threshold.) 18 bytes a
-//! trace. A decision is remembered for at least the time to live and at most twice that.
+//! [`Remembered`] is per shard and under its lock: two generations of a compact table keyed by the
+//! keyed 64-bit hash of the trace id, kept and dropped traces for the same time. (Forgetting them
+//! at different times would make a late span's fate depend on its randomness, and with it the
+//! threshold.) 18 bytes a trace. A decision is remembered for at least the time to live and at most
+//! twice that.
 //!
-//! [`DecisionLog`] holds the details of the last traces in `moka`, bounded by number. One cache entry is
-//! the chunk of up to 256 decisions made under one lock, because an insertion a trace cost as much as
-//! deciding it; look-ups, which people make, search the chunks. Its policy is LRU: moka's default refuses
-//! newcomers when full, and the newest decisions are the ones asked for.
+//! [`DecisionLog`] holds the details of the last traces in `moka`, bounded by number. One cache
+//! entry is the chunk of up to 256 decisions made under one lock, because an insertion a trace cost
+//! as much as deciding it; look-ups, which people make, search the chunks. Its policy is LRU:
+//! moka's default refuses newcomers when full, and the newest decisions are the ones asked for.
 
 use std::{
     collections::HashMap,
@@ -41,7 +42,8 @@ pub struct Decision {
     pub explicit_randomness: Option<Randomness>,
 }
 
-/// A decision in 18 bytes: fingerprint, then threshold (57 bits), trigger (3) and kept (1), then policy.
+/// A decision in 18 bytes: fingerprint, then threshold (57 bits), trigger (3) and kept (1), then
+/// policy.
 #[derive(Clone, Copy)]
 struct Packed([u8; 18]);
 
@@ -249,8 +251,8 @@ impl DecisionLog {
         DecisionLog { chunks, next: AtomicU64::new(0), budget: Arc::clone(budget) }
     }
 
-    /// Logs decisions made at a Unix time in milliseconds. Never called under a shard's lock: the cache
-    /// does its maintenance on the caller.
+    /// Logs decisions made at a Unix time in milliseconds. Never called under a shard's lock: the
+    /// cache does its maintenance on the caller.
     pub fn push(&self, decisions: &Decisions, decided_at: u64) {
         if decisions.records.is_empty() || self.chunks.policy().max_capacity() == Some(0) {
             return;

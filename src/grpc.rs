@@ -1,7 +1,8 @@
-//! What server and client side of OTLP/gRPC share: the method's path and a codec that leaves bytes alone.
+//! What server and client side of OTLP/gRPC share: the method's path and a codec that leaves bytes
+//! alone.
 //!
-//! `tonic` frames, limits and compresses; the message stays the bytes that arrived or leave. Handing over
-//! what tonic has buffered copies nothing.
+//! `tonic` frames, limits and compresses; the message stays the bytes that arrived or leave.
+//! Handing over what tonic has buffered copies nothing.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::{

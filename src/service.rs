@@ -1,15 +1,16 @@
-//! The wiring: binds listeners, builds the stages, makes every channel, spawns every task, and takes them
-//! down in the order of the flow.
+//! The wiring: binds listeners, builds the stages, makes every channel, spawns every task, and
+//! takes them down in the order of the flow.
 //!
 //! ```text
-//! gRPC, HTTP connections --ingest--> Sampler <--decide-- decider --> Queue --> consumers --> backend
+//! gRPC, HTTP connections --ingest--> Sampler <--decide-- decider --> Queue --> consumers
 //!          \--late spans, full traces--> Outbox ----------^
 //! admin thread: reads all of them
 //! ```
 //!
-//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`], and three watches (stop
-//! accepting, give up delivering, stop the admin thread). Tasks: one a listener, one a connection (spawned by
-//! its listener), the decider, `num_consumers` consumers, and the admin thread.
+//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`], and three watches
+//! (stop accepting, give up delivering, stop the admin thread). Tasks: one a listener, one a
+//! connection (spawned by its listener), the decider, `num_consumers` consumers, and the admin
+//! thread.
 
 use std::{
     io,
@@ -52,7 +53,7 @@ use crate::{
     },
     sampler::{Limits, Sampler},
     supervise::contained,
-    window::Waits,
+    window::{SEGMENT_BYTES, Waits},
 };
 
 /// The longest tick; shorter waits have ticks of a tenth.
@@ -116,9 +117,11 @@ impl Shared {
         let budget = Budget::new(config.sampling.memory_limit_bytes);
         let metrics = Arc::new(Metrics::new(plan.names()));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let sampler = Arc::new(Sampler::new(plan, limits(config), &budget, 4 * cores));
+        // Each shard keeps a segment open: together they may take an eighth of the limit.
+        let shards = (4 * cores).min(budget.limit() / (8 * SEGMENT_BYTES)).max(1);
+        let sampler = Arc::new(Sampler::new(plan, limits(config), &budget, shards));
         let queue = Queue::new(config.exporter.queue.queue_bytes_max, &budget);
-        let outbox = Outbox::new(&budget);
+        let outbox = Outbox::new(&queue, &budget);
         Shared { budget, metrics, sampler, outbox, queue, clock: Clock::start() }
     }
 
@@ -247,11 +250,12 @@ impl Service {
         })
     }
 
-    /// Stops in the order of the flow: not ready, no new requests, those under way finished, every pending
-    /// trace decided, the queue flushed. Takes at most `shutdown_timeout`, and returns the spans that could
-    /// not be delivered in it.
+    /// Stops in the order of the flow: not ready, no new requests, those under way finished, every
+    /// pending trace decided, the queue flushed. Takes at most `shutdown_timeout`, and returns the
+    /// spans that could not be delivered in it.
     pub async fn shutdown(mut self) -> u64 {
         let deadline = Instant::now() + self.shutdown_timeout;
+        let failed_before = self.metrics.failed_in_all();
         self.is_ready.store(false, Relaxed);
         self.health.set_service_status("", ServingStatus::NotServing).await;
         self.health.set_service_status(TRACE_SERVICE, ServingStatus::NotServing).await;
@@ -268,22 +272,24 @@ impl Service {
         let _ = self.stop_decider.send(());
         if let Ok(mut decider) = self.decider.await {
             let finish = async {
-                decider.finish().await;
-                self.queue.close();
+                finish(&mut decider, &self.metrics).await;
                 self.queue.drained().await;
             };
-            if timeout_at(deadline, finish).await.is_err() {
+            // What is given up is decided and counted in the last twentieth.
+            let give_up_at = deadline - self.shutdown_timeout / 20;
+            if timeout_at(give_up_at, finish).await.is_err() {
                 self.give_up.send_replace(true);
-                decider.finish().await;
-                self.queue.close();
+                self::finish(&mut decider, &self.metrics).await;
             }
         }
+        self.queue.close();
         while self.consumers.join_next().await.is_some() {}
         self.stop_admin.send_replace(true);
-        // The admin thread ends with its connections, which are idle or answered at once.
+        // The admin thread ends with its connections, but a scraper that does not read may hold one
+        // open.
         let admin = self.admin_thread;
-        let _ = tokio::task::spawn_blocking(move || admin.join()).await;
-        let undelivered = self.metrics.undelivered();
+        let _ = timeout_at(deadline, tokio::task::spawn_blocking(move || admin.join())).await;
+        let undelivered = self.metrics.failed_in_all() - failed_before;
         if undelivered > 0 {
             error!(spans = undelivered, "stopped before all kept spans were delivered");
         }
@@ -350,6 +356,14 @@ fn spawn_consumers(
     Ok(consumers)
 }
 
+/// Decides what is left, whatever bug one of the traces uncovers: it costs what was in hand.
+async fn finish(decider: &mut Decider, metrics: &Metrics) {
+    while contained(decider.finish()).await.is_err() {
+        metrics.restarted("decider");
+        decider.recover();
+    }
+}
+
 /// Runs the decider until it is told to stop, and gives it back so that it can finish.
 async fn decide(
     mut decider: Decider,
@@ -361,7 +375,10 @@ async fn decide(
             // Stopping comes first: `finish` decides whatever this tick would have.
             biased;
             _ = &mut stop => return decider,
-            _ = contained(decider.run()) => metrics.restarted("decider"),
+            _ = contained(decider.run()) => {
+                metrics.restarted("decider");
+                decider.recover();
+            }
         }
     }
 }

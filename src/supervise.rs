@@ -19,8 +19,8 @@ pub struct Panicked;
 pub async fn contained<F: Future>(future: F) -> Result<F::Output, Panicked> {
     let mut future = pin!(future);
     poll_fn(|context| {
-        // The future is never polled again after a panic, so nothing sees what it left half done but
-        // what it borrowed, which its owners keep usable.
+        // The future is never polled again after a panic, so nothing sees what it left half done
+        // but what it borrowed, which its owners keep usable.
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
             Err(_) => Poll::Ready(Err(Panicked)),

@@ -1,4 +1,5 @@
-//! An OTLP/gRPC sink for the demo and for tests: a backend that decodes what it gets and answers as told.
+//! An OTLP/gRPC sink for the demo and for tests: a backend that decodes what it gets and answers as
+//! told.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -39,8 +40,8 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Listens on `endpoint` and answers each decoded request with `answer`: the encoded response (empty
-    /// for success), or a status.
+    /// Listens on `endpoint` and answers each decoded request with `answer`: the encoded response
+    /// (empty for success), or a status.
     ///
     /// # Errors
     /// [`BindError`] when the port is taken.

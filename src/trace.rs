@@ -1,10 +1,13 @@
-//! The domain values every stage shares: trace ids, randomness, thresholds and what is known of a trace.
+//! The domain values every stage shares: trace ids, randomness, thresholds and what is known of a
+//! trace.
 //!
-//! A *threshold* T and a *randomness* R are 56-bit numbers; a trace is kept if and only if R >= T, so the
-//! probability of keeping it is `1 - T / 2^56`. Because every policy compares the same R, the union of
-//! policies is the minimum of their thresholds and the intersection the maximum, exactly.
+//! A *threshold* T and a *randomness* R are 56-bit numbers; a trace is kept if and only if R >= T,
+//! so the probability of keeping it is `1 - T / 2^56`. Because every policy compares the same R,
+//! the union of policies is the minimum of their thresholds and the intersection the maximum,
+//! exactly.
 //!
-//! Source: OpenTelemetry specification, "TraceState: Probability Sampling" and "Probability Sampling".
+//! Source: OpenTelemetry specification, "TraceState: Probability Sampling" and "Probability
+//! Sampling".
 
 use std::fmt;
 
@@ -62,7 +65,8 @@ impl Threshold {
     /// Keeps nothing. One above every randomness, and therefore not expressible as `ot=th`.
     pub const NEVER: Threshold = Threshold(1 << 56);
 
-    /// The threshold of a percentage, `2^56 - round(p / 100 * 2^56)`; 0 and less is [`Self::NEVER`].
+    /// The threshold of a percentage, `2^56 - round(p / 100 * 2^56)`; 0 and less is
+    /// [`Self::NEVER`].
     pub fn from_percentage(percentage: f64) -> Self {
         let scale = (1u64 << 56) as f64;
         #[expect(
@@ -158,8 +162,8 @@ impl Trigger {
         }
     }
 
-    /// Whether the decision came before the trace's own time, so that a condition that can still turn
-    /// must not veto.
+    /// Whether the decision came before the trace's own time, so that a condition that can still
+    /// turn must not veto.
     pub fn is_forced(self) -> bool {
         matches!(self, Trigger::Memory | Trigger::TraceLimit | Trigger::Shutdown)
     }

@@ -1,8 +1,8 @@
 //! The OTLP/gRPC client: one attempt to export, and what its outcome means.
 //!
-//! What is retried follows OTLP's table; an attempt that never reached the backend is retried too. tonic's
-//! client panics on a status-details trailer that is not base64, which a broken backend may send: a panic
-//! is contained here and is one failed attempt.
+//! What is retried follows OTLP's table; an attempt that never reached the backend is retried too.
+//! tonic's client panics on a status-details trailer that is not base64, which a broken backend may
+//! send: a panic is contained here and is one failed attempt.
 //!
 //! Sources: OTLP specification 1.x, "OTLP/gRPC Response" and "OTLP/gRPC Throttling".
 

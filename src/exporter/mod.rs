@@ -1,9 +1,9 @@
 //! Exporting: a queue bounded in bytes, consumers that deliver from it, retrying as OTLP says.
 //!
-//! `num_consumers` tasks each take a request and stay with it until the backend has it or it is given up,
-//! so an outage stops them all and fills the queue, which stops deciding or drops, as configured. Each
-//! span that is given up is counted with a reason and logged once a request. Nothing here knows why a span
-//! was kept.
+//! `num_consumers` tasks each take a request and stay with it until the backend has it or it is
+//! given up, so an outage stops them all and fills the queue, which stops deciding or drops, as
+//! configured. Each span that is given up is counted with a reason and logged once a request.
+//! Nothing here knows why a span was kept.
 
 mod client;
 mod queue;
@@ -84,7 +84,10 @@ impl Consumer {
                     (tonic::Code::Unknown, None)
                 }
             };
-            let wait = jittered(after.unwrap_or(delay).max(delay));
+            // Never sooner than the backend asked for.
+            let asked =
+                after.map_or(Duration::ZERO, |after| after.mul_f64(1.0 + JITTER * fastrand::f64()));
+            let wait = jittered(delay).max(asked);
             delay = delay.mul_f64(BACKOFF_FACTOR).min(self.retry.max_interval);
             let elapsed = self.clock.elapsed() - started;
             if self.retry.max_elapsed_time.is_some_and(|most| elapsed + wait > most) {

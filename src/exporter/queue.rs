@@ -1,16 +1,19 @@
-//! The sending queue: encoded requests, bounded in bytes, those under way and being retried included.
+//! The sending queue: encoded requests, bounded in bytes, those under way and being retried
+//! included.
 //!
-//! The decider pushes, consumers pop. What has been popped still counts until it is delivered or given up,
-//! so that `exporter_queue_spans` and the ledger never lose sight of a span. With `overflow = "block"` the
-//! decider looks for room before it decides, and intake is refused from 75 % on, so that late spans and
+//! The decider pushes, consumers pop. What has been popped still counts until it is delivered or
+//! given up, so that `exporter_queue_spans` and the ledger never lose sight of a span. Kept spans
+//! that are not encoded yet are announced, and count too. With `overflow = "block"` the decider
+//! looks for room before it decides, and intake is refused from 75 % on, so that late spans and
 //! traces at their limit, which cannot wait, still find room.
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use crate::{
     budget::{Budget, Hold, Holder},
@@ -35,6 +38,8 @@ struct State {
     /// Waiting and under way.
     bytes: usize,
     spans: u64,
+    /// Kept, but not encoded yet.
+    announced: u64,
     is_closed: bool,
 }
 
@@ -75,10 +80,25 @@ impl Queue {
         self.capacity_bytes
     }
 
-    /// Requests' bytes and spans, waiting and under way.
+    /// Requests' bytes and spans, waiting and under way, with the spans that are announced.
     pub fn held(&self) -> (usize, u64) {
         let state = self.lock();
-        (state.bytes, state.spans)
+        (state.bytes, state.spans + state.announced)
+    }
+
+    /// Counts spans as queued from their decision on, before they are encoded.
+    pub fn announce(&self, spans: u64) {
+        self.lock().announced += spans;
+    }
+
+    /// Announced spans have been pushed, or counted as failed.
+    pub fn settle(&self, spans: u64) {
+        self.lock().announced -= spans;
+    }
+
+    /// Spans that are announced and not settled.
+    pub fn announced(&self) -> u64 {
+        self.lock().announced
     }
 
     /// Bytes that still fit.
@@ -96,8 +116,8 @@ impl Queue {
         self.add(self.lock(), request);
     }
 
-    /// Adds a request if it fits, or if the queue is empty: a request larger than the queue must not wait
-    /// for ever.
+    /// Adds a request if it fits, or if the queue is empty: a request larger than the queue must
+    /// not wait for ever.
     ///
     /// # Errors
     /// Gives the request back when there is no room.
@@ -122,7 +142,10 @@ impl Queue {
     /// The oldest request that waits; `None` once the queue is closed and nothing waits any more.
     pub async fn pop(self: &Arc<Self>) -> Option<Popped> {
         loop {
-            let arrived = self.arrived.notified();
+            let mut arrived = pin!(self.arrived.notified());
+            // In line before looking: of two pushes that meet no one in line only one would be
+            // remembered, and a request would wait for the next push.
+            arrived.as_mut().enable();
             {
                 let mut state = self.lock();
                 if let Some((request, hold)) = state.waiting.pop_front() {
@@ -147,17 +170,22 @@ impl Queue {
     /// Waits until nothing is queued or under way.
     pub async fn drained(&self) {
         loop {
-            let left = self.left.notified();
-            if self.held().1 == 0 && self.held().0 == 0 {
+            let departure = self.departure();
+            if self.is_empty() {
                 return;
             }
-            left.await;
+            departure.await;
         }
     }
 
-    /// Waits until a request has left.
-    pub async fn departure(&self) {
-        self.left.notified().await;
+    /// Waits for a request that leaves after this call, polled already or not.
+    pub fn departure(&self) -> Notified<'_> {
+        self.left.notified()
+    }
+
+    /// Whether nothing waits or is under way.
+    pub fn is_empty(&self) -> bool {
+        self.lock().spans == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,12 +1,13 @@
-//! What a kept span must be before a backend sees it: decodable to the last field, valid UTF-8 in every
-//! string, values nested at most [`NESTING_MAX`] levels, links with ids of the right length.
+//! What a kept span must be before a backend sees it: decodable to the last field, valid UTF-8 in
+//! every string, values nested at most [`NESTING_MAX`] levels, links with ids of the right length.
 //!
-//! Checked once, when a span leaves, so that the nine tenths which are dropped never pay. Strings are
-//! repaired with U+FFFD and bad links removed, both counted; whatever cannot be repaired makes the span
-//! unfit. Without this one bad span poisons a batch: Tempo and the Collector refuse the whole request.
+//! Checked once, when a span leaves, so that the nine tenths which are dropped never pay. Strings
+//! are repaired with U+FFFD and bad links removed, both counted; whatever cannot be repaired makes
+//! the span unfit. Without this one bad span poisons a batch: Tempo and the Collector refuse the
+//! whole request.
 //!
-//! The messages are data ([`Schema`]); unknown fields pass untouched. Recursion is bounded by the schema
-//! and by the nesting limit. Source: opentelemetry-proto 1.x, trace, common and resource.
+//! The messages are data ([`Schema`]); unknown fields pass untouched. Recursion is bounded by the
+//! schema and by the nesting limit. Source: opentelemetry-proto 1.x, trace, common and resource.
 
 use std::borrow::Cow;
 
@@ -202,7 +203,8 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
         match expected {
             Type::Text => {
                 let text = reader.bytes()?;
-                // Most strings are short and ASCII, which is quicker to see than that they are UTF-8.
+                // Most strings are short and ASCII, which is quicker to see than that they are
+                // UTF-8.
                 let is_valid = text.is_ascii() || std::str::from_utf8(text).is_ok();
                 repairs.strings += u64::from(!is_valid);
             }

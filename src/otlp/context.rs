@@ -1,12 +1,14 @@
-//! Interned contexts: resource, scope and their schema URLs, once each however many spans share them.
+//! Interned contexts: resource, scope and their schema URLs, once each however many spans share
+//! them.
 //!
-//! A context is the raw bytes of a `ResourceSpans` and a `ScopeSpans` without their spans, so unknown
-//! fields and repeated ones leave as they came. Its identity is that content, not a hash of it: two
-//! resources that collide must never swap their spans. The table holds weak references and a context takes
-//! itself out when its last user drops it, so unbounded resources do not leak. Attribute conditions on the
-//! resource are evaluated once, when a context is interned.
+//! A context is the raw bytes of a `ResourceSpans` and a `ScopeSpans` without their spans, so
+//! unknown fields and repeated ones leave as they came. Its identity is that content, not a hash of
+//! it: two resources that collide must never swap their spans. The table holds weak references and
+//! a context takes itself out when its last user drops it, so unbounded resources do not leak.
+//! Attribute conditions on the resource are evaluated once, when a context is interned.
 //!
-//! Called by connection tasks without a shard lock; the lock of a `dashmap` shard is held for one look-up.
+//! Called by connection tasks without a shard lock; the lock of a `dashmap` shard is held for one
+//! look-up.
 
 use std::{
     fmt,
@@ -23,11 +25,12 @@ use crate::budget::{Budget, Holder};
 
 type Table = DashMap<Arc<[u8]>, Weak<Context>, foldhash::fast::RandomState>;
 
-/// Bytes that a context costs beside its content: two reference-counted heads and the slot in the table.
+/// Bytes that a context costs beside its content: two reference-counted heads and the slot in the
+/// table.
 const OVERHEAD_BYTES: usize = 200;
 
-/// Bytes in front of the content that say where the resource ends. They are part of the identity: the same
-/// bytes split elsewhere are another context.
+/// Bytes in front of the content that say where the resource ends. They are part of the identity:
+/// the same bytes split elsewhere are another context.
 pub(super) const SPLIT_BYTES: usize = 4;
 
 /// The contexts in use.
@@ -53,8 +56,8 @@ impl Contexts {
         self.table.is_empty()
     }
 
-    /// The context of this content: [`SPLIT_BYTES`] that give the resource's length in little endian, the
-    /// resource, the scope. `bits` evaluates the resource of a context that is new.
+    /// The context of this content: [`SPLIT_BYTES`] that give the resource's length in little
+    /// endian, the resource, the scope. `bits` evaluates the resource of a context that is new.
     pub(super) fn intern(
         &self,
         content: &[u8],

@@ -1,13 +1,15 @@
 //! Kept spans to export requests: cleaned, stamped, grouped by context across traces, copied once.
 //!
-//! Called by the decider with the kept traces of a tick. A span leaves as the bytes that arrived, minus its
-//! `tracestate` field where it is stamped, plus a tail with the new one and the two attributes. The order
-//! of fields carries no meaning in protobuf, so nothing is re-encoded and a span's bytes are copied exactly
-//! once, from the segment (or the late request) to the request that leaves.
+//! Called by the decider with the kept traces of a tick. A span leaves as the bytes that arrived,
+//! minus its `tracestate` field where it is stamped, plus a tail with the new one and the two
+//! attributes. The order of fields carries no meaning in protobuf, so nothing is re-encoded and a
+//! span's bytes are copied exactly once, from the segment (or the late request) to the request that
+//! leaves.
 //!
-//! Grouping over the whole tick gives 714 bytes a span where one resource per span gives 1287 (measured on
-//! 684-byte spans with ten resources). A request never exceeds the limit it is given, unless one span
-//! alone does. Backends that take 4 MiB are the most repeated way in which users lose traces.
+//! Grouping over the whole tick gives 714 bytes a span where one resource per span gives 1287
+//! (measured on 684-byte spans with ten resources). A request never exceeds the limit it is given,
+//! unless one span alone does. Backends that take 4 MiB are the most repeated way in which users
+//! lose traces.
 
 use std::{ops::Range, sync::Arc};
 
@@ -115,8 +117,8 @@ impl Batch {
         }
     }
 
-    /// Appends a span whose `cut` is its `tracestate` field. Returns whether it is a root, `None` where
-    /// it cannot leave.
+    /// Appends a span whose `cut` is its `tracestate` field. Returns whether it is a root, `None`
+    /// where it cannot leave.
     fn push_clean(&mut self, span: KeptSpan) -> Option<bool> {
         let cleaned = clean::span(&span.bytes);
         let (Ok((bytes, repairs)), Ok(_)) = (cleaned, span.context.cleaned()) else {
@@ -162,7 +164,8 @@ impl Batch {
         span.tail = start..self.tails.len();
     }
 
-    /// Encodes everything that waits into requests of at most `max_request_bytes` and is empty again.
+    /// Encodes everything that waits into requests of at most `max_request_bytes` and is empty
+    /// again.
     pub fn encode(&mut self, max_request_bytes: usize, out: &mut Vec<EncodedRequest>) {
         // Stable, so spans of one context stay in the order of their arrival.
         self.spans.sort_by_key(|span| Arc::as_ptr(&span.context).addr());
@@ -231,7 +234,8 @@ impl RequestPlan {
         plan
     }
 
-    /// As many of `spans`, all of one context, as fit into `room`; the first of a request always does.
+    /// As many of `spans`, all of one context, as fit into `room`; the first of a request always
+    /// does.
     fn group(&self, spans: &[Outgoing], room: usize) -> Group {
         let context = &spans[0].context;
         let [resource, scope] =

@@ -1,7 +1,9 @@
-//! OTLP as bytes: walking requests, interning contexts, cleaning and stamping what leaves, and encoding it.
+//! OTLP as bytes: walking requests, interning contexts, cleaning and stamping what leaves, and
+//! encoding it.
 //!
-//! Nothing here owns a span as a struct. A request stays the bytes that arrived ([`walk`]); a kept span
-//! leaves as the same bytes with a stamp spliced in ([`encode`]). What is kept and why is not known here.
+//! Nothing here owns a span as a struct. A request stays the bytes that arrived ([`walk`]); a kept
+//! span leaves as the same bytes with a stamp spliced in ([`encode`]). What is kept and why is not
+//! known here.
 
 pub mod clean;
 mod context;

@@ -1,11 +1,13 @@
 //! The `ot` member of `tracestate`: reading `rv` and `th`, and writing the stamp of a kept span.
 //!
-//! Members of others are never removed, changed or reordered among themselves; `ot` moves to the front, as
-//! W3C asks of whoever changes a member. Where a list cannot be understood it leaves as it came: a wrong
-//! threshold would skew every count that is computed from it, a missing one is only counted.
+//! Members of others are never removed, changed or reordered among themselves; `ot` moves to the
+//! front, as W3C asks of whoever changes a member. Where a list cannot be understood it leaves as
+//! it came: a wrong threshold would skew every count that is computed from it, a missing one is
+//! only counted.
 //!
-//! Sources: OpenTelemetry specification, "TraceState Handling" (`ot`, at most 256 characters) and "TraceState:
-//! Probability Sampling" (`th`: 1 to 14 hexadecimal digits, `rv`: exactly 14); W3C Trace Context (32 members).
+//! Sources: OpenTelemetry specification, "TraceState Handling" (`ot`, at most 256 characters) and
+//! "TraceState: Probability Sampling" (`th`: 1 to 14 hexadecimal digits, `rv`: exactly 14); W3C
+//! Trace Context (32 members).
 
 use std::fmt::Write as _;
 
@@ -14,7 +16,8 @@ use crate::trace::{Randomness, Threshold};
 const OT_CHARS_MAX: usize = 256;
 const MEMBERS_MAX: usize = 32;
 
-/// The list or its `ot` member is not what the specifications allow, or would not be after stamping.
+/// The list or its `ot` member is not what the specifications allow, or would not be after
+/// stamping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tracestate cannot be stamped")]
 pub struct Unstampable;
@@ -39,7 +42,8 @@ struct OtMember<'a> {
     others: Vec<&'a str>,
 }
 
-/// The explicit randomness of a span: its `ot=rv`, if there is exactly one `ot` and its `rv` is valid.
+/// The explicit randomness of a span: its `ot=rv`, if there is exactly one `ot` and its `rv` is
+/// valid.
 #[inline]
 pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
     // Nearly every span has no tracestate, and most that have one have no `rv`.
@@ -55,8 +59,8 @@ pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
     value.split(';').find_map(|pair| parse_randomness(pair.strip_prefix("rv:")?))
 }
 
-/// Writes the stamped list to `out`, which it clears. Returns whether an incoming `th` above the trace's
-/// randomness had to be erased.
+/// Writes the stamped list to `out`, which it clears. Returns whether an incoming `th` above the
+/// trace's randomness had to be erased.
 ///
 /// # Errors
 /// [`Unstampable`] where the list has to leave as it came.

@@ -1,17 +1,20 @@
-//! The walker: one lazy pass over an `ExportTraceServiceRequest`, from bytes to one [`SpanMeta`] a span.
+//! The walker: one lazy pass over an `ExportTraceServiceRequest`, from bytes to one [`SpanMeta`] a
+//! span.
 //!
-//! Called by the receiver's connection tasks for each request, before any lock. It reads framing down to
-//! the span, the ids, the times, the status, `tracestate` where there is one, and, only when a policy
-//! compares attributes, the attributes' keys; it allocates nothing per span, since the caller lends a
-//! [`Walked`] that keeps its capacity. What it does not read it carries along untouched.
+//! Called by the receiver's connection tasks for each request, before any lock. It reads framing
+//! down to the span, the ids, the times, the status, `tracestate` where there is one, and, only
+//! when a policy compares attributes, the attributes' keys; it allocates nothing per span, since
+//! the caller lends a [`Walked`] that keeps its capacity. What it does not read it carries along
+//! untouched.
 //!
-//! Repeated scalar fields: the last one wins; repeated messages merge; unknown fields and groups are
-//! skipped: the rules of protobuf, and a property test and a fuzz target hold them equal to prost's. An
-//! error means that the whole request is undecodable and nothing of it may be used; a span whose ids are
-//! not of the right length is left out alone and counted.
+//! Repeated scalar fields: the last one wins; repeated messages merge; unknown fields and groups
+//! are skipped: the rules of protobuf, and a property test and a fuzz target hold them equal to
+//! prost's. An error means that the whole request is undecodable and nothing of it may be used; a
+//! span whose ids are not of the right length is left out alone and counted.
 //!
-//! Full prost decoding costs 15 to 23 times as much; a recursive check of what no policy reads would
-//! double the cost of this pass, so it is left to [`super::clean`], which sees a tenth of the spans.
+//! Full prost decoding costs 15 to 23 times as much; a recursive check of what no policy reads
+//! would double the cost of this pass, so it is left to [`super::clean`], which sees a tenth of the
+//! spans.
 
 use std::sync::Arc;
 
@@ -45,7 +48,8 @@ pub struct SpanMeta {
     pub is_root: bool,
 }
 
-/// The result of one walk. Reused from request to request so that a walk allocates nothing per span.
+/// The result of one walk. Reused from request to request so that a walk allocates nothing per
+/// span.
 #[derive(Debug, Default)]
 pub struct Walked {
     /// Spans in the order of the request, those with malformed ids left out.
@@ -162,8 +166,8 @@ fn read_any_value<'a>(any_value: &'a [u8], last: &mut AttributeValue<'a>) -> Res
     Ok(())
 }
 
-/// The attribute conditions of the compiled policies, as the walker sees them: how many words of bits a
-/// span has, and a function that sets the bits of the conditions that one attribute meets.
+/// The attribute conditions of the compiled policies, as the walker sees them: how many words of
+/// bits a span has, and a function that sets the bits of the conditions that one attribute meets.
 #[derive(Clone, Copy, Debug)]
 pub struct Conditions<F> {
     /// 64-bit words per span; 0 means that no attribute needs to be read.
@@ -175,7 +179,8 @@ pub struct Conditions<F> {
 /// Walks one request into `walked`, which must be clear.
 ///
 /// # Errors
-/// [`Malformed`] when the bytes are not the message down to the span; `walked` must not be used then.
+/// [`Malformed`] when the bytes are not the message down to the span; `walked` must not be used
+/// then.
 pub fn walk<F>(
     request: &[u8],
     contexts: &Contexts,
@@ -215,8 +220,8 @@ where
     F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
 {
     fn resource_spans(&self, message: &[u8], walked: &mut Walked) -> Result<(), Malformed> {
-        // The resource may follow its spans, so what belongs to the context is collected first; skipping
-        // the spans costs one length a block.
+        // The resource may follow its spans, so what belongs to the context is collected first;
+        // skipping the spans costs one length a block.
         let mut content = std::mem::take(&mut walked.content);
         content.clear();
         content.extend_from_slice(&[0; SPLIT_BYTES]);

@@ -1,11 +1,13 @@
 //! Protobuf framing: fields as they stand in the bytes, without copying or allocating.
 //!
-//! The rules are prost's (varints of at most ten bytes, field numbers of at least one, groups skipped up to
-//! 100 levels), because the walker must read every message that prost reads, and read the same from it.
+//! The rules are prost's (varints of at most ten bytes, field numbers of at least one, groups
+//! skipped up to 100 levels), because the walker must read every message that prost reads, and read
+//! the same from it.
 //!
-//! Two ways to read: [`Reader::next_field`] yields whole fields, for code that looks at all of them alike.
-//! [`Reader::next_tag`] and a reader for the value's type, for the walker's inner loop, where a match on the
-//! tag is all that most fields cost: through whole fields it took three times the instructions.
+//! Two ways to read: [`Reader::next_field`] yields whole fields, for code that looks at all of them
+//! alike. [`Reader::next_tag`] and a reader for the value's type, for the walker's inner loop,
+//! where a match on the tag is all that most fields cost: through whole fields it took three times
+//! the instructions.
 //!
 //! Source: "Encoding", protobuf.dev.
 
@@ -167,8 +169,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Skips a field that the caller does not read, or refuses it where its number is one of `known`: then
-    /// it is a field that the caller reads, with another wire type.
+    /// Skips a field that the caller does not read, or refuses it where its number is one of
+    /// `known`: then it is a field that the caller reads, with another wire type.
     #[inline(always)]
     pub fn skip_unless(&mut self, tag: u32, known: &[u32]) -> Result<(), Malformed> {
         if known.contains(&(tag >> 3)) {
@@ -186,8 +188,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-// The rare cases take and return the rest by value: a reader whose address escaped would live in memory,
-// not in registers, and the inner loop of the walk with it.
+// The rare cases take and return the rest by value: a reader whose address escaped would live in
+// memory, not in registers, and the inner loop of the walk with it.
 
 #[cold]
 fn long_tag(rest: &[u8]) -> Result<(u32, &[u8]), Malformed> {
@@ -221,8 +223,8 @@ fn long_varint(rest: &[u8]) -> Result<(u64, &[u8]), Malformed> {
     Err(Malformed("unterminated varint"))
 }
 
-/// Skips to behind the end tag of a group, with a stack instead of recursion: the depth is the sender's
-/// choice.
+/// Skips to behind the end tag of a group, with a stack instead of recursion: the depth is the
+/// sender's choice.
 #[cold]
 fn skip_group(rest: &[u8], number: u32) -> Result<&[u8], Malformed> {
     let mut reader = Reader { rest };

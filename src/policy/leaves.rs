@@ -1,8 +1,8 @@
 //! Attribute conditions: one bit each, set while a span is walked.
 //!
-//! Conditions that are written alike share a bit. The keys that any condition reads stand in one hash
-//! table, so an attribute that no policy names costs one look-up whatever the number of policies. A value
-//! is read from its bytes only when its key is wanted.
+//! Conditions that are written alike share a bit. The keys that any condition reads stand in one
+//! hash table, so an attribute that no policy names costs one look-up whatever the number of
+//! policies. A value is read from its bytes only when its key is wanted.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,8 +18,8 @@ use crate::otlp::{
 #[derive(Debug, Default)]
 pub struct Leaves {
     by_key: HashMap<Box<[u8]>, Vec<Leaf>, foldhash::fast::RandomState>,
-    /// One bit for each length of a key, those of 63 and more together: most attributes that no policy
-    /// names are told by it, without hashing them.
+    /// One bit for each length of a key, those of 63 and more together: most attributes that no
+    /// policy names are told by it, without hashing them.
     key_lengths: u64,
     count: u32,
 }

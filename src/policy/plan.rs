@@ -1,13 +1,15 @@
-//! The compiled policies: leaves that spans set bits for, and one expression over thresholds a policy.
+//! The compiled policies: leaves that spans set bits for, and one expression over thresholds a
+//! policy.
 //!
-//! Every policy is a probability. A node of an expression evaluates to a [`Threshold`]: a condition that
-//! holds to 0 (always), one that does not to [`Threshold::NEVER`], a percentage to its own. `or` is the
-//! minimum, `and` the maximum, and the set of policies is an `or`: exact, since all are compared with the
-//! same randomness. `not` is pushed down to the conditions when compiling (De Morgan), so that each leaf
-//! knows whether it is *rising* (once true it stays true) or *falling* (later spans can still turn it).
+//! Every policy is a probability. A node of an expression evaluates to a [`Threshold`]: a condition
+//! that holds to 0 (always), one that does not to [`Threshold::NEVER`], a percentage to its own.
+//! `or` is the minimum, `and` the maximum, and the set of policies is an `or`: exact, since all are
+//! compared with the same randomness. `not` is pushed down to the conditions when compiling (De
+//! Morgan), so that each leaf knows whether it is *rising* (once true it stays true) or *falling*
+//! (later spans can still turn it).
 //!
-//! Evaluation is a pure function of facts, bits, randomness and the plan, costs a few nanoseconds a node
-//! and never reads a span.
+//! Evaluation is a pure function of facts, bits, randomness and the plan, costs a few nanoseconds a
+//! node and never reads a span.
 
 use super::{
     leaves::{Leaves, LeavesBuilder},
@@ -37,7 +39,8 @@ impl PolicyId {
 pub struct Verdict {
     /// Whether the trace is kept.
     pub kept: bool,
-    /// The policy that proposed the lowest threshold (of equals the first in the file), or that vetoed.
+    /// The policy that proposed the lowest threshold (of equals the first in the file), or that
+    /// vetoed.
     pub policy: PolicyId,
     /// The lowest threshold proposed; [`Threshold::NEVER`] where none was or a policy vetoed.
     pub threshold: Threshold,

@@ -1,8 +1,8 @@
 //! Bytes on their way in are charged as they arrive, frame by frame, not by what a header claims.
 //!
-//! What is being received may hold an eighth of the memory limit, or one message where that is more; a
-//! frame beyond that ends its request with a retryable refusal. The charge lasts until the request is
-//! answered.
+//! What is being received may hold an eighth of the memory limit, or one message where that is
+//! more; a frame beyond that ends its request with a retryable refusal. The charge lasts until the
+//! request is answered.
 
 use std::{
     pin::Pin,

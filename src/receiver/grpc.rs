@@ -1,8 +1,9 @@
 //! OTLP/gRPC: TraceService/Export and grpc.health.v1, and the answers of the contract.
 //!
-//! tonic frames, decompresses and limits; its own refusals are turned into what OTLP wants: it answers
-//! OUT_OF_RANGE for a message over the limit, which OTLP senders retry for ever, and INTERNAL for one that
-//! does not decompress. Sources: OTLP specification, "OTLP/gRPC"; gRPC over HTTP/2.
+//! tonic frames, decompresses and limits; its own refusals are turned into what OTLP wants: it
+//! answers OUT_OF_RANGE for a message over the limit, which OTLP senders retry for ever, and
+//! INTERNAL for one that does not decompress. Sources: OTLP specification, "OTLP/gRPC"; gRPC over
+//! HTTP/2.
 
 use std::{
     future::Future,
@@ -116,8 +117,8 @@ impl GrpcService {
         }
     }
 
-    /// What tonic's own refusals mean to OTLP. The export call itself never answers these codes, since
-    /// its refusals are told through `refused`.
+    /// What tonic's own refusals mean to OTLP. The export call itself never answers these codes,
+    /// since its refusals are told through `refused`.
     fn reinterpret(&self, code: Code, response: &Response<Body>) -> Option<Refusal> {
         match code {
             // A declared length, or a decompressed one, over the limit.
@@ -153,7 +154,8 @@ impl GrpcService {
     }
 }
 
-/// UNAVAILABLE with RetryInfo, in the trailer of the specification and in the one the Python SDK reads.
+/// UNAVAILABLE with RetryInfo, in the trailer of the specification and in the one the Python SDK
+/// reads.
 fn unavailable(message: String, delay: Duration) -> Status {
     let details = ErrorDetails::with_retry_info(Some(delay));
     let mut status = Status::with_error_details(Code::Unavailable, message, details);

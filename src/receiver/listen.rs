@@ -1,12 +1,14 @@
 //! Sockets and connections: the accept loop, and what bounds a connection.
 //!
-//! tonic's own server has no cap on connections, no deadline for a preface, spins when descriptors run out
-//! and waits for ever for the last connection to close, so this is done here, on hyper. A connection gets
-//! HTTP/2 windows that keep what all senders may have in flight within an eighth of the memory limit,
-//! between 64 KiB (smaller ones cost up to 22 % more CPU) and 1 MiB (larger ones gained nothing).
+//! tonic's own server has no cap on connections, no deadline for a preface, spins when descriptors
+//! run out and waits for ever for the last connection to close, so this is done here, on hyper. A
+//! connection gets HTTP/2 windows that keep what all senders may have in flight within an eighth of
+//! the memory limit, between 64 KiB (smaller ones cost up to 22 % more CPU) and 1 MiB (larger ones
+//! gained nothing).
 //!
-//! Limits: `max_connections`, beyond which connections wait in the backlog; 10 s for the preface; 16 KiB of
-//! headers; a ping after 60 s of silence, answered within 20 s; 10 minutes without a request.
+//! Limits: `max_connections`, beyond which connections wait in the backlog; 10 s for the preface;
+//! 16 KiB of headers; a ping after 60 s of silence, answered within 20 s; 10 minutes without a
+//! request.
 
 use std::{
     convert::Infallible,
@@ -144,7 +146,8 @@ struct Activity {
     begun: AtomicU64,
 }
 
-/// One of a number, until this is dropped: a request whose client goes away is dropped, not answered.
+/// One of a number, until this is dropped: a request whose client goes away is dropped, not
+/// answered.
 struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
@@ -249,8 +252,8 @@ impl Connection {
     }
 }
 
-/// Waits until the client has sent a whole HTTP/2 preface, or whatever else it begins with. Peeked, so
-/// that hyper reads it again.
+/// Waits until the client has sent a whole HTTP/2 preface, or whatever else it begins with. Peeked,
+/// so that hyper reads it again.
 async fn first_bytes(stream: &TcpStream) -> io::Result<usize> {
     let mut first = [0; 24];
     loop {

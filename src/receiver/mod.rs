@@ -1,9 +1,9 @@
 //! Receiving: from an accepted connection to spans in the window, and the answer to the sender.
 //!
-//! [`Intake`] is what both doors share: it says whether a request may come in at all (before its body is
-//! read), walks and buffers it, counts, and names the reason of a refusal. [`grpc`] and [`http`] turn that
-//! into answers, [`listen`] owns sockets and connections. Acknowledged means buffered. A refused request
-//! is refused whole: nothing of it was consumed.
+//! [`Intake`] is what both doors share: it says whether a request may come in at all (before its
+//! body is read), walks and buffers it, counts, and names the reason of a refusal. [`grpc`] and
+//! [`http`] turn that into answers, [`listen`] owns sockets and connections. Acknowledged means
+//! buffered. A refused request is refused whole: nothing of it was consumed.
 
 mod admission;
 pub mod grpc;
@@ -31,7 +31,8 @@ use crate::{
     sampler::{Decided, Ingested, Sampler, Scratch},
 };
 
-/// The fill of the sending queue from which intake is refused, so that late spans and due traces fit.
+/// The fill of the sending queue from which intake is refused, so that late spans and due traces
+/// fit.
 const QUEUE_REFUSES_FROM: f64 = 0.75;
 /// Delays that refused senders are asked to wait. The Python SDK gives up at once when told to wait
 /// longer than its own timeout of 10 s.
@@ -135,9 +136,10 @@ impl Intake {
             BUFFERS.with_borrow_mut(|(scratch, decided)| {
                 let now = self.clock.now();
                 let ingested = self.sampler.ingest(now, request, scratch, decided);
+                // First, so that kept spans count as queued before they count as kept.
+                self.outbox.put(decided);
                 self.metrics.decided(decided);
                 self.sampler.log().push(&decided.decisions, crate::clock::unix_millis());
-                self.outbox.put(decided);
                 decided.clear();
                 ingested
             })
@@ -151,8 +153,8 @@ impl Intake {
         Ok(ingested)
     }
 
-    /// How long a refused sender is asked to wait: 1 to 8 s, rising with what is short, jittered so that
-    /// senders that were refused together do not come back together.
+    /// How long a refused sender is asked to wait: 1 to 8 s, rising with what is short, jittered so
+    /// that senders that were refused together do not come back together.
     pub fn retry_delay(&self, refusal: &Refusal) -> Duration {
         let pressure = match refusal {
             Refusal::Memory => (self.budget.pressure() - 0.9) / 0.2,

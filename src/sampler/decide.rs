@@ -14,7 +14,8 @@ use crate::{
 /// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
 const TRACES_PER_LOCK: usize = 256;
 
-/// What was decided under one lock, or while one request was taken in. Buffers are reused: clear it.
+/// What was decided under one lock, or while one request was taken in. Buffers are reused: clear
+/// it.
 #[derive(Debug, Default)]
 pub struct Decided {
     /// The decisions, kept and dropped.
@@ -77,6 +78,8 @@ pub enum Which {
     Due,
     /// The oldest, whether due or not, for this reason.
     Oldest(Trigger),
+    /// Those of the oldest that arrived by this time, for this reason.
+    ArrivedBy(Millis, Trigger),
 }
 
 /// How far [`Sampler::decide`] came.
@@ -91,8 +94,8 @@ pub enum Progress {
 }
 
 impl Sampler {
-    /// Decides up to 256 traces of one shard at `now`. The spans of kept traces are at most `room` bytes,
-    /// unless the first of them alone is larger.
+    /// Decides up to 256 traces of one shard at `now`. The spans of kept traces are at most `room`
+    /// bytes, unless the first of them alone is larger.
     pub fn decide(
         &self,
         shard: usize,
@@ -106,10 +109,15 @@ impl Sampler {
         let now = state.window.now();
         let mut progress = Progress::More;
         for _ in 0..TRACES_PER_LOCK {
+            let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
                 Which::Due => state.window.next_due(),
                 Which::Oldest(trigger) => {
-                    state.window.oldest().map(|position| Due { position, trigger, at: now })
+                    state.window.oldest().map(|oldest| early(oldest, trigger))
+                }
+                Which::ArrivedBy(by, trigger) => {
+                    let oldest = state.window.oldest().filter(|(_, arrived)| arrived.is_due(by));
+                    oldest.map(|oldest| early(oldest, trigger))
                 }
             };
             let Some(due) = due else {
@@ -129,8 +137,8 @@ impl Sampler {
         progress
     }
 
-    /// Decides one trace and takes it out of the window. Breaks, and leaves it there, if it is kept but
-    /// there is no room for it.
+    /// Decides one trace and takes it out of the window. Breaks, and leaves it there, if it is kept
+    /// but there is no room for it.
     pub(super) fn decide_trace(
         &self,
         state: &mut ShardState,

@@ -33,8 +33,8 @@ pub struct Ingested {
 }
 
 impl Sampler {
-    /// Takes one `ExportTraceServiceRequest` in. Decisions that it brings about (late spans, traces that
-    /// reach a limit) are added to `out`.
+    /// Takes one `ExportTraceServiceRequest` in. Decisions that it brings about (late spans, traces
+    /// that reach a limit) are added to `out`.
     ///
     /// # Errors
     /// [`Malformed`] when it is undecodable; nothing of it was taken then.
@@ -51,7 +51,8 @@ impl Sampler {
             words: leaves.words(),
             test: |attribute: walk::Attribute<'_>, bits: &mut [u64]| leaves.test(attribute, bits),
         };
-        walk::walk(request, &self.contexts, &conditions, &mut scratch.walked)?;
+        walk::walk(request, &self.contexts, &conditions, &mut scratch.walked)
+            .inspect_err(|_| scratch.walked.clear())?;
         self.sort(scratch);
         let Scratch { walked, hashes, order, slots, .. } = scratch;
         slots.reset(walked.contexts.len());

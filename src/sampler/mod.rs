@@ -1,16 +1,19 @@
-//! The sampler: traces grouped by id in sharded windows, decided when due, late spans after their trace.
+//! The sampler: traces grouped by id in sharded windows, decided when due, late spans after their
+//! trace.
 //!
-//! [`Sampler::ingest`] runs on connection tasks, [`Sampler::decide`] on the decider. Both are synchronous,
-//! take `now`, and know no network, no clock and no TOML. A shard is a mutex around its window and its
-//! remembered decisions; spans of a request are sorted by shard first, so that each shard is locked once a
-//! request. Under the lock nothing is logged, notified or freed: what was decided and what is free leaves
-//! in a [`Decided`].
+//! [`Sampler::ingest`] runs on connection tasks, [`Sampler::decide`] on the decider. Both are
+//! synchronous, take `now`, and know no network, no clock and no TOML. A shard is a mutex around
+//! its window and its remembered decisions; spans of a request are sorted by shard first, so that
+//! each shard is locked once a request. Under the lock nothing is logged, notified or freed: what
+//! was decided and what is free leaves in a [`Decided`].
 //!
-//! Invariants: a trace is decided exactly once while it is buffered or remembered; every span of it leaves,
-//! or does not, by that decision; `accepted = kept + dropped + buffered`, in spans, after every call.
+//! Invariants: a trace is decided exactly once while it is buffered or remembered; every span of it
+//! leaves, or does not, by that decision; `accepted = kept + dropped + buffered`, in spans, after
+//! every call.
 //!
-//! 4 shards a core: contention follows (threads - 1) x time in lock / shards, and more did not measure
-//! better. The shard is taken from the middle bits of a keyed hash, since the hash table uses both ends.
+//! 4 shards a core: contention follows (threads - 1) x time in lock / shards, and more did not
+//! measure better. The shard is taken from the middle bits of a keyed hash, since the hash table
+//! uses both ends.
 
 mod decide;
 mod ingest;
@@ -141,12 +144,19 @@ impl Sampler {
         sum
     }
 
+    /// When the oldest undecided trace arrived. Locks each shard in turn.
+    pub fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
+        let of_shards = (0..self.shards.len()).filter_map(|index| self.lock(index).window.oldest());
+        of_shards.map(|(_, arrived)| arrived).max_by_key(|&arrived| now.since(arrived))
+    }
+
     /// Interned contexts in use.
     pub fn contexts(&self) -> usize {
         self.contexts.len()
     }
 
-    /// Bytes of the budget that undecided and remembered traces need, without buffers that lie spare.
+    /// Bytes of the budget that undecided and remembered traces need, without buffers that lie
+    /// spare.
     pub fn memory_used(&self) -> usize {
         self.budget.used().saturating_sub(self.pool.spare_bytes())
     }
@@ -181,8 +191,8 @@ impl Sampler {
     }
 
     fn lock(&self, index: usize) -> MutexGuard<'_, ShardState> {
-        // A panic under this lock is a bug that the service counts and survives; the traces of the shard
-        // are still worth deciding.
+        // A panic under this lock is a bug that the service counts and survives; the traces of the
+        // shard are still worth deciding.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,12 +1,13 @@
-//! The ring: one 64-byte entry a trace in order of arrival, which is at once the target of the index and
-//! the FIFO of deadlines. Since `decision_wait` counts from a trace's first span and is the same for all,
-//! order of arrival is order of deadline and no timer structure is needed. Against a map of entries plus a
-//! queue, with recycled buffers, this took 0.15 of 0.75 CPU-s per million spans off, and memory from 1.24 to
-//! 1.05 times the window (measured on the design's prototype).
+//! The ring: one 64-byte entry a trace in order of arrival, which is at once the target of the
+//! index and the FIFO of deadlines. Since `decision_wait` counts from a trace's first span and is
+//! the same for all, order of arrival is order of deadline and no timer structure is needed.
+//! Against a map of entries plus a queue, with recycled buffers, this took 0.15 of 0.75 CPU-s per
+//! million spans off, and memory from 1.24 to 1.05 times the window (measured on the design's
+//! prototype).
 //!
-//! Entries live in chunks of 1024, so growing moves nothing, and memory at the front comes back as traces
-//! are decided. An entry decided before its turn stays as a dead one until the front reaches it: 64 bytes
-//! for at most one `decision_wait`.
+//! Entries live in chunks of 1024, so growing moves nothing, and memory at the front comes back as
+//! traces are decided. An entry decided before its turn stays as a dead one until the front reaches
+//! it: 64 bytes for at most one `decision_wait`.
 
 use std::collections::VecDeque;
 
@@ -15,8 +16,8 @@ use crate::trace::{Facts, Randomness, TraceId};
 
 const CHUNK: usize = 1024;
 
-/// The position of a trace: a sequence number of which the ring holds a contiguous range. 32 bits are
-/// enough: a shard would have to hold four thousand million traces before one came back.
+/// The position of a trace: a sequence number of which the ring holds a contiguous range. 32 bits
+/// are enough: a shard would have to hold four thousand million traces before one came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position(pub(super) u32);
 
@@ -168,7 +169,8 @@ impl Ring {
         (offset / CHUNK, offset % CHUNK)
     }
 
-    /// The entry at a position that the index or a deadline names, `None` when it has left the ring.
+    /// The entry at a position that the index or a deadline names, `None` when it has left the
+    /// ring.
     pub(super) fn get(&self, position: Position) -> Option<&Entry> {
         let (chunk, offset) = self.index(position);
         self.chunks.get(chunk)?.entries.get(offset)

@@ -1,15 +1,17 @@
 //! Segments: the log that span records are appended to, and the pool their buffers return to.
 //!
-//! A segment is 256 KiB, larger only for a record that would not fit. It is written while it is open,
-//! sealed when full, read through shared [`Bytes`] from then on, and free when no record in it belongs to
-//! an undecided trace, in whatever order segments reach that. Its buffer then returns to the pool, and is
-//! written again instead of being faulted in anew: fresh pages cost up to 1.1 CPU-s per million spans,
-//! recycled ones nothing. Freed is a segment only when the last reader of its bytes has dropped them.
+//! A segment is 256 KiB, larger only for a record that would not fit. It is written while it is
+//! open, sealed when full, read through shared [`Bytes`] from then on, and free when no record in
+//! it belongs to an undecided trace, in whatever order segments reach that. Its buffer then returns
+//! to the pool, and is written again instead of being faulted in anew: fresh pages cost up to 1.1
+//! CPU-s per million spans, recycled ones nothing. Freed is a segment only when the last reader of
+//! its bytes has dropped them.
 //!
-//! Format, with offsets instead of pointers so that it could live in a file: a header (magic, version,
-//! time of opening), then records. A record holds the spans of one trace that arrived together: its whole
-//! length, the trace id, the place of the trace's previous record, then for each span its length, the index
-//! of its context in the segment's table, and its bytes. All numbers are little endian.
+//! Format, with offsets instead of pointers so that it could live in a file: a header (magic,
+//! version, time of opening), then records. A record holds the spans of one trace that arrived
+//! together: its whole length, the trace id, the place of the trace's previous record, then for
+//! each span its length, the index of its context in the segment's table, and its bytes. All
+//! numbers are little endian.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -84,8 +86,9 @@ impl Pool {
         self.lock().buffers.len() * SEGMENT_BYTES
     }
 
-    /// Gives spare buffers back to the allocator: those that nobody needed for ten seconds, and, above the
-    /// soft limit, as many as are above it, so that spare memory never makes the service refuse or hurry.
+    /// Gives spare buffers back to the allocator: those that nobody needed for ten seconds, and,
+    /// above the soft limit, as many as are above it, so that spare memory never makes the service
+    /// refuse or hurry.
     pub fn trim(&self, now: Millis) {
         let mut spare = self.lock();
         let mut surplus = 0;
@@ -225,7 +228,8 @@ impl Segment {
     /// The index of a context in this segment's table, which keeps it alive as long as the segment.
     pub(super) fn context_index(&mut self, context: &Arc<Context>) -> u16 {
         let address = |context: &Arc<Context>| Arc::as_ptr(context).addr() as u64;
-        // Contexts are chosen by the service's allocator, not by senders; a multiplication spreads them.
+        // Contexts are chosen by the service's allocator, not by senders; a multiplication spreads
+        // them.
         let hash = |address: u64| address.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let wanted = address(context);
         let contexts = &self.contexts;

@@ -25,11 +25,14 @@ use tonic::{Request, Status, client::Grpc, codec::CompressionEncoding, transport
 /// What the sink answers a request with.
 pub type Answer = Box<dyn Fn(&ExportTraceServiceRequest) -> Result<Bytes, Status> + Send + Sync>;
 
+/// What a sink has taken.
+pub type Received = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
+
 /// A service, the sink it exports to, and a client.
 pub struct Running {
     pub service: Service,
     pub sink: Sink,
-    pub received: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    pub received: Received,
     pub client: Grpc<Channel>,
 }
 
@@ -45,7 +48,7 @@ pub fn config(policies: &str) -> Config {
     {
         *endpoint = "127.0.0.1:0".into();
     }
-    config.sampling.decision_wait = Duration::from_millis(200);
+    config.sampling.decision_wait = Duration::from_millis(500);
     config.sampling.decision_wait_after_root_received = Some(Duration::from_millis(100));
     config.exporter.retry.initial_interval = Duration::from_millis(20);
     config.shutdown_timeout = Duration::from_secs(5);
@@ -65,19 +68,22 @@ impl Running {
         Self::start_with(config, Box::new(|_| Ok(Bytes::new()))).await
     }
 
-    /// A service of this configuration whose sink answers like this. Only what it answers well counts as
-    /// received.
+    /// A service of this configuration whose sink answers like this. Only what it answers well
+    /// counts as received.
     pub async fn start_with(mut config: Config, answer: Answer) -> Self {
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let recorder = Arc::clone(&received);
-        let sink = Sink::start("127.0.0.1:0", move |request| {
-            let answered = answer(&request)?;
-            recorder.lock().expect("no panic").push(request);
-            Ok(answered)
-        });
-        let sink = sink.await.expect("port 0");
+        let (sink, received) = sink("127.0.0.1:0", answer).await;
         config.exporter.endpoint = sink.url();
-        let service = Service::start(&config).await.expect("starts");
+        Self::over(&config, sink, received).await
+    }
+
+    /// A service that exports to the endpoint of its configuration; its own sink gets nothing.
+    pub async fn start_to(config: Config) -> Self {
+        let (sink, received) = sink("127.0.0.1:0", Box::new(|_| Ok(Bytes::new()))).await;
+        Self::over(&config, sink, received).await
+    }
+
+    async fn over(config: &Config, sink: Sink, received: Received) -> Self {
+        let service = Service::start(config).await.expect("starts");
         let client = client(&service);
         Running { service, sink, received, client }
     }
@@ -148,14 +154,11 @@ impl Running {
 
     /// The spans that the sink has.
     pub fn spans(&self) -> Vec<Span> {
-        let received = self.received.lock().expect("no panic");
-        let resources = received.iter().flat_map(|request| &request.resource_spans);
-        let scopes = resources.flat_map(|resource| &resource.scope_spans);
-        scopes.flat_map(|scope| scope.spans.clone()).collect()
+        self.received.lock().expect("no panic").iter().flat_map(spans_of).cloned().collect()
     }
 
-    /// Stops the service and asserts the ledger as it stands in the end. Returns the final metrics and the
-    /// spans that could not be delivered.
+    /// Stops the service and asserts the ledger as it stands in the end. Returns the final metrics
+    /// and the spans that could not be delivered.
     pub async fn stop(self) -> (Metrics, u64) {
         let admin = Arc::clone(self.service.admin());
         let undelivered = self.service.shutdown().await;
@@ -164,6 +167,24 @@ impl Running {
         self.sink.stop().await;
         (metrics, undelivered)
     }
+}
+
+/// A sink and what it has taken.
+pub async fn sink(endpoint: &str, answer: Answer) -> (Sink, Received) {
+    let received = Received::default();
+    let recorder = Arc::clone(&received);
+    let sink = Sink::start(endpoint, move |request| {
+        let answered = answer(&request)?;
+        recorder.lock().expect("no panic").push(request);
+        Ok(answered)
+    });
+    (sink.await.expect("the port is free"), received)
+}
+
+/// The spans of a request.
+pub fn spans_of(request: &ExportTraceServiceRequest) -> impl Iterator<Item = &Span> {
+    let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+    scopes.flat_map(|scope| &scope.spans)
 }
 
 /// A client of the service's gRPC door.
@@ -249,8 +270,8 @@ impl Metrics {
     }
 }
 
-/// A span of a trace whose id is 8 zero bytes but for the number, then these low 8 bytes: the lower 7 are
-/// the randomness.
+/// A span of a trace whose id is 8 zero bytes but for the number, then these low 8 bytes: the lower
+/// 7 are the randomness.
 pub fn span(trace: u64, id: u64, parent: Option<u64>) -> Span {
     Span {
         trace_id: trace_id(trace),
@@ -308,6 +329,9 @@ pub fn request(service: &str, spans: Vec<Span>) -> ExportTraceServiceRequest {
 pub const HIGH: u64 = 0x00f0_0000_0000_0000;
 /// A randomness that a policy of 50 % does not keep.
 pub const LOW: u64 = 0x0010_0000_0000_0000;
+
+/// Everything is kept.
+pub const ALL: &str = "[[policy]]\nname = \"all\"\ntype = \"always_sample\"\n";
 
 /// Errors are kept, and half of the rest.
 pub const ERRORS_AND_HALF: &str = r#"

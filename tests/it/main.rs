@@ -2,8 +2,16 @@
 //!
 //! Every test that runs a service ends by asserting the ledger ([`harness::Running::stop`] does).
 
-#![expect(unreachable_pub, reason = "nothing is reachable in a test binary")]
+#![allow(
+    unreachable_pub,
+    reason = "helpers are public to the modules of this binary, and to no one else"
+)]
 
 mod demo;
+mod export;
 mod harness;
+mod limits;
 mod pipeline;
+mod stamps;
+mod tidy;
+mod timing;

@@ -193,7 +193,7 @@ fn types() {
 }
 
 #[test]
-fn conditions() {
+fn status_codes() {
     each_policy_has_one_problem(&[
         ("type = 'status_code'", "1:1: error: the policy has no `status_codes`"),
         (
@@ -209,6 +209,12 @@ fn conditions() {
             "4:23: error: `status_codes` must be one of `OK`, `ERROR`, `UNSET`, found `error` \
              | did you mean `ERROR`?",
         ),
+    ]);
+}
+
+#[test]
+fn latencies_and_attributes() {
+    each_policy_has_one_problem(&[
         ("type = 'latency'", "1:1: error: `latency` has no `threshold_ms`"),
         (
             "type = 'latency'\ntreshold_ms = 5",

@@ -1,20 +1,18 @@
 //! Every metric: its name, labels and meaning, and the handles that stages count with.
 //!
-//! One recorder a service, not the process's global one, so that services that share a test binary keep
-//! their ledgers apart. All series exist at 0 from the start, and no label takes a value that traffic can
-//! choose. Stages add up locally and count once a request or a chunk of decisions.
+//! One recorder a service, not the process's global one, so that services that share a test binary
+//! keep their ledgers apart. All series exist at 0 from the start, and no label takes a value that
+//! traffic can choose. Stages add up locally and count once a request or a chunk of decisions.
 //!
-//! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its own
-//! would queue every sample until the next scrape, and render summaries unless told otherwise.
+//! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its
+//! own would queue every sample until the next scrape, and render summaries unless told otherwise.
 
 #![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
 
+mod histogram;
+
 use std::{
-    fmt::Write as _,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,6 +21,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use self::histogram::Histogram;
 use crate::{
     decisions::DecisionRecord,
     grpc::{code_name, codes},
@@ -135,7 +134,7 @@ pub struct Metrics {
     late_errors: [Counter; 2],
     sent: Counter,
     failed: [Counter; 7],
-    undelivered: AtomicU64,
+    failed_in_all: AtomicU64,
     retries: Vec<Counter>,
     faults: [Counter; 4],
     restarts: Vec<(&'static str, Counter)>,
@@ -207,7 +206,7 @@ impl Metrics {
             sent: counter!("tailwater_exporter_sent_spans_total"),
             failed: FAILED
                 .map(|why| counter!("tailwater_exporter_failed_spans_total", "reason" => why)),
-            undelivered: AtomicU64::new(0),
+            failed_in_all: AtomicU64::new(0),
             retries: codes()
                 .map(|c| counter!("tailwater_exporter_retries_total", "code" => code_name(c)))
                 .collect(),
@@ -316,14 +315,12 @@ impl Metrics {
     /// Kept spans that the backend will never have.
     pub fn failed(&self, because: FailedBecause, spans: u64) {
         self.failed[because as usize].increment(spans);
-        if because == FailedBecause::Shutdown {
-            self.undelivered.fetch_add(spans, Relaxed);
-        }
+        self.failed_in_all.fetch_add(spans, Relaxed);
     }
 
-    /// Spans that were lost because the service stopped.
-    pub fn undelivered(&self) -> u64 {
-        self.undelivered.load(Relaxed)
+    /// Kept spans that the backend will never have, for whatever reason.
+    pub fn failed_in_all(&self) -> u64 {
+        self.failed_in_all.load(Relaxed)
     }
 
     /// One attempt to export.
@@ -446,60 +443,6 @@ impl Gauges {
         set(&self.memory, &[readings.memory.0 as f64, readings.memory.1 as f64]);
         let (bytes, capacity) = readings.queue_bytes;
         set(&self.queue, &[readings.queue_spans as f64, bytes as f64, capacity as f64]);
-    }
-}
-
-/// A Prometheus histogram: counts by upper bound, and the sum.
-struct Histogram {
-    name: &'static str,
-    code: &'static str,
-    bounds: &'static [f64],
-    state: Mutex<(Vec<u64>, f64)>,
-}
-
-impl Histogram {
-    fn new(name: &'static str, code: &'static str, bounds: &'static [f64]) -> Self {
-        Histogram { name, code, bounds, state: Mutex::new((vec![0; bounds.len() + 1], 0.0)) }
-    }
-
-    /// Adds samples under one lock.
-    fn observe(&self, samples: impl IntoIterator<Item = f64>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        for sample in samples {
-            let bucket = self.bounds.partition_point(|bound| *bound < sample);
-            state.0[bucket] += 1;
-            state.1 += sample;
-        }
-    }
-
-    fn write_help(&self, text: &mut String) {
-        let name = self.name;
-        let help = match name {
-            "decision_lag_seconds" => "Time from the moment a trace was due to its decision.",
-            "trace_duration_seconds" => "Latest end minus earliest start of decided traces.",
-            "trace_spans" => "Spans of decided traces.",
-            _ => "Time from sending a request to the backend to its answer, by gRPC code.",
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP tailwater_{name} {help}");
-        let _ = writeln!(text, "# TYPE tailwater_{name} histogram");
-    }
-
-    fn write(&self, text: &mut String) {
-        let (counts, sum) = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (name, code) = (self.name, self.code);
-        let label = if code.is_empty() { String::new() } else { format!("code=\"{code}\"") };
-        let comma = if code.is_empty() { "" } else { "," };
-        let mut total = 0;
-        let bounds = self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
-        for (count, bound) in counts.iter().zip(bounds) {
-            total += count;
-            let _ =
-                writeln!(text, "tailwater_{name}_bucket{{{label}{comma}le=\"{bound}\"}} {total}");
-        }
-        let braces = if code.is_empty() { String::new() } else { format!("{{{label}}}") };
-        let _ = writeln!(text, "tailwater_{name}_sum{braces} {sum}");
-        let _ = writeln!(text, "tailwater_{name}_count{braces} {total}");
     }
 }
 

@@ -1,0 +1,118 @@
+//! Compaction: memory comes back from segments that a few undecided traces keep alive.
+//!
+//! With a decision 5 s after the root most records die long before the window ends, and the traces
+//! without a root would hold every segment for the rest of it. Called by the decider once a visit
+//! to a shard, one segment at a time, under the lock.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{
+    Freed, Position, Shard, hash_of,
+    segment::{HEADER_BYTES, Location, Record},
+};
+use crate::trace::TraceId;
+
+/// How long a segment must have been mostly dead before its survivors are moved.
+pub const COMPACT_AFTER_MILLIS: u32 = 500;
+
+impl Shard {
+    /// Empties one segment that has been mostly dead for long enough, if there is one.
+    pub fn compact(&mut self, freed: &mut Freed) {
+        while let Some(&(since, slot, id)) = self.cold.front() {
+            if self.now.since(since) < COMPACT_AFTER_MILLIS {
+                return;
+            }
+            self.cold.pop_front();
+            let in_slot = self.slots[slot as usize].as_ref();
+            if in_slot.is_some_and(|segment| segment.id == id) {
+                return self.evacuate(slot, freed);
+            }
+        }
+    }
+
+    /// Queues a sealed segment for compaction when it has become mostly dead.
+    pub(super) fn note_cold(&mut self, slot: u32) {
+        let segment = self.slots[slot as usize].as_mut().expect("called for a segment in use");
+        if !segment.is_cold && segment.live * 2 < segment.bytes().len() {
+            segment.is_cold = true;
+            self.cold.push_back((self.now, slot, segment.id));
+        }
+    }
+
+    /// Appends the undecided traces of a segment again, whole: records refer to older ones, which
+    /// are sealed, so a record cannot move alone. A trace moves at most once for each time its new
+    /// segments become mostly dead in turn.
+    fn evacuate(&mut self, slot: u32, freed: &mut Freed) {
+        let (id, bytes) = {
+            let segment = self.segment(slot);
+            (segment.id, segment.share(0..segment.bytes().len()))
+        };
+        let mut seen = HashSet::with_hasher(self.hasher.clone());
+        let mut offset = HEADER_BYTES;
+        while offset < bytes.len() {
+            let record = Record::at(&bytes, offset as u32);
+            offset += record.len();
+            let trace_id = record.trace_id();
+            let found = self.find(hash_of(&self.hasher, trace_id), trace_id);
+            let Some(position) = found.filter(|&position| seen.insert(position)) else { continue };
+            if self.is_in_chain(position, slot) {
+                self.append_again(position, freed);
+            }
+            // The last undecided record has freed the slot, and it may already hold another
+            // segment.
+            if self.slots[slot as usize].as_ref().is_none_or(|segment| segment.id != id) {
+                return;
+            }
+        }
+        // It was already empty when it was sealed, so no `release` has come upon it.
+        self.free(slot, freed);
+    }
+
+    fn is_in_chain(&mut self, position: Position, slot: u32) -> bool {
+        self.collect_chain(self.entry(position).last_record);
+        self.chain.iter().any(|location| location.slot == slot)
+    }
+
+    fn append_again(&mut self, position: Position, freed: &mut Freed) {
+        let entry = *self.entry(position);
+        self.collect_chain(entry.last_record);
+        let old = std::mem::take(&mut self.chain);
+        let mut last = Location::NONE;
+        for &location in old.iter().rev() {
+            let record = self.segment(location.slot).record(location.offset);
+            let slot = self.open_segment(record.len());
+            last = self.copy_record(location, slot, entry.trace_id, last);
+        }
+        self.entry_mut(position).last_record = last;
+        for &location in &old {
+            self.release(location, freed);
+        }
+        self.chain = old;
+    }
+
+    /// Copies a record into the open segment, contexts included.
+    fn copy_record(
+        &mut self,
+        from: Location,
+        slot: u32,
+        trace_id: TraceId,
+        previous: Location,
+    ) -> Location {
+        let source = self.segment(from.slot);
+        let record = source.record(from.offset);
+        let bytes = source.share(from.offset as usize..from.offset as usize + record.len());
+        let spans: Vec<_> = record
+            .spans()
+            .map(|(context, range)| (Arc::clone(source.context(context)), range))
+            .collect();
+        let target = self.slots[slot as usize].as_mut().expect("the open slot has a segment");
+        let offset = target.begin_record(trace_id, previous);
+        for (context, range) in spans {
+            let index = target.context_index(&context);
+            let base = from.offset as usize;
+            target.put_span(index, &bytes[range.start - base..range.end - base]);
+        }
+        target.finish_record(offset);
+        Location { slot, offset }
+    }
+}

@@ -1,0 +1,223 @@
+//! The house rules that a compiler does not hold: who may know whom, sizes, headers, where tasks
+//! begin.
+//!
+//! Reads `src/` as text. Tests inside the sources (from the first `#[cfg(test)]` on, and files
+//! named `tests`) are held to nothing here but the length of their lines.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each module in the order of `lib.rs`, and what it must not name.
+const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
+    // It hands late spans to the decider's outbox and asks the exporter's queue how full it is.
+    ("receiver", &["crate::policy", "crate::window", "crate::exporter::Client"]),
+    ("otlp", &["crate::policy", "crate::decisions", "crate::sampler", "crate::window", "tokio"]),
+    ("sampler", &["crate::config", "crate::clock", "crate::exporter", "tokio", "tonic", "toml"]),
+    ("window", &["crate::policy", "crate::exporter", "crate::clock", "tokio", "tonic", "prost"]),
+    ("policy", &["crate::window", "crate::clock", "crate::config", "tokio", "tonic", "std::time"]),
+    ("decisions", &["crate::exporter", "crate::window::Shard", "tokio", "tonic", "prost"]),
+    ("decider", &["crate::receiver", "crate::admin", "crate::service", "tonic", "prost"]),
+    ("exporter", &["crate::policy", "crate::sampler", "crate::window", "crate::decider"]),
+    ("service", &["crate::otlp", "crate::policy::spec", "prost"]),
+    ("admin", &["crate::policy", "crate::window", "crate::config"]),
+    ("check", &["crate::sampler", "crate::receiver", "crate::exporter", "tokio", "tonic"]),
+    ("demo", &["crate::window", "crate::decisions"]),
+    ("budget", &["crate::", "tokio", "tonic"]),
+    ("clock", &["crate::sampler", "crate::config", "tokio"]),
+    ("config", &["tokio", "tonic", "crate::service", "crate::receiver", "crate::exporter"]),
+    ("grpc", &["crate::"]),
+    ("metrics", &["crate::config", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
+    ("supervise", &["crate::"]),
+    ("testing", &["crate::service", "crate::sampler", "crate::decider"]),
+    ("trace", &["crate::config", "std::time", "std::net", "tokio", "tonic", "crate::window"]),
+    ("main", &["tailwater::sampler", "tailwater::policy", "tokio::sync"]),
+];
+
+/// Where tasks and threads begin, and why not in `service.rs`.
+const SPAWN: &[(&str, &str)] = &[
+    ("service.rs", "the wiring"),
+    ("receiver/listen.rs", "one task a connection, which only the accept loop sees come"),
+    ("admin.rs", "the thread that answers while the runtime is busy"),
+    ("config/load.rs", "a thread whose stack is deep enough for any file"),
+    ("testing.rs", "the sink stands outside the service"),
+    ("demo/traffic.rs", "each service of the shop exports on its own"),
+    ("demo/mod.rs", "traffic and sink stand outside the service"),
+];
+
+const PRODUCTION_LINES_MAX: usize = 500;
+const LINE_CHARS_MAX: usize = 100;
+
+struct Source {
+    /// Relative to `src/`.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    fn module(&self) -> &str {
+        let end = self.path.find(['/', '.']).expect("a file of Rust");
+        &self.path[..end]
+    }
+
+    fn is_test(&self) -> bool {
+        self.path.contains("tests/") || self.path.ends_with("tests.rs")
+    }
+
+    /// The lines before the tests, comments blanked, each with its number.
+    fn production(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines = self.text.lines().take_while(|line| *line != "#[cfg(test)]" || self.is_mod());
+        lines.enumerate().filter(|_| !self.is_test()).map(|(index, line)| {
+            let is_comment = line.trim_start().starts_with("//");
+            (index + 1, if is_comment { "" } else { line })
+        })
+    }
+
+    /// Declares its tests as a file amid its modules, so that production goes on behind.
+    fn is_mod(&self) -> bool {
+        self.text.contains("#[cfg(test)]\nmod tests;")
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("readable") {
+            let path: PathBuf = entry.expect("readable").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("UTF-8");
+                let relative = path.strip_prefix(&root).expect("below").to_string_lossy();
+                found.push(Source { path: relative.replace('\\', "/"), text });
+            }
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    assert!(found.len() > 40, "found only {}", found.len());
+    found
+}
+
+/// The lines on which `rule` has something to say, as a list to read.
+fn complain(rule: impl Fn(&Source) -> Vec<(usize, String)>) {
+    let sources = sources();
+    let complaints: Vec<_> = sources
+        .iter()
+        .flat_map(|source| rule(source).into_iter().map(move |c| (source, c)))
+        .map(|(source, (line, what))| format!("src/{}:{line}: {what}", source.path))
+        .collect();
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
+/// The paths that a file names, `use` trees of `crate` spelled out to their first two segments.
+fn paths(source: &Source) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut in_tree = false;
+    for (number, line) in source.production() {
+        if let Some(rest) =
+            line.strip_prefix("    ").filter(|rest| in_tree && !rest.starts_with(' '))
+        {
+            found.push((number, format!("crate::{rest}")));
+        }
+        let tree = line.strip_prefix("use crate::{").and_then(|tree| tree.strip_suffix("};"));
+        found.extend(
+            tree.iter().flat_map(|t| t.split(", ")).map(|p| (number, format!("crate::{p}"))),
+        );
+        in_tree = (in_tree && line != "};") || line == "use crate::{";
+        found.push((number, line.to_owned()));
+    }
+    found
+}
+
+/// Scenario: every path that a module names.
+/// Guarantees: knowledge points down the flow, as the table says, and the table has every module.
+#[test]
+fn modules_know_only_what_they_should() {
+    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"));
+    let lib = lib.expect("readable");
+    let declared: Vec<_> = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")).collect();
+    let in_table = MUST_NOT_KNOW.iter().map(|(module, _)| format!("{module};"));
+    let in_table: Vec<_> = in_table.filter(|module| module != "main;").collect();
+    assert_eq!(declared, in_table, "the table has the modules of lib.rs, in its order");
+    complain(|source| {
+        let row = MUST_NOT_KNOW.iter().find(|(module, _)| *module == source.module());
+        let banned = row.map_or(&[][..], |(_, banned)| banned);
+        let names = |line: &str, path: &str| {
+            let starts =
+                |at: usize| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+            let ends = |at: usize| {
+                path.ends_with("::")
+                    || line[at + path.len()..]
+                        .starts_with(|c: char| !c.is_alphanumeric() && c != '_')
+            };
+            line.match_indices(path).any(|(at, _)| starts(at) && ends(at))
+        };
+        let mut found = Vec::new();
+        for (number, line) in paths(source) {
+            // Paths of other crates count where they are paths, not where they are words.
+            let named = banned.iter().filter(|path| {
+                let path = if path.contains("::") { (**path).into() } else { format!("{path}::") };
+                names(&line, &path)
+            });
+            found.extend(named.map(|path| (number, format!("must not know {path}"))));
+        }
+        found
+    });
+}
+
+/// Scenario: every file.
+/// Guarantees: it begins with a header, is not too long, and neither are its lines.
+#[test]
+fn files_have_headers_and_sizes() {
+    complain(|source| {
+        let mut found = Vec::new();
+        if !source.is_test() && !source.text.starts_with("//! ") {
+            found.push((1, "begins without a `//!` header".into()));
+        }
+        let lines = source.production().count();
+        if lines > PRODUCTION_LINES_MAX {
+            found.push((1, format!("{lines} production lines; at most {PRODUCTION_LINES_MAX}")));
+        }
+        for (index, line) in source.text.lines().enumerate() {
+            let chars = line.chars().count();
+            // The table of descriptions has one line a metric, whatever its length.
+            if chars > LINE_CHARS_MAX && !line.trim_start().starts_with("describe_") {
+                found.push((index + 1, format!("{chars} characters; at most {LINE_CHARS_MAX}")));
+            }
+        }
+        found
+    });
+}
+
+/// Scenario: every `select!`, spawn and `unwrap` in production code.
+/// Guarantees: selects are biased, tasks begin where the table says, and nothing is unwrapped.
+#[test]
+fn tasks_and_selects_follow_the_rules() {
+    complain(|source| {
+        let mut found = Vec::new();
+        let mut awaits_biased = None;
+        for (number, line) in source.production() {
+            if let Some(opened) = awaits_biased.filter(|_| !line.trim().is_empty()) {
+                if line.trim() != "biased;" {
+                    found.push((opened, "`select!` without `biased;`".into()));
+                }
+                awaits_biased = None;
+            }
+            if line.contains("select! {") {
+                awaits_biased = Some(number);
+            }
+            if line.contains(".unwrap()") {
+                found.push((number, "`unwrap()`".into()));
+            }
+            let spawns = ["spawn(", "spawn_scoped(", "spawn_blocking(", "spawn_local("];
+            let begins = spawns.iter().any(|spawn| line.contains(spawn)) && !line.contains("fn ");
+            if begins && !SPAWN.iter().any(|(path, _)| *path == source.path) {
+                found.push((number, "spawns, but is not in the table".into()));
+            }
+        }
+        found
+    });
+}
