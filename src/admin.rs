@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -81,7 +84,10 @@ impl Admin {
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET {
-            return response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is answered here\n");
+            let message = "only GET is answered here\n";
+            let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, message);
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+            return response;
         }
         match request.uri().path() {
             "/metrics" => response(StatusCode::OK, EXPOSITION, self.scrape()),

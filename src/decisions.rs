@@ -258,7 +258,11 @@ impl DecisionLog {
             return;
         }
         // The caller keeps its buffers; a clone is exactly as large as what is in it.
-        let decisions = decisions.clone();
+        let mut decisions = decisions.clone();
+        // A chunk larger than the whole log would not be taken in at all.
+        let capacity = self.chunks.policy().max_capacity().unwrap_or(u64::MAX);
+        let surplus = (decisions.records.len() as u64).saturating_sub(capacity);
+        decisions.records.drain(..surplus as usize);
         let hold = self.budget.hold(Holder::Decisions, decisions.bytes());
         let chunk = Chunk { decisions, decided_at, _hold: hold };
         self.chunks.insert(self.next.fetch_add(1, Relaxed), Arc::new(chunk));
@@ -341,5 +345,24 @@ mod tests {
         assert_eq!((newest.record.spans, newest.decided_at), (99_999, 99_999));
         assert_eq!(newest.matched, [PolicyId(3)]);
         assert!(budget.held(Holder::Decisions) < 1000 * 200);
+    }
+
+    #[test]
+    fn a_chunk_larger_than_the_log_leaves_its_newest() {
+        let log = DecisionLog::new(3, &Budget::new(1 << 20));
+        let record = |id: u64| DecisionRecord {
+            trace_id: TraceId(u128::from(id).to_be_bytes()),
+            decision: decision(true, 10.0),
+            randomness: Randomness(id),
+            spans: 1,
+            bytes: 0,
+            duration_nanos: 0,
+            lag_millis: 0,
+            matched: 0..0,
+        };
+        log.push(&Decisions { records: (0..7).map(record).collect(), matched: Vec::new() }, 1);
+        log.chunks.run_pending_tasks();
+        let has = |id: u64| log.find(TraceId(u128::from(id).to_be_bytes())).is_some();
+        assert_eq!((0..7).filter(|&id| has(id)).collect::<Vec<_>>(), [4, 5, 6]);
     }
 }

@@ -1,6 +1,10 @@
 //! The command line: arguments, logging, the runtime, signals and exit codes.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
@@ -75,7 +79,8 @@ fn load(file: Option<PathBuf>) -> Option<Config> {
 }
 
 fn start_logging(level: Level, is_json: bool) {
-    let logging = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let logging = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    let logging = logging.with_ansi(io::stderr().is_terminal());
     if is_json {
         logging.json().init();
     } else {
@@ -100,9 +105,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
 
 /// Runs until a signal, then shuts down. Whether everything was delivered.
 async fn run(config: Config) -> bool {
-    let signals = signal(SignalKind::terminate())
-        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
-    let (mut terminate, mut interrupt) = match signals {
+    let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(problem) => {
             error!(%problem, "cannot listen for signals");
@@ -116,12 +119,12 @@ async fn run(config: Config) -> bool {
             return false;
         }
     };
-    stop_signal(&mut terminate, &mut interrupt).await;
+    signals.stop().await;
     info!("shutting down");
     tokio::select! {
         // A second signal comes first: whoever sends it does not want to wait any longer.
         biased;
-        () = stop_signal(&mut terminate, &mut interrupt) => {
+        () = signals.stop() => {
             warn!("stopped at once by a second signal");
             false
         }
@@ -129,11 +132,33 @@ async fn run(config: Config) -> bool {
     }
 }
 
-async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        // The order means nothing: both do the same.
-        biased;
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits until someone wants the service to stop.
+    async fn stop(&mut self) {
+        loop {
+            tokio::select! {
+                // Stopping comes first: whoever wants it does not want new policies any more.
+                biased;
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {
+                    warn!("reloading policies is not available yet; restart to apply");
+                }
+            }
+        }
     }
 }

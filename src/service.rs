@@ -257,8 +257,11 @@ impl Service {
         let deadline = Instant::now() + self.shutdown_timeout;
         let failed_before = self.metrics.failed_in_all();
         self.is_ready.store(false, Relaxed);
-        self.health.set_service_status("", ServingStatus::NotServing).await;
-        self.health.set_service_status(TRACE_SERVICE, ServingStatus::NotServing).await;
+        for service in ["", TRACE_SERVICE] {
+            self.health.set_service_status(service, ServingStatus::NotServing).await;
+            // Ends the streams of those who watch, which would hold their connections open.
+            self.health.clear_service_status(service).await;
+        }
         self.intake.is_draining.store(true, Relaxed);
         self.stop_receivers.send_replace(true);
         // Half of the time is for senders that are slow, the rest for what they have sent.

@@ -127,6 +127,7 @@ pub struct Metrics {
     refused_spans: [Counter; 2],
     refused_requests: [[Counter; 6]; 2],
     grpc_requests: Vec<Counter>,
+    not_grpc_requests: Counter,
     http_requests: Vec<Counter>,
     policies: Vec<PolicyCounters>,
     triggers: [Counter; 5],
@@ -197,6 +198,7 @@ impl Metrics {
                 REFUSED.map(|why| counter!(name, "transport" => transport, "reason" => why))
             }),
             grpc_requests: codes().map(|code| requests("grpc", code_name(code).into())).collect(),
+            not_grpc_requests: requests("grpc", "415".into()),
             http_requests: HTTP_CODES.map(|code| requests("http", code.to_string())).into(),
             policies,
             triggers: Trigger::ALL
@@ -247,6 +249,11 @@ impl Metrics {
     /// A request that was answered over gRPC.
     pub fn answered_grpc(&self, code: tonic::Code) {
         self.grpc_requests[code as usize].increment(1);
+    }
+
+    /// A request to the gRPC door that was not gRPC, answered 415.
+    pub fn answered_not_grpc(&self) {
+        self.not_grpc_requests.increment(1);
     }
 
     /// A request that was answered over HTTP.

@@ -1,18 +1,25 @@
 //! Interned contexts: resource, scope and their schema URLs, once each however many spans share
 //! them.
 //!
-//! A context is the raw bytes of a `ResourceSpans` and a `ScopeSpans` without their spans, so
-//! unknown fields and repeated ones leave as they came. Its identity is that content, not a hash of
-//! it: two resources that collide must never swap their spans. The table holds weak references and
-//! a context takes itself out when its last user drops it, so unbounded resources do not leak.
-//! Attribute conditions on the resource are evaluated once, when a context is interned.
+//! A [`Resource`] is the raw bytes of a `ResourceSpans` without its scopes; a [`Context`] adds
+//! those of a `ScopeSpans` without its spans, so unknown fields and repeated ones leave as they
+//! came. The two are apart because a request may name thousands of scopes of one large resource,
+//! and must not be multiplied here.
+//!
+//! Identity is the content, not a hash of it: two resources that collide must never swap their
+//! spans. The tables hold weak references and an entry takes itself out when its last user drops
+//! it, so unbounded resources do not leak. Attribute conditions on the resource are evaluated once,
+//! when it is interned.
 //!
 //! Called by connection tasks without a shard lock; the lock of a `dashmap` shard is held for one
 //! look-up.
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use dashmap::{DashMap, Entry};
@@ -23,71 +30,81 @@ use super::{
 };
 use crate::budget::{Budget, Holder};
 
-type Table = DashMap<Arc<[u8]>, Weak<Context>, foldhash::fast::RandomState>;
-
-/// Bytes that a context costs beside its content: two reference-counted heads and the slot in the
+/// Bytes that an entry costs beside its content: two reference-counted heads and the slot in the
 /// table.
 const OVERHEAD_BYTES: usize = 200;
 
-/// Bytes in front of the content that say where the resource ends. They are part of the identity:
-/// the same bytes split elsewhere are another context.
-pub(super) const SPLIT_BYTES: usize = 4;
+/// Bytes of the resource's id in front of a context's key.
+const ID_BYTES: usize = 8;
 
-/// The contexts in use.
+/// The resources and contexts in use.
 #[derive(Clone)]
-pub struct Contexts {
-    table: Arc<Table>,
+pub struct Contexts(Arc<Tables>);
+
+struct Tables {
+    resources: Table<Resource>,
+    contexts: Table<Context>,
+    next_id: AtomicU64,
     budget: Arc<Budget>,
 }
 
 impl Contexts {
-    /// An empty table that charges what it holds to `budget`.
+    /// Empty tables that charge what they hold to `budget`.
     pub fn new(budget: Arc<Budget>) -> Self {
-        Contexts { table: Arc::new(Table::default()), budget }
+        let (resources, contexts) = (Table::default(), Table::default());
+        Contexts(Arc::new(Tables { resources, contexts, next_id: AtomicU64::new(0), budget }))
     }
 
     /// Contexts in use.
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.0.contexts.0.len()
     }
 
-    /// Whether none is in use.
+    /// Whether none is in use, and no resource either.
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.0.contexts.0.is_empty() && self.0.resources.0.is_empty()
     }
 
-    /// The context of this content: [`SPLIT_BYTES`] that give the resource's length in little
-    /// endian, the resource, the scope. `bits` evaluates the resource of a context that is new.
-    pub(super) fn intern(
+    /// The resource of these bytes. `bits` evaluates the conditions on one that is new.
+    pub(super) fn resource(
         &self,
-        content: &[u8],
+        arrived: &[u8],
         bits: impl FnOnce(&[u8]) -> Result<Box<[u64]>, Malformed>,
-    ) -> Result<Arc<Context>, Malformed> {
-        if let Some(context) = self.table.get(content).and_then(|weak| weak.upgrade()) {
-            return Ok(context);
+    ) -> Result<Arc<Resource>, Malformed> {
+        if let Some(resource) = self.0.resources.get(arrived) {
+            return Ok(resource);
         }
-        let bits = bits(split(content).0)?;
-        let content: Arc<[u8]> = content.into();
-        let context = Arc::new(Context {
-            content: Arc::clone(&content),
-            bits,
+        let resource = Arc::new(Resource {
+            id: self.0.next_id.fetch_add(1, Relaxed),
+            arrived: arrived.into(),
+            bits: bits(arrived)?,
             cleaned: OnceLock::new(),
             owner: self.clone(),
         });
-        self.budget.charge(Holder::Contexts, context.cost_bytes());
-        match self.table.entry(content) {
-            Entry::Vacant(slot) => drop(slot.insert(Arc::downgrade(&context))),
-            Entry::Occupied(mut slot) => {
-                // Another task was faster, or the last user of the old one is just dropping it.
-                if let Some(first) = slot.get().upgrade() {
-                    // Unlocks before our own copy is dropped: its `drop` takes the same lock.
-                    drop(slot);
-                    return Ok(first);
-                }
-                slot.insert(Arc::downgrade(&context));
-            }
+        self.0.budget.charge(Holder::Contexts, resource.cost_bytes());
+        Ok(self.0.resources.insert(&resource.arrived, &resource))
+    }
+
+    /// The context of a resource and a scope's bytes. `key` is scratch.
+    pub(super) fn context(
+        &self,
+        resource: &Arc<Resource>,
+        scope: &[u8],
+        key: &mut Vec<u8>,
+    ) -> Arc<Context> {
+        key.clear();
+        key.extend_from_slice(&resource.id.to_le_bytes());
+        key.extend_from_slice(scope);
+        if let Some(context) = self.0.contexts.get(key) {
+            return context;
         }
-        Ok(context)
+        let context = Arc::new(Context {
+            resource: Arc::clone(resource),
+            key: key.as_slice().into(),
+            cleaned: OnceLock::new(),
+        });
+        self.0.budget.charge(Holder::Contexts, context.cost_bytes());
+        self.0.contexts.insert(&context.key, &context)
     }
 }
 
@@ -97,91 +114,169 @@ impl fmt::Debug for Contexts {
     }
 }
 
-/// One resource and scope with their schema URLs, as they arrived.
-pub struct Context {
-    content: Arc<[u8]>,
+/// Values by their content, as long as somebody uses them.
+struct Table<T>(DashMap<Arc<[u8]>, Weak<T>, foldhash::fast::RandomState>);
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Table(DashMap::default())
+    }
+}
+
+impl<T> Table<T> {
+    fn get(&self, key: &[u8]) -> Option<Arc<T>> {
+        self.0.get(key)?.upgrade()
+    }
+
+    /// The value in the table after this: `value`, unless another task was faster.
+    fn insert(&self, key: &Arc<[u8]>, value: &Arc<T>) -> Arc<T> {
+        match self.0.entry(Arc::clone(key)) {
+            Entry::Vacant(slot) => drop(slot.insert(Arc::downgrade(value))),
+            Entry::Occupied(mut slot) => {
+                if let Some(first) = slot.get().upgrade() {
+                    return first;
+                }
+                // The last user of the old one is just dropping it.
+                slot.insert(Arc::downgrade(value));
+            }
+        }
+        Arc::clone(value)
+    }
+
+    /// Takes out a value whose last user has gone, unless a new one stands in its place.
+    fn forget(&self, key: &[u8]) {
+        self.0.remove_if(key, |_, weak| weak.strong_count() == 0);
+    }
+}
+
+/// One resource with its schema URL, as they arrived.
+pub struct Resource {
+    id: u64,
+    arrived: Arc<[u8]>,
     bits: Box<[u64]>,
-    cleaned: OnceLock<Result<[Cleaned; 2], Unfit>>,
+    cleaned: OnceLock<Result<Cleaned, Unfit>>,
     owner: Contexts,
 }
 
-impl Context {
-    /// The attribute conditions that the resource meets.
+impl Resource {
+    /// The attribute conditions that it meets.
     pub fn bits(&self) -> &[u64] {
         &self.bits
     }
 
-    /// The fields of `ResourceSpans` that are not spans, as they arrived.
-    pub fn resource(&self) -> &[u8] {
-        split(&self.content).0
+    /// The fields of `ResourceSpans` that are not scopes, as they arrived.
+    pub fn arrived(&self) -> &[u8] {
+        &self.arrived
+    }
+
+    /// The same as the backend may get them, checked and repaired once, on first use.
+    ///
+    /// # Errors
+    /// [`Unfit`] where they are undecodable or nested too deep: no span of this resource can leave.
+    pub fn cleaned(&self) -> Result<&Cleaned, Unfit> {
+        let cleaned = self.cleaned.get_or_init(|| clean::resource(&self.arrived));
+        cleaned.as_ref().map_err(|unfit| *unfit)
+    }
+
+    fn cost_bytes(&self) -> usize {
+        self.arrived.len() + 8 * self.bits.len() + OVERHEAD_BYTES
+    }
+}
+
+impl Drop for Resource {
+    fn drop(&mut self) {
+        self.owner.0.resources.forget(&self.arrived);
+        self.owner.0.budget.release(Holder::Contexts, self.cost_bytes());
+    }
+}
+
+impl fmt::Debug for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resource").field("bytes", &self.arrived.len()).finish_non_exhaustive()
+    }
+}
+
+/// One scope of a resource, with its schema URL, as they arrived.
+pub struct Context {
+    resource: Arc<Resource>,
+    /// The resource's id, then the scope's bytes.
+    key: Arc<[u8]>,
+    cleaned: OnceLock<Result<Cleaned, Unfit>>,
+}
+
+impl Context {
+    /// The resource.
+    pub fn resource(&self) -> &Arc<Resource> {
+        &self.resource
     }
 
     /// The fields of `ScopeSpans` that are not spans, as they arrived.
     pub fn scope(&self) -> &[u8] {
-        split(&self.content).1
+        &self.key[ID_BYTES..]
     }
 
-    /// Resource and scope as the backend may get them, checked and repaired once, on first use.
+    /// The same as the backend may get them, checked and repaired once, on first use.
     ///
     /// # Errors
-    /// [`Unfit`] where they are undecodable or nested too deep: no span of this context can leave.
-    pub fn cleaned(&self) -> Result<&[Cleaned; 2], Unfit> {
-        self.cleaned
-            .get_or_init(|| Ok([clean::resource(self.resource())?, clean::scope(self.scope())?]))
-            .as_ref()
-            .map_err(|unfit| *unfit)
+    /// [`Unfit`] where they are undecodable or nested too deep: no span of this scope can leave.
+    pub fn cleaned(&self) -> Result<&Cleaned, Unfit> {
+        let cleaned = self.cleaned.get_or_init(|| clean::scope(self.scope()));
+        cleaned.as_ref().map_err(|unfit| *unfit)
     }
 
     fn cost_bytes(&self) -> usize {
-        self.content.len() + 8 * self.bits.len() + OVERHEAD_BYTES
+        self.key.len() + OVERHEAD_BYTES
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // Only if nobody has put a new context in its place since the last user went.
-        self.owner.table.remove_if(&self.content[..], |_, weak| weak.strong_count() == 0);
-        self.owner.budget.release(Holder::Contexts, self.cost_bytes());
+        let tables = &self.resource.owner.0;
+        tables.contexts.forget(&self.key);
+        tables.budget.release(Holder::Contexts, self.cost_bytes());
     }
 }
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("bytes", &self.content.len()).finish_non_exhaustive()
+        f.debug_struct("Context").field("bytes", &self.key.len()).finish_non_exhaustive()
     }
-}
-
-fn split(content: &[u8]) -> (&[u8], &[u8]) {
-    let (length, rest) =
-        content.split_first_chunk::<SPLIT_BYTES>().expect("a content starts with its split");
-    rest.split_at(u32::from_le_bytes(*length) as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn content(resource: &[u8], scope: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(resource.len()).expect("short");
-        [&length.to_le_bytes()[..], resource, scope].concat()
+    fn intern(contexts: &Contexts, resource: &[u8], scope: &[u8]) -> Arc<Context> {
+        let resource = contexts.resource(resource, |_| Ok(Box::new([]))).expect("interned");
+        contexts.context(&resource, scope, &mut Vec::new())
     }
 
     #[test]
     fn equal_content_is_one_context_and_the_last_user_frees_it() {
         let contexts = Contexts::new(Budget::new(1 << 20));
-        let intern = |resource: &[u8], scope: &[u8]| {
-            contexts.intern(&content(resource, scope), |_| Ok(Box::new([]))).expect("interned")
-        };
-        let first = intern(b"ab", b"c");
-        assert!(Arc::ptr_eq(&first, &intern(b"ab", b"c")));
-        let other_split = intern(b"a", b"bc");
+        let first = intern(&contexts, b"ab", b"c");
+        assert!(Arc::ptr_eq(&first, &intern(&contexts, b"ab", b"c")));
+        let other_split = intern(&contexts, b"a", b"bc");
         assert!(!Arc::ptr_eq(&first, &other_split));
-        assert_eq!((first.resource(), other_split.resource()), (&b"ab"[..], &b"a"[..]));
+        assert_eq!(first.resource().arrived(), b"ab");
+        assert_eq!(other_split.resource().arrived(), b"a");
         assert_eq!((first.scope(), other_split.scope()), (&b"c"[..], &b"bc"[..]));
         assert_eq!(contexts.len(), 2);
         drop((first, other_split));
         assert!(contexts.is_empty());
-        assert_eq!(contexts.budget.used(), 0);
+        assert_eq!(contexts.0.budget.used(), 0);
+    }
+
+    #[test]
+    fn scopes_share_their_resource() {
+        let budget = Budget::new(1 << 30);
+        let contexts = Contexts::new(Arc::clone(&budget));
+        let large = vec![7; 1 << 20];
+        let scopes: Vec<_> =
+            (0..1_000u32).map(|scope| intern(&contexts, &large, &scope.to_le_bytes())).collect();
+        assert!(Arc::ptr_eq(scopes[0].resource(), scopes[999].resource()));
+        assert!(budget.used() < 2 << 20, "{} bytes", budget.used());
     }
 
     #[test]
@@ -191,15 +286,14 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for round in 0..2_000u32 {
-                        let content = content(&(round % 3).to_le_bytes(), b"");
-                        let bits = |_: &[u8]| Ok(Box::from([]));
-                        let context = contexts.intern(&content, bits).expect("interned");
-                        assert_eq!(context.resource(), (round % 3).to_le_bytes());
+                        let resource = (round % 3).to_le_bytes();
+                        let context = intern(&contexts, &resource, b"");
+                        assert_eq!(context.resource().arrived(), resource);
                     }
                 });
             }
         });
         assert!(contexts.is_empty());
-        assert_eq!(contexts.budget.used(), 0);
+        assert_eq!(contexts.0.budget.used(), 0);
     }
 }

@@ -76,6 +76,21 @@ impl Outgoing {
     fn body_len(&self) -> usize {
         self.bytes.len() - self.cut.len() + self.tail.len()
     }
+
+    fn same_context(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.context, &other.context)
+    }
+
+    fn same_resource(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.context.resource(), other.context.resource())
+    }
+
+    fn write(&self, tails: &[u8], body: &mut Vec<u8>) {
+        wire::put_length_delimited(body, 2, self.body_len());
+        body.extend_from_slice(&self.bytes[..self.cut.start]);
+        body.extend_from_slice(&self.bytes[self.cut.end..]);
+        body.extend_from_slice(&tails[self.tail.clone()]);
+    }
 }
 
 /// Kept spans that wait to be encoded together.
@@ -121,7 +136,10 @@ impl Batch {
     /// where it cannot leave.
     fn push_clean(&mut self, span: KeptSpan) -> Option<bool> {
         let cleaned = clean::span(&span.bytes);
-        let (Ok((bytes, repairs)), Ok(_)) = (cleaned, span.context.cleaned()) else {
+        let context = &span.context;
+        let (Ok((bytes, repairs)), Ok(_), Ok(_)) =
+            (cleaned, context.cleaned(), context.resource().cleaned())
+        else {
             self.faults.malformed_spans += 1;
             return None;
         };
@@ -168,14 +186,16 @@ impl Batch {
     /// again.
     pub fn encode(&mut self, max_request_bytes: usize, out: &mut Vec<EncodedRequest>) {
         // Stable, so spans of one context stay in the order of their arrival.
-        self.spans.sort_by_key(|span| Arc::as_ptr(&span.context).addr());
+        let address = |span: &Outgoing| {
+            let context = &span.context;
+            (Arc::as_ptr(context.resource()).addr(), Arc::as_ptr(context).addr())
+        };
+        self.spans.sort_by_key(address);
         let mut rest = &self.spans[..];
         while !rest.is_empty() {
             let plan = RequestPlan::of(rest, max_request_bytes);
             let (now, later) = rest.split_at(plan.spans);
-            let body = plan.write(now, &self.tails);
-            self.faults.repaired_strings +=
-                plan.groups.iter().map(|g| g.repaired_strings).sum::<u64>();
+            let body = plan.write(now, &self.tails, &mut self.faults.repaired_strings);
             out.push(EncodedRequest { body: body.into(), spans: now.len() as u64 });
             rest = later;
         }
@@ -186,47 +206,41 @@ impl Batch {
 }
 
 /// How much of the waiting spans fits into one request, and the lengths that its framing needs.
+#[derive(Default)]
 struct RequestPlan {
-    groups: Vec<Group>,
+    resources: Vec<ResourceGroup>,
     spans: usize,
     bytes: usize,
 }
 
-/// Consecutive spans of one context in one request.
-struct Group {
+/// Consecutive spans of one resource in one request.
+struct ResourceGroup {
+    scopes: Vec<ScopeGroup>,
     spans: usize,
-    spans_len: usize,
     resource_len: usize,
-    scope_len: usize,
-    repaired_strings: u64,
+    scopes_len: usize,
 }
 
-impl Group {
-    fn scope_spans_len(&self) -> usize {
-        self.scope_len + self.spans_len
-    }
-
-    fn resource_spans_len(&self) -> usize {
-        self.resource_len + length_delimited_len(2, self.scope_spans_len())
-    }
-
-    fn total_len(&self) -> usize {
-        length_delimited_len(1, self.resource_spans_len())
-    }
+/// Consecutive spans of one scope of it.
+struct ScopeGroup {
+    spans: usize,
+    spans_len: usize,
+    scope_len: usize,
 }
 
 impl RequestPlan {
     fn of(spans: &[Outgoing], max_request_bytes: usize) -> Self {
-        let mut plan = RequestPlan { groups: Vec::new(), spans: 0, bytes: 0 };
-        for same_context in spans.chunk_by(|a, b| Arc::ptr_eq(&a.context, &b.context)) {
+        let mut plan = RequestPlan::default();
+        for of_resource in spans.chunk_by(Outgoing::same_resource) {
             let room = max_request_bytes.saturating_sub(plan.bytes);
-            let group = plan.group(same_context, room);
-            plan.spans += group.spans;
-            plan.bytes += if group.spans > 0 { group.total_len() } else { 0 };
-            let is_full = group.spans < same_context.len();
-            if group.spans > 0 {
-                plan.groups.push(group);
+            let group = ResourceGroup::of(of_resource, room, plan.spans == 0);
+            if group.spans == 0 {
+                break;
             }
+            plan.spans += group.spans;
+            plan.bytes += length_delimited_len(1, group.len());
+            let is_full = group.spans < of_resource.len();
+            plan.resources.push(group);
             if is_full {
                 break;
             }
@@ -234,55 +248,80 @@ impl RequestPlan {
         plan
     }
 
-    /// As many of `spans`, all of one context, as fit into `room`; the first of a request always
-    /// does.
-    fn group(&self, spans: &[Outgoing], room: usize) -> Group {
-        let context = &spans[0].context;
-        let [resource, scope] =
-            context.cleaned().expect("only spans of a clean context are pushed");
-        let mut group = Group {
-            spans: 0,
-            spans_len: 0,
-            resource_len: resource.bytes(context.resource()).len(),
-            scope_len: scope.bytes(context.scope()).len(),
-            repaired_strings: resource.repairs.strings + scope.repairs.strings,
-        };
-        for span in spans {
-            let added = length_delimited_len(2, span.body_len());
-            group.spans_len += added;
-            if group.total_len() > room && self.spans + group.spans > 0 {
-                group.spans_len -= added;
-                break;
-            }
-            group.spans += 1;
-        }
-        group
-    }
-
-    fn write(&self, spans: &[Outgoing], tails: &[u8]) -> Vec<u8> {
+    fn write(&self, spans: &[Outgoing], tails: &[u8], repaired_strings: &mut u64) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.bytes);
         let mut rest = spans;
-        for group in &self.groups {
-            let (now, later) = rest.split_at(group.spans);
-            rest = later;
-            let context = &now[0].context;
-            let [resource, scope] =
-                context.cleaned().expect("only spans of a clean context are pushed");
-            wire::put_length_delimited(&mut body, 1, group.resource_spans_len());
-            body.extend_from_slice(resource.bytes(context.resource()));
-            wire::put_length_delimited(&mut body, 2, group.scope_spans_len());
-            body.extend_from_slice(scope.bytes(context.scope()));
-            for span in now {
-                wire::put_length_delimited(&mut body, 2, span.body_len());
-                body.extend_from_slice(&span.bytes[..span.cut.start]);
-                body.extend_from_slice(&span.bytes[span.cut.end..]);
-                body.extend_from_slice(&tails[span.tail.clone()]);
+        for group in &self.resources {
+            let resource = rest[0].context.resource();
+            let cleaned = resource.cleaned().expect(CLEAN);
+            *repaired_strings += cleaned.repairs.strings;
+            wire::put_length_delimited(&mut body, 1, group.len());
+            body.extend_from_slice(cleaned.bytes(resource.arrived()));
+            for scope in &group.scopes {
+                let (now, later) = rest.split_at(scope.spans);
+                rest = later;
+                let context = &now[0].context;
+                let cleaned = context.cleaned().expect(CLEAN);
+                *repaired_strings += cleaned.repairs.strings;
+                wire::put_length_delimited(&mut body, 2, scope.len());
+                body.extend_from_slice(cleaned.bytes(context.scope()));
+                for span in now {
+                    span.write(tails, &mut body);
+                }
             }
         }
         debug_assert_eq!(body.len(), self.bytes, "the plan's lengths are those written");
         body
     }
 }
+
+impl ResourceGroup {
+    /// As many of `spans`, all of one resource, as fit into `room` with their framing; the first
+    /// one in any case where `is_first` of the request.
+    fn of(spans: &[Outgoing], room: usize, is_first: bool) -> Self {
+        let resource = spans[0].context.resource();
+        let resource_len = resource.cleaned().expect(CLEAN).bytes(resource.arrived()).len();
+        let mut group = ResourceGroup { scopes: Vec::new(), spans: 0, resource_len, scopes_len: 0 };
+        for of_scope in spans.chunk_by(Outgoing::same_context) {
+            let context = &of_scope[0].context;
+            let scope_len = context.cleaned().expect(CLEAN).bytes(context.scope()).len();
+            let mut scope = ScopeGroup { spans: 0, spans_len: 0, scope_len };
+            for span in of_scope {
+                let added = length_delimited_len(2, span.body_len());
+                let with_it = length_delimited_len(2, scope.len() + added);
+                let is_forced = is_first && group.spans + scope.spans == 0;
+                if length_delimited_len(1, group.len() + with_it) > room && !is_forced {
+                    break;
+                }
+                scope.spans_len += added;
+                scope.spans += 1;
+            }
+            if scope.spans == 0 {
+                break;
+            }
+            group.spans += scope.spans;
+            group.scopes_len += length_delimited_len(2, scope.len());
+            let is_full = scope.spans < of_scope.len();
+            group.scopes.push(scope);
+            if is_full {
+                break;
+            }
+        }
+        group
+    }
+
+    fn len(&self) -> usize {
+        self.resource_len + self.scopes_len
+    }
+}
+
+impl ScopeGroup {
+    fn len(&self) -> usize {
+        self.scope_len + self.spans_len
+    }
+}
+
+const CLEAN: &str = "only spans of a clean context are pushed";
 
 /// Where the parts of a span are that a stamp needs.
 struct Located {

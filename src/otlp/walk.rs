@@ -19,7 +19,7 @@
 use std::sync::Arc;
 
 use super::{
-    context::{Context, Contexts, SPLIT_BYTES},
+    context::{Context, Contexts},
     tracestate,
     wire::{BYTES, Malformed, Reader, VARINT, Value, tag},
 };
@@ -60,8 +60,10 @@ pub struct Walked {
     pub contexts: Vec<Arc<Context>>,
     /// Spans left out because an id was malformed.
     pub rejected: u64,
-    /// Scratch for the content of the context being interned.
-    content: Vec<u8>,
+    /// Scratch for the resource and the scope being interned.
+    resource: Vec<u8>,
+    scope: Vec<u8>,
+    key: Vec<u8>,
 }
 
 impl Walked {
@@ -71,10 +73,13 @@ impl Walked {
         self.bits.clear();
         self.contexts.clear();
         self.rejected = 0;
-        self.content.clear();
         self.spans.shrink_to(64 << 10);
         self.bits.shrink_to(64 << 10);
-        self.content.shrink_to(64 << 10);
+        self.contexts.shrink_to(64 << 10);
+        for scratch in [&mut self.resource, &mut self.scope, &mut self.key] {
+            scratch.clear();
+            scratch.shrink_to(64 << 10);
+        }
     }
 }
 
@@ -222,14 +227,9 @@ where
     fn resource_spans(&self, message: &[u8], walked: &mut Walked) -> Result<(), Malformed> {
         // The resource may follow its spans, so what belongs to the context is collected first;
         // skipping the spans costs one length a block.
-        let mut content = std::mem::take(&mut walked.content);
-        content.clear();
-        content.extend_from_slice(&[0; SPLIT_BYTES]);
-        collect_others(message, &mut content)?;
-        let resource_end = content.len();
-        // The request is shorter than 4 GiB, and so is every part of it.
-        let resource_len = (resource_end - SPLIT_BYTES) as u32;
-        content[..SPLIT_BYTES].copy_from_slice(&resource_len.to_le_bytes());
+        walked.resource.clear();
+        collect_others(message, &mut walked.resource)?;
+        let mut resource = None;
         let mut reader = Reader::new(message);
         while let Some(tag) = reader.next_tag()? {
             if tag != SCOPE_SPANS {
@@ -237,14 +237,21 @@ where
                 continue;
             }
             let scope_spans = reader.bytes()?;
-            content.truncate(resource_end);
-            collect_others(scope_spans, &mut content)?;
-            let context =
-                self.contexts.intern(&content, |resource| self.resource_bits(resource))?;
+            walked.scope.clear();
+            let has_spans = collect_others(scope_spans, &mut walked.scope)?;
+            if !has_spans {
+                continue;
+            }
+            let resource = match &mut resource {
+                Some(resource) => resource,
+                none => none.insert(
+                    self.contexts.resource(&walked.resource, |bytes| self.resource_bits(bytes))?,
+                ),
+            };
+            let context = self.contexts.context(resource, &walked.scope, &mut walked.key);
             self.spans(scope_spans, &context, walked)?;
             walked.contexts.push(context);
         }
-        walked.content = content;
         Ok(())
     }
 
@@ -284,7 +291,7 @@ where
                 continue;
             }
             let bits_start = walked.bits.len();
-            walked.bits.extend_from_slice(context.bits());
+            walked.bits.extend_from_slice(context.resource().bits());
             let bits = &mut walked.bits[bits_start..];
             match self.span(reader.bytes()?, index, bits)? {
                 Some(span) => walked.spans.push(span),
@@ -364,16 +371,21 @@ mod span_tag {
     pub(super) const STATUS: u32 = tag(15, BYTES);
 }
 
-/// Appends the raw bytes of all fields but number 2, which holds the scopes or the spans.
-fn collect_others(message: &[u8], content: &mut Vec<u8>) -> Result<(), Malformed> {
+/// Appends the raw bytes of all fields but number 2, which holds the scopes or the spans. Returns
+/// whether there is any of those.
+fn collect_others(message: &[u8], others: &mut Vec<u8>) -> Result<bool, Malformed> {
+    let mut has_children = false;
     let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field()? {
         match (field.number, field.value) {
-            (2, value) => _ = value.bytes()?,
-            _ => content.extend_from_slice(field.raw),
+            (2, value) => {
+                value.bytes()?;
+                has_children = true;
+            }
+            _ => others.extend_from_slice(field.raw),
         }
     }
-    Ok(())
+    Ok(has_children)
 }
 
 fn read_status(status: &[u8], code: &mut i32) -> Result<(), Malformed> {

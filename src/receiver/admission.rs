@@ -66,6 +66,10 @@ impl ChargedBody {
     ) -> Self {
         ChargedBody { body, charge, refused }
     }
+
+    fn refuse(&self, refusal: Refusal) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+    }
 }
 
 impl Body for ChargedBody {
@@ -78,14 +82,16 @@ impl Body for ChargedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let frame = match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Err(error)) => {
+                self.refuse(Refusal::Abandoned);
+                return Poll::Ready(Some(Err(error.into())));
+            }
             None => return Poll::Ready(None),
         };
         if let Some(data) = frame.data_ref()
             && let Err(refusal) = self.charge.grow(data.len())
         {
-            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            *refused = Some(refusal.clone());
+            self.refuse(refusal.clone());
             return Poll::Ready(Some(Err(refusal.into())));
         }
         Poll::Ready(Some(Ok(frame)))

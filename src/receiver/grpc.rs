@@ -66,28 +66,31 @@ impl GrpcService {
     /// Answers one HTTP/2 request.
     pub async fn answer(self, request: http::Request<Incoming>) -> Response<Body> {
         if !is_grpc(&request) {
+            self.intake.metrics.answered_not_grpc();
             return not_grpc();
         }
-        match request.uri().path() {
-            EXPORT_PATH => self.export(request).await,
-            path if path.starts_with("/grpc.health.v1.Health/") => {
-                let Ok(response) = self.health.clone().call(request).await;
-                response
-            }
-            _ => Status::unimplemented("only traces are taken here").into_http(),
+        let path = request.uri().path();
+        if path.starts_with("/grpc.health.v1.Health/") {
+            let Ok(response) = self.health.clone().call(request).await;
+            return response;
         }
+        let response = if path == EXPORT_PATH {
+            self.export(request).await
+        } else {
+            Status::unimplemented("only traces are taken here").into_http()
+        };
+        self.intake.metrics.answered_grpc(code_of(&response));
+        response
     }
 
-    async fn export(self, request: http::Request<Incoming>) -> Response<Body> {
+    async fn export(&self, request: http::Request<Incoming>) -> Response<Body> {
         let outcome = tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
-        let response = match outcome {
+        match outcome {
             Ok(response) => response,
             Err(_elapsed) => {
                 Status::deadline_exceeded("the request took longer than 30 s").into_http()
             }
-        };
-        self.intake.metrics.answered_grpc(code_of(&response));
-        response
+        }
     }
 
     async fn exchange(&self, request: http::Request<Incoming>) -> Response<Body> {
@@ -149,6 +152,7 @@ impl GrpcService {
             Refusal::TooLarge { .. } => Status::resource_exhausted(message),
             // Final: the same bytes would never decode.
             Refusal::Malformed(_) => Status::invalid_argument(message),
+            Refusal::Abandoned => Status::cancelled(message),
             Refusal::Panicked => Status::internal(message),
         }
     }

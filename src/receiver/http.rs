@@ -147,6 +147,8 @@ impl HttpService {
             Refusal::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted),
             // Final: the same bytes would never decode.
             Refusal::Malformed(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument),
+            // To nobody.
+            Refusal::Abandoned => (StatusCode::BAD_REQUEST, Code::Cancelled),
             Refusal::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),
         };
         let mut response = error(status, code, refusal.to_string());

@@ -40,6 +40,8 @@ use tracing::{debug, warn};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// How often in that time an idle connection is looked at.
+const IDLE_CHECKS: u32 = 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 20);
@@ -176,7 +178,8 @@ impl Connection {
             return;
         }
         let mut stop = self.stop.clone();
-        let preface = tokio::time::timeout(PREFACE_TIMEOUT, first_bytes(&stream));
+        let preface =
+            tokio::time::timeout(PREFACE_TIMEOUT, first_bytes(&stream, self.limits.http2_only));
         let has_preface = tokio::select! {
             biased;
             _ = stop.wait_for(|&stop| stop) => return,
@@ -247,18 +250,29 @@ impl Connection {
             .max_header_list_size(HEADER_BYTES_MAX)
             .keep_alive_interval(Duration::from_secs(60))
             .keep_alive_timeout(Duration::from_secs(20));
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(PREFACE_TIMEOUT);
+        // The first head is waited for above; later ones end the idle time of a connection.
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
         if self.limits.http2_only { builder.http2_only() } else { builder }
     }
 }
 
-/// Waits until the client has sent a whole HTTP/2 preface, or whatever else it begins with. Peeked,
-/// so that hyper reads it again.
-async fn first_bytes(stream: &TcpStream) -> io::Result<usize> {
-    let mut first = [0; 24];
+/// Waits until the client has sent a whole HTTP/2 preface, the whole head of a first HTTP/1
+/// request, or what is neither and hyper refuses. Peeked, so that hyper reads it again.
+async fn first_bytes(stream: &TcpStream, http2_only: bool) -> io::Result<usize> {
+    // Before there is a buffer: silent connections are to cost next to nothing.
+    stream.readable().await?;
+    let mut first = vec![0; HEADER_BYTES_MAX as usize];
     loop {
         let read = stream.peek(&mut first).await?;
-        if read == 0 || read == first.len() || !PREFACE.starts_with(&first[..read]) {
+        let is_half = match &first[..read] {
+            [] => false,
+            preface if PREFACE.starts_with(preface) => read < PREFACE.len(),
+            [b'A'..=b'Z', ..] if !http2_only => {
+                read < first.len() && !first[..read].windows(4).any(|four| four == b"\r\n\r\n")
+            }
+            _ => false,
+        };
+        if !is_half {
             return Ok(read);
         }
         // Readiness does not come again for bytes that are only peeked at.
@@ -268,13 +282,12 @@ async fn first_bytes(stream: &TcpStream) -> io::Result<usize> {
 
 /// Ends when no request was under way for the idle timeout.
 async fn idle(activity: &Activity) {
-    let mut begun = 0;
-    loop {
-        tokio::time::sleep(IDLE_TIMEOUT).await;
+    let (mut begun, mut quiet) = (0, 0);
+    while quiet < IDLE_CHECKS {
+        tokio::time::sleep(IDLE_TIMEOUT / IDLE_CHECKS).await;
         let now = activity.begun.load(Relaxed);
-        if now == begun && activity.under_way.load(Relaxed) == 0 {
-            return;
-        }
+        let is_quiet = now == begun && activity.under_way.load(Relaxed) == 0;
+        quiet = if is_quiet { quiet + 1 } else { 0 };
         begun = now;
     }
 }

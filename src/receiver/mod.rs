@@ -59,6 +59,9 @@ pub enum Refusal {
     /// Undecodable.
     #[error("the request is not a valid ExportTraceServiceRequest: {0}")]
     Malformed(String),
+    /// The sender went away before its request was whole.
+    #[error("the request ended early")]
+    Abandoned,
     /// A bug: walking or buffering it panicked. The panic is counted.
     #[error("internal error")]
     Panicked,
@@ -71,7 +74,8 @@ impl From<Malformed> for Refusal {
 }
 
 impl Refusal {
-    /// How it is counted; a panic is counted as a restarted task instead.
+    /// How it is counted; a panic is counted as a restarted task instead, and what no sender waits
+    /// for not at all.
     pub fn because(&self) -> Option<RefusedBecause> {
         match self {
             Refusal::Memory => Some(RefusedBecause::Memory),
@@ -79,7 +83,7 @@ impl Refusal {
             Refusal::Draining => Some(RefusedBecause::Draining),
             Refusal::TooLarge { .. } => Some(RefusedBecause::TooLarge),
             Refusal::Malformed(_) => Some(RefusedBecause::Malformed),
-            Refusal::Panicked => None,
+            Refusal::Abandoned | Refusal::Panicked => None,
         }
     }
 }

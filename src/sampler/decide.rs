@@ -85,9 +85,9 @@ pub enum Which {
 /// How far [`Sampler::decide`] came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing is left to decide.
+    /// Nothing is left to decide, and no segment to empty.
     Done,
-    /// The lock was given up with more to decide.
+    /// The lock was given up with, perhaps, more to do.
     More,
     /// The next trace is kept and larger than the room that was left.
     NoRoom,
@@ -129,8 +129,9 @@ impl Sampler {
                 break;
             }
         }
-        if which == Which::Due {
-            state.window.compact(&mut out.freed);
+        if which == Which::Due && state.window.compact(&mut out.freed) && progress == Progress::Done
+        {
+            progress = Progress::More;
         }
         state.window.settle();
         state.remembered.rotate(now);

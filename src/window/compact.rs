@@ -16,18 +16,21 @@ use crate::trace::TraceId;
 pub const COMPACT_AFTER_MILLIS: u32 = 500;
 
 impl Shard {
-    /// Empties one segment that has been mostly dead for long enough, if there is one.
-    pub fn compact(&mut self, freed: &mut Freed) {
+    /// Empties one segment that has been mostly dead for long enough. Whether there was one, and so
+    /// may be another.
+    pub fn compact(&mut self, freed: &mut Freed) -> bool {
         while let Some(&(since, slot, id)) = self.cold.front() {
             if self.now.since(since) < COMPACT_AFTER_MILLIS {
-                return;
+                return false;
             }
             self.cold.pop_front();
             let in_slot = self.slots[slot as usize].as_ref();
             if in_slot.is_some_and(|segment| segment.id == id) {
-                return self.evacuate(slot, freed);
+                self.evacuate(slot, freed);
+                return true;
             }
         }
+        false
     }
 
     /// Queues a sealed segment for compaction when it has become mostly dead.
@@ -64,8 +67,6 @@ impl Shard {
                 return;
             }
         }
-        // It was already empty when it was sealed, so no `release` has come upon it.
-        self.free(slot, freed);
     }
 
     fn is_in_chain(&mut self, position: Position, slot: u32) -> bool {

@@ -14,7 +14,7 @@
 //! numbers are little endian.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -106,9 +106,15 @@ impl Pool {
         self.budget.release(Holder::Segments, freed.iter().map(Vec::capacity).sum());
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Spare> {
+    fn lock(&self) -> MutexGuard<'_, Spare> {
         // A panic cannot leave a list of buffers half changed.
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.budget.release(Holder::Segments, self.spare_bytes());
     }
 }
 

@@ -280,6 +280,7 @@ impl Shard {
                 hash_of(hasher, entry.trace_id)
             });
             self.after_root.shrink_to(2 * self.after_root.len());
+            self.randomness.shrink_to(2 * self.randomness.len());
         }
         let held = self.ring.bytes()
             + self.index.allocation_size()
@@ -356,19 +357,15 @@ impl Shard {
     pub(super) fn release(&mut self, location: Location, freed: &mut Freed) {
         let segment = self.slots[location.slot as usize].as_mut().expect("a live record's segment");
         segment.live -= segment.record(location.offset).len();
-        if !segment.is_sealed() {
-            return;
-        }
         if segment.live == 0 {
-            self.free(location.slot, freed);
-        } else {
+            // The open one too: it may be large, or hold large contexts, and if those bring memory
+            // to its limit, nothing is admitted that would seal it.
+            self.open = self.open.filter(|&open| open != location.slot);
+            freed.extend(self.slots[location.slot as usize].take());
+            self.free_slots.push(location.slot);
+        } else if segment.is_sealed() {
             self.note_cold(location.slot);
         }
-    }
-
-    pub(super) fn free(&mut self, slot: u32, freed: &mut Freed) {
-        freed.extend(self.slots[slot as usize].take());
-        self.free_slots.push(slot);
     }
 }
 

@@ -193,7 +193,8 @@ pub fn client(service: &Service) -> Grpc<Channel> {
     Grpc::new(Channel::from_shared(url).expect("a url").connect_lazy())
 }
 
-async fn send(
+/// Exports bytes with a client of one's own.
+pub async fn send(
     client: &mut Grpc<Channel>,
     bytes: Vec<u8>,
 ) -> Result<ExportTraceServiceResponse, Status> {
@@ -248,9 +249,11 @@ impl Metrics {
         self.0.iter().filter(|(series, _)| of_metric(series)).map(|(_, value)| value).sum()
     }
 
-    /// The series that are not 0.
+    /// The series that are not 0, without the buckets of histograms.
     pub fn nonzero(&self) -> BTreeMap<&str, f64> {
-        self.0.iter().filter(|(_, v)| **v != 0.0).map(|(k, v)| (k.as_str(), *v)).collect()
+        let told =
+            |(series, value): &(&String, &f64)| **value != 0.0 && !series.contains("_bucket");
+        self.0.iter().filter(told).map(|(series, value)| (series.as_str(), *value)).collect()
     }
 
     /// `accepted = kept + dropped + buffered` and `kept = sent + failed + queued`.

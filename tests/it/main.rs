@@ -7,11 +7,25 @@
     reason = "helpers are public to the modules of this binary, and to no one else"
 )]
 
+mod admin;
+mod answers;
+mod builders;
+mod cli;
+mod connections;
 mod demo;
+mod differential;
+mod draining;
 mod export;
+mod export_encoding;
 mod harness;
+mod http;
 mod limits;
+mod model;
 mod pipeline;
+mod policies;
 mod stamps;
 mod tidy;
 mod timing;
+mod walker;
+mod window;
+mod wire;

@@ -1,0 +1,239 @@
+//! What operators are answered: health, readiness, metrics and decisions.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use opentelemetry_proto::tonic::trace::v1::Span;
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{
+        ALL, ERRORS_AND_HALF, HIGH, LOW, Metrics, Running, attribute, config, error, request, span,
+        string, trace_id,
+    },
+    wire::{Answer, connect, http1, http2, post},
+};
+
+async fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n");
+    http1(address, head.as_bytes()).await
+}
+
+/// The metrics that users rely on, with every value of their labels, as they are at the start.
+const METRICS: &str = r#"
+counter receiver_accepted_spans_total transport=grpc,http
+counter receiver_refused_spans_total transport=grpc,http reason=invalid_id
+counter receiver_refused_requests_total transport=grpc,http reason=memory,queue_full,draining
+counter receiver_refused_requests_total transport=grpc,http reason=too_large,malformed
+counter receiver_refused_requests_total transport=grpc,http reason=unauthenticated
+counter receiver_requests_total transport=grpc code=OK,CANCELLED,UNKNOWN,INVALID_ARGUMENT
+counter receiver_requests_total transport=grpc code=DEADLINE_EXCEEDED,NOT_FOUND,ALREADY_EXISTS
+counter receiver_requests_total transport=grpc code=PERMISSION_DENIED,RESOURCE_EXHAUSTED
+counter receiver_requests_total transport=grpc code=FAILED_PRECONDITION,ABORTED,OUT_OF_RANGE
+counter receiver_requests_total transport=grpc code=UNIMPLEMENTED,INTERNAL,UNAVAILABLE,DATA_LOSS
+counter receiver_requests_total transport=grpc code=UNAUTHENTICATED,415
+counter receiver_requests_total transport=http code=200,400,401,404,405,413,415,500,503
+counter traces_kept_total policy=errors,half,none
+counter traces_dropped_total policy=errors,half,none
+counter spans_kept_total policy=errors,half,none
+counter spans_dropped_total policy=errors,half,none reason=decision,late,trace_bytes
+counter decisions_total trigger=decision_wait,root_received,memory,trace_limit,shutdown
+counter late_spans_total decision=kept,dropped
+counter late_error_spans_total decision=kept,dropped
+gauge window_traces
+gauge window_spans
+gauge window_bytes
+gauge memory_limit_bytes
+gauge memory_used_bytes
+counter policy_matches_total policy=errors,half,none
+histogram decision_lag_seconds le=0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,+Inf
+histogram trace_duration_seconds le=0.001,0.0025,0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30
+histogram trace_duration_seconds le=60,120,300,+Inf
+histogram trace_spans le=1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192,16384,32768,+Inf
+counter exporter_sent_spans_total
+counter exporter_failed_spans_total reason=queue_full,rejected,partial_success,malformed
+counter exporter_failed_spans_total reason=too_large,retry_expired,shutdown
+gauge exporter_queue_spans
+gauge exporter_queue_bytes
+gauge exporter_queue_capacity_bytes
+histogram exporter_request_duration_seconds code=OK,UNAVAILABLE le=0.005,0.01,0.025,0.05,0.1
+histogram exporter_request_duration_seconds code=OK,UNAVAILABLE le=0.25,0.5,1,2.5,5,10,+Inf
+counter exporter_retries_total code=OK,CANCELLED,DEADLINE_EXCEEDED,UNAVAILABLE,RESOURCE_EXHAUSTED
+gauge config_last_reload_successful
+gauge config_last_reload_success_timestamp_seconds
+gauge build_info version=VERSION
+counter task_restarts_total task=receiver,decider,exporter
+counter unstamped_spans_total
+"#;
+
+/// Every combination of the labels' values, as the exposition format writes it.
+fn combinations<'a>(labels: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut all = vec![String::new()];
+    for label in labels {
+        let (name, values) = label.split_once('=').expect("a label");
+        let with = |before: &String, value: &str| match before.as_str() {
+            "" => format!("{name}=\"{value}\""),
+            before => format!("{before},{name}=\"{value}\""),
+        };
+        all = all.iter().flat_map(|before| values.split(',').map(|v| with(before, v))).collect();
+    }
+    all
+}
+
+fn series(name: &str, labels: &str) -> String {
+    if labels.is_empty() { name.to_owned() } else { format!("{name}{{{labels}}}") }
+}
+
+/// Scenario: the first scrape of a service, as Prometheus and a person make it.
+/// Guarantees: every promised series is there with help and type; all that counts stands at 0.
+#[tokio::test]
+async fn every_metric_exists_from_the_start() {
+    let mut config = config(ERRORS_AND_HALF);
+    config.sampling.memory_limit_bytes = 1 << 30;
+    let running = Running::start(config).await;
+    let answer = ask(running.service.admin_address, "GET", "/metrics").await;
+    assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    let text = String::from_utf8(answer.body).expect("UTF-8");
+    let metrics = Metrics::parse(&text);
+    let promised = METRICS.replace("VERSION", env!("CARGO_PKG_VERSION"));
+    for line in promised.lines().filter(|line| !line.is_empty()) {
+        let (kind, line) = line.split_once(' ').expect("a kind");
+        let (name, labels) = line.split_once(' ').unwrap_or((line, ""));
+        let typed = format!("# TYPE tailwater_{name} {kind}\n");
+        assert_eq!(text.matches(&typed).count(), 1, "{typed}");
+        assert_eq!(text.matches(&format!("# HELP tailwater_{name} ")).count(), 1, "help: {name}");
+        let suffix = if kind == "histogram" { "_bucket" } else { "" };
+        for labels in combinations(labels.split_whitespace()) {
+            let value = metrics.get(&series(&format!("{name}{suffix}"), &labels));
+            assert!(kind == "gauge" || value == 0.0, "{name} {labels} {value}");
+        }
+        if kind == "histogram" && !labels.contains("code") {
+            assert_eq!(
+                (metrics.get(&format!("{name}_sum")), metrics.get(&format!("{name}_count"))),
+                (0.0, 0.0)
+            );
+        }
+    }
+    let told: BTreeSet<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert_eq!(told.len(), text.matches("# HELP ").count());
+    assert_eq!(metrics.get("window_spans"), 0.0);
+    assert_eq!(metrics.get("memory_limit_bytes"), (1 << 30) as f64);
+    assert_eq!(metrics.get("config_last_reload_successful"), 1.0);
+    assert_eq!(metrics.sum("build_info"), 1.0);
+    running.stop().await;
+}
+
+/// Scenario: senders that put odd things wherever they can choose something.
+/// Guarantees: no series is added by it.
+#[tokio::test]
+async fn traffic_cannot_add_series() {
+    let running = Running::start(config(ERRORS_AND_HALF)).await;
+    let before: BTreeSet<_> = running.metrics().await.0.into_keys().collect();
+    let odd = "odd\"\n\\{} \u{1b}[31m";
+    let spans = (0..20).map(|id| Span {
+        name: format!("{odd}{id}"),
+        kind: 77,
+        trace_state: format!("k{id}=v"),
+        status: Some(opentelemetry_proto::tonic::trace::v1::Status {
+            code: 9,
+            message: odd.into(),
+        }),
+        attributes: vec![string(odd, odd), string("tailwater.policy", odd)],
+        ..span(HIGH | id, id + 1, None)
+    });
+    running.export(&request(odd, spans.collect())).await.expect("accepted");
+    running.export_bytes(b"garbage".to_vec()).await.expect_err("garbage");
+    let client = connect(running.service.grpc_address).await;
+    for (path, content_type) in [("/odd", "application/grpc"), ("/odd", "odd/type")] {
+        http2(&client, post(path, &[("content-type", content_type)]), Vec::new()).await;
+    }
+    drop(client);
+    ask(running.service.http_address, "ODD", "/odd").await;
+    running.at_rest().await;
+    let after: BTreeSet<_> = running.stop().await.0.0.into_keys().collect();
+    assert_eq!(after, before);
+}
+
+/// Scenario: questions by every method and path.
+/// Guarantees: health and readiness are 200; other methods are 405 with Allow, other paths 404.
+#[tokio::test]
+async fn health_and_readiness() {
+    let running = Running::start(config(ALL)).await;
+    let address = running.service.admin_address;
+    for path in ["/-/healthy", "/-/ready"] {
+        assert_eq!(ask(address, "GET", path).await.status, 200, "{path}");
+    }
+    for method in ["POST", "PUT", "DELETE"] {
+        for path in ["/metrics", "/-/ready", "/-/decisions/00"] {
+            let answer = ask(address, method, path).await;
+            assert_eq!((answer.status, answer.header("allow")), (405, "GET"), "{method} {path}");
+        }
+    }
+    for path in ["/", "/metrics/", "/-/", "/-/decisions"] {
+        assert_eq!(ask(address, "GET", path).await.status, 404, "{path}");
+    }
+    running.stop().await;
+}
+
+async fn decision(running: &Running, id: &str) -> (u16, Value) {
+    let path = format!("/-/decisions/{id}");
+    let answer = ask(running.service.admin_address, "GET", &path).await;
+    assert_eq!(answer.header("content-type"), "application/json");
+    (answer.status, serde_json::from_slice(&answer.body).expect("JSON"))
+}
+
+/// Scenario: look-ups of traces that are pending, kept, dropped and unknown, and of what is no id.
+/// Guarantees: each decision with policy, trigger, threshold, randomness and the log's details.
+#[tokio::test]
+async fn decisions_can_be_looked_up() {
+    let mut config = config(ERRORS_AND_HALF);
+    config.sampling.decision_wait_after_root_received = None;
+    let running = Running::start(config).await;
+    let hex =
+        |trace: u64| trace_id(trace).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let failed = Span { status: error(), ..span(LOW | 1, 2, Some(1)) };
+    running.accept(vec![span(LOW | 1, 1, None), failed, span(LOW | 2, 1, None)]).await;
+    let pending = json!({ "trace_id": hex(LOW | 1), "decision": "pending" });
+    assert_eq!(decision(&running, &hex(LOW | 1)).await, (200, pending));
+    running.at_rest().await;
+
+    let (status, kept) = decision(&running, &hex(LOW | 1).to_uppercase()).await;
+    assert_eq!(status, 200);
+    let expected = json!({
+        "trace_id": hex(LOW | 1), "decision": "kept", "policy": "errors", "spans": 2,
+        "trigger": "decision_wait", "threshold": "0", "randomness": "10000000000001",
+        "matched_policies": ["errors", "half"], "duration_ms": 10.0,
+        "bytes": kept["bytes"], "decided_at_unix_ms": kept["decided_at_unix_ms"],
+    });
+    assert_eq!(kept, expected);
+    assert!(
+        kept["bytes"].as_u64() > Some(100) && kept["decided_at_unix_ms"].as_u64() > Some(1 << 40)
+    );
+    let (_, dropped) = decision(&running, &hex(LOW | 2)).await;
+    assert_eq!((&dropped["decision"], &dropped["policy"]), (&json!("dropped"), &json!("half")));
+    assert_eq!(dropped["matched_policies"], json!(["half"]));
+    assert_eq!(decision(&running, &hex(7)).await.0, 404);
+    for id in ["", "0", "xyz", &hex(1)[1..], &format!("{}0", hex(1)), "%00", "../metrics"] {
+        assert_eq!(decision(&running, id).await.0, 400, "{id}");
+    }
+    assert_eq!(attribute(&running.spans()[0], "tailwater.trigger"), Some("decision_wait"));
+    running.stop().await;
+}
+
+/// Scenario: decisions that are remembered, without a log of their details, of explicit randomness.
+/// Guarantees: the look-up still tells decision, policy, trigger, threshold and randomness.
+#[tokio::test]
+async fn decisions_outlive_their_details() {
+    let mut config = config(ERRORS_AND_HALF);
+    config.sampling.decision_log_size = 0;
+    let running = Running::start(config).await;
+    let explicit = Span { trace_state: "ot=rv:ffffffffffff00".into(), ..span(LOW | 1, 1, None) };
+    running.accept(vec![explicit]).await;
+    running.at_rest().await;
+    let hex = trace_id(LOW | 1).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let expected = json!({
+        "trace_id": hex, "decision": "kept", "policy": "half", "trigger": "root_received",
+        "threshold": "8", "randomness": "ffffffffffff00",
+    });
+    assert_eq!(decision(&running, &hex).await, (200, expected));
+    running.stop().await;
+}

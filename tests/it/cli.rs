@@ -1,0 +1,342 @@
+//! The binary as people and init systems run it: arguments, output, signals and exit codes.
+
+use std::{
+    fs::{self, File},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tailwater::{grpc::EXPORT_PATH, testing::Sink};
+
+use crate::{
+    harness::{ALL, Metrics, get, request, span},
+    wire::{connect, frame, http2, open, post},
+};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
+/// A port where nothing listens: only root could.
+const NOBODY: &str = "http://127.0.0.1:1";
+
+fn tailwater(arguments: &[&str]) -> Output {
+    Command::new(BINARY).args(arguments).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+/// A directory that is removed in the end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let name = format!("tailwater-cli-{}-{:x}", std::process::id(), fastrand::u64(..));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).expect("created");
+        Directory(path)
+    }
+
+    fn file(&self, name: &str, content: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, content).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `tailwater run` with a log that can be read while it runs.
+struct Process {
+    child: Child,
+    log: PathBuf,
+    _directory: Directory,
+}
+
+impl Process {
+    /// Everything is kept, decided after an hour, and sent to `backend`; with `more` at the top.
+    fn start(more: &str, backend: &str) -> Self {
+        let zero = "endpoint = \"127.0.0.1:0\"\n";
+        let config = format!(
+            "{more}\n[receiver.grpc]\n{zero}[receiver.http]\n{zero}[telemetry]\n{zero}\
+             log_format = \"json\"\n[sampling]\ndecision_wait = \"1h\"\n\
+             decision_wait_after_root_received = \"0s\"\n\
+             [exporter.otlp]\nendpoint = \"{backend}\"\n{ALL}"
+        );
+        let directory = Directory::new();
+        let config = directory.file("tailwater.toml", &config);
+        let log = directory.0.join("log");
+        let mut command = Command::new(BINARY);
+        command.args(["run", "--config", &config]).stdout(Stdio::null());
+        let child = command.stderr(File::create(&log).expect("created")).spawn().expect("spawned");
+        Process { child, log, _directory: directory }
+    }
+
+    /// Waits for a line of the log with this in it.
+    async fn line(&self, part: &str) -> Value {
+        for _ in 0..500 {
+            let log = fs::read_to_string(&self.log).expect("a log");
+            if let Some(line) = log.split_inclusive('\n').find(|line| line.contains(part)) {
+                return serde_json::from_str(line).expect("JSON");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let log = fs::read_to_string(&self.log).expect("a log");
+        panic!("not logged within 10 s: {part}\n{log}");
+    }
+
+    /// Waits until it is ready; the addresses of gRPC and metrics.
+    async fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        let fields = &self.line("\"ready\"").await["fields"];
+        let address = |name: &str| fields[name].as_str().expect("an address").parse();
+        let [grpc, admin] = ["grpc_address", "admin_address"].map(address);
+        (grpc.expect("an address"), admin.expect("an address"))
+    }
+
+    /// Exports spans of as many traces as told; the ledger holds before and after.
+    async fn export(&self, traces: u64) {
+        let (grpc, admin) = self.addresses().await;
+        let spans = (1..=traces).map(|trace| span(trace, 1, None)).collect();
+        let body = prost::Message::encode_to_vec(&request("shop", spans));
+        let client = connect(grpc).await;
+        let answer = http2(&client, post(EXPORT_PATH, &[]), frame(0, &body)).await;
+        assert_eq!(answer.header("grpc-status"), "0");
+        let metrics = Metrics::parse(&get(admin, "/metrics").await.1);
+        assert_eq!(metrics.get("window_spans"), traces as f64);
+        metrics.assert_ledger();
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Waits until it has ended.
+    async fn exit(&mut self) -> ExitStatus {
+        for _ in 0..500 {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("still running after 10 s");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Scenario: --version and --help, of the binary and of its commands.
+/// Guarantees: they say what is asked on standard output and exit with 0.
+#[test]
+fn version_and_help() {
+    let version = tailwater(&["--version"]);
+    assert_eq!(text(&version.stdout), concat!("tailwater ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(version.status.code(), Some(0));
+    for (arguments, words) in [
+        (&["--help"][..], &["run", "demo", "check"][..]),
+        (&["run", "--help"], &["--config"]),
+        (&["check", "--help"], &["--format", "json"]),
+        (&["demo", "--help"], &["--seconds"]),
+    ] {
+        let help = tailwater(arguments);
+        assert_eq!(help.status.code(), Some(0));
+        assert!(words.iter().all(|word| text(&help.stdout).contains(word)), "{arguments:?}");
+    }
+}
+
+/// Scenario: no command, unknown commands and options, missing arguments.
+/// Guarantees: exit code 2, a message on standard error, nothing on standard output.
+#[test]
+fn bad_usage() {
+    for arguments in [
+        &[][..],
+        &["walk"],
+        &["run", "--confg", "x"],
+        &["run", "--config"],
+        &["check"],
+        &["check", "x", "--format", "xml"],
+    ] {
+        let output = tailwater(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+/// A mistyped key in line 3 and an unknown status code in line 7.
+const BROKEN: &str = r#"
+[sampling]
+decision_wiat = "30s"
+[[policy]]
+name = "errors"
+type = "status_code"
+status_codes = ["EROR"]
+"#;
+
+/// Scenario: checks of good files, of one with a warning, of a broken one, of one that is not there.
+/// Guarantees: exit codes 0, 0, 1, 1; each problem once, with its place, the text underlined and a
+/// hint; the same as JSON; `run` says the same and does not start.
+#[test]
+fn check_and_run_report_every_problem() {
+    let directory = Directory::new();
+    let good = directory.file("good.toml", ALL);
+    let output = tailwater(&["check", &good, &directory.file("also.toml", ALL)]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).contains("good.toml: ok, 1 policy"));
+    let warned = directory.file("warned.toml", &format!("{ALL}sampling_percentage = 0\n"));
+    let output = tailwater(&["check", &warned]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).starts_with(&format!("{warned}:4:23: warning: ")));
+
+    let broken = directory.file("broken.toml", BROKEN);
+    let output = tailwater(&["check", &broken]);
+    assert_eq!(output.status.code(), Some(1));
+    let report = text(&output.stdout);
+    let lines: Vec<_> = report.lines().collect();
+    assert!(lines[0].starts_with(&format!("{broken}:3:1: error: ")), "{report}");
+    assert!(report.contains("decision_wiat = \"30s\"") && report.contains("^^^^^^^^^^^^^"));
+    assert!(report.contains("decision_wait") && report.contains("ERROR"), "{report}");
+    assert_eq!(report.matches(": error: ").count(), 2);
+    let run = tailwater(&["run", "--config", &broken]);
+    assert_eq!((run.status.code(), text(&run.stderr)), (Some(1), report));
+
+    let output = tailwater(&["check", "--format", "json", &good, &broken]);
+    assert_eq!(output.status.code(), Some(1));
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let diagnostics = json["diagnostics"].as_array().expect("a list");
+    assert_eq!(diagnostics.len(), 2);
+    for (diagnostic, line) in diagnostics.iter().zip([3, 7]) {
+        assert_eq!((&diagnostic["line"], &diagnostic["severity"]), (&line.into(), &"error".into()));
+        assert_eq!(diagnostic["file"], broken.as_str());
+        assert!(["message", "hint"].iter().all(|key| diagnostic[key].is_string()), "{diagnostic}");
+        assert!(diagnostic["column"].is_u64());
+    }
+    for command in [&["check", "/nowhere.toml"][..], &["run", "--config", "/nowhere.toml"]] {
+        let output = tailwater(command);
+        assert_eq!(output.status.code(), Some(1));
+        let said = [output.stdout, output.stderr].concat();
+        assert!(text(&said).starts_with("/nowhere.toml:1:1: error: "), "{}", text(&said));
+    }
+}
+
+/// Scenario: a port that somebody else has, under each key.
+/// Guarantees: exit code 1, and one line that names the port and the key.
+#[test]
+fn a_port_in_use_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("port 0");
+    let taken = listener.local_addr().expect("bound").to_string();
+    let keys = ["receiver.grpc", "receiver.http", "telemetry"];
+    let directory = Directory::new();
+    for key in keys {
+        let endpoint = |of: &&str| if *of == key { taken.clone() } else { "127.0.0.1:0".into() };
+        let section = |of: &&str| format!("[{of}]\nendpoint = \"{}\"\n", endpoint(of));
+        let config = keys.iter().map(section).collect::<String>() + ALL;
+        let output = tailwater(&["run", "--config", &directory.file("taken.toml", &config)]);
+        assert_eq!(output.status.code(), Some(1), "{key}");
+        let log = text(&output.stderr);
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(log.contains(&format!("{key}.endpoint = \"{taken}\"")), "{log}");
+        assert!(!log.contains('\u{1b}'), "colours are for terminals: {log}");
+    }
+}
+
+/// Scenario: SIGTERM, and SIGINT, while traces wait for a decision that is an hour away.
+/// Guarantees: they are decided and delivered; exit code 0.
+#[tokio::test]
+async fn a_signal_stops_it_cleanly() {
+    for signal in ["TERM", "INT"] {
+        let (arrived, mut received) = tokio::sync::watch::channel(0);
+        let sink = Sink::start("127.0.0.1:0", move |request| {
+            let spans = request.resource_spans.iter().flat_map(|spans| &spans.scope_spans);
+            let spans: usize = spans.map(|scope| scope.spans.len()).sum();
+            arrived.send_modify(|sum| *sum += spans);
+            Ok(Bytes::new())
+        });
+        let sink = sink.await.expect("port 0");
+        let mut process = Process::start("", &sink.url());
+        process.export(50).await;
+        process.signal(signal);
+        assert_eq!(process.exit().await.code(), Some(0), "{signal}");
+        assert_eq!(*received.borrow_and_update(), 50);
+        sink.stop().await;
+    }
+}
+
+/// Scenario: SIGTERM while the backend is gone.
+/// Guarantees: it ends within the timeout with exit code 1, and the log says how much is lost.
+#[tokio::test]
+async fn what_cannot_be_delivered_is_logged() {
+    let mut process = Process::start("shutdown_timeout = \"1s\"", NOBODY);
+    process.export(7).await;
+    process.signal("TERM");
+    let status = tokio::time::timeout(Duration::from_secs(3), process.exit()).await;
+    assert_eq!(status.expect("within the timeout").code(), Some(1));
+    let line = process.line("\"spans\":7").await;
+    assert_eq!(line["level"], "ERROR", "{line}");
+}
+
+/// Scenario: SIGHUP; then SIGTERM while the backend is gone, and another.
+/// Guarantees: SIGHUP is logged and stops nothing; the second SIGTERM ends it at once.
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let mut process = Process::start("", NOBODY);
+    process.export(1).await;
+    process.signal("HUP");
+    assert_eq!(process.line("reloading policies").await["level"], "WARN");
+    let (_, admin) = process.addresses().await;
+    assert_eq!(get(admin, "/-/ready").await.0, 200);
+    process.signal("TERM");
+    process.line("shutting down").await;
+    process.signal("TERM");
+    let status = tokio::time::timeout(Duration::from_secs(2), process.exit()).await;
+    assert_eq!(status.expect("at once").code(), Some(1));
+}
+
+/// Scenario: a thousand requests, each of which claims 64 MiB in five bytes and sends no more.
+/// Guarantees: resident memory grows by less than a thousandth of what is claimed.
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn claims_take_no_memory() {
+    let process = Process::start("shutdown_timeout = \"1s\"", NOBODY);
+    let (grpc, admin) = process.addresses().await;
+    let used = Metrics::parse(&get(admin, "/metrics").await.1).get("memory_used_bytes");
+    let status = format!("/proc/{}/status", process.child.id());
+    let resident_kib = || -> u64 {
+        let status = fs::read_to_string(Path::new(&status)).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    };
+    let before = resident_kib();
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        let client = connect(grpc).await;
+        for _ in 0..100 {
+            let (response, mut body) = open(&client, post(EXPORT_PATH, &[])).await;
+            let claim = [&[0][..], &(64_u32 << 20).to_be_bytes()].concat();
+            body.send_data(claim.into(), false).expect("sent");
+            streams.push((response, body));
+        }
+    }
+    for _ in 0..500 {
+        let metrics = Metrics::parse(&get(admin, "/metrics").await.1);
+        // The five bytes of each are charged once they are there.
+        if metrics.get("memory_used_bytes") >= used + 5000.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let grown = resident_kib().saturating_sub(before);
+    assert!(grown < 64 << 10, "{grown} KiB");
+}

@@ -1,0 +1,417 @@
+//! The sampler against a naive model of it, step by step.
+
+mod naive;
+mod order;
+mod strategies;
+
+use std::{collections::HashMap, sync::Arc};
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use proptest::prelude::*;
+use prost::Message as _;
+use tailwater::{
+    budget::Holder,
+    otlp::encode::KeptSpan,
+    policy::Verdict,
+    sampler::{Buffered, Decided, Limits, Lookup, Progress, Which},
+    trace::{TraceId, Trigger},
+    window::Millis,
+};
+
+use self::{
+    naive::{Effects, Expected, Naive, Stored, bytes_of, code, duration},
+    strategies::{Run, Step},
+};
+use crate::builders::{self, ANY_ROOM, Rig};
+
+/// A sampler and its model, and what time it is.
+struct Pair {
+    rig: Rig,
+    naive: Naive,
+    base: u32,
+    now: u64,
+    /// All shards have seen `now`, so an older time must change nothing.
+    all_have_seen_now: bool,
+    sent: Vec<Vec<ResourceSpans>>,
+}
+
+impl Pair {
+    fn new(run: &Run) -> Self {
+        let rig = Rig::new(&run.policies, run.limits, run.shards);
+        let naive = Naive::new(run.policies.clone(), run.limits);
+        let mut pair =
+            Pair { rig, naive, base: 0, now: 0, all_have_seen_now: true, sent: Vec::new() };
+        // A service that comes to a late time has ticked all the way.
+        for quarter in 1..=4 {
+            pair.base = (u64::from(run.base) * quarter / 4) as u32;
+            pair.tick(ANY_ROOM);
+        }
+        pair
+    }
+
+    fn millis(&self) -> Millis {
+        Millis(self.base.wrapping_add(self.now as u32))
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Ingest { advance, stale, request } => {
+                let age = if *stale && self.all_have_seen_now { 700 } else { 0 };
+                if age == 0 && *advance > 0 {
+                    self.now += advance;
+                    self.all_have_seen_now = false;
+                }
+                self.sent.push(request.clone());
+                self.ingest(request, age);
+            }
+            Step::Repeat { which } if !self.sent.is_empty() => {
+                let request = self.sent[which % self.sent.len()].clone();
+                self.ingest(&request, 0);
+            }
+            Step::Repeat { .. } => {}
+            Step::Garbage { request } => self.garbage(request),
+            Step::Tick { advance, room } => {
+                self.now += advance;
+                self.tick(room.unwrap_or(ANY_ROOM));
+            }
+            Step::Force { trigger } => self.force(*trigger),
+            Step::Age => {
+                self.now += u64::from(self.naive.limits.decision_ttl_millis / 2);
+                self.tick(ANY_ROOM);
+            }
+            Step::Forget => self.forget(),
+        }
+        self.compare_what_is_buffered();
+    }
+
+    fn ingest(&mut self, request: &[ResourceSpans], age: u32) {
+        let mut decided = Decided::default();
+        let now = Millis(self.millis().0.wrapping_sub(age));
+        let taken = self
+            .rig
+            .sampler
+            .ingest(now, &encode(request), &mut self.rig.scratch, &mut decided)
+            .expect("a sound request");
+        let effects = self.naive.ingest(self.now, &stored(request));
+        assert_eq!((taken.accepted, taken.rejected), (effects.accepted, effects.rejected));
+        self.rig.accepted += taken.accepted;
+        self.rig.book(&decided);
+        self.compare(&decided, effects);
+    }
+
+    /// Nothing of a request is taken that ends within a field.
+    fn garbage(&mut self, request: &[ResourceSpans]) {
+        let mut bytes = encode(request);
+        bytes.extend([0x0a, 200]);
+        let mut decided = Decided::default();
+        let contexts = self.rig.sampler.contexts();
+        let taken =
+            self.rig.sampler.ingest(self.millis(), &bytes, &mut self.rig.scratch, &mut decided);
+        assert!(taken.is_err());
+        assert!(decided.decisions.records.is_empty() && decided.late.is_empty());
+        assert_eq!(self.rig.sampler.contexts(), contexts, "a refused request holds no contexts");
+    }
+
+    /// Decides what is due in all shards, with this much room for each.
+    fn tick(&mut self, room: usize) {
+        self.all_have_seen_now = true;
+        let mut stuck = false;
+        for shard in 0..self.rig.sampler.shards() {
+            loop {
+                let mut decided = Decided::default();
+                let progress =
+                    self.rig.sampler.decide(shard, self.millis(), Which::Due, room, &mut decided);
+                self.rig.book(&decided);
+                let expected = self.expected(&decided, None);
+                assert!(decided.kept_bytes <= room || decided.kept.len() == 1, "room is kept to");
+                self.compare(&decided, expected);
+                stuck |= progress == Progress::NoRoom;
+                if progress != Progress::More {
+                    break;
+                }
+            }
+        }
+        let due = |(_, trace)| self.naive.due(trace).0 <= self.now;
+        assert_eq!(self.naive.all_buffered().any(due), stuck, "everything due is decided");
+        self.forget_what_may_be_forgotten();
+    }
+
+    /// From its time to live on, and until that has passed twice, a decision may be forgotten or
+    /// not.
+    fn forget_what_may_be_forgotten(&mut self) {
+        let ttl = u64::from(self.naive.limits.decision_ttl_millis);
+        let old = |id: &[u8; 16]| self.naive.decided(id).is_some_and(|d| self.now - d.at >= ttl);
+        let unknown = |id: &[u8; 16]| self.rig.sampler.look_up(TraceId(*id)) == Lookup::Unknown;
+        let forgotten = self.naive.remembered().into_iter().filter(|id| old(id) && unknown(id));
+        let forgotten: Vec<_> = forgotten.collect();
+        self.naive.forget(&forgotten);
+    }
+
+    fn force(&mut self, trigger: Trigger) {
+        self.all_have_seen_now = true;
+        for decided in self.rig.decide(self.millis().0, Which::Oldest(trigger)) {
+            let arrivals: Vec<_> = decided
+                .decisions
+                .records
+                .iter()
+                .map(|record| self.naive.buffered(&record.trace_id.0).map(|trace| trace.arrived))
+                .collect();
+            assert!(arrivals.is_sorted(), "the oldest of a shard first");
+            let expected = self.expected(&decided, Some(trigger));
+            self.compare(&decided, expected);
+        }
+        assert_eq!(self.naive.all_buffered().count(), 0, "everything is decided");
+    }
+
+    fn forget(&mut self) {
+        let ttl = u64::from(self.naive.limits.decision_ttl_millis);
+        self.now += ttl;
+        self.tick(ANY_ROOM);
+        let old = self.naive.remembered();
+        self.now += ttl;
+        self.tick(ANY_ROOM);
+        self.naive.forget(&old);
+    }
+
+    /// What the model decides about the traces that the sampler has decided. That it may decide
+    /// them now, and for that reason, is asserted here.
+    fn expected(&mut self, decided: &Decided, forced: Option<Trigger>) -> Effects {
+        let mut effects = Effects::default();
+        for record in &decided.decisions.records {
+            let id = record.trace_id.0;
+            let trace = self.naive.buffered(&id).expect("only buffered traces are decided");
+            let (at, trigger) = self.naive.due(trace);
+            let (trigger, lag) = match forced {
+                Some(trigger) => (trigger, 0),
+                None => {
+                    assert!(at <= self.now, "decided before its time");
+                    (trigger, self.now - at)
+                }
+            };
+            effects.decided.insert(id, self.naive.decide(id, trigger, self.now, lag));
+        }
+        effects
+    }
+
+    /// Compares everything in `decided` with what the model says.
+    fn compare(&self, decided: &Decided, effects: Effects) {
+        let records = &decided.decisions.records;
+        assert_eq!(records.len(), effects.decided.len());
+        for record in records {
+            let expected = &effects.decided[&record.trace_id.0];
+            self.compare_verdict(&record.decision.verdict, &expected.verdict);
+            assert_eq!(record.decision.trigger, expected.trigger);
+            assert_eq!(record.randomness.0, expected.verdict.randomness);
+            assert_eq!(
+                record.decision.explicit_randomness.map(|randomness| randomness.0),
+                expected.verdict.explicit
+            );
+            assert_eq!(record.spans as usize, expected.trace.spans.len());
+            assert_eq!(record.bytes as usize, bytes_of(&expected.trace.spans));
+            assert_eq!(record.duration_nanos, duration(&expected.trace.spans));
+            assert_eq!(u64::from(record.lag_millis), expected.lag);
+            let plan = self.rig.sampler.plan();
+            let matched: Vec<_> =
+                decided.decisions.matched(record).iter().map(|&id| plan.name(id)).collect();
+            assert_eq!(matched, expected.verdict.matched);
+        }
+        self.compare_late(decided, &effects);
+        self.compare_kept(decided, &effects);
+        self.rig.sampler.log().push(&decided.decisions, 1);
+    }
+
+    fn compare_verdict(&self, verdict: &Verdict, expected: &naive::Verdict) {
+        let policy = self.rig.sampler.plan().name(verdict.policy);
+        assert_eq!(
+            (verdict.kept, policy, verdict.threshold.bits()),
+            (expected.kept, &expected.policy[..], expected.threshold)
+        );
+    }
+
+    fn compare_late(&self, decided: &Decided, effects: &Effects) {
+        let mut seen: HashMap<(bool, &str, u64), (u64, u64)> = HashMap::new();
+        for late in &decided.late {
+            let policy = self.rig.sampler.plan().name(late.verdict.policy);
+            let key = (late.verdict.kept, policy, late.verdict.threshold.bits());
+            let sum = seen.entry(key).or_default();
+            *sum = (sum.0 + late.spans, sum.1 + late.errors);
+        }
+        let mut expected: HashMap<(bool, &str, u64), (u64, u64)> = HashMap::new();
+        for late in effects.late.values() {
+            let verdict = &late.decided.verdict;
+            let key = (verdict.kept, &verdict.policy[..], verdict.threshold);
+            let sum = expected.entry(key).or_default();
+            let errors = late.spans.iter().filter(|stored| code(&stored.span) == 2).count();
+            *sum = (sum.0 + late.spans.len() as u64, sum.1 + errors as u64);
+        }
+        assert_eq!(seen, expected);
+    }
+
+    /// The spans that leave: those of each kept trace in the order of their arrival, late ones
+    /// apart.
+    fn compare_kept(&self, decided: &Decided, effects: &Effects) {
+        let mut at_decision: HashMap<[u8; 16], Vec<&KeptSpan>> = HashMap::new();
+        let mut late: HashMap<[u8; 16], Vec<&KeptSpan>> = HashMap::new();
+        let mut spans = &decided.spans[..];
+        for trace in &decided.kept {
+            let (own, rest) = spans.split_at(trace.spans);
+            spans = rest;
+            let id = Span::decode(&own[0].bytes[..]).expect("sound").trace_id;
+            let id = <[u8; 16]>::try_from(id).expect("16 bytes");
+            let known = match trace.trigger {
+                Some(trigger) => {
+                    assert!(at_decision.insert(id, own.iter().collect()).is_none());
+                    assert_eq!(trigger, effects.decided[&id].trigger);
+                    &effects.decided[&id].verdict
+                }
+                None => {
+                    late.entry(id).or_default().extend(own);
+                    &effects.late[&id].decided.verdict
+                }
+            };
+            self.compare_verdict(&trace.verdict, known);
+            assert_eq!(trace.randomness.0, known.randomness);
+            assert_eq!(trace.is_explicit, known.explicit.is_some());
+        }
+        let kept = |expected: &&Expected| expected.verdict.kept;
+        assert_eq!(at_decision.len(), effects.decided.values().filter(kept).count());
+        for (id, spans) in at_decision {
+            compare_spans(&spans, &effects.decided[&id].trace.spans);
+        }
+        let kept = |late: &&naive::Late| late.decided.verdict.kept;
+        assert_eq!(late.len(), effects.late.values().filter(kept).count());
+        for (id, spans) in late {
+            compare_spans(&spans, &effects.late[&id].spans);
+        }
+        let bytes: usize = decided.spans.iter().map(|span| span.bytes.len()).sum();
+        assert_eq!(decided.kept_bytes, bytes);
+    }
+
+    /// The ledger, what is buffered, and the answer of a look-up for every trace.
+    fn compare_what_is_buffered(&self) {
+        self.rig.assert_ledger();
+        let mut expected = Buffered::default();
+        for (id, trace) in self.naive.all_buffered() {
+            expected.traces += 1;
+            expected.spans += trace.spans.len() as u64;
+            expected.bytes += bytes_of(&trace.spans) as u64;
+            assert_eq!(self.rig.sampler.look_up(TraceId(id)), Lookup::Pending);
+        }
+        assert_eq!(self.rig.sampler.buffered(), expected);
+        for id in self.naive.remembered() {
+            let expected = self.naive.decided(&id).expect("remembered");
+            let Lookup::Decided(decision, logged) = self.rig.sampler.look_up(TraceId(id)) else {
+                panic!("a remembered decision can be looked up");
+            };
+            self.compare_verdict(&decision.verdict, &expected.verdict);
+            assert_eq!(decision.trigger, expected.trigger);
+            let logged = logged.expect("in the log");
+            assert_eq!(logged.record.decision, decision, "the newest decision of the trace");
+            assert_eq!(logged.matched.len(), expected.verdict.matched.len());
+        }
+        for id in self.sent_ids() {
+            if self.naive.buffered(&id).is_none() && self.naive.decided(&id).is_none() {
+                assert_eq!(self.rig.sampler.look_up(TraceId(id)), Lookup::Unknown);
+            }
+        }
+    }
+
+    fn sent_ids(&self) -> impl Iterator<Item = [u8; 16]> {
+        self.sent
+            .iter()
+            .flat_map(|request| stored(request))
+            .filter_map(|s| naive::sound_id(&s.span))
+    }
+
+    /// Decides everything and drops the sampler: no byte and no context may be left.
+    fn finish(mut self) {
+        self.force(Trigger::Shutdown);
+        self.compare_what_is_buffered();
+        let budget = Arc::clone(&self.rig.budget);
+        let held = |holder| budget.held(holder);
+        let others = held(Holder::Index) + held(Holder::Decisions);
+        assert_eq!(self.rig.sampler.memory_used(), others, "no segment and no context is in use");
+        assert_eq!(self.rig.sampler.contexts(), 0);
+        drop(self.rig);
+        assert_eq!(budget.used(), 0, "{budget:?}");
+    }
+}
+
+fn encode(request: &[ResourceSpans]) -> Vec<u8> {
+    ExportTraceServiceRequest { resource_spans: request.to_vec() }.encode_to_vec()
+}
+
+/// The spans of a request one by one, in its order.
+fn stored(request: &[ResourceSpans]) -> Vec<Stored> {
+    let mut all = Vec::new();
+    for of_resource in request {
+        let resource = ResourceSpans { scope_spans: Vec::new(), ..of_resource.clone() };
+        let attributes = resource.resource.iter().flat_map(|resource| resource.attributes.clone());
+        let attributes: Vec<_> = attributes.collect();
+        for of_scope in &of_resource.scope_spans {
+            let scope = ScopeSpans { spans: Vec::new(), ..of_scope.clone() };
+            all.extend(of_scope.spans.iter().map(|span| Stored {
+                span: span.clone(),
+                bytes: span.encode_to_vec(),
+                resource: attributes.clone(),
+                context: (resource.encode_to_vec(), scope.encode_to_vec()),
+            }));
+        }
+    }
+    all
+}
+
+fn compare_spans(kept: &[&KeptSpan], expected: &[Stored]) {
+    assert_eq!(kept.len(), expected.len());
+    for (kept, expected) in kept.iter().zip(expected) {
+        assert!(kept.bytes == expected.bytes, "the bytes that arrived leave, in their order");
+        assert_eq!(kept.context.resource().arrived(), expected.context.0);
+        assert_eq!(kept.context.scope(), expected.context.1);
+    }
+}
+
+proptest! {
+    #![proptest_config(builders::cases(96))]
+
+    /// Scenario: random policies and limits; requests with spans of a few traces, duplicates, late
+    /// spans and malformed ids arrive, time passes, shards decide, with and without room, by force,
+    /// and forget.
+    /// Guarantees: after every step the ledger balances and every decision, kept byte, late span
+    /// and look-up is what the naive model says; at the end no byte of the budget is held.
+    #[test]
+    fn the_sampler_does_what_the_model_does(run in strategies::run()) {
+        let mut pair = Pair::new(&run);
+        for step in &run.steps {
+            pair.step(step);
+        }
+        pair.finish();
+    }
+}
+
+/// Scenario: traces that reach `max_trace_spans` or `max_trace_bytes` exactly, or stay one below,
+/// and go on.
+/// Guarantees: at the cap, and not before it, a trace is decided with what it has; the rest is
+/// late.
+#[test]
+fn a_trace_is_decided_when_it_reaches_a_cap() {
+    let span = |number| builders::child(0, number);
+    let bytes: usize = (0..3).map(|number| span(number).encoded_len()).sum();
+    let bytes = u32::try_from(bytes).expect("small");
+    let unlimited = builders::limits();
+    let caps = [(3, u32::MAX), (u32::MAX, bytes), (u32::MAX, bytes - 1), (3, bytes)];
+    for (max_trace_spans, max_trace_bytes) in caps {
+        let limits = Limits { max_trace_spans, max_trace_bytes, ..unlimited };
+        let mut rig = Rig::new(&[builders::probabilistic(100.0)], limits, 1);
+        let two = rig.ingest(0, &builders::request_of(vec![span(0), span(1)]));
+        assert!(two.decisions.records.is_empty(), "not before");
+        let all = rig.ingest(1, &builders::request_of(vec![span(2), span(3), span(4)]));
+        let record = &all.decisions.records[0];
+        assert_eq!((record.spans, record.decision.trigger), (3, Trigger::TraceLimit));
+        assert_eq!(all.late.iter().map(|late| late.spans).collect::<Vec<_>>(), [2]);
+        assert_eq!(all.spans.len(), 5);
+        rig.assert_ledger();
+    }
+}

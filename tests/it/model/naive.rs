@@ -1,0 +1,358 @@
+//! The naive model: whole traces of decoded spans, policies read straight from their specification.
+
+use std::collections::HashMap;
+
+use opentelemetry_proto::tonic::{
+    common::v1::{KeyValue, any_value::Value},
+    trace::v1::Span,
+};
+use tailwater::{
+    policy::{PolicySpec, RuleKind, RuleSpec, StringMatch},
+    sampler::Limits,
+    trace::{StatusCode, Trigger},
+};
+
+/// One above every randomness.
+pub(super) const NEVER: u64 = 1 << 56;
+
+/// A span as the model keeps it: decoded, with its encoding and what it was sent under.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) span: Span,
+    pub(super) bytes: Vec<u8>,
+    pub(super) resource: Vec<KeyValue>,
+    /// Encodings of the resource and of the scope without their spans.
+    pub(super) context: (Vec<u8>, Vec<u8>),
+}
+
+/// An undecided trace.
+#[derive(Clone, Debug)]
+pub(super) struct Buffered {
+    pub(super) arrived: u64,
+    root_arrived: Option<u64>,
+    pub(super) spans: Vec<Stored>,
+}
+
+/// What the policies make of a trace.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Verdict {
+    pub(super) kept: bool,
+    pub(super) policy: String,
+    pub(super) threshold: u64,
+    pub(super) randomness: u64,
+    pub(super) explicit: Option<u64>,
+    pub(super) matched: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Decided {
+    pub(super) verdict: Verdict,
+    pub(super) trigger: Trigger,
+    pub(super) at: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    Buffered(Buffered),
+    Decided(Decided),
+}
+
+/// A decision that the sampler must have made.
+#[derive(Debug)]
+pub(super) struct Expected {
+    pub(super) verdict: Verdict,
+    pub(super) trigger: Trigger,
+    pub(super) lag: u64,
+    pub(super) trace: Buffered,
+}
+
+/// Spans of one trace that came after its decision.
+#[derive(Debug)]
+pub(super) struct Late {
+    pub(super) decided: Decided,
+    pub(super) spans: Vec<Stored>,
+}
+
+/// What a request must bring about.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    pub(super) decided: HashMap<[u8; 16], Expected>,
+    pub(super) late: HashMap<[u8; 16], Late>,
+    pub(super) rejected: u64,
+    pub(super) accepted: u64,
+}
+
+pub(super) struct Naive {
+    pub(super) policies: Vec<PolicySpec>,
+    pub(super) limits: Limits,
+    traces: HashMap<[u8; 16], State>,
+}
+
+impl Naive {
+    pub(super) fn new(policies: Vec<PolicySpec>, limits: Limits) -> Self {
+        Naive { policies, limits, traces: HashMap::new() }
+    }
+
+    pub(super) fn ingest(&mut self, now: u64, spans: &[Stored]) -> Effects {
+        let mut effects = Effects::default();
+        for stored in spans {
+            let Some(id) = sound_id(&stored.span) else {
+                effects.rejected += 1;
+                continue;
+            };
+            effects.accepted += 1;
+            let new =
+                || State::Buffered(Buffered { arrived: now, root_arrived: None, spans: vec![] });
+            match self.traces.entry(id).or_insert_with(new) {
+                State::Decided(decided) => {
+                    let none = || Late { decided: decided.clone(), spans: Vec::new() };
+                    effects.late.entry(id).or_insert_with(none).spans.push(stored.clone());
+                }
+                State::Buffered(trace) => {
+                    trace.spans.push(stored.clone());
+                    if is_root(&stored.span) {
+                        trace.root_arrived.get_or_insert(now);
+                    }
+                    let bytes = bytes_of(&trace.spans);
+                    if trace.spans.len() >= self.limits.max_trace_spans as usize
+                        || bytes >= self.limits.max_trace_bytes as usize
+                    {
+                        let expected = self.decide(id, Trigger::TraceLimit, now, 0);
+                        effects.decided.insert(id, expected);
+                    }
+                }
+            }
+        }
+        effects
+    }
+
+    /// When an undecided trace is due, and why.
+    pub(super) fn due(&self, trace: &Buffered) -> (u64, Trigger) {
+        let waits = &self.limits.waits;
+        let by_wait = trace.arrived + u64::from(waits.decision_wait);
+        let by_root =
+            trace.root_arrived.zip(waits.after_root).map(|(at, wait)| at + u64::from(wait));
+        match by_root {
+            Some(at) if at < by_wait => (at, Trigger::RootReceived),
+            _ => (by_wait, Trigger::DecisionWait),
+        }
+    }
+
+    /// Decides a buffered trace, whoever asked for it.
+    pub(super) fn decide(
+        &mut self,
+        id: [u8; 16],
+        trigger: Trigger,
+        now: u64,
+        lag: u64,
+    ) -> Expected {
+        let Some(State::Buffered(trace)) = self.traces.remove(&id) else {
+            panic!("{id:02x?} was decided but is not buffered");
+        };
+        let forced = matches!(trigger, Trigger::Memory | Trigger::TraceLimit | Trigger::Shutdown);
+        let verdict = verdict(&self.policies, id, &trace.spans, forced);
+        let decided = Decided { verdict: verdict.clone(), trigger, at: now };
+        self.traces.insert(id, State::Decided(decided));
+        Expected { verdict, trigger, lag, trace }
+    }
+
+    pub(super) fn buffered(&self, id: &[u8; 16]) -> Option<&Buffered> {
+        match self.traces.get(id)? {
+            State::Buffered(trace) => Some(trace),
+            State::Decided(_) => None,
+        }
+    }
+
+    pub(super) fn decided(&self, id: &[u8; 16]) -> Option<&Decided> {
+        match self.traces.get(id)? {
+            State::Buffered(_) => None,
+            State::Decided(decided) => Some(decided),
+        }
+    }
+
+    pub(super) fn all_buffered(&self) -> impl Iterator<Item = ([u8; 16], &Buffered)> {
+        self.traces.iter().filter_map(|(id, state)| match state {
+            State::Buffered(trace) => Some((*id, trace)),
+            State::Decided(_) => None,
+        })
+    }
+
+    /// The ids of remembered decisions.
+    pub(super) fn remembered(&self) -> Vec<[u8; 16]> {
+        let decided = |state: &State| matches!(state, State::Decided(_));
+        self.traces.iter().filter(|(_, state)| decided(state)).map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn forget(&mut self, ids: &[[u8; 16]]) {
+        self.traces.retain(|id, _| !ids.contains(id));
+    }
+}
+
+pub(super) fn bytes_of(spans: &[Stored]) -> usize {
+    spans.iter().map(|stored| stored.bytes.len()).sum()
+}
+
+/// The trace id of a span whose ids are all as they must be.
+pub(super) fn sound_id(span: &Span) -> Option<[u8; 16]> {
+    let id = <[u8; 16]>::try_from(&span.trace_id[..]).ok().filter(|id| *id != [0; 16])?;
+    let span_is_sound = span.span_id.len() == 8 && span.span_id != [0; 8];
+    let parent_is_sound = matches!(span.parent_span_id.len(), 0 | 8);
+    (span_is_sound && parent_is_sound).then_some(id)
+}
+
+pub(super) fn is_root(span: &Span) -> bool {
+    span.parent_span_id.iter().all(|&byte| byte == 0)
+}
+
+/// The code as OTLP numbers it; a span without a status is UNSET.
+pub(super) fn code(span: &Span) -> i32 {
+    span.status.as_ref().map_or(0, |status| status.code)
+}
+
+/// Latest end minus earliest start; zeros take no part, an end before its start counts as the
+/// start.
+pub(super) fn duration(spans: &[Stored]) -> u64 {
+    let spans = || spans.iter().map(|stored| &stored.span);
+    let starts = spans().map(|span| span.start_time_unix_nano).filter(|&start| start != 0);
+    let ends = spans()
+        .filter(|span| span.end_time_unix_nano != 0)
+        .map(|span| span.end_time_unix_nano.max(span.start_time_unix_nano));
+    match (starts.min(), ends.max()) {
+        (Some(start), Some(end)) => end.saturating_sub(start),
+        _ => 0,
+    }
+}
+
+/// The explicit randomness of one span, read by hand.
+fn rv(trace_state: &str) -> Option<u64> {
+    let ot: Vec<_> =
+        trace_state.split(',').filter_map(|member| member.trim().strip_prefix("ot=")).collect();
+    let [ot] = ot[..] else { return None };
+    let valid = |digits: &&str| {
+        digits.len() == 14 && digits.chars().all(|c| "0123456789abcdef".contains(c))
+    };
+    let digits = ot.split(';').filter_map(|pair| pair.strip_prefix("rv:")).find(valid)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+pub(super) fn threshold(percentage: f64) -> u64 {
+    let whole = 72_057_594_037_927_936.0;
+    NEVER - (whole * percentage / 100.0).round() as u64
+}
+
+fn verdict(policies: &[PolicySpec], id: [u8; 16], spans: &[Stored], forced: bool) -> Verdict {
+    let explicit = spans.iter().filter_map(|stored| rv(&stored.span.trace_state)).min();
+    let by_id = id[9..].iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+    let randomness = explicit.unwrap_or(by_id);
+    let mut matched = Vec::new();
+    let mut veto = None;
+    let mut best = (NEVER, "none");
+    for policy in policies {
+        let is_drop = matches!(policy.rule.kind, RuleKind::Drop(_));
+        let matches = match &policy.rule.kind {
+            RuleKind::Drop(parts) if forced => parts.iter().all(|part| is_certain(part, spans)),
+            _ => proposes(&policy.rule, spans) < NEVER,
+        };
+        if !matches {
+            continue;
+        }
+        matched.push(policy.name.clone());
+        let proposed = proposes(&policy.rule, spans);
+        if is_drop {
+            veto.get_or_insert(&policy.name);
+        } else if proposed < best.0 {
+            best = (proposed, &policy.name);
+        }
+    }
+    let (kept, policy, threshold) = match veto {
+        Some(name) => (false, name.clone(), NEVER),
+        None => (randomness >= best.0, best.1.to_owned(), best.0),
+    };
+    Verdict { kept, policy, threshold, randomness, explicit, matched }
+}
+
+/// The threshold that a rule proposes for these spans, [`NEVER`] where it does not match.
+fn proposes(rule: &RuleSpec, spans: &[Stored]) -> u64 {
+    let certain = |holds: bool| if holds { 0 } else { NEVER };
+    let proposed = match &rule.kind {
+        RuleKind::AlwaysSample => 0,
+        RuleKind::StatusCode { codes } => certain(has_status(codes, spans)),
+        RuleKind::Latency { threshold_ms, upper_threshold_ms } => {
+            let nanos = u128::from(duration(spans));
+            let over = |ms: u64| nanos > u128::from(ms) * 1_000_000;
+            certain(over(*threshold_ms) && !upper_threshold_ms.is_some_and(over))
+        }
+        RuleKind::StringAttribute { key, values, invert } => {
+            certain(has_string(key, values, spans) != *invert)
+        }
+        RuleKind::And(parts) | RuleKind::Drop(parts) => {
+            parts.iter().map(|part| proposes(part, spans)).max().expect("has parts")
+        }
+        RuleKind::Or(parts) => {
+            parts.iter().map(|part| proposes(part, spans)).min().expect("has parts")
+        }
+        RuleKind::Not(part) => certain(proposes(part, spans) == NEVER),
+    };
+    proposed.max(threshold(rule.sampling_percentage))
+}
+
+/// Whether a condition holds whatever spans may still come.
+fn is_certain(rule: &RuleSpec, spans: &[Stored]) -> bool {
+    match &rule.kind {
+        RuleKind::Latency { upper_threshold_ms: Some(_), .. } => false,
+        RuleKind::StringAttribute { invert: true, .. } => false,
+        RuleKind::And(parts) | RuleKind::Drop(parts) => {
+            parts.iter().all(|part| is_certain(part, spans))
+        }
+        RuleKind::Or(parts) => parts.iter().any(|part| is_certain(part, spans)),
+        RuleKind::Not(part) => is_ruled_out(part, spans),
+        _ => proposes(rule, spans) < NEVER,
+    }
+}
+
+/// Whether a condition fails whatever spans may still come.
+fn is_ruled_out(rule: &RuleSpec, spans: &[Stored]) -> bool {
+    match &rule.kind {
+        RuleKind::AlwaysSample | RuleKind::StatusCode { .. } => false,
+        RuleKind::Latency { upper_threshold_ms, .. } => upper_threshold_ms
+            .is_some_and(|upper| u128::from(duration(spans)) > u128::from(upper) * 1_000_000),
+        RuleKind::StringAttribute { key, values, invert } => {
+            *invert && has_string(key, values, spans)
+        }
+        RuleKind::And(parts) | RuleKind::Drop(parts) => {
+            parts.iter().any(|part| is_ruled_out(part, spans))
+        }
+        RuleKind::Or(parts) => parts.iter().all(|part| is_ruled_out(part, spans)),
+        RuleKind::Not(part) => is_certain(part, spans),
+    }
+}
+
+fn has_status(codes: &[StatusCode], spans: &[Stored]) -> bool {
+    let listed = |code: i32| {
+        codes.iter().any(|listed| match listed {
+            StatusCode::Unset => code == 0,
+            StatusCode::Ok => code == 1,
+            StatusCode::Error => code == 2,
+        })
+    };
+    spans.iter().any(|stored| listed(code(&stored.span)))
+}
+
+fn has_string(key: &str, values: &StringMatch, spans: &[Stored]) -> bool {
+    let matches = |value: &str| match values {
+        StringMatch::Exact(values) => values.iter().any(|listed| listed == value),
+        StringMatch::Regex(set) => set
+            .patterns()
+            .iter()
+            .any(|pattern| regex::Regex::new(pattern).expect("valid").is_match(value)),
+    };
+    let attributes = |stored: &'_ Stored| -> Vec<KeyValue> {
+        [&stored.span.attributes[..], &stored.resource[..]].concat()
+    };
+    spans.iter().flat_map(attributes).filter(|pair| pair.key == key).any(|pair| {
+        match pair.value.and_then(|value| value.value) {
+            Some(Value::StringValue(value)) => matches(&value),
+            _ => false,
+        }
+    })
+}

@@ -1,0 +1,266 @@
+//! Random policies, spans, requests and schedules.
+
+use opentelemetry_proto::tonic::{
+    common::v1::{ArrayValue, KeyValue, any_value::Value},
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use proptest::{
+    collection::{btree_set, vec},
+    option,
+    prelude::*,
+    sample::select,
+};
+use regex::bytes::RegexSet;
+use tailwater::{
+    policy::{PolicySpec, RuleKind, RuleSpec, StringMatch},
+    sampler::Limits,
+    trace::{StatusCode, Trigger},
+    window::Waits,
+};
+
+use crate::builders::{START, attribute, status, text};
+
+/// Traces that a run is about; few, so that their spans meet.
+const TRACES: usize = 7;
+const KEYS: [&str; 3] = ["http.route", "user", "service.name"];
+const TEXTS: [&str; 5] = ["/api/cart", "/api/cart/1", "shop", "", "läden"];
+const PATTERNS: [&str; 4] = ["^/api", "cart$", "h.p", "^$"];
+
+/// One thing that happens to a sampler.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// A request arrives; `stale` says that its sender read the clock long before.
+    Ingest { advance: u64, stale: bool, request: Vec<ResourceSpans> },
+    /// An earlier request arrives again.
+    Repeat { which: usize },
+    /// An undecodable request arrives.
+    Garbage { request: Vec<ResourceSpans> },
+    /// All shards decide what is due.
+    Tick { advance: u64, room: Option<usize> },
+    /// All shards decide everything.
+    Force { trigger: Trigger },
+    /// Half the time passes for which a decision is remembered at least.
+    Age,
+    /// Time passes until every decision is forgotten.
+    Forget,
+}
+
+/// A whole run.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub(super) policies: Vec<PolicySpec>,
+    pub(super) limits: Limits,
+    pub(super) shards: usize,
+    /// Milliseconds at the beginning, so that they wrap in some runs.
+    pub(super) base: u32,
+    pub(super) steps: Vec<Step>,
+}
+
+pub(super) fn run() -> impl Strategy<Value = Run> {
+    let shards = select(vec![1, 2, 8]);
+    let base = select(vec![0, 12_345, u32::MAX - 3_000]);
+    let ids = vec(any::<[u8; 16]>(), TRACES);
+    (policies(), limits(), shards, base, ids).prop_flat_map(
+        |(policies, limits, shards, base, ids)| {
+            vec(step(ids), 1..30).prop_map(move |steps| Run {
+                policies: policies.clone(),
+                limits,
+                shards,
+                base,
+                steps,
+            })
+        },
+    )
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let after_root = option::of(select(vec![1, 200, 500, 999, 1_000, 5_000]));
+    let max_trace_spans = select(vec![1, 3, 8, 20, u32::MAX]);
+    let max_trace_bytes = select(vec![200, 1_500, 100_000, 400_000, u32::MAX]);
+    (after_root, max_trace_spans, max_trace_bytes).prop_map(
+        |(after_root, max_trace_spans, max_trace_bytes)| Limits {
+            waits: Waits { decision_wait: 1_000, after_root },
+            max_trace_spans,
+            max_trace_bytes,
+            decision_ttl_millis: 60_000,
+            decision_log_traces: 1_000,
+        },
+    )
+}
+
+fn step(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Step> {
+    let advance = || prop_oneof![Just(0), 1..120u64, select(vec![200, 500, 999, 1_000])];
+    let request = request(ids);
+    prop_oneof![
+        10 => (advance(), any::<bool>(), request.clone())
+            .prop_map(|(advance, stale, request)| Step::Ingest { advance, stale, request }),
+        2 => (0..30usize).prop_map(|which| Step::Repeat { which }),
+        1 => request.prop_map(|request| Step::Garbage { request }),
+        6 => (advance(), option::weighted(0.3, select(vec![1, 500, 3_000])))
+            .prop_map(|(advance, room)| Step::Tick { advance, room }),
+        1 => select(vec![Trigger::Memory, Trigger::Shutdown])
+            .prop_map(|trigger| Step::Force { trigger }),
+        1 => Just(Step::Age),
+        1 => Just(Step::Forget),
+    ]
+}
+
+/// A request about a few traces of any randomness.
+pub(super) fn request_of_any_ids() -> impl Strategy<Value = Vec<ResourceSpans>> {
+    vec(any::<[u8; 16]>(), 4).prop_flat_map(request)
+}
+
+fn request(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Vec<ResourceSpans>> + Clone {
+    let spans = vec(span(ids), 0..6);
+    let scope = (spans, select(vec!["", "https://scope.example/2"])).prop_map(|(spans, url)| {
+        ScopeSpans { spans, schema_url: url.to_owned(), ..Default::default() }
+    });
+    let resource = option::of(vec(pair(), 0..3)).prop_map(|attributes| {
+        attributes.map(|attributes| Resource { attributes, ..Default::default() })
+    });
+    let of_resource = (resource, vec(scope, 0..3)).prop_map(|(resource, scope_spans)| {
+        ResourceSpans { resource, scope_spans, schema_url: String::new() }
+    });
+    vec(of_resource, 0..4)
+}
+
+fn pair() -> impl Strategy<Value = KeyValue> + Clone {
+    let string = (select(&KEYS[..]), select(&TEXTS[..])).prop_map(|(key, value)| text(key, value));
+    let other = (select(&KEYS[..]), 0..5usize).prop_map(|(key, kind)| {
+        let value = match kind {
+            0 => Some(Value::IntValue(7)),
+            1 => Some(Value::BoolValue(true)),
+            2 => Some(Value::BytesValue(b"shop".to_vec())),
+            3 => Some(Value::ArrayValue(ArrayValue::default())),
+            _ => None,
+        };
+        attribute(key, value)
+    });
+    prop_oneof![4 => string, 1 => other]
+}
+
+fn trace_state() -> impl Strategy<Value = String> + Clone {
+    let lists = [
+        "ot=rv:00000000000001",
+        "ot=th:8;rv:ffffffffffffff",
+        "a=b, ot=rv:e6666666666666;x:y ,c=d",
+        "ot=rv:e6666666666665",
+        "ot=rv:E6666666666666",
+        "ot=rv:1,ot=rv:00000000000001",
+        "ot=rv:00000000000001,ot=th:0",
+        "not=rv:00000000000001",
+        "ot=rv:000000000000001",
+    ];
+    prop_oneof![4 => Just(String::new()), 1 => select(lists.map(str::to_owned).to_vec())]
+}
+
+fn times() -> impl Strategy<Value = (u64, u64)> + Clone {
+    let millis = || prop_oneof![0..3_000u64, select(vec![0, 100, 500, 1_000])];
+    let nanos = || select(vec![0, 0, 1]);
+    (millis(), nanos(), millis(), nanos(), 0..12u8).prop_map(|(start, a, length, b, odd)| {
+        let start = START + start * 1_000_000 + a;
+        let end = start + length * 1_000_000 + b;
+        match odd {
+            0 => (0, end),
+            1 => (start, 0),
+            2 => (0, 0),
+            3 => (end, start),
+            _ => (start, end),
+        }
+    })
+}
+
+fn span(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Span> + Clone {
+    let id = prop_oneof![
+        30 => select(ids).prop_map(|id| id.to_vec()),
+        1 => select(vec![vec![0; 16], vec![], vec![1; 15], vec![1; 17]]),
+    ];
+    let span_id = prop_oneof![
+        30 => any::<[u8; 8]>().prop_map(|id| id.to_vec()),
+        1 => select(vec![vec![0; 8], vec![], vec![1; 7], vec![1; 9]]),
+    ];
+    let parent = prop_oneof![
+        6 => Just(vec![9; 8]),
+        3 => select(vec![vec![], vec![0; 8]]),
+        1 => select(vec![vec![0; 7], vec![1; 9]]),
+    ];
+    let code = option::of(select(vec![0, 0, 1, 2, 2, 3, -1]));
+    let padding =
+        prop_oneof![40 => 0..200usize, 3 => 20_000..60_000usize, 1 => 250_000..300_000usize];
+    (id, span_id, parent, code, padding, times(), trace_state(), vec(pair(), 0..3)).prop_map(
+        |(trace_id, span_id, parent_span_id, code, padding, times, trace_state, attributes)| Span {
+            trace_id,
+            span_id,
+            parent_span_id,
+            trace_state,
+            name: "x".repeat(padding),
+            start_time_unix_nano: times.0,
+            end_time_unix_nano: times.1,
+            attributes,
+            status: code.and_then(status),
+            ..Default::default()
+        },
+    )
+}
+
+pub(super) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
+    let veto = vec(condition(), 1..3)
+        .prop_map(|parts| RuleSpec { kind: RuleKind::Drop(parts), sampling_percentage: 100.0 });
+    let rule = prop_oneof![5 => probabilistic(), 1 => veto];
+    vec(rule, 1..6).prop_map(|rules| {
+        let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule };
+        rules.into_iter().enumerate().map(named).collect()
+    })
+}
+
+/// Any rule but `drop`, percentages included.
+fn probabilistic() -> impl Strategy<Value = RuleSpec> {
+    let with = |(kind, sampling_percentage)| RuleSpec { kind, sampling_percentage };
+    let not = condition().prop_map(|part| RuleKind::Not(Box::new(part)));
+    let leaf = (prop_oneof![4 => leaf(), 1 => not], percentage()).prop_map(with);
+    leaf.prop_recursive(3, 12, 3, move |inner| (combination(inner), percentage()).prop_map(with))
+}
+
+/// A rule that is certain where it matches.
+fn condition() -> impl Strategy<Value = RuleSpec> {
+    let with = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
+    leaf().prop_map(with).prop_recursive(3, 10, 3, move |inner| {
+        let not = inner.clone().prop_map(|part| RuleKind::Not(Box::new(part)));
+        prop_oneof![2 => combination(inner), 1 => not].prop_map(with)
+    })
+}
+
+fn combination(part: impl Strategy<Value = RuleSpec> + Clone) -> impl Strategy<Value = RuleKind> {
+    prop_oneof![
+        vec(part.clone(), 1..4).prop_map(RuleKind::And),
+        vec(part, 1..4).prop_map(RuleKind::Or),
+    ]
+}
+
+fn percentage() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        4 => Just(100.0),
+        2 => select(vec![0.0, 1e-15, 0.1, 10.0, 33.3, 50.0, 90.0, 99.999_999]),
+        1 => 0.0..100.0f64,
+    ]
+}
+
+fn leaf() -> impl Strategy<Value = RuleKind> {
+    let codes = btree_set(0..3usize, 1..3).prop_map(|codes| {
+        let all = [StatusCode::Unset, StatusCode::Ok, StatusCode::Error];
+        RuleKind::StatusCode { codes: codes.into_iter().map(|code| all[code]).collect() }
+    });
+    let upper = option::of(select(vec![100, 500, 1_500, u64::MAX]));
+    let latency = (select(vec![0, 100, 500, 1_000, u64::MAX]), upper).prop_map(
+        |(threshold_ms, upper_threshold_ms)| RuleKind::Latency { threshold_ms, upper_threshold_ms },
+    );
+    let exact = vec(select(&TEXTS[..]), 1..3)
+        .prop_map(|values| StringMatch::Exact(values.into_iter().map(str::to_owned).collect()));
+    let regex = vec(select(&PATTERNS[..]), 1..3)
+        .prop_map(|patterns| StringMatch::Regex(RegexSet::new(patterns).expect("valid")));
+    let string = (select(&KEYS[..]), prop_oneof![exact, regex], any::<bool>()).prop_map(
+        |(key, values, invert)| RuleKind::StringAttribute { key: key.to_owned(), values, invert },
+    );
+    prop_oneof![1 => Just(RuleKind::AlwaysSample), 2 => codes, 2 => latency, 3 => string]
+}

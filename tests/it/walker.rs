@@ -1,0 +1,139 @@
+//! The parsers against prost, over requests that are valid in unusual ways and over broken ones.
+
+pub(crate) mod mutate;
+
+use proptest::prelude::*;
+use prost::Message as _;
+use tailwater::otlp::{
+    Contexts,
+    walk::{Attribute, Conditions, Walked},
+};
+
+use crate::{builders, differential};
+
+proptest! {
+    /// Scenario: requests whose fields are reordered, repeated, split, wrapped in overlong lengths
+    /// and mixed with unknown fields and groups at every level.
+    /// Guarantees: the walker reads from each what prost reads, and accepts whatever prost accepts.
+    #[test]
+    fn the_walker_reads_what_prost_reads(seed in any::<u64>()) {
+        differential::walk(&mutate::request(seed));
+    }
+
+    /// Scenario: such requests with bytes flipped, removed and inserted, or cut off.
+    /// Guarantees: still the same; and nothing panics.
+    #[test]
+    fn the_walker_agrees_with_prost_on_damaged_requests(seed in any::<u64>()) {
+        differential::walk(&mutate::damaged(seed));
+    }
+
+    /// Scenario: bytes that were never a request.
+    /// Guarantees: no parser panics, and none accepts what prost would not.
+    #[test]
+    fn no_parser_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        differential::walk(&bytes);
+        differential::clean(&bytes);
+        differential::tracestate(&bytes);
+    }
+
+    /// Scenario: spans of those requests, whole and damaged, are cleaned.
+    /// Guarantees: what prost reads stays as it is but for bad links; what leaves is always
+    /// readable.
+    #[test]
+    fn cleaned_spans_are_what_prost_reads(seed in any::<u64>(), damage in any::<bool>()) {
+        differential::clean(&mutate::span(seed, damage));
+    }
+
+    /// Scenario: lists of members of others, of `ot` members sound and unsound, stamped.
+    /// Guarantees: the stamp is the one that a plain reading of the specifications gives.
+    #[test]
+    fn stamps_are_those_of_a_plain_reading(
+        seed in any::<[u8; 16]>(),
+        members in prop::collection::vec(mutate::member(), 0..5),
+        separator in prop::sample::select(vec![",", " ,", ",\t", ",,"]),
+    ) {
+        let list = members.join(separator);
+        differential::tracestate(&[&seed[..], list.as_bytes()].concat());
+    }
+}
+
+/// Scenario: three hundred fixed requests of the generator.
+/// Guarantees: the tests above are about requests that prost mostly accepts, with thousands of
+/// spans.
+#[test]
+fn generated_requests_are_mostly_valid() {
+    let requests: Vec<_> = (0..300).map(mutate::request).collect();
+    let accepted = requests.iter().filter(|request| differential::walk(request)).count();
+    assert!(accepted > 250, "{accepted} of 300");
+    let damaged =
+        (0..300).map(mutate::damaged).filter(|request| differential::walk(request)).count();
+    assert!((10..290).contains(&damaged), "{damaged} of 300");
+}
+
+/// Scenario: the corpus of each fuzz target.
+/// Guarantees: every input that was once of interest still passes.
+#[test]
+fn the_fuzz_corpus_passes() {
+    for target in ["walk", "tracestate", "clean"] {
+        let path = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let files: Vec<_> = std::fs::read_dir(&path).expect("a corpus").collect();
+        assert!(!files.is_empty(), "{path} has inputs");
+        for file in files {
+            let bytes = std::fs::read(file.expect("an entry").path()).expect("a file");
+            match target {
+                "walk" => drop(differential::walk(&bytes)),
+                "tracestate" => differential::tracestate(&bytes),
+                _ => differential::clean(&bytes),
+            }
+        }
+    }
+}
+
+/// Scenario: an attribute whose value is set to a string and then, in the same message, to a
+/// reference to a table of strings, which only profiles have.
+/// Guarantees: the last of a oneof wins, so the value is no string.
+#[test]
+fn a_string_that_is_replaced_by_a_reference_is_no_string() {
+    let mut value = vec![0x0a, 4];
+    value.extend(b"shop");
+    value.extend([0x40, 1]);
+    let mut pair = vec![0x0a, 1, b'k', 0x12, value.len() as u8];
+    pair.extend(&value);
+    let mut span = builders::root(0, 0).encode_to_vec();
+    span.extend([0x4a, pair.len() as u8]);
+    span.extend(&pair);
+    let of_scope = [&[0x12, span.len() as u8][..], &span].concat();
+    let of_resource = [&[0x12, of_scope.len() as u8][..], &of_scope].concat();
+    let request = [&[0x0a, of_resource.len() as u8][..], &of_resource].concat();
+    assert!(differential::walk(&request));
+}
+
+/// Scenario: a request that is nothing but a thousand scopes without spans.
+/// Guarantees: nothing is kept for a scope that no span refers to.
+#[test]
+fn scopes_without_spans_cost_nothing() {
+    let contexts = Contexts::new(tailwater::budget::Budget::new(1 << 20));
+    let conditions = Conditions { words: 0, test: |_: Attribute<'_>, _: &mut [u64]| Ok(()) };
+    let mut walked = Walked::default();
+    let request = [0x0a, 2, 0x12, 0].repeat(1_000);
+    assert_eq!(tailwater::otlp::walk::walk(&request, &contexts, &conditions, &mut walked), Ok(()));
+    assert!(walked.contexts.is_empty() && contexts.is_empty());
+}
+
+/// Scenario: two scopes with the same content, and the same bytes split otherwise between resource
+/// and scope.
+/// Guarantees: contexts are shared by content, and by nothing else.
+#[test]
+fn contexts_are_shared_by_content() {
+    let contexts = Contexts::new(tailwater::budget::Budget::new(1 << 20));
+    let conditions = Conditions { words: 0, test: |_: Attribute<'_>, _: &mut [u64]| Ok(()) };
+    let twice = vec![
+        builders::resource_spans("shop", vec![builders::root(0, 0)]),
+        builders::resource_spans("shop", vec![builders::root(1, 1)]),
+        builders::resource_spans("cart", vec![builders::root(2, 2)]),
+    ];
+    let mut walked = Walked::default();
+    let request = builders::request(twice);
+    let walk = tailwater::otlp::walk::walk(&request, &contexts, &conditions, &mut walked);
+    assert_eq!((walk, walked.spans.len(), contexts.len()), (Ok(()), 3, 2));
+}
