@@ -37,8 +37,8 @@ use tailwater::{
 /// Of this bench; the rig's modules expect it in their crate.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const REQUESTS: u64 = 400;
-const WARM_UP: u64 = 300;
+const REQUESTS: u64 = 3_000;
+const WARM_UP: u64 = 600;
 const MAX_REQUEST_BYTES: usize = 3584 << 10;
 
 fn main() -> Result<()> {

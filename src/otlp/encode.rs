@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::{
     Context, clean,
     tracestate::{self, Stamp},
-    wire::{self, Reader, Value, length_delimited_len},
+    wire::{self, BYTES, Malformed, Reader, length_delimited_len, tag},
 };
 
 /// A span on its way out: its bytes as they arrived, and its context.
@@ -149,7 +149,7 @@ impl Batch {
             std::borrow::Cow::Borrowed(_) => span.bytes,
             std::borrow::Cow::Owned(repaired) => repaired.into(),
         };
-        let located = locate(&bytes);
+        let located = locate(&bytes).expect(CLEAN);
         self.spans.push(Outgoing {
             bytes,
             cut: located.trace_state,
@@ -321,7 +321,8 @@ impl ScopeGroup {
     }
 }
 
-const CLEAN: &str = "only spans of a clean context are pushed";
+/// Why nothing below can fail any more.
+const CLEAN: &str = "only what was cleaned is here";
 
 /// Where the parts of a span are that a stamp needs.
 struct Located {
@@ -331,21 +332,26 @@ struct Located {
 }
 
 /// Looks through the top level of a span that [`clean::span`] has passed.
-fn locate(span: &[u8]) -> Located {
+fn locate(span: &[u8]) -> Result<Located, Malformed> {
     let mut located = Located { trace_state: 0..0, is_root: true };
-    let mut at = 0;
     let mut reader = Reader::new(span);
-    while let Ok(Some(field)) = reader.next_field() {
-        let end = at + field.raw.len();
-        match (field.number, field.value) {
-            (3, _) => located.trace_state = at..end,
-            (4, Value::Bytes(parent)) => located.is_root = parent.iter().all(|&b| b == 0),
-            _ => {}
+    let mut at = 0;
+    while let Some(tag) = reader.next_tag()? {
+        match tag {
+            PARENT => located.is_root = reader.bytes()?.iter().all(|&byte| byte == 0),
+            _ => reader.skip(tag)?,
+        }
+        let end = span.len() - reader.remaining();
+        if tag == TRACE_STATE {
+            located.trace_state = at..end;
         }
         at = end;
     }
-    located
+    Ok(located)
 }
+
+const TRACE_STATE: u32 = tag(3, BYTES);
+const PARENT: u32 = tag(4, BYTES);
 
 /// The text within a `trace_state` field given with its tag.
 fn trace_state_text<'a>(span: &'a [u8], field: &Range<usize>) -> &'a [u8] {

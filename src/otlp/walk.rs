@@ -210,8 +210,8 @@ where
 }
 
 const RESOURCE_SPANS: u32 = tag(1, BYTES);
-const SCOPE_SPANS: u32 = tag(2, BYTES);
-const SPANS: u32 = tag(2, BYTES);
+/// The scopes of a resource, and the spans of a scope.
+const CHILDREN: u32 = tag(2, BYTES);
 
 /// What a walk works with.
 struct Walk<'a, F> {
@@ -232,7 +232,7 @@ where
         let mut resource = None;
         let mut reader = Reader::new(message);
         while let Some(tag) = reader.next_tag()? {
-            if tag != SCOPE_SPANS {
+            if tag != CHILDREN {
                 reader.skip(tag)?;
                 continue;
             }
@@ -286,7 +286,7 @@ where
             u32::try_from(walked.contexts.len()).map_err(|_| Malformed("too many scopes"))?;
         let mut reader = Reader::new(scope_spans);
         while let Some(tag) = reader.next_tag()? {
-            if tag != SPANS {
+            if tag != CHILDREN {
                 reader.skip(tag)?;
                 continue;
             }
@@ -376,14 +376,16 @@ mod span_tag {
 fn collect_others(message: &[u8], others: &mut Vec<u8>) -> Result<bool, Malformed> {
     let mut has_children = false;
     let mut reader = Reader::new(message);
-    while let Some(field) = reader.next_field()? {
-        match (field.number, field.value) {
-            (2, value) => {
-                value.bytes()?;
-                has_children = true;
-            }
-            _ => others.extend_from_slice(field.raw),
+    let mut rest = message;
+    while let Some(tag) = reader.next_tag()? {
+        if tag == CHILDREN {
+            reader.bytes()?;
+            has_children = true;
+        } else {
+            reader.skip_unless(tag, &[2])?;
+            others.extend_from_slice(&rest[..rest.len() - reader.remaining()]);
         }
+        rest = &rest[rest.len() - reader.remaining()..];
     }
     Ok(has_children)
 }

@@ -86,6 +86,12 @@ impl<'a> Reader<'a> {
         Reader { rest: message }
     }
 
+    /// Bytes that are not read yet.
+    #[inline]
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
     /// The next field, or `None` at the end of the message.
     #[inline]
     pub fn next_field(&mut self) -> Result<Option<Field<'a>>, Malformed> {
@@ -191,7 +197,7 @@ impl<'a> Reader<'a> {
 // The rare cases take and return the rest by value: a reader whose address escaped would live in
 // memory, not in registers, and the inner loop of the walk with it.
 
-#[cold]
+#[inline(never)]
 fn long_tag(rest: &[u8]) -> Result<(u32, &[u8]), Malformed> {
     let (tag, rest) = long_varint(rest)?;
     match u32::try_from(tag) {
@@ -210,6 +216,10 @@ fn long_bytes(rest: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 
 #[inline(never)]
 fn long_varint(rest: &[u8]) -> Result<(u64, &[u8]), Malformed> {
+    // The length of nearly every span and the tag of its flags.
+    if let [low @ 0x80..=0xff, high @ 0..0x80, rest @ ..] = rest {
+        return Ok((u64::from(*low & 0x7f) | u64::from(*high) << 7, rest));
+    }
     let mut number = 0u64;
     for (index, &byte) in rest.iter().take(10).enumerate() {
         number |= u64::from(byte & 0x7f) << (7 * index);

@@ -8,7 +8,7 @@ use crate::{
     otlp::encode::KeptSpan,
     policy::{Evidence, Verdict},
     trace::{Randomness, StatusCode, TraceId, Trigger},
-    window::{self, Due, Freed, Millis, Run},
+    window::{self, Due, Freed, Millis, Run, Shard, Taken},
 };
 
 /// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
@@ -28,11 +28,19 @@ pub struct Decided {
     pub kept_bytes: usize,
     /// Spans that came after their trace's decision.
     pub late: Vec<Late>,
+    /// Decided under this lock, and still to be emptied.
+    taken: Vec<Taken>,
     /// To be dropped outside the lock.
     freed: Freed,
 }
 
 impl Decided {
+    /// Moves the spans of traces that were decided out of the window. Before the lock is given up,
+    /// and before spans of another trace are added.
+    pub(super) fn empty(&mut self, window: &mut Shard) {
+        window.empty(&mut self.taken, &mut self.spans, &mut self.freed);
+    }
+
     /// Forgets everything, and frees what the window has given up.
     pub fn clear(&mut self) {
         self.decisions.records.clear();
@@ -129,6 +137,7 @@ impl Sampler {
                 break;
             }
         }
+        out.empty(&mut state.window);
         if which == Which::Due && state.window.compact(&mut out.freed) && progress == Progress::Done
         {
             progress = Progress::More;
@@ -138,8 +147,8 @@ impl Sampler {
         progress
     }
 
-    /// Decides one trace and takes it out of the window. Breaks, and leaves it there, if it is kept
-    /// but there is no room for it.
+    /// Decides one trace and takes it out of the window; [`Decided::empty`] has to follow.
+    /// Breaks, and leaves it there, if it is kept but there is no room for it.
     pub(super) fn decide_trace(
         &self,
         state: &mut ShardState,
@@ -176,20 +185,17 @@ impl Sampler {
             lag_millis: window.now().since(due.at),
             matched: matched_start..out.decisions.matched.len() as u32,
         });
-        if !verdict.kept {
-            window.take(due.position, None, &mut out.freed);
-            return ControlFlow::Continue(());
+        out.taken.push(window.take(due.position, verdict.kept));
+        if verdict.kept {
+            out.kept_bytes += bytes;
+            out.kept.push(KeptTrace {
+                verdict,
+                trigger: Some(due.trigger),
+                randomness,
+                is_explicit: explicit_randomness.is_some(),
+                spans: facts.spans as usize,
+            });
         }
-        let first = out.spans.len();
-        window.take(due.position, Some(&mut out.spans), &mut out.freed);
-        out.kept_bytes += bytes;
-        out.kept.push(KeptTrace {
-            verdict,
-            trigger: Some(due.trigger),
-            randomness,
-            is_explicit: explicit_randomness.is_some(),
-            spans: out.spans.len() - first,
-        });
         ControlFlow::Continue(())
     }
 

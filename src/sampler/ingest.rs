@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use super::{Decided, Sampler, ShardState};
 use crate::{
+    decisions::Decision,
     otlp::{
         walk::{self, Conditions, SpanMeta, Walked},
         wire::Malformed,
     },
-    trace::Trigger,
-    window::{self, ContextSlots, Due, Millis, Run},
+    trace::{TraceId, Trigger},
+    window::{self, ContextSlots, Due, Millis, Position, Run},
 };
 
 /// Buffers of one ingest, kept from request to request.
@@ -20,7 +21,37 @@ pub struct Scratch {
     /// Indices of spans, by shard and within a shard by trace.
     order: Vec<u32>,
     counts: Vec<u32>,
+    /// The hash of each run's trace, and where it was found.
+    places: Vec<(u64, Place)>,
     slots: ContextSlots,
+}
+
+/// Where the spans of a trace belong.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// To others that are not decided yet.
+    Buffered(Position),
+    /// After a decision that was made.
+    Decided(Decision),
+    /// Nothing is known of the trace.
+    New,
+}
+
+impl ShardState {
+    fn place_of(&self, hash: u64, trace_id: TraceId) -> Place {
+        let position = self.window.find(hash, trace_id).map(Place::Buffered);
+        let place = position.or_else(|| self.remembered.recall(hash).map(Place::Decided));
+        place.unwrap_or(Place::New)
+    }
+
+    /// Whether nothing has changed under this lock since the trace was looked up.
+    fn is_still(&self, place: Place, trace_id: TraceId) -> bool {
+        match place {
+            Place::Buffered(position) => self.window.is_at(position, trace_id),
+            Place::Decided(_) => true,
+            Place::New => false,
+        }
+    }
 }
 
 /// What became of a request.
@@ -54,14 +85,22 @@ impl Sampler {
         walk::walk(request, &self.contexts, &conditions, &mut scratch.walked)
             .inspect_err(|_| scratch.walked.clear())?;
         self.sort(scratch);
-        let Scratch { walked, hashes, order, slots, .. } = scratch;
+        let Scratch { walked, hashes, order, places, slots, .. } = scratch;
         slots.reset(walked.contexts.len());
         let shard_of = |&index: &u32| self.shard_of(hashes[index as usize]);
         for of_shard in order.chunk_by(|a, b| shard_of(a) == shard_of(b)) {
             let mut state = self.lock(shard_of(&of_shard[0]));
             state.window.advance(now);
             let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
-            for of_trace in of_shard.chunk_by(|a, b| trace_of(a) == trace_of(b)) {
+            let runs = || of_shard.chunk_by(|a, b| trace_of(a) == trace_of(b));
+            // All look-ups first: they wait for memory together, where with an append in between
+            // each would wait alone.
+            places.clear();
+            places.extend(runs().map(|of_trace| {
+                let hash = hashes[of_trace[0] as usize];
+                (hash, state.place_of(hash, trace_of(&of_trace[0])))
+            }));
+            for (of_trace, &place) in runs().zip(&*places) {
                 let run = Run {
                     request,
                     contexts: &walked.contexts,
@@ -69,7 +108,7 @@ impl Sampler {
                     bits: &walked.bits,
                     order: of_trace,
                 };
-                self.ingest_run(&mut state, hashes[of_trace[0] as usize], &run, slots, out);
+                self.ingest_run(&mut state, place, &run, slots, out);
             }
             state.window.settle();
         }
@@ -112,7 +151,7 @@ impl Sampler {
     fn ingest_run(
         &self,
         state: &mut ShardState,
-        hash: u64,
+        (hash, mut place): (u64, Place),
         run: &Run<'_>,
         slots: &mut ContextSlots,
         out: &mut Decided,
@@ -120,14 +159,18 @@ impl Sampler {
         let trace_id = run.spans[run.order[0] as usize].trace_id;
         let mut rest = run.order;
         while !rest.is_empty() {
-            let position = state.window.find(hash, trace_id);
-            if position.is_none()
-                && let Some(decision) = state.remembered.recall(hash)
-            {
-                let late = Run { order: rest, ..*run };
-                return self.follow(trace_id, &decision, &late, out);
+            // An earlier run may have begun this trace, or filled and decided it.
+            if !state.is_still(place, trace_id) {
+                place = state.place_of(hash, trace_id);
             }
-            let position = position.unwrap_or_else(|| state.window.insert(hash, trace_id));
+            let position = match place {
+                Place::Buffered(position) => position,
+                Place::New => state.window.insert(hash, trace_id),
+                Place::Decided(decision) => {
+                    let late = Run { order: rest, ..*run };
+                    return self.follow(trace_id, &decision, &late, out);
+                }
+            };
             let spans = state.window.trace_spans(position);
             let bytes = state.window.trace_bytes(position);
             let fitting = self.fitting(spans, bytes, run.spans, rest);
@@ -139,6 +182,7 @@ impl Sampler {
                 // The spans of a trace at its limit leave at once: the sender's request has been
                 // admitted, and the room that is kept free in the queue is for exactly this.
                 let _ = self.decide_trace(state, due, usize::MAX, out);
+                out.empty(&mut state.window);
             }
         }
     }

@@ -69,6 +69,18 @@ impl Shard {
         }
     }
 
+    /// Fills `chain` with the places of a trace's records, the newest first.
+    fn collect_chain(&mut self, last: Location) {
+        let mut chain = std::mem::take(&mut self.chain);
+        chain.clear();
+        let mut location = last;
+        while location != Location::NONE {
+            chain.push(location);
+            location = self.segment(location.slot).record(location.offset).previous();
+        }
+        self.chain = chain;
+    }
+
     fn is_in_chain(&mut self, position: Position, slot: u32) -> bool {
         self.collect_chain(self.entry(position).last_record);
         self.chain.iter().any(|location| location.slot == slot)

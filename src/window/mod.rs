@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub use compact::COMPACT_AFTER_MILLIS;
 pub use ring::Position;
 pub use segment::{Pool, SEGMENT_BYTES, Segment};
-pub use shard::Shard;
+pub use shard::{Shard, Taken};
 
 use crate::{
     otlp::{Context, walk::SpanMeta},

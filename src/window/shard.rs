@@ -16,6 +16,26 @@ use crate::{
     trace::{Facts, Randomness, TraceId, Trigger},
 };
 
+/// A trace that was taken out of the window and whose records are still there.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    is_kept: bool,
+    /// The newest record that is not among the links yet.
+    next: Location,
+    /// The link of the oldest record that is.
+    oldest: u32,
+}
+
+/// A record of a taken trace.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    location: Location,
+    /// The link of the record after it.
+    newer: u32,
+}
+
+const NO_LINK: u32 = u32::MAX;
+
 /// One shard of the window.
 #[derive(Debug)]
 pub struct Shard {
@@ -32,6 +52,7 @@ pub struct Shard {
     open: Option<u32>,
     pub(super) cold: VecDeque<(Millis, u32, u64)>,
     pub(super) chain: Vec<Location>,
+    chains: Vec<Link>,
     spans: u64,
     span_bytes: u64,
     pool: Arc<Pool>,
@@ -63,6 +84,7 @@ impl Shard {
             open: None,
             cold: VecDeque::new(),
             chain: Vec::new(),
+            chains: Vec::new(),
             spans: 0,
             span_bytes: 0,
             pool: Arc::clone(pool),
@@ -104,6 +126,12 @@ impl Shard {
             self.ring.get(Position(position)).is_some_and(|entry| entry.trace_id == trace_id)
         };
         self.index.find(hash, same).map(|&position| Position(position))
+    }
+
+    /// Whether the undecided trace of this id is still where it was found.
+    pub fn is_at(&self, position: Position, trace_id: TraceId) -> bool {
+        let entry = self.ring.get(position);
+        entry.is_some_and(|entry| entry.is_live && entry.trace_id == trace_id)
     }
 
     /// Begins a trace that [`Self::find`] did not find.
@@ -240,14 +268,8 @@ impl Shard {
         None
     }
 
-    /// Takes a trace out of the window; its spans are gone unless `kept` takes them, in the order
-    /// of their arrival. Segments that are free now go to `freed`.
-    pub fn take(
-        &mut self,
-        position: Position,
-        kept: Option<&mut Vec<KeptSpan>>,
-        freed: &mut Freed,
-    ) {
+    /// Takes a trace out of the index and the deadlines. Its records stay until [`Self::empty`].
+    pub fn take(&mut self, position: Position, is_kept: bool) -> Taken {
         let entry = *self.entry(position);
         let hash = hash_of(&self.hasher, entry.trace_id);
         if let Ok(found) = self.index.find_entry(hash, |&other| other == position.0) {
@@ -259,14 +281,44 @@ impl Shard {
         self.entry_mut(position).is_live = false;
         self.spans -= u64::from(entry.spans());
         self.span_bytes -= u64::from(entry.bytes());
-        self.collect_chain(entry.last_record);
-        if let Some(kept) = kept {
-            for &location in self.chain.iter().rev() {
+        Taken { is_kept, next: entry.last_record, oldest: NO_LINK }
+    }
+
+    /// Gives up the records of traces that were taken. The spans of those that are kept are
+    /// appended to `kept`, trace by trace, in the order of their arrival; segments that are free
+    /// now to `freed`.
+    pub fn empty(&mut self, taken: &mut Vec<Taken>, kept: &mut Vec<KeptSpan>, freed: &mut Freed) {
+        let mut chains = std::mem::take(&mut self.chains);
+        self.collect_chains(taken, &mut chains);
+        for trace in taken.drain(..).filter(|trace| trace.is_kept) {
+            let mut link = trace.oldest;
+            while let Some(&Link { location, newer }) = chains.get(link as usize) {
                 self.share_record(location, kept);
+                link = newer;
             }
         }
-        for index in 0..self.chain.len() {
-            self.release(self.chain[index], freed);
+        for link in chains.drain(..) {
+            self.release(link.location, freed);
+        }
+        self.chains = chains;
+    }
+
+    /// The records of all traces, first the newest of each, then the ones before: reads that do not
+    /// depend on each other wait for memory together. One trace after another took twice as long.
+    fn collect_chains(&self, taken: &mut [Taken], chains: &mut Vec<Link>) {
+        let mut going: Vec<u32> = (0..taken.len() as u32).collect();
+        while !going.is_empty() {
+            going.retain(|&trace| {
+                let trace = &mut taken[trace as usize];
+                let location = trace.next;
+                if location == Location::NONE {
+                    return false;
+                }
+                chains.push(Link { location, newer: trace.oldest });
+                trace.oldest = (chains.len() - 1) as u32;
+                trace.next = self.segment(location.slot).record(location.offset).previous();
+                true
+            });
         }
     }
 
@@ -329,18 +381,6 @@ impl Shard {
 
     pub(super) fn segment(&self, slot: u32) -> &Segment {
         self.slots[slot as usize].as_ref().expect("a live record is in a segment")
-    }
-
-    /// Fills `chain` with the places of a trace's records, the newest first.
-    pub(super) fn collect_chain(&mut self, last: Location) {
-        let mut chain = std::mem::take(&mut self.chain);
-        chain.clear();
-        let mut location = last;
-        while location != Location::NONE {
-            chain.push(location);
-            location = self.segment(location.slot).record(location.offset).previous();
-        }
-        self.chain = chain;
     }
 
     fn share_record(&self, location: Location, kept: &mut Vec<KeptSpan>) {
