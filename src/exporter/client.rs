@@ -6,19 +6,34 @@
 //!
 //! Sources: OTLP specification 1.x, "OTLP/gRPC Response" and "OTLP/gRPC Throttling".
 
-use std::{error::Error as _, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error as _,
+    future::poll_fn,
+    io::{self, Write as _},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use flate2::write::GzEncoder;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri,
+    header::{CONTENT_TYPE, TE},
+};
+use http_body::Frame;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
 use tonic::{
-    Code, Request, Status,
-    client::Grpc,
-    codec::CompressionEncoding,
-    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
+    Code, Status,
+    body::Body,
+    codec::Streaming,
+    metadata::AsciiMetadataKey,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt as _;
+use tower_service::Service as _;
 
 use crate::{
     config::{Compression, Exporter},
@@ -28,6 +43,8 @@ use crate::{
 
 /// The longest delay that a backend may ask for.
 const RETRY_INFO_MAX: Duration = Duration::from_secs(300);
+/// zstd's own default.
+const ZSTD_LEVEL: i32 = 3;
 /// The most of an answer that is read.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -75,6 +92,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The request was taken. An answer that is empty or cannot be read is one too.
+    fn sent(answer: Bytes) -> Self {
+        let answer = ExportTraceServiceResponse::decode(answer).unwrap_or_default();
+        let partial = answer.partial_success.unwrap_or_default();
+        Outcome::Sent {
+            rejected: u64::try_from(partial.rejected_spans).unwrap_or(0),
+            message: partial.error_message,
+        }
+    }
+
     /// The code to count.
     pub fn code(&self) -> Code {
         match self {
@@ -88,8 +115,10 @@ impl Outcome {
 /// A client of one backend. Clones share its connection.
 #[derive(Clone, Debug)]
 pub struct Client {
-    grpc: Grpc<Channel>,
-    headers: MetadataMap,
+    channel: Channel,
+    uri: Uri,
+    headers: HeaderMap,
+    compression: Compression,
     timeout: Duration,
 }
 
@@ -109,20 +138,26 @@ impl Client {
             // Together under 30 s, the time in which a peer that vanished must be noticed.
             .http2_keep_alive_interval(Duration::from_secs(15))
             .keep_alive_timeout(Duration::from_secs(10));
-        let grpc = Grpc::new(endpoint.connect_lazy()).max_decoding_message_size(ANSWER_BYTES_MAX);
-        let grpc = match config.compression {
-            Compression::None => grpc,
-            Compression::Gzip => grpc.send_compressed(CompressionEncoding::Gzip),
-            Compression::Zstd => grpc.send_compressed(CompressionEncoding::Zstd),
-        };
-        let mut headers = MetadataMap::new();
+        let mut headers = HeaderMap::new();
         for (name, value) in &config.headers {
             let invalid = || ClientError::Header(name.clone());
+            // tonic's own types know which names gRPC reserves.
             let key: AsciiMetadataKey = name.parse().map_err(|_| invalid())?;
-            let value: AsciiMetadataValue = value.parse().map_err(|_| invalid())?;
-            headers.insert(key, value);
+            let name = HeaderName::try_from(key.as_str()).map_err(|_| invalid())?;
+            headers.insert(name, value.parse().map_err(|_| invalid())?);
         }
-        Ok(Client { grpc, headers, timeout: config.timeout })
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if let Some(encoding) = encoding_name(config.compression) {
+            headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
+        }
+        Ok(Client {
+            uri: export_uri(endpoint.uri()),
+            channel: endpoint.connect_lazy(),
+            headers,
+            compression: config.compression,
+            timeout: config.timeout,
+        })
     }
 
     /// Sends one request once.
@@ -139,20 +174,88 @@ impl Client {
         }
     }
 
-    async fn call(&self, body: Bytes) -> Result<Outcome, Status> {
-        let mut grpc = self.grpc.clone();
-        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut request = Request::new(body);
-        *request.metadata_mut() = self.headers.clone();
-        let path = http::uri::PathAndQuery::from_static(EXPORT_PATH);
-        let answer = grpc.unary(request, path, RawCodec).await?;
-        // An answer that cannot be read is still an answer: the backend has the spans.
-        let answer = ExportTraceServiceResponse::decode(answer.into_inner()).unwrap_or_default();
-        let partial = answer.partial_success.unwrap_or_default();
-        Ok(Outcome::Sent {
-            rejected: u64::try_from(partial.rejected_spans).unwrap_or(0),
-            message: partial.error_message,
-        })
+    /// One unary call. Not tonic's client, which copies a message on its way out.
+    async fn call(&self, message: Bytes) -> Result<Outcome, Status> {
+        let unavailable = |error: tonic::transport::Error| Status::from_error(Box::new(error));
+        let mut channel = self.channel.clone();
+        poll_fn(|context| channel.poll_ready(context)).await.map_err(unavailable)?;
+        let mut request = http::Request::new(Body::new(self.frame(message)?));
+        *request.method_mut() = http::Method::POST;
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        let response = channel.call(request).await.map_err(unavailable)?;
+        // An answer without a message has its status in front.
+        match Status::from_header_map(response.headers()) {
+            Some(status) if status.code() == Code::Ok => return Ok(Outcome::sent(Bytes::new())),
+            Some(status) => return Err(status),
+            None => {}
+        }
+        let (code, limit) = (response.status(), Some(ANSWER_BYTES_MAX));
+        let mut answer = Streaming::new_response(RawCodec, response.into_body(), code, None, limit);
+        let message = answer.message().await?.unwrap_or_default();
+        // The status stands behind the message.
+        answer.trailers().await?;
+        Ok(Outcome::sent(message))
+    }
+
+    /// The message, compressed as configured, with gRPC's prefix: whether it is compressed, and its
+    /// length in 32 bits, big endian.
+    fn frame(&self, message: Bytes) -> Result<Framed, Status> {
+        let compressed = match self.compression {
+            Compression::None => None,
+            Compression::Gzip => Some(gzip(&message)),
+            Compression::Zstd => Some(zstd::encode_all(&message[..], ZSTD_LEVEL)),
+        };
+        let is_compressed = compressed.is_some();
+        let message = match compressed {
+            Some(compressed) => compressed?.into(),
+            None => message,
+        };
+        let length = u32::try_from(message.len())
+            .map_err(|_| Status::resource_exhausted("larger than max: 4 GiB"))?;
+        let mut prefix = [0; 5];
+        prefix[0] = u8::from(is_compressed);
+        prefix[1..].copy_from_slice(&length.to_be_bytes());
+        Ok(Framed([Some(Bytes::copy_from_slice(&prefix)), Some(message)]))
+    }
+}
+
+fn encoding_name(compression: Compression) -> Option<&'static str> {
+    match compression {
+        Compression::None => None,
+        Compression::Gzip => Some("gzip"),
+        Compression::Zstd => Some("zstd"),
+    }
+}
+
+/// The endpoint's URI with the path of the method behind its own.
+fn export_uri(endpoint: &Uri) -> Uri {
+    let mut parts = endpoint.clone().into_parts();
+    let path = format!("{}{EXPORT_PATH}", endpoint.path().trim_end_matches('/'));
+    parts.path_and_query = Some(path.parse().expect("a path behind a path is one"));
+    Uri::from_parts(parts).expect("only the path has changed")
+}
+
+fn gzip(message: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(message)?;
+    encoder.finish()
+}
+
+/// The body of a unary call: the prefix, then the message.
+struct Framed([Option<Bytes>; 2]);
+
+impl http_body::Body for Framed {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.0.iter_mut().find_map(Option::take);
+        Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 

@@ -454,6 +454,22 @@ async fn a_hostile_backend_costs_one_attempt() {
     running.stop().await;
 }
 
+/// Scenario: a backend that answers OK without a message.
+/// Guarantees: the spans are sent, once.
+#[tokio::test]
+async fn an_answer_without_a_message_is_an_answer() {
+    const BARE: Trailers = &[("grpc-status", "0"), ("grpc-message", "")];
+    let (url, seen) = raw_backend(&[BARE]).await;
+    let mut config = config(ALL);
+    config.exporter.endpoint = url;
+    let running = Running::start_to(config).await;
+    running.accept(roots(1, 0)).await;
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.sum("exporter_sent_spans_total"), 1.0);
+    assert_eq!(seen.lock().expect("no panic").len(), 1);
+    running.stop().await;
+}
+
 /// Scenario: a shutdown with spans queued and in the window, and no backend.
 /// Guarantees: it ends within `shutdown_timeout`, and says how many spans could not be delivered.
 #[tokio::test]
