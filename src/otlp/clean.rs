@@ -92,6 +92,8 @@ struct Schema {
 #[derive(PartialEq, Eq)]
 enum Role {
     Plain,
+    /// Mostly sound at a glance.
+    KeyValue,
     /// Counts towards the nesting limit.
     AnyValue,
     /// Removed where its ids have the wrong length.
@@ -170,7 +172,8 @@ static LINK: Schema = Schema {
     role: Role::Link,
 };
 static STATUS: Schema = plain(&[Unknown, Text, Varint]);
-static KEY_VALUE: Schema = plain(&[Text, Message(&ANY_VALUE), Varint]);
+static KEY_VALUE: Schema =
+    Schema { fields: &[Text, Message(&ANY_VALUE), Varint], role: Role::KeyValue };
 static ANY_VALUE: Schema = Schema {
     fields: &[
         Text,
@@ -209,7 +212,11 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
                 repairs.strings += u64::from(!is_valid);
             }
             Type::Message(schema) => {
-                let inner = check(reader.bytes()?, schema, values)?;
+                let inner = reader.bytes()?;
+                if schema.role == Role::KeyValue && is_plain_pair(inner) {
+                    continue;
+                }
+                let inner = check(inner, schema, values)?;
                 repairs.strings += inner.strings;
                 repairs.links += inner.links;
             }
@@ -222,6 +229,27 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
     }
     Ok(repairs)
 }
+
+/// Whether it is one short key and one short string, all of it ASCII, as most attributes are. Then
+/// there is nothing to repair, and nothing more to look at.
+#[inline]
+fn is_plain_pair(pair: &[u8]) -> bool {
+    let [KEY, key_len, rest @ ..] = pair else { return false };
+    let Some((_, [VALUE, value_len, value @ ..])) = rest.split_at_checked(usize::from(*key_len))
+    else {
+        return false;
+    };
+    let [TEXT, text_len, text @ ..] = value else { return false };
+    // ASCII includes the lengths: one of two bytes is not.
+    value.len() == usize::from(*value_len)
+        && text.len() == usize::from(*text_len)
+        && pair.is_ascii()
+}
+
+/// The tags of `KeyValue.key`, `KeyValue.value` and `AnyValue.string_value`.
+const KEY: u8 = wire::tag(1, wire::BYTES) as u8;
+const VALUE: u8 = wire::tag(2, wire::BYTES) as u8;
+const TEXT: u8 = wire::tag(1, wire::BYTES) as u8;
 
 fn link_is_sound(link: &[u8]) -> Result<bool, Unfit> {
     let (mut trace_id, mut span_id) = (&[][..], &[][..]);

@@ -93,13 +93,20 @@ impl Sampler {
             state.window.advance(now);
             let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
             let runs = || of_shard.chunk_by(|a, b| trace_of(a) == trace_of(b));
-            // All look-ups first: they wait for memory together, where with an append in between
-            // each would wait alone.
+            // All look-ups first, and those that depend on one another in turns: they wait for
+            // memory together, where with an append in between each would wait alone.
+            let hash_of = |of_trace: &[u32]| hashes[of_trace[0] as usize];
             places.clear();
             places.extend(runs().map(|of_trace| {
-                let hash = hashes[of_trace[0] as usize];
-                (hash, state.place_of(hash, trace_of(&of_trace[0])))
+                let hash = hash_of(of_trace);
+                (hash, state.window.guess(hash).map_or(Place::New, Place::Buffered))
             }));
+            for (of_trace, (hash, place)) in runs().zip(&mut *places) {
+                let trace_id = trace_of(&of_trace[0]);
+                if !state.is_still(*place, trace_id) {
+                    *place = state.place_of(*hash, trace_id);
+                }
+            }
             for (of_trace, &place) in runs().zip(&*places) {
                 let run = Run {
                     request,

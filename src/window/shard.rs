@@ -128,7 +128,13 @@ impl Shard {
         self.index.find(hash, same).map(|&position| Position(position))
     }
 
-    /// Whether the undecided trace of this id is still where it was found.
+    /// Where the trace of this hash probably is, told without looking at it. [`Self::is_at`] tells
+    /// for sure.
+    pub fn guess(&self, hash: u64) -> Option<Position> {
+        self.index.find(hash, |_| true).map(|&position| Position(position))
+    }
+
+    /// Whether the undecided trace of this id is there.
     pub fn is_at(&self, position: Position, trace_id: TraceId) -> bool {
         let entry = self.ring.get(position);
         entry.is_some_and(|entry| entry.is_live && entry.trace_id == trace_id)
