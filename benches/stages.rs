@@ -26,7 +26,7 @@ use tailwater::{
         Contexts,
         encode::{Batch, TraceStamp},
         tracestate::Stamp,
-        walk::{self, Attribute, Conditions, Walked},
+        walk::{self, Walked},
     },
     policy::{Plan, PolicySpec, RuleKind, RuleSpec, StringMatch},
     sampler::{Decided, Limits, Progress, Sampler, Scratch, Which},
@@ -55,9 +55,6 @@ fn main() -> Result<()> {
 fn walk_only(corpus: &mut Corpus) -> Result<()> {
     let plan = plan();
     let contexts = Contexts::new(Budget::new(1 << 30));
-    let leaves = plan.leaves();
-    let test = |attribute: Attribute<'_>, bits: &mut [u64]| leaves.test(attribute, bits);
-    let conditions = Conditions { words: leaves.words(), test };
     let mut walked = Walked::default();
     let mut kept_alive = Vec::new();
     let mut time = Duration::ZERO;
@@ -65,7 +62,7 @@ fn walk_only(corpus: &mut Corpus) -> Result<()> {
         let body = corpus.body(sequence).slice(GRPC_PREFIX_BYTES..);
         walked.clear();
         let started = now();
-        walk::walk(&body, &contexts, &conditions, &mut walked)?;
+        walk::walk(&body, &contexts, plan.leaves(), &mut walked)?;
         time += started.elapsed();
         // As a window would, so that contexts are found and not made anew.
         kept_alive.clear();

@@ -1,9 +1,6 @@
 use std::fmt::Write as _;
 
-use super::{
-    super::{load, policies},
-    POLICY, config, each_has_one_problem, problems,
-};
+use super::{super::load, POLICY, config, each_has_one_problem, problems};
 use crate::{
     policy::{PolicySpec, RuleKind, StringMatch},
     trace::StatusCode,
@@ -162,12 +159,15 @@ fn types() {
         (
             "type = 'xyz'\nx = 3",
             "3:8: error: unknown policy type `xyz` | the types are always_sample, status_code, \
-             latency, string_attribute, probabilistic, and, or, not, drop",
+             latency, string_attribute, numeric_attribute, boolean_attribute, probabilistic, \
+             span_count, trace_state, trace_flags, span_name, service_name, and, or, not, drop, \
+             same_span",
         ),
         ("type = 3", "3:8: error: `type` must be a string, found an integer"),
         (
-            "type = 'span_count'\nmin_spans = 3",
-            "3:8: error: the policy type `span_count` is not available yet",
+            "type = 'numeric_atribute'\nkey = 'k'",
+            "3:8: error: unknown policy type `numeric_atribute` | did you mean \
+             `numeric_attribute`?",
         ),
         (
             "type = 'composite'\nmax_total_spans_per_second = 3",
@@ -185,11 +185,6 @@ fn types() {
              `name`, `type`, `status_codes`, `sampling_percentage`, `limit`",
         ),
     ]);
-    for later in policies::TYPES_NOT_AVAILABLE {
-        let text = policy(&format!("type = '{later}'"));
-        let message = format!("3:8: error: the policy type `{later}` is not available yet");
-        assert_eq!(problems(&text), [message]);
-    }
 }
 
 #[test]
