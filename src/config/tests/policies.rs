@@ -1,26 +1,17 @@
 use std::fmt::Write as _;
 
-use super::{super::load, POLICY, config, each_has_one_problem, problems};
+use super::{
+    super::load, POLICY, config, each_has_one_problem, each_policy_has_one_problem, policy,
+    problems,
+};
 use crate::{
     policy::{PolicySpec, RuleKind, StringMatch},
     trace::StatusCode,
 };
 
-/// A file with one named policy of these lines; they start at line 3.
-fn policy(lines: &str) -> String {
-    format!("[[policy]]\nname = 'p'\n{lines}\n")
-}
-
 #[track_caller]
 fn spec(lines: &str) -> PolicySpec {
     config(&policy(lines)).policies.remove(0)
-}
-
-#[track_caller]
-fn each_policy_has_one_problem(cases: &[(&str, &str)]) {
-    for (lines, expected) in cases {
-        each_has_one_problem(&[(&policy(lines), expected)]);
-    }
 }
 
 #[test]
