@@ -174,7 +174,7 @@ def by_tailwater(
         # At shutdown a condition that can still turn would not veto: let it decide in its own time.
         counts = [len(one.traces()) for one in sets]
         try:
-            wait_until("all is decided", lambda: not undecided(doors, counts), 30)
+            wait_until("all is decided", lambda: not undecided(doors, counts), 120)
         except TroubleError as error:
             raise TroubleError(f"{error}\n{undecided(doors, counts)}") from None
         for process in processes.values():
@@ -273,9 +273,7 @@ class Tally:
             print(f"      ... and {len(self.problems) - 5} more")
         print(f"{sets} policy sets, {self.split_sets} of which keep some and drop some")
         print(f"{self.traces} traces, {self.kept} of which Tailwater must keep")
-        print(
-            f"{alike} decided alike, {differing} differently as listed, in {self.differing_sets} sets:"
-        )
+        print(f"{alike} decided alike, {differing} as listed, in {self.differing_sets} sets:")
         for rule, count in self.by_rule.most_common():
             print(f"  {count:6} {rule}")
         print(f"{seconds:.0f} s")
