@@ -3,7 +3,7 @@
 #
 #     tests/peer/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
-# Needs Go 1.25 and Python 3.11. Everything is built and installed into target/peer (but python3-venv,
+# Needs Go 1.26 and Python 3.11. Everything is built and installed into target/peer (but python3-venv,
 # where Debian's Python lacks it), and only processes started here are ended.
 set -euo pipefail
 
