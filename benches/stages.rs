@@ -20,15 +20,16 @@ use std::{
 };
 
 use corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape};
+use regex::bytes::RegexSet;
 use tailwater::{
     budget::Budget,
     otlp::{
         Contexts,
         encode::{Batch, TraceStamp},
         tracestate::Stamp,
-        walk::{self, Attribute, Conditions, Walked},
+        walk::{self, Walked},
     },
-    policy::{Plan, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    policy::{Number, NumberRange, Plan, PolicySpec, RuleKind, RuleSpec, StringMatch},
     sampler::{Decided, Limits, Progress, Sampler, Scratch, Which},
     trace::{StatusCode, Trigger},
     window::{Millis, Waits},
@@ -47,17 +48,14 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let mut corpus = Corpus::build(&Shape { requests: 64, resources: 10, stride: 1 })?;
-    walk_only(&mut corpus)?;
+    walk_only(&mut corpus, "walk", &plan())?;
+    walk_only(&mut corpus, "walk, 256 policies", &many_policies())?;
     whole(&mut corpus)
 }
 
 /// The walker alone: framing, ids, times, status, attribute keys, contexts.
-fn walk_only(corpus: &mut Corpus) -> Result<()> {
-    let plan = plan();
+fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan) -> Result<()> {
     let contexts = Contexts::new(Budget::new(1 << 30));
-    let leaves = plan.leaves();
-    let test = |attribute: Attribute<'_>, bits: &mut [u64]| leaves.test(attribute, bits);
-    let conditions = Conditions { words: leaves.words(), test };
     let mut walked = Walked::default();
     let mut kept_alive = Vec::new();
     let mut time = Duration::ZERO;
@@ -65,13 +63,13 @@ fn walk_only(corpus: &mut Corpus) -> Result<()> {
         let body = corpus.body(sequence).slice(GRPC_PREFIX_BYTES..);
         walked.clear();
         let started = now();
-        walk::walk(&body, &contexts, &conditions, &mut walked)?;
+        walk::walk(&body, &contexts, plan.leaves(), &mut walked)?;
         time += started.elapsed();
         // As a window would, so that contexts are found and not made anew.
         kept_alive.clear();
         kept_alive.extend(walked.contexts.iter().cloned());
     }
-    report("walk", time, REQUESTS);
+    report(stage, time, REQUESTS);
     Ok(())
 }
 
@@ -186,6 +184,37 @@ fn plan() -> Plan {
     let specs = rules.into_iter().zip(["errors", "slow", "tier", "baseline"]);
     let specs: Vec<_> = specs.map(|(rule, name)| PolicySpec { name: name.into(), rule }).collect();
     Plan::compile(&specs)
+}
+
+/// 256 policies with four conditions each on keys that most spans have, 10 listed values each, an
+/// expression in every eighth and all on one span in every fourth.
+fn many_policies() -> Plan {
+    let rule = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
+    let text = |key: &str, values| {
+        rule(RuleKind::StringAttribute { key: key.to_owned(), values, invert: false })
+    };
+    let listed = |first: &str, n: usize| {
+        let others = (1..10).map(|i| format!("{first} {n} {i}"));
+        StringMatch::Exact(std::iter::once(first.to_owned()).chain(others).collect())
+    };
+    let policy = |n: usize| {
+        let expression = RegexSet::new([format!("^/api/v{n}/")]).expect("valid");
+        let path =
+            if n.is_multiple_of(8) { StringMatch::Regex(expression) } else { listed("/none", n) };
+        let at_least = NumberRange { min: Some(Number::Int(200 + n as i64)), max: None };
+        let status = "http.response.status_code".to_owned();
+        let number = RuleKind::NumericAttribute { key: status, range: at_least, invert: false };
+        let parts = vec![
+            text("http.route", listed(&format!("/route/{n}"), n)),
+            text("server.address", listed("shop.example.net", n)),
+            text("url.path", path),
+            rule(number),
+        ];
+        let kind =
+            if n.is_multiple_of(4) { RuleKind::SameSpan(parts) } else { RuleKind::And(parts) };
+        PolicySpec { name: format!("p{n}"), rule: rule(kind) }
+    };
+    Plan::compile(&(0..256).map(policy).collect::<Vec<_>>())
 }
 
 fn report(stage: &str, time: Duration, requests: u64) {

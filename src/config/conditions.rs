@@ -1,11 +1,11 @@
-//! The parameters of the conditions: `status_code`, `latency` and `string_attribute`.
+//! The parameters of the conditions: every policy type that has no parts.
 
-use std::ops::RangeInclusive;
+use std::{fmt::Display, ops::RangeInclusive};
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
 use crate::{
-    policy::{RuleKind, StringMatch},
+    policy::{Number, NumberRange, RuleKind, StringMatch},
     trace::StatusCode,
 };
 
@@ -44,14 +44,12 @@ pub(super) fn latency(section: &mut Section<'_, '_>) -> Option<RuleKind> {
     match (&threshold, &upper) {
         (_, Read::Set(0, span)) => {
             let problem = Problem::new("`upper_threshold_ms` is 0, and no trace is that short");
-            section.error(span.clone(), problem.hint("for no upper bound leave the key out"));
+            section.error(span.clone(), problem.hint(NO_UPPER_BOUND));
         }
         (Read::Set(lower, _), Read::Set(upper, span)) if upper <= lower => {
-            let message = format!(
-                "the policy can never match: `upper_threshold_ms`, {upper}, is not above \
-                 `threshold_ms`, {lower}"
-            );
-            section.error(span.clone(), Problem::new(message));
+            let problem =
+                never(("upper_threshold_ms", upper), "not above", ("threshold_ms", lower));
+            section.error(span.clone(), problem);
         }
         _ => {}
     }
@@ -59,12 +57,123 @@ pub(super) fn latency(section: &mut Section<'_, '_>) -> Option<RuleKind> {
     threshold.good().map(|threshold_ms| RuleKind::Latency { threshold_ms, upper_threshold_ms })
 }
 
+pub(super) fn span_count(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let min = section.integer("min_spans", 0..=u32::MAX);
+    section.require("min_spans", &min, Problem::new("`span_count` has no `min_spans`"));
+    let max = section.integer("max_spans", 0..=u32::MAX);
+    match (&min, &max) {
+        (_, Read::Set(0, span)) => {
+            let problem = Problem::new("`max_spans` is 0, and no trace has no spans");
+            section.error(span.clone(), problem.hint(NO_UPPER_BOUND));
+        }
+        (Read::Set(min, _), Read::Set(max, span)) if max < min => {
+            let problem = never(("max_spans", max), "below", ("min_spans", min));
+            section.error(span.clone(), problem);
+        }
+        _ => {}
+    }
+    let max_spans = max.good();
+    min.good().map(|min_spans| RuleKind::SpanCount { min_spans, max_spans })
+}
+
 pub(super) fn string_attribute(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let key = attribute_key(section, "`string_attribute` has no `key`");
+    let (values, invert) = string_match(section)?;
+    Some(RuleKind::StringAttribute { key: key?, values, invert })
+}
+
+pub(super) fn numeric_attribute(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let key = attribute_key(section, "`numeric_attribute` has no `key`");
+    let invert = section.boolean("invert_match").or(false);
+    let min = section.number("min_value");
+    let max = section.number("max_value");
+    match (&min, &max) {
+        (Read::Unset, Read::Unset) => {
+            let problem = Problem::new("`numeric_attribute` has no `min_value` and no `max_value`");
+            section.require_any(&["min_value", "max_value"], problem.hint("give one or both"));
+            return None;
+        }
+        (Read::Set(min, _), Read::Set(max, span)) if max < min => {
+            let none_in_the_collector = *max == Number::Int(0);
+            let hint = none_in_the_collector.then(|| NO_UPPER_BOUND.to_owned());
+            let problem = never(("max_value", max), "below", ("min_value", min)).maybe_hint(hint);
+            section.error(span.clone(), problem);
+        }
+        _ => {}
+    }
+    let range = NumberRange { min: min.good(), max: max.good() };
+    Some(RuleKind::NumericAttribute { key: key?, range, invert })
+}
+
+pub(super) fn boolean_attribute(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let key = attribute_key(section, "`boolean_attribute` has no `key`");
+    let invert = section.boolean("invert_match").or(false);
+    let value = section.boolean("value");
+    section.require("value", &value, Problem::new("`boolean_attribute` has no `value`"));
+    Some(RuleKind::BooleanAttribute { key: key?, value: value.good()?, invert })
+}
+
+pub(super) fn span_name(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    string_match(section).map(|(values, invert)| RuleKind::SpanName { values, invert })
+}
+
+pub(super) fn service_name(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    string_match(section).map(|(values, invert)| RuleKind::ServiceName { values, invert })
+}
+
+/// `trace_state`. Keys and values that tracestate has no way to carry are errors; what W3C forbids
+/// beyond that is left to the senders, some of which do not care.
+pub(super) fn trace_state(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let key = section.literal("key", |text| {
+        let problem = match text {
+            "" => Problem::new("`key` is empty"),
+            key if key.contains([',', '=', ' ', '\t']) => {
+                let message = format!("{} is not a key of tracestate", quote(key));
+                Problem::new(message).hint("it is what stands before the `=`, such as `vendor`")
+            }
+            key => return Ok(key.to_owned()),
+        };
+        Err(problem)
+    });
+    section.require("key", &key, Problem::new("`trace_state` has no `key`"));
+    let written = non_empty(section, "values")?;
+    let mut values = Vec::with_capacity(written.len());
+    for (text, span) in &written {
+        if text.contains(',') || text.ends_with([' ', '\t']) {
+            let message = format!("{} is not a value of tracestate", quote(text));
+            let hint = "a value has no comma and no white space at its end";
+            section.error(span.clone(), Problem::new(message).hint(hint));
+        } else {
+            values.push(text.clone());
+        }
+    }
+    (values.len() == written.len()).then_some(RuleKind::TraceState { key: key.good()?, values })
+}
+
+const NO_UPPER_BOUND: &str = "for no upper bound leave the key out";
+
+/// Bounds between which nothing is.
+fn never(
+    (upper, max): (&str, impl Display),
+    relation: &str,
+    (lower, min): (&str, impl Display),
+) -> Problem {
+    Problem::new(format!(
+        "the policy can never match: `{upper}`, {max}, is {relation} `{lower}`, {min}"
+    ))
+}
+
+fn attribute_key(section: &mut Section<'_, '_>, missing: &str) -> Option<String> {
     let key = section.literal("key", |text| match text {
         "" => Err(Problem::new("`key` is empty")),
         key => Ok(key.to_owned()),
     });
-    section.require("key", &key, Problem::new("`string_attribute` has no `key`"));
+    section.require("key", &key, Problem::new(missing));
+    key.good()
+}
+
+/// `values`, `enabled_regex_matching` and `invert_match`.
+fn string_match(section: &mut Section<'_, '_>) -> Option<(StringMatch, bool)> {
     let is_regex = section.boolean("enabled_regex_matching");
     let invert = section.boolean("invert_match").or(false);
     let written = non_empty(section, "values");
@@ -75,7 +184,7 @@ pub(super) fn string_attribute(section: &mut Section<'_, '_>) -> Option<RuleKind
         }
         Read::Bad => return None,
     };
-    key.good().map(|key| RuleKind::StringAttribute { key, values, invert })
+    Some((values, invert))
 }
 
 /// A required list of strings that is not empty.

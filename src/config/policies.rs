@@ -1,8 +1,9 @@
 //! `[[policy]]` tables of all files, from TOML to [`PolicySpec`].
 //!
 //! What a specification promises is checked here and nowhere else: names are unique, lists are not
-//! empty, expressions compile, and nothing probabilistic stands below `not` or `drop`, whose
-//! outcome must not depend on chance. A policy whose type is wrong says nothing about its other
+//! empty, expressions compile, nothing probabilistic stands below `not`, `drop` or `same_span`,
+//! whose outcome must not depend on chance, and below `same_span` only what one span can meet. A
+//! policy whose type is wrong says nothing about its other
 //! keys, because it is not known which it may have. Bounds: 1,000 policies, 10,000 conditions, 64
 //! levels, 1 MiB for each compiled list of expressions.
 
@@ -25,18 +26,26 @@ const CONDITIONS_MAX: usize = 10_000;
 const DEPTH_MAX: usize = 64;
 const NAME_CHARS_MAX: usize = 64;
 
-/// The policy types that are built.
+/// The policy types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Type {
     AlwaysSample,
     StatusCode,
     Latency,
     StringAttribute,
+    NumericAttribute,
+    BooleanAttribute,
     Probabilistic,
+    SpanCount,
+    TraceState,
+    TraceFlags,
+    SpanName,
+    ServiceName,
     And,
     Or,
     Not,
     Drop,
+    SameSpan,
 }
 
 const TYPES: &[(&str, Type)] = &[
@@ -44,23 +53,19 @@ const TYPES: &[(&str, Type)] = &[
     ("status_code", Type::StatusCode),
     ("latency", Type::Latency),
     ("string_attribute", Type::StringAttribute),
+    ("numeric_attribute", Type::NumericAttribute),
+    ("boolean_attribute", Type::BooleanAttribute),
     ("probabilistic", Type::Probabilistic),
+    ("span_count", Type::SpanCount),
+    ("trace_state", Type::TraceState),
+    ("trace_flags", Type::TraceFlags),
+    ("span_name", Type::SpanName),
+    ("service_name", Type::ServiceName),
     ("and", Type::And),
     ("or", Type::Or),
     ("not", Type::Not),
     ("drop", Type::Drop),
-];
-
-/// Types of the contract that this version does not have.
-pub(super) const TYPES_NOT_AVAILABLE: &[&str] = &[
-    "numeric_attribute",
-    "boolean_attribute",
-    "span_count",
-    "trace_state",
-    "trace_flags",
-    "span_name",
-    "service_name",
-    "same_span",
+    ("same_span", Type::SameSpan),
 ];
 
 /// Types of the Collector that Tailwater has something else for.
@@ -78,15 +83,21 @@ const LIMIT_HINT: &str =
 #[derive(Clone, Copy)]
 struct Place {
     depth: usize,
-    /// `not` or `drop`, below which nothing may be left to chance.
+    /// `not`, `drop` or `same_span`, below which nothing may be left to chance.
     certain_in: Option<&'static str>,
+    /// Below `same_span`, where only what one span can meet may stand.
+    of_one_span: bool,
 }
 
 impl Place {
-    const TOP: Place = Place { depth: 1, certain_in: None };
+    const TOP: Place = Place { depth: 1, certain_in: None, of_one_span: false };
 
     fn below(self, certain_in: Option<&'static str>) -> Place {
-        Place { depth: self.depth + 1, certain_in: self.certain_in.or(certain_in) }
+        Place { depth: self.depth + 1, certain_in: self.certain_in.or(certain_in), ..self }
+    }
+
+    fn below_same_span(self) -> Place {
+        Place { of_one_span: true, ..self.below(Some("same_span")) }
     }
 }
 
@@ -189,7 +200,7 @@ impl Policies {
         kind: Type,
         place: Place,
     ) -> Option<RuleKind> {
-        if !matches!(kind, Type::And | Type::Or | Type::Not | Type::Drop) {
+        if !matches!(kind, Type::And | Type::Or | Type::Not | Type::Drop | Type::SameSpan) {
             self.count_condition(section);
         }
         match kind {
@@ -197,22 +208,31 @@ impl Policies {
             Type::StatusCode => conditions::status_code(section),
             Type::Latency => conditions::latency(section),
             Type::StringAttribute => conditions::string_attribute(section),
+            Type::NumericAttribute => conditions::numeric_attribute(section),
+            Type::BooleanAttribute => conditions::boolean_attribute(section),
+            Type::SpanCount => conditions::span_count(section),
+            Type::TraceState => conditions::trace_state(section),
+            Type::TraceFlags => Some(RuleKind::TraceFlags),
+            Type::SpanName => conditions::span_name(section),
+            Type::ServiceName => conditions::service_name(section),
             Type::And => self.parts(section, place.below(None)).map(RuleKind::And),
             Type::Or => self.parts(section, place.below(None)).map(RuleKind::Or),
             Type::Drop => self.parts(section, place.below(Some("drop"))).map(RuleKind::Drop),
-            Type::Not => {
-                let hint = "`not` takes a single nameless policy: policy = { type = ... }";
-                let part = section.nameless("policy", hint);
-                let missing = Problem::new("`not` has no `policy`");
-                let rule = match part {
-                    Read::Set(part, _) => self.rule(part, place.below(Some("not"))),
-                    Read::Bad => None,
-                    Read::Unset => {
-                        section.require("policy", &Read::<()>::Unset, missing.hint(hint));
-                        None
-                    }
-                };
-                rule.map(|rule| RuleKind::Not(Box::new(rule)))
+            Type::SameSpan => self.parts(section, place.below_same_span()).map(RuleKind::SameSpan),
+            Type::Not => self.not(section, place.below(Some("not"))),
+        }
+    }
+
+    /// `policy` of `not`.
+    fn not(&mut self, section: &mut Section<'_, '_>, place: Place) -> Option<RuleKind> {
+        let hint = "`not` takes a single nameless policy: policy = { type = ... }";
+        match section.nameless("policy", hint) {
+            Read::Set(part, _) => self.rule(part, place).map(|rule| RuleKind::Not(Box::new(rule))),
+            Read::Bad => None,
+            Read::Unset => {
+                let missing = Problem::new("`not` has no `policy`").hint(hint);
+                section.require("policy", &Read::<()>::Unset, missing);
+                None
             }
         }
     }
@@ -264,29 +284,46 @@ fn known_type(text: &str) -> Result<Type, Problem> {
     if let Some((_, kind)) = TYPES.iter().find(|(name, _)| *name == text) {
         return Ok(*kind);
     }
-    let message = format!("the policy type {} is not available yet", quote(text));
-    if TYPES_NOT_AVAILABLE.contains(&text) {
-        return Err(Problem::new(message));
-    }
     if let Some((_, hint)) = TYPES_OF_THE_COLLECTOR.iter().find(|(name, _)| *name == text) {
         return Err(Problem::new(format!("there is no policy type {}", quote(text))).hint(*hint));
     }
     let names = || TYPES.iter().map(|(name, _)| *name);
-    let hint = did_you_mean(text, names().chain(TYPES_NOT_AVAILABLE.iter().copied()))
+    let hint = did_you_mean(text, names())
         .unwrap_or_else(|| format!("the types are {}", names().collect::<Vec<_>>().join(", ")));
     Err(Problem::new(format!("unknown policy type {}", quote(text))).hint(hint))
 }
 
 /// Why this type cannot stand here, if so.
 fn misplaced(kind: Type, place: Place) -> Option<Problem> {
-    match (kind, place.certain_in) {
-        (Type::Drop, _) if place.depth > 1 => Some(
+    if kind == Type::Drop && place.depth > 1 {
+        return Some(
             Problem::new("`drop` stands only at the top level")
                 .hint("it vetoes whole traces; to exclude something from one policy use `not`"),
-        ),
-        (Type::Probabilistic, Some(outer)) => Some(left_to_chance(outer)),
-        _ => None,
+        );
     }
+    if let (Type::Probabilistic, Some(outer)) = (kind, place.certain_in) {
+        return Some(left_to_chance(outer));
+    }
+    if place.of_one_span && !is_of_one_span(kind) {
+        let name = TYPES.iter().find(|(_, known)| *known == kind).map_or("", |(name, _)| name);
+        return Some(Problem::new(format!("`{name}` is not about a single span")).hint(
+            "`same_span` takes conditions on attributes, status, name, service, flags and \
+             tracestate; put the rest beside it in an `and`",
+        ));
+    }
+    None
+}
+
+fn is_of_one_span(kind: Type) -> bool {
+    !matches!(
+        kind,
+        Type::AlwaysSample
+            | Type::Probabilistic
+            | Type::Latency
+            | Type::SpanCount
+            | Type::Drop
+            | Type::SameSpan
+    )
 }
 
 fn left_to_chance(outer: &str) -> Problem {

@@ -105,6 +105,8 @@ const COLLECTOR_KEYS: &[(&str, &str)] = &[
     ("num_traces", "the window is bounded by `memory_limit_mib` in [sampling], not by a count"),
     ("expected_new_traces_per_sec", "leave it out: nothing is allocated ahead"),
     ("decision_cache", "use `decision_cache_ttl` in [sampling]"),
+    ("cache_max_size", "leave it out: expressions run in linear time and nothing is cached"),
+    ("hash_salt", "leave it out: randomness comes from the trace id or `tracestate: ot=rv`"),
     ("and_sub_policy", "write the parts as `policies = [{ type = ... }, ...]`"),
     ("not_sub_policy", "write the part as `policy = { type = ... }`"),
     ("drop_sub_policy", "write the parts as `policies = [{ type = ... }, ...]`"),

@@ -13,6 +13,8 @@ use toml::{
     de::{DeString, DeTable, DeValue},
 };
 
+use crate::policy::Number;
+
 use super::{
     diagnostics::{Problem, Severity, nearest},
     env,
@@ -65,7 +67,8 @@ pub(super) struct Section<'r, 't> {
     path: Option<String>,
     place: String,
     asked: Vec<&'static str>,
-    missing: Vec<(&'static str, Problem)>,
+    /// Keys of which one must be there, and what to say if none is.
+    missing: Vec<(Vec<&'static str>, Problem)>,
 }
 
 impl<'r, 't> Section<'r, 't> {
@@ -118,6 +121,10 @@ impl<'r, 't> Section<'r, 't> {
 
     pub(super) fn percentage(&mut self, key: &'static str) -> Read<f64> {
         self.read(key, |value| values::percentage(key, value))
+    }
+
+    pub(super) fn number(&mut self, key: &'static str) -> Read<Number> {
+        self.read(key, |value| values::number(key, value))
     }
 
     /// A string exactly as it stands, converted.
@@ -281,8 +288,13 @@ impl<'r, 't> Section<'r, 't> {
     /// Notes that the table must have `key`, if `read` says it does not.
     pub(super) fn require<T>(&mut self, key: &'static str, read: &Read<T>, problem: Problem) {
         if matches!(read, Read::Unset) {
-            self.missing.push((key, problem));
+            self.missing.push((vec![key], problem));
         }
+    }
+
+    /// Notes that the table must have one of these keys, none of which it has.
+    pub(super) fn require_any(&mut self, keys: &[&'static str], problem: Problem) {
+        self.missing.push((keys.to_vec(), problem));
     }
 
     /// Reports unknown and missing keys.
@@ -312,7 +324,7 @@ impl<'r, 't> Section<'r, 't> {
             let nearest = nearest(name, unset.iter().copied())
                 .or_else(|| nearest(name, self.asked.iter().copied()));
             let missing_before = self.missing.len();
-            self.missing.retain(|(key, _)| Some(*key) != nearest);
+            self.missing.retain(|(keys, _)| !nearest.is_some_and(|key| keys.contains(&key)));
             if keys_are_known || self.missing.len() < missing_before {
                 self.reader.unknown.push(UnknownKey {
                     key: name.to_owned(),

@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue};
 use toml::de::{DeInteger, DeValue};
 
 use super::diagnostics::{Problem, did_you_mean, quote};
+use crate::policy::Number;
 
 /// "`key` must be ..., found ...".
 pub(super) fn wrong_type(key: &str, wanted: &str, found: &DeValue<'_>) -> Problem {
@@ -73,6 +74,26 @@ where
 
 fn as_i128(integer: &DeInteger<'_>) -> Option<i128> {
     i128::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
+
+/// An integer or a float, of the type in which it is written.
+pub(super) fn number(key: &str, value: &DeValue<'_>) -> Result<Number, Problem> {
+    match value {
+        DeValue::Integer(_) => integer(key, value, i64::MIN..=i64::MAX).map(Number::Int),
+        DeValue::Float(float) => match float.as_str().parse() {
+            Ok(number) if f64::is_finite(number) => Ok(Number::Double(number)),
+            _ => {
+                let found = quote(float.as_str());
+                let message = format!("`{key}` must be a finite number, found {found}");
+                Err(Problem::new(message).hint("for no bound leave the key out"))
+            }
+        },
+        _ => {
+            let is_quoted = value.as_str().is_some_and(|text| text.parse::<f64>().is_ok());
+            let hint = is_quoted.then(|| "write the number without quotes".to_owned());
+            Err(wrong_type(key, "a number", value).maybe_hint(hint))
+        }
+    }
 }
 
 /// Per cent: an integer or a float within 0..=100.

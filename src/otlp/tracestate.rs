@@ -102,6 +102,13 @@ pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool
     Ok(inconsistent)
 }
 
+/// The keys of a list with their values, each as it is between the white space that W3C allows
+/// around a member. Of members without `=`, and of a list that is not UTF-8, there is nothing.
+pub fn pairs(trace_state: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    let text = std::str::from_utf8(trace_state).unwrap_or_default();
+    members(text).filter_map(|member| member.split_once('='))
+}
+
 /// The members of a list without the white space and the empty members that W3C allows.
 fn members(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|m| !m.is_empty())

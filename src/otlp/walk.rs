@@ -3,9 +3,9 @@
 //!
 //! Called by the receiver's connection tasks for each request, before any lock. It reads framing
 //! down to the span, the ids, the times, the status, `tracestate` where there is one, and, only
-//! when a policy compares attributes, the attributes' keys; it allocates nothing per span, since
-//! the caller lends a [`Walked`] that keeps its capacity. What it does not read it carries along
-//! untouched.
+//! when a policy compares them, the attributes' keys, the name and the flags ([`Conditions`]); it
+//! allocates nothing per span, since the caller lends a [`Walked`] that keeps its capacity. What it
+//! does not read it carries along untouched.
 //!
 //! Repeated scalar fields: the last one wins; repeated messages merge; unknown fields and groups
 //! are skipped: the rules of protobuf, and a property test and a fuzz target hold them equal to
@@ -54,7 +54,7 @@ pub struct SpanMeta {
 pub struct Walked {
     /// Spans in the order of the request, those with malformed ids left out.
     pub spans: Vec<SpanMeta>,
-    /// Bits of the attribute conditions that hold for each span or its resource: `words` per span.
+    /// Bits of the conditions that hold for each span with its resource: `words` per span.
     pub bits: Vec<u64>,
     /// The contexts that the spans refer to.
     pub contexts: Vec<Arc<Context>>,
@@ -171,14 +171,76 @@ fn read_any_value<'a>(any_value: &'a [u8], last: &mut AttributeValue<'a>) -> Res
     Ok(())
 }
 
-/// The attribute conditions of the compiled policies, as the walker sees them: how many words of
-/// bits a span has, and a function that sets the bits of the conditions that one attribute meets.
+/// What the compiled policies ask of spans, as the walker sees it: each condition is a bit, and a
+/// span's bits are set while it is walked.
+pub trait Conditions {
+    /// 64-bit words of bits per span.
+    fn words(&self) -> usize;
+
+    /// Whether any attribute of a span needs to be read.
+    fn reads_attributes(&self) -> bool;
+
+    /// Whether [`Self::test_span`] is to be called, so that name and flags need to be read.
+    fn reads_fields(&self) -> bool;
+
+    /// Sets the bits of the conditions that one attribute of a span meets.
+    ///
+    /// # Errors
+    /// [`Malformed`] where its value is wanted and cannot be read.
+    fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed>;
+
+    /// The same for an attribute of a resource. Called once for each resource that is new; its
+    /// spans begin with these bits.
+    ///
+    /// # Errors
+    /// [`Malformed`] where its value is wanted and cannot be read.
+    fn test_resource_attribute(
+        &self,
+        attribute: Attribute<'_>,
+        bits: &mut [u64],
+    ) -> Result<(), Malformed>;
+
+    /// Sets the bits of the conditions that a span meets as a whole. Comes last: `bits` has those
+    /// of all its attributes and of its resource.
+    fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]);
+}
+
+/// No conditions: spans have no bits, and their attributes are not read.
+impl Conditions for () {
+    fn words(&self) -> usize {
+        0
+    }
+
+    fn reads_attributes(&self) -> bool {
+        false
+    }
+
+    fn reads_fields(&self) -> bool {
+        false
+    }
+
+    fn test_attribute(&self, _: Attribute<'_>, _: &mut [u64]) -> Result<(), Malformed> {
+        Ok(())
+    }
+
+    fn test_resource_attribute(&self, _: Attribute<'_>, _: &mut [u64]) -> Result<(), Malformed> {
+        Ok(())
+    }
+
+    fn test_span(&self, _: &SpanFields<'_>, _: &mut [u64]) {}
+}
+
+/// The fields of one span that conditions may compare.
 #[derive(Clone, Copy, Debug)]
-pub struct Conditions<F> {
-    /// 64-bit words per span; 0 means that no attribute needs to be read.
-    pub words: usize,
-    /// Sets bits for one attribute of a span or of its resource.
-    pub test: F,
+pub struct SpanFields<'a> {
+    /// Not checked to be UTF-8.
+    pub name: &'a [u8],
+    /// Not checked to be UTF-8.
+    pub trace_state: &'a [u8],
+    /// W3C trace flags in the low 8 bits.
+    pub flags: u32,
+    /// [`StatusCode::mask`] of its status; 0 for codes that OTLP does not define.
+    pub status_mask: u8,
 }
 
 /// Walks one request into `walked`, which must be clear.
@@ -186,15 +248,12 @@ pub struct Conditions<F> {
 /// # Errors
 /// [`Malformed`] when the bytes are not the message down to the span; `walked` must not be used
 /// then.
-pub fn walk<F>(
+pub fn walk<C: Conditions>(
     request: &[u8],
     contexts: &Contexts,
-    conditions: &Conditions<F>,
+    conditions: &C,
     walked: &mut Walked,
-) -> Result<(), Malformed>
-where
-    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
-{
+) -> Result<(), Malformed> {
     if u32::try_from(request.len()).is_err() {
         return Err(Malformed("request of 4 GiB or more"));
     }
@@ -214,16 +273,13 @@ const RESOURCE_SPANS: u32 = tag(1, BYTES);
 const CHILDREN: u32 = tag(2, BYTES);
 
 /// What a walk works with.
-struct Walk<'a, F> {
+struct Walk<'a, C> {
     request: &'a [u8],
     contexts: &'a Contexts,
-    conditions: &'a Conditions<F>,
+    conditions: &'a C,
 }
 
-impl<F> Walk<'_, F>
-where
-    F: Fn(Attribute<'_>, &mut [u64]) -> Result<(), Malformed>,
-{
+impl<C: Conditions> Walk<'_, C> {
     fn resource_spans(&self, message: &[u8], walked: &mut Walked) -> Result<(), Malformed> {
         // The resource may follow its spans, so what belongs to the context is collected first;
         // skipping the spans costs one length a block.
@@ -249,15 +305,19 @@ where
                 ),
             };
             let context = self.contexts.context(resource, &walked.scope, &mut walked.key);
-            self.spans(scope_spans, &context, walked)?;
+            if self.conditions.reads_fields() {
+                self.spans::<true>(scope_spans, &context, walked)?;
+            } else {
+                self.spans::<false>(scope_spans, &context, walked)?;
+            }
             walked.contexts.push(context);
         }
         Ok(())
     }
 
     fn resource_bits(&self, resource: &[u8]) -> Result<Box<[u64]>, Malformed> {
-        let mut bits = vec![0u64; self.conditions.words].into_boxed_slice();
-        if self.conditions.words == 0 {
+        let mut bits = vec![0u64; self.conditions.words()].into_boxed_slice();
+        if bits.is_empty() {
             return Ok(bits);
         }
         let mut reader = Reader::new(resource);
@@ -269,14 +329,16 @@ where
             while let Some(field) = attributes.next_field()? {
                 if field.number == 1 {
                     let attribute = Attribute::read(field.value.bytes()?)?;
-                    (self.conditions.test)(attribute, &mut bits)?;
+                    self.conditions.test_resource_attribute(attribute, &mut bits)?;
                 }
             }
         }
         Ok(bits)
     }
 
-    fn spans(
+    /// The spans of one scope. Compiled twice, so that where no condition reads `FIELDS` they cost
+    /// nothing.
+    fn spans<const FIELDS: bool>(
         &self,
         scope_spans: &[u8],
         context: &Context,
@@ -293,7 +355,7 @@ where
             let bits_start = walked.bits.len();
             walked.bits.extend_from_slice(context.resource().bits());
             let bits = &mut walked.bits[bits_start..];
-            match self.span(reader.bytes()?, index, bits)? {
+            match self.span::<FIELDS>(reader.bytes()?, index, bits)? {
                 Some(span) => walked.spans.push(span),
                 None => {
                     walked.bits.truncate(bits_start);
@@ -306,7 +368,7 @@ where
 
     /// Reads one span; `None` where an id is malformed.
     #[inline]
-    fn span(
+    fn span<const FIELDS: bool>(
         &self,
         span: &[u8],
         context: u32,
@@ -315,6 +377,7 @@ where
         let (mut trace_id, mut span_id, mut parent, mut trace_state) =
             (&[][..], &[][..], &[][..], &[][..]);
         let (mut start, mut end, mut code) = (0, 0, 0);
+        let (mut name, mut flags) = (&[][..], 0);
         let mut reader = Reader::new(span);
         while let Some(tag) = reader.next_tag()? {
             match tag {
@@ -324,12 +387,16 @@ where
                 span_tag::PARENT => parent = reader.bytes()?,
                 span_tag::START => start = reader.fixed64()?,
                 span_tag::END => end = reader.fixed64()?,
-                span_tag::ATTRIBUTE if self.conditions.words > 0 => {
-                    (self.conditions.test)(Attribute::read(reader.bytes()?)?, bits)?;
+                span_tag::ATTRIBUTE if self.conditions.reads_attributes() => {
+                    let attribute = Attribute::read(reader.bytes()?)?;
+                    self.conditions.test_attribute(attribute, bits)?;
                 }
                 span_tag::STATUS => read_status(reader.bytes()?, &mut code)?,
                 // With no condition on attributes they are skipped like any field that is not read.
                 span_tag::ATTRIBUTE => reader.skip(tag)?,
+                span_tag::NAME if FIELDS => name = reader.bytes()?,
+                span_tag::FLAGS if FIELDS => flags = reader.fixed32()?,
+                _ if FIELDS => reader.skip_unless(tag, &[1, 2, 3, 4, 5, 7, 8, 9, 15, 16])?,
                 _ => reader.skip_unless(tag, &[1, 2, 3, 4, 7, 8, 9, 15])?,
             }
         }
@@ -342,6 +409,11 @@ where
         if trace_id == [0; 16] || span_id.len() != 8 || span_id == [0; 8] {
             return Ok(None);
         }
+        let status_mask = status_mask(code);
+        if FIELDS {
+            let fields = SpanFields { name, trace_state, flags, status_mask };
+            self.conditions.test_span(&fields, bits);
+        }
         Ok(Some(SpanMeta {
             trace_id: TraceId(trace_id),
             start_unix_nano: start,
@@ -351,7 +423,7 @@ where
             offset: (span.as_ptr().addr() - self.request.as_ptr().addr()) as u32,
             len: span.len() as u32,
             context,
-            status_mask: status_mask(code),
+            status_mask,
             is_root,
         }))
     }
@@ -359,16 +431,18 @@ where
 
 /// The fields of a `Span` that are read.
 mod span_tag {
-    use crate::otlp::wire::{BYTES, FIXED64, tag};
+    use crate::otlp::wire::{BYTES, FIXED32, FIXED64, tag};
 
     pub(super) const TRACE_ID: u32 = tag(1, BYTES);
     pub(super) const SPAN_ID: u32 = tag(2, BYTES);
     pub(super) const TRACE_STATE: u32 = tag(3, BYTES);
     pub(super) const PARENT: u32 = tag(4, BYTES);
+    pub(super) const NAME: u32 = tag(5, BYTES);
     pub(super) const START: u32 = tag(7, FIXED64);
     pub(super) const END: u32 = tag(8, FIXED64);
     pub(super) const ATTRIBUTE: u32 = tag(9, BYTES);
     pub(super) const STATUS: u32 = tag(15, BYTES);
+    pub(super) const FLAGS: u32 = tag(16, FIXED32);
 }
 
 /// Appends the raw bytes of all fields but number 2, which holds the scopes or the spans. Returns

@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
             VARINT => Value::Varint(self.varint()?),
             FIXED64 => Value::Fixed64(self.fixed64()?),
             BYTES => Value::Bytes(self.bytes()?),
-            FIXED32 => Value::Fixed32(u32::from_le_bytes(self.take()?)),
+            FIXED32 => Value::Fixed32(self.fixed32()?),
             _ => {
                 self.skip(tag)?;
                 Value::Group
@@ -158,6 +158,12 @@ impl<'a> Reader<'a> {
     #[inline(always)]
     pub fn fixed64(&mut self) -> Result<u64, Malformed> {
         Ok(u64::from_le_bytes(self.take()?))
+    }
+
+    /// The value of a [`FIXED32`] field.
+    #[inline(always)]
+    pub fn fixed32(&mut self) -> Result<u32, Malformed> {
+        Ok(u32::from_le_bytes(self.take()?))
     }
 
     /// Skips the value of a field of any type.

@@ -1,68 +1,156 @@
-//! Attribute conditions: one bit each, set while a span is walked.
+//! Leaves: the conditions that are one bit each, set while a span is walked.
 //!
 //! Conditions that are written alike share a bit. The keys that any condition reads stand in one
-//! hash table, so an attribute that no policy names costs one look-up whatever the number of
-//! policies. A value is read from its bytes only when its key is wanted.
+//! hash table, so an attribute costs one look-up whatever the number of policies, and a wanted
+//! value one more ([`super::texts`]); only bounds on numbers are tried one by one. A value is read
+//! from its bytes only when its key is wanted, name, flags and tracestate only when some condition
+//! asks for them.
+//!
+//! A span's bits begin as those of its resource and get those of its attributes. When all are
+//! there, `same_span` evaluates its expression on them, and sets a bit of its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use regex::bytes::RegexSet;
-
-use super::spec::StringMatch;
-use crate::otlp::{
-    walk::{Attribute, AttributeValue},
-    wire::Malformed,
+use super::{
+    node::Node,
+    number::{Number, NumberRange},
+    spec::StringMatch,
+    texts::{Texts, TextsBuilder, set},
+};
+use crate::{
+    otlp::{
+        tracestate,
+        walk::{Attribute, AttributeValue, Conditions, SpanFields},
+        wire::Malformed,
+    },
+    trace::Facts,
 };
 
-/// The compiled attribute conditions.
+/// The resource attribute that `service_name` compares.
+const SERVICE_NAME: &[u8] = b"service.name";
+
+type ByKey<T> = HashMap<Box<[u8]>, T, foldhash::fast::RandomState>;
+
+/// The compiled leaves.
 #[derive(Debug, Default)]
 pub struct Leaves {
-    by_key: HashMap<Box<[u8]>, Vec<Leaf>, foldhash::fast::RandomState>,
+    attributes: ByKey<Attributes>,
     /// One bit for each length of a key, those of 63 and more together: most attributes that no
     /// policy names are told by it, without hashing them.
     key_lengths: u64,
+    service_names: Texts,
+    fields: Fields,
     count: u32,
 }
 
-#[derive(Debug)]
-struct Leaf {
-    bit: u32,
-    test: StringTest,
+/// The conditions on attributes of one key.
+#[derive(Debug, Default)]
+struct Attributes {
+    texts: Texts,
+    values: Values,
 }
 
-#[derive(Debug)]
-enum StringTest {
-    OneOf(HashSet<Box<[u8]>, foldhash::fast::RandomState>),
-    Regex(RegexSet),
+/// The bits of conditions on values that are no texts.
+#[derive(Debug, Default)]
+struct Values {
+    numbers: Vec<(NumberRange, u32)>,
+    /// Of false and of true.
+    booleans: [Option<u32>; 2],
 }
 
-impl Leaves {
-    /// 64-bit words that the bits of all conditions need; 0 where no policy reads an attribute.
-    pub fn words(&self) -> usize {
+/// The conditions on what a span is beside its attributes.
+#[derive(Debug, Default)]
+struct Fields {
+    names: Texts,
+    trace_states: ByKey<Texts>,
+    sampled: Option<u32>,
+    same_spans: Vec<(Node, u32)>,
+    /// Whether there is any.
+    are_read: bool,
+}
+
+impl Conditions for Leaves {
+    fn words(&self) -> usize {
         (self.count as usize).div_ceil(64)
     }
 
-    /// Sets the bits of the conditions that one attribute of a span or its resource meets.
-    ///
-    /// # Errors
-    /// [`Malformed`] where the value of a key that a policy names cannot be read.
     #[inline(always)]
-    pub fn test(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+    fn reads_attributes(&self) -> bool {
+        self.key_lengths != 0
+    }
+
+    #[inline(always)]
+    fn reads_fields(&self) -> bool {
+        self.fields.are_read
+    }
+
+    #[inline(always)]
+    fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         if self.key_lengths & length_bit(attribute.key) == 0 {
             return Ok(());
         }
         self.test_key(attribute, bits)
     }
 
-    fn test_key(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
-        let Some(leaves) = self.by_key.get(attribute.key) else { return Ok(()) };
-        let AttributeValue::String(value) = attribute.value()? else { return Ok(()) };
-        for leaf in leaves {
-            if leaf.test.matches(value) {
-                bits[leaf.bit as usize / 64] |= 1 << (leaf.bit % 64);
+    fn test_resource_attribute(
+        &self,
+        attribute: Attribute<'_>,
+        bits: &mut [u64],
+    ) -> Result<(), Malformed> {
+        if attribute.key == SERVICE_NAME
+            && !self.service_names.is_empty()
+            && let AttributeValue::String(name) = attribute.value()?
+        {
+            self.service_names.test(name, bits);
+        }
+        self.test_attribute(attribute, bits)
+    }
+
+    fn test_span(&self, span: &SpanFields<'_>, bits: &mut [u64]) {
+        let fields = &self.fields;
+        fields.names.test(span.name, bits);
+        if let Some(bit) = fields.sampled.filter(|_| span.flags & 1 == 1) {
+            set(bit, bits);
+        }
+        if !fields.trace_states.is_empty() {
+            for (key, value) in tracestate::pairs(span.trace_state) {
+                if let Some(values) = fields.trace_states.get(key.as_bytes()) {
+                    values.test(value.as_bytes(), bits);
+                }
             }
         }
+        let facts = Facts { status_mask: span.status_mask, ..Facts::default() };
+        for (node, bit) in &fields.same_spans {
+            if node.evaluate(&facts, bits, false).matches() {
+                set(*bit, bits);
+            }
+        }
+    }
+}
+
+impl Leaves {
+    fn test_key(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        let Some(leaves) = self.attributes.get(attribute.key) else { return Ok(()) };
+        match attribute.value()? {
+            AttributeValue::String(text) => leaves.texts.test(text, bits),
+            AttributeValue::Int(number) => leaves.values.test(Number::Int(number), bits),
+            AttributeValue::Double(number) => leaves.values.test(Number::Double(number), bits),
+            AttributeValue::Bool(value) => {
+                leaves.values.booleans[usize::from(value)].iter().for_each(|&bit| set(bit, bits));
+            }
+            AttributeValue::Other => {}
+        }
         Ok(())
+    }
+}
+
+impl Values {
+    fn test(&self, number: Number, bits: &mut [u64]) {
+        for (range, bit) in &self.numbers {
+            if range.contains(number) {
+                set(*bit, bits);
+            }
+        }
     }
 }
 
@@ -70,48 +158,111 @@ fn length_bit(key: &[u8]) -> u64 {
     1 << key.len().min(63)
 }
 
-impl StringTest {
-    fn matches(&self, value: &[u8]) -> bool {
-        match self {
-            StringTest::OneOf(values) => values.contains(value),
-            StringTest::Regex(set) => set.is_match(value),
+/// What a text is compared as.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Text<'k> {
+    /// The value of this attribute of a span or its resource.
+    Attribute(&'k str),
+    /// The value of this key of tracestate.
+    TraceState(&'k str),
+    /// The name of a span.
+    SpanName,
+    /// `service.name` of a resource.
+    ServiceName,
+}
+
+/// Collects the conditions while policies are compiled. Each method returns the condition's bit.
+#[derive(Debug, Default)]
+pub(super) struct LeavesBuilder {
+    attributes: HashMap<String, TextsBuilder>,
+    values: HashMap<String, Values>,
+    trace_states: HashMap<String, TextsBuilder>,
+    names: TextsBuilder,
+    service_names: TextsBuilder,
+    sampled: Option<u32>,
+    same_spans: Vec<(Node, u32)>,
+    count: u32,
+}
+
+impl LeavesBuilder {
+    /// "It is one of these."
+    pub(super) fn text(&mut self, what: Text<'_>, values: &StringMatch) -> u32 {
+        let texts = match what {
+            Text::Attribute(key) => self.attributes.entry(key.to_owned()).or_default(),
+            Text::TraceState(key) => self.trace_states.entry(key.to_owned()).or_default(),
+            Text::SpanName => &mut self.names,
+            Text::ServiceName => &mut self.service_names,
+        };
+        texts.bit(values, &mut self.count)
+    }
+
+    /// "A span or its resource has `key` with a number in this range."
+    pub(super) fn number(&mut self, key: &str, range: NumberRange) -> u32 {
+        let values = self.values.entry(key.to_owned()).or_default();
+        shared(&mut values.numbers, range, &mut self.count)
+    }
+
+    /// "A span or its resource has `key` with this boolean."
+    pub(super) fn boolean(&mut self, key: &str, value: bool) -> u32 {
+        let values = self.values.entry(key.to_owned()).or_default();
+        *values.booleans[usize::from(value)].get_or_insert_with(|| next(&mut self.count))
+    }
+
+    /// "A span has the sampled flag."
+    pub(super) fn sampled(&mut self) -> u32 {
+        *self.sampled.get_or_insert_with(|| next(&mut self.count))
+    }
+
+    /// "The expression holds on a single span." Its own bits have been given out before.
+    pub(super) fn same_span(&mut self, node: Node) -> u32 {
+        shared(&mut self.same_spans, node, &mut self.count)
+    }
+
+    pub(super) fn build(self) -> Leaves {
+        let mut attributes = ByKey::<Attributes>::default();
+        for (key, texts) in self.attributes {
+            attributes.entry(boxed(key)).or_default().texts = texts.build();
+        }
+        for (key, values) in self.values {
+            attributes.entry(boxed(key)).or_default().values = values;
+        }
+        let trace_states = self.trace_states.into_iter();
+        let mut fields = Fields {
+            names: self.names.build(),
+            trace_states: trace_states.map(|(key, texts)| (boxed(key), texts.build())).collect(),
+            sampled: self.sampled,
+            same_spans: self.same_spans,
+            are_read: false,
+        };
+        fields.are_read = !fields.names.is_empty()
+            || !fields.trace_states.is_empty()
+            || fields.sampled.is_some()
+            || !fields.same_spans.is_empty();
+        Leaves {
+            key_lengths: attributes.keys().fold(0, |lengths, key| lengths | length_bit(key)),
+            attributes,
+            service_names: self.service_names.build(),
+            fields,
+            count: self.count,
         }
     }
 }
 
-/// Collects the conditions while policies are compiled.
-#[derive(Debug, Default)]
-pub(super) struct LeavesBuilder {
-    leaves: Leaves,
-    /// Bit by what was written, so that equal conditions share one.
-    written: HashMap<(String, bool, Vec<String>), u32>,
+/// The bit of what was given one before, else a new one.
+fn shared<T: PartialEq>(known: &mut Vec<(T, u32)>, new: T, count: &mut u32) -> u32 {
+    if let Some((_, bit)) = known.iter().find(|(old, _)| *old == new) {
+        return *bit;
+    }
+    let bit = next(count);
+    known.push((new, bit));
+    bit
 }
 
-impl LeavesBuilder {
-    /// The bit of "a span or its resource has `key` with one of these strings".
-    pub(super) fn string(&mut self, key: &str, values: &StringMatch) -> u32 {
-        let (is_regex, mut patterns) = match values {
-            StringMatch::Exact(values) => (false, values.clone()),
-            StringMatch::Regex(set) => (true, set.patterns().to_vec()),
-        };
-        patterns.sort_unstable();
-        let leaves = &mut self.leaves;
-        *self.written.entry((key.to_owned(), is_regex, patterns)).or_insert_with(|| {
-            let bit = leaves.count;
-            leaves.count += 1;
-            let test = match values {
-                StringMatch::Exact(values) => {
-                    StringTest::OneOf(values.iter().map(|value| value.as_bytes().into()).collect())
-                }
-                StringMatch::Regex(set) => StringTest::Regex(set.clone()),
-            };
-            leaves.key_lengths |= length_bit(key.as_bytes());
-            leaves.by_key.entry(key.as_bytes().into()).or_default().push(Leaf { bit, test });
-            bit
-        })
-    }
+fn next(count: &mut u32) -> u32 {
+    *count += 1;
+    *count - 1
+}
 
-    pub(super) fn build(self) -> Leaves {
-        self.leaves
-    }
+fn boxed(key: String) -> Box<[u8]> {
+    key.into_bytes().into()
 }

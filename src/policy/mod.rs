@@ -6,10 +6,14 @@
 //! Sampling".
 
 mod leaves;
+mod node;
+mod number;
 mod plan;
 mod spec;
+mod texts;
 
 pub use leaves::Leaves;
+pub use number::{Number, NumberRange};
 pub use plan::{Evidence, Plan, PolicyId, Verdict};
 pub use spec::{PolicySpec, RuleKind, RuleSpec, StringMatch};
 

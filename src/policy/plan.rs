@@ -1,19 +1,17 @@
 //! The compiled policies: leaves that spans set bits for, and one expression over thresholds a
 //! policy.
 //!
-//! Every policy is a probability. A node of an expression evaluates to a [`Threshold`]: a condition
-//! that holds to 0 (always), one that does not to [`Threshold::NEVER`], a percentage to its own.
-//! `or` is the minimum, `and` the maximum, and the set of policies is an `or`: exact, since all are
-//! compared with the same randomness. `not` is pushed down to the conditions when compiling (De
-//! Morgan), so that each leaf knows whether it is *rising* (once true it stays true) or *falling*
-//! (later spans can still turn it).
+//! Every policy is a probability: an expression ([`super::node`]) that evaluates to a
+//! [`Threshold`]. The set of policies is an `or` of them, the minimum: exact, since all are
+//! compared with the same randomness. Compiling pushes `not` down to the conditions (De Morgan).
 //!
 //! Evaluation is a pure function of facts, bits, randomness and the plan, costs a few nanoseconds a
 //! node and never reads a span.
 
 use super::{
-    leaves::{Leaves, LeavesBuilder},
-    spec::{PolicySpec, RuleKind, RuleSpec},
+    leaves::{Leaves, LeavesBuilder, Text},
+    node::{Condition, Node},
+    spec::{PolicySpec, RuleKind, RuleSpec, StringMatch},
 };
 use crate::trace::{Facts, Randomness, Threshold};
 
@@ -52,38 +50,12 @@ struct Policy {
     is_veto: bool,
 }
 
-/// An expression that evaluates to a threshold.
-#[derive(Debug)]
-enum Node {
-    Condition {
-        condition: Condition,
-        negated: bool,
-    },
-    /// Intersection: the highest threshold of the parts.
-    And(Vec<Node>),
-    /// Union: the lowest threshold of the parts.
-    Or(Vec<Node>),
-    /// Always, at this threshold.
-    Constant(Threshold),
-}
-
-/// A condition on the whole trace, rising: once it holds it holds for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Condition {
-    /// Any span has a status of this mask.
-    Status(u8),
-    /// The trace lasts longer than this, in nanoseconds.
-    LongerThan(u64),
-    /// The bit of an attribute leaf is set.
-    Attribute(u32),
-}
-
 /// What a trace is decided on.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
     /// What is known of the whole trace.
     pub facts: &'a Facts,
-    /// The attribute leaves that hold for any span: [`Leaves::words`] words.
+    /// The leaves that hold for any span, as many words as the plan's [`Leaves`] ask for.
     pub bits: &'a [u64],
     /// Compared with the threshold.
     pub randomness: Randomness,
@@ -116,7 +88,7 @@ impl Plan {
         self.names.get(usize::from(id.0)).map_or("none", String::as_str)
     }
 
-    /// The attribute conditions.
+    /// The conditions that spans set bits for.
     pub fn leaves(&self) -> &Leaves {
         &self.leaves
     }
@@ -126,7 +98,8 @@ impl Plan {
         let mut veto = None;
         let mut lowest = (Threshold::NEVER, PolicyId::NONE);
         for (id, policy) in (0..).map(PolicyId).zip(&self.policies) {
-            let threshold = policy.node.evaluate(evidence, policy.is_veto && evidence.forced);
+            let certain = policy.is_veto && evidence.forced;
+            let threshold = policy.node.evaluate(evidence.facts, evidence.bits, certain);
             if !threshold.matches() {
                 continue;
             }
@@ -145,58 +118,58 @@ impl Plan {
     }
 }
 
-impl Node {
-    /// With `certain`, conditions that can still turn count as not holding.
-    fn evaluate(&self, evidence: &Evidence<'_>, certain: bool) -> Threshold {
-        match self {
-            Node::Constant(threshold) => *threshold,
-            Node::Condition { condition, negated } => {
-                let holds = condition.holds(evidence) != *negated && !(certain && *negated);
-                if holds { Threshold::ALWAYS } else { Threshold::NEVER }
-            }
-            Node::And(parts) => parts
-                .iter()
-                .map(|part| part.evaluate(evidence, certain))
-                .max()
-                .unwrap_or(Threshold::ALWAYS),
-            Node::Or(parts) => parts
-                .iter()
-                .map(|part| part.evaluate(evidence, certain))
-                .min()
-                .unwrap_or(Threshold::NEVER),
-        }
-    }
-}
-
-impl Condition {
-    fn holds(self, evidence: &Evidence<'_>) -> bool {
-        match self {
-            Condition::Status(mask) => evidence.facts.status_mask & mask != 0,
-            Condition::LongerThan(nanos) => evidence.facts.duration_nanos() > nanos,
-            Condition::Attribute(bit) => evidence.bits[bit as usize / 64] >> (bit % 64) & 1 == 1,
-        }
-    }
-}
-
 fn compile(rule: &RuleSpec, negated: bool, leaves: &mut LeavesBuilder) -> Node {
-    let condition = |condition, negated| Node::Condition { condition, negated };
-    let node = match &rule.kind {
+    let node = compile_kind(&rule.kind, negated, leaves);
+    let threshold = Threshold::from_percentage(rule.sampling_percentage);
+    if threshold == Threshold::ALWAYS {
+        return node;
+    }
+    // A percentage on a combination is an intersection with it, never a product.
+    Node::And(vec![node, Node::Constant(threshold)])
+}
+
+fn compile_kind(kind: &RuleKind, negated: bool, leaves: &mut LeavesBuilder) -> Node {
+    let leaf = |bit, invert| Node::Condition {
+        condition: Condition::Leaf(bit),
+        negated: negated != invert,
+    };
+    match kind {
         RuleKind::AlwaysSample if negated => Node::Constant(Threshold::NEVER),
         RuleKind::AlwaysSample => Node::Constant(Threshold::ALWAYS),
         RuleKind::StatusCode { codes } => {
             let mask = codes.iter().fold(0, |mask, code| mask | code.mask());
-            condition(Condition::Status(mask), negated)
+            Node::Condition { condition: Condition::Status(mask), negated }
         }
         RuleKind::Latency { threshold_ms, upper_threshold_ms } => {
             let longer_than = |ms: u64| Condition::LongerThan(ms.saturating_mul(1_000_000));
-            let mut bounds = vec![condition(longer_than(*threshold_ms), negated)];
-            if let Some(upper) = upper_threshold_ms {
-                bounds.push(condition(longer_than(*upper), !negated));
-            }
-            all_of(bounds, negated)
+            between(longer_than(*threshold_ms), upper_threshold_ms.map(longer_than), negated)
+        }
+        RuleKind::SpanCount { min_spans, max_spans } => {
+            let from = Condition::SpansFrom(u64::from(*min_spans));
+            let above = |spans: u32| Condition::SpansFrom(u64::from(spans) + 1);
+            between(from, max_spans.map(above), negated)
         }
         RuleKind::StringAttribute { key, values, invert } => {
-            condition(Condition::Attribute(leaves.string(key, values)), negated != *invert)
+            leaf(leaves.text(Text::Attribute(key), values), *invert)
+        }
+        RuleKind::NumericAttribute { key, range, invert } => {
+            leaf(leaves.number(key, *range), *invert)
+        }
+        RuleKind::BooleanAttribute { key, value, invert } => {
+            leaf(leaves.boolean(key, *value), *invert)
+        }
+        RuleKind::TraceState { key, values } => {
+            let values = StringMatch::Exact(values.clone());
+            leaf(leaves.text(Text::TraceState(key), &values), false)
+        }
+        RuleKind::TraceFlags => leaf(leaves.sampled(), false),
+        RuleKind::SpanName { values, invert } => leaf(leaves.text(Text::SpanName, values), *invert),
+        RuleKind::ServiceName { values, invert } => {
+            leaf(leaves.text(Text::ServiceName, values), *invert)
+        }
+        RuleKind::SameSpan(parts) => {
+            let parts = parts.iter().map(|part| compile(part, false, leaves)).collect();
+            leaf(leaves.same_span(Node::And(parts)), false)
         }
         RuleKind::And(parts) | RuleKind::Drop(parts) => {
             all_of(parts.iter().map(|part| compile(part, negated, leaves)).collect(), negated)
@@ -205,13 +178,16 @@ fn compile(rule: &RuleSpec, negated: bool, leaves: &mut LeavesBuilder) -> Node {
             all_of(parts.iter().map(|part| compile(part, negated, leaves)).collect(), !negated)
         }
         RuleKind::Not(part) => compile(part, !negated, leaves),
-    };
-    let threshold = Threshold::from_percentage(rule.sampling_percentage);
-    if threshold == Threshold::ALWAYS {
-        return node;
     }
-    // A percentage on a combination is an intersection with it, never a product.
-    Node::And(vec![node, Node::Constant(threshold)])
+}
+
+/// From the one condition on, and up to where the other begins.
+fn between(from: Condition, until: Option<Condition>, negated: bool) -> Node {
+    let mut bounds = vec![Node::Condition { condition: from, negated }];
+    if let Some(condition) = until {
+        bounds.push(Node::Condition { condition, negated: !negated });
+    }
+    all_of(bounds, negated)
 }
 
 /// The intersection of the parts, or, below a negation, their union.

@@ -1,11 +1,13 @@
 //! Policies as they are written: what `config` reads from TOML and [`super::Plan`] compiles.
 //!
 //! A specification is already valid: percentages lie in 0..=100, lists are not empty, regular
-//! expressions are compiled and nothing probabilistic stands below `not` or `drop`. `config` is the
-//! only place that builds one from user input and it reports whatever would break these rules.
+//! expressions are compiled, nothing probabilistic stands below `not`, `drop` or `same_span`, and
+//! below `same_span` only what a single span can meet. `config` is the only place that builds one
+//! from user input and it reports whatever would break these rules.
 
 use regex::bytes::RegexSet;
 
+use super::number::NumberRange;
 use crate::trace::StatusCode;
 
 /// One `[[policy]]`.
@@ -52,6 +54,57 @@ pub enum RuleKind {
         /// `invert_match`.
         invert: bool,
     },
+    /// Any span or its resource has the key with a number within bounds; inverted: none has.
+    NumericAttribute {
+        /// Attribute key, compared byte by byte.
+        key: String,
+        /// The bounds.
+        range: NumberRange,
+        /// `invert_match`.
+        invert: bool,
+    },
+    /// Any span or its resource has the key with this boolean; inverted: none has.
+    BooleanAttribute {
+        /// Attribute key, compared byte by byte.
+        key: String,
+        /// The value to match.
+        value: bool,
+        /// `invert_match`.
+        invert: bool,
+    },
+    /// Spans of the whole trace.
+    SpanCount {
+        /// Inclusive.
+        min_spans: u32,
+        /// Inclusive, not below the other.
+        max_spans: Option<u32>,
+    },
+    /// Any span's tracestate has the key with one of the values.
+    TraceState {
+        /// As it stands before the `=`.
+        key: String,
+        /// Compared after the white space around the member has gone. Not empty.
+        values: Vec<String>,
+    },
+    /// Any span has the sampled flag.
+    TraceFlags,
+    /// Any span's name matches; inverted: none does.
+    SpanName {
+        /// Names to match.
+        values: StringMatch,
+        /// `invert_match`.
+        invert: bool,
+    },
+    /// `service.name` of any span's resource matches; inverted: none does.
+    ServiceName {
+        /// Names to match.
+        values: StringMatch,
+        /// `invert_match`.
+        invert: bool,
+    },
+    /// One single span, with its own resource, meets all parts: conditions on attributes, status,
+    /// name, service, flags and tracestate, and combinations of these.
+    SameSpan(Vec<RuleSpec>),
     /// All parts match.
     And(Vec<RuleSpec>),
     /// Any part matches.

@@ -6,7 +6,7 @@ use super::{Decided, Sampler, ShardState};
 use crate::{
     decisions::Decision,
     otlp::{
-        walk::{self, Conditions, SpanMeta, Walked},
+        walk::{self, SpanMeta, Walked},
         wire::Malformed,
     },
     trace::{TraceId, Trigger},
@@ -77,12 +77,7 @@ impl Sampler {
         out: &mut Decided,
     ) -> Result<Ingested, Malformed> {
         scratch.walked.clear();
-        let leaves = self.plan.leaves();
-        let conditions = Conditions {
-            words: leaves.words(),
-            test: |attribute: walk::Attribute<'_>, bits: &mut [u64]| leaves.test(attribute, bits),
-        };
-        walk::walk(request, &self.contexts, &conditions, &mut scratch.walked)
+        walk::walk(request, &self.contexts, self.plan.leaves(), &mut scratch.walked)
             .inspect_err(|_| scratch.walked.clear())?;
         self.sort(scratch);
         let Scratch { walked, hashes, order, places, slots, .. } = scratch;

@@ -27,7 +27,7 @@ pub use self::{
 use crate::{
     budget::Budget,
     decisions::{Decision, DecisionLog, Logged, Remembered},
-    otlp::Contexts,
+    otlp::{Contexts, walk::Conditions as _},
     policy::Plan,
     trace::TraceId,
     window::{self, Millis, Pool, Shard, Waits},

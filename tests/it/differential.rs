@@ -13,7 +13,7 @@ use tailwater::{
     otlp::{
         Contexts, clean,
         tracestate::{self, Stamp},
-        walk::{self, Attribute, AttributeValue, Conditions, SpanMeta, Walked},
+        walk::{self, Attribute, AttributeValue, Conditions, SpanFields, SpanMeta, Walked},
         wire::{Malformed, Reader},
     },
     trace::{Randomness, Threshold},
@@ -60,6 +60,8 @@ struct ReadSpan {
     trace_state: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
     parent_span_id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "5")]
+    name: Vec<u8>,
     #[prost(fixed64, tag = "7")]
     start: u64,
     #[prost(fixed64, tag = "8")]
@@ -68,6 +70,8 @@ struct ReadSpan {
     attributes: Vec<Pair>,
     #[prost(message, optional, tag = "15")]
     status: Option<Status>,
+    #[prost(fixed32, tag = "16")]
+    flags: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -130,8 +134,7 @@ pub(crate) fn walk(bytes: &[u8]) -> bool {
     let budget = Budget::new(1 << 30);
     let contexts = Contexts::new(budget.clone());
     let mut walked = Walked::default();
-    let conditions = Conditions { words: WORDS, test: set_bit };
-    let accepted = walk::walk(bytes, &contexts, &conditions, &mut walked).is_ok();
+    let accepted = walk::walk(bytes, &contexts, &Everything, &mut walked).is_ok();
     match Request::decode(bytes) {
         Ok(request) => {
             assert!(accepted, "prost reads what the walker must read, but the walker refuses it");
@@ -145,8 +148,7 @@ pub(crate) fn walk(bytes: &[u8]) -> bool {
         assert!(accepted, "prost accepts it, but the walker refuses it");
         compare_whole(bytes, request, &walked);
         let mut without = Walked::default();
-        let no_conditions = Conditions { words: 0, test: |_: Attribute<'_>, _: &mut [u64]| Ok(()) };
-        let accepted = walk::walk(bytes, &contexts, &no_conditions, &mut without);
+        let accepted = walk::walk(bytes, &contexts, &(), &mut without);
         assert_eq!(accepted, Ok(()));
         assert_eq!((&without.spans, without.rejected), (&walked.spans, walked.rejected));
     }
@@ -167,16 +169,49 @@ fn is_too_deep(error: &prost::DecodeError) -> bool {
     error.to_string().contains("recursion limit")
 }
 
-fn set_bit(attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
-    let value = match attribute.value()? {
-        AttributeValue::String(value) => [&b"s"[..], value].concat(),
-        AttributeValue::Bool(value) => vec![b'b', u8::from(value)],
-        AttributeValue::Int(value) => [&b"i"[..], &value.to_le_bytes()].concat(),
-        AttributeValue::Double(value) => [&b"d"[..], &value.to_bits().to_le_bytes()].concat(),
-        AttributeValue::Other => b"o".to_vec(),
-    };
-    put_bit(attribute.key, &value, bits);
-    Ok(())
+/// Asks for all that can be asked for, and sets a bit for each.
+struct Everything;
+
+impl Conditions for Everything {
+    fn words(&self) -> usize {
+        WORDS
+    }
+
+    fn reads_attributes(&self) -> bool {
+        true
+    }
+
+    fn reads_fields(&self) -> bool {
+        true
+    }
+
+    fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        let value = match attribute.value()? {
+            AttributeValue::String(value) => [&b"s"[..], value].concat(),
+            AttributeValue::Bool(value) => vec![b'b', u8::from(value)],
+            AttributeValue::Int(value) => [&b"i"[..], &value.to_le_bytes()].concat(),
+            AttributeValue::Double(value) => [&b"d"[..], &value.to_bits().to_le_bytes()].concat(),
+            AttributeValue::Other => b"o".to_vec(),
+        };
+        put_bit(attribute.key, &value, bits);
+        Ok(())
+    }
+
+    fn test_resource_attribute(
+        &self,
+        attribute: Attribute<'_>,
+        bits: &mut [u64],
+    ) -> Result<(), Malformed> {
+        put_bit(attribute.key, b"of a resource", bits);
+        self.test_attribute(attribute, bits)
+    }
+
+    fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]) {
+        put_bit(b"name", fields.name, bits);
+        put_bit(b"trace_state", fields.trace_state, bits);
+        put_bit(b"flags", &fields.flags.to_le_bytes(), bits);
+        put_bit(b"status", &[fields.status_mask], bits);
+    }
 }
 
 fn expect_bit(pair: &Pair, bits: &mut [u64]) {
@@ -205,7 +240,10 @@ fn compare_read(bytes: &[u8], request: &Request, walked: &Walked) {
     for of_resource in &request.resource_spans {
         let mut resource_bits = [0; WORDS];
         let resource = of_resource.resource.iter().flat_map(|resource| &resource.attributes);
-        resource.for_each(|pair| expect_bit(pair, &mut resource_bits));
+        resource.for_each(|pair| {
+            put_bit(&pair.key, b"of a resource", &mut resource_bits);
+            expect_bit(pair, &mut resource_bits);
+        });
         for span in of_resource.scope_spans.iter().flat_map(|of_scope| &of_scope.spans) {
             if !ids_are_sound(span) {
                 rejected += 1;
@@ -215,7 +253,11 @@ fn compare_read(bytes: &[u8], request: &Request, walked: &Walked) {
             compare_meta(span, meta);
             let mut expected = resource_bits;
             span.attributes.iter().for_each(|pair| expect_bit(pair, &mut expected));
-            assert_eq!(bits, expected, "attribute values");
+            put_bit(b"name", &span.name, &mut expected);
+            put_bit(b"trace_state", &span.trace_state, &mut expected);
+            put_bit(b"flags", &span.flags.to_le_bytes(), &mut expected);
+            put_bit(b"status", &[meta.status_mask], &mut expected);
+            assert_eq!(bits, expected, "what conditions get to see");
             let own = &bytes[meta.offset as usize..][..meta.len as usize];
             assert_eq!(ReadSpan::decode(own).as_ref(), Ok(span), "the range of the span");
         }

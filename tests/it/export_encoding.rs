@@ -15,7 +15,7 @@ use tailwater::{
         Context, Contexts,
         encode::{Batch, EncodedRequest, Faults, KeptSpan, TraceStamp},
         tracestate::Stamp,
-        walk::{self, Attribute, Conditions, Walked},
+        walk::{self, Walked},
         wire,
     },
     trace::{Randomness, Threshold},
@@ -45,8 +45,7 @@ fn stamp(explicit: bool) -> TraceStamp<'static> {
 fn kept(request: &[u8]) -> Vec<KeptSpan> {
     let contexts = Contexts::new(Budget::new(1 << 30));
     let mut walked = Walked::default();
-    let conditions = Conditions { words: 0, test: |_: Attribute<'_>, _: &mut [u64]| Ok(()) };
-    walk::walk(request, &contexts, &conditions, &mut walked).expect("a sound request");
+    walk::walk(request, &contexts, &(), &mut walked).expect("a sound request");
     let span = |meta: &walk::SpanMeta| KeptSpan {
         bytes: request[meta.offset as usize..][..meta.len as usize].to_vec().into(),
         context: Arc::clone(&walked.contexts[meta.context as usize]),
@@ -206,8 +205,7 @@ fn spans_are_grouped_by_context_across_traces() {
     for number in 0..2 {
         let request = trace(number);
         let mut walked = Walked::default();
-        let conditions = Conditions { words: 0, test: |_: Attribute<'_>, _: &mut [u64]| Ok(()) };
-        walk::walk(&request, &contexts, &conditions, &mut walked).expect("sound");
+        walk::walk(&request, &contexts, &(), &mut walked).expect("sound");
         let spans = walked.spans.iter().map(|meta| KeptSpan {
             bytes: request[meta.offset as usize..][..meta.len as usize].to_vec().into(),
             context: Arc::clone(&walked.contexts[meta.context as usize]),

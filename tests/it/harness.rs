@@ -55,7 +55,8 @@ pub fn config(policies: &str) -> Config {
     config
 }
 
-fn tempfile(text: &str) -> std::path::PathBuf {
+/// A new file in the machine's folder for such.
+pub fn tempfile(text: &str) -> std::path::PathBuf {
     let name = format!("tailwater-it-{}-{}.toml", std::process::id(), fastrand::u64(..));
     let path = std::env::temp_dir().join(name);
     std::fs::write(&path, text).expect("written");

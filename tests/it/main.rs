@@ -11,6 +11,7 @@ mod admin;
 mod answers;
 mod builders;
 mod cli;
+mod conformance;
 mod connections;
 mod demo;
 mod differential;

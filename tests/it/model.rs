@@ -1,5 +1,6 @@
 //! The sampler against a naive model of it, step by step.
 
+mod evaluation;
 mod naive;
 mod order;
 mod strategies;
@@ -223,7 +224,7 @@ impl Pair {
         self.rig.sampler.log().push(&decided.decisions, 1);
     }
 
-    fn compare_verdict(&self, verdict: &Verdict, expected: &naive::Verdict) {
+    fn compare_verdict(&self, verdict: &Verdict, expected: &evaluation::Verdict) {
         let policy = self.rig.sampler.plan().name(verdict.policy);
         assert_eq!(
             (verdict.kept, policy, verdict.threshold.bits()),

@@ -4,10 +4,7 @@ pub(crate) mod mutate;
 
 use proptest::prelude::*;
 use prost::Message as _;
-use tailwater::otlp::{
-    Contexts,
-    walk::{Attribute, Conditions, Walked},
-};
+use tailwater::otlp::{Contexts, walk::Walked};
 
 use crate::{builders, differential};
 
@@ -113,10 +110,9 @@ fn a_string_that_is_replaced_by_a_reference_is_no_string() {
 #[test]
 fn scopes_without_spans_cost_nothing() {
     let contexts = Contexts::new(tailwater::budget::Budget::new(1 << 20));
-    let conditions = Conditions { words: 0, test: |_: Attribute<'_>, _: &mut [u64]| Ok(()) };
     let mut walked = Walked::default();
     let request = [0x0a, 2, 0x12, 0].repeat(1_000);
-    assert_eq!(tailwater::otlp::walk::walk(&request, &contexts, &conditions, &mut walked), Ok(()));
+    assert_eq!(tailwater::otlp::walk::walk(&request, &contexts, &(), &mut walked), Ok(()));
     assert!(walked.contexts.is_empty() && contexts.is_empty());
 }
 
@@ -126,7 +122,6 @@ fn scopes_without_spans_cost_nothing() {
 #[test]
 fn contexts_are_shared_by_content() {
     let contexts = Contexts::new(tailwater::budget::Budget::new(1 << 20));
-    let conditions = Conditions { words: 0, test: |_: Attribute<'_>, _: &mut [u64]| Ok(()) };
     let twice = vec![
         builders::resource_spans("shop", vec![builders::root(0, 0)]),
         builders::resource_spans("shop", vec![builders::root(1, 1)]),
@@ -134,6 +129,6 @@ fn contexts_are_shared_by_content() {
     ];
     let mut walked = Walked::default();
     let request = builders::request(twice);
-    let walk = tailwater::otlp::walk::walk(&request, &contexts, &conditions, &mut walked);
+    let walk = tailwater::otlp::walk::walk(&request, &contexts, &(), &mut walked);
     assert_eq!((walk, walked.spans.len(), contexts.len()), (Ok(()), 3, 2));
 }

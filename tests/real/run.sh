@@ -14,21 +14,6 @@ repository=$(cd "$here/../.." && pwd)
 cache=$repository/target/real
 mkdir -p "$cache"
 
-# Python packages, again only when the pins have changed.
-install_python() {
-    cmp -s "$here/requirements.txt" "$cache/venv/installed.txt" && return
-    echo "installing the Python SDK"
-    rm -rf "$cache/venv"
-    if ! python3 -c 'import ensurepip' 2>/dev/null; then
-        # Debian keeps it apart from python3.
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
-    fi
-    python3 -m venv "$cache/venv"
-    "$cache/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    cp "$here/requirements.txt" "$cache/venv/installed.txt"
-}
-
 # Node packages. The sender is copied beside them, because Node searches from the importing file up.
 install_node() {
     mkdir -p "$cache/node"
@@ -66,7 +51,7 @@ else
     tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
 fi
 
-install_python
+"$here/venv.sh" "$cache/venv" "$here/requirements.txt"
 install_node
 install_prometheus
 

@@ -9,6 +9,7 @@ use super::{
     source::Source,
 };
 
+mod conditions;
 mod files;
 mod policies;
 mod sections;
@@ -53,6 +54,18 @@ fn problems(text: &str) -> Vec<String> {
     let (loaded, _) = parse(text);
     assert_eq!(loaded.config.is_none(), loaded.diagnostics.has_errors(), "{text}");
     lines(&loaded.diagnostics)
+}
+
+/// A file with one named policy of these lines; they start at line 3.
+fn policy(lines: &str) -> String {
+    format!("[[policy]]\nname = 'p'\n{lines}\n")
+}
+
+#[track_caller]
+fn each_policy_has_one_problem(cases: &[(&str, &str)]) {
+    for (lines, expected) in cases {
+        each_has_one_problem(&[(&policy(lines), expected)]);
+    }
 }
 
 /// Holds each file to exactly one problem.

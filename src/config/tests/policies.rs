@@ -1,29 +1,17 @@
 use std::fmt::Write as _;
 
 use super::{
-    super::{load, policies},
-    POLICY, config, each_has_one_problem, problems,
+    super::load, POLICY, config, each_has_one_problem, each_policy_has_one_problem, policy,
+    problems,
 };
 use crate::{
     policy::{PolicySpec, RuleKind, StringMatch},
     trace::StatusCode,
 };
 
-/// A file with one named policy of these lines; they start at line 3.
-fn policy(lines: &str) -> String {
-    format!("[[policy]]\nname = 'p'\n{lines}\n")
-}
-
 #[track_caller]
 fn spec(lines: &str) -> PolicySpec {
     config(&policy(lines)).policies.remove(0)
-}
-
-#[track_caller]
-fn each_policy_has_one_problem(cases: &[(&str, &str)]) {
-    for (lines, expected) in cases {
-        each_has_one_problem(&[(&policy(lines), expected)]);
-    }
 }
 
 #[test]
@@ -162,12 +150,15 @@ fn types() {
         (
             "type = 'xyz'\nx = 3",
             "3:8: error: unknown policy type `xyz` | the types are always_sample, status_code, \
-             latency, string_attribute, probabilistic, and, or, not, drop",
+             latency, string_attribute, numeric_attribute, boolean_attribute, probabilistic, \
+             span_count, trace_state, trace_flags, span_name, service_name, and, or, not, drop, \
+             same_span",
         ),
         ("type = 3", "3:8: error: `type` must be a string, found an integer"),
         (
-            "type = 'span_count'\nmin_spans = 3",
-            "3:8: error: the policy type `span_count` is not available yet",
+            "type = 'numeric_atribute'\nkey = 'k'",
+            "3:8: error: unknown policy type `numeric_atribute` | did you mean \
+             `numeric_attribute`?",
         ),
         (
             "type = 'composite'\nmax_total_spans_per_second = 3",
@@ -185,11 +176,6 @@ fn types() {
              `name`, `type`, `status_codes`, `sampling_percentage`, `limit`",
         ),
     ]);
-    for later in policies::TYPES_NOT_AVAILABLE {
-        let text = policy(&format!("type = '{later}'"));
-        let message = format!("3:8: error: the policy type `{later}` is not available yet");
-        assert_eq!(problems(&text), [message]);
-    }
 }
 
 #[test]

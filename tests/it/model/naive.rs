@@ -1,19 +1,11 @@
-//! The naive model: whole traces of decoded spans, policies read straight from their specification.
+//! The naive model: whole traces of decoded spans, decided on by [`super::evaluation`].
 
 use std::collections::HashMap;
 
-use opentelemetry_proto::tonic::{
-    common::v1::{KeyValue, any_value::Value},
-    trace::v1::Span,
-};
-use tailwater::{
-    policy::{PolicySpec, RuleKind, RuleSpec, StringMatch},
-    sampler::Limits,
-    trace::{StatusCode, Trigger},
-};
+use opentelemetry_proto::tonic::{common::v1::KeyValue, trace::v1::Span};
+use tailwater::{policy::PolicySpec, sampler::Limits, trace::Trigger};
 
-/// One above every randomness.
-pub(super) const NEVER: u64 = 1 << 56;
+use super::evaluation::{Verdict, verdict};
 
 /// A span as the model keeps it: decoded, with its encoding and what it was sent under.
 #[derive(Clone, Debug)]
@@ -31,17 +23,6 @@ pub(super) struct Buffered {
     pub(super) arrived: u64,
     root_arrived: Option<u64>,
     pub(super) spans: Vec<Stored>,
-}
-
-/// What the policies make of a trace.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Verdict {
-    pub(super) kept: bool,
-    pub(super) policy: String,
-    pub(super) threshold: u64,
-    pub(super) randomness: u64,
-    pub(super) explicit: Option<u64>,
-    pub(super) matched: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -221,138 +202,4 @@ pub(super) fn duration(spans: &[Stored]) -> u64 {
         (Some(start), Some(end)) => end.saturating_sub(start),
         _ => 0,
     }
-}
-
-/// The explicit randomness of one span, read by hand.
-fn rv(trace_state: &str) -> Option<u64> {
-    let ot: Vec<_> =
-        trace_state.split(',').filter_map(|member| member.trim().strip_prefix("ot=")).collect();
-    let [ot] = ot[..] else { return None };
-    let valid = |digits: &&str| {
-        digits.len() == 14 && digits.chars().all(|c| "0123456789abcdef".contains(c))
-    };
-    let digits = ot.split(';').filter_map(|pair| pair.strip_prefix("rv:")).find(valid)?;
-    u64::from_str_radix(digits, 16).ok()
-}
-
-pub(super) fn threshold(percentage: f64) -> u64 {
-    let whole = 72_057_594_037_927_936.0;
-    NEVER - (whole * percentage / 100.0).round() as u64
-}
-
-fn verdict(policies: &[PolicySpec], id: [u8; 16], spans: &[Stored], forced: bool) -> Verdict {
-    let explicit = spans.iter().filter_map(|stored| rv(&stored.span.trace_state)).min();
-    let by_id = id[9..].iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
-    let randomness = explicit.unwrap_or(by_id);
-    let mut matched = Vec::new();
-    let mut veto = None;
-    let mut best = (NEVER, "none");
-    for policy in policies {
-        let is_drop = matches!(policy.rule.kind, RuleKind::Drop(_));
-        let matches = match &policy.rule.kind {
-            RuleKind::Drop(parts) if forced => parts.iter().all(|part| is_certain(part, spans)),
-            _ => proposes(&policy.rule, spans) < NEVER,
-        };
-        if !matches {
-            continue;
-        }
-        matched.push(policy.name.clone());
-        let proposed = proposes(&policy.rule, spans);
-        if is_drop {
-            veto.get_or_insert(&policy.name);
-        } else if proposed < best.0 {
-            best = (proposed, &policy.name);
-        }
-    }
-    let (kept, policy, threshold) = match veto {
-        Some(name) => (false, name.clone(), NEVER),
-        None => (randomness >= best.0, best.1.to_owned(), best.0),
-    };
-    Verdict { kept, policy, threshold, randomness, explicit, matched }
-}
-
-/// The threshold that a rule proposes for these spans, [`NEVER`] where it does not match.
-fn proposes(rule: &RuleSpec, spans: &[Stored]) -> u64 {
-    let certain = |holds: bool| if holds { 0 } else { NEVER };
-    let proposed = match &rule.kind {
-        RuleKind::AlwaysSample => 0,
-        RuleKind::StatusCode { codes } => certain(has_status(codes, spans)),
-        RuleKind::Latency { threshold_ms, upper_threshold_ms } => {
-            let nanos = u128::from(duration(spans));
-            let over = |ms: u64| nanos > u128::from(ms) * 1_000_000;
-            certain(over(*threshold_ms) && !upper_threshold_ms.is_some_and(over))
-        }
-        RuleKind::StringAttribute { key, values, invert } => {
-            certain(has_string(key, values, spans) != *invert)
-        }
-        RuleKind::And(parts) | RuleKind::Drop(parts) => {
-            parts.iter().map(|part| proposes(part, spans)).max().expect("has parts")
-        }
-        RuleKind::Or(parts) => {
-            parts.iter().map(|part| proposes(part, spans)).min().expect("has parts")
-        }
-        RuleKind::Not(part) => certain(proposes(part, spans) == NEVER),
-    };
-    proposed.max(threshold(rule.sampling_percentage))
-}
-
-/// Whether a condition holds whatever spans may still come.
-fn is_certain(rule: &RuleSpec, spans: &[Stored]) -> bool {
-    match &rule.kind {
-        RuleKind::Latency { upper_threshold_ms: Some(_), .. } => false,
-        RuleKind::StringAttribute { invert: true, .. } => false,
-        RuleKind::And(parts) | RuleKind::Drop(parts) => {
-            parts.iter().all(|part| is_certain(part, spans))
-        }
-        RuleKind::Or(parts) => parts.iter().any(|part| is_certain(part, spans)),
-        RuleKind::Not(part) => is_ruled_out(part, spans),
-        _ => proposes(rule, spans) < NEVER,
-    }
-}
-
-/// Whether a condition fails whatever spans may still come.
-fn is_ruled_out(rule: &RuleSpec, spans: &[Stored]) -> bool {
-    match &rule.kind {
-        RuleKind::AlwaysSample | RuleKind::StatusCode { .. } => false,
-        RuleKind::Latency { upper_threshold_ms, .. } => upper_threshold_ms
-            .is_some_and(|upper| u128::from(duration(spans)) > u128::from(upper) * 1_000_000),
-        RuleKind::StringAttribute { key, values, invert } => {
-            *invert && has_string(key, values, spans)
-        }
-        RuleKind::And(parts) | RuleKind::Drop(parts) => {
-            parts.iter().any(|part| is_ruled_out(part, spans))
-        }
-        RuleKind::Or(parts) => parts.iter().all(|part| is_ruled_out(part, spans)),
-        RuleKind::Not(part) => is_certain(part, spans),
-    }
-}
-
-fn has_status(codes: &[StatusCode], spans: &[Stored]) -> bool {
-    let listed = |code: i32| {
-        codes.iter().any(|listed| match listed {
-            StatusCode::Unset => code == 0,
-            StatusCode::Ok => code == 1,
-            StatusCode::Error => code == 2,
-        })
-    };
-    spans.iter().any(|stored| listed(code(&stored.span)))
-}
-
-fn has_string(key: &str, values: &StringMatch, spans: &[Stored]) -> bool {
-    let matches = |value: &str| match values {
-        StringMatch::Exact(values) => values.iter().any(|listed| listed == value),
-        StringMatch::Regex(set) => set
-            .patterns()
-            .iter()
-            .any(|pattern| regex::Regex::new(pattern).expect("valid").is_match(value)),
-    };
-    let attributes = |stored: &'_ Stored| -> Vec<KeyValue> {
-        [&stored.span.attributes[..], &stored.resource[..]].concat()
-    };
-    spans.iter().flat_map(attributes).filter(|pair| pair.key == key).any(|pair| {
-        match pair.value.and_then(|value| value.value) {
-            Some(Value::StringValue(value)) => matches(&value),
-            _ => false,
-        }
-    })
 }

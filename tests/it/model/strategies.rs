@@ -13,7 +13,7 @@ use proptest::{
 };
 use regex::bytes::RegexSet;
 use tailwater::{
-    policy::{PolicySpec, RuleKind, RuleSpec, StringMatch},
+    policy::{Number, NumberRange, PolicySpec, RuleKind, RuleSpec, StringMatch},
     sampler::Limits,
     trace::{StatusCode, Trigger},
     window::Waits,
@@ -26,6 +26,20 @@ const TRACES: usize = 7;
 const KEYS: [&str; 3] = ["http.route", "user", "service.name"];
 const TEXTS: [&str; 5] = ["/api/cart", "/api/cart/1", "shop", "", "läden"];
 const PATTERNS: [&str; 4] = ["^/api", "cart$", "h.p", "^$"];
+
+/// Integers about bounds, zero and what a double can no longer tell apart.
+const INTS: [i64; 9] = [0, 7, 8, -7, 1 << 53, (1 << 53) + 1, i64::MAX - 1, i64::MAX, i64::MIN];
+const DOUBLES: [f64; 9] = [
+    0.0,
+    -0.0,
+    7.0,
+    7.5,
+    -7.0,
+    9_007_199_254_740_992.0,
+    9_223_372_036_854_775_808.0,
+    f64::INFINITY,
+    f64::NAN,
+];
 
 /// One thing that happens to a sampler.
 #[derive(Clone, Debug)]
@@ -127,17 +141,19 @@ fn request(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Vec<ResourceSpans>> + Cl
 
 fn pair() -> impl Strategy<Value = KeyValue> + Clone {
     let string = (select(&KEYS[..]), select(&TEXTS[..])).prop_map(|(key, value)| text(key, value));
-    let other = (select(&KEYS[..]), 0..5usize).prop_map(|(key, kind)| {
-        let value = match kind {
-            0 => Some(Value::IntValue(7)),
-            1 => Some(Value::BoolValue(true)),
-            2 => Some(Value::BytesValue(b"shop".to_vec())),
-            3 => Some(Value::ArrayValue(ArrayValue::default())),
-            _ => None,
-        };
-        attribute(key, value)
-    });
-    prop_oneof![4 => string, 1 => other]
+    let int = select(&INTS[..]).prop_map(|number| Some(Value::IntValue(number)));
+    let double = select(&DOUBLES[..]).prop_map(|number| Some(Value::DoubleValue(number)));
+    let bool = any::<bool>().prop_map(|value| Some(Value::BoolValue(value)));
+    let other = select(vec![
+        None,
+        Some(Value::BytesValue(b"shop".to_vec())),
+        Some(Value::ArrayValue(ArrayValue::default())),
+        Some(Value::StringValue("7".to_owned())),
+        Some(Value::StringValue("true".to_owned())),
+    ]);
+    let value = prop_oneof![2 => int, 2 => double, 2 => bool, 1 => other];
+    let other = (select(&KEYS[..]), value).prop_map(|(key, value)| attribute(key, value));
+    prop_oneof![3 => string, 3 => other]
 }
 
 fn trace_state() -> impl Strategy<Value = String> + Clone {
@@ -151,8 +167,13 @@ fn trace_state() -> impl Strategy<Value = String> + Clone {
         "ot=rv:00000000000001,ot=th:0",
         "not=rv:00000000000001",
         "ot=rv:000000000000001",
+        "vendor=a",
+        " vendor=a\t, vendor=b",
+        "vendor=b ,vendor,=a,other=a",
+        "vendor= a",
+        "vendor=a=b",
     ];
-    prop_oneof![4 => Just(String::new()), 1 => select(lists.map(str::to_owned).to_vec())]
+    prop_oneof![3 => Just(String::new()), 1 => select(lists.map(str::to_owned).to_vec())]
 }
 
 fn times() -> impl Strategy<Value = (u64, u64)> + Clone {
@@ -186,15 +207,18 @@ fn span(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Span> + Clone {
         1 => select(vec![vec![0; 7], vec![1; 9]]),
     ];
     let code = option::of(select(vec![0, 0, 1, 2, 2, 3, -1]));
-    let padding =
-        prop_oneof![40 => 0..200usize, 3 => 20_000..60_000usize, 1 => 250_000..300_000usize];
-    (id, span_id, parent, code, padding, times(), trace_state(), vec(pair(), 0..3)).prop_map(
-        |(trace_id, span_id, parent_span_id, code, padding, times, trace_state, attributes)| Span {
-            trace_id,
-            span_id,
-            parent_span_id,
+    let padding = prop_oneof![20 => Just(0), 20 => 0..200usize, 3 => 20_000..60_000usize, 1 => 250_000..300_000usize];
+    let ids = (id, span_id, parent);
+    let flags = select(vec![0, 0, 1, 2, 0x101, 0x300, u32::MAX]);
+    let name = (select(&TEXTS[..]), padding).prop_map(|(name, n)| name.to_owned() + &"x".repeat(n));
+    (ids, code, name, flags, times(), trace_state(), vec(pair(), 0..4)).prop_map(
+        |(ids, code, name, flags, times, trace_state, attributes)| Span {
+            trace_id: ids.0,
+            span_id: ids.1,
+            parent_span_id: ids.2,
             trace_state,
-            name: "x".repeat(padding),
+            name,
+            flags,
             start_time_unix_nano: times.0,
             end_time_unix_nano: times.1,
             attributes,
@@ -247,20 +271,81 @@ fn percentage() -> impl Strategy<Value = f64> {
 }
 
 fn leaf() -> impl Strategy<Value = RuleKind> {
-    let codes = btree_set(0..3usize, 1..3).prop_map(|codes| {
-        let all = [StatusCode::Unset, StatusCode::Ok, StatusCode::Error];
-        RuleKind::StatusCode { codes: codes.into_iter().map(|code| all[code]).collect() }
-    });
     let upper = option::of(select(vec![100, 500, 1_500, u64::MAX]));
     let latency = (select(vec![0, 100, 500, 1_000, u64::MAX]), upper).prop_map(
         |(threshold_ms, upper_threshold_ms)| RuleKind::Latency { threshold_ms, upper_threshold_ms },
     );
+    let more = option::of(select(vec![0, 1, 2, u32::MAX - 4]));
+    let span_count = (0..5u32, more).prop_map(|(min_spans, more)| RuleKind::SpanCount {
+        min_spans,
+        max_spans: more.map(|more| min_spans + more),
+    });
+    let with = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
+    let part = leaf_of_one_span().prop_map(with).prop_recursive(2, 6, 3, move |inner| {
+        let not = inner.clone().prop_map(|part| RuleKind::Not(Box::new(part)));
+        prop_oneof![1 => combination(inner), 1 => not].prop_map(with)
+    });
+    prop_oneof![
+        1 => Just(RuleKind::AlwaysSample),
+        2 => latency,
+        2 => span_count,
+        4 => vec(part, 1..4).prop_map(RuleKind::SameSpan),
+        9 => leaf_of_one_span(),
+    ]
+}
+
+/// A condition that a single span can meet.
+fn leaf_of_one_span() -> impl Strategy<Value = RuleKind> {
+    let codes = btree_set(0..3usize, 1..3).prop_map(|codes| {
+        let all = [StatusCode::Unset, StatusCode::Ok, StatusCode::Error];
+        RuleKind::StatusCode { codes: codes.into_iter().map(|code| all[code]).collect() }
+    });
+    let key = || select(&KEYS[..]).prop_map(str::to_owned);
+    let string = (key(), string_match(), any::<bool>())
+        .prop_map(|(key, values, invert)| RuleKind::StringAttribute { key, values, invert });
+    let numeric = (key(), range(), any::<bool>())
+        .prop_map(|(key, range, invert)| RuleKind::NumericAttribute { key, range, invert });
+    let boolean = (key(), any::<bool>(), any::<bool>())
+        .prop_map(|(key, value, invert)| RuleKind::BooleanAttribute { key, value, invert });
+    let values = vec(select(vec!["a", "b", " a", "a=b", "", "x"]), 1..3);
+    let trace_state = (select(vec!["vendor", "other"]), values).prop_map(|(key, values)| {
+        let values = values.into_iter().map(str::to_owned).collect();
+        RuleKind::TraceState { key: key.to_owned(), values }
+    });
+    let span_name = (string_match(), any::<bool>())
+        .prop_map(|(values, invert)| RuleKind::SpanName { values, invert });
+    let service_name = (string_match(), any::<bool>())
+        .prop_map(|(values, invert)| RuleKind::ServiceName { values, invert });
+    prop_oneof![
+        2 => codes,
+        2 => string,
+        2 => numeric,
+        1 => boolean,
+        1 => trace_state,
+        1 => Just(RuleKind::TraceFlags),
+        1 => span_name,
+        1 => service_name,
+    ]
+}
+
+fn string_match() -> impl Strategy<Value = StringMatch> {
     let exact = vec(select(&TEXTS[..]), 1..3)
         .prop_map(|values| StringMatch::Exact(values.into_iter().map(str::to_owned).collect()));
     let regex = vec(select(&PATTERNS[..]), 1..3)
         .prop_map(|patterns| StringMatch::Regex(RegexSet::new(patterns).expect("valid")));
-    let string = (select(&KEYS[..]), prop_oneof![exact, regex], any::<bool>()).prop_map(
-        |(key, values, invert)| RuleKind::StringAttribute { key: key.to_owned(), values, invert },
-    );
-    prop_oneof![1 => Just(RuleKind::AlwaysSample), 2 => codes, 2 => latency, 3 => string]
+    prop_oneof![exact, regex]
+}
+
+fn range() -> impl Strategy<Value = NumberRange> {
+    let bound = || {
+        let double = select(&DOUBLES[..]).prop_filter("a bound is finite", |n| n.is_finite());
+        prop_oneof![
+            2 => select(&INTS[..]).prop_map(Number::Int),
+            1 => double.prop_map(Number::Double),
+        ]
+    };
+    (bound(), option::of(bound()), any::<bool>()).prop_map(|(one, other, is_min)| {
+        let (one, other) = if is_min { (Some(one), other) } else { (other, Some(one)) };
+        NumberRange { min: one, max: other }
+    })
 }

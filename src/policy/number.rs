@@ -1,0 +1,140 @@
+//! Numbers as attributes and bounds have them: integers and doubles on one line.
+//!
+//! The order is that of the numbers themselves. An `i64` beyond 2^53 is never rounded to a double:
+//! the identifiers and byte counts that one compares there would fall on their neighbours.
+
+use std::{cmp::Ordering, fmt};
+
+/// An integer or a double.
+#[derive(Clone, Copy, Debug)]
+pub enum Number {
+    /// Any.
+    Int(i64),
+    /// Any; NaN is neither equal to nor below nor above anything.
+    Double(f64),
+}
+
+impl PartialOrd for Number {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        match (*self, *other) {
+            (Number::Int(a), Number::Int(b)) => Some(a.cmp(&b)),
+            (Number::Double(a), Number::Double(b)) => a.partial_cmp(&b),
+            (Number::Int(a), Number::Double(b)) => compare(a, b),
+            (Number::Double(a), Number::Int(b)) => compare(b, a).map(Ordering::reverse),
+        }
+    }
+}
+
+impl PartialEq for Number {
+    fn eq(&self, other: &Self) -> bool {
+        self.partial_cmp(other) == Some(Ordering::Equal)
+    }
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Number::Int(number) => write!(f, "{number}"),
+            Number::Double(number) => write!(f, "{number:?}"),
+        }
+    }
+}
+
+/// Compares without rounding either.
+fn compare(int: i64, double: f64) -> Option<Ordering> {
+    const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+    if double.is_nan() {
+        return None;
+    }
+    if double >= TWO_TO_63 {
+        return Some(Ordering::Less);
+    }
+    if double < -TWO_TO_63 {
+        return Some(Ordering::Greater);
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it lies in -2^63..2^63 and has no fraction"
+    )]
+    let whole = double.trunc() as i64;
+    int.cmp(&whole).then_with(|| 0.0.partial_cmp(&double.fract()).unwrap_or(Ordering::Equal)).into()
+}
+
+/// Inclusive bounds, at least one of which is set; neither is NaN.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NumberRange {
+    /// No number below it.
+    pub min: Option<Number>,
+    /// No number above it.
+    pub max: Option<Number>,
+}
+
+impl NumberRange {
+    /// Whether the number lies within the bounds; NaN never does.
+    pub fn contains(&self, number: Number) -> bool {
+        self.min.is_none_or(|min| number >= min) && self.max.is_none_or(|max| number <= max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_and_doubles_compare_without_rounding() {
+        let (int, double) = (Number::Int, Number::Double);
+        let ascending = [
+            double(f64::NEG_INFINITY),
+            double(-1e19),
+            int(i64::MIN),
+            int(i64::MIN + 1),
+            double(-2.5),
+            int(-2),
+            double(-1.5),
+            int(-1),
+            double(-0.5),
+            int(0),
+            double(f64::MIN_POSITIVE),
+            double(0.5),
+            int(1),
+            int((1 << 53) - 1),
+            int(1 << 53),
+            int((1 << 53) + 1),
+            double(((1u64 << 53) + 2) as f64),
+            int(i64::MAX - 1),
+            int(i64::MAX),
+            double((1u64 << 63) as f64),
+            double(f64::INFINITY),
+        ];
+        for (i, a) in ascending.iter().enumerate() {
+            for (j, b) in ascending.iter().enumerate() {
+                assert_eq!(a.partial_cmp(b), Some(i.cmp(&j)), "{a} {b}");
+            }
+        }
+        for (a, b) in [(int(1), double(1.0)), (int(i64::MIN), double(i64::MIN as f64))] {
+            assert_eq!(a, b);
+        }
+        assert_eq!(double(-0.0), int(0));
+        for number in [int(0), double(0.0), double(f64::NAN)] {
+            assert_eq!(number.partial_cmp(&double(f64::NAN)), None);
+        }
+    }
+
+    #[test]
+    fn ranges_include_their_bounds() {
+        let range = |min, max| NumberRange { min, max };
+        let (min, max) = (Some(Number::Int(2)), Some(Number::Double(4.5)));
+        for (number, below, above, both) in [
+            (Number::Double(1.9), true, false, false),
+            (Number::Double(2.0), true, true, true),
+            (Number::Int(4), true, true, true),
+            (Number::Double(4.5), true, true, true),
+            (Number::Int(5), false, true, false),
+            (Number::Double(f64::INFINITY), false, true, false),
+            (Number::Double(f64::NAN), false, false, false),
+        ] {
+            let found = [range(None, max), range(min, None), range(min, max)];
+            assert_eq!(found.map(|range| range.contains(number)), [below, above, both], "{number}");
+        }
+    }
+}

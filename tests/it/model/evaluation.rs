@@ -1,0 +1,238 @@
+//! Policies read straight from their specification, over all spans of a trace.
+
+use opentelemetry_proto::tonic::{
+    common::v1::{KeyValue, any_value::Value},
+    trace::v1::Span,
+};
+use tailwater::{
+    policy::{Number, NumberRange, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    trace::StatusCode,
+};
+
+use super::naive::{Stored, code, duration};
+
+/// One above every randomness.
+const NEVER: u64 = 1 << 56;
+
+/// What the policies make of a trace.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Verdict {
+    pub(super) kept: bool,
+    pub(super) policy: String,
+    pub(super) threshold: u64,
+    pub(super) randomness: u64,
+    pub(super) explicit: Option<u64>,
+    pub(super) matched: Vec<String>,
+}
+
+/// The explicit randomness of one span, read by hand.
+fn rv(trace_state: &str) -> Option<u64> {
+    let ot: Vec<_> =
+        trace_state.split(',').filter_map(|member| member.trim().strip_prefix("ot=")).collect();
+    let [ot] = ot[..] else { return None };
+    let valid = |digits: &&str| {
+        digits.len() == 14 && digits.chars().all(|c| "0123456789abcdef".contains(c))
+    };
+    let digits = ot.split(';').filter_map(|pair| pair.strip_prefix("rv:")).find(valid)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+fn threshold(percentage: f64) -> u64 {
+    let whole = 72_057_594_037_927_936.0;
+    NEVER - (whole * percentage / 100.0).round() as u64
+}
+
+pub(super) fn verdict(
+    policies: &[PolicySpec],
+    id: [u8; 16],
+    spans: &[Stored],
+    forced: bool,
+) -> Verdict {
+    let explicit = spans.iter().filter_map(|stored| rv(&stored.span.trace_state)).min();
+    let by_id = id[9..].iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+    let randomness = explicit.unwrap_or(by_id);
+    let mut matched = Vec::new();
+    let mut veto = None;
+    let mut best = (NEVER, "none");
+    for policy in policies {
+        let is_drop = matches!(policy.rule.kind, RuleKind::Drop(_));
+        let matches = match &policy.rule.kind {
+            RuleKind::Drop(parts) if forced => parts.iter().all(|part| is_certain(part, spans)),
+            _ => proposes(&policy.rule, spans) < NEVER,
+        };
+        if !matches {
+            continue;
+        }
+        matched.push(policy.name.clone());
+        let proposed = proposes(&policy.rule, spans);
+        if is_drop {
+            veto.get_or_insert(&policy.name);
+        } else if proposed < best.0 {
+            best = (proposed, &policy.name);
+        }
+    }
+    let (kept, policy, threshold) = match veto {
+        Some(name) => (false, name.clone(), NEVER),
+        None => (randomness >= best.0, best.1.to_owned(), best.0),
+    };
+    Verdict { kept, policy, threshold, randomness, explicit, matched }
+}
+
+/// The threshold that a rule proposes for these spans, [`NEVER`] where it does not match.
+fn proposes(rule: &RuleSpec, spans: &[Stored]) -> u64 {
+    let proposed = match &rule.kind {
+        RuleKind::And(parts) | RuleKind::Drop(parts) => {
+            parts.iter().map(|part| proposes(part, spans)).max().expect("has parts")
+        }
+        RuleKind::Or(parts) => {
+            parts.iter().map(|part| proposes(part, spans)).min().expect("has parts")
+        }
+        condition if holds(condition, spans) => 0,
+        _ => NEVER,
+    };
+    proposed.max(threshold(rule.sampling_percentage))
+}
+
+/// Whether a condition without probability holds.
+fn holds(condition: &RuleKind, spans: &[Stored]) -> bool {
+    let any = |meets: &dyn Fn(&Stored) -> bool| spans.iter().any(meets);
+    let any_value = |key: &str, meets: &dyn Fn(&Value) -> bool| {
+        any(&|stored| values(&[&stored.span.attributes, &stored.resource], key).iter().any(meets))
+    };
+    match condition {
+        RuleKind::AlwaysSample => true,
+        RuleKind::StatusCode { codes } => any(&|stored| has_status(codes, &stored.span)),
+        RuleKind::Latency { threshold_ms, upper_threshold_ms } => {
+            let nanos = u128::from(duration(spans));
+            let over = |ms: u64| nanos > u128::from(ms) * 1_000_000;
+            over(*threshold_ms) && !upper_threshold_ms.is_some_and(over)
+        }
+        RuleKind::SpanCount { min_spans, max_spans } => {
+            spans.len() >= *min_spans as usize
+                && max_spans.is_none_or(|max| spans.len() <= max as usize)
+        }
+        RuleKind::StringAttribute { key, values, invert } => {
+            any_value(key, &|value| is_text(value, values)) != *invert
+        }
+        RuleKind::NumericAttribute { key, range, invert } => {
+            any_value(key, &|value| is_within(value, range)) != *invert
+        }
+        RuleKind::BooleanAttribute { key, value, invert } => {
+            any_value(key, &|found| *found == Value::BoolValue(*value)) != *invert
+        }
+        RuleKind::TraceState { key, values } => {
+            any(&|stored| has_member(&stored.span.trace_state, key, values))
+        }
+        RuleKind::TraceFlags => any(&|stored| stored.span.flags % 2 == 1),
+        RuleKind::SpanName { values, invert } => {
+            any(&|stored| is_listed(&stored.span.name, values)) != *invert
+        }
+        RuleKind::ServiceName { values: names, invert } => {
+            let named = |stored: &Stored| {
+                values(&[&stored.resource], "service.name").iter().any(|name| is_text(name, names))
+            };
+            any(&named) != *invert
+        }
+        RuleKind::SameSpan(parts) => spans.iter().any(|stored| {
+            parts.iter().all(|part| proposes(part, std::slice::from_ref(stored)) == 0)
+        }),
+        RuleKind::Not(part) => proposes(part, spans) == NEVER,
+        RuleKind::And(_) | RuleKind::Or(_) | RuleKind::Drop(_) => unreachable!("has parts"),
+    }
+}
+
+/// Whether a condition holds whatever spans may still come.
+fn is_certain(rule: &RuleSpec, spans: &[Stored]) -> bool {
+    match &rule.kind {
+        RuleKind::Latency { upper_threshold_ms: Some(_), .. }
+        | RuleKind::SpanCount { max_spans: Some(_), .. } => false,
+        RuleKind::And(parts) | RuleKind::Drop(parts) => {
+            parts.iter().all(|part| is_certain(part, spans))
+        }
+        RuleKind::Or(parts) => parts.iter().any(|part| is_certain(part, spans)),
+        RuleKind::Not(part) => is_ruled_out(part, spans),
+        condition => !is_inverted(condition) && holds(condition, spans),
+    }
+}
+
+/// Whether a condition fails whatever spans may still come.
+fn is_ruled_out(rule: &RuleSpec, spans: &[Stored]) -> bool {
+    match &rule.kind {
+        RuleKind::Latency { upper_threshold_ms: Some(upper), .. } => {
+            u128::from(duration(spans)) > u128::from(*upper) * 1_000_000
+        }
+        RuleKind::SpanCount { max_spans: Some(max), .. } => spans.len() > *max as usize,
+        RuleKind::And(parts) | RuleKind::Drop(parts) => {
+            parts.iter().any(|part| is_ruled_out(part, spans))
+        }
+        RuleKind::Or(parts) => parts.iter().all(|part| is_ruled_out(part, spans)),
+        RuleKind::Not(part) => is_certain(part, spans),
+        condition => is_inverted(condition) && !holds(condition, spans),
+    }
+}
+
+fn is_inverted(condition: &RuleKind) -> bool {
+    matches!(
+        condition,
+        RuleKind::StringAttribute { invert: true, .. }
+            | RuleKind::NumericAttribute { invert: true, .. }
+            | RuleKind::BooleanAttribute { invert: true, .. }
+            | RuleKind::SpanName { invert: true, .. }
+            | RuleKind::ServiceName { invert: true, .. }
+    )
+}
+
+fn has_status(codes: &[StatusCode], span: &Span) -> bool {
+    codes.iter().any(|listed| match listed {
+        StatusCode::Unset => code(span) == 0,
+        StatusCode::Ok => code(span) == 1,
+        StatusCode::Error => code(span) == 2,
+    })
+}
+
+/// Every value of a key.
+fn values(attributes: &[&Vec<KeyValue>], key: &str) -> Vec<Value> {
+    let pairs = attributes.iter().copied().flatten().filter(|pair| pair.key == key);
+    pairs.filter_map(|pair| pair.value.clone()?.value).collect()
+}
+
+fn is_text(value: &Value, values: &StringMatch) -> bool {
+    matches!(value, Value::StringValue(text) if is_listed(text, values))
+}
+
+fn is_listed(text: &str, values: &StringMatch) -> bool {
+    match values {
+        StringMatch::Exact(values) => values.iter().any(|listed| listed == text),
+        StringMatch::Regex(set) => set
+            .patterns()
+            .iter()
+            .any(|pattern| regex::Regex::new(pattern).expect("valid").is_match(text)),
+    }
+}
+
+fn is_within(value: &Value, range: &NumberRange) -> bool {
+    let number = match value {
+        Value::IntValue(number) => Number::Int(*number),
+        Value::DoubleValue(number) if !number.is_nan() => Number::Double(*number),
+        _ => return false,
+    };
+    range.min.is_none_or(|min| is_at_most(min, number))
+        && range.max.is_none_or(|max| is_at_most(number, max))
+}
+
+/// By way of 128 bits, which hold every integer; infinities end at their ends.
+fn is_at_most(a: Number, b: Number) -> bool {
+    match (a, b) {
+        (Number::Int(a), Number::Int(b)) => a <= b,
+        (Number::Double(a), Number::Double(b)) => a <= b,
+        (Number::Int(a), Number::Double(b)) => i128::from(a) <= b.floor() as i128,
+        (Number::Double(a), Number::Int(b)) => a.ceil() as i128 <= i128::from(b),
+    }
+}
+
+fn has_member(trace_state: &str, key: &str, values: &[String]) -> bool {
+    trace_state.split(',').any(|member| {
+        let member = member.trim_matches([' ', '\t']);
+        values.iter().any(|value| member == format!("{key}={value}"))
+    })
+}

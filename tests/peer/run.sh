@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# The same bytes to Tailwater and to a real Collector: what differs must be on the list in README.md.
+#
+#     tests/peer/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
+#
+# Needs Go 1.26 and Python 3.11. Everything is built and installed into target/peer (but python3-venv,
+# where Debian's Python lacks it), and only processes started here are ended.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(cd "$here/../.." && pwd)
+cache=$repository/target/peer
+mkdir -p "$cache"
+
+if (($# > 1)); then
+    echo "usage: $0 [path to the tailwater binary]" >&2
+    exit 2
+fi
+if (($# == 1)); then
+    tailwater=$(realpath -e "$1")
+else
+    cargo build --release --manifest-path "$repository/Cargo.toml"
+    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
+fi
+
+"$repository/tests/real/venv.sh" "$cache/venv" "$here/requirements.txt"
+# Minutes the first time; Go's own cache makes it a second after that.
+echo "building the Collector"
+(cd "$here/collector" && go build -trimpath -ldflags="-s -w" -o "$cache/collector" .)
+
+export PYTHONDONTWRITEBYTECODE=1
+exec "$cache/venv/bin/python" "$here/compare.py" \
+    --tailwater "$tailwater" --collector "$cache/collector" --folder "$cache/run"
