@@ -6,7 +6,7 @@
 //! the span unfit. Without this one bad span poisons a batch: Tempo and the Collector refuse the
 //! whole request.
 //!
-//! The messages are data ([`Schema`]); unknown fields pass untouched. Recursion is bounded by the
+//! The messages are data (`Schema`); unknown fields pass untouched. Recursion is bounded by the
 //! schema and by the nesting limit. Source: opentelemetry-proto 1.x, trace, common and resource.
 
 use std::borrow::Cow;

@@ -1,9 +1,9 @@
 //! The window: undecided traces, their records and their deadlines, one [`Shard`] behind one lock
 //! each.
 //!
-//! A shard is a ring of entries that is the FIFO of deadlines ([`ring`]), a hash table of 32-bit
+//! A shard is a ring of entries that is the FIFO of deadlines (`ring`), a hash table of 32-bit
 //! positions into it, a second FIFO for deadlines after the root, and a log of segments
-//! ([`segment`]). The sampler calls it under the shard's lock and gives the time; nothing in here
+//! (`segment`). The sampler calls it under the shard's lock and gives the time; nothing in here
 //! knows a clock, a policy or a wire. What is freed leaves through out-parameters and is dropped
 //! after the lock.
 //!
