@@ -8,7 +8,7 @@ use crate::{
     otlp::encode::KeptSpan,
     policy::{Evidence, Verdict},
     trace::{Randomness, StatusCode, TraceId, Trigger},
-    window::{self, Due, Freed, Millis, Run, Shard, Taken},
+    window::{self, Due, Freed, Millis, Run, Taken},
 };
 
 /// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
@@ -35,12 +35,6 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Moves the spans of traces that were decided out of the window. Before the lock is given up,
-    /// and before spans of another trace are added.
-    pub(super) fn empty(&mut self, window: &mut Shard) {
-        window.empty(&mut self.taken, &mut self.spans, &mut self.freed);
-    }
-
     /// Forgets everything, and frees what the window has given up.
     pub fn clear(&mut self) {
         self.decisions.records.clear();
@@ -116,6 +110,7 @@ impl Sampler {
         state.window.advance(now);
         let now = state.window.now();
         let mut progress = Progress::More;
+        let undecided = out.decisions.records.len();
         for _ in 0..TRACES_PER_LOCK {
             let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
@@ -137,7 +132,7 @@ impl Sampler {
                 break;
             }
         }
-        out.empty(&mut state.window);
+        self.conclude(&mut state, undecided, out);
         if which == Which::Due && state.window.compact(&mut out.freed) && progress == Progress::Done
         {
             progress = Progress::More;
@@ -147,7 +142,7 @@ impl Sampler {
         progress
     }
 
-    /// Decides one trace and takes it out of the window; [`Decided::empty`] has to follow.
+    /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow.
     /// Breaks, and leaves it there, if it is kept but there is no room for it.
     pub(super) fn decide_trace(
         &self,
@@ -174,7 +169,6 @@ impl Sampler {
             return ControlFlow::Break(());
         }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
-        state.remembered.remember(window::hash_of(&self.hasher, trace_id), &decision);
         out.decisions.records.push(DecisionRecord {
             trace_id,
             decision,
@@ -197,6 +191,17 @@ impl Sampler {
             });
         }
         ControlFlow::Continue(())
+    }
+
+    /// Remembers the decisions from the `first` on, and moves the traces' spans out of the window:
+    /// before the lock is given up, and before anything else is added to `out`. Step by step for
+    /// all of them, because a step of one waits for memory as long as the same step of many.
+    pub(super) fn conclude(&self, state: &mut ShardState, first: usize, out: &mut Decided) {
+        for record in &out.decisions.records[first..] {
+            let hash = window::hash_of(&self.hasher, record.trace_id);
+            state.remembered.remember(hash, &record.decision);
+        }
+        state.window.empty(&mut out.taken, &mut out.spans, &mut out.freed);
     }
 
     /// Spans of a trace that is already decided follow the decision.

@@ -183,8 +183,9 @@ impl Sampler {
                 let due = Due { position, trigger: Trigger::TraceLimit, at: state.window.now() };
                 // The spans of a trace at its limit leave at once: the sender's request has been
                 // admitted, and the room that is kept free in the queue is for exactly this.
+                let first = out.decisions.records.len();
                 let _ = self.decide_trace(state, due, usize::MAX, out);
-                out.empty(&mut state.window);
+                self.conclude(state, first, out);
             }
         }
     }

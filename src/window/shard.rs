@@ -19,6 +19,8 @@ use crate::{
 /// A trace that was taken out of the window and whose records are still there.
 #[derive(Clone, Copy, Debug)]
 pub struct Taken {
+    hash: u64,
+    position: Position,
     is_kept: bool,
     /// The newest record that is not among the links yet.
     next: Location,
@@ -274,26 +276,30 @@ impl Shard {
         None
     }
 
-    /// Takes a trace out of the index and the deadlines. Its records stay until [`Self::empty`].
+    /// Takes a trace out of the deadlines. It stays in the index, and its records in their
+    /// segments, until [`Self::empty`], before which nothing may be inserted.
     pub fn take(&mut self, position: Position, is_kept: bool) -> Taken {
         let entry = *self.entry(position);
-        let hash = hash_of(&self.hasher, entry.trace_id);
-        if let Ok(found) = self.index.find_entry(hash, |&other| other == position.0) {
-            found.remove();
-        }
         if entry.has_randomness {
             self.randomness.remove(&position);
         }
         self.entry_mut(position).is_live = false;
         self.spans -= u64::from(entry.spans());
         self.span_bytes -= u64::from(entry.bytes());
-        Taken { is_kept, next: entry.last_record, oldest: NO_LINK }
+        let hash = hash_of(&self.hasher, entry.trace_id);
+        Taken { hash, position, is_kept, next: entry.last_record, oldest: NO_LINK }
     }
 
-    /// Gives up the records of traces that were taken. The spans of those that are kept are
+    /// Gives up the places of traces that were taken. The spans of those that are kept are
     /// appended to `kept`, trace by trace, in the order of their arrival; segments that are free
     /// now to `freed`.
     pub fn empty(&mut self, taken: &mut Vec<Taken>, kept: &mut Vec<KeptSpan>, freed: &mut Freed) {
+        for trace in taken.iter() {
+            let same = |&other: &u32| other == trace.position.0;
+            if let Ok(found) = self.index.find_entry(trace.hash, same) {
+                found.remove();
+            }
+        }
         let mut chains = std::mem::take(&mut self.chains);
         self.collect_chains(taken, &mut chains);
         for trace in taken.drain(..).filter(|trace| trace.is_kept) {
