@@ -18,6 +18,7 @@ mod conditions;
 mod diagnostics;
 mod env;
 mod files;
+mod limits;
 mod load;
 mod memory;
 mod policies;

@@ -17,6 +17,7 @@ use crate::{
 use super::{
     conditions,
     diagnostics::{Problem, did_you_mean, quote},
+    limits,
     reader::Span,
     section::{Read, Section},
 };
@@ -77,7 +78,7 @@ const TYPES_OF_THE_COLLECTOR: &[(&str, &str)] = &[
 ];
 
 const LIMIT_HINT: &str =
-    "`limit` on a policy will do this; until it is available, bound it with `sampling_percentage`";
+    "give a policy a limit: limit = { spans_per_second = 500 } or bytes_per_second";
 
 /// Where a rule stands.
 #[derive(Clone, Copy)]
@@ -146,9 +147,10 @@ impl Policies {
         if let Read::Set(name, span) = &name {
             self.claim_name(&mut section, name, span);
         }
+        let limit = limits::limit(&mut section);
         let rule = self.rule(section, Place::TOP);
         if let (Some(name), Some(rule)) = (name.good(), rule) {
-            self.specs.push(PolicySpec { name, rule });
+            self.specs.push(PolicySpec { name, rule, limit: limit.good() });
         }
     }
 
@@ -172,6 +174,8 @@ impl Policies {
             section.set_place(" in a nested policy".to_owned());
             let problem = Problem::new("a nested policy has no `name`");
             section.refuse("name", problem.hint("only the [[policy]] around it is named"));
+            let problem = Problem::new("a nested policy has no `limit`");
+            section.refuse("limit", problem.hint("only the [[policy]] around it is limited"));
         }
         let written =
             section.literal("type", |text| known_type(text).map(|kind| (kind, text.to_owned())));
@@ -189,7 +193,10 @@ impl Policies {
 
         let kind_spec = self.kind(&mut section, kind, place);
         let percentage = percentage(&mut section, kind, place);
-        section.not_available("limit");
+        if kind == Type::Drop {
+            section
+                .refuse("limit", Problem::new("`drop` keeps nothing that a `limit` could bound"));
+        }
         section.finish();
         Some(RuleSpec { kind: kind_spec?, sampling_percentage: percentage? })
     }

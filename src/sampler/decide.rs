@@ -7,8 +7,8 @@ use crate::{
     decisions::{Decision, DecisionRecord, Decisions},
     otlp::encode::KeptSpan,
     policy::{Evidence, Verdict},
-    trace::{Randomness, StatusCode, TraceId, Trigger},
-    window::{self, Due, Freed, Millis, Run, Taken},
+    trace::{Facts, Randomness, StatusCode, TraceId, Trigger},
+    window::{self, Due, Freed, Millis, Position, Run, Shard, Taken},
 };
 
 /// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
@@ -107,6 +107,7 @@ impl Sampler {
         out: &mut Decided,
     ) -> Progress {
         let mut state = self.lock(shard);
+        let by = now;
         state.window.advance(now);
         let now = state.window.now();
         let mut progress = Progress::More;
@@ -114,7 +115,7 @@ impl Sampler {
         for _ in 0..TRACES_PER_LOCK {
             let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
-                Which::Due => state.window.next_due(),
+                Which::Due => state.window.next_due(by),
                 Which::Oldest(trigger) => {
                     state.window.oldest().map(|oldest| early(oldest, trigger))
                 }
@@ -142,6 +143,26 @@ impl Sampler {
         progress
     }
 
+    /// Begins a tick at `now`, this long after the last one: sets the thresholds of limited
+    /// policies from what all shards have to decide by `now`. What is decided until the next tick
+    /// should be due by the same `now`.
+    pub fn begin_tick(&self, now: Millis, seconds: f64) {
+        if !self.plan.has_limits() {
+            return;
+        }
+        let mut candidates = Vec::new();
+        for shard in 0..self.shards() {
+            let mut state = self.lock(shard);
+            state.window.advance(now);
+            for position in state.window.all_due(now) {
+                let facts = state.window.facts(position);
+                let evidence = evidence(&state.window, position, &facts, false);
+                self.plan.add_candidate(&evidence, &mut candidates);
+            }
+        }
+        self.plan.begin_tick(seconds, &mut candidates);
+    }
+
     /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow.
     /// Breaks, and leaves it there, if it is kept but there is no room for it.
     pub(super) fn decide_trace(
@@ -154,19 +175,17 @@ impl Sampler {
         let window = &mut state.window;
         let (trace_id, facts) = (window.trace_id(due.position), window.facts(due.position));
         let explicit_randomness = window.explicit_randomness(due.position);
-        let randomness = explicit_randomness.unwrap_or_else(|| trace_id.randomness());
-        let evidence = Evidence {
-            facts: &facts,
-            bits: window.bits(due.position),
-            randomness,
-            forced: due.trigger.is_forced(),
-        };
+        let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
+        let randomness = evidence.randomness;
         let matched_start = out.decisions.matched.len() as u32;
         let verdict = self.plan.decide(&evidence, &mut out.decisions.matched);
         let bytes = facts.bytes as usize;
         if verdict.kept && out.kept_bytes > 0 && out.kept_bytes + bytes > room {
             out.decisions.matched.truncate(matched_start as usize);
             return ControlFlow::Break(());
+        }
+        if self.plan.has_limits() {
+            self.plan.charge(&evidence);
         }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
         out.decisions.records.push(DecisionRecord {
@@ -238,4 +257,16 @@ impl Sampler {
             spans: run.order.len(),
         });
     }
+}
+
+/// What is known of an undecided trace.
+fn evidence<'a>(
+    window: &'a Shard,
+    position: Position,
+    facts: &'a Facts,
+    forced: bool,
+) -> Evidence<'a> {
+    let explicit = window.explicit_randomness(position);
+    let randomness = explicit.unwrap_or_else(|| window.trace_id(position).randomness());
+    Evidence { facts, bits: window.bits(position), randomness, forced }
 }

@@ -1,6 +1,9 @@
 //! One shard: the ring and its index, the deadlines, and the slots of the log.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use hashbrown::HashTable;
@@ -248,21 +251,34 @@ impl Shard {
         self.randomness.get(&position).copied()
     }
 
-    /// A trace whose time has come, if there is one.
-    pub fn next_due(&mut self) -> Option<Due> {
+    /// A trace whose time has come at `now`, if there is one.
+    pub fn next_due(&mut self, now: Millis) -> Option<Due> {
         while let Some(&(at, position)) = self.after_root.front() {
             if !self.is_live(position) {
                 self.after_root.pop_front();
                 continue;
             }
-            if at.is_due(self.now) {
+            if at.is_due(now) {
                 return Some(Due { position, trigger: Trigger::RootReceived, at });
             }
             break;
         }
         let (position, arrived) = self.oldest()?;
         let at = arrived.after(self.waits.decision_wait);
-        at.is_due(self.now).then_some(Due { position, trigger: Trigger::DecisionWait, at })
+        at.is_due(now).then_some(Due { position, trigger: Trigger::DecisionWait, at })
+    }
+
+    /// All traces that [`Self::next_due`] would give, if each were taken, in no order.
+    pub fn all_due(&self, now: Millis) -> impl Iterator<Item = Position> {
+        let after_root = self.after_root.iter().take_while(move |(at, _)| at.is_due(now));
+        let after_root: HashSet<Position> = after_root.map(|&(_, position)| position).collect();
+        let wait = self.waits.decision_wait;
+        let by_wait = self
+            .ring
+            .positions()
+            .take_while(move |&position| self.entry(position).arrived.after(wait).is_due(now));
+        let by_wait: Vec<_> = by_wait.filter(|position| !after_root.contains(position)).collect();
+        after_root.into_iter().chain(by_wait).filter(|&position| self.is_live(position))
     }
 
     /// The undecided trace that arrived first, and when.

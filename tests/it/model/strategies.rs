@@ -233,7 +233,7 @@ pub(super) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
         .prop_map(|parts| RuleSpec { kind: RuleKind::Drop(parts), sampling_percentage: 100.0 });
     let rule = prop_oneof![5 => probabilistic(), 1 => veto];
     vec(rule, 1..6).prop_map(|rules| {
-        let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule };
+        let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule, limit: None };
         rules.into_iter().enumerate().map(named).collect()
     })
 }
