@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    policy::{PolicySpec, RuleKind, RuleSpec},
+    policy::{LimitSpec, PolicySpec, RuleKind, RuleSpec},
     trace::Threshold,
 };
 
@@ -147,10 +147,9 @@ impl Policies {
         if let Read::Set(name, span) = &name {
             self.claim_name(&mut section, name, span);
         }
-        let limit = limits::limit(&mut section);
-        let rule = self.rule(section, Place::TOP);
-        if let (Some(name), Some(rule)) = (name.good(), rule) {
-            self.specs.push(PolicySpec { name, rule, limit: limit.good() });
+        let rule = self.limited_rule(section, Place::TOP);
+        if let (Some(name), Some((rule, limit))) = (name.good(), rule) {
+            self.specs.push(PolicySpec { name, rule, limit });
         }
     }
 
@@ -163,8 +162,17 @@ impl Policies {
         self.names.insert(name.to_owned(), section.place_of(span));
     }
 
+    /// Reads a nested policy.
+    fn rule(&mut self, section: Section<'_, '_>, place: Place) -> Option<RuleSpec> {
+        self.limited_rule(section, place).map(|(rule, _)| rule)
+    }
+
     /// Reads everything of a policy but its name.
-    fn rule(&mut self, mut section: Section<'_, '_>, place: Place) -> Option<RuleSpec> {
+    fn limited_rule(
+        &mut self,
+        mut section: Section<'_, '_>,
+        place: Place,
+    ) -> Option<(RuleSpec, Option<LimitSpec>)> {
         if place.depth > DEPTH_MAX {
             let span = section.span();
             section.error(span, Problem::new("policies are nested more than 64 levels deep"));
@@ -174,8 +182,6 @@ impl Policies {
             section.set_place(" in a nested policy".to_owned());
             let problem = Problem::new("a nested policy has no `name`");
             section.refuse("name", problem.hint("only the [[policy]] around it is named"));
-            let problem = Problem::new("a nested policy has no `limit`");
-            section.refuse("limit", problem.hint("only the [[policy]] around it is limited"));
         }
         let written =
             section.literal("type", |text| known_type(text).map(|kind| (kind, text.to_owned())));
@@ -193,12 +199,15 @@ impl Policies {
 
         let kind_spec = self.kind(&mut section, kind, place);
         let percentage = percentage(&mut section, kind, place);
-        if kind == Type::Drop {
-            section
-                .refuse("limit", Problem::new("`drop` keeps nothing that a `limit` could bound"));
-        }
+        let limit = match limit_misplaced(kind, place) {
+            Some(problem) => {
+                section.refuse("limit", problem);
+                None
+            }
+            None => limits::limit(&mut section).good(),
+        };
         section.finish();
-        Some(RuleSpec { kind: kind_spec?, sampling_percentage: percentage? })
+        Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, limit))
     }
 
     fn kind(
@@ -319,6 +328,15 @@ fn misplaced(kind: Type, place: Place) -> Option<Problem> {
         ));
     }
     None
+}
+
+/// Why a policy of this type cannot have a `limit` here, if so.
+fn limit_misplaced(kind: Type, place: Place) -> Option<Problem> {
+    if place.depth > 1 {
+        let problem = Problem::new("a nested policy has no `limit`");
+        return Some(problem.hint("only the [[policy]] around it is limited"));
+    }
+    (kind == Type::Drop).then(|| Problem::new("`drop` keeps nothing that a `limit` could bound"))
 }
 
 fn is_of_one_span(kind: Type) -> bool {
