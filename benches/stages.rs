@@ -81,6 +81,7 @@ fn whole(corpus: &mut Corpus) -> Result<()> {
         waits,
         max_trace_spans: 32_000,
         max_trace_bytes: 16 << 20,
+        kept_bytes_max: None,
         decision_ttl_millis: 120_000,
         decision_log_traces: 100_000,
     };

@@ -376,6 +376,7 @@ mod tests {
             waits: Waits { decision_wait: 10, after_root: None },
             max_trace_spans: 10,
             max_trace_bytes: 1 << 10,
+            kept_bytes_max: None,
             decision_ttl_millis: 10,
             decision_log_traces: 0,
         };

@@ -2,12 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use super::{Sampler, ShardState};
+use super::{Cut, Sampler, ShardState, cap::Since};
 use crate::{
     decisions::{Decision, DecisionRecord, Decisions},
     otlp::encode::KeptSpan,
     policy::{Evidence, Verdict},
-    trace::{Facts, Randomness, StatusCode, TraceId, Trigger},
+    trace::{Facts, Randomness, StatusCode, Trigger},
     window::{self, Due, Freed, Millis, Position, Run, Shard, Taken},
 };
 
@@ -28,6 +28,8 @@ pub struct Decided {
     pub kept_bytes: usize,
     /// Spans that came after their trace's decision.
     pub late: Vec<Late>,
+    /// Spans of kept traces that passed the cap, not among those above.
+    pub cut: Vec<Cut>,
     /// Decided under this lock, and still to be emptied.
     taken: Vec<Taken>,
     /// To be dropped outside the lock.
@@ -43,6 +45,7 @@ impl Decided {
         self.spans.clear();
         self.kept_bytes = 0;
         self.late.clear();
+        self.cut.clear();
         self.freed.clear();
     }
 }
@@ -111,7 +114,7 @@ impl Sampler {
         state.window.advance(now);
         let now = state.window.now();
         let mut progress = Progress::More;
-        let undecided = out.decisions.records.len();
+        let since = Since::now(out);
         for _ in 0..TRACES_PER_LOCK {
             let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
@@ -133,7 +136,7 @@ impl Sampler {
                 break;
             }
         }
-        self.conclude(&mut state, undecided, out);
+        self.conclude(&mut state, since, out);
         if which == Which::Due && state.window.compact(&mut out.freed) && progress == Progress::Done
         {
             progress = Progress::More;
@@ -212,25 +215,27 @@ impl Sampler {
         ControlFlow::Continue(())
     }
 
-    /// Remembers the decisions from the `first` on, and moves the traces' spans out of the window:
+    /// Remembers the decisions made `since`, and moves the traces' spans out of the window:
     /// before the lock is given up, and before anything else is added to `out`. Step by step for
     /// all of them, because a step of one waits for memory as long as the same step of many.
-    pub(super) fn conclude(&self, state: &mut ShardState, first: usize, out: &mut Decided) {
-        for record in &out.decisions.records[first..] {
+    pub(super) fn conclude(&self, state: &mut ShardState, since: Since, out: &mut Decided) {
+        for record in &out.decisions.records[since.record()..] {
             let hash = window::hash_of(&self.hasher, record.trace_id);
             state.remembered.remember(hash, &record.decision);
         }
         state.window.empty(&mut out.taken, &mut out.spans, &mut out.freed);
+        self.cut(state, since, out);
     }
 
     /// Spans of a trace that is already decided follow the decision.
     pub(super) fn follow(
         &self,
-        trace_id: TraceId,
+        state: &mut ShardState,
         decision: &Decision,
         run: &Run<'_>,
         out: &mut Decided,
     ) {
+        let trace_id = run.spans[run.order[0] as usize].trace_id;
         let verdict = decision.verdict;
         let spans = || run.order.iter().map(|&index| &run.spans[index as usize]);
         let is_error = |status_mask: u8| status_mask & StatusCode::Error.mask() != 0;
@@ -256,6 +261,7 @@ impl Sampler {
             is_explicit: decision.explicit_randomness.is_some(),
             spans: run.order.len(),
         });
+        self.cut_late(state, window::hash_of(&self.hasher, trace_id), out);
     }
 }
 
