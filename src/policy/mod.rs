@@ -9,12 +9,14 @@ mod leaves;
 mod node;
 mod number;
 mod plan;
+mod review;
 mod spec;
 mod texts;
 
 pub use leaves::Leaves;
 pub use number::{Number, NumberRange};
 pub use plan::{Evidence, Plan, PolicyId, Verdict};
+pub use review::{Remark, review};
 pub use spec::{PolicySpec, RuleKind, RuleSpec, StringMatch};
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::{
 mod conditions;
 mod files;
 mod policies;
+mod review;
 mod sections;
 mod text;
 
