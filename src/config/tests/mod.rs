@@ -13,6 +13,7 @@ mod conditions;
 mod files;
 mod policies;
 mod review;
+mod schema;
 mod sections;
 mod text;
 
