@@ -1,8 +1,8 @@
 """Sends a small shop's traces through a real `tailwater run` and checks what came of every span.
 
 The senders are the Python and the Node OpenTelemetry SDK, the backend is `sink.py`, and a real
-Prometheus watches. Then the schema of the configuration (`schema.py`).
-`run.sh` installs what this needs.
+Prometheus watches. Then the schema of the configuration (`schema.py`) and the shipped policies
+(`cookbook.py`). `run.sh` installs what this needs.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import cookbook
 import schema
 import shop
 from checks import CHECKS, Evidence
@@ -125,6 +126,7 @@ def main() -> int:
         finally:
             sink.stop()
         schema.run(report, arguments.tailwater, arguments.folder)
+        cookbook.run(report, arguments.tailwater, arguments.node_sender, children)
     return report.summary()
 
 
