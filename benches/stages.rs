@@ -81,6 +81,7 @@ fn whole(corpus: &mut Corpus) -> Result<()> {
         waits,
         max_trace_spans: 32_000,
         max_trace_bytes: 16 << 20,
+        kept_bytes_max: None,
         decision_ttl_millis: 120_000,
         decision_log_traces: 100_000,
     };
@@ -182,7 +183,8 @@ fn plan() -> Plan {
         baseline,
     ];
     let specs = rules.into_iter().zip(["errors", "slow", "tier", "baseline"]);
-    let specs: Vec<_> = specs.map(|(rule, name)| PolicySpec { name: name.into(), rule }).collect();
+    let specs: Vec<_> =
+        specs.map(|(rule, name)| PolicySpec { name: name.into(), rule, limit: None }).collect();
     Plan::compile(&specs)
 }
 
@@ -212,7 +214,7 @@ fn many_policies() -> Plan {
         ];
         let kind =
             if n.is_multiple_of(4) { RuleKind::SameSpan(parts) } else { RuleKind::And(parts) };
-        PolicySpec { name: format!("p{n}"), rule: rule(kind) }
+        PolicySpec { name: format!("p{n}"), rule: rule(kind), limit: None }
     };
     Plan::compile(&(0..256).map(policy).collect::<Vec<_>>())
 }

@@ -115,6 +115,8 @@ pub struct Decider {
     decided: Decided,
     is_relieving: bool,
     next_shard: usize,
+    /// When the tick began.
+    tick_began: Millis,
 }
 
 /// What the decider works with.
@@ -150,6 +152,7 @@ impl Decider {
             decided: Decided::default(),
             is_relieving: false,
             next_shard: 0,
+            tick_began: Millis::default(),
         }
     }
 
@@ -171,6 +174,9 @@ impl Decider {
                 // Kept across restarts: a shard that panics must not starve those after it.
                 let shard = self.next_shard;
                 self.next_shard = (shard + 1) % shards;
+                if shard == 0 {
+                    self.begin_tick();
+                }
                 self.decide_shard(shard, Which::Due).await;
                 if shard == shards - 1 {
                     self.flush();
@@ -216,7 +222,7 @@ impl Decider {
             if room == 0 {
                 return Progress::NoRoom;
             }
-            let now = self.clock.now();
+            let now = self.decide_by();
             let progress = self.sampler.decide(shard, now, which, room, &mut self.decided);
             self.absorb();
             if progress != Progress::More {
@@ -225,6 +231,18 @@ impl Decider {
             // Others of this thread get their turn between two locks.
             tokio::task::yield_now().await;
         }
+    }
+
+    fn begin_tick(&mut self) {
+        let now = self.clock.now();
+        self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
+        self.tick_began = now;
+    }
+
+    /// What is due now; with limits, what was when the tick began, since their thresholds were
+    /// found for exactly those traces.
+    fn decide_by(&self) -> Millis {
+        if self.sampler.plan().has_limits() { self.tick_began } else { self.clock.now() }
     }
 
     /// Bytes of spans that may be kept now.
@@ -358,6 +376,7 @@ mod tests {
             waits: Waits { decision_wait: 10, after_root: None },
             max_trace_spans: 10,
             max_trace_bytes: 1 << 10,
+            kept_bytes_max: None,
             decision_ttl_millis: 10,
             decision_log_traces: 0,
         };

@@ -81,6 +81,8 @@ struct Generation {
     decisions: HashTable<Packed>,
     /// Of the few traces that have one.
     randomness: HashMap<u64, Randomness, foldhash::fast::RandomState>,
+    /// Of kept traces, where there is a cap on them.
+    used_bytes: HashMap<u64, u64, foldhash::fast::RandomState>,
 }
 
 impl Generation {
@@ -90,7 +92,8 @@ impl Generation {
     }
 
     fn bytes(&self) -> usize {
-        self.decisions.allocation_size() + self.randomness.capacity() * 17
+        let sides = self.randomness.capacity() + self.used_bytes.capacity();
+        self.decisions.allocation_size() + sides * 17
     }
 
     /// Forgets everything but keeps the room for as much, which the next generation will need.
@@ -99,6 +102,7 @@ impl Generation {
         self.decisions.clear();
         self.decisions.shrink_to(needed, Packed::fingerprint);
         self.randomness = HashMap::default();
+        self.used_bytes = HashMap::default();
     }
 }
 
@@ -137,6 +141,18 @@ impl Remembered {
     /// The decision of a trace, as long as it is remembered.
     pub fn recall(&self, fingerprint: u64) -> Option<Decision> {
         self.current.recall(fingerprint).or_else(|| self.previous.recall(fingerprint))
+    }
+
+    /// Remembers how many bytes of a kept trace have left.
+    pub fn use_bytes(&mut self, fingerprint: u64, bytes: u64) {
+        self.current.used_bytes.insert(fingerprint, bytes);
+    }
+
+    /// How many bytes of a kept trace have left; 0 where nothing was said of it.
+    pub fn used_bytes(&self, fingerprint: u64) -> u64 {
+        let [current, previous] = [&self.current, &self.previous];
+        let used = current.used_bytes.get(&fingerprint).or(previous.used_bytes.get(&fingerprint));
+        used.copied().unwrap_or(0)
     }
 
     /// Forgets what is older than the time to live, and charges the budget. Called once a tick.

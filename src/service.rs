@@ -315,6 +315,7 @@ fn limits(config: &Config) -> Limits {
         },
         max_trace_spans: sampling.max_trace_spans,
         max_trace_bytes: sampling.max_trace_bytes,
+        kept_bytes_max: config.exporter.max_trace_bytes,
         decision_ttl_millis: millis(sampling.decision_cache_ttl),
         decision_log_traces: sampling.decision_log_size,
     }

@@ -18,6 +18,7 @@ mod conditions;
 mod diagnostics;
 mod env;
 mod files;
+mod limits;
 mod load;
 mod memory;
 mod policies;
@@ -117,6 +118,8 @@ pub struct Exporter {
     /// `max_request_size_kib`, here in bytes. Default 3584 KiB, below the 4 MiB that gRPC servers
     /// take.
     pub max_request_bytes: usize,
+    /// `max_trace_bytes_kib`, here in bytes; `None` for 0, which is the default and turns it off.
+    pub max_trace_bytes: Option<u64>,
     /// `headers` sent with every request, names in lower case.
     pub headers: BTreeMap<String, String>,
     /// `[exporter.otlp.sending_queue]`.

@@ -10,13 +10,14 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    policy::{PolicySpec, Remark, RuleKind, RuleSpec, review},
+    policy::{LimitSpec, PolicySpec, Remark, RuleKind, RuleSpec, review},
     trace::Threshold,
 };
 
 use super::{
     conditions,
     diagnostics::{Diagnostic, Diagnostics, Problem, did_you_mean, quote},
+    limits,
     reader::Span,
     section::{Read, Section},
 };
@@ -77,7 +78,7 @@ const TYPES_OF_THE_COLLECTOR: &[(&str, &str)] = &[
 ];
 
 const LIMIT_HINT: &str =
-    "`limit` on a policy will do this; until it is available, bound it with `sampling_percentage`";
+    "give a policy a limit: limit = { spans_per_second = 500 } or bytes_per_second";
 
 /// Where a rule stands.
 #[derive(Clone, Copy)]
@@ -152,9 +153,9 @@ impl Policies {
             Read::Set(_, span) => section.warning_at(span.clone()),
             _ => section.warning_at(section.span()),
         };
-        let rule = self.rule(section, Place::TOP);
-        if let (Some(name), Some(rule)) = (name.good(), rule) {
-            self.specs.push(PolicySpec { name, rule });
+        let rule = self.limited_rule(section, Place::TOP);
+        if let (Some(name), Some((rule, limit))) = (name.good(), rule) {
+            self.specs.push(PolicySpec { name, rule, limit });
             self.places.push(place);
         }
     }
@@ -194,8 +195,17 @@ impl Policies {
         self.names.insert(name.to_owned(), section.place_of(span));
     }
 
+    /// Reads a nested policy.
+    fn rule(&mut self, section: Section<'_, '_>, place: Place) -> Option<RuleSpec> {
+        self.limited_rule(section, place).map(|(rule, _)| rule)
+    }
+
     /// Reads everything of a policy but its name.
-    fn rule(&mut self, mut section: Section<'_, '_>, place: Place) -> Option<RuleSpec> {
+    fn limited_rule(
+        &mut self,
+        mut section: Section<'_, '_>,
+        place: Place,
+    ) -> Option<(RuleSpec, Option<LimitSpec>)> {
         if place.depth > DEPTH_MAX {
             let span = section.span();
             section.error(span, Problem::new("policies are nested more than 64 levels deep"));
@@ -222,9 +232,15 @@ impl Policies {
 
         let kind_spec = self.kind(&mut section, kind, place);
         let percentage = percentage(&mut section, kind, place);
-        section.not_available("limit");
+        let limit = match limit_misplaced(kind, place) {
+            Some(problem) => {
+                section.refuse("limit", problem);
+                None
+            }
+            None => limits::limit(&mut section).good(),
+        };
         section.finish();
-        Some(RuleSpec { kind: kind_spec?, sampling_percentage: percentage? })
+        Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, limit))
     }
 
     fn kind(
@@ -345,6 +361,15 @@ fn misplaced(kind: Type, place: Place) -> Option<Problem> {
         ));
     }
     None
+}
+
+/// Why a policy of this type cannot have a `limit` here, if so.
+fn limit_misplaced(kind: Type, place: Place) -> Option<Problem> {
+    if place.depth > 1 {
+        let problem = Problem::new("a nested policy has no `limit`");
+        return Some(problem.hint("only the [[policy]] around it is limited"));
+    }
+    (kind == Type::Drop).then(|| Problem::new("`drop` keeps nothing that a `limit` could bound"))
 }
 
 fn is_of_one_span(kind: Type) -> bool {

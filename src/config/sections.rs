@@ -161,9 +161,7 @@ fn exporter(mut section: Section<'_, '_>, grpc: &GrpcReceiver, memory: Option<us
     let (queue, queue_bytes) = sending_queue(section.section("sending_queue"), memory);
     let retry = retry(section.section("retry_on_failure"));
     let max_request_bytes = max_request_bytes(&mut section, queue_bytes);
-    if let Read::Set(1.., span) = section.integer("max_trace_bytes_kib", 0..=u32::MAX) {
-        section.error(span, Problem::new("`max_trace_bytes_kib` is not available yet"));
-    }
+    let max_trace_kib = section.integer("max_trace_bytes_kib", 0..=u32::MAX).or(0);
     section.not_available("tls");
     section.finish();
     Exporter {
@@ -171,6 +169,7 @@ fn exporter(mut section: Section<'_, '_>, grpc: &GrpcReceiver, memory: Option<us
         compression: compression.or(Compression::None),
         timeout: timeout.or(Duration::from_secs(5)),
         max_request_bytes,
+        max_trace_bytes: (max_trace_kib > 0).then_some(u64::from(max_trace_kib) << 10),
         headers,
         queue,
         retry,

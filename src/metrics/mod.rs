@@ -281,6 +281,9 @@ impl Metrics {
             self.late_spans[place].increment(late.spans);
             self.late_errors[place].increment(late.errors);
         }
+        for cut in &decided.cut {
+            tally[self.index(cut.policy)].cut(cut.spans);
+        }
         for &policy in &decided.decisions.matched {
             tally[self.index(policy)].matches += 1;
         }
@@ -378,7 +381,8 @@ fn requests(transport: &'static str, code: String) -> Counter {
 struct PolicyTally {
     traces: [u64; 2],
     spans_kept: u64,
-    spans_dropped: [u64; 2],
+    /// In the order of `DROPPED`.
+    spans_dropped: [u64; 3],
     matches: u64,
 }
 
@@ -394,6 +398,12 @@ impl PolicyTally {
         let kept = late.verdict.kept;
         let spans = if kept { &mut self.spans_kept } else { &mut self.spans_dropped[1] };
         *spans += late.spans;
+    }
+
+    /// Spans that were added as kept, and are not.
+    fn cut(&mut self, spans: u64) {
+        self.spans_kept -= spans;
+        self.spans_dropped[2] += spans;
     }
 }
 
@@ -417,8 +427,9 @@ impl PolicyCounters {
         self.traces_kept.increment(tally.traces[0]);
         self.traces_dropped.increment(tally.traces[1]);
         self.spans_kept.increment(tally.spans_kept);
-        self.spans_dropped[0].increment(tally.spans_dropped[0]);
-        self.spans_dropped[1].increment(tally.spans_dropped[1]);
+        for (counter, &spans) in self.spans_dropped.iter().zip(&tally.spans_dropped) {
+            counter.increment(spans);
+        }
         self.matches.increment(tally.matches);
     }
 }

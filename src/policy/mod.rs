@@ -6,6 +6,7 @@
 //! Sampling".
 
 mod leaves;
+mod limit;
 mod node;
 mod number;
 mod plan;
@@ -14,10 +15,11 @@ mod spec;
 mod texts;
 
 pub use leaves::Leaves;
+pub use limit::Candidate;
 pub use number::{Number, NumberRange};
 pub use plan::{Evidence, Plan, PolicyId, Verdict};
 pub use review::{Remark, review};
-pub use spec::{PolicySpec, RuleKind, RuleSpec, StringMatch};
+pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, StringMatch};
 
 #[cfg(test)]
 mod tests;

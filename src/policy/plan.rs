@@ -10,6 +10,7 @@
 
 use super::{
     leaves::{Leaves, LeavesBuilder, Text},
+    limit::{Candidate, Limit},
     node::{Condition, Node},
     spec::{PolicySpec, RuleKind, RuleSpec, StringMatch},
 };
@@ -21,6 +22,7 @@ pub struct Plan {
     policies: Vec<Policy>,
     names: Vec<String>,
     leaves: Leaves,
+    limits: Vec<Limit>,
 }
 
 /// Index of a policy in [`Plan::names`]; [`PolicyId::NONE`] where none matched.
@@ -48,6 +50,8 @@ pub struct Verdict {
 struct Policy {
     node: Node,
     is_veto: bool,
+    /// Index into the plan's limits.
+    limit: Option<usize>,
 }
 
 /// What a trace is decided on.
@@ -67,15 +71,20 @@ impl Plan {
     /// Compiles valid policies. Leaves that several of them share are compiled once.
     pub fn compile(specs: &[PolicySpec]) -> Self {
         let mut leaves = LeavesBuilder::default();
+        let mut limits = Vec::new();
         let policies = specs
             .iter()
             .map(|spec| Policy {
                 node: compile(&spec.rule, false, &mut leaves),
                 is_veto: matches!(spec.rule.kind, RuleKind::Drop(_)),
+                limit: spec.limit.map(|limit| {
+                    limits.push(Limit::new(limit));
+                    limits.len() - 1
+                }),
             })
             .collect();
         let names = specs.iter().map(|spec| spec.name.clone()).collect();
-        Plan { policies, names, leaves: leaves.build() }
+        Plan { policies, names, leaves: leaves.build(), limits }
     }
 
     /// Policy names in the order of the file.
@@ -98,15 +107,18 @@ impl Plan {
         let mut veto = None;
         let mut lowest = (Threshold::NEVER, PolicyId::NONE);
         for (id, policy) in (0..).map(PolicyId).zip(&self.policies) {
-            let certain = policy.is_veto && evidence.forced;
-            let threshold = policy.node.evaluate(evidence.facts, evidence.bits, certain);
-            if !threshold.matches() {
+            let proposed = policy.propose(evidence);
+            if !proposed.matches() {
                 continue;
             }
             matched.push(id);
             if policy.is_veto {
                 veto = veto.or(Some(id));
-            } else if threshold < lowest.0 {
+                continue;
+            }
+            let raised = policy.limit.map(|limit| self.limits[limit].threshold());
+            let threshold = raised.map_or(proposed, |raised| raised.max(proposed));
+            if threshold < lowest.0 {
                 lowest = (threshold, id);
             }
         }
@@ -115,6 +127,64 @@ impl Plan {
         }
         let (threshold, policy) = lowest;
         Verdict { kept: threshold.keeps(evidence.randomness), policy, threshold }
+    }
+
+    /// Whether any policy has a limit. Without one, ticks and charges are nothing.
+    pub fn has_limits(&self) -> bool {
+        !self.limits.is_empty()
+    }
+
+    /// Adds a due trace to the candidates of each limit, a list for each, that it counts towards.
+    pub fn add_candidate(&self, evidence: &Evidence<'_>, candidates: &mut Vec<Vec<Candidate>>) {
+        candidates.resize_with(self.limits.len(), Vec::new);
+        let Facts { spans, bytes, .. } = *evidence.facts;
+        for (limit, _) in self.limited(evidence) {
+            candidates[limit].push(Candidate { randomness: evidence.randomness, spans, bytes });
+        }
+    }
+
+    /// Sets the thresholds of a tick from its candidates, this long after the last tick.
+    pub fn begin_tick(&self, seconds: f64, candidates: &mut Vec<Vec<Candidate>>) {
+        candidates.resize_with(self.limits.len(), Vec::new);
+        for (limit, candidates) in self.limits.iter().zip(candidates) {
+            limit.begin_tick(seconds, candidates);
+        }
+    }
+
+    /// Charges a decided trace to the limits that it counts towards.
+    pub fn charge(&self, evidence: &Evidence<'_>) {
+        for (limit, proposed) in self.limited(evidence) {
+            let limit = &self.limits[limit];
+            if limit.threshold().max(proposed).keeps(evidence.randomness) {
+                limit.charge(evidence.facts.spans, evidence.facts.bytes);
+            }
+        }
+    }
+
+    /// The limits that a trace counts towards, with what their policies propose without them: those
+    /// of policies that would keep it, unless it is vetoed, or another policy without a limit keeps
+    /// it in any case.
+    fn limited(&self, evidence: &Evidence<'_>) -> Vec<(usize, Threshold)> {
+        let mut limited = Vec::new();
+        for policy in &self.policies {
+            let proposed = policy.propose(evidence);
+            match policy.limit {
+                Some(limit) if proposed.keeps(evidence.randomness) => {
+                    limited.push((limit, proposed));
+                }
+                None if policy.is_veto && proposed.matches() => return Vec::new(),
+                None if proposed == Threshold::ALWAYS => return Vec::new(),
+                _ => {}
+            }
+        }
+        limited
+    }
+}
+
+impl Policy {
+    /// The threshold it proposes where there is no limit.
+    fn propose(&self, evidence: &Evidence<'_>) -> Threshold {
+        self.node.evaluate(evidence.facts, evidence.bits, self.is_veto && evidence.forced)
     }
 }
 

@@ -50,12 +50,15 @@ pub fn review(specs: &[PolicySpec]) -> Vec<(usize, Remark)> {
 struct Policy {
     node: Node,
     is_veto: bool,
+    /// It may propose more than its expression says.
+    is_limited: bool,
 }
 
 impl Policy {
     fn new(spec: &PolicySpec, leaves: &mut LeavesBuilder) -> Self {
         let is_veto = matches!(spec.rule.kind, RuleKind::Drop(_));
-        Policy { node: compile(&spec.rule, false, leaves), is_veto }
+        let node = compile(&spec.rule, false, leaves);
+        Policy { node, is_veto, is_limited: spec.limit.is_some() }
     }
 }
 
@@ -106,7 +109,7 @@ impl Review<'_> {
     /// Whether `first` is credited whenever `second` matches.
     fn comes_first(&self, policies: &[Policy], first: usize, second: usize) -> bool {
         let (a, b) = (&policies[first], &policies[second]);
-        if a.is_veto != b.is_veto {
+        if a.is_veto != b.is_veto || a.is_limited {
             return false;
         }
         if first < second {

@@ -17,6 +17,33 @@ pub struct PolicySpec {
     pub name: String,
     /// What it matches and with what probability.
     pub rule: RuleSpec,
+    /// What it may keep at most; not for `drop`.
+    pub limit: Option<LimitSpec>,
+}
+
+/// `limit`: at least one rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LimitSpec {
+    /// `spans_per_second`.
+    pub spans: Option<Rate>,
+    /// `bytes_per_second`, of encoded spans.
+    pub bytes: Option<Rate>,
+}
+
+impl LimitSpec {
+    /// Of spans, and of bytes.
+    pub(super) fn rates(&self) -> [Option<Rate>; 2] {
+        [self.spans, self.bytes]
+    }
+}
+
+/// A bucket that fills at this rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Above 0.
+    pub per_second: f64,
+    /// `burst_capacity`, the most that it holds, above 0.
+    pub burst: f64,
 }
 
 /// A condition or a combination, with the probability it proposes where it matches.

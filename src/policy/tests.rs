@@ -50,7 +50,7 @@ fn same_span(parts: &[&RuleSpec]) -> RuleSpec {
 }
 
 fn policy(name: &str, rule: &RuleSpec) -> PolicySpec {
-    PolicySpec { name: name.to_owned(), rule: rule.clone() }
+    PolicySpec { name: name.to_owned(), rule: rule.clone(), limit: None }
 }
 
 fn drop_rule(part: &RuleSpec) -> RuleSpec {
@@ -169,8 +169,11 @@ fn trace(random: &mut Rng, spans: usize) -> Trace {
 
 /// What policies of these rules make of a trace whose randomness is 1.
 fn decide(rules: &[RuleSpec], trace: &Trace, forced: bool) -> Verdict {
-    let named =
-        |(n, rule): (usize, &RuleSpec)| PolicySpec { name: format!("p{n}"), rule: rule.clone() };
+    let named = |(n, rule): (usize, &RuleSpec)| PolicySpec {
+        name: format!("p{n}"),
+        rule: rule.clone(),
+        limit: None,
+    };
     let plan = Plan::compile(&rules.iter().enumerate().map(named).collect::<Vec<_>>());
     let of_span = |(service, span): &(&str, Span)| {
         let attributes = vec![text("service.name", service)];
@@ -402,7 +405,7 @@ fn the_upper_bound_of_latency_is_inclusive_and_of_the_whole_trace() {
 fn bits_of(rules: &[RuleSpec]) -> i64 {
     let is_too_much = |fillers: &i64| {
         let fillers = (0..*fillers).map(|n| numeric("filler", n, false));
-        let policy = |rule| PolicySpec { name: "p".to_owned(), rule };
+        let policy = |rule| PolicySpec { name: "p".to_owned(), rule, limit: None };
         let specs: Vec<_> = fillers.chain(rules.iter().cloned()).map(policy).collect();
         Plan::compile(&specs).leaves().words() > 1
     };
@@ -442,7 +445,7 @@ fn many_policies_on_one_key_find_what_lists_the_value() {
     let expression = |n: usize| string("k", regex(&[&format!("^value {n}$"), "^none$"]), false);
     let mut rules: Vec<_> = (0..256).map(listing).collect();
     rules.extend((0..50).map(expression));
-    let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule };
+    let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule, limit: None };
     let plan = Plan::compile(&rules.into_iter().enumerate().map(named).collect::<Vec<_>>());
     let matched = |text: &[u8]| {
         let mut bits = vec![0; plan.leaves().words()];

@@ -2,13 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use super::{Sampler, ShardState};
+use super::{Cut, Sampler, ShardState, cap::Since};
 use crate::{
     decisions::{Decision, DecisionRecord, Decisions},
     otlp::encode::KeptSpan,
     policy::{Evidence, Verdict},
-    trace::{Randomness, StatusCode, TraceId, Trigger},
-    window::{self, Due, Freed, Millis, Run, Shard, Taken},
+    trace::{Facts, Randomness, StatusCode, Trigger},
+    window::{self, Due, Freed, Millis, Position, Run, Shard, Taken},
 };
 
 /// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
@@ -28,6 +28,8 @@ pub struct Decided {
     pub kept_bytes: usize,
     /// Spans that came after their trace's decision.
     pub late: Vec<Late>,
+    /// Spans of kept traces that passed the cap, not among those above.
+    pub cut: Vec<Cut>,
     /// Decided under this lock, and still to be emptied.
     taken: Vec<Taken>,
     /// To be dropped outside the lock.
@@ -35,12 +37,6 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Moves the spans of traces that were decided out of the window. Before the lock is given up,
-    /// and before spans of another trace are added.
-    pub(super) fn empty(&mut self, window: &mut Shard) {
-        window.empty(&mut self.taken, &mut self.spans, &mut self.freed);
-    }
-
     /// Forgets everything, and frees what the window has given up.
     pub fn clear(&mut self) {
         self.decisions.records.clear();
@@ -49,6 +45,7 @@ impl Decided {
         self.spans.clear();
         self.kept_bytes = 0;
         self.late.clear();
+        self.cut.clear();
         self.freed.clear();
     }
 }
@@ -113,13 +110,15 @@ impl Sampler {
         out: &mut Decided,
     ) -> Progress {
         let mut state = self.lock(shard);
+        let by = now;
         state.window.advance(now);
         let now = state.window.now();
         let mut progress = Progress::More;
+        let since = Since::now(out);
         for _ in 0..TRACES_PER_LOCK {
             let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
-                Which::Due => state.window.next_due(),
+                Which::Due => state.window.next_due(by),
                 Which::Oldest(trigger) => {
                     state.window.oldest().map(|oldest| early(oldest, trigger))
                 }
@@ -137,7 +136,7 @@ impl Sampler {
                 break;
             }
         }
-        out.empty(&mut state.window);
+        self.conclude(&mut state, since, out);
         if which == Which::Due && state.window.compact(&mut out.freed) && progress == Progress::Done
         {
             progress = Progress::More;
@@ -147,7 +146,27 @@ impl Sampler {
         progress
     }
 
-    /// Decides one trace and takes it out of the window; [`Decided::empty`] has to follow.
+    /// Begins a tick at `now`, this long after the last one: sets the thresholds of limited
+    /// policies from what all shards have to decide by `now`. What is decided until the next tick
+    /// should be due by the same `now`.
+    pub fn begin_tick(&self, now: Millis, seconds: f64) {
+        if !self.plan.has_limits() {
+            return;
+        }
+        let mut candidates = Vec::new();
+        for shard in 0..self.shards() {
+            let mut state = self.lock(shard);
+            state.window.advance(now);
+            for position in state.window.all_due(now) {
+                let facts = state.window.facts(position);
+                let evidence = evidence(&state.window, position, &facts, false);
+                self.plan.add_candidate(&evidence, &mut candidates);
+            }
+        }
+        self.plan.begin_tick(seconds, &mut candidates);
+    }
+
+    /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow.
     /// Breaks, and leaves it there, if it is kept but there is no room for it.
     pub(super) fn decide_trace(
         &self,
@@ -159,13 +178,8 @@ impl Sampler {
         let window = &mut state.window;
         let (trace_id, facts) = (window.trace_id(due.position), window.facts(due.position));
         let explicit_randomness = window.explicit_randomness(due.position);
-        let randomness = explicit_randomness.unwrap_or_else(|| trace_id.randomness());
-        let evidence = Evidence {
-            facts: &facts,
-            bits: window.bits(due.position),
-            randomness,
-            forced: due.trigger.is_forced(),
-        };
+        let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
+        let randomness = evidence.randomness;
         let matched_start = out.decisions.matched.len() as u32;
         let verdict = self.plan.decide(&evidence, &mut out.decisions.matched);
         let bytes = facts.bytes as usize;
@@ -173,8 +187,10 @@ impl Sampler {
             out.decisions.matched.truncate(matched_start as usize);
             return ControlFlow::Break(());
         }
+        if self.plan.has_limits() {
+            self.plan.charge(&evidence);
+        }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
-        state.remembered.remember(window::hash_of(&self.hasher, trace_id), &decision);
         out.decisions.records.push(DecisionRecord {
             trace_id,
             decision,
@@ -199,14 +215,27 @@ impl Sampler {
         ControlFlow::Continue(())
     }
 
+    /// Remembers the decisions made `since`, and moves the traces' spans out of the window:
+    /// before the lock is given up, and before anything else is added to `out`. Step by step for
+    /// all of them, because a step of one waits for memory as long as the same step of many.
+    pub(super) fn conclude(&self, state: &mut ShardState, since: Since, out: &mut Decided) {
+        for record in &out.decisions.records[since.record()..] {
+            let hash = window::hash_of(&self.hasher, record.trace_id);
+            state.remembered.remember(hash, &record.decision);
+        }
+        state.window.empty(&mut out.taken, &mut out.spans, &mut out.freed);
+        self.cut(state, since, out);
+    }
+
     /// Spans of a trace that is already decided follow the decision.
     pub(super) fn follow(
         &self,
-        trace_id: TraceId,
+        state: &mut ShardState,
         decision: &Decision,
         run: &Run<'_>,
         out: &mut Decided,
     ) {
+        let trace_id = run.spans[run.order[0] as usize].trace_id;
         let verdict = decision.verdict;
         let spans = || run.order.iter().map(|&index| &run.spans[index as usize]);
         let is_error = |status_mask: u8| status_mask & StatusCode::Error.mask() != 0;
@@ -232,5 +261,18 @@ impl Sampler {
             is_explicit: decision.explicit_randomness.is_some(),
             spans: run.order.len(),
         });
+        self.cut_late(state, window::hash_of(&self.hasher, trace_id), out);
     }
+}
+
+/// What is known of an undecided trace.
+fn evidence<'a>(
+    window: &'a Shard,
+    position: Position,
+    facts: &'a Facts,
+    forced: bool,
+) -> Evidence<'a> {
+    let explicit = window.explicit_randomness(position);
+    let randomness = explicit.unwrap_or_else(|| window.trace_id(position).randomness());
+    Evidence { facts, bits: window.bits(position), randomness, forced }
 }

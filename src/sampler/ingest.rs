@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Decided, Sampler, ShardState};
+use super::{Decided, Sampler, ShardState, cap::Since};
 use crate::{
     decisions::Decision,
     otlp::{
@@ -170,7 +170,7 @@ impl Sampler {
                 Place::New => state.window.insert(hash, trace_id),
                 Place::Decided(decision) => {
                     let late = Run { order: rest, ..*run };
-                    return self.follow(trace_id, &decision, &late, out);
+                    return self.follow(state, &decision, &late, out);
                 }
             };
             let spans = state.window.trace_spans(position);
@@ -183,8 +183,9 @@ impl Sampler {
                 let due = Due { position, trigger: Trigger::TraceLimit, at: state.window.now() };
                 // The spans of a trace at its limit leave at once: the sender's request has been
                 // admitted, and the room that is kept free in the queue is for exactly this.
+                let since = Since::now(out);
                 let _ = self.decide_trace(state, due, usize::MAX, out);
-                out.empty(&mut state.window);
+                self.conclude(state, since, out);
             }
         }
     }

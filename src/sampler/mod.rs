@@ -15,12 +15,14 @@
 //! measure better. The shard is taken from the middle bits of a keyed hash, since the hash table
 //! uses both ends.
 
+mod cap;
 mod decide;
 mod ingest;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::{
+    cap::Cut,
     decide::{Decided, KeptTrace, Late, Progress, Which},
     ingest::{Ingested, Scratch},
 };
@@ -42,6 +44,8 @@ pub struct Limits {
     pub max_trace_spans: u32,
     /// Encoded bytes at which a trace is decided with what it has.
     pub max_trace_bytes: u32,
+    /// Encoded bytes that a kept trace may come to over its whole life.
+    pub kept_bytes_max: Option<u64>,
     /// How long a decision is remembered, in milliseconds.
     pub decision_ttl_millis: u32,
     /// Decisions in the log.

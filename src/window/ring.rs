@@ -131,6 +131,12 @@ impl Ring {
             .then(|| Position(self.base.wrapping_add(self.front as u32)))
     }
 
+    /// Every position from the front on.
+    pub(super) fn positions(&self) -> impl Iterator<Item = Position> {
+        let count = self.chunks.iter().map(|chunk| chunk.entries.len()).sum::<usize>();
+        (self.front..count).map(|offset| Position(self.base.wrapping_add(offset as u32)))
+    }
+
     /// Forgets the entry at the front.
     pub(super) fn pop_front(&mut self) {
         self.front += 1;

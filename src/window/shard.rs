@@ -1,6 +1,9 @@
 //! One shard: the ring and its index, the deadlines, and the slots of the log.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use hashbrown::HashTable;
@@ -19,6 +22,8 @@ use crate::{
 /// A trace that was taken out of the window and whose records are still there.
 #[derive(Clone, Copy, Debug)]
 pub struct Taken {
+    hash: u64,
+    position: Position,
     is_kept: bool,
     /// The newest record that is not among the links yet.
     next: Location,
@@ -246,21 +251,34 @@ impl Shard {
         self.randomness.get(&position).copied()
     }
 
-    /// A trace whose time has come, if there is one.
-    pub fn next_due(&mut self) -> Option<Due> {
+    /// A trace whose time has come at `now`, if there is one.
+    pub fn next_due(&mut self, now: Millis) -> Option<Due> {
         while let Some(&(at, position)) = self.after_root.front() {
             if !self.is_live(position) {
                 self.after_root.pop_front();
                 continue;
             }
-            if at.is_due(self.now) {
+            if at.is_due(now) {
                 return Some(Due { position, trigger: Trigger::RootReceived, at });
             }
             break;
         }
         let (position, arrived) = self.oldest()?;
         let at = arrived.after(self.waits.decision_wait);
-        at.is_due(self.now).then_some(Due { position, trigger: Trigger::DecisionWait, at })
+        at.is_due(now).then_some(Due { position, trigger: Trigger::DecisionWait, at })
+    }
+
+    /// All traces that [`Self::next_due`] would give, if each were taken, in no order.
+    pub fn all_due(&self, now: Millis) -> impl Iterator<Item = Position> {
+        let after_root = self.after_root.iter().take_while(move |(at, _)| at.is_due(now));
+        let after_root: HashSet<Position> = after_root.map(|&(_, position)| position).collect();
+        let wait = self.waits.decision_wait;
+        let by_wait = self
+            .ring
+            .positions()
+            .take_while(move |&position| self.entry(position).arrived.after(wait).is_due(now));
+        let by_wait: Vec<_> = by_wait.filter(|position| !after_root.contains(position)).collect();
+        after_root.into_iter().chain(by_wait).filter(|&position| self.is_live(position))
     }
 
     /// The undecided trace that arrived first, and when.
@@ -274,26 +292,30 @@ impl Shard {
         None
     }
 
-    /// Takes a trace out of the index and the deadlines. Its records stay until [`Self::empty`].
+    /// Takes a trace out of the deadlines. It stays in the index, and its records in their
+    /// segments, until [`Self::empty`], before which nothing may be inserted.
     pub fn take(&mut self, position: Position, is_kept: bool) -> Taken {
         let entry = *self.entry(position);
-        let hash = hash_of(&self.hasher, entry.trace_id);
-        if let Ok(found) = self.index.find_entry(hash, |&other| other == position.0) {
-            found.remove();
-        }
         if entry.has_randomness {
             self.randomness.remove(&position);
         }
         self.entry_mut(position).is_live = false;
         self.spans -= u64::from(entry.spans());
         self.span_bytes -= u64::from(entry.bytes());
-        Taken { is_kept, next: entry.last_record, oldest: NO_LINK }
+        let hash = hash_of(&self.hasher, entry.trace_id);
+        Taken { hash, position, is_kept, next: entry.last_record, oldest: NO_LINK }
     }
 
-    /// Gives up the records of traces that were taken. The spans of those that are kept are
+    /// Gives up the places of traces that were taken. The spans of those that are kept are
     /// appended to `kept`, trace by trace, in the order of their arrival; segments that are free
     /// now to `freed`.
     pub fn empty(&mut self, taken: &mut Vec<Taken>, kept: &mut Vec<KeptSpan>, freed: &mut Freed) {
+        for trace in taken.iter() {
+            let same = |&other: &u32| other == trace.position.0;
+            if let Ok(found) = self.index.find_entry(trace.hash, same) {
+                found.remove();
+            }
+        }
         let mut chains = std::mem::take(&mut self.chains);
         self.collect_chains(taken, &mut chains);
         for trace in taken.drain(..).filter(|trace| trace.is_kept) {

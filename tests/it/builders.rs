@@ -98,7 +98,7 @@ pub(crate) fn request_of(spans: Vec<Span>) -> Vec<u8> {
 
 /// A policy of one rule.
 pub(crate) fn policy(name: &str, rule: RuleSpec) -> PolicySpec {
-    PolicySpec { name: name.to_owned(), rule }
+    PolicySpec { name: name.to_owned(), rule, limit: None }
 }
 
 /// The policy that keeps this many per cent of all traces.
@@ -112,6 +112,7 @@ pub(crate) fn limits() -> Limits {
         waits: Waits { decision_wait: 30_000, after_root: Some(5_000) },
         max_trace_spans: u32::MAX,
         max_trace_bytes: u32::MAX,
+        kept_bytes_max: None,
         decision_ttl_millis: 120_000,
         decision_log_traces: 0,
     }

@@ -210,3 +210,32 @@ async fn the_window_is_measured() {
     metrics.assert_ledger();
     running.stop().await;
 }
+
+/// Scenario: a cap of 5 KiB on kept traces; a trace of nine spans of a kilobyte with one of six
+/// among them, then late ones; another trace beside it.
+/// Guarantees: what fits leaves in the order of arrival, over the whole life of the trace; the rest
+/// is counted as trace_bytes under the policy; the other trace is whole.
+#[tokio::test]
+async fn kept_traces_stay_below_the_cap_for_life() {
+    let mut config = config(ALL);
+    config.exporter.max_trace_bytes = Some(5 << 10);
+    let running = Running::start(config).await;
+    let first = (2..=3).map(|id| large(1, id, 1_000)).chain([large(1, 4, 6_000)]);
+    running.accept(first.chain([span(1, 1, None), large(2, 1, 1_000)]).collect()).await;
+    running.at_rest().await;
+    running.accept((5..=10).map(|id| large(1, id, 1_000)).collect()).await;
+    running.at_rest().await;
+    running.accept(vec![large(1, 11, 1_000), large(2, 2, 1_000)]).await;
+    let metrics = running.at_rest().await;
+    let of = |trace: u64| {
+        let spans = running.traces().remove(&trace_id(trace)).expect("kept");
+        let mut ids: Vec<u8> = spans.iter().map(|span| span.span_id[7]).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!((of(1), of(2)), (vec![1, 2, 3, 5, 6], vec![1, 2]));
+    let cut = "spans_dropped_total{policy=\"all\",reason=\"trace_bytes\"}";
+    assert_eq!((metrics.get(cut), metrics.sum("spans_kept_total")), (6.0, 7.0));
+    assert_eq!(metrics.get("late_spans_total{decision=\"kept\"}"), 8.0);
+    running.stop().await;
+}

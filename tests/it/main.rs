@@ -24,6 +24,8 @@ mod limits;
 mod model;
 mod pipeline;
 mod policies;
+mod probability;
+mod rates;
 mod stamps;
 mod tidy;
 mod timing;

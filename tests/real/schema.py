@@ -77,6 +77,8 @@ WRONG_POLICIES = [
     " min_spans = 5 } }]",
     'type = "always_sample"\nlimit = { spans_per_second = 0 }',
     'type = "always_sample"\nlimit = { burst_capacity = 5 }',
+    'type = "and"\npolicies = [{ type = "trace_flags", limit = { spans_per_second = 5 } }]',
+    'type = "drop"\nlimit = { spans_per_second = 5 }\npolicies = [{ type = "trace_flags" }]',
 ]
 WRONG_NAMES = ['name = "a b"', 'name = "none"', "name = 3", ""]
 

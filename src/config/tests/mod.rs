@@ -11,6 +11,7 @@ use super::{
 
 mod conditions;
 mod files;
+mod limits;
 mod policies;
 mod review;
 mod schema;

@@ -155,10 +155,6 @@ fn types() {
              | give each policy its own `sampling_percentage`",
         ),
         (
-            "type = 'always_sample'\nlimit = { spans_per_second = 500 }",
-            "4:1: error: `limit` is not available yet",
-        ),
-        (
             "type = 'status_code'\nstatus_codes = ['OK']\nthreshold_ms = 5",
             "5:1: error: unknown key `threshold_ms` in a policy of type `status_code` | the \
              keys here are \

@@ -72,6 +72,7 @@ fn of_two_the_narrower_never_decides() {
         (&of("or", &[SLOW, ERRORS]), &of("or", &[ERRORS, SLOWER])),
         (&of("and", &[SHOP, SLOW]), &of("and", &[SLOWER, ERRORS, CHECKOUT])),
         (&at(20.0, &of("or", &[ERRORS, SLOW])), &at(20.0, ERRORS)),
+        (ERRORS, &format!("{ERRORS}, limit = {{ spans_per_second = 5 }}")),
         (&of("drop", &[SHOP]), &of("drop", &[CHECKOUT, ERRORS])),
     ] {
         assert_eq!(two(wide, narrow), [covered(3, "b", "a")], "{wide}\n{narrow}");
@@ -104,6 +105,8 @@ fn policies_that_both_decide() {
         (&of("same_span", &[SHOP, ERRORS]), &of("and", &[CHECKOUT, ERRORS])),
         (&not(ERRORS), &of("same_span", &[SHOP, &not(ERRORS)])),
         (&at(10.0, SHOP), &of("or", &[&at(5.0, CHECKOUT), &at(20.0, ERRORS)])),
+        // What a limit leaves to the other is its own.
+        (&format!("{SHOP}, limit = {{ spans_per_second = 5 }}"), CHECKOUT),
         // A veto and a policy that keeps are no rivals.
         (&of("drop", &[SHOP]), CHECKOUT),
         (ALL, &of("drop", &[CHECKOUT])),

@@ -123,7 +123,6 @@ fn types() -> BTreeMap<String, Value> {
     let types = names.as_array().expect("a list").iter().map(|name| {
         let name = name.as_str().expect("a string").to_owned();
         let says = schema["$defs"][&name].clone();
-        assert_eq!(says["properties"]["type"]["const"], name.as_str());
         (name, says)
     });
     types.collect()
@@ -137,11 +136,13 @@ fn the_policy_types_are_those_of_the_loader() {
     let types = types();
     assert_eq!(types.keys().cloned().collect::<BTreeSet<_>>(), of_loader);
     let schema = schema();
-    let references = schema["$defs"]["rule"]["oneOf"].as_array().expect("a list").iter();
-    let referred = references.map(|one| one["$ref"].as_str().expect("a string"));
-    let referred: BTreeSet<_> =
-        referred.map(|path| path.trim_start_matches("#/$defs/").to_owned()).collect();
-    assert_eq!(referred, of_loader);
+    let branches = schema["$defs"]["rule"]["allOf"].as_array().expect("a list").iter();
+    let branches = branches.map(|branch| {
+        let name = branch["if"]["properties"]["type"]["const"].as_str().expect("a type");
+        assert_eq!(branch["then"]["$ref"], format!("#/$defs/{name}"));
+        name.to_owned()
+    });
+    assert_eq!(branches.collect::<BTreeSet<_>>(), of_loader);
 }
 
 #[test]
@@ -157,11 +158,20 @@ fn each_policy_type_has_the_keys_that_the_loader_knows() {
 }
 
 #[test]
+fn a_limit_has_the_keys_that_the_loader_knows() {
+    let told = problems(&policy("type = 'always_sample'\nlimit = { '?' = 1 }"));
+    let told = told.iter().find_map(|told| told.split_once("the keys here are ")).expect("all").1;
+    let schema = schema();
+    let properties: &Map<_, _> =
+        schema["$defs"]["limit"]["properties"].as_object().expect("properties");
+    assert_eq!(properties.keys().cloned().collect::<BTreeSet<_>>(), quoted(told));
+}
+
+#[test]
 fn each_policy_type_requires_what_the_loader_does() {
     for (name, says) in types() {
         let told = problems(&policy(&format!("type = '{name}'")));
-        let mut required = names(&says["required"]);
-        assert!(required.remove("type"), "{name}");
+        let required = says.get("required").map(names).unwrap_or_default();
         for key in &required {
             let is_missed = |told: &String| {
                 told.contains(&format!("no `{key}`")) || told.contains(&format!("a `{key}`"))
@@ -174,20 +184,23 @@ fn each_policy_type_requires_what_the_loader_does() {
 }
 
 #[test]
-fn each_policy_type_has_the_bounds_of_the_loader() {
-    for (name, says) in types() {
-        for (key, says) in says["properties"].as_object().expect("properties") {
-            let Some(max) = says.get("maximum") else { continue };
-            let told = problems(&policy(&format!("type = '{name}'\n{key} = 99_999_999_999")));
-            // The loader has its own words for an upper bound of 0.
-            let min = if key.starts_with("threshold") || key.starts_with("min") { 0 } else { 1 };
-            assert_eq!(says["minimum"], min, "{name} {key}");
-            let bounds = format!("`{key}` must be between 0 and {max}, found");
-            assert!(told.iter().any(|told| told.contains(&bounds)), "{bounds}: {told:?}");
-        }
+fn the_keys_of_policies_have_the_bounds_of_the_loader() {
+    let schema = schema();
+    let types = types();
+    for (key, says) in schema["$defs"]["rule"]["properties"].as_object().expect("properties") {
+        let takes = |says: &Value| says["properties"].get(key).is_some();
+        let (name, _) = types.iter().find(|(_, says)| takes(says)).expect("a type");
+        assert!(says["description"].is_string(), "{key}");
+        let Some(max) = says.get("maximum").filter(|_| says["type"] == "integer") else { continue };
+        let told = problems(&policy(&format!("type = '{name}'\n{key} = 99_999_999_999")));
+        let bounds = format!("`{key}` must be between 0 and {max}, found");
+        assert!(told.iter().any(|told| told.contains(&bounds)), "{bounds}: {told:?}");
+        // The loader has its own words for an upper bound of 0.
+        let is_upper = key.starts_with("upper") || key.starts_with("max");
+        assert_eq!(says["minimum"], u32::from(is_upper), "{key}");
     }
-    let codes = schema().pointer("/$defs/status_code/properties/status_codes/items/enum").cloned();
-    let mut words = names(&codes.expect("the codes"));
+    let codes = schema.pointer("/$defs/rule/properties/status_codes/items/enum");
+    let mut words = names(codes.expect("the codes"));
     words.extend(["status_codes".to_owned(), "?".to_owned()]);
     let told = problems(&policy("type = 'status_code'\nstatus_codes = ['?']"));
     assert_eq!(quoted(&told[0]), words);
@@ -237,6 +250,10 @@ fn patterns_take_what_the_loader_takes() {
         [("a", true), ("A.b_c-9", true), ("", false), ("a b", false), (&long, false)]
     {
         let loads = problems(&POLICY.replace("'p'", &format!("'{name}'"))).is_empty();
-        assert_eq!((loads, fits("/$defs/name/pattern", name)), (is_good, is_good), "{name:?}");
+        assert_eq!(
+            (loads, fits("/$defs/rule/properties/name/pattern", name)),
+            (is_good, is_good),
+            "{name:?}"
+        );
     }
 }

@@ -417,10 +417,6 @@ fn what_is_not_available_yet() {
         ("[receiver.auth]", "1:11: error: [receiver.auth] is not available yet"),
         ("[exporter.otlp.tls]", "1:16: error: [exporter.otlp.tls] is not available yet"),
         (
-            "exporter.otlp.max_trace_bytes_kib = 4882",
-            "1:37: error: `max_trace_bytes_kib` is not available yet",
-        ),
-        (
             "telemetry.enable_lifecycle = true",
             "1:30: error: `enable_lifecycle` is not available yet",
         ),

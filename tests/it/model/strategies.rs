@@ -97,6 +97,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             waits: Waits { decision_wait: 1_000, after_root },
             max_trace_spans,
             max_trace_bytes,
+            kept_bytes_max: None,
             decision_ttl_millis: 60_000,
             decision_log_traces: 1_000,
         },
@@ -233,7 +234,7 @@ pub(super) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
         .prop_map(|parts| RuleSpec { kind: RuleKind::Drop(parts), sampling_percentage: 100.0 });
     let rule = prop_oneof![5 => probabilistic(), 1 => veto];
     vec(rule, 1..6).prop_map(|rules| {
-        let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule };
+        let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule, limit: None };
         rules.into_iter().enumerate().map(named).collect()
     })
 }
