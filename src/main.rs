@@ -37,17 +37,24 @@ enum Command {
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
-        #[arg(required = true, value_name = "FILE")]
+        #[arg(required_unless_present = "schema", value_name = "FILE")]
         files: Vec<PathBuf>,
         /// How to report
         #[arg(long, value_enum, default_value_t)]
         format: check::Format,
+        /// Print the JSON Schema of the configuration, for editors, and validate nothing
+        #[arg(long, conflicts_with = "files")]
+        schema: bool,
     },
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Check { files, format } => {
+        Command::Check { schema: true, .. } => {
+            print!("{}", config::SCHEMA);
+            ExitCode::SUCCESS
+        }
+        Command::Check { files, format, .. } => {
             let report = check::check(&files, format);
             print!("{}", report.text);
             exit_code(!report.has_errors)

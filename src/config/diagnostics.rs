@@ -57,6 +57,14 @@ pub struct Diagnostic {
     pub(super) snippet: Option<Snippet>,
 }
 
+impl Diagnostic {
+    /// The same place with another problem.
+    pub(super) fn saying(self, problem: Problem) -> Self {
+        let hint = problem.hint.as_deref().map(visible);
+        Diagnostic { message: visible(&problem.message), hint, ..self }
+    }
+}
+
 impl fmt::Display for Diagnostic {
     /// `file:line:column: error: message`, the line with the offence underlined, and `help: ...`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -200,6 +200,10 @@ impl Load {
     }
 
     fn finish(mut self, sections: Sections) -> Loaded {
+        // What is wrong with one policy is said first: it may be why the set looks odd.
+        if !self.diagnostics.has_errors() {
+            self.policies.review(&mut self.diagnostics);
+        }
         self.diagnostics.sort();
         let config = Config {
             shutdown_timeout: sections.shutdown_timeout,

@@ -35,6 +35,11 @@ pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
 pub use load::{Loaded, embedded, load};
 
+/// The JSON Schema (2020-12) of a configuration or policy file, for editors. What it knows beside
+/// words and bounds is held equal to the loader by tests; what only the loader knows (names that
+/// are unique, values that bound each other, expressions that compile) stays with `check`.
+pub const SCHEMA: &str = include_str!("../../deploy/tailwater.schema.json");
+
 /// Everything that one `tailwater run` needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {

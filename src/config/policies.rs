@@ -10,13 +10,13 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    policy::{LimitSpec, PolicySpec, RuleKind, RuleSpec},
+    policy::{LimitSpec, PolicySpec, Remark, RuleKind, RuleSpec, review},
     trace::Threshold,
 };
 
 use super::{
     conditions,
-    diagnostics::{Problem, did_you_mean, quote},
+    diagnostics::{Diagnostic, Diagnostics, Problem, did_you_mean, quote},
     limits,
     reader::Span,
     section::{Read, Section},
@@ -106,6 +106,8 @@ impl Place {
 #[derive(Default)]
 pub(super) struct Policies {
     specs: Vec<PolicySpec>,
+    /// A warning at the name of each of `specs` that has nothing to say yet.
+    places: Vec<Diagnostic>,
     /// Names and where they were given.
     names: BTreeMap<String, String>,
     tables: usize,
@@ -147,9 +149,40 @@ impl Policies {
         if let Read::Set(name, span) = &name {
             self.claim_name(&mut section, name, span);
         }
+        let place = match &name {
+            Read::Set(_, span) => section.warning_at(span.clone()),
+            _ => section.warning_at(section.span()),
+        };
         let rule = self.limited_rule(section, Place::TOP);
         if let (Some(name), Some((rule, limit))) = (name.good(), rule) {
             self.specs.push(PolicySpec { name, rule, limit });
+            self.places.push(place);
+        }
+    }
+
+    /// Warns about policies that say something else than was meant, over all files.
+    pub(super) fn review(&self, diagnostics: &mut Diagnostics) {
+        for (index, remark) in review(&self.specs) {
+            let name = &self.specs[index].name;
+            let problem = match remark {
+                Remark::NeverMatches => {
+                    Problem::new(format!("the policy `{name}` can never match"))
+                        .hint("its conditions contradict each other")
+                }
+                Remark::DropsEverything => {
+                    Problem::new(format!("the policy `{name}` drops every trace"))
+                        .hint("give it a condition that not every trace meets")
+                }
+                Remark::CoveredBy(other) => {
+                    let other = &self.specs[other].name;
+                    let message = format!(
+                        "the policy `{name}` never decides: `{other}` matches whenever it does, \
+                         and keeps as much or more"
+                    );
+                    Problem::new(message).hint(format!("remove it, or narrow `{other}`"))
+                }
+            };
+            diagnostics.push(self.places[index].clone().saying(problem));
         }
     }
 

@@ -16,7 +16,7 @@ use toml::{
 use crate::policy::Number;
 
 use super::{
-    diagnostics::{Problem, Severity, nearest},
+    diagnostics::{Diagnostic, Problem, Severity, nearest},
     env,
     reader::{Reader, Span, UnknownKey},
     values,
@@ -106,6 +106,11 @@ impl<'r, 't> Section<'r, 't> {
 
     pub(super) fn warn(&mut self, span: Span, problem: Problem) {
         self.reader.report(span, Severity::Warning, problem);
+    }
+
+    /// A warning that is to be made later, when all files have been read.
+    pub(super) fn warning_at(&self, span: Span) -> Diagnostic {
+        self.reader.source.diagnose(span, Severity::Warning, Problem::new(""))
     }
 
     pub(super) fn boolean(&mut self, key: &'static str) -> Read<bool> {

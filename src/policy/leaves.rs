@@ -15,7 +15,7 @@ use super::{
     node::Node,
     number::{Number, NumberRange},
     spec::StringMatch,
-    texts::{Texts, TextsBuilder, set},
+    texts::{Texts, TextsBuilder, Written, set},
 };
 use crate::{
     otlp::{
@@ -158,8 +158,33 @@ fn length_bit(key: &[u8]) -> u64 {
     1 << key.len().min(63)
 }
 
+/// A leaf as it was given to the builder.
+#[derive(Debug)]
+pub(super) enum Leaf<'b> {
+    Text(Text<'b>, &'b Written),
+    Number(&'b str, NumberRange),
+    SameSpan(&'b Node),
+    /// One that has nothing to compare: equal ones share a bit.
+    Other,
+}
+
+impl Leaf<'_> {
+    /// Whether the other holds wherever this one does, as far as one can tell by looking at them.
+    pub(super) fn implies(&self, other: &Leaf<'_>) -> bool {
+        match (self, other) {
+            (Leaf::Text(what, written), Leaf::Text(other, others)) => {
+                what == other && written.implies(others)
+            }
+            (Leaf::Number(key, range), Leaf::Number(other, wider)) => {
+                key == other && range.is_within(wider)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// What a text is compared as.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Text<'k> {
     /// The value of this attribute of a span or its resource.
     Attribute(&'k str),
@@ -216,6 +241,25 @@ impl LeavesBuilder {
     /// "The expression holds on a single span." Its own bits have been given out before.
     pub(super) fn same_span(&mut self, node: Node) -> u32 {
         shared(&mut self.same_spans, node, &mut self.count)
+    }
+
+    /// What has been collected, by bit.
+    pub(super) fn leaves(&self) -> Vec<Leaf<'_>> {
+        let mut leaves = Vec::new();
+        let texts = self.attributes.iter().map(|(key, texts)| (Text::Attribute(key), texts));
+        let states = self.trace_states.iter().map(|(key, texts)| (Text::TraceState(key), texts));
+        let names = [(Text::SpanName, &self.names), (Text::ServiceName, &self.service_names)];
+        for (what, texts) in texts.chain(states).chain(names) {
+            leaves.extend(texts.written().map(|(written, bit)| (bit, Leaf::Text(what, written))));
+        }
+        for (key, Values { numbers, booleans }) in &self.values {
+            leaves.extend(numbers.iter().map(|(range, bit)| (*bit, Leaf::Number(key, *range))));
+            leaves.extend(booleans.iter().flatten().map(|bit| (*bit, Leaf::Other)));
+        }
+        leaves.extend(self.sampled.map(|bit| (bit, Leaf::Other)));
+        leaves.extend(self.same_spans.iter().map(|(node, bit)| (*bit, Leaf::SameSpan(node))));
+        leaves.sort_unstable_by_key(|(bit, _)| *bit);
+        leaves.into_iter().map(|(_, leaf)| leaf).collect()
     }
 
     pub(super) fn build(self) -> Leaves {

@@ -10,6 +10,7 @@ mod limit;
 mod node;
 mod number;
 mod plan;
+mod review;
 mod spec;
 mod texts;
 
@@ -17,6 +18,7 @@ pub use leaves::Leaves;
 pub use limit::Candidate;
 pub use number::{Number, NumberRange};
 pub use plan::{Evidence, Plan, PolicyId, Verdict};
+pub use review::{Remark, review};
 pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, StringMatch};
 
 #[cfg(test)]

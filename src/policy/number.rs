@@ -74,6 +74,12 @@ impl NumberRange {
     pub fn contains(&self, number: Number) -> bool {
         self.min.is_none_or(|min| number >= min) && self.max.is_none_or(|max| number <= max)
     }
+
+    /// Whether the other contains every number that this one does.
+    pub fn is_within(&self, other: &NumberRange) -> bool {
+        other.min.is_none_or(|bound| self.min.is_some_and(|min| min >= bound))
+            && other.max.is_none_or(|bound| self.max.is_some_and(|max| max <= bound))
+    }
 }
 
 #[cfg(test)]

@@ -188,7 +188,8 @@ impl Policy {
     }
 }
 
-fn compile(rule: &RuleSpec, negated: bool, leaves: &mut LeavesBuilder) -> Node {
+/// The expression of a rule, or, if `negated`, of its opposite.
+pub(super) fn compile(rule: &RuleSpec, negated: bool, leaves: &mut LeavesBuilder) -> Node {
     let node = compile_kind(&rule.kind, negated, leaves);
     let threshold = Threshold::from_percentage(rule.sampling_percentage);
     if threshold == Threshold::ALWAYS {
@@ -204,7 +205,7 @@ fn compile_kind(kind: &RuleKind, negated: bool, leaves: &mut LeavesBuilder) -> N
         negated: negated != invert,
     };
     match kind {
-        RuleKind::AlwaysSample if negated => Node::Constant(Threshold::NEVER),
+        RuleKind::AlwaysSample if negated => Node::Or(Vec::new()),
         RuleKind::AlwaysSample => Node::Constant(Threshold::ALWAYS),
         RuleKind::StatusCode { codes } => {
             let mask = codes.iter().fold(0, |mask, code| mask | code.mask());

@@ -49,6 +49,10 @@ fn same_span(parts: &[&RuleSpec]) -> RuleSpec {
     rule(RuleKind::SameSpan(parts.iter().copied().cloned().collect()))
 }
 
+fn policy(name: &str, rule: &RuleSpec) -> PolicySpec {
+    PolicySpec { name: name.to_owned(), rule: rule.clone(), limit: None }
+}
+
 fn drop_rule(part: &RuleSpec) -> RuleSpec {
     rule(RuleKind::Drop(vec![part.clone()]))
 }
@@ -340,6 +344,43 @@ fn what_can_still_turn_does_not_veto_when_forced() {
         // Where it only keeps, it counts as it is.
         assert!(decide(std::slice::from_ref(part), &trace, true).kept, "{part:?}");
     }
+}
+
+/// Holds what a review says of two policies against a trace; whether it says anything.
+fn assert_review(rules: &[RuleSpec; 2], trace: &Trace) -> bool {
+    let named = |(n, rule): (usize, &RuleSpec)| policy(&format!("p{n}"), rule);
+    let specs: Vec<_> = rules.iter().enumerate().map(named).collect();
+    let remarks = review(&specs);
+    for (index, remark) in &remarks {
+        let alone = proposed(&rules[*index], trace);
+        let credited = decide(rules, trace, false).policy;
+        match remark {
+            Remark::NeverMatches => assert!(!alone.matches(), "{rules:?}\n{trace:?}"),
+            Remark::CoveredBy(other) => {
+                assert!(
+                    !alone.matches() || usize::from(credited.0) == *other,
+                    "{rules:?}\n{trace:?}"
+                );
+            }
+            Remark::DropsEverything => panic!("no rule is a veto: {rules:?}"),
+        }
+    }
+    !remarks.is_empty()
+}
+
+#[test]
+fn what_a_review_says_is_true_of_every_trace() {
+    let mut remarks = 0;
+    for seed in 0..20 * ROUNDS {
+        let mut random = Rng::with_seed(seed);
+        let depth = random.u8(0..2);
+        let rules = [(); 2].map(|()| probabilistic(&mut random, depth));
+        for spans in 1..5 {
+            let trace = trace(&mut random, spans);
+            remarks += u32::from(assert_review(&rules, &trace));
+        }
+    }
+    assert!(remarks > 1_000, "only {remarks}");
 }
 
 #[test]

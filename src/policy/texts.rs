@@ -81,9 +81,27 @@ fn set_all(set_these: &Bits, bits: &mut [u64]) {
 /// Collects conditions on one kind of text.
 #[derive(Debug, Default)]
 pub(super) struct TextsBuilder {
-    /// By what was written, sorted, and whether it is expressions, so that equal conditions share a
-    /// bit.
-    written: HashMap<(bool, Vec<String>), u32>,
+    /// So that equal conditions share a bit.
+    written: HashMap<Written, u32>,
+}
+
+/// A condition on a text as it was written.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Written {
+    is_regex: bool,
+    /// Sorted, and none twice.
+    patterns: Vec<String>,
+}
+
+impl Written {
+    /// Whether every text that meets this meets the other. Only lists are compared: whether a value
+    /// meets an expression would cost more than it tells.
+    pub(super) fn implies(&self, other: &Written) -> bool {
+        let listed = |pattern| other.patterns.binary_search(pattern).is_ok();
+        self.is_regex == other.is_regex
+            && self.patterns.len() <= other.patterns.len()
+            && self.patterns.iter().all(listed)
+    }
 }
 
 impl TextsBuilder {
@@ -95,16 +113,21 @@ impl TextsBuilder {
         };
         patterns.sort_unstable();
         patterns.dedup();
-        *self.written.entry((is_regex, patterns)).or_insert_with(|| {
+        *self.written.entry(Written { is_regex, patterns }).or_insert_with(|| {
             *count += 1;
             *count - 1
         })
     }
 
+    /// Every condition with its bit.
+    pub(super) fn written(&self) -> impl Iterator<Item = (&Written, u32)> {
+        self.written.iter().map(|(written, bit)| (written, *bit))
+    }
+
     pub(super) fn build(self) -> Texts {
         let mut listed = HashMap::<Box<[u8]>, Bits, _>::default();
         let mut expressions = BTreeMap::<String, Bits>::new();
-        for ((is_regex, patterns), bit) in self.written {
+        for (Written { is_regex, patterns }, bit) in self.written {
             for pattern in patterns {
                 if is_regex {
                     expressions.entry(pattern).or_default().push(bit);

@@ -148,7 +148,7 @@ fn version_and_help() {
     for (arguments, words) in [
         (&["--help"][..], &["run", "demo", "check"][..]),
         (&["run", "--help"], &["--config"]),
-        (&["check", "--help"], &["--format", "json"]),
+        (&["check", "--help"], &["--format", "json", "--schema"]),
         (&["demo", "--help"], &["--seconds"]),
     ] {
         let help = tailwater(arguments);
@@ -168,6 +168,7 @@ fn bad_usage() {
         &["run", "--config"],
         &["check"],
         &["check", "x", "--format", "xml"],
+        &["check", "x", "--schema"],
     ] {
         let output = tailwater(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -229,6 +230,17 @@ fn check_and_run_report_every_problem() {
         let said = [output.stdout, output.stderr].concat();
         assert!(text(&said).starts_with("/nowhere.toml:1:1: error: "), "{}", text(&said));
     }
+}
+
+/// Scenario: the schema is asked for.
+/// Guarantees: it is the file that is published, and valid JSON.
+#[test]
+fn check_prints_the_schema() {
+    let output = tailwater(&["check", "--schema"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stdout), include_str!("../../deploy/tailwater.schema.json"));
+    let schema: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
 }
 
 /// Scenario: a port that somebody else has, under each key.

@@ -1,37 +1,91 @@
 //! The shipped policy files, each with real traffic through a running service.
 
-use opentelemetry_proto::tonic::trace::v1::Span;
+use std::collections::BTreeMap;
 
-use crate::harness::{Metrics, Running, attribute, config, error, span, string};
+use opentelemetry_proto::tonic::{
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    trace::v1::Span,
+};
+use tailwater::config::Config;
 
-/// Kept by a policy of 5 % and more.
+use crate::harness::{
+    Running, attribute, config, error, request, span, string, tempfile, trace_id,
+};
+
+/// Kept by a policy of 1 % and more.
 const LUCKY: u64 = 0x00ff_0000_0000_0000;
-/// Kept by a policy of 10 % and more.
+/// Kept by a policy of 10 % and more, not by one of 5 %.
 const FAIR: u64 = 0x00f0_0000_0000_0000;
+/// Kept by a policy of 20 % and more, not by one of 10 %.
+const SO_SO: u64 = 0x00d0_0000_0000_0000;
 /// Kept only by a policy of 100 %.
 const UNLUCKY: u64 = 0x0010_0000_0000_0000;
 
-/// A root span and a child, the child of this duration in milliseconds.
-fn trace(number: u64, millis: u64) -> Vec<Span> {
-    let root = span(number, 1, None);
-    let mut child = span(number, 2, Some(1));
-    child.end_time_unix_nano = child.start_time_unix_nano + millis * 1_000_000;
-    vec![child, root]
+/// The tracestates of what is kept at 100 % and less.
+const WHOLE: &str = "ot=th:0";
+const HALF: &str = "ot=th:8";
+const FIFTH: &str = "ot=th:cccccccccccccc";
+const TENTH: &str = "ot=th:e6666666666666";
+const TWENTIETH: &str = "ot=th:f3333333333333";
+const HUNDREDTH: &str = "ot=th:fd70a3d70a3d71";
+
+/// Spans with the services they are of, in the order in which they are sent.
+#[derive(Debug)]
+struct Trace {
+    number: u64,
+    spans: Vec<(&'static str, Span)>,
 }
 
-fn failing(number: u64) -> Vec<Span> {
-    let mut spans = trace(number, 1);
-    spans[0].status = error();
-    spans
-}
+impl Trace {
+    /// A root span and a child of a service called shop, the child first, a millisecond each.
+    fn new(number: u64) -> Self {
+        let mut spans = [span(number, 2, Some(1)), span(number, 1, None)];
+        for span in &mut spans {
+            span.end_time_unix_nano = span.start_time_unix_nano + 1_000_000;
+            span.attributes.clear();
+        }
+        Trace { number, spans: spans.map(|span| ("shop", span)).into() }
+    }
 
-fn of_route(number: u64, route: &str) -> Vec<Span> {
-    let mut spans = trace(number, 1);
-    spans[0].attributes = vec![string("http.route", route)];
-    spans
+    /// The child takes so long.
+    fn lasting(mut self, millis: u64) -> Self {
+        let child = &mut self.spans[0].1;
+        child.end_time_unix_nano = child.start_time_unix_nano + millis * 1_000_000;
+        self
+    }
+
+    /// The child fails.
+    fn failing(mut self) -> Self {
+        self.spans[0].1.status = error();
+        self
+    }
+
+    /// The child has this attribute.
+    fn with(mut self, key: &str, value: Value) -> Self {
+        let value = Some(AnyValue { value: Some(value) });
+        let pair = KeyValue { key: key.to_owned(), value, ..KeyValue::default() };
+        self.spans[0].1.attributes.push(pair);
+        self
+    }
+
+    fn with_text(mut self, key: &str, value: &str) -> Self {
+        self.spans[0].1.attributes.push(string(key, value));
+        self
+    }
+
+    fn of_route(self, route: &str) -> Self {
+        self.with_text("http.route", route)
+    }
+
+    /// The child and the root are of these services.
+    fn of(mut self, services: [&'static str; 2]) -> Self {
+        self.spans.iter_mut().zip(services).for_each(|(span, service)| span.0 = service);
+        self
+    }
 }
 
 /// What is to become of a trace: kept by a policy with a tracestate, or dropped by one.
+#[derive(Clone, Copy)]
 enum Expected {
     Kept(&'static str, &'static str),
     Dropped(&'static str),
@@ -39,93 +93,305 @@ enum Expected {
 
 use Expected::{Dropped, Kept};
 
-/// Sends the traces, each in a request of its own, to a service with this file and nothing else.
-async fn check(file: &str, traces: Vec<(Vec<Span>, Expected)>) {
-    let path = format!("{}/policies/{file}", env!("CARGO_MANIFEST_DIR"));
-    let running = Running::start(config(&format!("[sampling]\npolicy_files = ['{path}']"))).await;
-    for (spans, _) in &traces {
-        running.accept(spans.clone()).await;
+/// A configuration of these shipped files and nothing else; there is nothing to warn about.
+fn shipped(files: &[&str]) -> Config {
+    let path = |file: &&str| format!("'{}/policies/{file}'", env!("CARGO_MANIFEST_DIR"));
+    let paths: Vec<_> = files.iter().map(path).collect();
+    let text = format!("[sampling]\npolicy_files = [{}]\n", paths.join(", "));
+    let main = tempfile(&text);
+    let loaded = tailwater::config::load(&main);
+    std::fs::remove_file(main).expect("removed");
+    assert!(loaded.diagnostics.is_empty(), "{files:?}\n{}", loaded.diagnostics);
+    config(&text)
+}
+
+/// Sends the traces to a service with these files and holds each to what is expected of it.
+async fn check<const N: usize>(files: &[&str], cases: [(Trace, Expected); N]) {
+    let config = shipped(files);
+    let policies: Vec<_> = config.policies.iter().map(|policy| policy.name.clone()).collect();
+    let running = Running::start(config).await;
+    for (trace, _) in &cases {
+        for (service, span) in &trace.spans {
+            running.export(&request(service, vec![span.clone()])).await.expect("accepted");
+        }
     }
     let metrics = running.at_rest().await;
     let sent = running.traces();
-    for (spans, expected) in &traces {
-        let sent = sent.get(&spans[0].trace_id).map_or(&[][..], Vec::as_slice);
+    for (trace, expected) in &cases {
+        assert_outcome(
+            trace,
+            sent.get(&trace_id(trace.number)).map_or(&[], Vec::as_slice),
+            *expected,
+        );
+    }
+    let mut counted = BTreeMap::<_, [f64; 2]>::new();
+    for (_, expected) in &cases {
         match expected {
-            Kept(policy, tracestate) => {
-                assert_eq!(sent.len(), spans.len(), "{spans:?}");
-                assert!(sent.iter().all(|span| span.trace_state == *tracestate), "{sent:?}");
-                let root = sent.iter().find(|span| span.parent_span_id.is_empty());
-                let root = root.expect("a root");
-                assert_eq!(attribute(root, "tailwater.policy"), Some(*policy), "{spans:?}");
-            }
-            Dropped(_) => assert!(sent.is_empty(), "{sent:?}"),
+            Kept(policy, _) => counted.entry(*policy).or_default()[0] += 1.0,
+            Dropped(policy) => counted.entry(*policy).or_default()[1] += 1.0,
         }
     }
-    for policy in ["errors", "slow", "checkout", "baseline", "none"] {
-        let of = |wanted: &str| metrics_of(&metrics, wanted, policy);
-        let kept = traces.iter().filter(|(_, to)| matches!(to, Kept(by, _) if *by == policy));
-        let dropped = traces.iter().filter(|(_, to)| matches!(to, Dropped(by) if *by == policy));
-        assert_eq!(of("traces_kept_total"), kept.count() as f64, "{policy}");
-        assert_eq!(of("traces_dropped_total"), dropped.count() as f64, "{policy}");
+    for policy in policies.iter().map(String::as_str).chain(["none"]) {
+        let of = |metric: &str| metrics.get(&format!("{metric}{{policy=\"{policy}\"}}"));
+        let found = [of("traces_kept_total"), of("traces_dropped_total")];
+        assert_eq!(found, counted.remove(policy).unwrap_or_default(), "{policy}");
     }
+    assert!(counted.is_empty(), "not in {files:?}: {counted:?}");
     running.stop().await;
 }
 
-/// 0 where the file has no such policy.
-fn metrics_of(metrics: &Metrics, metric: &str, policy: &str) -> f64 {
-    let series = format!("{metric}{{policy=\"{policy}\"}}");
-    metrics.0.get(&series).copied().unwrap_or_default()
+fn assert_outcome(trace: &Trace, sent: &[Span], expected: Expected) {
+    let (policy, tracestate) = match expected {
+        Dropped(_) => return assert!(sent.is_empty(), "{trace:?}"),
+        Kept(policy, tracestate) => (policy, tracestate),
+    };
+    assert_eq!(sent.len(), trace.spans.len(), "{trace:?}");
+    assert!(sent.iter().all(|span| span.trace_state == tracestate), "{sent:?}");
+    let root = sent.iter().find(|span| span.parent_span_id.is_empty()).expect("a root");
+    assert_eq!(attribute(root, "tailwater.policy"), Some(policy), "{trace:?}");
 }
 
 /// Scenario: the default policies with failing, slow and ordinary traces.
 /// Guarantees: errors and those over 500 ms are all kept, of the rest one in ten by its id.
 #[tokio::test]
 async fn default() {
-    let baseline = "ot=th:e6666666666666";
-    let traces = vec![
-        (failing(UNLUCKY | 1), Kept("errors", "ot=th:0")),
-        (trace(UNLUCKY | 2, 501), Kept("slow", "ot=th:0")),
-        (trace(UNLUCKY | 3, 500), Dropped("baseline")),
-        (trace(FAIR | 4, 1), Kept("baseline", baseline)),
-        (trace(LUCKY | 5, 1), Kept("baseline", baseline)),
-        (trace(UNLUCKY | 6, 1), Dropped("baseline")),
-        (of_route(UNLUCKY | 7, "/api/checkout"), Dropped("baseline")),
+    let cases = [
+        (Trace::new(UNLUCKY | 1).failing(), Kept("errors", WHOLE)),
+        (Trace::new(UNLUCKY | 2).lasting(501), Kept("slow", WHOLE)),
+        (Trace::new(UNLUCKY | 3).lasting(500), Dropped("baseline")),
+        (Trace::new(FAIR | 4), Kept("baseline", TENTH)),
+        (Trace::new(LUCKY | 5), Kept("baseline", TENTH)),
+        (Trace::new(UNLUCKY | 6), Dropped("baseline")),
+        (Trace::new(UNLUCKY | 7).of_route("/api/checkout"), Dropped("baseline")),
     ];
-    check("default.toml", traces).await;
+    check(&["default.toml"], cases).await;
 }
 
 /// Scenario: the policies for busy services with failing, slow and ordinary traces.
 /// Guarantees: errors and those over two seconds are all kept, of the rest one in twenty.
 #[tokio::test]
 async fn errors_and_slow() {
-    let traces = vec![
-        (failing(UNLUCKY | 1), Kept("errors", "ot=th:0")),
-        (trace(UNLUCKY | 2, 2001), Kept("slow", "ot=th:0")),
-        (trace(UNLUCKY | 3, 2000), Dropped("baseline")),
-        (trace(FAIR | 4, 1), Dropped("baseline")),
-        (trace(LUCKY | 5, 1), Kept("baseline", "ot=th:f3333333333333")),
+    let cases = [
+        (Trace::new(UNLUCKY | 1).failing(), Kept("errors", WHOLE)),
+        (Trace::new(UNLUCKY | 2).lasting(2001), Kept("slow", WHOLE)),
+        (Trace::new(UNLUCKY | 3).lasting(2000), Dropped("baseline")),
+        (Trace::new(FAIR | 4), Dropped("baseline")),
+        (Trace::new(LUCKY | 5), Kept("baseline", TWENTIETH)),
     ];
-    check("errors-and-slow.toml", traces).await;
+    check(&["errors-and-slow.toml"], cases).await;
 }
 
 /// Scenario: the policies of a shop with failing, slow, paying and other traces.
 /// Guarantees: whatever touches checkout or payment is kept besides errors and those over a second.
 #[tokio::test]
 async fn shop() {
-    let mut everything = of_route(UNLUCKY | 8, "/api/checkout");
-    everything.extend(
-        failing(UNLUCKY | 8).into_iter().take(1).map(|s| Span { span_id: vec![3; 8], ..s }),
-    );
-    let traces = vec![
-        (failing(UNLUCKY | 1), Kept("errors", "ot=th:0")),
-        (trace(UNLUCKY | 2, 1001), Kept("slow", "ot=th:0")),
-        (trace(UNLUCKY | 3, 1000), Dropped("baseline")),
-        (of_route(UNLUCKY | 4, "/api/checkout"), Kept("checkout", "ot=th:0")),
-        (of_route(UNLUCKY | 5, "/api/payment"), Kept("checkout", "ot=th:0")),
-        (of_route(UNLUCKY | 6, "/api/checkout/7"), Dropped("baseline")),
-        (trace(FAIR | 7, 1), Kept("baseline", "ot=th:e6666666666666")),
+    let cases = [
+        (Trace::new(UNLUCKY | 1).failing(), Kept("errors", WHOLE)),
+        (Trace::new(UNLUCKY | 2).lasting(1001), Kept("slow", WHOLE)),
+        (Trace::new(UNLUCKY | 3).lasting(1000), Dropped("baseline")),
+        (Trace::new(UNLUCKY | 4).of_route("/api/checkout"), Kept("checkout", WHOLE)),
+        (Trace::new(UNLUCKY | 5).of_route("/api/payment"), Kept("checkout", WHOLE)),
+        (Trace::new(UNLUCKY | 6).of_route("/api/checkout/7"), Dropped("baseline")),
+        (Trace::new(FAIR | 7), Kept("baseline", TENTH)),
         // Of several policies that keep all, the first of the file is credited.
-        (everything, Kept("errors", "ot=th:0")),
+        (Trace::new(UNLUCKY | 8).of_route("/api/checkout").failing(), Kept("errors", WHOLE)),
     ];
-    check("shop.toml", traces).await;
+    check(&["shop.toml"], cases).await;
+}
+
+/// Scenario: traces on business routes, below them, and on routes that only begin alike; with the
+/// default policies and alone.
+/// Guarantees: the routes and everything below are kept whole; alone the file keeps nothing else.
+#[tokio::test]
+async fn business_routes() {
+    let route = |number: u64, route: &str| Trace::new(UNLUCKY | number).of_route(route);
+    let cases = [
+        (route(1, "/api/checkout"), Kept("business-routes", WHOLE)),
+        (route(2, "/api/payment/{id}/confirm"), Kept("business-routes", WHOLE)),
+        (route(3, "/api/payments"), Dropped("baseline")),
+        (route(4, "/v2/api/checkout"), Dropped("baseline")),
+        (Trace::new(FAIR | 5), Kept("baseline", TENTH)),
+        (Trace::new(UNLUCKY | 6).failing(), Kept("errors", WHOLE)),
+    ];
+    check(&["default.toml", "business-routes.toml"], cases).await;
+    let alone = [
+        (route(1, "/api/checkout"), Kept("business-routes", WHOLE)),
+        (Trace::new(LUCKY | 2).failing(), Dropped("none")),
+    ];
+    check(&["business-routes.toml"], alone).await;
+}
+
+/// Scenario: traces that somebody asked for, in each of the ways, and some that nobody did.
+/// Guarantees: what was asked for is kept, whatever its randomness.
+#[tokio::test]
+async fn force_sample() {
+    let with = |number: u64, key: &str, value| Trace::new(UNLUCKY | number).with(key, value);
+    let kept = Kept("force-sample", WHOLE);
+    let cases = [
+        (with(1, "force_sample", Value::BoolValue(true)), kept),
+        (with(2, "force_sample", Value::BoolValue(false)), Dropped("baseline")),
+        (Trace::new(UNLUCKY | 3).with_text("force_sample", "true"), kept),
+        (Trace::new(UNLUCKY | 4).with_text("force_sample", "no"), Dropped("baseline")),
+        (with(5, "sampling.priority", Value::IntValue(1)), kept),
+        (with(6, "sampling.priority", Value::IntValue(0)), Dropped("baseline")),
+        (Trace::new(FAIR | 7), Kept("baseline", TENTH)),
+    ];
+    check(&["default.toml", "force-sample.toml"], cases).await;
+}
+
+/// Scenario: probes by route, path, gRPC service and user agent, a failing one, and other traces.
+/// Guarantees: probes are gone whatever else matches, everything else is as the baseline says.
+#[tokio::test]
+async fn health_checks() {
+    let probe =
+        |number: u64, key: &str, value: &str| Trace::new(LUCKY | number).with_text(key, value);
+    let dropped = Dropped("health-checks");
+    let cases = [
+        (probe(1, "http.route", "/healthz"), dropped),
+        (probe(2, "url.path", "/readyz"), dropped),
+        (probe(3, "rpc.service", "grpc.health.v1.Health"), dropped),
+        (probe(4, "user_agent.original", "kube-probe/1.31"), dropped),
+        (probe(5, "http.route", "/healthz").failing(), dropped),
+        (probe(6, "http.route", "/health-insurance"), Kept("baseline", TENTH)),
+        (probe(7, "user_agent.original", "not kube-probe/"), Kept("baseline", TENTH)),
+        (Trace::new(UNLUCKY | 8).failing(), Kept("errors", WHOLE)),
+    ];
+    check(&["default.toml", "health-checks.toml"], cases).await;
+}
+
+/// Scenario: database calls that say how long they took, on one span and spread over two, and ones
+/// that do not say it.
+/// Guarantees: a call of 100 ms is kept; duration and database on different spans are no slow call;
+/// where nobody says it, a fifth of the traces over 100 ms with a call in them.
+#[tokio::test]
+async fn slow_database_calls() {
+    let call = |number: u64, system: &str| Trace::new(number).with_text(system, "postgresql");
+    let took = |trace: Trace, millis: f64| trace.with("db.duration_ms", Value::DoubleValue(millis));
+    let mut spread = took(Trace::new(UNLUCKY | 4), 500.0);
+    spread.spans[1].1.attributes.push(string("db.system.name", "postgresql"));
+    let cases = [
+        (took(call(UNLUCKY | 1, "db.system.name"), 100.0), Kept("slow-database-call", WHOLE)),
+        (took(call(UNLUCKY | 2, "db.system"), 2500.0), Kept("slow-database-call", WHOLE)),
+        (took(call(UNLUCKY | 3, "db.system.name"), 99.9), Dropped("baseline")),
+        (spread, Dropped("baseline")),
+        (took(Trace::new(UNLUCKY | 5), 500.0), Dropped("baseline")),
+        (call(SO_SO | 6, "db.system").lasting(101), Kept("database-in-slow-trace", FIFTH)),
+        (call(UNLUCKY | 7, "db.system").lasting(101), Dropped("database-in-slow-trace")),
+        (call(SO_SO | 8, "db.system").lasting(100), Dropped("baseline")),
+        (Trace::new(SO_SO | 9).lasting(101), Dropped("baseline")),
+    ];
+    check(&["default.toml", "slow-database-calls.toml"], cases).await;
+}
+
+/// Scenario: enterprise customers, others, and failures.
+/// Guarantees: enterprise and failures whole, of the rest one in twenty.
+#[tokio::test]
+async fn enterprise_customers() {
+    let plan = |number: u64, plan: &str| Trace::new(number).with_text("customer.plan", plan);
+    let cases = [
+        (plan(UNLUCKY | 1, "enterprise"), Kept("enterprise", WHOLE)),
+        (plan(UNLUCKY | 2, "enterprise").failing(), Kept("enterprise", WHOLE)),
+        (plan(UNLUCKY | 3, "free").failing(), Kept("errors", WHOLE)),
+        (plan(FAIR | 4, "free"), Dropped("baseline")),
+        (plan(LUCKY | 5, "free"), Kept("baseline", TWENTIETH)),
+        (Trace::new(LUCKY | 6), Kept("baseline", TWENTIETH)),
+    ];
+    check(&["enterprise-customers.toml"], cases).await;
+}
+
+/// Scenario: traces of critical services, of ordinary ones, and of logging and analytics, alone and
+/// together.
+/// Guarantees: a trace counts as the highest class of its services.
+#[tokio::test]
+async fn critical_services() {
+    let of = |number: u64, services| Trace::new(number).of(services);
+    let cases = [
+        (of(SO_SO | 1, ["payment", "shop"]), Kept("critical", HALF)),
+        (of(SO_SO | 2, ["analytics", "checkout"]), Kept("critical", HALF)),
+        (of(UNLUCKY | 3, ["payment", "checkout"]), Dropped("critical")),
+        (of(FAIR | 4, ["shop", "analytics"]), Kept("ordinary", TENTH)),
+        (of(SO_SO | 5, ["shop", "analytics"]), Dropped("ordinary")),
+        (of(LUCKY | 6, ["logging", "analytics"]), Kept("background", HUNDREDTH)),
+        (of(FAIR | 7, ["logging", "analytics"]), Dropped("background")),
+        (of(UNLUCKY | 8, ["logging", "logging"]).failing(), Kept("errors", WHOLE)),
+    ];
+    check(&["critical-services.toml"], cases).await;
+}
+
+/// Scenario: the noisy route and others.
+/// Guarantees: one in a hundred of the one, one in ten of the others, failures and slow ones whole.
+#[tokio::test]
+async fn noisy_endpoint() {
+    let poll = |number: u64| Trace::new(number).of_route("/api/poll");
+    let cases = [
+        (poll(LUCKY | 1), Kept("noisy", HUNDREDTH)),
+        (poll(FAIR | 2), Dropped("noisy")),
+        (Trace::new(FAIR | 3), Kept("baseline", TENTH)),
+        (Trace::new(SO_SO | 4), Dropped("baseline")),
+        (poll(UNLUCKY | 5).failing(), Kept("errors", WHOLE)),
+        (poll(UNLUCKY | 6).lasting(501), Kept("slow", WHOLE)),
+    ];
+    check(&["noisy-endpoint.toml"], cases).await;
+}
+
+/// The files that bring a baseline, and those to be added to one of them.
+const COMPLETE: &[&str] = &[
+    "critical-services.toml",
+    "default.toml",
+    "enterprise-customers.toml",
+    "errors-and-slow.toml",
+    "noisy-endpoint.toml",
+    "shop.toml",
+];
+const ADDITIONS: &[&str] = &[
+    "business-routes.toml",
+    "force-sample.toml",
+    "health-checks.toml",
+    "slow-database-calls.toml",
+];
+
+/// Scenario: every complete file alone and with all additions; the folder and its table.
+/// Guarantees: they load without a warning, and the table in the folder's README has each file.
+#[test]
+fn files_go_together_as_the_table_says() {
+    for complete in COMPLETE {
+        shipped(&[complete]);
+        shipped(&[&[*complete], ADDITIONS].concat());
+    }
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/policies");
+    let entries = std::fs::read_dir(folder).expect("readable");
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"))
+        .collect();
+    names.sort();
+    let mut known = [COMPLETE, ADDITIONS, &["README.md"]].concat();
+    known.sort_unstable();
+    assert_eq!(names, known);
+    let readme = std::fs::read_to_string(format!("{folder}/README.md")).expect("readable");
+    let rows = readme.lines().filter(|line| line.starts_with("| ["));
+    let rows: Vec<_> = rows.map(|row| row[3..].split(']').next().expect("a name")).collect();
+    assert_eq!(rows.len(), COMPLETE.len() + ADDITIONS.len());
+    assert!(rows.iter().all(|row| known.contains(row)), "{rows:?}");
+}
+
+/// Scenario: the default policies with all additions, and a trace for each of them.
+/// Guarantees: each does what it does alone.
+#[tokio::test]
+async fn all_additions_together() {
+    let cases = [
+        (Trace::new(UNLUCKY | 1).of_route("/api/checkout"), Kept("business-routes", WHOLE)),
+        (Trace::new(UNLUCKY | 2).with_text("force_sample", "1"), Kept("force-sample", WHOLE)),
+        // Even one that somebody asked for.
+        (
+            Trace::new(LUCKY | 3).of_route("/ping").with_text("force_sample", "1"),
+            Dropped("health-checks"),
+        ),
+        (
+            Trace::new(SO_SO | 4).lasting(200).with_text("db.system", "mysql"),
+            Kept("database-in-slow-trace", FIFTH),
+        ),
+        (Trace::new(FAIR | 5), Kept("baseline", TENTH)),
+        (Trace::new(UNLUCKY | 6), Dropped("baseline")),
+    ];
+    check(&[&["default.toml"], ADDITIONS].concat(), cases).await;
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Real clients, a real Prometheus, the real binary: a small shop on the OpenTelemetry SDKs
-# of Python and Node sends through `tailwater run` to a sink; what came of every span is checked.
+# of Python and Node sends through `tailwater run` to a sink; what came of every span is checked. The
+# same for every file in policies/, and the schema of the configuration under a real validator.
 #
 #     tests/real/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #

@@ -250,7 +250,8 @@ def main() -> None:
         play_round(shop, one, plan["late_services"])
     port = wait_for_port(arguments.node_port)
     play_calls(shop, plan["calls"], port)
-    time.sleep(LATE_S)
+    if plan["late_services"]:
+        time.sleep(LATE_S)
     for service in plan["late_services"]:
         shop.services[service].flush()
     post(port, "/close", {})

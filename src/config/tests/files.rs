@@ -57,7 +57,7 @@ impl Drop for Directory {
 }
 
 fn named(name: &str) -> String {
-    POLICY.replace("'p'", &format!("'{name}'"))
+    format!("[[policy]]\nname = '{name}'\ntype = 'span_name'\nvalues = ['{name}']\n")
 }
 
 fn naming(patterns: &str) -> String {

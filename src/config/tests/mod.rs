@@ -13,6 +13,8 @@ mod conditions;
 mod files;
 mod limits;
 mod policies;
+mod review;
+mod schema;
 mod sections;
 mod text;
 

@@ -268,7 +268,9 @@ function serveCalls() {
 for (const round of plan.rounds.node) await playRound(round);
 const roundsEnded = Date.now();
 await serveCalls();
-await sleep(Math.max(0, roundsEnded + LATE_MS - Date.now()));
-for (const name of plan.late_services) await flush(name);
+for (const name of plan.late_services) {
+  await sleep(Math.max(0, roundsEnded + LATE_MS - Date.now()));
+  await flush(name);
+}
 writeFileSync(options.sent, JSON.stringify({ kinds, spans: sent }));
 process.exit(0); // the SDK's connections would hold the process

@@ -1,0 +1,259 @@
+//! Policies that can't be what their author meant: that never match, that are never the reason for
+//! a decision because another always comes first, and a `drop` that drops everything.
+//!
+//! `check` warns about them; nothing here decides about traces. It works on the expressions that
+//! do ([`super::node`]) and only ever claims what follows from their shape: bounds, lists and
+//! thresholds are compared, parts of combinations one by one, and what two policies cover only
+//! together is not seen. A claim is never wrong (a property test holds that), and what is not
+//! claimed proves nothing.
+//!
+//! All pairs are compared. As hostile ones could take for ever, no more than [`STEPS_MAX`] steps
+//! are taken, well under a second, and what would have been found later is not.
+
+use std::cell::Cell;
+
+use super::{
+    leaves::{Leaf, LeavesBuilder},
+    node::{Condition, Node},
+    plan::compile,
+    spec::{PolicySpec, RuleKind},
+};
+use crate::trace::Threshold;
+
+/// Pairs of nodes that are compared in one review. A thousand ordinary policies need two million.
+const STEPS_MAX: usize = 5_000_000;
+
+/// What is odd about a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remark {
+    /// Its conditions contradict each other.
+    NeverMatches,
+    /// It vetoes every trace.
+    DropsEverything,
+    /// Whenever it matches, the policy of this index is credited instead: it matches, too, and
+    /// proposes a lower threshold, or the same and stands first.
+    CoveredBy(usize),
+}
+
+/// What is odd about these policies, each by its index, at most one remark for each.
+///
+/// A policy that never matches because of a percentage of 0 is not named: that is reported where
+/// the percentage is read.
+pub fn review(specs: &[PolicySpec]) -> Vec<(usize, Remark)> {
+    let mut builder = LeavesBuilder::default();
+    let policies: Vec<Policy> = specs.iter().map(|spec| Policy::new(spec, &mut builder)).collect();
+    let review = Review { leaves: &builder.leaves(), steps: Cell::new(0) };
+    let remark = |index| review.remark(&policies, index).map(|remark| (index, remark));
+    (0..policies.len()).filter_map(remark).collect()
+}
+
+struct Policy {
+    node: Node,
+    is_veto: bool,
+    /// It may propose more than its expression says.
+    is_limited: bool,
+}
+
+impl Policy {
+    fn new(spec: &PolicySpec, leaves: &mut LeavesBuilder) -> Self {
+        let is_veto = matches!(spec.rule.kind, RuleKind::Drop(_));
+        let node = compile(&spec.rule, false, leaves);
+        Policy { node, is_veto, is_limited: spec.limit.is_some() }
+    }
+}
+
+struct Review<'l> {
+    /// By bit.
+    leaves: &'l [Leaf<'l>],
+    steps: Cell<usize>,
+}
+
+/// What a policy is compared with: the threshold that the other proposes, or a higher one.
+#[derive(Clone, Copy)]
+struct Bar {
+    floor: Threshold,
+    /// Whether the thresholds within the other count; else only whether it matches.
+    by_threshold: bool,
+}
+
+const NO_HIGHER: Bar = Bar { floor: Threshold::ALWAYS, by_threshold: true };
+
+impl Bar {
+    /// The bar with what is known of a node that the other is at least as high as.
+    fn raised_by(self, node: &Node) -> Bar {
+        match node {
+            Node::Constant(threshold) if self.by_threshold || !threshold.matches() => {
+                Bar { floor: self.floor.max(*threshold), ..self }
+            }
+            _ => self,
+        }
+    }
+}
+
+impl Review<'_> {
+    fn remark(&self, policies: &[Policy], index: usize) -> Option<Remark> {
+        let policy = &policies[index];
+        if self.never(&policy.node) {
+            return Some(Remark::NeverMatches);
+        }
+        if policy.is_veto && self.covers(&policy.node, &ALWAYS, NO_HIGHER) {
+            return Some(Remark::DropsEverything);
+        }
+        if !lowest(&policy.node).matches() {
+            return None;
+        }
+        let covers = |other: &usize| *other != index && self.comes_first(policies, *other, index);
+        (0..policies.len()).find(covers).map(Remark::CoveredBy)
+    }
+
+    /// Whether `first` is credited whenever `second` matches.
+    fn comes_first(&self, policies: &[Policy], first: usize, second: usize) -> bool {
+        let (a, b) = (&policies[first], &policies[second]);
+        if a.is_veto != b.is_veto || a.is_limited {
+            return false;
+        }
+        if first < second {
+            return self.covers(&a.node, &b.node, NO_HIGHER);
+        }
+        // Of equals the one further up is credited, so that this one has to be lower.
+        let below = lowest(&b.node).bits().checked_sub(1).map(Threshold::from_bits);
+        let bar = |floor| Bar { floor, by_threshold: false };
+        below.is_some_and(|floor| self.covers(&a.node, &b.node, bar(floor)))
+    }
+
+    /// Whether `a` never proposes a higher threshold than `b`, or than the bar.
+    fn covers(&self, a: &Node, b: &Node, bar: Bar) -> bool {
+        if !self.may_go_on(1) {
+            return false;
+        }
+        let covers = |a: &Node, b: &Node| self.covers(a, b, bar);
+        match (a, b) {
+            (_, Node::Or(parts)) => parts.iter().all(|part| covers(a, part)),
+            (Node::And(parts), _) => parts.iter().all(|part| covers(part, b)),
+            (_, Node::And(parts)) => self.covers_any(a, b, parts, bar),
+            (Node::Or(parts), _) => parts.iter().any(|part| covers(part, b)),
+            (Node::Constant(a), _) => *a <= bar.raised_by(b).floor,
+            (Node::Condition { condition, negated }, Node::Constant(threshold)) => {
+                !threshold.matches() || (is_certain(*condition) && !negated)
+            }
+            (
+                Node::Condition { condition: a, negated: a_negated },
+                Node::Condition { condition: b, negated: b_negated },
+            ) => match (a_negated, b_negated) {
+                (false, false) => self.implies(*b, *a),
+                (true, true) => self.implies(*a, *b),
+                (false, true) => is_certain(*a),
+                (true, false) => false,
+            },
+        }
+    }
+
+    /// The same for an intersection, which is at least as high as any of its parts.
+    fn covers_any(&self, a: &Node, b: &Node, parts: &[Node], bar: Bar) -> bool {
+        let raised = parts.iter().fold(bar, Bar::raised_by);
+        let by_a_part =
+            |a: &[Node]| raised.floor == bar.floor && a.iter().any(|a| self.covers(a, b, bar));
+        self.may_go_on(parts.len())
+            && (parts.iter().any(|part| self.covers(a, part, raised))
+                || matches!(a, Node::Or(a) if by_a_part(a)))
+    }
+
+    /// Counts steps, and says whether there are any left.
+    fn may_go_on(&self, steps: usize) -> bool {
+        self.steps.set(self.steps.get().saturating_add(steps));
+        self.steps.get() <= STEPS_MAX
+    }
+
+    /// Whether the other condition holds wherever the one does.
+    fn implies(&self, one: Condition, other: Condition) -> bool {
+        match (one, other) {
+            (_, other) if is_certain(other) => true,
+            (Condition::Status(one), Condition::Status(other)) => one & !other == 0,
+            (Condition::LongerThan(one), Condition::LongerThan(other)) => one >= other,
+            (Condition::SpansFrom(one), Condition::SpansFrom(other)) => one >= other,
+            (Condition::Leaf(one), Condition::Leaf(other)) if one == other => true,
+            _ => self.implies_by_leaf(one, other),
+        }
+    }
+
+    /// The same, where at least one of them is a leaf. What holds on a single span holds on any,
+    /// but for what is inverted; that never implies what is not, and so claims nothing here.
+    fn implies_by_leaf(&self, one: Condition, other: Condition) -> bool {
+        let [leaf, other_leaf] = [one, other].map(|condition| self.leaf(condition));
+        let node = |condition| Node::Condition { condition, negated: false };
+        match (leaf, other_leaf) {
+            (Some(Leaf::SameSpan(a)), Some(Leaf::SameSpan(b))) => self.covers(b, a, NO_HIGHER),
+            (Some(Leaf::SameSpan(a)), _) => self.covers(&node(other), a, NO_HIGHER),
+            (_, Some(Leaf::SameSpan(b))) => self.covers(b, &node(one), NO_HIGHER),
+            (Some(a), Some(b)) => a.implies(b),
+            _ => false,
+        }
+    }
+
+    fn leaf(&self, condition: Condition) -> Option<&Leaf<'_>> {
+        match condition {
+            Condition::Leaf(bit) => Some(&self.leaves[bit as usize]),
+            _ => None,
+        }
+    }
+
+    /// Whether it never matches, whatever its percentages.
+    fn never(&self, node: &Node) -> bool {
+        match node {
+            Node::Constant(_) => false,
+            Node::Condition { condition, negated: true } => is_certain(*condition),
+            Node::Condition { condition, negated: false } => match self.leaf(*condition) {
+                Some(Leaf::SameSpan(node)) => self.never(node),
+                _ => false,
+            },
+            Node::Or(parts) => parts.iter().all(|part| self.never(part)),
+            Node::And(parts) => {
+                let clashes = |(index, part): (usize, &Node)| {
+                    parts[..index].iter().any(|other| self.exclude(part, other))
+                };
+                parts.iter().any(|part| self.never(part)) || parts.iter().enumerate().any(clashes)
+            }
+        }
+    }
+
+    /// Whether no trace matches both.
+    fn exclude(&self, a: &Node, b: &Node) -> bool {
+        if !self.may_go_on(1) {
+            return false;
+        }
+        match (a, b) {
+            (Node::Or(parts), other) | (other, Node::Or(parts)) => {
+                parts.iter().all(|part| self.exclude(part, other))
+            }
+            (Node::And(parts), other) | (other, Node::And(parts)) => {
+                parts.iter().any(|part| self.exclude(part, other))
+            }
+            (
+                Node::Condition { condition: holds, negated: false },
+                Node::Condition { condition: fails, negated: true },
+            )
+            | (
+                Node::Condition { condition: fails, negated: true },
+                Node::Condition { condition: holds, negated: false },
+            ) => self.implies(*holds, *fails),
+            _ => false,
+        }
+    }
+}
+
+const ALWAYS: Node = Node::Constant(Threshold::ALWAYS);
+
+/// A trace has a span at least.
+fn is_certain(condition: Condition) -> bool {
+    matches!(condition, Condition::SpansFrom(0 | 1))
+}
+
+/// The node proposes no threshold below this.
+fn lowest(node: &Node) -> Threshold {
+    match node {
+        Node::Constant(threshold) => *threshold,
+        Node::Condition { .. } => Threshold::ALWAYS,
+        Node::And(parts) => parts.iter().map(lowest).max().unwrap_or(Threshold::ALWAYS),
+        Node::Or(parts) => parts.iter().map(lowest).min().unwrap_or(Threshold::NEVER),
+    }
+}

@@ -1,0 +1,129 @@
+"""What every run needs: a report, Tailwater itself, and the two senders."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from children import Children, TroubleError, free_ports, get, wait_until
+from metrics import Metrics, parse
+
+HERE = Path(__file__).resolve().parent
+SHUTDOWN_S = 10  # shutdown_timeout in tailwater.toml
+
+
+class Report:
+    """Prints each check with the first things wrong in it, and the count at the end."""
+
+    def __init__(self) -> None:
+        self.passed = self.failed = 0
+
+    def check(self, name: str, problems: list[str]) -> None:
+        print(f"{'FAIL' if problems else 'ok  '}  {name}", flush=True)
+        for problem in problems[:5]:
+            print(f"        {problem[:1000]}")
+        if len(problems) > 5:
+            print(f"        ... and {len(problems) - 5} more")
+        self.passed += not problems
+        self.failed += bool(problems)
+
+    def summary(self) -> int:
+        print(f"{self.passed} passed, {self.failed} failed")
+        return 1 if self.failed else 0
+
+
+class Tailwater:
+    """The service under test, with a free port for each of its doors."""
+
+    def __init__(self, binary: Path, config: Path, sink_port: int, children: Children) -> None:
+        self.grpc_port, http_port, self.admin_port = free_ports(3)
+        self.process = children.start(
+            "tailwater",
+            binary,
+            "run",
+            "--config",
+            config,
+            SHOP_GRPC_PORT=self.grpc_port,
+            SHOP_HTTP_PORT=http_port,
+            SHOP_SINK_PORT=sink_port,
+            SHOP_TELEMETRY_PORT=self.admin_port,
+        )
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        return get(f"http://127.0.0.1:{self.admin_port}{path}")
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            if self.process.poll() is not None:
+                raise TroubleError(f"tailwater ended with exit code {self.process.returncode}")
+            return self.get("/-/ready")[0] == 200
+
+        wait_until("tailwater is ready", ready, 15)
+        self.before = self.metrics()
+
+    def metrics(self) -> Metrics:
+        return parse(self.get("/metrics")[1].decode())
+
+    def wait_until_at_rest(self, spans: int) -> Metrics:
+        """The counters when all that was sent has been decided and delivered."""
+        names = ("window_spans", "window_traces", "exporter_queue_spans")
+
+        def at_rest() -> bool:
+            m = self.metrics()
+            waiting = sum(m.total(name) for name in names)
+            return m.total("receiver_accepted_spans_total") >= spans and not waiting
+
+        # Where it never comes to rest, the checks of the ledger say more than a time-out would.
+        with contextlib.suppress(TroubleError):
+            wait_until("tailwater is at rest", at_rest, 20)
+        return self.metrics()
+
+    def look_up(self, trace_id: str) -> dict[str, Any]:
+        status, body = self.get(f"/-/decisions/{trace_id}")
+        if status == 0:
+            raise TroubleError("tailwater does not answer any more")
+        return json.loads(body) if status == 200 else {"status": status}
+
+    def stop(self) -> list[str]:
+        """End it as an init system would; what is wrong with how it went."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(timeout=SHUTDOWN_S)
+        except subprocess.TimeoutExpired:
+            return [f"it still runs after {SHUTDOWN_S} s"]
+        return [f"exit code is {code}"] if code else []
+
+
+class Senders:
+    """The two halves of the shop, playing the plan at the same time, each with its SDK."""
+
+    def __init__(
+        self, plan: dict[str, Any], node_sender: Path, port: int, children: Children
+    ) -> None:
+        self.children, self.plan, folder = children, plan, children.folder
+        self.outputs = {name: folder / f"{name}.json" for name in ("python", "node")}
+        plan_file, node_port = folder / "plan.json", folder / "node.port"
+        plan_file.write_text(json.dumps(plan))
+        # Of another run, to whose Node shop nobody answers any more.
+        node_port.unlink(missing_ok=True)
+        common = ("--plan", plan_file, "--endpoint", f"127.0.0.1:{port}", "--node-port", node_port)
+        python, node = (("--sent", output, *common) for output in self.outputs.values())
+        self.processes = {
+            "python": children.start("python", sys.executable, HERE / "send.py", *python),
+            "node": children.start("node", "node", node_sender, *node),
+        }
+
+    def wait(self) -> list[dict[str, Any]]:
+        """What each wrote down."""
+        give_up = time.monotonic() + 60
+        while any(sender.poll() is None for sender in self.processes.values()):
+            for name, sender in self.processes.items():
+                if sender.poll() or time.monotonic() > give_up:
+                    said = self.children.tail(name)
+                    raise TroubleError(f"the {name} sender's exit code is {sender.poll()}:\n{said}")
+            time.sleep(0.05)
+        return [json.loads(output.read_text()) for output in self.outputs.values()]
