@@ -14,7 +14,7 @@ mod texts;
 
 pub use leaves::Leaves;
 pub use number::{Number, NumberRange};
-pub use plan::{Evidence, Plan, PolicyId, Verdict};
+pub use plan::{Evidence, POLICY_NAMES_MAX, Plan, PolicyId, TooManyNames, Verdict};
 pub use spec::{PolicySpec, RuleKind, RuleSpec, StringMatch};
 
 #[cfg(test)]

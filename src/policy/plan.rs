@@ -7,6 +7,13 @@
 //!
 //! Evaluation is a pure function of facts, bits, randomness and the plan, costs a few nanoseconds a
 //! node and never reads a span.
+//!
+//! A plan knows the names of all policies that there have been since the process started: one that
+//! follows another ([`Plan::successor`]) appends to its names, so that a [`PolicyId`] in a
+//! remembered decision, in the log or in a counter means the same policy after any number of
+//! reloads.
+
+use std::collections::HashMap;
 
 use super::{
     leaves::{Leaves, LeavesBuilder, Text},
@@ -15,13 +22,24 @@ use super::{
 };
 use crate::trace::{Facts, Randomness, Threshold};
 
+/// Names of policies that a process may know over its life, so that an id is two bytes and there is
+/// an end to the series of metrics.
+pub const POLICY_NAMES_MAX: usize = 10_000;
+
 /// The policies that decide, compiled once.
 #[derive(Debug)]
 pub struct Plan {
+    /// In the order of the file.
     policies: Vec<Policy>,
+    /// Of these and of all policies before them, by id.
     names: Vec<String>,
     leaves: Leaves,
 }
+
+/// Too many names of policies since the start; a restart forgets those that are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there have been more than {POLICY_NAMES_MAX} policy names since the start")]
+pub struct TooManyNames;
 
 /// Index of a policy in [`Plan::names`]; [`PolicyId::NONE`] where none matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +64,7 @@ pub struct Verdict {
 
 #[derive(Debug)]
 struct Policy {
+    id: PolicyId,
     node: Node,
     is_veto: bool,
 }
@@ -66,19 +85,34 @@ pub struct Evidence<'a> {
 impl Plan {
     /// Compiles valid policies. Leaves that several of them share are compiled once.
     pub fn compile(specs: &[PolicySpec]) -> Self {
+        Plan::build(Vec::new(), specs)
+    }
+
+    /// Compiles valid policies that follow these. A name that was known before keeps its id.
+    ///
+    /// # Errors
+    /// [`TooManyNames`]; only a restart helps.
+    pub fn successor(&self, specs: &[PolicySpec]) -> Result<Self, TooManyNames> {
+        let plan = Plan::build(self.names.clone(), specs);
+        if plan.names.len() > POLICY_NAMES_MAX { Err(TooManyNames) } else { Ok(plan) }
+    }
+
+    fn build(mut names: Vec<String>, specs: &[PolicySpec]) -> Self {
+        let ids = ids(&mut names, specs);
         let mut leaves = LeavesBuilder::default();
         let policies = specs
             .iter()
-            .map(|spec| Policy {
+            .zip(ids)
+            .map(|(spec, id)| Policy {
+                id,
                 node: compile(&spec.rule, false, &mut leaves),
                 is_veto: matches!(spec.rule.kind, RuleKind::Drop(_)),
             })
             .collect();
-        let names = specs.iter().map(|spec| spec.name.clone()).collect();
         Plan { policies, names, leaves: leaves.build() }
     }
 
-    /// Policy names in the order of the file.
+    /// The names of all policies since the start, by id.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -97,7 +131,8 @@ impl Plan {
     pub fn decide(&self, evidence: &Evidence<'_>, matched: &mut Vec<PolicyId>) -> Verdict {
         let mut veto = None;
         let mut lowest = (Threshold::NEVER, PolicyId::NONE);
-        for (id, policy) in (0..).map(PolicyId).zip(&self.policies) {
+        for policy in &self.policies {
+            let id = policy.id;
             let certain = policy.is_veto && evidence.forced;
             let threshold = policy.node.evaluate(evidence.facts, evidence.bits, certain);
             if !threshold.matches() {
@@ -116,6 +151,21 @@ impl Plan {
         let (threshold, policy) = lowest;
         Verdict { kept: threshold.keeps(evidence.randomness), policy, threshold }
     }
+}
+
+/// The id of each policy, new names appended.
+fn ids(names: &mut Vec<String>, specs: &[PolicySpec]) -> Vec<PolicyId> {
+    let mut known: HashMap<String, u16> = names.iter().cloned().zip(0..).collect();
+    let id = |spec: &PolicySpec| {
+        // Below 11,000: those that are known, and at most 1,000 more.
+        let next = names.len() as u16;
+        let id = *known.entry(spec.name.clone()).or_insert(next);
+        if id == next {
+            names.push(spec.name.clone());
+        }
+        PolicyId(id)
+    };
+    specs.iter().map(id).collect()
 }
 
 fn compile(rule: &RuleSpec, negated: bool, leaves: &mut LeavesBuilder) -> Node {

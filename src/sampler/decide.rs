@@ -167,7 +167,7 @@ impl Sampler {
             forced: due.trigger.is_forced(),
         };
         let matched_start = out.decisions.matched.len() as u32;
-        let verdict = self.plan.decide(&evidence, &mut out.decisions.matched);
+        let verdict = state.plan.decide(&evidence, &mut out.decisions.matched);
         let bytes = facts.bytes as usize;
         if verdict.kept && out.kept_bytes > 0 && out.kept_bytes + bytes > room {
             out.decisions.matched.truncate(matched_start as usize);

@@ -9,7 +9,8 @@
 //!
 //! Invariants: a trace is decided exactly once while it is buffered or remembered; every span of it
 //! leaves, or does not, by that decision; `accepted = kept + dropped + buffered`, in spans, after
-//! every call.
+//! every call. A trace's bits belong to its shard's plan; a reload changes both under the lock, and
+//! a request that was walked with another plan is walked again there.
 //!
 //! 4 shards a core: contention follows (threads - 1) x time in lock / shards, and more did not
 //! measure better. The shard is taken from the middle bits of a keyed hash, since the hash table
@@ -18,7 +19,7 @@
 mod decide;
 mod ingest;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 pub use self::{
     decide::{Decided, KeptTrace, Late, Progress, Which},
@@ -27,7 +28,7 @@ pub use self::{
 use crate::{
     budget::Budget,
     decisions::{Decision, DecisionLog, Logged, Remembered},
-    otlp::{Contexts, walk::Conditions as _},
+    otlp::{Contexts, conditions::Conditions as _},
     policy::Plan,
     trace::TraceId,
     window::{self, Millis, Pool, Shard, Waits},
@@ -54,7 +55,9 @@ pub struct Sampler {
     shards: Box<[Mutex<ShardState>]>,
     shard_bits: u32,
     hasher: foldhash::fast::RandomState,
-    plan: Arc<Plan>,
+    /// What requests are walked with, read once each. A reload sets it before it comes to the first
+    /// shard, so it names every policy that any shard decides by.
+    plan: RwLock<Arc<Plan>>,
     contexts: Contexts,
     limits: Limits,
     log: DecisionLog,
@@ -64,6 +67,8 @@ pub struct Sampler {
 
 #[derive(Debug)]
 struct ShardState {
+    /// Decides here, and is what the bits of the window's traces belong to.
+    plan: Arc<Plan>,
     window: Shard,
     remembered: Remembered,
 }
@@ -99,6 +104,7 @@ impl Sampler {
         let shards: Box<[_]> = (0..shards.next_power_of_two())
             .map(|_| {
                 Mutex::new(ShardState {
+                    plan: Arc::clone(&plan),
                     window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
                     remembered: Remembered::new(limits.decision_ttl_millis, budget),
                 })
@@ -108,7 +114,7 @@ impl Sampler {
             shard_bits: shards.len().trailing_zeros(),
             shards,
             hasher,
-            plan,
+            plan: RwLock::new(plan),
             contexts: Contexts::new(Arc::clone(budget)),
             limits,
             log: DecisionLog::new(limits.decision_log_traces, budget),
@@ -122,9 +128,26 @@ impl Sampler {
         self.shards.len()
     }
 
-    /// The policies that decide.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
+    /// The policies that decide, and the names of all before them. While a reload goes on, some
+    /// shards still decide by those before.
+    pub fn plan(&self) -> Arc<Plan> {
+        // Nothing can panic while it is held.
+        Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Decides by `plan` from now on, what is buffered included. Goes from shard to shard, each
+    /// under its lock for as long as its spans take to be walked, and calls `between` after each.
+    /// `plan` is a successor of [`Self::plan`]; only one reload may be under way.
+    pub fn reload(&self, plan: &Arc<Plan>, mut between: impl FnMut()) {
+        *self.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(plan);
+        for shard in 0..self.shards.len() {
+            let mut state = self.lock(shard);
+            state.plan = Arc::clone(plan);
+            state.window.recompute_bits(plan.leaves());
+            state.window.settle();
+            drop(state);
+            between();
+        }
     }
 
     /// The log of the last decisions.

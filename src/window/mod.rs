@@ -16,6 +16,7 @@
 //! comes back while a few traces wait on. The delay lets segments that die in order do so for free.
 
 mod compact;
+mod recompute;
 mod ring;
 mod segment;
 mod shard;

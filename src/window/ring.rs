@@ -202,6 +202,27 @@ impl Ring {
         }
     }
 
+    /// Gives every entry this many words of bits, none of which is set.
+    pub(super) fn reset_bits(&mut self, words: usize) {
+        self.words = words;
+        self.spare = None;
+        let capacity = self.words_per_chunk();
+        for chunk in &mut self.chunks {
+            chunk.entries.iter_mut().for_each(|entry| entry.word = 0);
+            chunk.words = Vec::with_capacity(capacity);
+            if words > 1 {
+                chunk.words.resize(words * chunk.entries.len(), 0);
+            }
+        }
+    }
+
+    /// The positions from the front on, of dead entries too.
+    pub(super) fn positions(&self) -> impl Iterator<Item = Position> + use<> {
+        let entries: usize = self.chunks.iter().map(|chunk| chunk.entries.len()).sum();
+        let base = self.base;
+        (self.front..entries).map(move |offset| Position(base.wrapping_add(offset as u32)))
+    }
+
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
         let chunk = CHUNK * size_of::<Entry>() + 8 * self.words_per_chunk();

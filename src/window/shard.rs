@@ -40,9 +40,9 @@ const NO_LINK: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Shard {
     waits: Waits,
-    words: usize,
+    pub(super) words: usize,
     pub(super) now: Millis,
-    ring: Ring,
+    pub(super) ring: Ring,
     index: HashTable<u32>,
     pub(super) hasher: foldhash::fast::RandomState,
     randomness: ExplicitRandomness,
@@ -352,7 +352,7 @@ impl Shard {
         self.charged = held;
     }
 
-    fn is_live(&self, position: Position) -> bool {
+    pub(super) fn is_live(&self, position: Position) -> bool {
         self.ring.get(position).is_some_and(|entry| entry.is_live)
     }
 
