@@ -31,7 +31,7 @@ use crate::{
     otlp::{Contexts, conditions::Conditions as _},
     policy::Plan,
     trace::TraceId,
-    window::{self, Millis, Pool, Shard, Waits},
+    window::{self, Millis, NewBits, Pool, Shard, Waits},
 };
 
 /// What bounds a trace and its stay.
@@ -82,6 +82,15 @@ pub struct Buffered {
     pub spans: u64,
     /// The spans' encoded bytes.
     pub bytes: u64,
+}
+
+/// What a reload does with the lock of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Has just got it.
+    Begins,
+    /// Has just given it up.
+    Ended,
 }
 
 /// What is known about a trace by its id.
@@ -135,19 +144,37 @@ impl Sampler {
         Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Decides by `plan` from now on, what is buffered included. Goes from shard to shard, each
-    /// under its lock for as long as its spans take to be walked, and calls `between` after each.
+    /// Decides by `plan` from now on, what is buffered included. Goes from shard to shard and walks
+    /// the spans of each, nearly all of them without its lock; `watch` is told of every hold.
     /// `plan` is a successor of [`Self::plan`]; only one reload may be under way.
-    pub fn reload(&self, plan: &Arc<Plan>, mut between: impl FnMut()) {
+    pub fn reload(&self, plan: &Arc<Plan>, mut watch: impl FnMut(Hold)) {
         *self.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(plan);
         for shard in 0..self.shards.len() {
-            let mut state = self.lock(shard);
-            state.plan = Arc::clone(plan);
-            state.window.recompute_bits(plan.leaves());
-            state.window.settle();
-            drop(state);
-            between();
+            self.reload_shard(shard, plan, &mut watch);
         }
+    }
+
+    fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
+        let mut bits = NewBits::new(plan.leaves());
+        // The second time only what came during the first, so that the lock is held for what came
+        // during the second.
+        for _ in 0..2 {
+            let state = self.lock(shard);
+            watch(Hold::Begins);
+            let view = state.window.view();
+            drop(state);
+            watch(Hold::Ended);
+            bits.catch_up(&view);
+        }
+        let mut state = self.lock(shard);
+        watch(Hold::Begins);
+        let before = std::mem::replace(&mut state.plan, Arc::clone(plan));
+        state.window.replace_bits(&mut bits);
+        state.window.settle();
+        drop(state);
+        watch(Hold::Ended);
+        // To free a plan may take longer than what was done under the lock.
+        drop(before);
     }
 
     /// The log of the last decisions.

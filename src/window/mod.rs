@@ -24,6 +24,7 @@ mod shard;
 use std::sync::Arc;
 
 pub use compact::COMPACT_AFTER_MILLIS;
+pub use recompute::{NewBits, View};
 pub use ring::Position;
 pub use segment::{Pool, SEGMENT_BYTES, Segment};
 pub use shard::{Shard, Taken};

@@ -202,7 +202,8 @@ impl Ring {
         }
     }
 
-    /// Gives every entry this many words of bits, none of which is set.
+    /// Gives every entry this many words of bits, none of which is set. A vector a thousand entries
+    /// is freed and allocated, which is worth no way around the lock.
     pub(super) fn reset_bits(&mut self, words: usize) {
         self.words = words;
         self.spare = None;
@@ -214,6 +215,11 @@ impl Ring {
                 chunk.words.resize(words * chunk.entries.len(), 0);
             }
         }
+    }
+
+    /// The position of the entry at the front, be there one or not.
+    pub(super) fn first(&self) -> Position {
+        Position(self.base.wrapping_add(self.front as u32))
     }
 
     /// The positions from the front on, of dead entries too.

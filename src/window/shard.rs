@@ -352,7 +352,7 @@ impl Shard {
         self.charged = held;
     }
 
-    pub(super) fn is_live(&self, position: Position) -> bool {
+    fn is_live(&self, position: Position) -> bool {
         self.ring.get(position).is_some_and(|entry| entry.is_live)
     }
 

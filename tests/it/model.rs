@@ -17,7 +17,7 @@ use tailwater::{
     budget::Holder,
     otlp::encode::KeptSpan,
     policy::{PolicySpec, Verdict},
-    sampler::{Buffered, Decided, Limits, Lookup, Progress, Which},
+    sampler::{Buffered, Decided, Hold, Limits, Lookup, Progress, Which},
     trace::{TraceId, Trigger},
     window::Millis,
 };
@@ -104,8 +104,8 @@ impl Pair {
         self.compare(&decided, effects);
     }
 
-    /// The policies are others from now on. A request that comes while only some shards have them
-    /// is as if it came after, unless a trace reaches a cap and is decided by either.
+    /// The policies are others from now on. A request that comes while only some shards have them,
+    /// or while one is being walked, is as if it came after, unless a trace reaches a cap and is decided by either.
     fn reload(&mut self, policies: &[PolicySpec], request: Option<&(usize, Vec<ResourceSpans>)>) {
         let Rig { sampler, scratch, accepted, .. } = &mut self.rig;
         let plan = Arc::new(sampler.plan().successor(policies).expect("few names"));
@@ -116,7 +116,10 @@ impl Pair {
         let now = Millis(self.base.wrapping_add(self.now as u32));
         let mut visited = 0;
         let mut during = None;
-        sampler.reload(&plan, || {
+        sampler.reload(&plan, |hold| {
+            if hold == Hold::Begins {
+                return;
+            }
             if let Some((_, request)) = request.filter(|(after, _)| *after == visited) {
                 let mut decided = Decided::default();
                 let taken = sampler.ingest(now, &encode(request), scratch, &mut decided);

@@ -52,8 +52,8 @@ pub(super) enum Step {
     Garbage { request: Vec<ResourceSpans> },
     /// All shards decide what is due.
     Tick { advance: u64, room: Option<usize> },
-    /// Other policies decide from now on. While the reload goes from shard to shard, a request
-    /// arrives after this many of them, if there is one.
+    /// Other policies decide from now on. During the reload a request arrives, if there is one,
+    /// after so many locks: three a shard.
     Reload { policies: Vec<PolicySpec>, request: Option<(usize, Vec<ResourceSpans>)> },
     /// All shards decide everything.
     Force { trigger: Trigger },
@@ -116,7 +116,7 @@ fn step(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Step> {
         1 => request.clone().prop_map(|request| Step::Garbage { request }),
         6 => (advance(), option::weighted(0.3, select(vec![1, 500, 3_000])))
             .prop_map(|(advance, room)| Step::Tick { advance, room }),
-        3 => (policies(), option::of((0..8usize, request)))
+        3 => (policies(), option::of((0..24usize, request)))
             .prop_map(|(policies, request)| Step::Reload { policies, request }),
         1 => select(vec![Trigger::Memory, Trigger::Shutdown])
             .prop_map(|trigger| Step::Force { trigger }),
