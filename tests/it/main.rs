@@ -24,6 +24,7 @@ mod limits;
 mod model;
 mod pipeline;
 mod policies;
+mod reload;
 mod stamps;
 mod tidy;
 mod timing;
