@@ -1,5 +1,5 @@
 //! Stage by stage, in one thread and in process: what a span costs to walk, to take in, to decide,
-//! and to clean, stamp and encode. Isolates our own code from sockets, HTTP/2 and the runtime;
+//! and to clean, stamp and encode; and how long a reload locks a shard of a large window. Isolates our own code from sockets, HTTP/2 and the runtime;
 //! compare a stage with itself before and after a change, in alternation, on the same machine.
 //!
 //! Traffic and policies are the load rig's (684-byte spans, 10 % kept), time is virtual: a request
@@ -30,7 +30,7 @@ use tailwater::{
         walk::{self, Walked},
     },
     policy::{Number, NumberRange, Plan, PolicySpec, RuleKind, RuleSpec, StringMatch},
-    sampler::{Decided, Limits, Progress, Sampler, Scratch, Which},
+    sampler::{Decided, Hold, Limits, Progress, Sampler, Scratch, Which},
     trace::{StatusCode, Trigger},
     window::{Millis, Waits},
 };
@@ -52,8 +52,46 @@ fn main() -> Result<()> {
     whole(&mut corpus, plan(), "")?;
     for policies in [1, 16, 256] {
         let label = format!(", {policies} policies");
-        walk_only(&mut corpus, &format!("walk{label}"), &many_policies(policies))?;
-        whole(&mut corpus, many_policies(policies), &label)?;
+        let plan = || Plan::compile(&many_specs(policies));
+        walk_only(&mut corpus, &format!("walk{label}"), &plan())?;
+        whole(&mut corpus, plan(), &label)?;
+    }
+    drop(corpus);
+    reload()
+}
+
+/// Reloads of a window of 1 GiB over 8 shards, with few policies and with many: the longest that a
+/// shard is locked at once, while nothing comes in. The parts of a trace arrive in requests that
+/// follow one another, or far apart.
+fn reload() -> Result<()> {
+    for (traffic, stride) in [("parts together", 1), ("parts far apart", 30)] {
+        let mut corpus = Corpus::build(&Shape { requests: 64, resources: 10, stride })?;
+        let limits = limits(Waits { decision_wait: 3_600_000, after_root: None });
+        let sampler = Sampler::new(Arc::new(plan()), limits, &Budget::new(4 << 30), 8);
+        let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+        for sequence in 0.. {
+            let body = corpus.body(sequence).slice(GRPC_PREFIX_BYTES..);
+            sampler.ingest(Millis(0), &body, &mut scratch, &mut decided)?;
+            if sequence % 64 == 0 && sampler.buffered().bytes >= 1 << 30 {
+                break;
+            }
+        }
+        for (policies, specs) in [("4", specs()), ("256", many_specs(256)), ("4", specs())] {
+            let plan = Arc::new(sampler.plan().successor(&specs)?);
+            let mut longest = Duration::ZERO;
+            let started = now();
+            let mut since = started;
+            sampler.reload(&plan, |hold| match hold {
+                Hold::Begins => since = now(),
+                Hold::Ended => longest = longest.max(since.elapsed()),
+            });
+            let millis = |time: Duration| time.as_secs_f64() * 1e3;
+            let (longest, all) = (millis(longest), millis(started.elapsed()));
+            println!(
+                "reload, {policies:>3} policies, {traffic:<15} {longest:6.1} ms at most in a lock, \
+                 {all:6.1} ms in all"
+            );
+        }
     }
     Ok(())
 }
@@ -81,15 +119,7 @@ fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan) -> Result<()> {
 /// The sampler as the service drives it.
 fn whole(corpus: &mut Corpus, plan: Plan, label: &str) -> Result<()> {
     let budget = Budget::new(4 << 30);
-    let waits = Waits { decision_wait: 1000, after_root: None };
-    let limits = Limits {
-        waits,
-        max_trace_spans: 32_000,
-        max_trace_bytes: 16 << 20,
-        kept_bytes_max: None,
-        decision_ttl_millis: 120_000,
-        decision_log_traces: 100_000,
-    };
+    let limits = limits(Waits { decision_wait: 1000, after_root: None });
     let sampler = Sampler::new(Arc::new(plan), limits, &budget, 8);
     let (mut scratch, mut decided, mut batch) =
         (Scratch::default(), Decided::default(), Batch::default());
@@ -119,6 +149,17 @@ fn whole(corpus: &mut Corpus, plan: Plan, label: &str) -> Result<()> {
     Ok(())
 }
 
+fn limits(waits: Waits) -> Limits {
+    Limits {
+        waits,
+        max_trace_spans: 32_000,
+        max_trace_bytes: 16 << 20,
+        kept_bytes_max: None,
+        decision_ttl_millis: 120_000,
+        decision_log_traces: 100_000,
+    }
+}
+
 struct Tick<'a> {
     sampler: &'a Sampler,
     now: Millis,
@@ -137,7 +178,7 @@ impl Tick<'_> {
                 self.sampler.log().push(&decided.decisions, 0);
                 self.times[2] += started.elapsed();
                 let started = now();
-                push(decided, batch, self.sampler.plan());
+                push(decided, batch, &self.sampler.plan());
                 self.times[3] += started.elapsed();
                 let started = now();
                 decided.clear();
@@ -172,6 +213,10 @@ fn push(decided: &mut Decided, batch: &mut Batch, plan: &Plan) {
 }
 
 fn plan() -> Plan {
+    Plan::compile(&specs())
+}
+
+fn specs() -> Vec<PolicySpec> {
     let rule = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
     let tier = RuleKind::StringAttribute {
         key: traffic::TIER_KEY.into(),
@@ -188,14 +233,12 @@ fn plan() -> Plan {
         baseline,
     ];
     let specs = rules.into_iter().zip(["errors", "slow", "tier", "baseline"]);
-    let specs: Vec<_> =
-        specs.map(|(rule, name)| PolicySpec { name: name.into(), rule, limit: None }).collect();
-    Plan::compile(&specs)
+    specs.map(|(rule, name)| PolicySpec { name: name.into(), rule, limit: None }).collect()
 }
 
 /// So many policies with four conditions each on keys that most spans have, 10 listed values each, an
 /// expression in every eighth and all on one span in every fourth.
-fn many_policies(policies: usize) -> Plan {
+fn many_specs(policies: usize) -> Vec<PolicySpec> {
     let rule = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
     let text = |key: &str, values| {
         rule(RuleKind::StringAttribute { key: key.to_owned(), values, invert: false })
@@ -221,7 +264,7 @@ fn many_policies(policies: usize) -> Plan {
             if n.is_multiple_of(4) { RuleKind::SameSpan(parts) } else { RuleKind::And(parts) };
         PolicySpec { name: format!("p{n}"), rule: rule(kind), limit: None }
     };
-    Plan::compile(&(0..policies).map(policy).collect::<Vec<_>>())
+    (0..policies).map(policy).collect()
 }
 
 fn report(stage: &str, time: Duration, requests: u64) {

@@ -1,10 +1,11 @@
-//! What operators ask: /metrics, health, readiness, and what was decided about a trace.
+//! What operators ask: /metrics, health, readiness, what was decided about a trace, and to reload
+//! the policies.
 //!
 //! Served on its own listener by its own thread, so that it answers while the data plane is
-//! saturated. An outage of the backend changes neither health nor readiness.
+//! saturated, and on one more while a reload goes on. An outage of the backend changes neither
+//! health nor readiness.
 
 use std::{
-    future::ready,
     sync::{Arc, atomic::AtomicBool, atomic::Ordering::Relaxed},
     thread::JoinHandle,
 };
@@ -12,12 +13,12 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, CONTENT_TYPE},
 };
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::spawn_blocking};
 
 use crate::{
     budget::Budget,
@@ -25,6 +26,7 @@ use crate::{
     exporter::Queue,
     metrics::{Metrics, Readings},
     receiver::listen,
+    reload::{Refused, Reload},
     sampler::{Lookup, Sampler},
     trace::{Randomness, TraceId},
 };
@@ -54,6 +56,10 @@ pub struct Admin {
     pub budget: Arc<Budget>,
     /// Whether requests are being accepted.
     pub is_ready: Arc<AtomicBool>,
+    /// Reloads the policies.
+    pub reload: Arc<Reload>,
+    /// `telemetry.enable_lifecycle`.
+    pub enable_lifecycle: bool,
 }
 
 impl Admin {
@@ -66,8 +72,13 @@ impl Admin {
         listener: std::net::TcpListener,
         stop: watch::Receiver<bool>,
     ) -> std::io::Result<JoinHandle<()>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let answer = move |request: Request<Incoming>| ready(self.answer(&request));
+        // One reload at a time; those that come meanwhile wait in line, at most as many as there
+        // can be streams.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()?;
+        let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             runtime.block_on(async {
                 if let Ok(listener) = TcpListener::from_std(listener) {
@@ -82,14 +93,22 @@ impl Admin {
         self.metrics.render(&self.readings())
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET {
-            let message = "only GET is answered here\n";
-            let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, message);
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
-            return response;
+    async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Full<Bytes>> {
+        match (request.uri().path(), request.method()) {
+            ("/-/reload", &Method::POST) => {
+                let accepted = request.headers().get_all(ACCEPT).iter();
+                let mut accepted = accepted.filter_map(|accept| accept.to_str().ok());
+                let wants_json = accepted.any(|accept| accept.contains(JSON));
+                self.reload(wants_json).await
+            }
+            ("/-/reload", _) => not_allowed("POST"),
+            (path, &Method::GET) => self.get(path),
+            _ => not_allowed("GET"),
         }
-        match request.uri().path() {
+    }
+
+    fn get(&self, path: &str) -> Response<Full<Bytes>> {
+        match path {
             "/metrics" => response(StatusCode::OK, EXPOSITION, self.scrape()),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" if self.is_ready.load(Relaxed) => response(StatusCode::OK, TEXT, "ready\n"),
@@ -98,6 +117,34 @@ impl Admin {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),
             },
+        }
+    }
+
+    async fn reload(&self, wants_json: bool) -> Response<Full<Bytes>> {
+        if !self.enable_lifecycle {
+            // As Prometheus answers, so that whoever sees it knows that the path was right.
+            let message = "off unless `enable_lifecycle = true` in [telemetry]; SIGHUP reloads\n";
+            return response(StatusCode::FORBIDDEN, TEXT, message);
+        }
+        let reload = Arc::clone(&self.reload);
+        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or(Err(Refused::Panicked));
+        match outcome {
+            Ok(reloaded) => {
+                let message = format!("reloaded, policies: {}\n", reloaded.policies);
+                response(StatusCode::OK, TEXT, message)
+            }
+            Err(Refused::Invalid(diagnostics)) if wants_json => {
+                response(StatusCode::BAD_REQUEST, JSON, format!("{}\n", json!(diagnostics)))
+            }
+            Err(Refused::Invalid(diagnostics)) => {
+                response(StatusCode::BAD_REQUEST, TEXT, diagnostics.to_string())
+            }
+            Err(refused @ Refused::TooManyNames(_)) => {
+                response(StatusCode::BAD_REQUEST, TEXT, format!("{refused}\n"))
+            }
+            Err(refused @ Refused::Panicked) => {
+                response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{refused}\n"))
+            }
         }
     }
 
@@ -135,6 +182,7 @@ impl Admin {
     }
 
     fn describe(&self, trace_id: TraceId, decision: &Decision, logged: Option<&Logged>) -> Value {
+        // Read after the decision, so that it knows the policy.
         let plan = self.sampler.plan();
         let randomness = decision.explicit_randomness.unwrap_or_else(|| trace_id.randomness());
         let verdict = decision.verdict;
@@ -157,6 +205,13 @@ impl Admin {
         }
         body
     }
+}
+
+fn not_allowed(method: &'static str) -> Response<Full<Bytes>> {
+    let message = format!("only {method} is answered here\n");
+    let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, message);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
+    response
 }
 
 fn response(

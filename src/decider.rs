@@ -274,6 +274,7 @@ impl Decider {
     }
 
     fn stamp(&mut self, kept: &[KeptTrace], spans: &mut Vec<KeptSpan>) {
+        let plan = self.sampler.plan();
         let mut spans = spans.drain(..);
         for trace in kept {
             let stamp = Stamp {
@@ -281,7 +282,7 @@ impl Decider {
                 randomness: trace.randomness,
                 explicit: trace.is_explicit,
             };
-            let policy = self.sampler.plan().name(trace.verdict.policy);
+            let policy = plan.name(trace.verdict.policy);
             let trigger = trace.trigger.filter(|_| self.settings.stamp_policy);
             let stamp = TraceStamp {
                 tracestate: self.settings.stamp_tracestate.then_some(stamp),
@@ -291,13 +292,32 @@ impl Decider {
             // A little before the limit, so that it mostly becomes one request and not one and a
             // bit.
             if self.batch.body_bytes() >= self.settings.max_request_bytes / 16 * 15 {
-                flush(&mut self.batch, &self.settings, &self.queue, &self.metrics);
+                self.flush();
             }
         }
     }
 
+    /// Encodes what waits and queues it.
     fn flush(&mut self) {
-        flush(&mut self.batch, &self.settings, &self.queue, &self.metrics);
+        let mut requests = Vec::new();
+        self.batch.encode(self.settings.max_request_bytes, &mut requests);
+        let faults = self.batch.take_faults();
+        self.metrics.encoded(&faults);
+        let encoded: u64 = requests.iter().map(|request| request.spans).sum();
+        for request in requests {
+            match self.settings.overflow {
+                Overflow::Block => self.queue.push(request),
+                Overflow::Drop => {
+                    if let Err(request) = self.queue.try_push(request) {
+                        let spans = request.spans;
+                        error!(spans, "the sending queue is full: kept spans are lost");
+                        self.metrics.failed(FailedBecause::QueueFull, spans);
+                    }
+                }
+            }
+        }
+        // Only now, so that a span is counted twice for a moment rather than not at all.
+        self.queue.settle(encoded + faults.malformed_spans);
     }
 
     /// Decides the oldest traces until memory is below the soft target: in one visit those of the
@@ -337,29 +357,6 @@ impl Decider {
     pub fn now(&self) -> Millis {
         self.clock.now()
     }
-}
-
-/// Encodes what waits and queues it. Apart from the decider, so that `stamp` can call it while it
-/// borrows the names of the policies.
-fn flush(batch: &mut Batch, settings: &Settings, queue: &Queue, metrics: &Metrics) {
-    let mut requests = Vec::new();
-    batch.encode(settings.max_request_bytes, &mut requests);
-    let faults = batch.take_faults();
-    metrics.encoded(&faults);
-    let encoded: u64 = requests.iter().map(|request| request.spans).sum();
-    for request in requests {
-        match settings.overflow {
-            Overflow::Block => queue.push(request),
-            Overflow::Drop => {
-                if let Err(request) = queue.try_push(request) {
-                    error!(spans = request.spans, "the sending queue is full: kept spans are lost");
-                    metrics.failed(FailedBecause::QueueFull, request.spans);
-                }
-            }
-        }
-    }
-    // Only now, so that a span is counted twice for a moment rather than not at all.
-    queue.settle(encoded + faults.malformed_spans);
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod exporter;
 
 pub mod service;
 pub mod admin;
+pub mod reload;
 pub mod check;
 pub mod demo;
 

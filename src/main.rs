@@ -79,8 +79,7 @@ fn exit_code(is_fine: bool) -> ExitCode {
 
 /// The configuration, or `None` once every problem with it is on standard error.
 fn load(file: Option<PathBuf>) -> Option<Config> {
-    let Some(file) = file else { return Some(config::embedded()) };
-    let loaded = config::load(&file);
+    let loaded = config::load_or_embedded(file.as_deref());
     eprint!("{}", loaded.diagnostics);
     loaded.config
 }
@@ -126,7 +125,7 @@ async fn run(config: Config) -> bool {
             return false;
         }
     };
-    signals.stop().await;
+    signals.stop_or_reload(&service).await;
     info!("shutting down");
     tokio::select! {
         // A second signal comes first: whoever sends it does not want to wait any longer.
@@ -154,18 +153,31 @@ impl Signals {
         })
     }
 
+    /// Reloads whenever someone wants it, until someone wants the service to stop.
+    async fn stop_or_reload(&mut self, service: &Service) {
+        let Signals { terminate, interrupt, hangup } = self;
+        let reloads = async {
+            while hangup.recv().await.is_some() {
+                service.reload().await;
+            }
+        };
+        tokio::select! {
+            // Stopping comes first: whoever wants it does not want new policies any more. A reload
+            // under way is not waited for.
+            biased;
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = reloads => {}
+        }
+    }
+
     /// Waits until someone wants the service to stop.
     async fn stop(&mut self) {
-        loop {
-            tokio::select! {
-                // Stopping comes first: whoever wants it does not want new policies any more.
-                biased;
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => {
-                    warn!("reloading policies is not available yet; restart to apply");
-                }
-            }
+        tokio::select! {
+            // Either is as good as the other.
+            biased;
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

@@ -10,7 +10,7 @@
 //! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`], and three watches
 //! (stop accepting, give up delivering, stop the admin thread). Tasks: one a listener, one a
 //! connection (spawned by its listener), the decider, `num_consumers` consumers, and the admin
-//! thread.
+//! thread. SIGHUP borrows a blocking thread for a reload, POST /-/reload one of the admin runtime.
 
 use std::{
     io,
@@ -26,7 +26,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
-    task::{JoinHandle, JoinSet},
+    task::{JoinHandle, JoinSet, spawn_blocking},
     time::{Instant, timeout_at},
 };
 use tonic_health::{
@@ -51,6 +51,7 @@ use crate::{
         http::HttpService,
         listen::{self, BindError},
     },
+    reload::Reload,
     sampler::{Limits, Sampler},
     supervise::contained,
     window::{SEGMENT_BYTES, Waits},
@@ -157,13 +158,15 @@ impl Shared {
         Decider::new(parts, settings)
     }
 
-    fn admin(&self, is_ready: &Arc<AtomicBool>) -> Arc<Admin> {
+    fn admin(&self, config: &Config, is_ready: &Arc<AtomicBool>) -> Arc<Admin> {
         Arc::new(Admin {
             metrics: Arc::clone(&self.metrics),
             sampler: Arc::clone(&self.sampler),
             queue: Arc::clone(&self.queue),
             budget: Arc::clone(&self.budget),
             is_ready: Arc::clone(is_ready),
+            reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics)),
+            enable_lifecycle: config.telemetry.enable_lifecycle,
         })
     }
 }
@@ -206,7 +209,7 @@ impl Service {
         let consumers = spawn_consumers(config, &shared, consumers_give_up)?;
         let decider =
             tokio::spawn(decide(shared.decider(config), decider_stops, shared.metrics.clone()));
-        let admin = shared.admin(&is_ready);
+        let admin = shared.admin(config, &is_ready);
         let admin_thread = Arc::clone(&admin).spawn(listeners.admin, admin_stops)?;
         let intake = shared.intake(config);
         let health = HealthReporter::new();
@@ -291,12 +294,21 @@ impl Service {
         // The admin thread ends with its connections, but a scraper that does not read may hold one
         // open.
         let admin = self.admin_thread;
-        let _ = timeout_at(deadline, tokio::task::spawn_blocking(move || admin.join())).await;
+        let _ = timeout_at(deadline, spawn_blocking(move || admin.join())).await;
         let undelivered = self.metrics.failed_in_all() - failed_before;
         if undelivered > 0 {
             error!(spans = undelivered, "stopped before all kept spans were delivered");
         }
         undelivered
+    }
+
+    /// Reads the policies again and decides by them from now on, unless something is wrong with
+    /// them; either is logged and counted.
+    pub async fn reload(&self) {
+        let reload = Arc::clone(&self.admin.reload);
+        // Reading files and walking what is buffered would hold up a worker. Dropped, this future
+        // leaves the reload to its thread.
+        let _ = spawn_blocking(move || reload.run()).await;
     }
 
     /// What operators ask, which can still be asked after the shutdown.

@@ -62,7 +62,11 @@ impl Host {
 /// read is a diagnostic like any other problem.
 pub fn load(path: &Path) -> Loaded {
     match files::read(path) {
-        Ok(source) => parse(&source, path, Host::detect()).0,
+        Ok(source) => {
+            let loaded = parse(&source, path, Host::detect()).0;
+            let of_file = |config| Config { file: Some(path.to_owned()), ..config };
+            Loaded { config: loaded.config.map(of_file), ..loaded }
+        }
         Err(Unreadable::Closed(problem)) => {
             refused(Source::new(path, "").whole(Severity::Error, problem))
         }
@@ -75,6 +79,12 @@ pub fn embedded() -> Config {
     let path = Path::new("policies/default.toml");
     let loaded = parse(&Source::new(path, EMBEDDED_POLICIES), path, Host::detect()).0;
     loaded.config.expect("a test loads the embedded policies without a diagnostic")
+}
+
+/// What [`load`] makes of the file, or, where there is none, [`embedded`].
+pub fn load_or_embedded(file: Option<&Path>) -> Loaded {
+    let built_in = || Loaded { config: Some(embedded()), diagnostics: Diagnostics::default() };
+    file.map_or_else(built_in, load)
 }
 
 fn refused(diagnostic: Diagnostic) -> Loaded {
@@ -206,6 +216,7 @@ impl Load {
         }
         self.diagnostics.sort();
         let config = Config {
+            file: None,
             shutdown_timeout: sections.shutdown_timeout,
             grpc: sections.grpc,
             http: sections.http,

@@ -10,7 +10,7 @@
 //! mistake), and then `sections` and `policies`, which say what there is to ask for. This is not
 //! serde, because serde stops at the first mistake and forgets where a value stood.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::policy::PolicySpec;
 
@@ -33,7 +33,7 @@ mod values;
 
 pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
-pub use load::{Loaded, embedded, load};
+pub use load::{Loaded, embedded, load, load_or_embedded};
 
 /// The JSON Schema (2020-12) of a configuration or policy file, for editors. What it knows beside
 /// words and bounds is held equal to the loader by tests; what only the loader knows (names that
@@ -43,6 +43,8 @@ pub const SCHEMA: &str = include_str!("../../deploy/tailwater.schema.json");
 /// Everything that one `tailwater run` needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Where it was read from, to be read again; `None` for what is built in.
+    pub file: Option<PathBuf>,
     /// `shutdown_timeout`: the longest a graceful shutdown may take.
     pub shutdown_timeout: Duration,
     /// `[receiver.grpc]`.
@@ -57,6 +59,32 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// All `[[policy]]` tables: the main file's, then those of `policy_files` by path. Never empty.
     pub policies: Vec<PolicySpec>,
+}
+
+impl Config {
+    /// The parts in which this differs from another configuration, policies aside, as a file names
+    /// them.
+    pub fn differences(&self, other: &Config) -> Vec<&'static str> {
+        let Config {
+            file: _,
+            shutdown_timeout,
+            grpc,
+            http,
+            sampling,
+            exporter,
+            telemetry,
+            policies: _,
+        } = self;
+        let parts = [
+            ("shutdown_timeout", *shutdown_timeout == other.shutdown_timeout),
+            ("[receiver.grpc]", *grpc == other.grpc),
+            ("[receiver.http]", *http == other.http),
+            ("[sampling]", *sampling == other.sampling),
+            ("[exporter.otlp]", *exporter == other.exporter),
+            ("[telemetry]", *telemetry == other.telemetry),
+        ];
+        parts.into_iter().filter(|(_, is_same)| !is_same).map(|(name, _)| name).collect()
+    }
 }
 
 /// `[receiver.grpc]`.
@@ -175,6 +203,8 @@ pub struct Retry {
 pub struct Telemetry {
     /// `endpoint` as host:port of /metrics, health and look-ups, default 127.0.0.1:9464.
     pub endpoint: String,
+    /// `enable_lifecycle`: whether POST /-/reload is answered, default false.
+    pub enable_lifecycle: bool,
     /// `log_level`, default info.
     pub log_level: tracing::Level,
     /// `log_format`: "json" is true, "text" (the default) false.

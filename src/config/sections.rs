@@ -280,11 +280,9 @@ fn telemetry(mut section: Section<'_, '_>, others: [&String; 2]) -> Telemetry {
         ("debug", tracing::Level::DEBUG),
         ("trace", tracing::Level::TRACE),
     ];
-    if let Read::Set(true, span) = section.boolean("enable_lifecycle") {
-        section.error(span, Problem::new("`enable_lifecycle` is not available yet"));
-    }
     let config = Telemetry {
         endpoint: listener(&mut section, "127.0.0.1:9464", &others),
+        enable_lifecycle: section.boolean("enable_lifecycle").or(false),
         log_level: section.choice("log_level", &levels).or(tracing::Level::INFO),
         log_json: section.choice("log_format", &[("text", false), ("json", true)]).or(false),
     };

@@ -10,24 +10,27 @@
 #![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
 
 mod histogram;
+mod policies;
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use metrics::{
     Counter, Gauge, counter, describe_counter, describe_gauge, gauge, with_local_recorder,
 };
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use self::histogram::Histogram;
+use self::{histogram::Histogram, policies::Policies};
 use crate::{
-    decisions::DecisionRecord,
+    clock,
     grpc::{code_name, codes},
     otlp::encode::Faults,
-    policy::PolicyId,
-    sampler::{Buffered, Decided, Late},
+    sampler::{Buffered, Decided},
     trace::Trigger,
 };
 
@@ -104,9 +107,6 @@ const FAILED: [&str; 7] = [
     "shutdown",
 ];
 
-/// Why spans were dropped, in the order of the handles.
-const DROPPED: [&str; 3] = ["decision", "late", "trace_bytes"];
-
 /// Values that are read when scraped.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readings {
@@ -122,6 +122,8 @@ pub struct Readings {
 
 /// The handles.
 pub struct Metrics {
+    /// Registers the series of policies that come with a reload.
+    recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
     accepted: [Counter; 2],
     refused_spans: [Counter; 2],
@@ -129,7 +131,7 @@ pub struct Metrics {
     grpc_requests: Vec<Counter>,
     not_grpc_requests: Counter,
     http_requests: Vec<Counter>,
-    policies: Vec<PolicyCounters>,
+    policies: Policies,
     triggers: [Counter; 5],
     late_spans: [Counter; 2],
     late_errors: [Counter; 2],
@@ -146,48 +148,40 @@ pub struct Metrics {
     request_duration: Vec<Histogram>,
 }
 
-struct PolicyCounters {
-    traces_kept: Counter,
-    traces_dropped: Counter,
-    spans_kept: Counter,
-    spans_dropped: [Counter; 3],
-    matches: Counter,
-}
-
 struct Gauges {
     window: [Gauge; 3],
     memory: [Gauge; 2],
     queue: [Gauge; 3],
+    /// Whether the last one succeeded, and when one last did.
+    reload: [Gauge; 2],
 }
 
 /// Tasks that are supervised, the values of the `task` label.
-const TASKS: [&str; 3] = ["receiver", "decider", "exporter"];
+const TASKS: [&str; 4] = ["receiver", "decider", "exporter", "reload"];
 
 impl Metrics {
     /// All series of a service with these policies, at 0.
     pub fn new(policies: &[String]) -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        with_local_recorder(&recorder, || {
+        let recorder = Arc::new(PrometheusBuilder::new().build_recorder());
+        let metrics = with_local_recorder(&*recorder, || {
             describe();
-            Metrics::register(handle, policies)
-        })
+            Metrics::register(Arc::clone(&recorder))
+        });
+        metrics.add_policies(policies);
+        metrics.reloaded(true);
+        metrics
     }
 
-    fn register(handle: PrometheusHandle, policies: &[String]) -> Self {
+    fn register(recorder: Arc<PrometheusRecorder>) -> Self {
         let per_transport = |name: &'static str| {
             TRANSPORTS.map(|transport| counter!(name, "transport" => transport))
         };
-        let names = policies.iter().map(String::as_str).chain(["none"]);
-        let policies = names.map(PolicyCounters::register).collect();
         gauge!("tailwater_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-        gauge!("tailwater_config_last_reload_successful").set(1.0);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        gauge!("tailwater_config_last_reload_success_timestamp_seconds").set(now.as_secs_f64());
         let by_decision =
             |name: &'static str| ["kept", "dropped"].map(|d| counter!(name, "decision" => d));
         Metrics {
-            handle,
+            handle: recorder.handle(),
+            recorder,
             accepted: per_transport("tailwater_receiver_accepted_spans_total"),
             refused_spans: TRANSPORTS.map(|transport| {
                 let name = "tailwater_receiver_refused_spans_total";
@@ -200,7 +194,7 @@ impl Metrics {
             grpc_requests: codes().map(|code| requests("grpc", code_name(code).into())).collect(),
             not_grpc_requests: requests("grpc", "415".into()),
             http_requests: HTTP_CODES.map(|code| requests("http", code.to_string())).into(),
-            policies,
+            policies: Policies::register(),
             triggers: Trigger::ALL
                 .map(|t| counter!("tailwater_decisions_total", "trigger" => t.as_str())),
             late_spans: by_decision("tailwater_late_spans_total"),
@@ -230,6 +224,19 @@ impl Metrics {
                     Histogram::new("exporter_request_duration_seconds", code_name(c), &SECONDS)
                 })
                 .collect(),
+        }
+    }
+
+    /// The series of policies that are new among all names since the start, at 0.
+    pub fn add_policies(&self, names: &[String]) {
+        with_local_recorder(&*self.recorder, || self.policies.add(names));
+    }
+
+    /// The policies were loaded, at the start or again, or could not be.
+    pub fn reloaded(&self, successful: bool) {
+        self.gauges.reload[0].set(f64::from(u8::from(successful)));
+        if successful {
+            self.gauges.reload[1].set(clock::unix_millis() as f64 / 1e3);
         }
     }
 
@@ -269,26 +276,15 @@ impl Metrics {
         if decided.decisions.records.is_empty() && decided.late.is_empty() {
             return;
         }
-        let mut tally = vec![PolicyTally::default(); self.policies.len()];
+        self.policies.count(decided);
         let mut triggers = [0; 5];
         for record in &decided.decisions.records {
-            tally[self.index(record.decision.verdict.policy)].add(record);
             triggers[record.decision.trigger as usize] += 1;
         }
         for late in &decided.late {
-            tally[self.index(late.verdict.policy)].add_late(late);
             let place = usize::from(!late.verdict.kept);
             self.late_spans[place].increment(late.spans);
             self.late_errors[place].increment(late.errors);
-        }
-        for cut in &decided.cut {
-            tally[self.index(cut.policy)].cut(cut.spans);
-        }
-        for &policy in &decided.decisions.matched {
-            tally[self.index(policy)].matches += 1;
-        }
-        for (counters, tally) in self.policies.iter().zip(&tally) {
-            counters.add(tally);
         }
         for (counter, count) in self.triggers.iter().zip(triggers) {
             counter.increment(count);
@@ -297,10 +293,6 @@ impl Metrics {
         self.lag.observe(records.iter().map(|r| f64::from(r.lag_millis) / 1e3));
         self.duration.observe(records.iter().map(|r| r.duration_nanos as f64 / 1e9));
         self.spans.observe(records.iter().map(|r| f64::from(r.spans)));
-    }
-
-    fn index(&self, policy: PolicyId) -> usize {
-        usize::from(policy.0).min(self.policies.len() - 1)
     }
 
     /// What happened to kept spans while they were encoded.
@@ -376,64 +368,6 @@ fn requests(transport: &'static str, code: String) -> Counter {
     counter!("tailwater_receiver_requests_total", "transport" => transport, "code" => code)
 }
 
-/// What one policy did to one chunk.
-#[derive(Clone, Default)]
-struct PolicyTally {
-    traces: [u64; 2],
-    spans_kept: u64,
-    /// In the order of `DROPPED`.
-    spans_dropped: [u64; 3],
-    matches: u64,
-}
-
-impl PolicyTally {
-    fn add(&mut self, record: &DecisionRecord) {
-        let kept = record.decision.verdict.kept;
-        self.traces[usize::from(!kept)] += 1;
-        let spans = if kept { &mut self.spans_kept } else { &mut self.spans_dropped[0] };
-        *spans += u64::from(record.spans);
-    }
-
-    fn add_late(&mut self, late: &Late) {
-        let kept = late.verdict.kept;
-        let spans = if kept { &mut self.spans_kept } else { &mut self.spans_dropped[1] };
-        *spans += late.spans;
-    }
-
-    /// Spans that were added as kept, and are not.
-    fn cut(&mut self, spans: u64) {
-        self.spans_kept -= spans;
-        self.spans_dropped[2] += spans;
-    }
-}
-
-impl PolicyCounters {
-    fn register(policy: &str) -> Self {
-        let policy = policy.to_owned();
-        let by_policy = |name: &'static str| counter!(name, "policy" => policy.clone());
-        PolicyCounters {
-            traces_kept: by_policy("tailwater_traces_kept_total"),
-            traces_dropped: by_policy("tailwater_traces_dropped_total"),
-            spans_kept: by_policy("tailwater_spans_kept_total"),
-            spans_dropped: DROPPED.map(|reason| {
-                let name = "tailwater_spans_dropped_total";
-                counter!(name, "policy" => policy.clone(), "reason" => reason)
-            }),
-            matches: by_policy("tailwater_policy_matches_total"),
-        }
-    }
-
-    fn add(&self, tally: &PolicyTally) {
-        self.traces_kept.increment(tally.traces[0]);
-        self.traces_dropped.increment(tally.traces[1]);
-        self.spans_kept.increment(tally.spans_kept);
-        for (counter, &spans) in self.spans_dropped.iter().zip(&tally.spans_dropped) {
-            counter.increment(spans);
-        }
-        self.matches.increment(tally.matches);
-    }
-}
-
 impl Gauges {
     fn register() -> Self {
         Gauges {
@@ -447,6 +381,10 @@ impl Gauges {
                 gauge!("tailwater_exporter_queue_spans"),
                 gauge!("tailwater_exporter_queue_bytes"),
                 gauge!("tailwater_exporter_queue_capacity_bytes"),
+            ],
+            reload: [
+                gauge!("tailwater_config_last_reload_successful"),
+                gauge!("tailwater_config_last_reload_success_timestamp_seconds"),
             ],
         }
     }
@@ -495,6 +433,6 @@ fn describe() {
     describe_gauge!("tailwater_exporter_queue_bytes", "Their encoded bytes.");
     describe_gauge!("tailwater_exporter_queue_capacity_bytes", "The most bytes the sending queue takes.");
     describe_gauge!("tailwater_config_last_reload_successful", "Whether the last load of the policies succeeded.");
-    describe_gauge!("tailwater_config_last_reload_success_timestamp_seconds", "When the policies were last loaded.");
+    describe_gauge!("tailwater_config_last_reload_success_timestamp_seconds", "When the policies were last loaded, in Unix seconds.");
     describe_gauge!("tailwater_build_info", "1, with the version of this binary.");
 }

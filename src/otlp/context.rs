@@ -8,8 +8,8 @@
 //!
 //! Identity is the content, not a hash of it: two resources that collide must never swap their
 //! spans. The tables hold weak references and an entry takes itself out when its last user drops
-//! it, so unbounded resources do not leak. Attribute conditions on the resource are evaluated once,
-//! when it is interned.
+//! it, so unbounded resources do not leak. What policies make of a resource is not kept here: it
+//! belongs to one set of policies, and a context outlives a reload.
 //!
 //! Called by connection tasks without a shard lock; the lock of a `dashmap` shard is held for one
 //! look-up.
@@ -24,10 +24,7 @@ use std::{
 
 use dashmap::{DashMap, Entry};
 
-use super::{
-    clean::{self, Cleaned, Unfit},
-    wire::Malformed,
-};
+use super::clean::{self, Cleaned, Unfit};
 use crate::budget::{Budget, Holder};
 
 /// Bytes that an entry costs beside its content: two reference-counted heads and the slot in the
@@ -65,24 +62,19 @@ impl Contexts {
         self.0.contexts.0.is_empty() && self.0.resources.0.is_empty()
     }
 
-    /// The resource of these bytes. `bits` evaluates the conditions on one that is new.
-    pub(super) fn resource(
-        &self,
-        arrived: &[u8],
-        bits: impl FnOnce(&[u8]) -> Result<Box<[u64]>, Malformed>,
-    ) -> Result<Arc<Resource>, Malformed> {
+    /// The resource of these bytes.
+    pub(super) fn resource(&self, arrived: &[u8]) -> Arc<Resource> {
         if let Some(resource) = self.0.resources.get(arrived) {
-            return Ok(resource);
+            return resource;
         }
         let resource = Arc::new(Resource {
             id: self.0.next_id.fetch_add(1, Relaxed),
             arrived: arrived.into(),
-            bits: bits(arrived)?,
             cleaned: OnceLock::new(),
             owner: self.clone(),
         });
         self.0.budget.charge(Holder::Contexts, resource.cost_bytes());
-        Ok(self.0.resources.insert(&resource.arrived, &resource))
+        self.0.resources.insert(&resource.arrived, &resource)
     }
 
     /// The context of a resource and a scope's bytes. `key` is scratch.
@@ -153,15 +145,14 @@ impl<T> Table<T> {
 pub struct Resource {
     id: u64,
     arrived: Arc<[u8]>,
-    bits: Box<[u64]>,
     cleaned: OnceLock<Result<Cleaned, Unfit>>,
     owner: Contexts,
 }
 
 impl Resource {
-    /// The attribute conditions that it meets.
-    pub fn bits(&self) -> &[u64] {
-        &self.bits
+    /// Unique among the resources of the service, and never used again.
+    pub(super) fn id(&self) -> u64 {
+        self.id
     }
 
     /// The fields of `ResourceSpans` that are not scopes, as they arrived.
@@ -179,7 +170,7 @@ impl Resource {
     }
 
     fn cost_bytes(&self) -> usize {
-        self.arrived.len() + 8 * self.bits.len() + OVERHEAD_BYTES
+        self.arrived.len() + OVERHEAD_BYTES
     }
 }
 
@@ -248,7 +239,7 @@ mod tests {
     use super::*;
 
     fn intern(contexts: &Contexts, resource: &[u8], scope: &[u8]) -> Arc<Context> {
-        let resource = contexts.resource(resource, |_| Ok(Box::new([]))).expect("interned");
+        let resource = contexts.resource(resource);
         contexts.context(&resource, scope, &mut Vec::new())
     }
 

@@ -6,8 +6,10 @@
 //! known here.
 
 pub mod clean;
+pub mod conditions;
 mod context;
 pub mod encode;
+pub mod rewalk;
 pub mod tracestate;
 pub mod walk;
 pub mod wire;

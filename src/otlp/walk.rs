@@ -19,9 +19,10 @@
 use std::sync::Arc;
 
 use super::{
+    conditions::{Attribute, Conditions, SpanFields},
     context::{Context, Contexts},
     tracestate,
-    wire::{BYTES, Malformed, Reader, VARINT, Value, tag},
+    wire::{BYTES, Malformed, Reader, VARINT, tag},
 };
 use crate::trace::{Randomness, StatusCode, TraceId};
 
@@ -64,6 +65,8 @@ pub struct Walked {
     resource: Vec<u8>,
     scope: Vec<u8>,
     key: Vec<u8>,
+    /// Scratch for the bits of the resource, with which those of its spans begin.
+    resource_bits: Vec<u64>,
 }
 
 impl Walked {
@@ -81,166 +84,6 @@ impl Walked {
             scratch.shrink_to(64 << 10);
         }
     }
-}
-
-/// A key-value pair as it stands in the bytes; its value is read only when asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Attribute<'a> {
-    /// The key's bytes, not checked to be UTF-8.
-    pub key: &'a [u8],
-    pair: &'a [u8],
-}
-
-/// The value of an attribute as far as policies compare it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum AttributeValue<'a> {
-    /// Not checked to be UTF-8.
-    String(&'a [u8]),
-    /// A boolean.
-    Bool(bool),
-    /// An integer.
-    Int(i64),
-    /// A double.
-    Double(f64),
-    /// Absent, an array, a map or bytes.
-    Other,
-}
-
-impl<'a> Attribute<'a> {
-    #[inline(always)]
-    fn read(pair: &'a [u8]) -> Result<Self, Malformed> {
-        // Nearly every pair is one short key followed by one short value and nothing else.
-        if let [KEY_BYTE, key_len @ 0..0x80, rest @ ..] = pair
-            && let Some((key, [VALUE_BYTE, value_len @ 0..0x80, value @ ..])) =
-                rest.split_at_checked(usize::from(*key_len))
-            && value.len() == usize::from(*value_len)
-        {
-            return Ok(Attribute { key, pair });
-        }
-        Ok(Attribute { key: last_key(pair)?, pair })
-    }
-
-    /// The value: of several, the last one set, as protobuf merges a oneof.
-    ///
-    /// # Errors
-    /// [`Malformed`] where it cannot be read.
-    pub fn value(&self) -> Result<AttributeValue<'a>, Malformed> {
-        let mut last = AttributeValue::Other;
-        let mut reader = Reader::new(self.pair);
-        while let Some(tag) = reader.next_tag()? {
-            match tag {
-                VALUE => read_any_value(reader.bytes()?, &mut last)?,
-                _ => reader.skip_unless(tag, &[2])?,
-            }
-        }
-        Ok(last)
-    }
-}
-
-#[inline(never)]
-fn last_key(pair: &[u8]) -> Result<&[u8], Malformed> {
-    let mut key = &[][..];
-    let mut reader = Reader::new(pair);
-    while let Some(tag) = reader.next_tag()? {
-        match tag {
-            KEY => key = reader.bytes()?,
-            _ => reader.skip_unless(tag, &[1])?,
-        }
-    }
-    Ok(key)
-}
-
-const KEY: u32 = tag(1, BYTES);
-const VALUE: u32 = tag(2, BYTES);
-const KEY_BYTE: u8 = KEY as u8;
-const VALUE_BYTE: u8 = VALUE as u8;
-
-fn read_any_value<'a>(any_value: &'a [u8], last: &mut AttributeValue<'a>) -> Result<(), Malformed> {
-    let mut reader = Reader::new(any_value);
-    while let Some(field) = reader.next_field()? {
-        *last = match (field.number, field.value) {
-            (1, Value::Bytes(text)) => AttributeValue::String(text),
-            (2, Value::Varint(number)) => AttributeValue::Bool(number != 0),
-            (3, Value::Varint(number)) => AttributeValue::Int(number.cast_signed()),
-            (4, Value::Fixed64(bits)) => AttributeValue::Double(f64::from_bits(bits)),
-            (5..=7, Value::Bytes(_)) | (8, Value::Varint(_)) => AttributeValue::Other,
-            (1..=8, _) => return Err(Malformed("wrong wire type in an attribute value")),
-            _ => *last,
-        };
-    }
-    Ok(())
-}
-
-/// What the compiled policies ask of spans, as the walker sees it: each condition is a bit, and a
-/// span's bits are set while it is walked.
-pub trait Conditions {
-    /// 64-bit words of bits per span.
-    fn words(&self) -> usize;
-
-    /// Whether any attribute of a span needs to be read.
-    fn reads_attributes(&self) -> bool;
-
-    /// Whether [`Self::test_span`] is to be called, so that name and flags need to be read.
-    fn reads_fields(&self) -> bool;
-
-    /// Sets the bits of the conditions that one attribute of a span meets.
-    ///
-    /// # Errors
-    /// [`Malformed`] where its value is wanted and cannot be read.
-    fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed>;
-
-    /// The same for an attribute of a resource. Called once for each resource that is new; its
-    /// spans begin with these bits.
-    ///
-    /// # Errors
-    /// [`Malformed`] where its value is wanted and cannot be read.
-    fn test_resource_attribute(
-        &self,
-        attribute: Attribute<'_>,
-        bits: &mut [u64],
-    ) -> Result<(), Malformed>;
-
-    /// Sets the bits of the conditions that a span meets as a whole. Comes last: `bits` has those
-    /// of all its attributes and of its resource.
-    fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]);
-}
-
-/// No conditions: spans have no bits, and their attributes are not read.
-impl Conditions for () {
-    fn words(&self) -> usize {
-        0
-    }
-
-    fn reads_attributes(&self) -> bool {
-        false
-    }
-
-    fn reads_fields(&self) -> bool {
-        false
-    }
-
-    fn test_attribute(&self, _: Attribute<'_>, _: &mut [u64]) -> Result<(), Malformed> {
-        Ok(())
-    }
-
-    fn test_resource_attribute(&self, _: Attribute<'_>, _: &mut [u64]) -> Result<(), Malformed> {
-        Ok(())
-    }
-
-    fn test_span(&self, _: &SpanFields<'_>, _: &mut [u64]) {}
-}
-
-/// The fields of one span that conditions may compare.
-#[derive(Clone, Copy, Debug)]
-pub struct SpanFields<'a> {
-    /// Not checked to be UTF-8.
-    pub name: &'a [u8],
-    /// Not checked to be UTF-8.
-    pub trace_state: &'a [u8],
-    /// W3C trace flags in the low 8 bits.
-    pub flags: u32,
-    /// [`StatusCode::mask`] of its status; 0 for codes that OTLP does not define.
-    pub status_mask: u8,
 }
 
 /// Walks one request into `walked`, which must be clear.
@@ -300,40 +143,22 @@ impl<C: Conditions> Walk<'_, C> {
             }
             let resource = match &mut resource {
                 Some(resource) => resource,
-                none => none.insert(
-                    self.contexts.resource(&walked.resource, |bytes| self.resource_bits(bytes))?,
-                ),
+                none => {
+                    walked.resource_bits.clear();
+                    walked.resource_bits.resize(self.conditions.words(), 0);
+                    read_resource(self.conditions, &walked.resource, &mut walked.resource_bits)?;
+                    none.insert(self.contexts.resource(&walked.resource))
+                }
             };
             let context = self.contexts.context(resource, &walked.scope, &mut walked.key);
             if self.conditions.reads_fields() {
-                self.spans::<true>(scope_spans, &context, walked)?;
+                self.spans::<true>(scope_spans, walked)?;
             } else {
-                self.spans::<false>(scope_spans, &context, walked)?;
+                self.spans::<false>(scope_spans, walked)?;
             }
             walked.contexts.push(context);
         }
         Ok(())
-    }
-
-    fn resource_bits(&self, resource: &[u8]) -> Result<Box<[u64]>, Malformed> {
-        let mut bits = vec![0u64; self.conditions.words()].into_boxed_slice();
-        if bits.is_empty() {
-            return Ok(bits);
-        }
-        let mut reader = Reader::new(resource);
-        while let Some(field) = reader.next_field()? {
-            if field.number != 1 {
-                continue;
-            }
-            let mut attributes = Reader::new(field.value.bytes()?);
-            while let Some(field) = attributes.next_field()? {
-                if field.number == 1 {
-                    let attribute = Attribute::read(field.value.bytes()?)?;
-                    self.conditions.test_resource_attribute(attribute, &mut bits)?;
-                }
-            }
-        }
-        Ok(bits)
     }
 
     /// The spans of one scope. Compiled twice, so that where no condition reads `FIELDS` they cost
@@ -341,10 +166,9 @@ impl<C: Conditions> Walk<'_, C> {
     fn spans<const FIELDS: bool>(
         &self,
         scope_spans: &[u8],
-        context: &Context,
         walked: &mut Walked,
     ) -> Result<(), Malformed> {
-        let index =
+        let context =
             u32::try_from(walked.contexts.len()).map_err(|_| Malformed("too many scopes"))?;
         let mut reader = Reader::new(scope_spans);
         while let Some(tag) = reader.next_tag()? {
@@ -353,10 +177,13 @@ impl<C: Conditions> Walk<'_, C> {
                 continue;
             }
             let bits_start = walked.bits.len();
-            walked.bits.extend_from_slice(context.resource().bits());
+            walked.bits.extend_from_slice(&walked.resource_bits);
             let bits = &mut walked.bits[bits_start..];
-            match self.span::<FIELDS>(reader.bytes()?, index, bits)? {
-                Some(span) => walked.spans.push(span),
+            let span = reader.bytes()?;
+            // A span is a part of its request, and a request is shorter than 4 GiB.
+            let offset = (span.as_ptr().addr() - self.request.as_ptr().addr()) as u32;
+            match read_span::<FIELDS, _>(self.conditions, span, bits)? {
+                Some(span) => walked.spans.push(SpanMeta { offset, context, ..span }),
                 None => {
                     walked.bits.truncate(bits_start);
                     walked.rejected += 1;
@@ -365,68 +192,93 @@ impl<C: Conditions> Walk<'_, C> {
         }
         Ok(())
     }
+}
 
-    /// Reads one span; `None` where an id is malformed.
-    #[inline]
-    fn span<const FIELDS: bool>(
-        &self,
-        span: &[u8],
-        context: u32,
-        bits: &mut [u64],
-    ) -> Result<Option<SpanMeta>, Malformed> {
-        let (mut trace_id, mut span_id, mut parent, mut trace_state) =
-            (&[][..], &[][..], &[][..], &[][..]);
-        let (mut start, mut end, mut code) = (0, 0, 0);
-        let (mut name, mut flags) = (&[][..], 0);
-        let mut reader = Reader::new(span);
-        while let Some(tag) = reader.next_tag()? {
-            match tag {
-                span_tag::TRACE_ID => trace_id = reader.bytes()?,
-                span_tag::SPAN_ID => span_id = reader.bytes()?,
-                span_tag::TRACE_STATE => trace_state = reader.bytes()?,
-                span_tag::PARENT => parent = reader.bytes()?,
-                span_tag::START => start = reader.fixed64()?,
-                span_tag::END => end = reader.fixed64()?,
-                span_tag::ATTRIBUTE if self.conditions.reads_attributes() => {
-                    let attribute = Attribute::read(reader.bytes()?)?;
-                    self.conditions.test_attribute(attribute, bits)?;
-                }
-                span_tag::STATUS => read_status(reader.bytes()?, &mut code)?,
-                // With no condition on attributes they are skipped like any field that is not read.
-                span_tag::ATTRIBUTE => reader.skip(tag)?,
-                span_tag::NAME if FIELDS => name = reader.bytes()?,
-                span_tag::FLAGS if FIELDS => flags = reader.fixed32()?,
-                _ if FIELDS => reader.skip_unless(tag, &[1, 2, 3, 4, 5, 7, 8, 9, 15, 16])?,
-                _ => reader.skip_unless(tag, &[1, 2, 3, 4, 7, 8, 9, 15])?,
+/// Sets the bits of the conditions that a resource meets, of which these are the fields of its
+/// `ResourceSpans`.
+pub(super) fn read_resource<C: Conditions>(
+    conditions: &C,
+    fields: &[u8],
+    bits: &mut [u64],
+) -> Result<(), Malformed> {
+    if bits.is_empty() {
+        return Ok(());
+    }
+    let mut reader = Reader::new(fields);
+    while let Some(field) = reader.next_field()? {
+        if field.number != 1 {
+            continue;
+        }
+        let mut attributes = Reader::new(field.value.bytes()?);
+        while let Some(field) = attributes.next_field()? {
+            if field.number == 1 {
+                let attribute = Attribute::read(field.value.bytes()?)?;
+                conditions.test_resource_attribute(attribute, bits)?;
             }
         }
-        let Ok(trace_id) = <[u8; 16]>::try_from(trace_id) else { return Ok(None) };
-        let is_root = match parent {
-            [] | [0, 0, 0, 0, 0, 0, 0, 0] => true,
-            id if id.len() == 8 => false,
-            _ => return Ok(None),
-        };
-        if trace_id == [0; 16] || span_id.len() != 8 || span_id == [0; 8] {
-            return Ok(None);
-        }
-        let status_mask = status_mask(code);
-        if FIELDS {
-            let fields = SpanFields { name, trace_state, flags, status_mask };
-            self.conditions.test_span(&fields, bits);
-        }
-        Ok(Some(SpanMeta {
-            trace_id: TraceId(trace_id),
-            start_unix_nano: start,
-            end_unix_nano: if end == 0 { 0 } else { end.max(start) },
-            explicit_randomness: tracestate::randomness(trace_state),
-            // A span is a part of its request, and a request is shorter than 4 GiB.
-            offset: (span.as_ptr().addr() - self.request.as_ptr().addr()) as u32,
-            len: span.len() as u32,
-            context,
-            status_mask,
-            is_root,
-        }))
     }
+    Ok(())
+}
+
+/// Reads one span and sets the bits of the conditions that it meets; `None` where an id is
+/// malformed. Offset and context are for the caller to fill in.
+#[inline]
+pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
+    conditions: &C,
+    span: &[u8],
+    bits: &mut [u64],
+) -> Result<Option<SpanMeta>, Malformed> {
+    let (mut trace_id, mut span_id, mut parent, mut trace_state) =
+        (&[][..], &[][..], &[][..], &[][..]);
+    let (mut start, mut end, mut code) = (0, 0, 0);
+    let (mut name, mut flags) = (&[][..], 0);
+    let mut reader = Reader::new(span);
+    while let Some(tag) = reader.next_tag()? {
+        match tag {
+            span_tag::TRACE_ID => trace_id = reader.bytes()?,
+            span_tag::SPAN_ID => span_id = reader.bytes()?,
+            span_tag::TRACE_STATE => trace_state = reader.bytes()?,
+            span_tag::PARENT => parent = reader.bytes()?,
+            span_tag::START => start = reader.fixed64()?,
+            span_tag::END => end = reader.fixed64()?,
+            span_tag::ATTRIBUTE if conditions.reads_attributes() => {
+                let attribute = Attribute::read(reader.bytes()?)?;
+                conditions.test_attribute(attribute, bits)?;
+            }
+            span_tag::STATUS => read_status(reader.bytes()?, &mut code)?,
+            // With no condition on attributes they are skipped like any field that is not read.
+            span_tag::ATTRIBUTE => reader.skip(tag)?,
+            span_tag::NAME if FIELDS => name = reader.bytes()?,
+            span_tag::FLAGS if FIELDS => flags = reader.fixed32()?,
+            _ if FIELDS => reader.skip_unless(tag, &[1, 2, 3, 4, 5, 7, 8, 9, 15, 16])?,
+            _ => reader.skip_unless(tag, &[1, 2, 3, 4, 7, 8, 9, 15])?,
+        }
+    }
+    let Ok(trace_id) = <[u8; 16]>::try_from(trace_id) else { return Ok(None) };
+    let is_root = match parent {
+        [] | [0, 0, 0, 0, 0, 0, 0, 0] => true,
+        id if id.len() == 8 => false,
+        _ => return Ok(None),
+    };
+    if trace_id == [0; 16] || span_id.len() != 8 || span_id == [0; 8] {
+        return Ok(None);
+    }
+    let status_mask = status_mask(code);
+    if FIELDS {
+        let fields = SpanFields { name, trace_state, flags, status_mask };
+        conditions.test_span(&fields, bits);
+    }
+    Ok(Some(SpanMeta {
+        trace_id: TraceId(trace_id),
+        start_unix_nano: start,
+        end_unix_nano: if end == 0 { 0 } else { end.max(start) },
+        explicit_randomness: tracestate::randomness(trace_state),
+        offset: 0,
+        len: span.len() as u32,
+        context: 0,
+        status_mask,
+        is_root,
+    }))
 }
 
 /// The fields of a `Span` that are read.

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     otlp::{
+        conditions::{Attribute, AttributeValue, Conditions, SpanFields},
         tracestate,
-        walk::{Attribute, AttributeValue, Conditions, SpanFields},
         wire::Malformed,
     },
     trace::Facts,

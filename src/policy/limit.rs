@@ -56,6 +56,11 @@ impl Limit {
         }
     }
 
+    /// As it is written.
+    pub(super) fn spec(&self) -> &LimitSpec {
+        &self.spec
+    }
+
     /// The threshold of the last tick.
     pub(super) fn threshold(&self) -> Threshold {
         Threshold::from_bits(self.threshold.load(Relaxed))

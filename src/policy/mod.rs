@@ -17,7 +17,7 @@ mod texts;
 pub use leaves::Leaves;
 pub use limit::Candidate;
 pub use number::{Number, NumberRange};
-pub use plan::{Evidence, Plan, PolicyId, Verdict};
+pub use plan::{Evidence, POLICY_NAMES_MAX, Plan, PolicyId, TooManyNames, Verdict};
 pub use review::{Remark, review};
 pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, StringMatch};
 

@@ -7,23 +7,41 @@
 //!
 //! Evaluation is a pure function of facts, bits, randomness and the plan, costs a few nanoseconds a
 //! node and never reads a span.
+//!
+//! A plan knows the names of all policies that there have been since the process started: one that
+//! follows another ([`Plan::successor`]) appends to its names, so that a [`PolicyId`] in a
+//! remembered decision, in the log or in a counter means the same policy after any number of
+//! reloads.
+
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     leaves::{Leaves, LeavesBuilder, Text},
     limit::{Candidate, Limit},
     node::{Condition, Node},
-    spec::{PolicySpec, RuleKind, RuleSpec, StringMatch},
+    spec::{LimitSpec, PolicySpec, RuleKind, RuleSpec, StringMatch},
 };
 use crate::trace::{Facts, Randomness, Threshold};
+
+/// Names of policies that a process may know over its life, so that an id is two bytes and there is
+/// an end to the series of metrics.
+pub const POLICY_NAMES_MAX: usize = 10_000;
 
 /// The policies that decide, compiled once.
 #[derive(Debug)]
 pub struct Plan {
+    /// In the order of the file.
     policies: Vec<Policy>,
+    /// Of these and of all policies before them, by id.
     names: Vec<String>,
     leaves: Leaves,
-    limits: Vec<Limit>,
+    limits: Vec<Arc<Limit>>,
 }
+
+/// Too many names of policies since the start; a restart forgets those that are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there have been more than {POLICY_NAMES_MAX} policy names since the start")]
+pub struct TooManyNames;
 
 /// Index of a policy in [`Plan::names`]; [`PolicyId::NONE`] where none matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +66,7 @@ pub struct Verdict {
 
 #[derive(Debug)]
 struct Policy {
+    id: PolicyId,
     node: Node,
     is_veto: bool,
     /// Index into the plan's limits.
@@ -70,24 +89,42 @@ pub struct Evidence<'a> {
 impl Plan {
     /// Compiles valid policies. Leaves that several of them share are compiled once.
     pub fn compile(specs: &[PolicySpec]) -> Self {
+        Plan::build(None, specs)
+    }
+
+    /// Compiles valid policies that follow these. A name that was known before keeps its id, and a
+    /// policy whose limit is as it was keeps what is left of it.
+    ///
+    /// # Errors
+    /// [`TooManyNames`]; only a restart helps.
+    pub fn successor(&self, specs: &[PolicySpec]) -> Result<Self, TooManyNames> {
+        let plan = Plan::build(Some(self), specs);
+        if plan.names.len() > POLICY_NAMES_MAX { Err(TooManyNames) } else { Ok(plan) }
+    }
+
+    fn build(before: Option<&Plan>, specs: &[PolicySpec]) -> Self {
+        let mut names = before.map_or_else(Vec::new, |before| before.names.clone());
+        let ids = ids(&mut names, specs);
         let mut leaves = LeavesBuilder::default();
         let mut limits = Vec::new();
         let policies = specs
             .iter()
-            .map(|spec| Policy {
+            .zip(ids)
+            .map(|(spec, id)| Policy {
+                id,
                 node: compile(&spec.rule, false, &mut leaves),
                 is_veto: matches!(spec.rule.kind, RuleKind::Drop(_)),
                 limit: spec.limit.map(|limit| {
-                    limits.push(Limit::new(limit));
+                    let kept = before.and_then(|before| before.limit(id, &limit));
+                    limits.push(kept.unwrap_or_else(|| Arc::new(Limit::new(limit))));
                     limits.len() - 1
                 }),
             })
             .collect();
-        let names = specs.iter().map(|spec| spec.name.clone()).collect();
         Plan { policies, names, leaves: leaves.build(), limits }
     }
 
-    /// Policy names in the order of the file.
+    /// The names of all policies since the start, by id.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -106,7 +143,8 @@ impl Plan {
     pub fn decide(&self, evidence: &Evidence<'_>, matched: &mut Vec<PolicyId>) -> Verdict {
         let mut veto = None;
         let mut lowest = (Threshold::NEVER, PolicyId::NONE);
-        for (id, policy) in (0..).map(PolicyId).zip(&self.policies) {
+        for policy in &self.policies {
+            let id = policy.id;
             let proposed = policy.propose(evidence);
             if !proposed.matches() {
                 continue;
@@ -127,6 +165,13 @@ impl Plan {
         }
         let (threshold, policy) = lowest;
         Verdict { kept: threshold.keeps(evidence.randomness), policy, threshold }
+    }
+
+    /// The limit of a policy, if it is the same one.
+    fn limit(&self, id: PolicyId, spec: &LimitSpec) -> Option<Arc<Limit>> {
+        let policy = self.policies.iter().find(|policy| policy.id == id)?;
+        let limit = &self.limits[policy.limit?];
+        (limit.spec() == spec).then(|| Arc::clone(limit))
     }
 
     /// Whether any policy has a limit. Without one, ticks and charges are nothing.
@@ -186,6 +231,21 @@ impl Policy {
     fn propose(&self, evidence: &Evidence<'_>) -> Threshold {
         self.node.evaluate(evidence.facts, evidence.bits, self.is_veto && evidence.forced)
     }
+}
+
+/// The id of each policy, new names appended.
+fn ids(names: &mut Vec<String>, specs: &[PolicySpec]) -> Vec<PolicyId> {
+    let mut known: HashMap<String, u16> = names.iter().cloned().zip(0..).collect();
+    let id = |spec: &PolicySpec| {
+        // Below 11,000: those that are known, and at most 1,000 more.
+        let next = names.len() as u16;
+        let id = *known.entry(spec.name.clone()).or_insert(next);
+        if id == next {
+            names.push(spec.name.clone());
+        }
+        PolicyId(id)
+    };
+    specs.iter().map(id).collect()
 }
 
 /// The expression of a rule, or, if `negated`, of its opposite.

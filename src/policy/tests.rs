@@ -15,7 +15,8 @@ use crate::{
     budget::Budget,
     otlp::{
         Contexts,
-        walk::{self, Conditions as _, Walked},
+        conditions::Conditions as _,
+        walk::{self, Walked},
     },
     trace::{Facts, Randomness, StatusCode, Threshold},
 };

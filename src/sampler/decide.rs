@@ -1,6 +1,6 @@
 //! Deciding: bits and facts in, a decision out, spans of kept traces with it.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::Arc};
 
 use super::{Cut, Sampler, ShardState, cap::Since};
 use crate::{
@@ -150,20 +150,25 @@ impl Sampler {
     /// policies from what all shards have to decide by `now`. What is decided until the next tick
     /// should be due by the same `now`.
     pub fn begin_tick(&self, now: Millis, seconds: f64) {
-        if !self.plan.has_limits() {
+        let plan = self.plan();
+        if !plan.has_limits() {
             return;
         }
         let mut candidates = Vec::new();
         for shard in 0..self.shards() {
             let mut state = self.lock(shard);
             state.window.advance(now);
+            // A reload that has not come to this shard yet will have before the next tick.
+            if !Arc::ptr_eq(&state.plan, &plan) {
+                continue;
+            }
             for position in state.window.all_due(now) {
                 let facts = state.window.facts(position);
                 let evidence = evidence(&state.window, position, &facts, false);
-                self.plan.add_candidate(&evidence, &mut candidates);
+                plan.add_candidate(&evidence, &mut candidates);
             }
         }
-        self.plan.begin_tick(seconds, &mut candidates);
+        plan.begin_tick(seconds, &mut candidates);
     }
 
     /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow.
@@ -181,14 +186,14 @@ impl Sampler {
         let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
         let randomness = evidence.randomness;
         let matched_start = out.decisions.matched.len() as u32;
-        let verdict = self.plan.decide(&evidence, &mut out.decisions.matched);
+        let verdict = state.plan.decide(&evidence, &mut out.decisions.matched);
         let bytes = facts.bytes as usize;
         if verdict.kept && out.kept_bytes > 0 && out.kept_bytes + bytes > room {
             out.decisions.matched.truncate(matched_start as usize);
             return ControlFlow::Break(());
         }
-        if self.plan.has_limits() {
-            self.plan.charge(&evidence);
+        if state.plan.has_limits() {
+            state.plan.charge(&evidence);
         }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
         out.decisions.records.push(DecisionRecord {

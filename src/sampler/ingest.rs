@@ -1,14 +1,17 @@
 //! Taking a request in: walk, sort by shard and trace, append under one lock a shard.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use super::{Decided, Sampler, ShardState, cap::Since};
 use crate::{
     decisions::Decision,
     otlp::{
+        conditions::Conditions as _,
+        rewalk::Rewalk,
         walk::{self, SpanMeta, Walked},
         wire::Malformed,
     },
+    policy::Plan,
     trace::{TraceId, Trigger},
     window::{self, ContextSlots, Due, Millis, Position, Run},
 };
@@ -63,6 +66,21 @@ pub struct Ingested {
     pub rejected: u64,
 }
 
+/// Computes the bits of some spans of a request by another plan than it was walked with: a reload
+/// has come to their shard, or is on its way to it.
+fn walk_again(request: &[u8], walked: &Walked, spans: &[u32], plan: &Plan, bits: &mut Vec<u64>) {
+    let words = plan.leaves().words();
+    bits.clear();
+    bits.resize(walked.spans.len() * words, 0);
+    let mut rewalk = Rewalk::new(plan.leaves());
+    for &index in spans {
+        let span = &walked.spans[index as usize];
+        let bytes = &request[span.offset as usize..][..span.len as usize];
+        let context = &walked.contexts[span.context as usize];
+        rewalk.add(context, bytes, &mut bits[index as usize * words..][..words]);
+    }
+}
+
 impl Sampler {
     /// Takes one `ExportTraceServiceRequest` in. Decisions that it brings about (late spans, traces
     /// that reach a limit) are added to `out`.
@@ -77,15 +95,23 @@ impl Sampler {
         out: &mut Decided,
     ) -> Result<Ingested, Malformed> {
         scratch.walked.clear();
-        walk::walk(request, &self.contexts, self.plan.leaves(), &mut scratch.walked)
+        let plan = self.plan();
+        walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked)
             .inspect_err(|_| scratch.walked.clear())?;
         self.sort(scratch);
         let Scratch { walked, hashes, order, places, slots, .. } = scratch;
+        let mut rewalked = Vec::new();
         slots.reset(walked.contexts.len());
         let shard_of = |&index: &u32| self.shard_of(hashes[index as usize]);
         for of_shard in order.chunk_by(|a, b| shard_of(a) == shard_of(b)) {
             let mut state = self.lock(shard_of(&of_shard[0]));
             state.window.advance(now);
+            let bits = if Arc::ptr_eq(&state.plan, &plan) {
+                &walked.bits
+            } else {
+                walk_again(request, walked, of_shard, &state.plan, &mut rewalked);
+                &rewalked
+            };
             let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
             let runs = || of_shard.chunk_by(|a, b| trace_of(a) == trace_of(b));
             // All look-ups first, and those that depend on one another in turns: they wait for
@@ -107,7 +133,7 @@ impl Sampler {
                     request,
                     contexts: &walked.contexts,
                     spans: &walked.spans,
-                    bits: &walked.bits,
+                    bits,
                     order: of_trace,
                 };
                 self.ingest_run(&mut state, place, &run, slots, out);

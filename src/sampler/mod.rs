@@ -9,7 +9,8 @@
 //!
 //! Invariants: a trace is decided exactly once while it is buffered or remembered; every span of it
 //! leaves, or does not, by that decision; `accepted = kept + dropped + buffered`, in spans, after
-//! every call.
+//! every call. A trace's bits belong to its shard's plan; a reload changes both under the lock, and
+//! a request that was walked with another plan is walked again there.
 //!
 //! 4 shards a core: contention follows (threads - 1) x time in lock / shards, and more did not
 //! measure better. The shard is taken from the middle bits of a keyed hash, since the hash table
@@ -19,7 +20,7 @@ mod cap;
 mod decide;
 mod ingest;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 pub use self::{
     cap::Cut,
@@ -29,10 +30,10 @@ pub use self::{
 use crate::{
     budget::Budget,
     decisions::{Decision, DecisionLog, Logged, Remembered},
-    otlp::{Contexts, walk::Conditions as _},
+    otlp::{Contexts, conditions::Conditions as _},
     policy::Plan,
     trace::TraceId,
-    window::{self, Millis, Pool, Shard, Waits},
+    window::{self, Millis, NewBits, Pool, Shard, Waits},
 };
 
 /// What bounds a trace and its stay.
@@ -58,7 +59,9 @@ pub struct Sampler {
     shards: Box<[Mutex<ShardState>]>,
     shard_bits: u32,
     hasher: foldhash::fast::RandomState,
-    plan: Arc<Plan>,
+    /// What requests are walked with, read once each. A reload sets it before it comes to the first
+    /// shard, so it names every policy that any shard decides by.
+    plan: RwLock<Arc<Plan>>,
     contexts: Contexts,
     limits: Limits,
     log: DecisionLog,
@@ -68,6 +71,8 @@ pub struct Sampler {
 
 #[derive(Debug)]
 struct ShardState {
+    /// Decides here, and is what the bits of the window's traces belong to.
+    plan: Arc<Plan>,
     window: Shard,
     remembered: Remembered,
 }
@@ -81,6 +86,15 @@ pub struct Buffered {
     pub spans: u64,
     /// The spans' encoded bytes.
     pub bytes: u64,
+}
+
+/// What a reload does with the lock of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Has just got it.
+    Begins,
+    /// Has just given it up.
+    Ended,
 }
 
 /// What is known about a trace by its id.
@@ -103,6 +117,7 @@ impl Sampler {
         let shards: Box<[_]> = (0..shards.next_power_of_two())
             .map(|_| {
                 Mutex::new(ShardState {
+                    plan: Arc::clone(&plan),
                     window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
                     remembered: Remembered::new(limits.decision_ttl_millis, budget),
                 })
@@ -112,7 +127,7 @@ impl Sampler {
             shard_bits: shards.len().trailing_zeros(),
             shards,
             hasher,
-            plan,
+            plan: RwLock::new(plan),
             contexts: Contexts::new(Arc::clone(budget)),
             limits,
             log: DecisionLog::new(limits.decision_log_traces, budget),
@@ -126,9 +141,44 @@ impl Sampler {
         self.shards.len()
     }
 
-    /// The policies that decide.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
+    /// The policies that decide, and the names of all before them. While a reload goes on, some
+    /// shards still decide by those before.
+    pub fn plan(&self) -> Arc<Plan> {
+        // Nothing can panic while it is held.
+        Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Decides by `plan` from now on, what is buffered included. Goes from shard to shard and walks
+    /// the spans of each, nearly all of them without its lock; `watch` is told of every hold.
+    /// `plan` is a successor of [`Self::plan`]; only one reload may be under way.
+    pub fn reload(&self, plan: &Arc<Plan>, mut watch: impl FnMut(Hold)) {
+        *self.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(plan);
+        for shard in 0..self.shards.len() {
+            self.reload_shard(shard, plan, &mut watch);
+        }
+    }
+
+    fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
+        let mut bits = NewBits::new(plan.leaves());
+        // The second time only what came during the first, so that the lock is held for what came
+        // during the second.
+        for _ in 0..2 {
+            let state = self.lock(shard);
+            watch(Hold::Begins);
+            let view = state.window.view();
+            drop(state);
+            watch(Hold::Ended);
+            bits.catch_up(&view);
+        }
+        let mut state = self.lock(shard);
+        watch(Hold::Begins);
+        let before = std::mem::replace(&mut state.plan, Arc::clone(plan));
+        state.window.replace_bits(&mut bits);
+        state.window.settle();
+        drop(state);
+        watch(Hold::Ended);
+        // To free a plan may take longer than what was done under the lock.
+        drop(before);
     }
 
     /// The log of the last decisions.

@@ -16,6 +16,7 @@
 //! comes back while a few traces wait on. The delay lets segments that die in order do so for free.
 
 mod compact;
+mod recompute;
 mod ring;
 mod segment;
 mod shard;
@@ -23,6 +24,7 @@ mod shard;
 use std::sync::Arc;
 
 pub use compact::COMPACT_AFTER_MILLIS;
+pub use recompute::{NewBits, View};
 pub use ring::Position;
 pub use segment::{Pool, SEGMENT_BYTES, Segment};
 pub use shard::{Shard, Taken};

@@ -131,12 +131,6 @@ impl Ring {
             .then(|| Position(self.base.wrapping_add(self.front as u32)))
     }
 
-    /// Every position from the front on.
-    pub(super) fn positions(&self) -> impl Iterator<Item = Position> {
-        let count = self.chunks.iter().map(|chunk| chunk.entries.len()).sum::<usize>();
-        (self.front..count).map(|offset| Position(self.base.wrapping_add(offset as u32)))
-    }
-
     /// Forgets the entry at the front.
     pub(super) fn pop_front(&mut self) {
         self.front += 1;
@@ -206,6 +200,33 @@ impl Ring {
             1 => std::slice::from_mut(&mut chunk.entries[offset].word),
             words => &mut chunk.words[offset * words..][..words],
         }
+    }
+
+    /// Gives every entry this many words of bits, none of which is set. A vector a thousand entries
+    /// is freed and allocated, which is worth no way around the lock.
+    pub(super) fn reset_bits(&mut self, words: usize) {
+        self.words = words;
+        self.spare = None;
+        let capacity = self.words_per_chunk();
+        for chunk in &mut self.chunks {
+            chunk.entries.iter_mut().for_each(|entry| entry.word = 0);
+            chunk.words = Vec::with_capacity(capacity);
+            if words > 1 {
+                chunk.words.resize(words * chunk.entries.len(), 0);
+            }
+        }
+    }
+
+    /// The position of the entry at the front, be there one or not.
+    pub(super) fn first(&self) -> Position {
+        Position(self.base.wrapping_add(self.front as u32))
+    }
+
+    /// The positions from the front on, of dead entries too.
+    pub(super) fn positions(&self) -> impl Iterator<Item = Position> + use<> {
+        let entries: usize = self.chunks.iter().map(|chunk| chunk.entries.len()).sum();
+        let base = self.base;
+        (self.front..entries).map(move |offset| Position(base.wrapping_add(offset as u32)))
     }
 
     /// Bytes held.

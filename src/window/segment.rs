@@ -161,7 +161,8 @@ pub struct Segment {
     /// Unique over all shards, so that a cached context index is never used for another segment.
     pub(super) id: u64,
     bytes: SegmentBytes,
-    contexts: Vec<Arc<Context>>,
+    /// Shared with those who walk the segment without the lock.
+    contexts: Arc<Vec<Arc<Context>>>,
     indices: HashTable<u16>,
     /// Bytes of records that belong to undecided traces.
     pub(super) live: usize,
@@ -184,7 +185,7 @@ impl Segment {
         Segment {
             id: pool.next_id.fetch_add(1, Relaxed),
             bytes: SegmentBytes::Open(buffer),
-            contexts: Vec::new(),
+            contexts: Arc::default(),
             indices: HashTable::new(),
             live: 0,
             is_cold: false,
@@ -231,6 +232,10 @@ impl Segment {
         &self.contexts[usize::from(index)]
     }
 
+    pub(super) fn contexts(&self) -> &Arc<Vec<Arc<Context>>> {
+        &self.contexts
+    }
+
     /// The index of a context in this segment's table, which keeps it alive as long as the segment.
     pub(super) fn context_index(&mut self, context: &Arc<Context>) -> u16 {
         let address = |context: &Arc<Context>| Arc::as_ptr(context).addr() as u64;
@@ -245,7 +250,7 @@ impl Segment {
         }
         let index = u16::try_from(self.contexts.len())
             .expect("a segment of 256 KiB has room for fewer than 65,536 spans");
-        self.contexts.push(Arc::clone(context));
+        Arc::make_mut(&mut self.contexts).push(Arc::clone(context));
         let contexts = &self.contexts;
         let rehash = |&index: &u16| hash(address(&contexts[usize::from(index)]));
         self.indices.insert_unique(hash(wanted), index, rehash);

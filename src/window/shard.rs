@@ -45,9 +45,9 @@ const NO_LINK: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Shard {
     waits: Waits,
-    words: usize,
+    pub(super) words: usize,
     pub(super) now: Millis,
-    ring: Ring,
+    pub(super) ring: Ring,
     index: HashTable<u32>,
     pub(super) hasher: foldhash::fast::RandomState,
     randomness: ExplicitRandomness,

@@ -61,7 +61,7 @@ counter exporter_retries_total code=OK,CANCELLED,DEADLINE_EXCEEDED,UNAVAILABLE,R
 gauge config_last_reload_successful
 gauge config_last_reload_success_timestamp_seconds
 gauge build_info version=VERSION
-counter task_restarts_total task=receiver,decider,exporter
+counter task_restarts_total task=receiver,decider,exporter,reload
 counter unstamped_spans_total
 "#;
 

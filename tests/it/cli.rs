@@ -57,7 +57,7 @@ impl Drop for Directory {
 struct Process {
     child: Child,
     log: PathBuf,
-    _directory: Directory,
+    directory: Directory,
 }
 
 impl Process {
@@ -76,7 +76,7 @@ impl Process {
         let mut command = Command::new(BINARY);
         command.args(["run", "--config", &config]).stdout(Stdio::null());
         let child = command.stderr(File::create(&log).expect("created")).spawn().expect("spawned");
-        Process { child, log, _directory: directory }
+        Process { child, log, directory }
     }
 
     /// Waits for a line of the log with this in it.
@@ -299,16 +299,47 @@ async fn what_cannot_be_delivered_is_logged() {
     assert_eq!(line["level"], "ERROR", "{line}");
 }
 
-/// Scenario: SIGHUP; then SIGTERM while the backend is gone, and another.
-/// Guarantees: SIGHUP is logged and stops nothing; the second SIGTERM ends it at once.
+/// Scenario: SIGHUP after the file has changed, and with a mistake in it.
+/// Guarantees: the policies of the file are in force, and what waits is decided by them; the
+/// mistake is logged with its place, and what else has changed as needing a restart.
+#[tokio::test]
+async fn a_hangup_reloads_the_policies() {
+    let process = Process::start("", NOBODY);
+    process.export(3).await;
+    let (_, admin) = process.addresses().await;
+    let config = process.directory.0.join("tailwater.toml");
+    let text = fs::read_to_string(&config).expect("a configuration");
+    let renamed = text.replace("name = \"all\"", "name = \"renamed\"");
+    fs::write(&config, renamed.replace("\"1h\"", "\"59m\"")).expect("written");
+    process.signal("HUP");
+    let line = process.line("policies reloaded").await;
+    assert_eq!((&line["level"], &line["fields"]["policies"]), (&"INFO".into(), &1.into()));
+    let line = process.line("need a restart").await;
+    assert_eq!(
+        (&line["level"], &line["fields"]["changed"]),
+        (&"WARN".into(), &"[sampling]".into())
+    );
+    let metrics = Metrics::parse(&get(admin, "/metrics").await.1);
+    assert_eq!(metrics.get("config_last_reload_successful"), 1.0);
+    assert_eq!(metrics.get("traces_kept_total{policy=\"renamed\"}"), 0.0);
+    assert_eq!((metrics.get("window_spans"), get(admin, "/-/ready").await.0), (3.0, 200));
+
+    fs::write(&config, text.replace("always_sample", "always")).expect("written");
+    process.signal("HUP");
+    let place = format!("{}:{}:8: ", config.display(), text.lines().count());
+    assert_eq!(process.line(&place).await["level"], "ERROR");
+    process.line("policies not reloaded").await;
+    let metrics = Metrics::parse(&get(admin, "/metrics").await.1);
+    assert_eq!(metrics.get("config_last_reload_successful"), 0.0);
+    metrics.assert_ledger();
+}
+
+/// Scenario: SIGTERM while the backend is gone, and another.
+/// Guarantees: the second ends it at once.
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let mut process = Process::start("", NOBODY);
     process.export(1).await;
-    process.signal("HUP");
-    assert_eq!(process.line("reloading policies").await["level"], "WARN");
-    let (_, admin) = process.addresses().await;
-    assert_eq!(get(admin, "/-/ready").await.0, 200);
     process.signal("TERM");
     process.line("shutting down").await;
     process.signal("TERM");

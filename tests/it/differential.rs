@@ -12,8 +12,9 @@ use tailwater::{
     budget::Budget,
     otlp::{
         Contexts, clean,
+        conditions::{Attribute, AttributeValue, Conditions, SpanFields},
         tracestate::{self, Stamp},
-        walk::{self, Attribute, AttributeValue, Conditions, SpanFields, SpanMeta, Walked},
+        walk::{self, SpanMeta, Walked},
         wire::{Malformed, Reader},
     },
     trace::{Randomness, Threshold},

@@ -26,6 +26,7 @@ mod pipeline;
 mod policies;
 mod probability;
 mod rates;
+mod reload;
 mod stamps;
 mod tidy;
 mod timing;

@@ -16,8 +16,8 @@ use prost::Message as _;
 use tailwater::{
     budget::Holder,
     otlp::encode::KeptSpan,
-    policy::Verdict,
-    sampler::{Buffered, Decided, Limits, Lookup, Progress, Which},
+    policy::{PolicySpec, Verdict},
+    sampler::{Buffered, Decided, Hold, Limits, Lookup, Progress, Which},
     trace::{TraceId, Trigger},
     window::Millis,
 };
@@ -78,6 +78,7 @@ impl Pair {
                 self.now += advance;
                 self.tick(room.unwrap_or(ANY_ROOM));
             }
+            Step::Reload { policies, request } => self.reload(policies, request.as_ref()),
             Step::Force { trigger } => self.force(*trigger),
             Step::Age => {
                 self.now += u64::from(self.naive.limits.decision_ttl_millis / 2);
@@ -101,6 +102,39 @@ impl Pair {
         self.rig.accepted += taken.accepted;
         self.rig.book(&decided);
         self.compare(&decided, effects);
+    }
+
+    /// The policies are others from now on. A request that comes while only some shards have them,
+    /// or while one is being walked, is as if it came after, unless a trace reaches a cap and is decided by either.
+    fn reload(&mut self, policies: &[PolicySpec], request: Option<&(usize, Vec<ResourceSpans>)>) {
+        let Rig { sampler, scratch, accepted, .. } = &mut self.rig;
+        let plan = Arc::new(sampler.plan().successor(policies).expect("few names"));
+        let fills_none = |request: &[ResourceSpans]| {
+            self.naive.clone().ingest(self.now, &stored(request)).decided.is_empty()
+        };
+        let request = request.filter(|(_, request)| fills_none(request));
+        let now = Millis(self.base.wrapping_add(self.now as u32));
+        let mut visited = 0;
+        let mut during = None;
+        sampler.reload(&plan, |hold| {
+            if hold == Hold::Begins {
+                return;
+            }
+            if let Some((_, request)) = request.filter(|(after, _)| *after == visited) {
+                let mut decided = Decided::default();
+                let taken = sampler.ingest(now, &encode(request), scratch, &mut decided);
+                during = Some((request, taken.expect("a sound request"), decided));
+            }
+            visited += 1;
+        });
+        self.naive.policies = policies.to_vec();
+        if let Some((request, taken, decided)) = during {
+            *accepted += taken.accepted;
+            self.sent.push(request.clone());
+            self.rig.book(&decided);
+            let effects = self.naive.ingest(self.now, &stored(request));
+            self.compare(&decided, effects);
+        }
     }
 
     /// Nothing of a request is taken that ends within a field.
@@ -225,7 +259,8 @@ impl Pair {
     }
 
     fn compare_verdict(&self, verdict: &Verdict, expected: &evaluation::Verdict) {
-        let policy = self.rig.sampler.plan().name(verdict.policy);
+        let plan = self.rig.sampler.plan();
+        let policy = plan.name(verdict.policy);
         assert_eq!(
             (verdict.kept, policy, verdict.threshold.bits()),
             (expected.kept, &expected.policy[..], expected.threshold)
@@ -234,8 +269,9 @@ impl Pair {
 
     fn compare_late(&self, decided: &Decided, effects: &Effects) {
         let mut seen: HashMap<(bool, &str, u64), (u64, u64)> = HashMap::new();
+        let plan = self.rig.sampler.plan();
         for late in &decided.late {
-            let policy = self.rig.sampler.plan().name(late.verdict.policy);
+            let policy = plan.name(late.verdict.policy);
             let key = (late.verdict.kept, policy, late.verdict.threshold.bits());
             let sum = seen.entry(key).or_default();
             *sum = (sum.0 + late.spans, sum.1 + late.errors);
@@ -379,7 +415,7 @@ proptest! {
 
     /// Scenario: random policies and limits; requests with spans of a few traces, duplicates, late
     /// spans and malformed ids arrive, time passes, shards decide, with and without room, by force,
-    /// and forget.
+    /// and forget; policies are reloaded, now and then while a request comes in.
     /// Guarantees: after every step the ledger balances and every decision, kept byte, late span
     /// and look-up is what the naive model says; at the end no byte of the budget is held.
     #[test]

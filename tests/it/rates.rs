@@ -144,6 +144,33 @@ fn what_is_kept_in_any_case_is_free() {
     assert!(outcome.thresholds.iter().all(|&t| t == Threshold::ALWAYS || t >= least));
 }
 
+/// Scenario: the policies are reloaded as they are, with another limit, and as they were, while a
+/// burst is due that the bucket cannot hold twice.
+/// Guarantees: a limit that stays as it is keeps what is left of it; another one begins full.
+#[test]
+fn a_limit_that_stays_survives_a_reload() {
+    let all =
+        |per_second| [limited("all", RuleKind::AlwaysSample, 100.0, spans_per_second(per_second))];
+    let mut rig = Rig::new(&all(10.0), limits(), 2);
+    let mut kept_of_a_burst = |rig: &mut Rig, first: u64| {
+        rig.ingest(0, &request_of((first..first + 100).map(|trace| child(trace, 0)).collect()));
+        rig.sampler.begin_tick(Millis(30_000), 0.0);
+        let decided = rig.decide(30_000, Which::Due);
+        let records = decided.iter().flat_map(|decided| &decided.decisions.records);
+        records.filter(|record| record.decision.verdict.kept).count()
+    };
+    let reload = |rig: &Rig, per_second| {
+        let plan = rig.sampler.plan().successor(&all(per_second)).expect("few names");
+        rig.sampler.reload(&std::sync::Arc::new(plan), |_| {});
+    };
+    assert_eq!(kept_of_a_burst(&mut rig, 0), 20);
+    reload(&rig, 10.0);
+    assert_eq!(kept_of_a_burst(&mut rig, 100), 0);
+    reload(&rig, 15.0);
+    assert_eq!(kept_of_a_burst(&mut rig, 200), 30);
+    rig.assert_ledger();
+}
+
 /// Scenario: a hundred traces of a span at once, for a limit with a burst of twenty.
 /// Guarantees: the service keeps about the burst, those of the highest randomness, each stamped
 /// with the threshold that was applied.

@@ -22,6 +22,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("exporter", &["crate::policy", "crate::sampler", "crate::window", "crate::decider"]),
     ("service", &["crate::otlp", "crate::policy::spec", "prost"]),
     ("admin", &["crate::policy", "crate::window", "crate::config"]),
+    ("reload", &["crate::otlp", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
     ("check", &["crate::sampler", "crate::receiver", "crate::exporter", "tokio", "tonic"]),
     ("demo", &["crate::window", "crate::decisions"]),
     ("budget", &["crate::", "tokio", "tonic"]),
@@ -39,7 +40,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
 const SPAWN: &[(&str, &str)] = &[
     ("service.rs", "the wiring"),
     ("receiver/listen.rs", "one task a connection, which only the accept loop sees come"),
-    ("admin.rs", "the thread that answers while the runtime is busy"),
+    ("admin.rs", "the thread that answers while the runtime is busy, and one for a reload"),
     ("config/load.rs", "a thread whose stack is deep enough for any file"),
     ("testing.rs", "the sink stands outside the service"),
     ("demo/traffic.rs", "each service of the shop exports on its own"),

@@ -51,7 +51,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.exporter.retry.max_elapsed_time, Some(Duration::from_secs(300)));
     assert_eq!(config.telemetry.endpoint, "127.0.0.1:9464");
     assert_eq!(config.telemetry.log_level, tracing::Level::INFO);
-    assert!(!config.telemetry.log_json);
+    assert!(!config.telemetry.log_json && !config.telemetry.enable_lifecycle);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn every_key_changes_the_configuration() {
         receiver.grpc.max_connections = 3
         receiver.http = { endpoint = "otel.example:${env:PORT}", max_request_body_size_mib = 1_024 }
         telemetry = { endpoint = "0.0.0.0:0",
-             enable_lifecycle = false, log_level = "warn", log_format = "json" }
+             enable_lifecycle = true, log_level = "warn", log_format = "json" }
         [sampling]
         decision_wait = "1m 30s"
         decision_wait_after_root_received = "0s"
@@ -152,7 +152,7 @@ fn every_key_changes_the_configuration() {
     assert_eq!(changed.http.max_request_body_bytes, 1 << 30);
     assert_eq!(changed.telemetry.endpoint, "0.0.0.0:0");
     assert_eq!(changed.telemetry.log_level, tracing::Level::WARN);
-    assert!(changed.telemetry.log_json);
+    assert!(changed.telemetry.log_json && changed.telemetry.enable_lifecycle);
     assert_eq!(changed.sampling.decision_wait, Duration::from_secs(90));
     assert_eq!(changed.sampling.decision_wait_after_root_received, None);
     assert_eq!(changed.sampling.memory_limit_bytes, 32 << 20);
@@ -416,10 +416,6 @@ fn what_is_not_available_yet() {
         ("[receiver.tls]\ncert_file = 'x'", "1:11: error: [receiver.tls] is not available yet"),
         ("[receiver.auth]", "1:11: error: [receiver.auth] is not available yet"),
         ("[exporter.otlp.tls]", "1:16: error: [exporter.otlp.tls] is not available yet"),
-        (
-            "telemetry.enable_lifecycle = true",
-            "1:30: error: `enable_lifecycle` is not available yet",
-        ),
     ]);
 }
 

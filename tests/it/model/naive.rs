@@ -32,7 +32,7 @@ pub(super) struct Decided {
     pub(super) at: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     Buffered(Buffered),
     Decided(Decided),
@@ -63,6 +63,7 @@ pub(super) struct Effects {
     pub(super) accepted: u64,
 }
 
+#[derive(Clone)]
 pub(super) struct Naive {
     pub(super) policies: Vec<PolicySpec>,
     pub(super) limits: Limits,

@@ -52,6 +52,9 @@ pub(super) enum Step {
     Garbage { request: Vec<ResourceSpans> },
     /// All shards decide what is due.
     Tick { advance: u64, room: Option<usize> },
+    /// Other policies decide from now on. During the reload a request arrives, if there is one,
+    /// after so many locks: three a shard.
+    Reload { policies: Vec<PolicySpec>, request: Option<(usize, Vec<ResourceSpans>)> },
     /// All shards decide everything.
     Force { trigger: Trigger },
     /// Half the time passes for which a decision is remembered at least.
@@ -111,9 +114,11 @@ fn step(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Step> {
         10 => (advance(), any::<bool>(), request.clone())
             .prop_map(|(advance, stale, request)| Step::Ingest { advance, stale, request }),
         2 => (0..30usize).prop_map(|which| Step::Repeat { which }),
-        1 => request.prop_map(|request| Step::Garbage { request }),
+        1 => request.clone().prop_map(|request| Step::Garbage { request }),
         6 => (advance(), option::weighted(0.3, select(vec![1, 500, 3_000])))
             .prop_map(|(advance, room)| Step::Tick { advance, room }),
+        3 => (policies(), option::of((0..24usize, request)))
+            .prop_map(|(policies, request)| Step::Reload { policies, request }),
         1 => select(vec![Trigger::Memory, Trigger::Shutdown])
             .prop_map(|trigger| Step::Force { trigger }),
         1 => Just(Step::Age),
@@ -233,8 +238,8 @@ pub(super) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
     let veto = vec(condition(), 1..3)
         .prop_map(|parts| RuleSpec { kind: RuleKind::Drop(parts), sampling_percentage: 100.0 });
     let rule = prop_oneof![5 => probabilistic(), 1 => veto];
-    vec(rule, 1..6).prop_map(|rules| {
-        let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule, limit: None };
+    (vec(rule, 1..6), 0..4usize).prop_map(|(rules, first)| {
+        let named = |(n, rule)| PolicySpec { name: format!("p{}", first + n), rule, limit: None };
         rules.into_iter().enumerate().map(named).collect()
     })
 }

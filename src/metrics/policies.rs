@@ -1,0 +1,139 @@
+//! What is counted for each policy. Policies come with a reload and never go: the counters of one
+//! that is gone stay until the process ends, and one that comes back goes on from them.
+
+use std::sync::{PoisonError, RwLock};
+
+use metrics::{Counter, counter};
+
+use crate::{
+    decisions::DecisionRecord,
+    policy::PolicyId,
+    sampler::{Decided, Late},
+};
+
+/// Why spans were dropped, in the order of the handles.
+const DROPPED: [&str; 3] = ["decision", "late", "trace_bytes"];
+
+/// The counters of `none`, then those of each policy by its id. Locked for reading once for what is
+/// decided together, for writing once a reload.
+pub(super) struct Policies(RwLock<Vec<PolicyCounters>>);
+
+impl Policies {
+    /// Registers with the recorder in force, as do all that come later.
+    pub(super) fn register() -> Self {
+        Policies(RwLock::new(vec![PolicyCounters::register("none")]))
+    }
+
+    /// Adds those of `names`, which are by id, that are not there yet, at 0.
+    pub(super) fn add(&self, names: &[String]) {
+        let known = self.read(|counters| counters.len()) - 1;
+        let new = names.get(known..).unwrap_or_default();
+        let mut new = new.iter().map(|name| PolicyCounters::register(name)).collect();
+        self.0.write().unwrap_or_else(PoisonError::into_inner).append(&mut new);
+    }
+
+    /// How many there are, without `none`.
+    pub(super) fn len(&self) -> usize {
+        self.read(|counters| counters.len()) - 1
+    }
+
+    /// Counts what was decided together.
+    pub(super) fn count(&self, decided: &Decided) {
+        self.read(|counters| {
+            let mut tally = vec![PolicyTally::default(); counters.len()];
+            for record in &decided.decisions.records {
+                tally[index(record.decision.verdict.policy)].add(record);
+            }
+            for late in &decided.late {
+                tally[index(late.verdict.policy)].add_late(late);
+            }
+            for cut in &decided.cut {
+                tally[index(cut.policy)].cut(cut.spans);
+            }
+            for &policy in &decided.decisions.matched {
+                tally[index(policy)].matches += 1;
+            }
+            for (counters, tally) in counters.iter().zip(&tally) {
+                counters.add(tally);
+            }
+        });
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&[PolicyCounters]) -> T) -> T {
+        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn index(policy: PolicyId) -> usize {
+    if policy == PolicyId::NONE { 0 } else { usize::from(policy.0) + 1 }
+}
+
+struct PolicyCounters {
+    traces_kept: Counter,
+    traces_dropped: Counter,
+    spans_kept: Counter,
+    spans_dropped: [Counter; 3],
+    matches: Counter,
+}
+
+/// What one policy did to one chunk.
+#[derive(Clone, Default, PartialEq)]
+struct PolicyTally {
+    traces: [u64; 2],
+    spans_kept: u64,
+    /// In the order of [`DROPPED`].
+    spans_dropped: [u64; 3],
+    matches: u64,
+}
+
+impl PolicyTally {
+    fn add(&mut self, record: &DecisionRecord) {
+        let kept = record.decision.verdict.kept;
+        self.traces[usize::from(!kept)] += 1;
+        let spans = if kept { &mut self.spans_kept } else { &mut self.spans_dropped[0] };
+        *spans += u64::from(record.spans);
+    }
+
+    fn add_late(&mut self, late: &Late) {
+        let kept = late.verdict.kept;
+        let spans = if kept { &mut self.spans_kept } else { &mut self.spans_dropped[1] };
+        *spans += late.spans;
+    }
+
+    /// Spans that were added as kept, and are not.
+    fn cut(&mut self, spans: u64) {
+        self.spans_kept -= spans;
+        self.spans_dropped[2] += spans;
+    }
+}
+
+impl PolicyCounters {
+    fn register(policy: &str) -> Self {
+        let policy = policy.to_owned();
+        let by_policy = |name: &'static str| counter!(name, "policy" => policy.clone());
+        PolicyCounters {
+            traces_kept: by_policy("tailwater_traces_kept_total"),
+            traces_dropped: by_policy("tailwater_traces_dropped_total"),
+            spans_kept: by_policy("tailwater_spans_kept_total"),
+            spans_dropped: DROPPED.map(|reason| {
+                let name = "tailwater_spans_dropped_total";
+                counter!(name, "policy" => policy.clone(), "reason" => reason)
+            }),
+            matches: by_policy("tailwater_policy_matches_total"),
+        }
+    }
+
+    fn add(&self, tally: &PolicyTally) {
+        // Most policies of a large set have no part in what is decided together.
+        if *tally == PolicyTally::default() {
+            return;
+        }
+        self.traces_kept.increment(tally.traces[0]);
+        self.traces_dropped.increment(tally.traces[1]);
+        self.spans_kept.increment(tally.spans_kept);
+        for (counter, &spans) in self.spans_dropped.iter().zip(&tally.spans_dropped) {
+            counter.increment(spans);
+        }
+        self.matches.increment(tally.matches);
+    }
+}
