@@ -346,8 +346,7 @@ impl<'r, 't> Section<'r, 't> {
             // What is missing may also stand one table too deep, as in the Collector.
             let holds = |key: &&str| value.get_ref().get(*key).is_some();
             self.missing.retain(|(keys, _)| {
-                !nearest.is_some_and(|key| keys.contains(&key))
-                    && !keys.iter().any(|key| holds(key))
+                !nearest.is_some_and(|key| keys.contains(&key)) && !keys.iter().any(holds)
             });
             if keys_are_known || self.missing.len() < missing_before {
                 self.reader.unknown.push(UnknownKey {
