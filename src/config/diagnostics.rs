@@ -219,12 +219,27 @@ pub(super) fn nearest<'a>(
         return None;
     }
     let text = text.to_lowercase();
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&text, &candidate.to_lowercase()), candidate))
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    let alike = candidates
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(&text, &candidate.to_lowercase()), *candidate))
         .filter(|(likeness, _)| *likeness >= 0.85)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
+        .map(|(_, candidate)| candidate);
+    alike.or_else(|| only_one_with_part(&text, &candidates))
+}
+
+/// The candidate that is a part of `text`, or has it as a part, if there is just one: `percentage`
+/// is short for `sampling_percentage`, `STATUS_CODE_ERROR` long for `ERROR`.
+fn only_one_with_part<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let framed = |text: &str| format!("_{}_", text.to_lowercase());
+    let text = framed(text);
+    let fits = |candidate: &&&str| {
+        let candidate = framed(candidate);
+        candidate.contains(&text) || text.contains(&candidate)
+    };
+    let mut fitting = candidates.iter().filter(fits);
+    fitting.next().filter(|_| fitting.next().is_none()).copied()
 }
 
 /// A hint that asks for [`nearest`].

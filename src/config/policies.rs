@@ -129,7 +129,7 @@ impl Policies {
     /// Reads the `[[policy]]` tables of a file.
     pub(super) fn read(&mut self, root: &mut Section<'_, '_>) {
         let tables = root.tables("policy");
-        self.found |= matches!(tables, Read::Bad);
+        self.found |= matches!(tables, Read::Bad) || root.mistypes("policy");
         for table in tables.or(Vec::new()) {
             self.found = true;
             self.tables += 1;

@@ -72,11 +72,11 @@ impl<'t> Reader<'t> {
     }
 
     fn hint(&self, unknown: &UnknownKey) -> Option<String> {
-        if let Some(nearest) = unknown.nearest {
-            return Some(format!("did you mean `{nearest}`?"));
-        }
         if let Some((_, hint)) = COLLECTOR_KEYS.iter().find(|(key, _)| *key == unknown.key) {
             return Some((*hint).to_owned());
+        }
+        if let Some(nearest) = unknown.nearest {
+            return Some(format!("did you mean `{nearest}`?"));
         }
         let key = unknown.key.as_str();
         let homes: Vec<String> = self
@@ -110,4 +110,14 @@ const COLLECTOR_KEYS: &[(&str, &str)] = &[
     ("and_sub_policy", "write the parts as `policies = [{ type = ... }, ...]`"),
     ("not_sub_policy", "write the part as `policy = { type = ... }`"),
     ("drop_sub_policy", "write the parts as `policies = [{ type = ... }, ...]`"),
+    ("latency", BESIDE_TYPE),
+    ("numeric_attribute", BESIDE_TYPE),
+    ("string_attribute", BESIDE_TYPE),
+    ("boolean_attribute", BESIDE_TYPE),
+    ("probabilistic", BESIDE_TYPE),
+    ("status_code", BESIDE_TYPE),
+    ("span_count", BESIDE_TYPE),
+    ("trace_state", BESIDE_TYPE),
 ];
+
+const BESIDE_TYPE: &str = "its keys stand beside `type`, not in a table of their own";

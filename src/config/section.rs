@@ -182,7 +182,14 @@ impl<'r, 't> Section<'r, 't> {
     /// A list of strings exactly as they stand. Elements that are no strings are reported and left
     /// out.
     pub(super) fn literals(&mut self, key: &'static str) -> Read<Vec<(String, Span)>> {
-        self.list(key, "a list of strings", "", |value| Some(value.as_str()?.to_owned()))
+        let of_element = match key {
+            "values" => {
+                "write it in quotes; `numeric_attribute` is for attributes that are numbers"
+            }
+            _ => "write it in quotes",
+        };
+        let hints = [r#"write ["..."]"#, of_element];
+        self.list(key, "a list of strings", hints, |value| Some(value.as_str()?.to_owned()))
     }
 
     /// A list of strings with their environment variables replaced.
@@ -207,7 +214,7 @@ impl<'r, 't> Section<'r, 't> {
         let at_the_top = self.path.as_deref() == Some("");
         let hint =
             if at_the_top { "write [[policy]], with two brackets" } else { "write [{ ... }]" };
-        self.list(key, "a list of tables", hint, |value| value.as_table())
+        self.list(key, "a list of tables", [hint; 2], |value| value.as_table())
     }
 
     /// One table of a list as a section.
@@ -270,6 +277,13 @@ impl<'r, 't> Section<'r, 't> {
         entries
     }
 
+    /// Whether `key` is not there, but one that was probably meant for it.
+    pub(super) fn mistypes(&self, key: &str) -> bool {
+        let mut names = self.table.into_iter().flatten().map(|(name, _)| name.get_ref());
+        !self.table.is_some_and(|table| table.contains_key(key))
+            && names.any(|name| nearest(name, [key]).is_some())
+    }
+
     /// Refuses `key` where it stands.
     pub(super) fn refuse(&mut self, key: &'static str, problem: Problem) {
         if let Some((name, _)) = self.entry(key)
@@ -321,7 +335,7 @@ impl<'r, 't> Section<'r, 't> {
             .copied()
             .filter(|key| !table.is_some_and(|table| table.contains_key(*key)))
             .collect();
-        for (key, _) in table.into_iter().flatten() {
+        for (key, value) in table.into_iter().flatten() {
             let name: &str = key.get_ref();
             if self.asked.contains(&name) || !self.spares(&key.span()) {
                 continue;
@@ -329,7 +343,11 @@ impl<'r, 't> Section<'r, 't> {
             let nearest = nearest(name, unset.iter().copied())
                 .or_else(|| nearest(name, self.asked.iter().copied()));
             let missing_before = self.missing.len();
-            self.missing.retain(|(keys, _)| !nearest.is_some_and(|key| keys.contains(&key)));
+            // What is missing may also stand one table too deep, as in the Collector.
+            let holds = |key: &&str| value.get_ref().get(*key).is_some();
+            self.missing.retain(|(keys, _)| {
+                !nearest.is_some_and(|key| keys.contains(&key)) && !keys.iter().any(holds)
+            });
             if keys_are_known || self.missing.len() < missing_before {
                 self.reader.unknown.push(UnknownKey {
                     key: name.to_owned(),
@@ -374,14 +392,11 @@ impl<'r, 't> Section<'r, 't> {
         &mut self,
         key: &'static str,
         wanted: &str,
-        hint: &str,
+        [hint, of_element]: [&str; 2],
         convert: impl Fn(&'t DeValue<'t>) -> Option<T>,
     ) -> Read<Vec<(T, Span)>> {
-        let wrong = |value| {
-            let hint = (!hint.is_empty()).then(|| hint.to_owned());
-            values::wrong_type(key, wanted, value).maybe_hint(hint)
-        };
-        let elements = self.read(key, |value| value.as_array().ok_or_else(|| wrong(value)));
+        let wrong = |value, hint: &str| values::wrong_type(key, wanted, value).hint(hint);
+        let elements = self.read(key, |value| value.as_array().ok_or_else(|| wrong(value, hint)));
         let Read::Set(elements, span) = elements else {
             return elements.map(|_| Vec::new());
         };
@@ -392,7 +407,7 @@ impl<'r, 't> Section<'r, 't> {
             }
             match convert(element.get_ref()) {
                 Some(value) => list.push((value, element.span())),
-                None => self.error(element.span(), wrong(element.get_ref())),
+                None => self.error(element.span(), wrong(element.get_ref(), of_element)),
             }
         }
         // An empty list would be reported as such, though the mistakes have been reported already.

@@ -55,13 +55,7 @@ where
     T: TryFrom<i128> + PartialOrd + Display,
 {
     let DeValue::Integer(written) = value else {
-        let problem = wrong_type(key, "an integer", value);
-        let quoted = value.is_str() && !key.ends_with("_ms");
-        return Err(if quoted {
-            problem.hint("write the number without quotes or unit")
-        } else {
-            problem
-        });
+        return Err(wrong_type(key, "an integer", value).maybe_hint(plain_number(key, value)));
     };
     as_i128(written).and_then(|n| T::try_from(n).ok()).filter(|n| range.contains(n)).ok_or_else(
         || {
@@ -70,6 +64,17 @@ where
             Problem::new(format!("`{key}` must be between {min} and {max}, found {digits}"))
         },
     )
+}
+
+/// How to write a number that stands in quotes.
+fn plain_number(key: &str, value: &DeValue<'_>) -> Option<String> {
+    let text = value.as_str()?;
+    match humantime::parse_duration(text) {
+        Ok(duration) if key.ends_with("_ms") => {
+            Some(format!("write {}, in milliseconds and without quotes", duration.as_millis()))
+        }
+        _ => Some("write the number without quotes or unit".to_owned()),
+    }
 }
 
 fn as_i128(integer: &DeInteger<'_>) -> Option<i128> {

@@ -30,8 +30,8 @@ pub enum Remark {
     NeverMatches,
     /// It vetoes every trace.
     DropsEverything,
-    /// Whenever it matches, the policy of this index is credited instead: it matches, too, and
-    /// proposes a lower threshold, or the same and stands first.
+    /// It is never credited: whenever it matches, the policy of this index does, too, and proposes
+    /// a lower threshold, or the same and stands first.
     CoveredBy(usize),
 }
 
@@ -106,7 +106,8 @@ impl Review<'_> {
         (0..policies.len()).find(covers).map(Remark::CoveredBy)
     }
 
-    /// Whether `first` is credited whenever `second` matches.
+    /// Whether `first` comes before `second` wherever that one matches. A drop and a policy that
+    /// keeps are no rivals, and what a limit raises is not known here.
     fn comes_first(&self, policies: &[Policy], first: usize, second: usize) -> bool {
         let (a, b) = (&policies[first], &policies[second]);
         if a.is_veto != b.is_veto || a.is_limited {

@@ -334,6 +334,52 @@ async fn noisy_endpoint() {
     check(&["noisy-endpoint.toml"], cases).await;
 }
 
+/// Scenario: a tenant within its rate, failing and not, beside others.
+/// Guarantees: it is kept whole; the others are sampled as if it was not there.
+#[tokio::test]
+async fn a_tenant_within_its_rate() {
+    let of = |number: u64, tenant: &str| Trace::new(number).with_text("tenant.id", tenant);
+    let cases = [
+        (of(UNLUCKY | 1, "acme"), Kept("limited-tenant", WHOLE)),
+        (of(UNLUCKY | 2, "acme").failing(), Kept("limited-tenant", WHOLE)),
+        (of(UNLUCKY | 3, "other").failing(), Kept("errors", WHOLE)),
+        (of(FAIR | 4, "other"), Kept("baseline", TENTH)),
+        (of(SO_SO | 5, "other"), Dropped("baseline")),
+        (Trace::new(FAIR | 6), Kept("baseline", TENTH)),
+    ];
+    check(&["rate-limited-tenant.toml"], cases).await;
+}
+
+/// Scenario: a hundred traces of two spans at once, all failing, of a tenant whose burst is a
+/// hundred spans; and a failing trace of another.
+/// Guarantees: about the burst is kept, that of the highest randomness, with the threshold that
+/// this came to; the other tenant is not concerned.
+#[tokio::test]
+async fn a_tenant_beyond_its_rate() {
+    let running = Running::start(shipped(&["rate-limited-tenant.toml"])).await;
+    let of = |number: u64, tenant: &str| {
+        let trace = Trace::new(number).with_text("tenant.id", tenant).failing();
+        trace.spans.into_iter().map(|(_, span)| span)
+    };
+    let spread = |n: u64| n << 49 | n;
+    let spans = (1..=100).flat_map(|n| of(spread(n), "acme"));
+    running.accept(spans.chain(of(UNLUCKY, "other")).collect()).await;
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.get("traces_kept_total{policy=\"errors\"}"), 1.0);
+    let kept = metrics.get("traces_kept_total{policy=\"limited-tenant\"}") as u64;
+    let dropped = metrics.get("traces_dropped_total{policy=\"limited-tenant\"}") as u64;
+    assert_eq!(kept + dropped, 100);
+    // The bucket goes on filling while the service decides, on a slow machine over several ticks.
+    assert!((50..=75).contains(&kept), "{kept}");
+    let mut sent = running.traces();
+    let others = sent.remove(&trace_id(UNLUCKY)).expect("kept");
+    assert!(others.iter().all(|span| span.trace_state == WHOLE));
+    let highest = sent.keys().filter(|id| **id > trace_id(spread(50))).count();
+    assert!(highest >= 45, "{highest} of the highest fifty");
+    assert!(sent.values().flatten().all(|span| span.trace_state != WHOLE));
+    running.stop().await;
+}
+
 /// The files that bring a baseline, and those to be added to one of them.
 const COMPLETE: &[&str] = &[
     "critical-services.toml",
@@ -341,6 +387,7 @@ const COMPLETE: &[&str] = &[
     "enterprise-customers.toml",
     "errors-and-slow.toml",
     "noisy-endpoint.toml",
+    "rate-limited-tenant.toml",
     "shop.toml",
 ];
 const ADDITIONS: &[&str] = &[

@@ -92,6 +92,13 @@ COMPLETE = {
         "plain": Kind("baseline", 10, attributes=route("/api/products")),
         "slow": Kind("slow", 100, ms=501),
     },
+    # The tenant stays within its burst: what happens beyond it does not follow from ids alone.
+    "rate-limited-tenant.toml": {
+        "tenant": Kind("limited-tenant", 100, attributes={"tenant.id": "acme"}),
+        "tenant's error": Kind("limited-tenant", 100, fails=True, attributes={"tenant.id": "acme"}),
+        "other": Kind("baseline", 10, attributes={"tenant.id": "other"}),
+        "error": ERROR,
+    },
 }
 
 ADDITIONS = {

@@ -173,7 +173,13 @@ fn status_codes() {
         ),
         (
             "type = 'status_code'\nstatus_codes = 'ERROR'",
-            "4:16: error: `status_codes` must be a list of strings, found a string",
+            "4:16: error: `status_codes` must be a list of strings, found a string \
+             | write [\"...\"]",
+        ),
+        (
+            "type = 'status_code'\nstatus_codes = ['STATUS_CODE_ERROR']",
+            "4:17: error: `status_codes` must be one of `OK`, `ERROR`, `UNSET`, found \
+             `STATUS_CODE_ERROR` | did you mean `ERROR`?",
         ),
         (
             "type = 'status_code'\nstatus_codes = ['OK', 'error']",
@@ -194,7 +200,8 @@ fn latencies_and_attributes() {
         ),
         (
             "type = 'latency'\nthreshold_ms = '5s'",
-            "4:16: error: `threshold_ms` must be an integer, found a string",
+            "4:16: error: `threshold_ms` must be an integer, found a string \
+             | write 5000, in milliseconds and without quotes",
         ),
         (
             "type = 'latency'\nthreshold_ms = -1",
@@ -221,7 +228,8 @@ fn latencies_and_attributes() {
         ),
         (
             "type = 'string_attribute'\nkey = 'k'\nvalues = ['a', 1]",
-            "5:16: error: `values` must be a list of strings, found an integer",
+            "5:16: error: `values` must be a list of strings, found an integer \
+             | write it in quotes; `numeric_attribute` is for attributes that are numbers",
         ),
         (
             "type = 'string_attribute'\nkey = 'k'\nenabled_regex_matching = true\nvalues = \
@@ -293,6 +301,38 @@ fn percentages() {
             "5:1: error: `drop` has no `sampling_percentage`: a veto is certain",
         ),
     ]);
+}
+
+/// Short names, and parameters where the Collector has them.
+#[test]
+fn keys_that_mean_another() {
+    each_policy_has_one_problem(&[
+        (
+            "type = 'probabilistic'\npercentage = 5",
+            "4:1: error: unknown key `percentage` in a policy of type `probabilistic` \
+             | did you mean `sampling_percentage`?",
+        ),
+        (
+            "type = 'numeric_attribute'\nkey = 'k'\nmin = 5",
+            "5:1: error: unknown key `min` in a policy of type `numeric_attribute` \
+             | did you mean `min_value`?",
+        ),
+        (
+            "type = 'latency'\nlatency = { threshold_ms = 5 }",
+            "4:1: error: unknown key `latency` in a policy of type `latency` \
+             | its keys stand beside `type`, not in a table of their own",
+        ),
+        (
+            "type = 'status_code'\n[policy.status_code]\nstatus_codes = ['OK']",
+            "4:9: error: unknown key `status_code` in a policy of type `status_code` \
+             | its keys stand beside `type`, not in a table of their own",
+        ),
+    ]);
+    let plural = POLICY.replace("policy", "policies");
+    each_has_one_problem(&[(
+        &plural,
+        "1:3: error: unknown key `policies` | did you mean `policy`?",
+    )]);
 }
 
 #[test]

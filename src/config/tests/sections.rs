@@ -248,7 +248,8 @@ fn values_of_a_wrong_type_or_out_of_bounds() {
         ),
         (
             "sampling.policy_files = 'a.toml'",
-            "1:25: error: `policy_files` must be a list of strings, found a string",
+            "1:25: error: `policy_files` must be a list of strings, found a string \
+             | write [\"...\"]",
         ),
     ]);
 }
