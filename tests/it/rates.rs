@@ -152,12 +152,15 @@ fn a_limit_that_stays_survives_a_reload() {
     let all =
         |per_second| [limited("all", RuleKind::AlwaysSample, 100.0, spans_per_second(per_second))];
     let mut rig = Rig::new(&all(10.0), limits(), 2);
-    let mut kept_of_a_burst = |rig: &mut Rig, first: u64| {
-        rig.ingest(0, &request_of((first..first + 100).map(|trace| child(trace, 0)).collect()));
-        rig.sampler.begin_tick(Millis(30_000), 0.0);
-        let decided = rig.decide(30_000, Which::Due);
-        let records = decided.iter().flat_map(|decided| &decided.decisions.records);
-        records.filter(|record| record.decision.verdict.kept).count()
+    let kept_of_a_burst = |rig: &mut Rig, now: u32| {
+        let ids = u64::from(now)..u64::from(now) + 100;
+        rig.ingest(now, &request_of(ids.map(|trace| child(trace, 0)).collect()));
+        let due = now + 30_000;
+        rig.sampler.begin_tick(Millis(due), 0.0);
+        let decided = rig.decide(due, Which::Due);
+        let records = || decided.iter().flat_map(|decided| &decided.decisions.records);
+        assert_eq!(records().count(), 100);
+        records().filter(|record| record.decision.verdict.kept).count()
     };
     let reload = |rig: &Rig, per_second| {
         let plan = rig.sampler.plan().successor(&all(per_second)).expect("few names");
@@ -165,9 +168,9 @@ fn a_limit_that_stays_survives_a_reload() {
     };
     assert_eq!(kept_of_a_burst(&mut rig, 0), 20);
     reload(&rig, 10.0);
-    assert_eq!(kept_of_a_burst(&mut rig, 100), 0);
+    assert_eq!(kept_of_a_burst(&mut rig, 40_000), 0);
     reload(&rig, 15.0);
-    assert_eq!(kept_of_a_burst(&mut rig, 200), 30);
+    assert_eq!(kept_of_a_burst(&mut rig, 80_000), 30);
     rig.assert_ledger();
 }
 
