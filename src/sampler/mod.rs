@@ -18,6 +18,8 @@
 
 mod decide;
 mod ingest;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
