@@ -19,6 +19,8 @@
 mod cap;
 mod decide;
 mod ingest;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 

@@ -1,6 +1,8 @@
 //! Reloading policies: what is buffered is decided by the new ones, nothing is lost or refused
 //! meanwhile, and counters and names outlive it.
 
+mod buffered;
+
 use std::{
     path::PathBuf,
     sync::{

@@ -1,0 +1,248 @@
+//! The sampler alone: bits of what is buffered, by policies that come later, and of what comes
+//! meanwhile.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message as _;
+use regex::bytes::RegexSet;
+use tailwater::{
+    policy::{POLICY_NAMES_MAX, Plan, PolicyId, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    sampler::{Decided, Hold, Sampler, Scratch, Which},
+    window::Millis,
+};
+
+use crate::builders::{
+    ANY_ROOM, Rig, child, limits, policy, probabilistic, request_of, root, text,
+};
+
+fn certain(kind: RuleKind) -> RuleSpec {
+    RuleSpec { kind, sampling_percentage: 100.0 }
+}
+
+fn exact(value: &str) -> StringMatch {
+    StringMatch::Exact(vec![value.to_owned()])
+}
+
+fn has(key: &str, value: &str) -> RuleSpec {
+    certain(RuleKind::StringAttribute { key: key.into(), values: exact(value), invert: false })
+}
+
+fn gold() -> PolicySpec {
+    policy("gold", has("tier", "gold"))
+}
+
+/// So many policies on values that nothing has.
+fn idle(policies: usize) -> Vec<PolicySpec> {
+    let idle = |n: usize| policy(&format!("idle{n}"), has("tier", &format!("none {n}")));
+    (0..policies).map(idle).collect()
+}
+
+fn reload(sampler: &Sampler, policies: &[PolicySpec], watch: impl FnMut(Hold)) {
+    sampler.reload(&Arc::new(sampler.plan().successor(policies).expect("few names")), watch);
+}
+
+/// Decides everything; the policy that each kept trace is credited to, by the trace's number.
+fn kept(rig: &mut Rig, traces: u64) -> BTreeMap<u64, String> {
+    let number = |id: &[u8]| (0..traces).find(|&n| child(n, 0).trace_id == id).expect("known");
+    let mut kept = BTreeMap::new();
+    for decided in rig.decide(30_000, Which::Due) {
+        let plan = rig.sampler.plan();
+        for record in &decided.decisions.records {
+            let verdict = record.decision.verdict;
+            if verdict.kept {
+                kept.insert(number(&record.trace_id.0), plan.name(verdict.policy).to_owned());
+            }
+        }
+    }
+    rig.assert_ledger();
+    kept
+}
+
+/// Scenario: traces of two spans each, buffered under a set that asks for nothing of them; then one
+/// that asks for attributes of spans and of resources, names, and conditions on one span, amid up to
+/// 200 others, so that bits take one word, or several.
+/// Guarantees: each is decided by the new set.
+#[test]
+fn leaves_that_are_new_see_what_is_buffered() {
+    let name = |pattern: &str| StringMatch::Regex(RegexSet::new([pattern]).expect("valid"));
+    let both = vec![has("tier", "gold"), has("user", "a")];
+    let new = [
+        policy("same", certain(RuleKind::SameSpan(both))),
+        policy("service", certain(RuleKind::ServiceName { values: exact("pay"), invert: false })),
+        policy("name", certain(RuleKind::SpanName { values: name("^GET"), invert: false })),
+        policy("user", has("user", "b")),
+    ];
+    for others in [0, 60, 61, 200] {
+        let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 2);
+        let with = |trace, span, pairs: &[(&str, &str)]| Span {
+            attributes: pairs.iter().map(|(key, value)| text(key, value)).collect(),
+            ..child(trace, span)
+        };
+        let gold = with(1, 0, &[("tier", "gold")]);
+        rig.ingest(0, &request_of(vec![child(0, 0), gold, with(2, 0, &[("user", "b")])]));
+        let both = with(3, 0, &[("tier", "gold"), ("user", "a")]);
+        rig.ingest(0, &request_of(vec![with(1, 1, &[("user", "a")]), both, child(3, 1)]));
+        rig.ingest(0, &request_of(vec![Span { name: "GET /".into(), ..child(4, 0) }]));
+        let pay = crate::builders::resource_spans("pay", vec![child(5, 0), child(2, 1)]);
+        rig.ingest(0, &crate::builders::request(vec![pay]));
+        reload(&rig.sampler, &[&idle(others)[..], &new].concat(), |_| {});
+        let expected = [(2, "service"), (3, "same"), (4, "name"), (5, "service")];
+        let expected = expected.map(|(trace, policy)| (trace, policy.to_owned()));
+        assert_eq!(kept(&mut rig, 6), BTreeMap::from(expected), "beside {others}");
+    }
+}
+
+/// Scenario: the bits of a trace take three words, then none, then one, and between the reloads its
+/// spans arrive.
+/// Guarantees: those that came under any set count under the last.
+#[test]
+fn bits_grow_and_shrink() {
+    let mut rig = Rig::new(&[gold()], limits(), 1);
+    let user = policy("user", has("user", "a"));
+    let sets = [idle(130), vec![probabilistic(0.0)], vec![user.clone(), gold()], vec![]];
+    for (span, set) in (0..).zip(&sets) {
+        let pair = if span == 1 { text("user", "a") } else { text("other", "x") };
+        rig.ingest(0, &request_of(vec![Span { attributes: vec![pair], ..child(0, span) }]));
+        rig.ingest(0, &request_of(vec![child(1, span)]));
+        reload(&rig.sampler, set, |_| {});
+    }
+    reload(&rig.sampler, &[&idle(70)[..], &[user]].concat(), |_| {});
+    assert_eq!(kept(&mut rig, 2), BTreeMap::from([(0, "user".to_owned())]));
+}
+
+/// Scenario: while a reload is under way, after each of its locks, spans come of a trace that has
+/// been walked for it and of a new one, and other traces are decided.
+/// Guarantees: whenever they come, the new set sees them.
+#[test]
+fn spans_that_come_during_a_reload_are_seen() {
+    let wanted = |span: Span| Span { attributes: vec![text("tier", "gold")], ..span };
+    for set in [vec![gold()], [idle(100), vec![gold()]].concat()] {
+        for moment in 0..3 {
+            let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 1);
+            rig.ingest(0, &request_of(vec![root(3, 0), child(0, 0), child(1, 0)]));
+            let Rig { sampler, scratch, .. } = &mut rig;
+            let (mut decided, mut locks) = (Decided::default(), 0);
+            reload(sampler, &set, |hold| {
+                if hold == Hold::Ended && locks == moment {
+                    let spans = vec![wanted(child(0, 1)), wanted(child(2, 0)), child(1, 1)];
+                    let now = Millis(6_000);
+                    sampler.decide(0, now, Which::Due, ANY_ROOM, &mut decided);
+                    let taken = sampler.ingest(now, &request_of(spans), scratch, &mut decided);
+                    assert_eq!(taken.expect("sound").accepted, 3);
+                }
+                locks += usize::from(hold == Hold::Ended);
+            });
+            rig.accepted += 3;
+            rig.book(&decided);
+            assert_eq!((locks, rig.dropped), (3, 1));
+            let mut gold: Vec<_> = kept(&mut rig, 4).into_keys().collect();
+            rig.decide(36_000, Which::Due).iter().for_each(|decided| {
+                let kept = decided.kept.len();
+                gold.extend((kept > 0).then_some(2));
+            });
+            assert_eq!(gold, [0, 2], "after lock {moment}");
+            rig.assert_ledger();
+        }
+    }
+}
+
+/// Scenario: an attribute whose value has a wrong wire type is accepted, since nothing asks for it;
+/// then a policy does.
+/// Guarantees: the trace meets no condition on it, but those on its other attributes.
+#[test]
+fn what_cannot_be_read_meets_nothing() {
+    let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 1);
+    let mut span = child(0, 0).encode_to_vec();
+    // A KeyValue of key "tier" whose AnyValue has field 1, a string, as a varint.
+    span.extend([0x4a, 10, 0x0a, 4, b't', b'i', b'e', b'r', 0x12, 2, 0x08, 1]);
+    span.extend(Span { attributes: vec![text("user", "a")], ..Span::default() }.encode_to_vec());
+    let nested = |tag: u8, inner: Vec<u8>| [&[tag, inner.len() as u8], &inner[..]].concat();
+    assert!(span.len() < 120, "lengths are one byte");
+    let request = nested(0x0a, nested(0x12, nested(0x12, span)));
+    rig.ingest(0, &request);
+    reload(&rig.sampler, &[gold(), policy("user", has("user", "a"))], |_| {});
+    assert_eq!(kept(&mut rig, 1), BTreeMap::from([(0, "user".to_owned())]));
+    let again = rig.sampler.ingest(Millis(0), &request, &mut rig.scratch, &mut Decided::default());
+    assert!(again.is_err(), "asked for, it refuses the request");
+}
+
+/// Scenario: three threads send traces of two parts while a fourth reloads, sets without
+/// bits, with one word and with two; the last one keeps what two parts say together.
+/// Guarantees: whatever a request was walked with, every trace is decided by the last set.
+#[test]
+fn requests_that_race_with_reloads_are_right() {
+    const SENDERS: u64 = 3;
+    const TRACES: u64 = 3_000;
+    let last = [gold(), policy("user", has("user", "a"))];
+    let sets = [vec![probabilistic(0.0)], last.to_vec(), [idle(70), last.to_vec()].concat()];
+    let mut rig = Rig::new(&sets[0], limits(), 4);
+    let sampler = &rig.sampler;
+    let next = &AtomicU64::new(0);
+    let send = || {
+        let mut scratch = Scratch::default();
+        loop {
+            let trace = next.fetch_add(1, Relaxed);
+            if trace >= TRACES {
+                break;
+            }
+            for (span, key) in [(0, "tier"), (1, "user")] {
+                let pair = match (trace % 3, key) {
+                    (0, "tier") => text("tier", "gold"),
+                    (1, "user") => text("user", "a"),
+                    _ => text(key, "none"),
+                };
+                let request =
+                    request_of(vec![Span { attributes: vec![pair], ..child(trace, span) }]);
+                let mut decided = Decided::default();
+                sampler.ingest(Millis(0), &request, &mut scratch, &mut decided).expect("sound");
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..SENDERS {
+            scope.spawn(send);
+        }
+        for number in 0.. {
+            reload(sampler, &sets[number % 3], |_| {});
+            if next.load(Relaxed) >= TRACES && number % 3 == 2 {
+                break;
+            }
+        }
+    });
+    rig.accepted = 2 * TRACES;
+    let decided = rig.decide(30_000, Which::Due);
+    let plan = rig.sampler.plan();
+    let mut by_policy = BTreeMap::<_, u64>::new();
+    for record in decided.iter().flat_map(|decided| &decided.decisions.records) {
+        *by_policy.entry(plan.name(record.decision.verdict.policy)).or_default() += 1;
+    }
+    let expected = ["gold", "none", "user"].map(|policy| (policy, TRACES / 3));
+    assert_eq!(by_policy, BTreeMap::from(expected));
+    rig.assert_ledger();
+}
+
+/// Scenario: plans that follow one another, with names that go and come back, up to the limit.
+/// Guarantees: a name keeps its id; a plan of one name too many is refused.
+#[test]
+fn names_keep_their_ids() {
+    let set = |names: &[&str]| -> Vec<_> {
+        names.iter().map(|name| policy(name, has("tier", name))).collect()
+    };
+    let first = Plan::compile(&set(&["a", "b"]));
+    let second = first.successor(&set(&["c", "b"])).expect("few");
+    let third = second.successor(&set(&["d", "a"])).expect("few");
+    assert_eq!(third.names(), ["a", "b", "c", "d"]);
+    assert_eq!((third.name(PolicyId(2)), third.name(PolicyId::NONE)), ("c", "none"));
+    let numbered = |n: usize| policy(&format!("n{n}"), certain(RuleKind::AlwaysSample));
+    let many: Vec<_> = (0..POLICY_NAMES_MAX - 4).map(numbered).collect();
+    let full = third.successor(&many).expect("just as many");
+    assert!(full.successor(&set(&["a", "d"])).is_ok());
+    assert!(full.successor(&set(&["a", "e"])).is_err());
+}
