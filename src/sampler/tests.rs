@@ -13,7 +13,11 @@ use crate::policy::{PolicyId, PolicySpec, RuleKind, RuleSpec, StringMatch};
 fn policy(name: &str) -> PolicySpec {
     let values = StringMatch::Exact(vec![name.to_owned()]);
     let kind = RuleKind::StringAttribute { key: "k".into(), values, invert: false };
-    PolicySpec { name: name.to_owned(), rule: RuleSpec { kind, sampling_percentage: 100.0 } }
+    PolicySpec {
+        name: name.to_owned(),
+        rule: RuleSpec { kind, sampling_percentage: 100.0 },
+        limit: None,
+    }
 }
 
 fn request(value: &str) -> Vec<u8> {
@@ -45,6 +49,7 @@ fn a_request_walked_with_another_plan_is_walked_again() {
         waits: Waits { decision_wait: 10, after_root: None },
         max_trace_spans: 10,
         max_trace_bytes: 1 << 10,
+        kept_bytes_max: None,
         decision_ttl_millis: 10,
         decision_log_traces: 0,
     };
