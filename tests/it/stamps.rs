@@ -55,6 +55,22 @@ async fn tracestate_is_composed_or_left_alone() {
     running.stop().await;
 }
 
+/// Scenario: spans of one trace that were sampled upstream at different thresholds, and one that
+/// was not.
+/// Guarantees: each leaves with the higher of its own and the trace's.
+#[tokio::test]
+async fn spans_of_a_trace_keep_their_own_thresholds() {
+    let running = Running::start(config(ERRORS_AND_HALF)).await;
+    let came = ["ot=th:4", "ot=th:c", "", "ot=th:e8,a=1"];
+    let spans = (1..)
+        .zip(came)
+        .map(|(id, state)| with_state(span(HIGH | 1, id, (id > 1).then_some(1)), state));
+    running.accept(spans.collect()).await;
+    running.at_rest().await;
+    assert_eq!(states(&running, HIGH | 1), ["ot=th:8", "ot=th:c", "ot=th:8", "ot=th:e8,a=1"]);
+    running.stop().await;
+}
+
 /// Scenario: spans of a trace with two valid `rv`, a bad one and none; and one whose `rv` is too
 /// low.
 /// Guarantees: the lowest valid one decides, spans that lack it get it, late ones too.
