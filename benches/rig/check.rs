@@ -15,9 +15,9 @@ use prost::Message;
 
 use crate::{
     Result,
-    corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape, TRACES_PER_REQUEST},
+    corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape},
     framing,
-    traffic::{BASELINE_PERCENT, SLOW_MS, TIER_KEY, TIER_WANTED},
+    traffic::{BASELINE_PERCENT, SLOW_MS, Size, TIER_KEY, TIER_WANTED},
 };
 
 const CYCLES: u64 = 8;
@@ -25,12 +25,23 @@ const REQUESTS: usize = 32;
 /// Five standard deviations of the share kept, with 32,000 traces.
 const KEPT_DIFFERENCE_MAX: f64 = 0.6;
 
-/// Checks three shapes: neighbouring requests, parts further apart than one cycle, many resources.
+/// Checks what options can make of the traffic.
 pub(crate) fn run() -> Result<()> {
-    for (resources, stride) in [(10, 1), (10, 49), (1000, 1)] {
-        let kept = check(&Shape { requests: REQUESTS, resources, stride })
-            .map_err(|problem| format!("{resources} resources, stride {stride}: {problem}"))?;
-        println!("{resources} resources, stride {stride}: fine, {kept:.2} % of the spans kept");
+    let plain = Shape::plain(REQUESTS);
+    let shapes = [
+        ("plain", plain),
+        ("parts further apart than one cycle", Shape { stride: 49, ..plain }),
+        ("1,000 resources, skewed", Shape { resources: 1000, is_skewed: true, ..plain }),
+        ("late spans", Shape { late: 70, ..plain }),
+        ("one span a trace", Shape { trace_spans: 1, ..plain }),
+        ("64 spans a trace", Shape { trace_spans: 64, ..plain }),
+        ("1,024 spans a trace", Shape { trace_spans: 1024, requests: 400, ..plain }),
+        ("small spans", Shape { size: Size::Small, ..plain }),
+        ("large spans", Shape { size: Size::Large, ..plain }),
+    ];
+    for (name, shape) in shapes {
+        let (kept, bytes) = check(&shape).map_err(|problem| format!("{name}: {problem}"))?;
+        println!("{name}: fine, {kept:.2} % of the spans kept, {bytes:.0} bytes a span");
     }
     Ok(())
 }
@@ -39,6 +50,7 @@ pub(crate) fn run() -> Result<()> {
 struct Seen {
     first_request: u64,
     last_request: u64,
+    root_request: Option<u64>,
     spans: u64,
     roots: u64,
     start_ns: u64,
@@ -46,12 +58,12 @@ struct Seen {
     wanted: bool,
 }
 
-fn check(shape: &Shape) -> Result<f64> {
+fn check(shape: &Shape) -> Result<(f64, f64)> {
     let mut corpus = Corpus::build(shape)?;
-    let total = REQUESTS as u64 * CYCLES;
+    let total = shape.requests as u64 * CYCLES;
     let mut traces: HashMap<Vec<u8>, Seen> = HashMap::new();
     for sequence in 0..total {
-        let body = corpus.body(sequence);
+        let body = corpus.body(sequence).ok_or("it ends")?;
         let message = &body[GRPC_PREFIX_BYTES..];
         if framing::count_spans(message) != Some(SPANS_PER_REQUEST) {
             return Err("the framing walk counts other spans".into());
@@ -63,18 +75,23 @@ fn check(shape: &Shape) -> Result<f64> {
         }
     }
     // Traces that began before the first request or end after the last are not complete.
-    let reach = 2 * shape.stride;
-    let complete = |seen: &&Seen| seen.roots > 0 && seen.last_request >= reach;
-    let complete = || traces.iter().filter(move |(_, seen)| complete(seen));
+    let reach = (2 * shape.stride).max(shape.late);
+    let root_after = if shape.trace_spans == 1 { 0 } else { 2 * shape.stride };
+    let began = move |seen: &Seen| seen.root_request?.checked_sub(root_after);
+    let complete =
+        || traces.iter().filter(|(_, seen)| began(seen).is_some_and(|b| b < total - reach));
     let spans: u64 = complete().map(|(_, seen)| seen.spans).sum();
-    if complete().count() as u64 != (total - reach) * TRACES_PER_REQUEST {
+    if complete().count() as u64 != (total - reach) * shape.traces_per_request() {
         return Err("ids repeat, or roots are missing".into());
     }
     if spans != (total - reach) * SPANS_PER_REQUEST {
         return Err("spans of complete traces are missing".into());
     }
-    if complete().any(|(_, s)| s.roots != 1 || s.last_request - s.first_request != reach) {
-        return Err("a trace has two roots, or its root comes at another time".into());
+    let is_in_time = |seen: &Seen| {
+        began(seen).is_some_and(|b| seen.first_request >= b && seen.last_request <= b + reach)
+    };
+    if complete().any(|(_, seen)| seen.roots != 1 || !is_in_time(seen)) {
+        return Err("a trace has two roots, or spans at another time".into());
     }
     let kept: u64 = complete().filter(|(id, s)| keeps(id, s)).map(|(_, seen)| seen.spans).sum();
     let percent = 100.0 * kept as f64 / spans as f64;
@@ -83,13 +100,14 @@ fn check(shape: &Shape) -> Result<f64> {
             format!("{percent:.2} % kept, not {:.2} %", corpus.expected_kept_percent).into()
         );
     }
-    Ok(percent)
+    Ok((percent, corpus.bytes_per_request / SPANS_PER_REQUEST as f64))
 }
 
 fn see(traces: &mut HashMap<Vec<u8>, Seen>, sequence: u64, span: &Span) {
     let seen = traces.entry(span.trace_id.clone()).or_insert(Seen {
         first_request: sequence,
         last_request: sequence,
+        root_request: None,
         spans: 0,
         roots: 0,
         start_ns: u64::MAX,
@@ -98,7 +116,10 @@ fn see(traces: &mut HashMap<Vec<u8>, Seen>, sequence: u64, span: &Span) {
     });
     seen.last_request = sequence;
     seen.spans += 1;
-    seen.roots += u64::from(span.parent_span_id.is_empty());
+    if span.parent_span_id.is_empty() {
+        seen.roots += 1;
+        seen.root_request = Some(sequence);
+    }
     seen.start_ns = seen.start_ns.min(span.start_time_unix_nano);
     seen.end_ns = seen.end_ns.max(span.end_time_unix_nano);
     let failed = span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);

@@ -6,19 +6,27 @@
 //! copied.
 //!
 //! **Placement.** The corpus is a ring of requests. 128 traces begin in each, with 2 to 14 spans
-//! and 1024 together. A trace has up to three parts, in its own request and `stride` and 2 x
-//! `stride` requests later, the root in the last. The parts of 128 traces add up to the same
-//! figures in every group, so every request has exactly 1024 spans. Where the ring closes a part
-//! belongs to the cycle before; each slot knows by how many cycles (`age`).
+//! and 1024 together; or fewer, longer ones of one length. A trace has up to three parts, in its own
+//! request and `stride` and 2 x `stride` requests later, the root in the last; of every sixteenth
+//! trace one span may come later still. The parts of the traces of one request add up to the same
+//! figures for every request, so each has exactly 1024 spans. Where the ring closes a part belongs to
+//! the cycle before; each slot knows by how many cycles (`age`).
+//!
+//! **Compression.** Compressed bytes cannot be patched, so a compressed corpus is one cycle as long
+//! as the whole run, with its ids written before it is compressed, and ends the load when it ends.
 //!
 //! **Ids.** The bijective finalizer of splitmix64 over a counter of traces: the low 64 bits never
 //! repeat within a run, and the low 56 bits are the trace's randomness, so they have to look
 //! random.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    io::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fastrand::Rng;
+use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     trace::v1::{ResourceSpans, Span},
@@ -27,13 +35,15 @@ use prost::Message;
 
 use crate::{
     Result, framing,
-    traffic::{self, Kind, Trace},
+    traffic::{self, Kind, Size, Trace},
 };
 
 /// Spans in every request.
 pub(crate) const SPANS_PER_REQUEST: u64 = 1024;
-/// Traces that begin in each request, eight spans each on average.
-pub(crate) const TRACES_PER_REQUEST: u64 = 128;
+/// The length of traces that stands for 2 to 14 spans, eight on average.
+const MIXED_TRACES: u64 = 8;
+/// One trace in so many has a span that comes late.
+const LATE_ONE_IN: u64 = 16;
 /// Resources in one request; with more in the corpus, requests take turns.
 const RESOURCES_PER_REQUEST: usize = 10;
 /// A gRPC message's prefix: not compressed, then its length in four bytes.
@@ -42,6 +52,7 @@ pub(crate) const GRPC_PREFIX_BYTES: usize = 5;
 const ID_OFFSET: usize = 2;
 
 /// What to make.
+#[derive(Clone, Copy)]
 pub(crate) struct Shape {
     /// Requests in one cycle.
     pub(crate) requests: usize,
@@ -49,11 +60,86 @@ pub(crate) struct Shape {
     pub(crate) resources: usize,
     /// Requests from one part of a trace to the next.
     pub(crate) stride: u64,
+    /// Spans of a trace, a power of two; 8 stands for 2 to 14.
+    pub(crate) trace_spans: u64,
+    /// How large spans are.
+    pub(crate) size: Size,
+    /// Half of a request's spans belong to its first resource, half of the rest to its second, ...
+    pub(crate) is_skewed: bool,
+    /// How many requests later one span of every sixteenth trace comes; 0: none.
+    pub(crate) late: u64,
+    /// How bodies are compressed.
+    pub(crate) compression: Compression,
+}
+
+impl Shape {
+    /// Ten resources, traces of eight spans in neighbouring requests.
+    pub(crate) fn plain(requests: usize) -> Self {
+        Shape {
+            requests,
+            resources: 10,
+            stride: 1,
+            trace_spans: MIXED_TRACES,
+            size: Size::Medium,
+            is_skewed: false,
+            late: 0,
+            compression: Compression::None,
+        }
+    }
+
+    /// Traces that begin in each request.
+    pub(crate) fn traces_per_request(&self) -> u64 {
+        SPANS_PER_REQUEST / self.trace_spans
+    }
+
+    /// Mixed traces have 2 to 14 spans in pairs that add up to 16, the same for every request.
+    fn spans_of_trace(&self, number: u64) -> u64 {
+        if self.trace_spans != MIXED_TRACES {
+            return self.trace_spans;
+        }
+        let number = number % self.traces_per_request();
+        let difference = number / 2 % 7;
+        if number.is_multiple_of(2) { 8 - difference } else { 8 + difference }
+    }
+}
+
+/// How bodies are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Compression {
+    None,
+    /// Level 6, as the SDKs do.
+    Gzip,
+    /// Level 3, its own default.
+    Zstd,
+}
+
+impl Compression {
+    /// The value of `grpc-encoding`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "identity",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    fn compress(self, message: &[u8]) -> std::io::Result<Vec<u8>> {
+        match self {
+            Self::None => Ok(message.to_vec()),
+            Self::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+                encoder.write_all(message)?;
+                encoder.finish()
+            }
+            Self::Zstd => zstd::encode_all(message, 3),
+        }
+    }
 }
 
 /// The ring of requests.
 pub(crate) struct Corpus {
     requests: Vec<Request>,
+    is_compressed: bool,
     traces: u64,
     first_counter: u64,
     /// Encoded bytes of a request without the gRPC prefix, on average.
@@ -64,6 +150,7 @@ pub(crate) struct Corpus {
     pub(crate) copies: u64,
 }
 
+#[derive(Default)]
 struct Request {
     body: Bytes,
     ids: Vec<IdSlot>,
@@ -83,40 +170,58 @@ impl Corpus {
         let mut rng = Rng::with_seed(7);
         let start_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
         let start_ns = u64::try_from(start_ns)?;
-        let ring = shape.requests as u64;
+        let traces = shape.requests as u64 * shape.traces_per_request();
         let mut spans: Vec<Vec<Span>> = Vec::new();
         spans.resize_with(shape.requests, Vec::new);
         let (mut kept, mut all) = (0.0, 0.0);
-        for number in 0..ring * TRACES_PER_REQUEST {
-            let trace = Trace::new(number, start_ns, &mut rng);
-            let size = spans_of_trace(number);
+        for number in 0..traces {
+            let trace = Trace::new(number, start_ns, shape.size, &mut rng);
+            let size = shape.spans_of_trace(number);
             let keep = if trace.kind == Kind::Ordinary { traffic::BASELINE_PERCENT } else { 100.0 };
             kept += keep * size as f64;
             all += size as f64;
             place(number, &trace, shape, &mut spans, &mut rng);
         }
-        let requests = spans
-            .into_iter()
-            .enumerate()
-            .map(|(index, spans)| Request::encode(index, spans, shape.resources))
-            .collect::<Result<Vec<_>>>()?;
-        let bytes: usize = requests.iter().map(|r| r.body.len() - GRPC_PREFIX_BYTES).sum();
-        Ok(Self {
-            traces: ring * TRACES_PER_REQUEST,
+        let mut corpus = Self {
+            traces,
+            is_compressed: shape.compression != Compression::None,
             first_counter: fastrand::u64(..),
-            bytes_per_request: bytes as f64 / requests.len() as f64,
+            bytes_per_request: 0.0,
             expected_kept_percent: kept / all,
             copies: 0,
-            requests,
-        })
+            requests: Vec::with_capacity(shape.requests),
+        };
+        let mut bytes = 0;
+        for (index, spans) in spans.into_iter().enumerate() {
+            let mut request = Request::encode(index, spans, shape)?;
+            bytes += request.body.len() - GRPC_PREFIX_BYTES;
+            if corpus.is_compressed {
+                let body = corpus.stamped(&mut request, 0);
+                request.body = compressed(&body[GRPC_PREFIX_BYTES..], shape.compression)?;
+                request.ids = Vec::new();
+            }
+            corpus.requests.push(request);
+        }
+        corpus.bytes_per_request = bytes as f64 / corpus.requests.len() as f64;
+        Ok(corpus)
     }
 
     /// The body of the request numbered `sequence`, counted from the start of the load, with its
-    /// prefix.
-    pub(crate) fn body(&mut self, sequence: u64) -> Bytes {
+    /// prefix; `None` once a compressed corpus is used up.
+    pub(crate) fn body(&mut self, sequence: u64) -> Option<Bytes> {
         let ring = self.requests.len() as u64;
-        let cycle = sequence / ring;
-        let request = &mut self.requests[(sequence % ring) as usize];
+        let (cycle, place) = (sequence / ring, (sequence % ring) as usize);
+        if self.is_compressed {
+            return (cycle == 0).then(|| self.requests[place].body.clone());
+        }
+        let mut request = std::mem::take(&mut self.requests[place]);
+        let body = self.stamped(&mut request, cycle);
+        self.requests[place] = request;
+        Some(body)
+    }
+
+    /// The request with the ids of this cycle.
+    fn stamped(&mut self, request: &mut Request, cycle: u64) -> Bytes {
         let mut body = std::mem::take(&mut request.body).try_into_mut().unwrap_or_else(|in_use| {
             self.copies += 1;
             BytesMut::from(&in_use[..])
@@ -133,7 +238,8 @@ impl Corpus {
 }
 
 impl Request {
-    fn encode(index: usize, spans: Vec<Span>, resources: usize) -> Result<Self> {
+    fn encode(index: usize, spans: Vec<Span>, shape: &Shape) -> Result<Self> {
+        let resources = shape.resources;
         let mut groups: Vec<_> = (0..RESOURCES_PER_REQUEST.min(resources))
             .map(|group| ResourceSpans {
                 resource: Some(traffic::resource(
@@ -145,7 +251,9 @@ impl Request {
             .collect();
         let count = groups.len();
         for (position, span) in spans.into_iter().enumerate() {
-            groups[position % count].scope_spans[0].spans.push(span);
+            let doubling = (position + 1).trailing_zeros() as usize;
+            let group = if shape.is_skewed { doubling } else { position };
+            groups[group % count].scope_spans[0].spans.push(span);
         }
         let message = ExportTraceServiceRequest { resource_spans: groups };
         let length = message.encoded_len();
@@ -158,29 +266,34 @@ impl Request {
     }
 }
 
+fn compressed(message: &[u8], compression: Compression) -> Result<Bytes> {
+    let message = compression.compress(message)?;
+    let mut body = BytesMut::with_capacity(GRPC_PREFIX_BYTES + message.len());
+    body.put_u8(1);
+    body.put_u32(u32::try_from(message.len())?);
+    body.put_slice(&message);
+    Ok(body.freeze())
+}
+
 /// Puts the spans of one trace into the requests of its parts.
 fn place(number: u64, trace: &Trace, shape: &Shape, spans: &mut [Vec<Span>], rng: &mut Rng) {
     let ring = shape.requests as u64;
-    let size = spans_of_trace(number);
+    let size = shape.spans_of_trace(number);
     let (first, last) = (size.div_ceil(3), (size + 1) / 3);
+    let has_late = shape.late > 0 && size > 1 && number.is_multiple_of(LATE_ONE_IN);
     for position in 0..size {
         let part = if position < first { 0 } else { 1 + u64::from(position >= size - last) };
-        let request = number / TRACES_PER_REQUEST + part * shape.stride;
+        let is_late = has_late && position == 0;
+        let later = if is_late { shape.late } else { part * shape.stride };
+        let request = number / shape.traces_per_request() + later;
         let placeholder = placeholder(number, request / ring);
         let span = if position + 1 == size {
-            trace.root(placeholder, rng)
+            trace.root(placeholder, size == 1, rng)
         } else {
             trace.child(placeholder, position + 2 == size, rng)
         };
         spans[(request % ring) as usize].push(span);
     }
-}
-
-/// 2 to 14, in pairs that add up to 16, the same for each group of [`TRACES_PER_REQUEST`].
-fn spans_of_trace(number: u64) -> u64 {
-    let number = number % TRACES_PER_REQUEST;
-    let difference = number / 2 % 7;
-    if number.is_multiple_of(2) { 8 - difference } else { 8 + difference }
 }
 
 /// Stands for the id of trace `number` in the encoded request until its first ids are written.

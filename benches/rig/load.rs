@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use clap::ValueEnum;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use tokio::{
@@ -29,12 +30,14 @@ use tokio::{
 use crate::{
     Result,
     control::{self, Ask, Control, LoadLap, Loaded},
-    corpus::{Corpus, SPANS_PER_REQUEST, Shape},
+    corpus::{Compression, Corpus, SPANS_PER_REQUEST, Shape},
+    traffic::Size,
 };
 
 const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-/// A gRPC message that is empty, as the response to a request that was taken whole is.
-const EMPTY_MESSAGE: [u8; 5] = [0; 5];
+/// The answers to a request that was taken whole: an empty gRPC message or, as the Collector writes
+/// it, one with an empty `partial_success`.
+const TAKEN_WHOLE: [&[u8]; 2] = [&[0; 5], &[0, 0, 0, 0, 2, 0x0a, 0]];
 /// Tickets that may wait for a lane. The pacer waits when they are full; the due times do not move.
 const TICKETS_MAX: usize = 4096;
 /// How long the last requests may take once the load has ended.
@@ -65,6 +68,56 @@ pub(crate) struct Options {
     /// Requests that are encoded once and sent in turn, 0.7 MB each
     #[arg(long, default_value_t = 128)]
     requests: usize,
+    #[command(flatten)]
+    traffic: TrafficOptions,
+}
+
+/// What stands apart from the plain traffic.
+#[derive(clap::Args, Clone)]
+pub(crate) struct TrafficOptions {
+    /// Spans of a trace: 1, 8 (which stands for 2 to 14), 64 or 1024
+    #[arg(long, default_value_t = 8, value_parser = trace_spans)]
+    trace_spans: u64,
+    #[arg(long, value_enum, default_value_t = Size::Medium)]
+    span_size: Size,
+    /// Half of a request's spans belong to one resource, half of the rest to the next, ...
+    #[arg(long)]
+    skewed: bool,
+    /// How much later one span of every sixteenth trace comes; "0s": none does
+    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+    late_after: Duration,
+    /// Compresses requests; then `--requests` must suffice for the whole run
+    #[arg(long, value_enum, default_value_t = Compression::None)]
+    compression: Compression,
+}
+
+/// A value as it is written on the command line.
+fn word(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value().expect("no value is hidden");
+    value.get_name().to_owned()
+}
+
+fn trace_spans(text: &str) -> std::result::Result<u64, String> {
+    let spans = text.parse().map_err(|_| "not a number")?;
+    if [1, 8, 64, 1024].contains(&spans) { Ok(spans) } else { Err("1, 8, 64 or 1024".into()) }
+}
+
+impl TrafficOptions {
+    pub(crate) fn is_compressed(&self) -> bool {
+        self.compression != Compression::None
+    }
+
+    /// As the load's own arguments.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            format!("--trace-spans={}", self.trace_spans),
+            format!("--span-size={}", word(self.span_size)),
+            format!("--late-after={}ms", self.late_after.as_millis()),
+            format!("--compression={}", word(self.compression)),
+        ];
+        arguments.extend(self.skewed.then(|| "--skewed".to_owned()));
+        arguments
+    }
 }
 
 impl Options {
@@ -73,11 +126,17 @@ impl Options {
     }
 
     fn shape(&self) -> Shape {
-        let stride = self.root_after.as_secs_f64() * self.requests_per_second() / 2.0;
+        let requests_in =
+            |time: Duration| (time.as_secs_f64() * self.requests_per_second()).round() as u64;
         Shape {
             requests: self.requests.max(1),
             resources: self.resources.max(1),
-            stride: (stride.round() as u64).max(1),
+            stride: (requests_in(self.root_after) / 2).max(1),
+            trace_spans: self.traffic.trace_spans,
+            size: self.traffic.span_size,
+            is_skewed: self.traffic.skewed,
+            late: requests_in(self.traffic.late_after),
+            compression: self.traffic.compression,
         }
     }
 }
@@ -99,7 +158,8 @@ async fn drive(options: Options, corpus: Corpus) -> Result<()> {
         bytes_per_span: corpus.bytes_per_request / SPANS_PER_REQUEST as f64,
         expected_kept_percent: corpus.expected_kept_percent,
     };
-    let state = Rc::new(RefCell::new(State { corpus, lap: Lap::new() }));
+    let encoding = options.traffic.compression.name();
+    let state = Rc::new(RefCell::new(State { corpus, encoding, lap: Lap::new() }));
     let (tickets, queue) = mpsc::channel(TICKETS_MAX);
     let queue = Rc::new(Mutex::new(queue));
     let mut senders = Vec::new();
@@ -196,7 +256,9 @@ async fn lane(
         let Some(ticket) = next else { return Ok(()) };
         sender = sender.ready().await?;
         let body = state.borrow_mut().corpus.body(ticket.sequence);
-        let outcome = match export(&mut sender, body).await {
+        let body = body.ok_or("the compressed requests are used up: more --requests")?;
+        let encoding = state.borrow().encoding;
+        let outcome = match export(&mut sender, body, encoding).await {
             Err(error) if error.is_reset() => Err(error.to_string()),
             outcome => outcome?,
         };
@@ -208,10 +270,12 @@ async fn lane(
 async fn export(
     sender: &mut SendRequest<Bytes>,
     body: Bytes,
+    encoding: &'static str,
 ) -> std::result::Result<std::result::Result<(), String>, h2::Error> {
     let request = Request::post(EXPORT_PATH)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
+        .header("grpc-encoding", encoding)
         .body(())
         .expect("method, path and headers are constants that are valid");
     let (response, mut stream) = sender.send_request(request, false)?;
@@ -232,7 +296,7 @@ async fn export(
 fn outcome(trailers: &HeaderMap, message: &[u8]) -> std::result::Result<(), String> {
     let text = |name| trailers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("none");
     match text("grpc-status") {
-        "0" if message == EMPTY_MESSAGE => Ok(()),
+        "0" if TAKEN_WHOLE.contains(&message) => Ok(()),
         "0" => Err("partial success".into()),
         code => Err(format!("grpc-status {code}: {}", text("grpc-message"))),
     }
@@ -240,6 +304,7 @@ fn outcome(trailers: &HeaderMap, message: &[u8]) -> std::result::Result<(), Stri
 
 struct State {
     corpus: Corpus,
+    encoding: &'static str,
     lap: Lap,
 }
 

@@ -20,6 +20,7 @@
 )]
 
 mod check;
+mod collector;
 mod control;
 mod corpus;
 mod framing;

@@ -92,7 +92,7 @@ impl Bench {
         let sink = Process::rig("sink", &[])?;
         let server = Server::start(target, plan, sink.answer::<Listening>()?.address)?;
         let max = plan.warm_up(target) + plan.measured + LOAD_MARGIN;
-        let arguments = [
+        let mut arguments = vec![
             format!("--target={}", server.receiver),
             format!("--rate={}", plan.rate),
             format!("--max-seconds={}", max.as_secs()),
@@ -100,8 +100,9 @@ impl Bench {
             format!("--in-flight={}", plan.in_flight),
             format!("--root-after={}ms", plan.root_after.as_millis()),
             format!("--resources={}", plan.resources),
-            format!("--requests={}", plan.requests),
+            format!("--requests={}", plan.requests(target)),
         ];
+        arguments.extend(plan.traffic.arguments());
         let load = Process::rig("load", &arguments)?;
         let loaded = load.answer()?;
         Ok(Self { sink, server, load, loaded })
@@ -153,7 +154,7 @@ fn measure(target: Target, round: u32, plan: &Plan) -> Result<Measurement> {
     }
     let cpu: [f64; 3] = std::array::from_fn(|index| cpu_after[index] - cpu_before[index]);
     let millions = load.spans as f64 / 1e6;
-    let kept = (target == Target::Tailwater).then(|| Kept {
+    let kept = (target != Target::Floor).then(|| Kept {
         sink,
         sink_cpu_seconds_per_million: cpu[2] / millions,
         percent: 100.0 * sink.spans as f64 / load.spans as f64,

@@ -6,12 +6,17 @@ use std::{path::PathBuf, time::Duration};
 use clap::ValueEnum;
 use humantime::parse_duration;
 
-use crate::{Result, corpus::SPANS_PER_REQUEST};
+use crate::{Result, corpus::SPANS_PER_REQUEST, load::TrafficOptions};
 
 /// The load that is left over after a window has filled, before the measured interval begins.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The floor holds nothing that would have to fill first.
 const FLOOR_WARM_UP: Duration = Duration::from_secs(3);
+/// Load that compressed requests must suffice for beyond what is measured.
+const COMPRESSED_MARGIN: Duration = Duration::from_secs(5);
+/// Requests in a cycle that is sent again and again.
+const REQUESTS: usize = 128;
+
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// What to measure; its defaults yield to the options below
@@ -49,14 +54,20 @@ pub(crate) struct Options {
     /// Different resources in the traffic
     #[arg(long, default_value_t = 10)]
     resources: usize,
-    /// Requests that the generator encodes once and sends in turn, 0.7 MB each
-    #[arg(long, default_value_t = 128)]
-    requests: usize,
+    /// Requests that the generator encodes once and sends in turn, 0.7 MB each [default: 128, or
+    /// what the run takes where they are compressed]
+    #[arg(long)]
+    requests: Option<usize>,
+    #[command(flatten)]
+    traffic: TrafficOptions,
     #[arg(long, default_value_t = 6000)]
     memory_limit_mib: u64,
     /// The binary to measure
     #[arg(long, default_value = env!("CARGO_BIN_EXE_tailwater"))]
     tailwater: PathBuf,
+    /// A Collector with tail_sampling, as `benches/peer/build.sh` builds it
+    #[arg(long)]
+    collector: Option<PathBuf>,
     /// Writes every figure of every run to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -69,6 +80,8 @@ pub(crate) enum Scenario {
     Steady,
     /// decision_wait 30 s with roots after 1 s and 5 s after the root: memory over 6 s of traffic
     Memory30,
+    /// Beside the Collector's tail_sampling, at a rate that it can take
+    Peer,
 }
 
 /// What a scenario means where no option says otherwise.
@@ -103,6 +116,17 @@ impl Scenario {
                 root_after: Duration::from_secs(1),
                 warm_up: Some(Duration::from_secs(45)),
             },
+            // The Collector takes some 120,000 spans/s on two cores, generator included.
+            Self::Peer => Defaults {
+                targets: &[
+                    Target::Floor,
+                    Target::Tailwater,
+                    Target::Collector,
+                    Target::CollectorSharded,
+                ],
+                rate: 50_000,
+                ..Self::Steady.defaults()
+            },
         }
     }
 }
@@ -112,6 +136,10 @@ impl Scenario {
 pub(crate) enum Target {
     Floor,
     Tailwater,
+    /// tail_sampling with one shard, its default.
+    Collector,
+    /// tail_sampling with two shards, one a core.
+    CollectorSharded,
 }
 
 impl Target {
@@ -120,6 +148,8 @@ impl Target {
         match self {
             Self::Floor => "floor",
             Self::Tailwater => "tailwater",
+            Self::Collector => "collector",
+            Self::CollectorSharded => "collector, 2 shards",
         }
     }
 }
@@ -137,9 +167,11 @@ pub(crate) struct Plan {
     pub(crate) connections: usize,
     pub(crate) in_flight: usize,
     pub(crate) resources: usize,
-    pub(crate) requests: usize,
+    requests: Option<usize>,
+    pub(crate) traffic: TrafficOptions,
     pub(crate) memory_limit_mib: u64,
     pub(crate) tailwater: PathBuf,
+    pub(crate) collector: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
 }
 
@@ -167,8 +199,10 @@ impl Plan {
             in_flight: options.in_flight,
             resources: options.resources,
             requests: options.requests,
+            traffic: options.traffic,
             memory_limit_mib: options.memory_limit_mib,
             tailwater: options.tailwater,
+            collector: options.collector,
             json: options.json,
         })
     }
@@ -177,8 +211,16 @@ impl Plan {
     pub(crate) fn warm_up(&self, target: Target) -> Duration {
         match target {
             Target::Floor => FLOOR_WARM_UP,
-            Target::Tailwater => self.warm_up.unwrap_or(self.window + SETTLE),
+            _ => self.warm_up.unwrap_or(self.window + SETTLE),
         }
+    }
+
+    /// Requests in the generator's cycle; a compressed cycle must last for the whole run.
+    pub(crate) fn requests(&self, target: Target) -> usize {
+        let load = self.warm_up(target) + self.measured + COMPRESSED_MARGIN;
+        let requests = load.as_secs_f64() * self.rate as f64 / SPANS_PER_REQUEST as f64;
+        let needed = if self.traffic.is_compressed() { requests as usize } else { REQUESTS };
+        self.requests.unwrap_or(needed)
     }
 
     /// How long the first spans of a trace are held: the denominator of memory over traffic.

@@ -16,8 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Result, control};
 
-/// A child answers at once or, while the machine is full, soon; encoding a corpus takes a second.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// A child answers at once or, while the machine is full, soon; encoding a corpus takes a second, and
+/// a minute where the whole run is compressed in advance.
+const ANSWER_MAX: Duration = Duration::from_secs(180);
 /// Linux shows CPU times to users in hundredths of a second on every architecture (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
 const POLL: Duration = Duration::from_millis(20);

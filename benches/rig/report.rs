@@ -18,6 +18,13 @@ const RATE_SHARE_MIN: f64 = 0.98;
 /// Kept and expected may differ by so many percentage points: chance, and a tick at either end.
 const KEPT_DIFFERENCE_MAX: f64 = 0.6;
 
+/// Which targets are compared, the first over the second.
+const PAIRS: [(Target, Target); 3] = [
+    (Target::Tailwater, Target::Floor),
+    (Target::Collector, Target::Tailwater),
+    (Target::CollectorSharded, Target::Tailwater),
+];
+
 const MIB: f64 = (1 << 20) as f64;
 
 /// What the run is, and the table's head.
@@ -36,7 +43,7 @@ pub(crate) fn print_head(plan: &Plan) {
         std::thread::available_parallelism().map_or(0, usize::from),
     );
     println!(
-        "{:<9} {:>5} {:>9} {:>7} {:>7} {:>6} {:>7} {:>7} {:>8} {:>7} {:>8} {:>6} {:>8} {:>7}",
+        "{:<19} {:>5} {:>9} {:>7} {:>7} {:>6} {:>7} {:>7} {:>8} {:>7} {:>8} {:>6} {:>8} {:>7}",
         "target",
         "round",
         "spans/s",
@@ -60,7 +67,7 @@ pub(crate) fn print_row(row: &Measurement, before: &[Measurement]) {
     let ratio = floor.map(|floor| row.cpu_seconds_per_million / floor.cpu_seconds_per_million);
     let ratio = if is(row, Target::Floor) { Some(1.0) } else { ratio };
     println!(
-        "{:<9} {:>5} {:>9.0} {:>7.3} {:>7} {:>6.2} {:>7.2} {:>7.2} {:>8.0} {:>7} {:>8} {:>6} \
+        "{:<19} {:>5} {:>9.0} {:>7.3} {:>7} {:>6.2} {:>7.2} {:>7.2} {:>8.0} {:>7} {:>8} {:>6} \
          {:>8.0} {:>7.3}",
         row.target,
         row.round,
@@ -70,7 +77,7 @@ pub(crate) fn print_row(row: &Measurement, before: &[Measurement]) {
         row.cores,
         row.load.ack_p50_ms,
         row.load.ack_p99_ms,
-        highest(row, |memory| Some(memory.rss_bytes as f64)).unwrap_or(0.0) / MIB,
+        rss_bytes(row) as f64 / MIB,
         optional(over_window(row), 3),
         optional(over_traffic(row), 3),
         optional(row.kept.map(|kept| kept.percent), 2),
@@ -93,14 +100,24 @@ pub(crate) fn print_summary(plan: &Plan, all: &[Measurement]) {
         println!("{name}: ack p99 ms {}", of(|row| row.load.ack_p99_ms));
         if *target == Target::Tailwater {
             println!("{name}: RSS over window bytes {}", of(|row| over_window(row).unwrap_or(0.0)));
+        }
+        if *target != Target::Floor {
             let held = format_duration(plan.held());
             let over = of(|row| over_traffic(row).unwrap_or(0.0));
             println!("{name}: RSS over the encoded bytes of {held} of traffic {over}");
         }
     }
-    let ratios = ratios(all);
-    if !ratios.is_empty() {
-        println!("tailwater over floor, round by round: {}", Spread::of(ratios.into_iter()));
+    for (over, under) in PAIRS {
+        let cpu = ratios(all, (over, under), |row| row.cpu_seconds_per_million);
+        if !cpu.is_empty() {
+            let (over, under) = (over.name(), under.name());
+            println!("{over} over {under}, round by round: CPU {}", Spread::of(cpu.into_iter()));
+        }
+        let memory = ratios(all, (over, under), |row| rss_bytes(row) as f64);
+        if under == Target::Tailwater && !memory.is_empty() {
+            let (over, under) = (over.name(), under.name());
+            println!("{over} over {under}, round by round: RSS {}", Spread::of(memory.into_iter()));
+        }
     }
     if let Some(spread) = floor_spread(all).filter(|spread| *spread > FLOOR_SPREAD_MAX) {
         println!("VOID: the floor's own range is {:.0} % of its median", spread * 100.0);
@@ -122,7 +139,7 @@ pub(crate) fn write_json(path: &Path, plan: &Plan, all: &[Measurement]) -> Resul
         "connections": plan.connections,
         "in_flight": plan.in_flight,
         "resources": plan.resources,
-        "ratios_to_floor": ratios(all),
+        "ratios_to_floor": ratios(all, PAIRS[0], |row| row.cpu_seconds_per_million),
         "floor_spread": floor_spread(all),
         "void": voids,
         "measurements": all,
@@ -155,14 +172,17 @@ fn warnings(row: &Measurement) -> Vec<String> {
     warnings
 }
 
-/// Tailwater's cost over the floor's, of each round that has both.
-fn ratios(all: &[Measurement]) -> Vec<f64> {
-    let floors = all.iter().filter(|row| is(row, Target::Floor));
-    floors
-        .filter_map(|floor| {
-            let of_round = |row: &&Measurement| row.round == floor.round;
-            let other = all.iter().filter(of_round).find(|row| is(row, Target::Tailwater))?;
-            Some(other.cpu_seconds_per_million / floor.cpu_seconds_per_million)
+/// One target's figure over another's, of each round that has both.
+fn ratios(
+    all: &[Measurement],
+    (over, under): (Target, Target),
+    figure: fn(&Measurement) -> f64,
+) -> Vec<f64> {
+    let of_target = |target: Target| all.iter().filter(move |row| is(row, target));
+    of_target(under)
+        .filter_map(|base| {
+            let row = of_target(over).find(|row| row.round == base.round)?;
+            Some(figure(row) / figure(base))
         })
         .collect()
 }
@@ -173,12 +193,17 @@ fn floor_spread(all: &[Measurement]) -> Option<f64> {
     (floors.len() > 1).then(|| (spread.highest - spread.lowest) / spread.median)
 }
 
+fn rss_bytes(row: &Measurement) -> u64 {
+    row.memory.iter().map(|memory| memory.rss_bytes).max().unwrap_or(0)
+}
+
 fn over_window(row: &Measurement) -> Option<f64> {
     highest(row, |memory| Some(memory.rss_bytes as f64 / memory.window_bytes?))
 }
 
 fn over_traffic(row: &Measurement) -> Option<f64> {
-    highest(row, |memory| memory.window_bytes.map(|_| memory.rss_bytes as f64 / memory.sent_bytes))
+    let is_held = !is(row, Target::Floor);
+    highest(row, |memory| is_held.then_some(memory.rss_bytes as f64 / memory.sent_bytes))
 }
 
 /// The worse of the two instants at which memory was read.

@@ -23,6 +23,7 @@ use tailwater::grpc::RawCodec;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::{
     Status,
+    codec::CompressionEncoding,
     server::{Grpc, UnaryService},
 };
 
@@ -105,7 +106,10 @@ async fn connection(stream: TcpStream, export: Export) {
     let service = service_fn(move |request: http::Request<Incoming>| {
         let export = export.clone();
         async move {
-            let mut grpc = Grpc::new(RawCodec).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            let mut grpc = Grpc::new(RawCodec)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .accept_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Zstd);
             Ok::<_, std::convert::Infallible>(grpc.unary(export, request).await)
         }
     });

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    Result,
+    Result, collector,
     control::Listening,
     plan::{Plan, Target},
     process::{self, Process},
@@ -46,6 +46,8 @@ impl Server {
         match target {
             Target::Floor => Self::floor(),
             Target::Tailwater => Self::tailwater(plan, sink),
+            Target::Collector => Self::collector(plan, sink, 1),
+            Target::CollectorSharded => Self::collector(plan, sink, 2),
         }
     }
 
@@ -64,21 +66,26 @@ impl Server {
         let mut command = Command::new(&plan.tailwater);
         command.arg("run").arg("--config").arg(&config.0);
         let mut process = Process::start("tailwater", command)?;
-        while !matches!(get(telemetry, "/-/ready"), Ok((200, _))) {
-            if !process.is_running()? {
-                return Err("tailwater ended before it was ready".into());
-            }
-            if begin.elapsed() > READY_MAX {
-                return Err(format!("tailwater was not ready within {READY_MAX:?}").into());
-            }
-            process::pause(READY_POLL)?;
-        }
+        wait_until(&mut process, || matches!(get(telemetry, "/-/ready"), Ok((200, _))))?;
         let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
         let telemetry = Some(telemetry);
         Ok(Self { process, receiver, ready_ms, telemetry, _config: Some(config) })
     }
 
-    /// What tailwater says that it holds; nothing for the floor.
+    fn collector(plan: &Plan, sink: SocketAddr, shards: u32) -> Result<Self> {
+        let program = plan.collector.as_ref().ok_or("which Collector? --collector PATH")?;
+        let [receiver, ..] = free_addresses()?;
+        let config = ConfigFile::write(&collector::yaml(plan, receiver, sink, shards))?;
+        let begin = Instant::now();
+        let mut command = Command::new(program);
+        command.arg("--config").arg(&config.0);
+        let mut process = Process::start("collector", command)?;
+        wait_until(&mut process, || TcpStream::connect(receiver).is_ok())?;
+        let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
+        Ok(Self { process, receiver, ready_ms, telemetry: None, _config: Some(config) })
+    }
+
+    /// What tailwater says that it holds; nothing for the others.
     pub(crate) fn window(&self) -> Result<Option<Window>> {
         let Some(telemetry) = self.telemetry else { return Ok(None) };
         let (status, metrics) = get(telemetry, "/metrics")?;
@@ -95,14 +102,28 @@ impl Server {
     }
 }
 
+fn wait_until(process: &mut Process, is_ready: impl Fn() -> bool) -> Result<()> {
+    let begin = Instant::now();
+    while !is_ready() {
+        if !process.is_running()? {
+            return Err("it ended before it was ready".into());
+        }
+        if begin.elapsed() > READY_MAX {
+            return Err(format!("it was not ready within {READY_MAX:?}").into());
+        }
+        process::pause(READY_POLL)?;
+    }
+    Ok(())
+}
+
 /// A file that is removed with the server that reads it.
 struct ConfigFile(PathBuf);
 
 impl ConfigFile {
-    fn write(toml: &str) -> Result<Self> {
-        let name = format!("tailwater-rig-{}.toml", std::process::id());
+    fn write(text: &str) -> Result<Self> {
+        let name = format!("tailwater-rig-{}.conf", std::process::id());
         let file = Self(std::env::temp_dir().join(name));
-        fs::write(&file.0, toml)?;
+        fs::write(&file.0, text)?;
         Ok(file)
     }
 }

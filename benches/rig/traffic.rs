@@ -22,6 +22,11 @@ pub(crate) const SLOW_MS: u64 = 2000;
 /// What the `probabilistic` policy keeps.
 pub(crate) const BASELINE_PERCENT: f64 = 4.5;
 
+/// What small spans keep of their attributes.
+const SMALL_KEYS: [&str; 5] =
+    [TIER_KEY, "http.route", "db.operation.name", "thread.name", "server.address"];
+/// Lines of a large span's stack trace, 48 bytes each.
+const FRAMES: usize = 74;
 const NANOS_PER_MS: u64 = 1_000_000;
 const SERVICES: [&str; 10] = [
     "gateway",
@@ -56,16 +61,47 @@ pub(crate) enum Kind {
     Premium,
 }
 
+/// How large a span is, encoded, with its share of the resource.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Size {
+    /// About 200 bytes: the attributes that policies read, and little else.
+    Small,
+    /// About 680 bytes.
+    Medium,
+    /// About 4,000 bytes: a stack trace comes with each span.
+    Large,
+}
+
+impl Size {
+    fn fit(self, mut span: Span, rng: &mut Rng) -> Span {
+        match self {
+            Self::Small => {
+                span.events.clear();
+                span.attributes.retain(|pair| SMALL_KEYS.contains(&pair.key.as_str()));
+            }
+            Self::Medium => {}
+            Self::Large => {
+                let frame =
+                    |_| format!("\tat net.example.shop.C{:08x}.call(C.java)\n", rng.u32(..));
+                let frames: String = (0..FRAMES).map(frame).collect();
+                span.attributes.push(text("exception.stacktrace", &frames));
+            }
+        }
+        span
+    }
+}
+
 /// One trace of the corpus, before its spans are placed in requests.
 pub(crate) struct Trace {
     pub(crate) kind: Kind,
     root_id: u64,
     start_ns: u64,
+    size: Size,
 }
 
 impl Trace {
     /// The trace numbered `number`, which alone determines its kind.
-    pub(crate) fn new(number: u64, start_ns: u64, rng: &mut Rng) -> Self {
+    pub(crate) fn new(number: u64, start_ns: u64, size: Size, rng: &mut Rng) -> Self {
         // 173 is prime to 400: the special traces are spread, and their shares stay exact.
         let kind = match number * 173 % 400 {
             0..4 => Kind::Error,
@@ -73,11 +109,11 @@ impl Trace {
             12..23 => Kind::Premium,
             _ => Kind::Ordinary,
         };
-        Self { kind, root_id: rng.u64(1..), start_ns }
+        Self { kind, root_id: rng.u64(1..), start_ns, size }
     }
 
-    /// The root span, which ends last and, in a slow trace, late.
-    pub(crate) fn root(&self, placeholder: [u8; 16], rng: &mut Rng) -> Span {
+    /// The root span, which ends last and, in a slow trace, late. An `only` span has the error, too.
+    pub(crate) fn root(&self, placeholder: [u8; 16], only: bool, rng: &mut Rng) -> Span {
         let ms = if self.kind == Kind::Slow { SLOW_MS + 400 } else { rng.u64(80..900) };
         let mut root = web_span(rng);
         root.kind = span::SpanKind::Server.into();
@@ -87,7 +123,10 @@ impl Trace {
         if self.kind == Kind::Premium {
             set_tier(&mut root);
         }
-        Span { trace_id: placeholder.to_vec(), ..root }
+        if only {
+            root.status = self.status();
+        }
+        self.size.fit(Span { trace_id: placeholder.to_vec(), ..root }, rng)
     }
 
     /// A span below the root; `last` is the one that carries the error of an error trace.
@@ -98,13 +137,18 @@ impl Trace {
         child.parent_span_id = self.root_id.to_be_bytes().to_vec();
         child.start_time_unix_nano = self.start_ns + rng.u64(1..40) * NANOS_PER_MS;
         child.end_time_unix_nano = child.start_time_unix_nano + rng.u64(1..30) * NANOS_PER_MS;
-        if last && self.kind == Kind::Error {
-            child.status = Some(Status {
-                message: "connection reset by peer".into(),
-                code: status::StatusCode::Error.into(),
-            });
+        if last {
+            child.status = self.status();
         }
-        Span { trace_id: placeholder.to_vec(), ..child }
+        self.size.fit(Span { trace_id: placeholder.to_vec(), ..child }, rng)
+    }
+
+    /// Of the span that carries the error of an error trace.
+    fn status(&self) -> Option<Status> {
+        (self.kind == Kind::Error).then(|| Status {
+            message: "connection reset by peer".into(),
+            code: status::StatusCode::Error.into(),
+        })
     }
 }
 

@@ -1,0 +1,62 @@
+//! The Collector's configuration for the rig's traffic, with the settings that suit it best.
+//!
+//! The same window and the same four policies. Room for every trace of the window (it evicts
+//! undecided traces beyond `num_traces`), decisions remembered as long as ours, and batches made in
+//! the exporter's queue, which its documentation recommends over the `batch` processor. No
+//! `memory_limiter`, no debug logging, no metrics endpoint: nothing that would cost it CPU.
+
+use std::net::SocketAddr;
+
+use crate::{
+    plan::Plan,
+    traffic::{BASELINE_PERCENT, SLOW_MS, TIER_KEY, TIER_WANTED},
+};
+
+/// As YAML.
+pub(crate) fn yaml(plan: &Plan, receiver: SocketAddr, sink: SocketAddr, shards: u32) -> String {
+    let window_ms = plan.window.as_millis();
+    format!(
+        r#"
+receivers:
+  otlp:
+    protocols:
+      grpc:
+        endpoint: "{receiver}"
+processors:
+  tail_sampling:
+    decision_wait: {window_ms}ms
+    num_traces: 3000000
+    num_shards: {shards}
+    decision_cache:
+      sampled_cache_size: 100000
+      non_sampled_cache_size: 1000000
+    policies:
+      - {{name: errors, type: status_code, status_code: {{status_codes: [ERROR]}}}}
+      - {{name: slow, type: latency, latency: {{threshold_ms: {SLOW_MS}}}}}
+      - name: premium
+        type: string_attribute
+        string_attribute: {{key: "{TIER_KEY}", values: ["{TIER_WANTED}"]}}
+      - name: baseline
+        type: probabilistic
+        probabilistic: {{sampling_percentage: {BASELINE_PERCENT}}}
+exporters:
+  otlp_grpc:
+    endpoint: "{sink}"
+    compression: none
+    tls: {{insecure: true}}
+    sending_queue:
+      queue_size: 100000000
+      sizer: bytes
+      batch: {{flush_timeout: 200ms, min_size: 1000000, max_size: 3500000, sizer: bytes}}
+service:
+  telemetry:
+    logs: {{level: warn}}
+    metrics: {{level: none}}
+  pipelines:
+    traces:
+      receivers: [otlp]
+      processors: [tail_sampling]
+      exporters: [otlp_grpc]
+"#
+    )
+}
