@@ -25,7 +25,7 @@ use std::{
 
 use tokio::{
     net::TcpListener,
-    sync::{oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     task::{JoinHandle, JoinSet, spawn_blocking},
     time::{Instant, timeout_at},
 };
@@ -127,12 +127,14 @@ impl Shared {
     }
 
     fn intake(&self, config: &Config) -> Arc<Intake> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Intake {
             sampler: Arc::clone(&self.sampler),
             outbox: Arc::clone(&self.outbox),
             queue: Arc::clone(&self.queue),
             overflow: config.exporter.queue.overflow,
             budget: Arc::clone(&self.budget),
+            turns: Semaphore::new((cores / 2).max(1)),
             metrics: Arc::clone(&self.metrics),
             clock: self.clock,
             is_draining: AtomicBool::new(false),

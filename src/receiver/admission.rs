@@ -1,26 +1,23 @@
 //! Bytes on their way in are charged as they arrive, frame by frame, not by what a header claims.
 //!
-//! What is being received may hold an eighth of the memory limit, or one message where that is
-//! more; a frame beyond that ends its request with a retryable refusal. The charge lasts until the
-//! request is answered.
+//! What is being received may hold an eighth of the memory limit, or twice the largest message
+//! where that is more: as it came and decompressed. A frame beyond that ends its request with a
+//! retryable refusal. Frames are copied into one buffer as they come: kept as they are, a frame of
+//! one byte would hold many more than it is charged for.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
 
 use super::Refusal;
 use crate::budget::{Budget, Hold, Holder};
 
-/// The bytes that one request holds. Clones share them.
-#[derive(Clone, Debug)]
+/// The bytes that one request holds, until this is dropped.
+#[derive(Debug)]
 pub(super) struct Charge {
-    hold: Arc<Mutex<Hold>>,
+    hold: Hold,
     budget: Arc<Budget>,
     receiving_bytes_max: usize,
 }
@@ -29,79 +26,75 @@ impl Charge {
     /// Holds nothing yet. `message_bytes_max` is the largest message that must be able to come in.
     pub(super) fn new(budget: &Arc<Budget>, message_bytes_max: usize) -> Self {
         Charge {
-            hold: Arc::new(Mutex::new(budget.hold(Holder::Receiving, 0))),
+            hold: budget.hold(Holder::Receiving, 0),
             budget: Arc::clone(budget),
-            receiving_bytes_max: (budget.limit() / 8).max(message_bytes_max),
+            receiving_bytes_max: (budget.limit() / 8).max(message_bytes_max.saturating_mul(2)),
         }
+    }
+
+    /// One more of the same kind, which holds nothing yet.
+    pub(super) fn another(&self) -> Self {
+        let (hold, budget) = (self.budget.hold(Holder::Receiving, 0), Arc::clone(&self.budget));
+        Charge { hold, budget, receiving_bytes_max: self.receiving_bytes_max }
     }
 
     /// Holds more.
     ///
     /// # Errors
     /// [`Refusal::Memory`] at a limit.
-    pub(super) fn grow(&self, bytes: usize) -> Result<(), Refusal> {
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
         let receiving = self.budget.held(Holder::Receiving);
-        let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
-        if receiving + bytes > self.receiving_bytes_max || !hold.try_grow(bytes) {
+        if receiving + bytes > self.receiving_bytes_max || !self.hold.try_grow(bytes) {
             return Err(Refusal::Memory);
         }
         Ok(())
     }
 }
 
-/// A request body whose frames are charged.
+/// A body that is being received.
 #[derive(Debug)]
-pub(super) struct ChargedBody {
+pub(super) struct Receiving {
     body: Incoming,
+    bytes: Vec<u8>,
+    bytes_max: usize,
     charge: Charge,
-    /// Told of a refusal, since the layers above only see that the body failed.
-    refused: Arc<Mutex<Option<Refusal>>>,
 }
 
-impl ChargedBody {
-    pub(super) fn new(
-        body: Incoming,
-        charge: Charge,
-        refused: Arc<Mutex<Option<Refusal>>>,
-    ) -> Self {
-        ChargedBody { body, charge, refused }
+impl Receiving {
+    /// Nothing has been received yet; at most `bytes_max` will be.
+    pub(super) fn new(body: Incoming, bytes_max: usize, charge: Charge) -> Self {
+        Receiving { body, bytes: Vec::new(), bytes_max, charge }
     }
 
-    fn refuse(&self, refusal: Refusal) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+    /// What has arrived so far.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
-}
 
-impl Body for ChargedBody {
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => {
-                self.refuse(Refusal::Abandoned);
-                return Poll::Ready(Some(Err(error.into())));
-            }
-            None => return Poll::Ready(None),
-        };
-        if let Some(data) = frame.data_ref()
-            && let Err(refusal) = self.charge.grow(data.len())
-        {
-            self.refuse(refusal.clone());
-            return Poll::Ready(Some(Err(refusal.into())));
+    /// Waits for the next frame; false once there is none.
+    ///
+    /// # Errors
+    /// [`Refusal::TooLarge`], also by the length that is announced, [`Refusal::Memory`], and
+    /// [`Refusal::Abandoned`].
+    pub(super) async fn more(&mut self) -> Result<bool, Refusal> {
+        let left = self.bytes_max - self.bytes.len();
+        let too_large = Refusal::TooLarge { limit_bytes: self.bytes_max };
+        if self.body.size_hint().lower() > left as u64 {
+            return Err(too_large);
         }
-        Poll::Ready(Some(Ok(frame)))
+        let Some(frame) = self.body.frame().await else { return Ok(false) };
+        // Trailers say nothing that is asked here.
+        let Ok(data) = frame.map_err(|_| Refusal::Abandoned)?.into_data() else { return Ok(true) };
+        if data.len() > left {
+            return Err(too_large);
+        }
+        self.charge.grow(data.len())?;
+        self.bytes.extend_from_slice(&data);
+        Ok(true)
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    /// Everything that arrived, and what it holds.
+    pub(super) fn finish(self) -> (Bytes, Charge) {
+        (self.bytes.into(), self.charge)
     }
 }

@@ -1,46 +1,41 @@
 //! OTLP/gRPC: TraceService/Export and grpc.health.v1, and the answers of the contract.
 //!
-//! tonic frames, decompresses and limits; its own refusals are turned into what OTLP wants: it
-//! answers OUT_OF_RANGE for a message over the limit, which OTLP senders retry for ever, and
-//! INTERNAL for one that does not decompress. Sources: OTLP specification, "OTLP/gRPC"; gRPC over
-//! HTTP/2.
+//! A unary call is a prefix of five bytes, a message and trailers, which is less than it takes to
+//! keep tonic's own server within bounds: it allocates what a prefix claims, inflates before
+//! anybody is asked, takes any zstd window, and answers OUT_OF_RANGE to a message over the limit,
+//! which OTLP senders retry for ever. Sources: OTLP specification, "OTLP/gRPC"; gRPC over HTTP/2.
 
 use std::{
-    future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http_body::Frame;
 use hyper::body::Incoming;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceResponse,
 };
 use prost::Message as _;
-use tonic::{
-    Code, Request, Status,
-    body::Body,
-    codec::CompressionEncoding,
-    metadata::MetadataValue,
-    server::{Grpc, UnaryService},
-};
+use tonic::{Code, Status, body::Body, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _, pb};
 use tower_service::Service;
 
 use super::{
-    Intake, Refusal,
-    admission::{Charge, ChargedBody},
+    Intake, REQUEST_TIMEOUT, Refusal,
+    admission::{Charge, Receiving},
+    compression::{Encoding, inflate},
+    listen::LongLived,
 };
-use crate::{
-    grpc::{EXPORT_PATH, RawCodec},
-    metrics::Transport,
-    sampler::Ingested,
-};
+use crate::{grpc::EXPORT_PATH, metrics::Transport, sampler::Ingested};
 
-/// From the headers of a request to its answer: a body may be slow, not endless.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const GRPC: &str = "application/grpc";
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// The flag and the length in front of a message.
+const PREFIX_BYTES: usize = 5;
 
 type HealthServer =
     tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
@@ -71,71 +66,44 @@ impl GrpcService {
         }
         let path = request.uri().path();
         if path.starts_with("/grpc.health.v1.Health/") {
-            let Ok(response) = self.health.clone().call(request).await;
+            let Ok(mut response) = self.health.clone().call(request).await;
+            response.extensions_mut().insert(LongLived);
             return response;
         }
-        let response = if path == EXPORT_PATH {
+        let answer = if path == EXPORT_PATH {
             self.export(request).await
         } else {
-            Status::unimplemented("only traces are taken here").into_http()
+            Err(Status::unimplemented("only traces are taken here"))
         };
-        self.intake.metrics.answered_grpc(code_of(&response));
-        response
+        let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        self.intake.metrics.answered_grpc(code);
+        answer.map_or_else(Status::into_http, |ingested| acknowledge(&ingested))
     }
 
-    async fn export(&self, request: http::Request<Incoming>) -> Response<Body> {
-        let outcome = tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
-        match outcome {
-            Ok(response) => response,
-            Err(_elapsed) => {
-                Status::deadline_exceeded("the request took longer than 30 s").into_http()
-            }
-        }
-    }
-
-    async fn exchange(&self, request: http::Request<Incoming>) -> Response<Body> {
-        if let Err(refusal) = self.intake.admit() {
-            return self.refuse(&refusal).into_http();
-        }
-        let charge = Charge::new(&self.intake.budget, self.max_recv_msg_bytes);
-        let refused = Arc::new(Mutex::new(None));
-        let is_compressed = request.headers().contains_key("grpc-encoding");
-        let call = ExportCall {
-            intake: Arc::clone(&self.intake),
-            charge: charge.clone(),
-            refused: Arc::clone(&refused),
-            is_compressed,
-        };
-        let request = request.map(|body| ChargedBody::new(body, charge, Arc::clone(&refused)));
-        let response = Grpc::new(RawCodec)
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Zstd)
-            .max_decoding_message_size(self.max_recv_msg_bytes)
-            .unary(call, request)
-            .await;
-        let refusal = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match refusal.or_else(|| self.reinterpret(code_of(&response), &response)) {
-            Some(refusal) => self.refuse(&refusal).into_http(),
-            None => response,
+    async fn export(&self, request: http::Request<Incoming>) -> Result<Ingested, Status> {
+        let encoding = encoding_of(&request)?;
+        let exchange = self.exchange(request.into_body(), encoding);
+        match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
+            Ok(outcome) => outcome.map_err(|refusal| self.refuse(&refusal)),
+            Err(_elapsed) => Err(Status::deadline_exceeded("the request took longer than 30 s")),
         }
     }
 
-    /// What tonic's own refusals mean to OTLP. The export call itself never answers these codes,
-    /// since its refusals are told through `refused`.
-    fn reinterpret(&self, code: Code, response: &Response<Body>) -> Option<Refusal> {
-        match code {
-            // A declared length, or a decompressed one, over the limit.
-            Code::OutOfRange | Code::ResourceExhausted => {
-                Some(Refusal::TooLarge { limit_bytes: self.max_recv_msg_bytes })
+    async fn exchange(&self, body: Incoming, encoding: Encoding) -> Result<Ingested, Refusal> {
+        self.intake.admit()?;
+        let bytes_max = self.max_recv_msg_bytes;
+        let charge = Charge::new(&self.intake.budget, bytes_max);
+        let mut receiving = Receiving::new(body, bytes_max.saturating_add(PREFIX_BYTES), charge);
+        // A message that would be too large in the end is refused at its beginning.
+        while receiving.more().await? {
+            if claim(receiving.bytes()).is_some_and(|length| length > bytes_max) {
+                return Err(Refusal::TooLarge { limit_bytes: bytes_max });
             }
-            // Wrong framing, or a body that does not decompress.
-            Code::Internal => {
-                let message = response.headers().get("grpc-message").map(HeaderValue::as_bytes);
-                let message = String::from_utf8_lossy(message.unwrap_or_default()).into_owned();
-                Some(Refusal::Malformed(message.replace("%20", " ")))
-            }
-            _ => None,
         }
+        let (body, charge) = receiving.finish();
+        let (encoding, message) = unframe(&body, encoding)?;
+        let message = inflate(encoding, message, charge, bytes_max, &self.intake.turns).await?;
+        self.intake.take(Transport::Grpc, &message.bytes)
     }
 
     fn refuse(&self, refusal: &Refusal) -> Status {
@@ -149,7 +117,9 @@ impl GrpcService {
                 unavailable(message, self.intake.retry_delay(refusal))
             }
             // Without RetryInfo this is final, as it must be: the same message would never fit.
-            Refusal::TooLarge { .. } => Status::resource_exhausted(message),
+            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => {
+                Status::resource_exhausted(message)
+            }
             // Final: the same bytes would never decode.
             Refusal::Malformed(_) => Status::invalid_argument(message),
             Refusal::Abandoned => Status::cancelled(message),
@@ -169,38 +139,68 @@ fn unavailable(message: String, delay: Duration) -> Status {
     status
 }
 
-/// One call of Export, once its message is there.
-struct ExportCall {
-    intake: Arc<Intake>,
-    charge: Charge,
-    refused: Arc<Mutex<Option<Refusal>>>,
-    is_compressed: bool,
+/// The length that a prefix claims, once it is there.
+fn claim(body: &[u8]) -> Option<usize> {
+    let [_flag, length @ ..] = body.first_chunk::<PREFIX_BYTES>()?;
+    usize::try_from(u32::from_be_bytes(*length)).ok()
 }
 
-impl ExportCall {
-    fn run(&self, message: &[u8]) -> Result<Ingested, Refusal> {
-        if self.is_compressed {
-            self.charge.grow(message.len())?;
-        }
-        self.intake.take(Transport::Grpc, message)
+/// The one message of a body, and how it is compressed.
+fn unframe(body: &Bytes, encoding: Encoding) -> Result<(Encoding, Bytes), Refusal> {
+    let malformed = |what: &str| Refusal::Malformed(what.into());
+    let length = claim(body).ok_or_else(|| malformed("no message"))?;
+    let message = body.slice(PREFIX_BYTES..);
+    if message.len() != length {
+        return Err(malformed("not one message of the length that its prefix claims"));
+    }
+    match body[0] {
+        0 => Ok((Encoding::Identity, message)),
+        1 if encoding != Encoding::Identity => Ok((encoding, message)),
+        1 => Err(malformed("compressed, but no grpc-encoding says how")),
+        _ => Err(malformed("an unknown flag in front of the message")),
     }
 }
 
-impl UnaryService<Bytes> for ExportCall {
-    type Response = Bytes;
-    type Future =
-        Pin<Box<dyn Future<Output = Result<tonic::Response<Bytes>, Status>> + Send + 'static>>;
+fn encoding_of<B>(request: &http::Request<B>) -> Result<Encoding, Status> {
+    match request.headers().get("grpc-encoding").map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => Ok(Encoding::Identity),
+        Some(b"gzip") => Ok(Encoding::Gzip),
+        Some(b"zstd") => Ok(Encoding::Zstd),
+        Some(_) => {
+            let mut status = Status::unimplemented("the grpc-encoding must be gzip or zstd");
+            let known = MetadataValue::from_static("identity,gzip,zstd");
+            status.metadata_mut().insert("grpc-accept-encoding", known);
+            Err(status)
+        }
+    }
+}
 
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        // Nothing to wait for: buffering is synchronous, and the answer is ready when this returns.
-        let answer = match self.run(request.get_ref()) {
-            Ok(ingested) => Ok(tonic::Response::new(acknowledgement(&ingested))),
-            Err(refusal) => {
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
-                Err(Status::unknown("refused"))
-            }
-        };
-        Box::pin(std::future::ready(answer))
+/// An answer with a message.
+fn acknowledge(ingested: &Ingested) -> Response<Body> {
+    let message = acknowledgement(ingested);
+    let mut framed = Vec::with_capacity(PREFIX_BYTES + message.len());
+    framed.push(0);
+    framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    framed.extend_from_slice(&message);
+    let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("0"))]);
+    let frames = [Frame::data(framed.into()), Frame::trailers(trailers)];
+    let mut response = Response::new(Body::new(Frames(frames.into_iter())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+    response
+}
+
+/// A body of frames that are all there. Its length is not told, so that no content-length is sent.
+struct Frames(std::array::IntoIter<Frame<Bytes>, 2>);
+
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Ready(self.0.next().map(Ok))
     }
 }
 
@@ -221,7 +221,8 @@ pub(super) fn acknowledgement(ingested: &Ingested) -> Bytes {
 
 fn is_grpc<B>(request: &http::Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    content_type.is_some_and(|value| value.starts_with(b"application/grpc"))
+    let rest = content_type.and_then(|value| value.strip_prefix(GRPC.as_bytes()));
+    rest.is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }
 
 /// As the gRPC specification says, so that an HTTP client sees what it did wrong.
@@ -229,12 +230,4 @@ fn not_grpc() -> Response<Body> {
     let mut response = Response::new(Body::default());
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response
-}
-
-/// The gRPC code of an answer without a message; one with a message is OK.
-fn code_of(response: &Response<Body>) -> Code {
-    match response.headers().get("grpc-status") {
-        Some(code) => Code::from_bytes(code.as_bytes()),
-        None => Code::Ok,
-    }
 }

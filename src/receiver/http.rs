@@ -4,26 +4,23 @@
 //! specification asks. JSON is answered 415 until it is built.
 //! Source: OTLP specification, "OTLP/HTTP".
 
-use std::{
-    io::{self, Read},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
 };
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use prost::Message as _;
 use tonic::Code;
 use tonic_types::pb;
 
 use super::{
-    Intake, Refusal,
-    admission::{Charge, ChargedBody},
+    Intake, REQUEST_TIMEOUT, Refusal,
+    admission::{Charge, Receiving},
+    compression::{Encoding, inflate},
     grpc::acknowledgement,
 };
 use crate::metrics::Transport;
@@ -31,8 +28,6 @@ use crate::metrics::Transport;
 /// Where traces are posted.
 const TRACES_PATH: &str = "/v1/traces";
 const PROTOBUF: &str = "application/x-protobuf";
-/// From the headers of a request to its answer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The HTTP door. Clones share everything.
 #[derive(Clone, Debug)]
@@ -47,14 +42,6 @@ enum Unfit {
     NotPost,
     NotProtobuf,
     UnknownEncoding,
-}
-
-#[derive(Clone, Copy)]
-enum Encoding {
-    Identity,
-    Gzip,
-    Deflate,
-    Zstd,
 }
 
 impl HttpService {
@@ -89,49 +76,13 @@ impl HttpService {
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         self.intake.admit()?;
         let charge = Charge::new(&self.intake.budget, self.max_body_bytes);
-        let refused = Arc::new(Mutex::new(None));
-        let body = ChargedBody::new(request.into_body(), charge.clone(), Arc::clone(&refused));
-        let body = Limited::new(body, self.max_body_bytes).collect().await;
-        let body = body.map_err(|error| {
-            let refusal = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
-            refusal.unwrap_or_else(|| self.body_refusal(&*error))
-        })?;
-        let message = self.decompress(body.to_bytes(), encoding)?;
-        if !matches!(encoding, Encoding::Identity) {
-            charge.grow(message.len())?;
-        }
-        let ingested = self.intake.take(Transport::Http, &message)?;
+        let mut receiving = Receiving::new(request.into_body(), self.max_body_bytes, charge);
+        while receiving.more().await? {}
+        let (body, charge) = receiving.finish();
+        let turns = &self.intake.turns;
+        let message = inflate(encoding, body, charge, self.max_body_bytes, turns).await?;
+        let ingested = self.intake.take(Transport::Http, &message.bytes)?;
         Ok(response(StatusCode::OK, acknowledgement(&ingested)))
-    }
-
-    fn body_refusal(&self, error: &(dyn std::error::Error + 'static)) -> Refusal {
-        if error.is::<LengthLimitError>() {
-            return self.too_large();
-        }
-        Refusal::Malformed(format!("the body ended early: {error}"))
-    }
-
-    fn too_large(&self) -> Refusal {
-        Refusal::TooLarge { limit_bytes: self.max_body_bytes }
-    }
-
-    fn decompress(&self, body: Bytes, encoding: Encoding) -> Result<Bytes, Refusal> {
-        let read = match encoding {
-            Encoding::Identity => return Ok(body),
-            Encoding::Gzip => self.read(flate2::read::MultiGzDecoder::new(&body[..])),
-            Encoding::Deflate => self.read(flate2::read::ZlibDecoder::new(&body[..])),
-            Encoding::Zstd => zstd::Decoder::new(&body[..]).and_then(|decoder| self.read(decoder)),
-        };
-        let message =
-            read.map_err(|error| Refusal::Malformed(format!("cannot decompress: {error}")))?;
-        if message.len() > self.max_body_bytes { Err(self.too_large()) } else { Ok(message) }
-    }
-
-    /// Reads one byte more than the limit at most, so that a bomb stops there.
-    fn read(&self, decoder: impl Read) -> io::Result<Bytes> {
-        let mut message = Vec::new();
-        decoder.take(self.max_body_bytes as u64 + 1).read_to_end(&mut message)?;
-        Ok(message.into())
     }
 
     fn refuse(&self, refusal: &Refusal) -> Response<Full<Bytes>> {
@@ -144,7 +95,9 @@ impl HttpService {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
             // Final: the same body would never fit.
-            Refusal::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted),
+            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted)
+            }
             // Final: the same bytes would never decode.
             Refusal::Malformed(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument),
             // To nobody.

@@ -6,11 +6,13 @@
 //! the memory limit, between 64 KiB (smaller ones cost up to 22 % more CPU) and 1 MiB (larger ones
 //! gained nothing).
 //!
-//! Limits: `max_connections`, beyond which connections wait in the backlog; 10 s for the preface;
-//! 16 KiB of headers; a ping after 60 s of silence, answered within 20 s; 10 minutes without a
-//! request.
+//! Limits: `max_connections`, beyond which the connection that has been silent longest makes room
+//! or, where all have spoken, the new one is closed at once; 10 s for the preface; 16 KiB of
+//! headers; a ping after 60 s of silence, answered within 20 s; 30 s in which none of the answers
+//! that wait for their reader is read; 10 minutes without a request.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     future::Future,
     io,
@@ -25,6 +27,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -32,17 +35,27 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{oneshot, watch},
     task::JoinSet,
+    time::Instant,
 };
 use tracing::{debug, warn};
 
+use super::REQUEST_TIMEOUT;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is peeked at while that may be all there is.
+const FIRST_BYTES: usize = 512;
+const FIRST_BYTES_PAUSE_MAX: Duration = Duration::from_millis(500);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often in that time an idle connection is looked at.
 const IDLE_CHECKS: u32 = 10;
+/// How often in [`REQUEST_TIMEOUT`] answers that wait for their reader are looked at.
+const UNREAD_CHECKS: u32 = 3;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Trouble that lasts is logged once in this time.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 20);
 
@@ -83,6 +96,10 @@ pub struct Limits {
     pub http2_only: bool,
 }
 
+/// Marks an answer whose body may take as long as it likes, such as a stream of health changes.
+#[derive(Clone, Copy, Debug)]
+pub struct LongLived;
+
 /// Accepts and serves connections until `stop` turns true, then lets the requests under way finish.
 pub async fn serve<A, F, B>(
     listener: TcpListener,
@@ -95,43 +112,81 @@ pub async fn serve<A, F, B>(
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let permits = Arc::new(Semaphore::new(limits.max_connections));
     let open = Arc::new(AtomicUsize::new(0));
     let mut connections = JoinSet::new();
+    let mut silent = Silent::default();
+    let mut trouble = Trouble::default();
     loop {
-        let accepted = tokio::select! {
+        let stream = tokio::select! {
             // Stopping comes first: connections that arrive with it belong to the next instance.
             biased;
             _ = stop.wait_for(|&stop| stop) => break,
             Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &permits) => accepted,
+            stream = accept(&listener, &mut trouble) => stream,
         };
-        let (stream, permit) = accepted;
+        if connections.len() >= limits.max_connections && !silent.make_room() {
+            trouble.warn("closed a connection at once", &"max_connections are open");
+            continue;
+        }
+        let must_leave = silent.add(limits.max_connections);
         let connection = Connection { limits, open: Arc::clone(&open), stop: stop.clone() };
-        let answer = answer.clone();
-        connections.spawn(async move {
-            connection.serve(stream, answer).await;
-            drop(permit);
-        });
+        connections.spawn(connection.serve(stream, answer.clone(), must_leave));
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
-    let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
+async fn accept(listener: &TcpListener, trouble: &mut Trouble) -> TcpStream {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, _)) => return stream,
             Err(error) => {
                 // Out of descriptors, mostly: retrying at once would spin until one is free.
-                warn!(%error, "cannot accept a connection");
+                trouble.warn("cannot accept a connection", &error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Connections that have not spoken yet, the oldest first: what they hold is dropped when they do,
+/// and told when they must leave.
+#[derive(Default)]
+struct Silent(VecDeque<oneshot::Sender<()>>);
+
+impl Silent {
+    /// One more connection, of at most `max`.
+    fn add(&mut self, max: usize) -> oneshot::Receiver<()> {
+        if self.0.len() >= max {
+            self.0.retain(|connection| !connection.is_closed());
+        }
+        let (tell, must_leave) = oneshot::channel();
+        self.0.push_back(tell);
+        must_leave
+    }
+
+    /// Makes the one that has been silent longest leave; false where there is none.
+    fn make_room(&mut self) -> bool {
+        std::iter::from_fn(|| self.0.pop_front()).any(|connection| connection.send(()).is_ok())
+    }
+}
+
+/// What goes wrong again and again, in one line a while.
+#[derive(Default)]
+struct Trouble {
+    warned: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Trouble {
+    fn warn(&mut self, what: &str, why: &dyn std::fmt::Display) {
+        if self.warned.is_some_and(|warned| warned.elapsed() < WARN_INTERVAL) {
+            self.unsaid += 1;
+            return;
+        }
+        let times_before = std::mem::take(&mut self.unsaid);
+        warn!(%why, times_before, "{what}");
+        self.warned = Some(Instant::now());
     }
 }
 
@@ -141,11 +196,14 @@ struct Connection {
     stop: watch::Receiver<bool>,
 }
 
-/// Requests under way, and how many there have been, to tell an idle connection.
+/// Requests under way and answers unread, and how many there have been, to tell a connection that
+/// is idle from one that does not read.
 #[derive(Default)]
 struct Activity {
     under_way: Arc<AtomicUsize>,
     begun: AtomicU64,
+    unread: AtomicUsize,
+    answered: AtomicU64,
 }
 
 /// One of a number, until this is dropped: a request whose client goes away is dropped, not
@@ -165,9 +223,30 @@ impl Drop for Counted {
     }
 }
 
+/// An answer that was not read yet, until this is dropped.
+struct Unread(Arc<Activity>);
+
+impl Unread {
+    fn one_more(activity: &Arc<Activity>) -> Self {
+        activity.unread.fetch_add(1, Relaxed);
+        Unread(Arc::clone(activity))
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.unread.fetch_sub(1, Relaxed);
+        self.0.answered.fetch_add(1, Relaxed);
+    }
+}
+
 impl Connection {
-    async fn serve<A, F, B>(self, stream: TcpStream, answer: A)
-    where
+    async fn serve<A, F, B>(
+        self,
+        stream: TcpStream,
+        answer: A,
+        mut must_leave: oneshot::Receiver<()>,
+    ) where
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -184,7 +263,9 @@ impl Connection {
             biased;
             _ = stop.wait_for(|&stop| stop) => return,
             read = preface => read.is_ok_and(|first| first.is_ok_and(|n| n > 0)),
+            _ = &mut must_leave => false,
         };
+        drop(must_leave);
         if !has_preface {
             return debug!(?peer, "closed a connection that sent no preface in time");
         }
@@ -205,9 +286,15 @@ impl Connection {
             seen.begun.fetch_add(1, Relaxed);
             let under_way = Counted::one_more(&seen.under_way);
             let answered = answer(request);
+            let seen = Arc::clone(&seen);
             async move {
                 let _under_way = under_way;
-                Ok::<_, Infallible>(answered.await)
+                let response = answered.await;
+                let is_long_lived = response.extensions().get::<LongLived>().is_some();
+                let unread = (!is_long_lived).then(|| Unread::one_more(&seen));
+                // hyper drops a body when the last of it is written. Errors stay as they are.
+                let held = move |error| (error, &unread).0;
+                Ok::<_, Infallible>(response.map(|body| body.map_err(held)))
             }
         });
         let builder = self.builder();
@@ -215,6 +302,7 @@ impl Connection {
         let mut stop = self.stop.clone();
         let mut is_stopping = false;
         let mut idle = pin!(idle(&activity));
+        let mut never_read = pin!(never_read(&activity));
         loop {
             tokio::select! {
                 // The connection comes first: what it has read is served before it is told to go.
@@ -229,12 +317,17 @@ impl Connection {
                     is_stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }
+                () = &mut never_read => {
+                    return debug!(?peer, "closed a connection that read no answer in time");
+                }
                 () = &mut idle, if !is_stopping => {
-                    is_stopping = true;
                     connection.as_mut().graceful_shutdown();
+                    break;
                 }
             }
         }
+        // Whatever holds an idle connection open has had ten minutes already.
+        let _ = tokio::time::timeout(REQUEST_TIMEOUT, connection).await;
     }
 
     fn builder(&self) -> auto::Builder<TokioExecutor> {
@@ -261,9 +354,14 @@ impl Connection {
 async fn first_bytes(stream: &TcpStream, http2_only: bool) -> io::Result<usize> {
     // Before there is a buffer: silent connections are to cost next to nothing.
     stream.readable().await?;
-    let mut first = vec![0; HEADER_BYTES_MAX as usize];
+    let mut first = vec![0; FIRST_BYTES];
+    let mut pause = Duration::from_millis(10);
     loop {
         let read = stream.peek(&mut first).await?;
+        if read == first.len() && read < HEADER_BYTES_MAX as usize {
+            first.resize(HEADER_BYTES_MAX as usize, 0);
+            continue;
+        }
         let is_half = match &first[..read] {
             [] => false,
             preface if PREFACE.starts_with(preface) => read < PREFACE.len(),
@@ -276,7 +374,8 @@ async fn first_bytes(stream: &TcpStream, http2_only: bool) -> io::Result<usize> 
             return Ok(read);
         }
         // Readiness does not come again for bytes that are only peeked at.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(FIRST_BYTES_PAUSE_MAX);
     }
 }
 
@@ -289,5 +388,17 @@ async fn idle(activity: &Activity) {
         let is_quiet = now == begun && activity.under_way.load(Relaxed) == 0;
         quiet = if is_quiet { quiet + 1 } else { 0 };
         begun = now;
+    }
+}
+
+/// Ends when answers wait for their reader and none of them went out for the time of a request.
+async fn never_read(activity: &Activity) {
+    let (mut answered, mut stuck) = (0, 0);
+    while stuck < UNREAD_CHECKS {
+        tokio::time::sleep(REQUEST_TIMEOUT / UNREAD_CHECKS).await;
+        let now = activity.answered.load(Relaxed);
+        let is_stuck = now == answered && activity.unread.load(Relaxed) > 0;
+        stuck = if is_stuck { stuck + 1 } else { 0 };
+        answered = now;
     }
 }

@@ -6,6 +6,7 @@
 //! buffered. A refused request is refused whole: nothing of it was consumed.
 
 mod admission;
+mod compression;
 pub mod grpc;
 pub mod http;
 pub mod listen;
@@ -19,6 +20,8 @@ use std::{
     },
     time::Duration,
 };
+
+use tokio::sync::Semaphore;
 
 use crate::{
     budget::Budget,
@@ -38,6 +41,10 @@ const QUEUE_REFUSES_FROM: f64 = 0.75;
 /// longer than its own timeout of 10 s.
 const RETRY_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=8.0;
 
+/// From the headers of a request to its answer: a body may be slow, not endless. An answer may wait
+/// as long for its sender to read it.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -56,6 +63,9 @@ pub enum Refusal {
         /// The limit, before and after decompression.
         limit_bytes: usize,
     },
+    /// To inflate it would take more than a decoder may hold.
+    #[error("the zstd frame needs a window larger than 32 MiB")]
+    WindowTooLarge,
     /// Undecodable.
     #[error("the request is not a valid ExportTraceServiceRequest: {0}")]
     Malformed(String),
@@ -81,7 +91,7 @@ impl Refusal {
             Refusal::Memory => Some(RefusedBecause::Memory),
             Refusal::QueueFull => Some(RefusedBecause::QueueFull),
             Refusal::Draining => Some(RefusedBecause::Draining),
-            Refusal::TooLarge { .. } => Some(RefusedBecause::TooLarge),
+            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => Some(RefusedBecause::TooLarge),
             Refusal::Malformed(_) => Some(RefusedBecause::Malformed),
             Refusal::Abandoned | Refusal::Panicked => None,
         }
@@ -101,6 +111,8 @@ pub struct Intake {
     pub overflow: Overflow,
     /// Says whether there is memory.
     pub budget: Arc<Budget>,
+    /// What large requests take one after the other.
+    pub turns: Semaphore,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Gives `now`.

@@ -29,6 +29,20 @@ pub struct Scratch {
     slots: ContextSlots,
 }
 
+impl Scratch {
+    /// Keeps the capacity that a request of up to 64 Ki spans needs: what one larger request took
+    /// is not to stay with each worker.
+    fn shrink(&mut self) {
+        const SPANS: usize = 64 << 10;
+        self.hashes.truncate(SPANS);
+        self.hashes.shrink_to(SPANS);
+        self.order.truncate(SPANS);
+        self.order.shrink_to(SPANS);
+        self.places.truncate(SPANS);
+        self.places.shrink_to(SPANS);
+    }
+}
+
 /// Where the spans of a trace belong.
 #[derive(Clone, Copy, Debug)]
 enum Place {
@@ -144,6 +158,7 @@ impl Sampler {
         let rejected = walked.rejected;
         // The contexts of a request must not live on in an idle connection.
         walked.clear();
+        scratch.shrink();
         Ok(Ingested { accepted, rejected })
     }
 

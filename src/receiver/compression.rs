@@ -1,0 +1,127 @@
+//! Decompression that stops at a limit and is charged while it runs.
+//!
+//! Called by both doors on the connection's task. A body is inflated step by step; each step is
+//! charged before it is made, and a bomb ends at the message limit, wherever its own end is. zstd
+//! keeps a window beside what it has written, so its steps are charged twice.
+//!
+//! What is larger than 1 MiB, by arrival or when inflated, takes one of a few turns (half of the
+//! workers) that lasts until it is buffered, so that large requests leave workers to small ones. A
+//! body that turns out large begins again with its turn: while it waits it holds only what arrived.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{Refusal, admission::Charge};
+
+/// Larger requests take turns.
+const SMALL_BYTES_MAX: usize = 1 << 20;
+/// What is inflated between two looks at the limits, and at other tasks.
+const STEP_BYTES: usize = 64 << 10;
+/// Windows of up to 32 MiB, which is what Go's encoder uses at its highest level.
+const ZSTD_WINDOW_LOG_MAX: u32 = 25;
+/// libzstd's words for a window beyond that.
+const ZSTD_WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
+
+/// How a body is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Identity,
+    Gzip,
+    /// zlib's format, as HTTP means it.
+    Deflate,
+    Zstd,
+}
+
+/// A message as it was before it was compressed, what it holds, and its turn if it is large.
+#[derive(Debug)]
+pub(super) struct Message<'a> {
+    pub(super) bytes: Bytes,
+    _charge: Charge,
+    _turn: Option<SemaphorePermit<'a>>,
+}
+
+/// Inflates `body`, whose bytes `received` holds. What the message holds is charged to `inflated`,
+/// and it has at most `bytes_max`.
+///
+/// # Errors
+/// [`Refusal::TooLarge`], [`Refusal::WindowTooLarge`], [`Refusal::Memory`] and
+/// [`Refusal::Malformed`].
+pub(super) async fn inflate(
+    encoding: Encoding,
+    body: Bytes,
+    received: Charge,
+    bytes_max: usize,
+    turns: &Semaphore,
+) -> Result<Message<'_>, Refusal> {
+    let turn = async || turns.acquire().await.expect("the turns are never closed");
+    if encoding == Encoding::Identity {
+        let turn = if body.len() > SMALL_BYTES_MAX { Some(turn().await) } else { None };
+        return Ok(Message { bytes: body, _charge: received, _turn: turn });
+    }
+    let mut charge = received.another();
+    let small = attempt(encoding, &body, bytes_max.min(SMALL_BYTES_MAX), &mut charge).await?;
+    if let Some(bytes) = small {
+        return Ok(Message { bytes, _charge: charge, _turn: None });
+    }
+    drop(charge);
+    let turn = turn().await;
+    let mut charge = received.another();
+    match attempt(encoding, &body, bytes_max, &mut charge).await? {
+        Some(bytes) => Ok(Message { bytes, _charge: charge, _turn: Some(turn) }),
+        None => Err(Refusal::TooLarge { limit_bytes: bytes_max }),
+    }
+}
+
+/// Inflates to at most `bytes_max`; `None` where there is more.
+async fn attempt(
+    encoding: Encoding,
+    body: &[u8],
+    bytes_max: usize,
+    charge: &mut Charge,
+) -> Result<Option<Bytes>, Refusal> {
+    match encoding {
+        Encoding::Identity => Ok(Some(Bytes::copy_from_slice(body))),
+        Encoding::Gzip => {
+            read(flate2::bufread::MultiGzDecoder::new(body), 1, bytes_max, charge).await
+        }
+        Encoding::Deflate => {
+            read(flate2::bufread::ZlibDecoder::new(body), 1, bytes_max, charge).await
+        }
+        Encoding::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(body).map_err(refusal_of)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(refusal_of)?;
+            read(decoder, 2, bytes_max, charge).await
+        }
+    }
+}
+
+/// `held` is what the decoder and its result hold together for each byte that it writes.
+async fn read(
+    mut decoder: impl Read,
+    held: usize,
+    bytes_max: usize,
+    charge: &mut Charge,
+) -> Result<Option<Bytes>, Refusal> {
+    let mut bytes = Vec::new();
+    while bytes.len() < bytes_max {
+        let step = STEP_BYTES.min(bytes_max - bytes.len());
+        charge.grow(held * step)?;
+        let mut limited = decoder.by_ref().take(step as u64);
+        if limited.read_to_end(&mut bytes).map_err(refusal_of)? < step {
+            return Ok(Some(bytes.into()));
+        }
+        tokio::task::yield_now().await;
+    }
+    let has_more = decoder.read(&mut [0]).map_err(refusal_of)? > 0;
+    Ok((!has_more).then(|| bytes.into()))
+}
+
+fn refusal_of(error: io::Error) -> Refusal {
+    let text = error.to_string();
+    match text == ZSTD_WINDOW_TOO_LARGE {
+        true => Refusal::WindowTooLarge,
+        false => Refusal::Malformed(format!("cannot decompress: {text}")),
+    }
+}
