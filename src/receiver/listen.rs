@@ -31,6 +31,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -70,6 +71,56 @@ pub async fn bind(key: &'static str, endpoint: &str) -> Result<TcpListener, Bind
     })
 }
 
+/// Where connections come from: a port, or the network of a simulation.
+pub trait Listen: Send + Sync + 'static {
+    /// What is accepted.
+    type Stream: Connected;
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the operating system does not tell.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// The next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// A connection that was accepted.
+pub trait Connected: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Where it comes from.
+    fn peer_addr(&self) -> Option<SocketAddr>;
+
+    /// Waits until the client has sent what HTTP begins with, and leaves it to be read; 0 where
+    /// the connection ended first.
+    fn first_bytes(&self, http2_only: bool) -> impl Future<Output = io::Result<usize>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        TcpListener::local_addr(self)
+    }
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = TcpListener::accept(self).await?;
+        // Fails for one that is gone already, which reading from it will tell.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+}
+
+impl Connected for TcpStream {
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        TcpStream::peer_addr(self).ok()
+    }
+
+    async fn first_bytes(&self, http2_only: bool) -> io::Result<usize> {
+        first_bytes(self, http2_only).await
+    }
+}
+
 /// What bounds the connections of one listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -84,12 +135,13 @@ pub struct Limits {
 }
 
 /// Accepts and serves connections until `stop` turns true, then lets the requests under way finish.
-pub async fn serve<A, F, B>(
-    listener: TcpListener,
+pub async fn serve<L, A, F, B>(
+    listener: L,
     limits: Limits,
     answer: A,
     mut stop: watch::Receiver<bool>,
 ) where
+    L: Listen,
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -118,14 +170,14 @@ pub async fn serve<A, F, B>(
     while connections.join_next().await.is_some() {}
 }
 
-async fn accept(
-    listener: &TcpListener,
+async fn accept<L: Listen>(
+    listener: &L,
     permits: &Arc<Semaphore>,
-) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
+) -> (L::Stream, tokio::sync::OwnedSemaphorePermit) {
     let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok(stream) => return (stream, permit),
             Err(error) => {
                 // Out of descriptors, mostly: retrying at once would spin until one is free.
                 warn!(%error, "cannot accept a connection");
@@ -166,20 +218,18 @@ impl Drop for Counted {
 }
 
 impl Connection {
-    async fn serve<A, F, B>(self, stream: TcpStream, answer: A)
+    async fn serve<S, A, F, B>(self, stream: S, answer: A)
     where
+        S: Connected,
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let peer = stream.peer_addr().ok();
-        if stream.set_nodelay(true).is_err() {
-            return;
-        }
+        let peer = stream.peer_addr();
         let mut stop = self.stop.clone();
-        let preface =
-            tokio::time::timeout(PREFACE_TIMEOUT, first_bytes(&stream, self.limits.http2_only));
+        let preface = stream.first_bytes(self.limits.http2_only);
+        let preface = tokio::time::timeout(PREFACE_TIMEOUT, preface);
         let has_preface = tokio::select! {
             biased;
             _ = stop.wait_for(|&stop| stop) => return,
@@ -192,8 +242,9 @@ impl Connection {
         self.serve_http(stream, answer, peer).await;
     }
 
-    async fn serve_http<A, F, B>(&self, stream: TcpStream, answer: A, peer: Option<SocketAddr>)
+    async fn serve_http<S, A, F, B>(&self, stream: S, answer: A, peer: Option<SocketAddr>)
     where
+        S: Connected,
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
