@@ -49,12 +49,12 @@ use crate::{
         Intake,
         grpc::GrpcService,
         http::HttpService,
-        listen::{self, BindError},
+        listen::{self, BindError, Listen},
     },
     reload::Reload,
     sampler::{Limits, Sampler},
     supervise::contained,
-    window::{SEGMENT_BYTES, Waits},
+    window::{Hasher, SEGMENT_BYTES, Waits},
 };
 
 /// The longest tick; shorter waits have ticks of a tenth.
@@ -113,14 +113,14 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(config: &Config) -> Self {
+    fn new(config: &Config, shards: usize, hasher: Hasher) -> Self {
         let plan = Arc::new(Plan::compile(&config.policies));
         let budget = Budget::new(config.sampling.memory_limit_bytes);
         let metrics = Arc::new(Metrics::new(plan.names()));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // Each shard keeps a segment open: together they may take an eighth of the limit.
-        let shards = (4 * cores).min(budget.limit() / (8 * SEGMENT_BYTES)).max(1);
-        let sampler = Arc::new(Sampler::new(plan, limits(config), &budget, shards));
+        let shards = shards.min(budget.limit() / (8 * SEGMENT_BYTES)).max(1);
+        let limits = limits(config);
+        let sampler = Arc::new(Sampler::with_hasher(plan, limits, &budget, shards, hasher));
         let queue = Queue::new(config.exporter.queue.queue_bytes_max, &budget);
         let outbox = Outbox::new(&queue, &budget);
         Shared { budget, metrics, sampler, outbox, queue, clock: Clock::start() }
@@ -173,20 +173,35 @@ impl Shared {
     }
 }
 
-/// The listeners, all bound before anything starts.
-struct Listeners {
-    grpc: TcpListener,
-    http: TcpListener,
-    admin: std::net::TcpListener,
+/// What a service stands on: its listeners, all bound before anything starts, the way to the
+/// backend, and what a simulation must be able to repeat.
+#[derive(Debug)]
+pub struct Ground<L> {
+    /// Where OTLP/gRPC comes in.
+    pub grpc: L,
+    /// Where OTLP/HTTP comes in.
+    pub http: L,
+    /// Where operators ask.
+    pub admin: std::net::TcpListener,
+    /// To the backend.
+    pub client: Client,
+    /// Into how many shards traces are spread, memory permitting.
+    pub shards: usize,
+    /// Spreads them.
+    pub hasher: Hasher,
 }
 
-impl Listeners {
+impl Ground<TcpListener> {
     async fn bind(config: &Config) -> Result<Self, StartError> {
         let admin = listen::bind("telemetry.endpoint", &config.telemetry.endpoint).await?;
-        Ok(Listeners {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Ground {
             grpc: listen::bind("receiver.grpc.endpoint", &config.grpc.endpoint).await?,
             http: listen::bind("receiver.http.endpoint", &config.http.endpoint).await?,
             admin: admin.into_std()?,
+            client: Client::new(&config.exporter)?,
+            shards: 4 * cores,
+            hasher: Hasher::random(),
         })
     }
 }
@@ -197,38 +212,48 @@ impl Service {
     /// # Errors
     /// [`StartError`] when a port cannot be bound or the exporter's settings cannot be used.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        let listeners = Listeners::bind(config).await?;
-        let (grpc_address, http_address) =
-            (listeners.grpc.local_addr()?, listeners.http.local_addr()?);
-        let admin_address = listeners.admin.local_addr()?;
-        let shared = Shared::new(config);
+        Self::start_on(config, Ground::bind(config).await?).await
+    }
+
+    /// Starts every stage on listeners that are bound and a client that is made.
+    ///
+    /// # Errors
+    /// [`StartError`] when a listener does not know its address, or there is no thread.
+    pub async fn start_on<L: Listen>(
+        config: &Config,
+        ground: Ground<L>,
+    ) -> Result<Self, StartError> {
+        let Ground { grpc, http, admin: admin_listener, client, shards, hasher } = ground;
+        let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
+        let admin_address = admin_listener.local_addr()?;
+        let shared = Shared::new(config, shards, hasher);
         let is_ready = Arc::new(AtomicBool::new(false));
         let (stop_receivers, receivers_stop) = watch::channel(false);
         let (stop_decider, decider_stops) = oneshot::channel();
         let (give_up, consumers_give_up) = watch::channel(false);
         let (stop_admin, admin_stops) = watch::channel(false);
 
-        let consumers = spawn_consumers(config, &shared, consumers_give_up)?;
+        let consumers = spawn_consumers(config, client, &shared, consumers_give_up);
         let decider =
             tokio::spawn(decide(shared.decider(config), decider_stops, shared.metrics.clone()));
         let admin = shared.admin(config, &is_ready);
-        let admin_thread = Arc::clone(&admin).spawn(listeners.admin, admin_stops)?;
+        let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config);
         let health = HealthReporter::new();
         health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;
         let mut receivers = JoinSet::new();
-        let grpc = GrpcService::new(
+        let door = GrpcService::new(
             Arc::clone(&intake),
             HealthService::from_health_reporter(health.clone()),
             config.grpc.max_recv_msg_bytes,
         );
-        let answer = move |request| grpc.clone().answer(request);
+        let answer = move |request| door.clone().answer(request);
         let limits = grpc_limits(config);
-        receivers.spawn(listen::serve(listeners.grpc, limits, answer, receivers_stop.clone()));
-        let http = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
-        let answer = move |request| http.clone().answer(request);
+        receivers.spawn(listen::serve(grpc, limits, answer, receivers_stop.clone()));
+        let door = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
+        let answer = move |request| door.clone().answer(request);
         let limits = http_limits(config);
-        receivers.spawn(listen::serve(listeners.http, limits, answer, receivers_stop));
+        receivers.spawn(listen::serve(http, limits, answer, receivers_stop));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, budget, .. } = shared;
         let memory_limit_mib = budget.limit() >> 20;
@@ -351,11 +376,12 @@ fn http_limits(config: &Config) -> listen::Limits {
 
 fn spawn_consumers(
     config: &Config,
+    client: Client,
     shared: &Shared,
     give_up: watch::Receiver<bool>,
-) -> Result<JoinSet<()>, ClientError> {
+) -> JoinSet<()> {
     let consumer = Consumer {
-        client: Client::new(&config.exporter)?,
+        client,
         queue: Arc::clone(&shared.queue),
         retry: config.exporter.retry.clone(),
         metrics: Arc::clone(&shared.metrics),
@@ -371,7 +397,7 @@ fn spawn_consumers(
             }
         });
     }
-    Ok(consumers)
+    consumers
 }
 
 /// Decides what is left, whatever bug one of the traces uncovers: it costs what was in hand.

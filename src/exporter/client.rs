@@ -128,16 +128,26 @@ impl Client {
     /// # Errors
     /// [`ClientError`] when the endpoint or a header cannot be used.
     pub fn new(config: &Exporter) -> Result<Self, ClientError> {
-        let endpoint = Endpoint::from_shared(config.endpoint.clone())
-            .and_then(|endpoint| {
-                endpoint.user_agent(concat!("tailwater/", env!("CARGO_PKG_VERSION")))
-            })
-            .map_err(|error| ClientError::Endpoint(config.endpoint.clone(), error))?
-            .connect_timeout(config.timeout)
-            .tcp_nodelay(true)
-            // Together under 30 s, the time in which a peer that vanished must be noticed.
-            .http2_keep_alive_interval(Duration::from_secs(15))
-            .keep_alive_timeout(Duration::from_secs(10));
+        let endpoint = endpoint(config)?;
+        Self::over(config, endpoint.uri(), endpoint.connect_lazy())
+    }
+
+    /// The same over connections that `connector` makes, as a simulation does.
+    ///
+    /// # Errors
+    /// [`ClientError`] when the endpoint or a header cannot be used.
+    pub fn with_connector<C>(config: &Exporter, connector: C) -> Result<Self, ClientError>
+    where
+        C: tower_service::Service<Uri> + Send + 'static,
+        C::Response: hyper::rt::Read + hyper::rt::Write + Send + Unpin,
+        C::Future: Send,
+        Box<dyn std::error::Error + Send + Sync>: From<C::Error> + Send,
+    {
+        let endpoint = endpoint(config)?;
+        Self::over(config, endpoint.uri(), endpoint.connect_with_connector_lazy(connector))
+    }
+
+    fn over(config: &Exporter, uri: &Uri, channel: Channel) -> Result<Self, ClientError> {
         let mut headers = HeaderMap::new();
         for (name, value) in &config.headers {
             let invalid = || ClientError::Header(name.clone());
@@ -152,8 +162,8 @@ impl Client {
             headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
         }
         Ok(Client {
-            uri: export_uri(endpoint.uri()),
-            channel: endpoint.connect_lazy(),
+            uri: export_uri(uri),
+            channel,
             headers,
             compression: config.compression,
             timeout: config.timeout,
@@ -219,6 +229,19 @@ impl Client {
         prefix[1..].copy_from_slice(&length.to_be_bytes());
         Ok(Framed([Some(Bytes::copy_from_slice(&prefix)), Some(message)]))
     }
+}
+
+/// How to connect: keepalive, so that a peer that vanished is noticed, and a user agent.
+fn endpoint(config: &Exporter) -> Result<Endpoint, ClientError> {
+    let endpoint = Endpoint::from_shared(config.endpoint.clone())
+        .and_then(|endpoint| endpoint.user_agent(concat!("tailwater/", env!("CARGO_PKG_VERSION"))))
+        .map_err(|error| ClientError::Endpoint(config.endpoint.clone(), error))?;
+    Ok(endpoint
+        .connect_timeout(config.timeout)
+        .tcp_nodelay(true)
+        // Together under 30 s, the time in which a peer that vanished must be noticed.
+        .http2_keep_alive_interval(Duration::from_secs(15))
+        .keep_alive_timeout(Duration::from_secs(10)))
 }
 
 fn encoding_name(compression: Compression) -> Option<&'static str> {

@@ -34,6 +34,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{oneshot, watch},
     task::JoinSet,
@@ -83,6 +84,56 @@ pub async fn bind(key: &'static str, endpoint: &str) -> Result<TcpListener, Bind
     })
 }
 
+/// Where connections come from: a port, or the network of a simulation.
+pub trait Listen: Send + Sync + 'static {
+    /// What is accepted.
+    type Stream: Connected;
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the operating system does not tell.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// The next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// A connection that was accepted.
+pub trait Connected: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Where it comes from.
+    fn peer_addr(&self) -> Option<SocketAddr>;
+
+    /// Waits until the client has sent what HTTP begins with, and leaves it to be read; 0 where
+    /// the connection ended first.
+    fn first_bytes(&self, http2_only: bool) -> impl Future<Output = io::Result<usize>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        TcpListener::local_addr(self)
+    }
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = TcpListener::accept(self).await?;
+        // Fails for one that is gone already, which reading from it will tell.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+}
+
+impl Connected for TcpStream {
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        TcpStream::peer_addr(self).ok()
+    }
+
+    async fn first_bytes(&self, http2_only: bool) -> io::Result<usize> {
+        first_bytes(self, http2_only).await
+    }
+}
+
 /// What bounds the connections of one listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -101,12 +152,13 @@ pub struct Limits {
 pub struct LongLived;
 
 /// Accepts and serves connections until `stop` turns true, then lets the requests under way finish.
-pub async fn serve<A, F, B>(
-    listener: TcpListener,
+pub async fn serve<L, A, F, B>(
+    listener: L,
     limits: Limits,
     answer: A,
     mut stop: watch::Receiver<bool>,
 ) where
+    L: Listen,
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -136,10 +188,10 @@ pub async fn serve<A, F, B>(
     while connections.join_next().await.is_some() {}
 }
 
-async fn accept(listener: &TcpListener, trouble: &mut Trouble) -> TcpStream {
+async fn accept<L: Listen>(listener: &L, trouble: &mut Trouble) -> L::Stream {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(stream) => return stream,
             Err(error) => {
                 // Out of descriptors, mostly: retrying at once would spin until one is free.
                 trouble.warn("cannot accept a connection", &error);
@@ -241,24 +293,18 @@ impl Drop for Unread {
 }
 
 impl Connection {
-    async fn serve<A, F, B>(
-        self,
-        stream: TcpStream,
-        answer: A,
-        mut must_leave: oneshot::Receiver<()>,
-    ) where
+    async fn serve<S, A, F, B>(self, stream: S, answer: A, mut must_leave: oneshot::Receiver<()>)
+    where
+        S: Connected,
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let peer = stream.peer_addr().ok();
-        if stream.set_nodelay(true).is_err() {
-            return;
-        }
+        let peer = stream.peer_addr();
         let mut stop = self.stop.clone();
-        let preface =
-            tokio::time::timeout(PREFACE_TIMEOUT, first_bytes(&stream, self.limits.http2_only));
+        let preface = stream.first_bytes(self.limits.http2_only);
+        let preface = tokio::time::timeout(PREFACE_TIMEOUT, preface);
         let has_preface = tokio::select! {
             biased;
             _ = stop.wait_for(|&stop| stop) => return,
@@ -273,8 +319,9 @@ impl Connection {
         self.serve_http(stream, answer, peer).await;
     }
 
-    async fn serve_http<A, F, B>(&self, stream: TcpStream, answer: A, peer: Option<SocketAddr>)
+    async fn serve_http<S, A, F, B>(&self, stream: S, answer: A, peer: Option<SocketAddr>)
     where
+        S: Connected,
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,

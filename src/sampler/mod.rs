@@ -35,7 +35,7 @@ use crate::{
     otlp::{Contexts, conditions::Conditions as _},
     policy::Plan,
     trace::TraceId,
-    window::{self, Millis, NewBits, Pool, Shard, Waits},
+    window::{self, Hasher, Millis, NewBits, Pool, Shard, Waits},
 };
 
 /// What bounds a trace and its stay.
@@ -60,7 +60,7 @@ pub struct Limits {
 pub struct Sampler {
     shards: Box<[Mutex<ShardState>]>,
     shard_bits: u32,
-    hasher: foldhash::fast::RandomState,
+    hasher: Hasher,
     /// What requests are walked with, read once each. A reload sets it before it comes to the first
     /// shard, so it names every policy that any shard decides by.
     plan: RwLock<Arc<Plan>>,
@@ -113,7 +113,17 @@ pub enum Lookup {
 impl Sampler {
     /// A sampler with at least `shards` shards, rounded up to a power of two.
     pub fn new(plan: Arc<Plan>, limits: Limits, budget: &Arc<Budget>, shards: usize) -> Self {
-        let hasher = foldhash::fast::RandomState::default();
+        Self::with_hasher(plan, limits, budget, shards, Hasher::random())
+    }
+
+    /// The same, with trace ids hashed by `hasher`.
+    pub fn with_hasher(
+        plan: Arc<Plan>,
+        limits: Limits,
+        budget: &Arc<Budget>,
+        shards: usize,
+        hasher: Hasher,
+    ) -> Self {
         let pool = Pool::new(Arc::clone(budget));
         let words = plan.leaves().words();
         let shards: Box<[_]> = (0..shards.next_power_of_two())

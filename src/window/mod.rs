@@ -117,7 +117,10 @@ impl ContextSlots {
 /// Segments and their contexts that no undecided trace needs any more. Dropped after the lock.
 pub type Freed = Vec<Segment>;
 
+/// Hashes trace ids by a key: random, but for simulations, which repeat a run by its seed.
+pub type Hasher = foldhash::fast::SeedableRandomState;
+
 /// The keyed hash of a trace id: ids are chosen by outsiders, so the hash must not be.
-pub fn hash_of(hasher: &foldhash::fast::RandomState, trace_id: TraceId) -> u64 {
+pub fn hash_of(hasher: &Hasher, trace_id: TraceId) -> u64 {
     std::hash::BuildHasher::hash_one(hasher, trace_id)
 }

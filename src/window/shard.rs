@@ -49,7 +49,7 @@ pub struct Shard {
     pub(super) now: Millis,
     pub(super) ring: Ring,
     index: HashTable<u32>,
-    pub(super) hasher: foldhash::fast::RandomState,
+    pub(super) hasher: super::Hasher,
     randomness: ExplicitRandomness,
     after_root: VecDeque<(Millis, Position)>,
     pub(super) slots: Vec<Option<Segment>>,
@@ -71,7 +71,7 @@ impl Shard {
     pub fn new(
         waits: Waits,
         words: usize,
-        hasher: foldhash::fast::RandomState,
+        hasher: super::Hasher,
         pool: &Arc<Pool>,
         budget: &Arc<Budget>,
     ) -> Self {

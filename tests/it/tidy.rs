@@ -26,7 +26,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("check", &["crate::sampler", "crate::receiver", "crate::exporter", "tokio", "tonic"]),
     ("demo", &["crate::window", "crate::decisions"]),
     ("budget", &["crate::", "tokio", "tonic"]),
-    ("clock", &["crate::sampler", "crate::config", "tokio"]),
+    ("clock", &["crate::sampler", "crate::config"]),
     ("config", &["tokio", "tonic", "crate::service", "crate::receiver", "crate::exporter"]),
     ("grpc", &["crate::"]),
     ("metrics", &["crate::config", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
