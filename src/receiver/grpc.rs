@@ -206,17 +206,19 @@ impl UnaryService<Bytes> for ExportCall {
 
 /// The encoded answer to a request that was taken: empty, unless spans were left out.
 pub(super) fn acknowledgement(ingested: &Ingested) -> Bytes {
-    if ingested.rejected == 0 {
-        return Bytes::new();
-    }
-    let partial = ExportTracePartialSuccess {
+    let partial_success = partial_success(ingested);
+    ExportTraceServiceResponse { partial_success }.encode_to_vec().into()
+}
+
+/// What was left out of a request that was taken.
+pub(super) fn partial_success(ingested: &Ingested) -> Option<ExportTracePartialSuccess> {
+    (ingested.rejected > 0).then(|| ExportTracePartialSuccess {
         rejected_spans: i64::try_from(ingested.rejected).unwrap_or(i64::MAX),
         error_message:
             "spans with malformed ids were rejected: a trace id has 16 bytes, a span id 8, \
                         a parent span id 0 or 8, and neither of the first two is all zero"
                 .into(),
-    };
-    ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec().into()
+    })
 }
 
 fn is_grpc<B>(request: &http::Request<B>) -> bool {

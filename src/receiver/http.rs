@@ -1,7 +1,7 @@
-//! OTLP/HTTP: POST /v1/traces with protobuf bodies, as they are or compressed.
+//! OTLP/HTTP: POST /v1/traces with protobuf or JSON bodies, as they are or compressed.
 //!
-//! Shares admission, limits and the walker with gRPC. Errors carry a `google.rpc.Status` as the
-//! specification asks. JSON is answered 415 until it is built.
+//! Shares admission, limits and the walker with gRPC; JSON becomes protobuf first. Answers are of
+//! the type of their request; errors carry a `google.rpc.Status` as the specification asks.
 //! Source: OTLP specification, "OTLP/HTTP".
 
 use std::{
@@ -12,25 +12,25 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
 };
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use prost::Message as _;
+use serde_json::json;
 use tonic::Code;
 use tonic_types::pb;
 
 use super::{
     Intake, Refusal,
     admission::{Charge, ChargedBody},
-    grpc::acknowledgement,
+    grpc::{acknowledgement, partial_success},
 };
-use crate::metrics::Transport;
+use crate::{metrics::Transport, otlp::json, sampler::Ingested};
 
 /// Where traces are posted.
 const TRACES_PATH: &str = "/v1/traces";
-const PROTOBUF: &str = "application/x-protobuf";
 /// From the headers of a request to its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -45,8 +45,15 @@ pub struct HttpService {
 enum Unfit {
     NotFound,
     NotPost,
-    NotProtobuf,
+    UnknownType,
     UnknownEncoding,
+}
+
+/// What a request is written in, and its answer.
+#[derive(Clone, Copy, PartialEq)]
+enum Format {
+    Protobuf,
+    Json,
 }
 
 #[derive(Clone, Copy)]
@@ -65,15 +72,20 @@ impl HttpService {
 
     /// Answers one request.
     pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        // Who writes neither is answered in the one that every sender of OTLP can read.
+        let format = format_of(&request).unwrap_or(Format::Protobuf);
         let response = match encoding_of(&request) {
-            Err(unfit) => unfit_response(&unfit),
+            Err(unfit) => unfit_response(&unfit, format),
             Ok(encoding) => {
-                let exchange = self.exchange(request, encoding);
+                let exchange = self.exchange(request, format, encoding);
                 match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(refusal)) => self.refuse(&refusal),
+                    Ok(Ok(ingested)) => {
+                        response(StatusCode::OK, format, format.acknowledgement(&ingested))
+                    }
+                    Ok(Err(refusal)) => self.refuse(&refusal, format),
                     Err(_elapsed) => {
-                        self.refuse(&Refusal::Malformed("the body took longer than 30 s".into()))
+                        let late = Refusal::Malformed("the body took longer than 30 s".into());
+                        self.refuse(&late, format)
                     }
                 }
             }
@@ -85,10 +97,11 @@ impl HttpService {
     async fn exchange(
         &self,
         request: Request<Incoming>,
+        format: Format,
         encoding: Encoding,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
+    ) -> Result<Ingested, Refusal> {
         self.intake.admit()?;
-        let charge = Charge::new(&self.intake.budget, self.max_body_bytes);
+        let charge = Charge::new(&self.intake.budget, format.held_bytes(self.max_body_bytes));
         let refused = Arc::new(Mutex::new(None));
         let body = ChargedBody::new(request.into_body(), charge.clone(), Arc::clone(&refused));
         let body = Limited::new(body, self.max_body_bytes).collect().await;
@@ -96,12 +109,15 @@ impl HttpService {
             let refusal = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
             refusal.unwrap_or_else(|| self.body_refusal(&*error))
         })?;
-        let message = self.decompress(body.to_bytes(), encoding)?;
+        let mut message = self.decompress(body.to_bytes(), encoding)?;
         if !matches!(encoding, Encoding::Identity) {
             charge.grow(message.len())?;
         }
-        let ingested = self.intake.take(Transport::Http, &message)?;
-        Ok(response(StatusCode::OK, acknowledgement(&ingested)))
+        if format == Format::Json {
+            charge.grow(format.held_bytes(message.len()) - message.len())?;
+            message = self.intake.contain(|| json::to_protobuf(&message))??.into();
+        }
+        self.intake.take(Transport::Http, &message)
     }
 
     fn body_refusal(&self, error: &(dyn std::error::Error + 'static)) -> Refusal {
@@ -134,7 +150,7 @@ impl HttpService {
         Ok(message.into())
     }
 
-    fn refuse(&self, refusal: &Refusal) -> Response<Full<Bytes>> {
+    fn refuse(&self, refusal: &Refusal, format: Format) -> Response<Full<Bytes>> {
         if let Some(because) = refusal.because() {
             self.intake.metrics.refused(Transport::Http, because);
         }
@@ -151,7 +167,7 @@ impl HttpService {
             Refusal::Abandoned => (StatusCode::BAD_REQUEST, Code::Cancelled),
             Refusal::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),
         };
-        let mut response = error(status, code, refusal.to_string());
+        let mut response = error(status, code, refusal.to_string(), format);
         if status == StatusCode::SERVICE_UNAVAILABLE {
             // Whole seconds, which is all that the Node SDK reads.
             let seconds = self.intake.retry_delay(refusal).as_secs_f64().round() as u64;
@@ -161,6 +177,50 @@ impl HttpService {
     }
 }
 
+impl Format {
+    fn content_type(self) -> &'static str {
+        match self {
+            Format::Protobuf => "application/x-protobuf",
+            Format::Json => "application/json",
+        }
+    }
+
+    /// What a body of this length makes the service hold: JSON stays while it is turned into
+    /// protobuf, and that needs up to twice its length.
+    fn held_bytes(self, body_bytes: usize) -> usize {
+        match self {
+            Format::Protobuf => body_bytes,
+            Format::Json => body_bytes.saturating_mul(3),
+        }
+    }
+
+    fn acknowledgement(self, ingested: &Ingested) -> Bytes {
+        match (self, partial_success(ingested)) {
+            (Format::Protobuf, _) => acknowledgement(ingested),
+            (Format::Json, None) => Bytes::from_static(b"{}"),
+            (Format::Json, Some(partial)) => {
+                let partial = json!({
+                    // 64-bit integers are strings in protobuf's JSON.
+                    "rejectedSpans": partial.rejected_spans.to_string(),
+                    "errorMessage": partial.error_message,
+                });
+                json!({ "partialSuccess": partial }).to_string().into()
+            }
+        }
+    }
+}
+
+fn header<B>(request: &Request<B>, name: HeaderName) -> Option<&str> {
+    request.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+fn format_of<B>(request: &Request<B>) -> Option<Format> {
+    let content_type = header(request, CONTENT_TYPE)?.split(';').next()?.trim();
+    [Format::Protobuf, Format::Json]
+        .into_iter()
+        .find(|format| content_type.eq_ignore_ascii_case(format.content_type()))
+}
+
 fn encoding_of<B>(request: &Request<B>) -> Result<Encoding, Unfit> {
     if request.uri().path() != TRACES_PATH {
         return Err(Unfit::NotFound);
@@ -168,12 +228,10 @@ fn encoding_of<B>(request: &Request<B>) -> Result<Encoding, Unfit> {
     if request.method() != Method::POST {
         return Err(Unfit::NotPost);
     }
-    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let content_type = header(CONTENT_TYPE).and_then(|value| value.split(';').next());
-    if !content_type.is_some_and(|value| value.trim().eq_ignore_ascii_case(PROTOBUF)) {
-        return Err(Unfit::NotProtobuf);
+    if format_of(request).is_none() {
+        return Err(Unfit::UnknownType);
     }
-    match header(CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
+    match header(request, CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
         None | Some("" | "identity") => Ok(Encoding::Identity),
         Some("gzip") => Ok(Encoding::Gzip),
         Some("deflate") => Ok(Encoding::Deflate),
@@ -182,38 +240,44 @@ fn encoding_of<B>(request: &Request<B>) -> Result<Encoding, Unfit> {
     }
 }
 
-fn unfit_response(unfit: &Unfit) -> Response<Full<Bytes>> {
-    match unfit {
-        Unfit::NotFound => {
-            error(StatusCode::NOT_FOUND, Code::NotFound, format!("post traces to {TRACES_PATH}"))
-        }
+fn unfit_response(unfit: &Unfit, format: Format) -> Response<Full<Bytes>> {
+    let (status, code, message) = match unfit {
+        Unfit::NotFound => (StatusCode::NOT_FOUND, Code::NotFound, "post traces to /v1/traces"),
         Unfit::NotPost => {
-            let message = format!("{TRACES_PATH} takes POST");
-            let mut response = error(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message);
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-            response
+            (StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, "/v1/traces takes POST")
         }
-        Unfit::NotProtobuf => error(
+        Unfit::UnknownType => (
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::InvalidArgument,
-            format!("the content type must be {PROTOBUF}; JSON is not available yet"),
+            "the content type must be application/x-protobuf or application/json",
         ),
-        Unfit::UnknownEncoding => error(
+        Unfit::UnknownEncoding => (
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::InvalidArgument,
-            "the content encoding must be gzip, deflate, zstd or identity".to_owned(),
+            "the content encoding must be gzip, deflate, zstd or identity",
         ),
+    };
+    let mut response = error(status, code, message.to_owned(), format);
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     }
+    response
 }
 
-fn error(status: StatusCode, code: Code, message: String) -> Response<Full<Bytes>> {
-    let body = pb::Status { code: code as i32, message, details: Vec::new() };
-    response(status, body.encode_to_vec().into())
+fn error(status: StatusCode, code: Code, message: String, format: Format) -> Response<Full<Bytes>> {
+    let body = match format {
+        Format::Protobuf => {
+            pb::Status { code: code as i32, message, details: Vec::new() }.encode_to_vec().into()
+        }
+        Format::Json => json!({ "code": code as i32, "message": message }).to_string().into(),
+    };
+    response(status, format, body)
 }
 
-fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+fn response(status: StatusCode, format: Format, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
+    let content_type = HeaderValue::from_static(format.content_type());
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
