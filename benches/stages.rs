@@ -36,7 +36,9 @@ use tailwater::{
 };
 
 /// Of this bench; the rig's modules expect it in their crate.
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+pub(crate) /// Only a compressed corpus does.
+const ENDED: &str = "the corpus has ended";
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const REQUESTS: u64 = 3_000;
 const WARM_UP: u64 = 600;
@@ -47,7 +49,7 @@ fn main() -> Result<()> {
     if !std::env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
-    let mut corpus = Corpus::build(&Shape { requests: 64, resources: 10, stride: 1 })?;
+    let mut corpus = Corpus::build(&Shape::plain(64))?;
     walk_only(&mut corpus, "walk", &plan())?;
     whole(&mut corpus, plan(), "")?;
     for policies in [1, 16, 256] {
@@ -65,12 +67,12 @@ fn main() -> Result<()> {
 /// follow one another, or far apart.
 fn reload() -> Result<()> {
     for (traffic, stride) in [("parts together", 1), ("parts far apart", 30)] {
-        let mut corpus = Corpus::build(&Shape { requests: 64, resources: 10, stride })?;
+        let mut corpus = Corpus::build(&Shape { stride, ..Shape::plain(64) })?;
         let limits = limits(Waits { decision_wait: 3_600_000, after_root: None });
         let sampler = Sampler::new(Arc::new(plan()), limits, &Budget::new(4 << 30), 8);
         let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
         for sequence in 0.. {
-            let body = corpus.body(sequence).slice(GRPC_PREFIX_BYTES..);
+            let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
             sampler.ingest(Millis(0), &body, &mut scratch, &mut decided)?;
             if sequence % 64 == 0 && sampler.buffered().bytes >= 1 << 30 {
                 break;
@@ -103,7 +105,7 @@ fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan) -> Result<()> {
     let mut kept_alive = Vec::new();
     let mut time = Duration::ZERO;
     for sequence in 0..REQUESTS {
-        let body = corpus.body(sequence).slice(GRPC_PREFIX_BYTES..);
+        let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         walked.clear();
         let started = now();
         walk::walk(&body, &contexts, plan.leaves(), &mut walked)?;
@@ -130,7 +132,7 @@ fn whole(corpus: &mut Corpus, plan: Plan, label: &str) -> Result<()> {
             times = [Duration::ZERO; 4];
         }
         let now_ms = (sequence * SPANS_PER_REQUEST * 1000 / 300_000) as u32;
-        let body = corpus.body(sequence).slice(GRPC_PREFIX_BYTES..);
+        let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         let started = now();
         sampler.ingest(Millis(now_ms), &body, &mut scratch, &mut decided)?;
         times[0] += started.elapsed();

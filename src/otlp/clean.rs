@@ -6,12 +6,15 @@
 //! the span unfit. Without this one bad span poisons a batch: Tempo and the Collector refuse the
 //! whole request.
 //!
-//! The messages are data (`Schema`); unknown fields pass untouched. Recursion is bounded by the
-//! schema and by the nesting limit. Source: opentelemetry-proto 1.x, trace, common and resource.
+//! The messages are data ([`super::schema`]); unknown fields pass untouched. Recursion is bounded
+//! by the schema and by the nesting limit.
 
 use std::borrow::Cow;
 
-use super::wire::{self, Malformed, Reader, Value};
+use super::{
+    schema::{Kind, RESOURCE_SPANS, Role, SCOPE_SPANS, SPAN, Schema},
+    wire::{self, Malformed, Reader, Value},
+};
 
 /// Deepest nesting of values that leaves: an `AnyValue` inside an `AnyValue` is one level.
 pub const NESTING_MAX: usize = 64;
@@ -83,112 +86,11 @@ fn message(arrived: &[u8], schema: &Schema) -> Result<Cleaned, Unfit> {
     Ok(Cleaned { repaired, repairs })
 }
 
-/// One message type: the type of field n stands at index n - 1.
-struct Schema {
-    fields: &'static [Type],
-    role: Role,
-}
-
-#[derive(PartialEq, Eq)]
-enum Role {
-    Plain,
-    /// Mostly sound at a glance.
-    KeyValue,
-    /// Counts towards the nesting limit.
-    AnyValue,
-    /// Removed where its ids have the wrong length.
-    Link,
-}
-
-enum Type {
-    Unknown,
-    Varint,
-    Fixed32,
-    Fixed64,
-    Bytes,
-    Text,
-    Message(&'static Schema),
-}
-
-impl Schema {
-    #[inline]
-    fn field(&self, number: u32) -> &Type {
-        self.fields.get(number as usize - 1).unwrap_or(&Type::Unknown)
-    }
-}
-
-impl Type {
-    /// The wire type that a field must have; `None` where it is not known.
-    #[inline]
-    fn wire_type(&self) -> Option<u32> {
-        match self {
-            Type::Unknown => None,
-            Type::Varint => Some(wire::VARINT),
-            Type::Fixed32 => Some(wire::FIXED32),
-            Type::Fixed64 => Some(wire::FIXED64),
-            Type::Bytes | Type::Text | Type::Message(_) => Some(wire::BYTES),
-        }
-    }
-}
-
 impl From<Malformed> for Unfit {
     fn from(_: Malformed) -> Self {
         Unfit
     }
 }
-
-use Type::{Bytes, Fixed32, Fixed64, Message, Text, Unknown, Varint};
-
-const fn plain(fields: &'static [Type]) -> Schema {
-    Schema { fields, role: Role::Plain }
-}
-
-static RESOURCE_SPANS: Schema = plain(&[Message(&RESOURCE), Unknown, Text]);
-static RESOURCE: Schema = plain(&[Message(&KEY_VALUE), Varint, Message(&ENTITY_REF)]);
-static ENTITY_REF: Schema = plain(&[Text, Text, Text, Text]);
-static SCOPE_SPANS: Schema = plain(&[Message(&SCOPE), Unknown, Text]);
-static SCOPE: Schema = plain(&[Text, Text, Message(&KEY_VALUE), Varint]);
-static SPAN: Schema = plain(&[
-    Bytes,               // trace_id
-    Bytes,               // span_id
-    Text,                // trace_state
-    Bytes,               // parent_span_id
-    Text,                // name
-    Varint,              // kind
-    Fixed64,             // start_time_unix_nano
-    Fixed64,             // end_time_unix_nano
-    Message(&KEY_VALUE), // attributes
-    Varint,
-    Message(&EVENT),
-    Varint,
-    Message(&LINK),
-    Varint,
-    Message(&STATUS),
-    Fixed32, // flags
-]);
-static EVENT: Schema = plain(&[Fixed64, Text, Message(&KEY_VALUE), Varint]);
-static LINK: Schema = Schema {
-    fields: &[Bytes, Bytes, Text, Message(&KEY_VALUE), Varint, Fixed32],
-    role: Role::Link,
-};
-static STATUS: Schema = plain(&[Unknown, Text, Varint]);
-static KEY_VALUE: Schema =
-    Schema { fields: &[Text, Message(&ANY_VALUE), Varint], role: Role::KeyValue };
-static ANY_VALUE: Schema = Schema {
-    fields: &[
-        Text,
-        Varint,
-        Varint,
-        Fixed64,
-        Message(&ARRAY_VALUE),
-        Message(&KEY_VALUE_LIST),
-        Bytes,
-        Varint,
-    ],
-    role: Role::AnyValue,
-};
-static ARRAY_VALUE: Schema = plain(&[Message(&ANY_VALUE)]);
-static KEY_VALUE_LIST: Schema = plain(&[Message(&KEY_VALUE)]);
 
 /// Finds what must be repaired. `values` counts the `AnyValue`s around this message.
 fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfit> {
@@ -199,19 +101,19 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
     let mut repairs = Repairs::default();
     let mut reader = Reader::new(message);
     while let Some(tag) = reader.next_tag()? {
-        let expected = schema.field(tag >> 3);
+        let expected = schema.kind(tag >> 3);
         if expected.wire_type().is_some_and(|wire_type| wire_type != tag & 7) {
             return Err(Unfit);
         }
         match expected {
-            Type::Text => {
+            Kind::Text => {
                 let text = reader.bytes()?;
                 // Most strings are short and ASCII, which is quicker to see than that they are
                 // UTF-8.
                 let is_valid = text.is_ascii() || std::str::from_utf8(text).is_ok();
                 repairs.strings += u64::from(!is_valid);
             }
-            Type::Message(schema) => {
+            Kind::Message(schema) => {
                 let inner = reader.bytes()?;
                 if schema.role == Role::KeyValue && is_plain_pair(inner) {
                     continue;
@@ -269,11 +171,11 @@ fn rewrite(message: &[u8], schema: &Schema) -> Result<Vec<u8>, Unfit> {
     let mut out = Vec::with_capacity(message.len() + 16);
     let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field()? {
-        match (schema.field(field.number), field.value) {
-            (Type::Text, Value::Bytes(text)) => {
+        match (schema.kind(field.number), field.value) {
+            (Kind::Text, Value::Bytes(text)) => {
                 put_field(&mut out, field.number, String::from_utf8_lossy(text).as_bytes());
             }
-            (Type::Message(schema), Value::Bytes(inner)) => {
+            (Kind::Message(schema), Value::Bytes(inner)) => {
                 if schema.role == Role::Link && !link_is_sound(inner)? {
                     continue;
                 }

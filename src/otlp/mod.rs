@@ -1,15 +1,17 @@
 //! OTLP as bytes: walking requests, interning contexts, cleaning and stamping what leaves, and
 //! encoding it.
 //!
-//! Nothing here owns a span as a struct. A request stays the bytes that arrived ([`walk`]); a kept
-//! span leaves as the same bytes with a stamp spliced in ([`encode`]). What is kept and why is not
-//! known here.
+//! Nothing here owns a span as a struct. A request stays the bytes that arrived ([`walk`]), or what
+//! JSON is turned into at the door ([`json`]); a kept span leaves as the same bytes with a stamp
+//! spliced in ([`encode`]). What is kept and why is not known here.
 
 pub mod clean;
 pub mod conditions;
 mod context;
 pub mod encode;
+pub mod json;
 pub mod rewalk;
+mod schema;
 pub mod tracestate;
 pub mod walk;
 pub mod wire;

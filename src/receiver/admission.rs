@@ -1,9 +1,9 @@
 //! Bytes on their way in are charged as they arrive, frame by frame, not by what a header claims.
 //!
-//! What is being received may hold an eighth of the memory limit, or twice the largest message
-//! where that is more: as it came and decompressed. A frame beyond that ends its request with a
-//! retryable refusal. Frames are copied into one buffer as they come: kept as they are, a frame of
-//! one byte would hold many more than it is charged for.
+//! What is being received may hold an eighth of the memory limit, or what the largest message needs
+//! where that is more: as it came, decompressed, and turned from JSON into protobuf. A frame beyond
+//! that ends its request with a retryable refusal. Frames are copied into one buffer as they come:
+//! kept as they are, a frame of one byte would hold many more than it is charged for.
 
 use std::sync::Arc;
 
@@ -23,12 +23,13 @@ pub(super) struct Charge {
 }
 
 impl Charge {
-    /// Holds nothing yet. `message_bytes_max` is the largest message that must be able to come in.
-    pub(super) fn new(budget: &Arc<Budget>, message_bytes_max: usize) -> Self {
+    /// Holds nothing yet. `held_bytes_max` is what the largest message, which must be able to come
+    /// in, makes the service hold.
+    pub(super) fn new(budget: &Arc<Budget>, held_bytes_max: usize) -> Self {
         Charge {
             hold: budget.hold(Holder::Receiving, 0),
             budget: Arc::clone(budget),
-            receiving_bytes_max: (budget.limit() / 8).max(message_bytes_max.saturating_mul(2)),
+            receiving_bytes_max: (budget.limit() / 8).max(held_bytes_max),
         }
     }
 

@@ -38,8 +38,18 @@ pub(super) enum Encoding {
 #[derive(Debug)]
 pub(super) struct Message<'a> {
     pub(super) bytes: Bytes,
-    _charge: Charge,
+    charge: Charge,
     _turn: Option<SemaphorePermit<'a>>,
+}
+
+impl Message<'_> {
+    /// Holds more.
+    ///
+    /// # Errors
+    /// [`Refusal::Memory`] at a limit.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.charge.grow(bytes)
+    }
 }
 
 /// Inflates `body`, whose bytes `received` holds. What the message holds is charged to `inflated`,
@@ -58,18 +68,18 @@ pub(super) async fn inflate(
     let turn = async || turns.acquire().await.expect("the turns are never closed");
     if encoding == Encoding::Identity {
         let turn = if body.len() > SMALL_BYTES_MAX { Some(turn().await) } else { None };
-        return Ok(Message { bytes: body, _charge: received, _turn: turn });
+        return Ok(Message { bytes: body, charge: received, _turn: turn });
     }
     let mut charge = received.another();
     let small = attempt(encoding, &body, bytes_max.min(SMALL_BYTES_MAX), &mut charge).await?;
     if let Some(bytes) = small {
-        return Ok(Message { bytes, _charge: charge, _turn: None });
+        return Ok(Message { bytes, charge, _turn: None });
     }
     drop(charge);
     let turn = turn().await;
     let mut charge = received.another();
     match attempt(encoding, &body, bytes_max, &mut charge).await? {
-        Some(bytes) => Ok(Message { bytes, _charge: charge, _turn: Some(turn) }),
+        Some(bytes) => Ok(Message { bytes, charge, _turn: Some(turn) }),
         None => Err(Refusal::TooLarge { limit_bytes: bytes_max }),
     }
 }

@@ -92,7 +92,8 @@ impl GrpcService {
     async fn exchange(&self, body: Incoming, encoding: Encoding) -> Result<Ingested, Refusal> {
         self.intake.admit()?;
         let bytes_max = self.max_recv_msg_bytes;
-        let charge = Charge::new(&self.intake.budget, bytes_max);
+        // As it came, and decompressed.
+        let charge = Charge::new(&self.intake.budget, bytes_max.saturating_mul(2));
         let mut receiving = Receiving::new(body, bytes_max.saturating_add(PREFIX_BYTES), charge);
         // A message that would be too large in the end is refused at its beginning.
         while receiving.more().await? {
@@ -206,17 +207,19 @@ impl http_body::Body for Frames {
 
 /// The encoded answer to a request that was taken: empty, unless spans were left out.
 pub(super) fn acknowledgement(ingested: &Ingested) -> Bytes {
-    if ingested.rejected == 0 {
-        return Bytes::new();
-    }
-    let partial = ExportTracePartialSuccess {
+    let partial_success = partial_success(ingested);
+    ExportTraceServiceResponse { partial_success }.encode_to_vec().into()
+}
+
+/// What was left out of a request that was taken.
+pub(super) fn partial_success(ingested: &Ingested) -> Option<ExportTracePartialSuccess> {
+    (ingested.rejected > 0).then(|| ExportTracePartialSuccess {
         rejected_spans: i64::try_from(ingested.rejected).unwrap_or(i64::MAX),
         error_message:
             "spans with malformed ids were rejected: a trace id has 16 bytes, a span id 8, \
                         a parent span id 0 or 8, and neither of the first two is all zero"
                 .into(),
-    };
-    ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec().into()
+    })
 }
 
 fn is_grpc<B>(request: &http::Request<B>) -> bool {

@@ -1,19 +1,20 @@
-//! OTLP/HTTP: POST /v1/traces with protobuf bodies, as they are or compressed.
+//! OTLP/HTTP: POST /v1/traces with protobuf or JSON bodies, as they are or compressed.
 //!
-//! Shares admission, limits and the walker with gRPC. Errors carry a `google.rpc.Status` as the
-//! specification asks. JSON is answered 415 until it is built.
+//! Shares admission, limits and the walker with gRPC; JSON becomes protobuf first. Answers are of
+//! the type of their request; errors carry a `google.rpc.Status` as the specification asks.
 //! Source: OTLP specification, "OTLP/HTTP".
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
 };
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prost::Message as _;
+use serde_json::json;
 use tonic::Code;
 use tonic_types::pb;
 
@@ -21,13 +22,14 @@ use super::{
     Intake, REQUEST_TIMEOUT, Refusal,
     admission::{Charge, Receiving},
     compression::{Encoding, inflate},
-    grpc::acknowledgement,
+    grpc::{acknowledgement, partial_success},
 };
-use crate::metrics::Transport;
+use crate::{metrics::Transport, otlp::json, sampler::Ingested};
 
 /// Where traces are posted.
 const TRACES_PATH: &str = "/v1/traces";
-const PROTOBUF: &str = "application/x-protobuf";
+/// What turning JSON into protobuf takes, in lengths of the JSON.
+const JSON_NEEDS: usize = 2;
 
 /// The HTTP door. Clones share everything.
 #[derive(Clone, Debug)]
@@ -40,8 +42,15 @@ pub struct HttpService {
 enum Unfit {
     NotFound,
     NotPost,
-    NotProtobuf,
+    UnknownType,
     UnknownEncoding,
+}
+
+/// What a request is written in, and its answer.
+#[derive(Clone, Copy, PartialEq)]
+enum Format {
+    Protobuf,
+    Json,
 }
 
 impl HttpService {
@@ -52,15 +61,20 @@ impl HttpService {
 
     /// Answers one request.
     pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        // Who writes neither is answered in the one that every sender of OTLP can read.
+        let format = format_of(&request).unwrap_or(Format::Protobuf);
         let response = match encoding_of(&request) {
-            Err(unfit) => unfit_response(&unfit),
+            Err(unfit) => unfit_response(&unfit, format),
             Ok(encoding) => {
-                let exchange = self.exchange(request, encoding);
+                let exchange = self.exchange(request, format, encoding);
                 match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(refusal)) => self.refuse(&refusal),
+                    Ok(Ok(ingested)) => {
+                        response(StatusCode::OK, format, format.acknowledgement(&ingested))
+                    }
+                    Ok(Err(refusal)) => self.refuse(&refusal, format),
                     Err(_elapsed) => {
-                        self.refuse(&Refusal::Malformed("the body took longer than 30 s".into()))
+                        let late = Refusal::Malformed("the body took longer than 30 s".into());
+                        self.refuse(&late, format)
                     }
                 }
             }
@@ -72,20 +86,24 @@ impl HttpService {
     async fn exchange(
         &self,
         request: Request<Incoming>,
+        format: Format,
         encoding: Encoding,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
+    ) -> Result<Ingested, Refusal> {
         self.intake.admit()?;
-        let charge = Charge::new(&self.intake.budget, self.max_body_bytes);
-        let mut receiving = Receiving::new(request.into_body(), self.max_body_bytes, charge);
+        let bytes_max = self.max_body_bytes;
+        let charge = Charge::new(&self.intake.budget, format.held_bytes(bytes_max));
+        let mut receiving = Receiving::new(request.into_body(), bytes_max, charge);
         while receiving.more().await? {}
         let (body, charge) = receiving.finish();
-        let turns = &self.intake.turns;
-        let message = inflate(encoding, body, charge, self.max_body_bytes, turns).await?;
-        let ingested = self.intake.take(Transport::Http, &message.bytes)?;
-        Ok(response(StatusCode::OK, acknowledgement(&ingested)))
+        let mut message = inflate(encoding, body, charge, bytes_max, &self.intake.turns).await?;
+        if format == Format::Json {
+            message.grow(JSON_NEEDS * message.bytes.len())?;
+            message.bytes = self.intake.contain(|| json::to_protobuf(&message.bytes))??.into();
+        }
+        self.intake.take(Transport::Http, &message.bytes)
     }
 
-    fn refuse(&self, refusal: &Refusal) -> Response<Full<Bytes>> {
+    fn refuse(&self, refusal: &Refusal, format: Format) -> Response<Full<Bytes>> {
         if let Some(because) = refusal.because() {
             self.intake.metrics.refused(Transport::Http, because);
         }
@@ -104,7 +122,7 @@ impl HttpService {
             Refusal::Abandoned => (StatusCode::BAD_REQUEST, Code::Cancelled),
             Refusal::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),
         };
-        let mut response = error(status, code, refusal.to_string());
+        let mut response = error(status, code, refusal.to_string(), format);
         if status == StatusCode::SERVICE_UNAVAILABLE {
             // Whole seconds, which is all that the Node SDK reads.
             let seconds = self.intake.retry_delay(refusal).as_secs_f64().round() as u64;
@@ -114,6 +132,49 @@ impl HttpService {
     }
 }
 
+impl Format {
+    fn content_type(self) -> &'static str {
+        match self {
+            Format::Protobuf => "application/x-protobuf",
+            Format::Json => "application/json",
+        }
+    }
+
+    /// What the largest body may make the service hold: itself, decompressed, and as protobuf.
+    fn held_bytes(self, body_bytes_max: usize) -> usize {
+        match self {
+            Format::Protobuf => body_bytes_max.saturating_mul(2),
+            Format::Json => body_bytes_max.saturating_mul(2 + JSON_NEEDS),
+        }
+    }
+
+    fn acknowledgement(self, ingested: &Ingested) -> Bytes {
+        match (self, partial_success(ingested)) {
+            (Format::Protobuf, _) => acknowledgement(ingested),
+            (Format::Json, None) => Bytes::from_static(b"{}"),
+            (Format::Json, Some(partial)) => {
+                let partial = json!({
+                    // 64-bit integers are strings in protobuf's JSON.
+                    "rejectedSpans": partial.rejected_spans.to_string(),
+                    "errorMessage": partial.error_message,
+                });
+                json!({ "partialSuccess": partial }).to_string().into()
+            }
+        }
+    }
+}
+
+fn header<B>(request: &Request<B>, name: HeaderName) -> Option<&str> {
+    request.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+fn format_of<B>(request: &Request<B>) -> Option<Format> {
+    let content_type = header(request, CONTENT_TYPE)?.split(';').next()?.trim();
+    [Format::Protobuf, Format::Json]
+        .into_iter()
+        .find(|format| content_type.eq_ignore_ascii_case(format.content_type()))
+}
+
 fn encoding_of<B>(request: &Request<B>) -> Result<Encoding, Unfit> {
     if request.uri().path() != TRACES_PATH {
         return Err(Unfit::NotFound);
@@ -121,12 +182,10 @@ fn encoding_of<B>(request: &Request<B>) -> Result<Encoding, Unfit> {
     if request.method() != Method::POST {
         return Err(Unfit::NotPost);
     }
-    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let content_type = header(CONTENT_TYPE).and_then(|value| value.split(';').next());
-    if !content_type.is_some_and(|value| value.trim().eq_ignore_ascii_case(PROTOBUF)) {
-        return Err(Unfit::NotProtobuf);
+    if format_of(request).is_none() {
+        return Err(Unfit::UnknownType);
     }
-    match header(CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
+    match header(request, CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
         None | Some("" | "identity") => Ok(Encoding::Identity),
         Some("gzip") => Ok(Encoding::Gzip),
         Some("deflate") => Ok(Encoding::Deflate),
@@ -135,38 +194,44 @@ fn encoding_of<B>(request: &Request<B>) -> Result<Encoding, Unfit> {
     }
 }
 
-fn unfit_response(unfit: &Unfit) -> Response<Full<Bytes>> {
-    match unfit {
-        Unfit::NotFound => {
-            error(StatusCode::NOT_FOUND, Code::NotFound, format!("post traces to {TRACES_PATH}"))
-        }
+fn unfit_response(unfit: &Unfit, format: Format) -> Response<Full<Bytes>> {
+    let (status, code, message) = match unfit {
+        Unfit::NotFound => (StatusCode::NOT_FOUND, Code::NotFound, "post traces to /v1/traces"),
         Unfit::NotPost => {
-            let message = format!("{TRACES_PATH} takes POST");
-            let mut response = error(StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, message);
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-            response
+            (StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, "/v1/traces takes POST")
         }
-        Unfit::NotProtobuf => error(
+        Unfit::UnknownType => (
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::InvalidArgument,
-            format!("the content type must be {PROTOBUF}; JSON is not available yet"),
+            "the content type must be application/x-protobuf or application/json",
         ),
-        Unfit::UnknownEncoding => error(
+        Unfit::UnknownEncoding => (
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::InvalidArgument,
-            "the content encoding must be gzip, deflate, zstd or identity".to_owned(),
+            "the content encoding must be gzip, deflate, zstd or identity",
         ),
+    };
+    let mut response = error(status, code, message.to_owned(), format);
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     }
+    response
 }
 
-fn error(status: StatusCode, code: Code, message: String) -> Response<Full<Bytes>> {
-    let body = pb::Status { code: code as i32, message, details: Vec::new() };
-    response(status, body.encode_to_vec().into())
+fn error(status: StatusCode, code: Code, message: String, format: Format) -> Response<Full<Bytes>> {
+    let body = match format {
+        Format::Protobuf => {
+            pb::Status { code: code as i32, message, details: Vec::new() }.encode_to_vec().into()
+        }
+        Format::Json => json!({ "code": code as i32, "message": message }).to_string().into(),
+    };
+    response(status, format, body)
 }
 
-fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+fn response(status: StatusCode, format: Format, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
+    let content_type = HeaderValue::from_static(format.content_type());
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

@@ -30,7 +30,7 @@ use crate::{
     decider::Outbox,
     exporter::Queue,
     metrics::{Metrics, RefusedBecause, Transport},
-    otlp::wire::Malformed,
+    otlp::{json::InvalidJson, wire::Malformed},
     sampler::{Decided, Ingested, Sampler, Scratch},
 };
 
@@ -80,6 +80,12 @@ pub enum Refusal {
 impl From<Malformed> for Refusal {
     fn from(malformed: Malformed) -> Self {
         Refusal::Malformed(malformed.to_string())
+    }
+}
+
+impl From<InvalidJson> for Refusal {
+    fn from(invalid: InvalidJson) -> Self {
+        Refusal::Malformed(invalid.to_string())
     }
 }
 
@@ -160,13 +166,21 @@ impl Intake {
                 ingested
             })
         };
-        // A panic must cost one request, not the connection with everything else on it.
-        let ingested = std::panic::catch_unwind(AssertUnwindSafe(ingest)).map_err(|_| {
-            self.metrics.restarted("receiver");
-            Refusal::Panicked
-        })??;
+        let ingested = self.contain(ingest)??;
         self.metrics.accepted(transport, ingested.accepted, ingested.rejected);
         Ok(ingested)
+    }
+
+    /// Does what may panic on what was sent: that must cost one request, not the connection with
+    /// everything else on it.
+    ///
+    /// # Errors
+    /// [`Refusal::Panicked`].
+    fn contain<T>(&self, work: impl FnOnce() -> T) -> Result<T, Refusal> {
+        std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+            self.metrics.restarted("receiver");
+            Refusal::Panicked
+        })
     }
 
     /// How long a refused sender is asked to wait: 1 to 8 s, rising with what is short, jittered so

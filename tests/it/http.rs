@@ -19,11 +19,11 @@ use crate::{
     wire::{Answer, connect, http1, http2, post},
 };
 
-const POST: &str = "POST /v1/traces HTTP/1.1";
-const PROTOBUF: &str = "content-type: application/x-protobuf";
+pub(crate) const POST: &str = "POST /v1/traces HTTP/1.1";
+pub(crate) const PROTOBUF: &str = "content-type: application/x-protobuf";
 
 /// One request on a connection of its own, with the length of the body.
-async fn send(running: &Running, line: &str, headers: &[&str], body: &[u8]) -> Answer {
+pub(crate) async fn send(running: &Running, line: &str, headers: &[&str], body: &[u8]) -> Answer {
     let head = format!("{line}\r\n{}\r\ncontent-length: {}", headers.join("\r\n"), body.len());
     send_raw(running, &head, body).await
 }
@@ -39,11 +39,11 @@ fn one_span(trace: u64, name: usize) -> Vec<u8> {
     request("shop", vec![span]).encode_to_vec()
 }
 
-fn answered(metrics: &Metrics, code: u16) -> f64 {
+pub(crate) fn answered(metrics: &Metrics, code: u16) -> f64 {
     metrics.get(&format!("receiver_requests_total{{transport=\"http\",code=\"{code}\"}}"))
 }
 
-fn refused(metrics: &Metrics, reason: &str) -> f64 {
+pub(crate) fn refused(metrics: &Metrics, reason: &str) -> f64 {
     let labels = format!("transport=\"http\",reason=\"{reason}\"");
     metrics.get(&format!("receiver_refused_requests_total{{{labels}}}"))
 }
@@ -57,7 +57,7 @@ fn assert_refused(answer: &Answer, status: u16) {
     assert_eq!(answer.header("retry-after").is_empty(), status != 503, "{answer:?}");
 }
 
-fn compressed(encoding: &str, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn compressed(encoding: &str, bytes: &[u8]) -> Vec<u8> {
     let level = flate2::Compression::fast();
     match encoding {
         "gzip" => {
@@ -173,7 +173,7 @@ async fn what_is_not_a_request_is_refused() {
         assert_eq!(answer.header("allow"), "POST");
     }
     for headers in [
-        &["content-type: application/json"][..],
+        &["content-type: application/xml"][..],
         &["content-type: text/plain"],
         &["accept: */*"],
         &[PROTOBUF, "content-encoding: br"],

@@ -20,6 +20,7 @@ mod export;
 mod export_encoding;
 mod harness;
 mod http;
+mod json;
 mod limits;
 mod model;
 mod pipeline;

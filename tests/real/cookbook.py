@@ -227,7 +227,7 @@ def run(report: Report, binary: Path, node_sender: Path, children: Children) -> 
         try:
             tailwater = Tailwater(binary, config(files, children.folder), sink.port, children)
             tailwater.wait_until_ready()
-            senders = Senders(plan(kinds), node_sender, tailwater.grpc_port, children)
+            senders = Senders(plan(kinds), node_sender, tailwater, children)
             found = problems(kinds, senders.wait(), tailwater, sink)
             report.check(name, found + tailwater.stop())
         except TroubleError as trouble:

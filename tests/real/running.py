@@ -40,7 +40,7 @@ class Tailwater:
     """The service under test, with a free port for each of its doors."""
 
     def __init__(self, binary: Path, config: Path, sink_port: int, children: Children) -> None:
-        self.grpc_port, http_port, self.admin_port = free_ports(3)
+        self.grpc_port, self.http_port, self.admin_port = free_ports(3)
         self.process = children.start(
             "tailwater",
             binary,
@@ -48,7 +48,7 @@ class Tailwater:
             "--config",
             config,
             SHOP_GRPC_PORT=self.grpc_port,
-            SHOP_HTTP_PORT=http_port,
+            SHOP_HTTP_PORT=self.http_port,
             SHOP_SINK_PORT=sink_port,
             SHOP_TELEMETRY_PORT=self.admin_port,
         )
@@ -102,7 +102,7 @@ class Senders:
     """The two halves of the shop, playing the plan at the same time, each with its SDK."""
 
     def __init__(
-        self, plan: dict[str, Any], node_sender: Path, port: int, children: Children
+        self, plan: dict[str, Any], node_sender: Path, tailwater: Tailwater, children: Children
     ) -> None:
         self.children, self.plan, folder = children, plan, children.folder
         self.outputs = {name: folder / f"{name}.json" for name in ("python", "node")}
@@ -110,11 +110,12 @@ class Senders:
         plan_file.write_text(json.dumps(plan))
         # Of another run, to whose Node shop nobody answers any more.
         node_port.unlink(missing_ok=True)
-        common = ("--plan", plan_file, "--endpoint", f"127.0.0.1:{port}", "--node-port", node_port)
+        endpoint, http = (f"127.0.0.1:{p}" for p in (tailwater.grpc_port, tailwater.http_port))
+        common = ("--plan", plan_file, "--endpoint", endpoint, "--node-port", node_port)
         python, node = (("--sent", output, *common) for output in self.outputs.values())
         self.processes = {
             "python": children.start("python", sys.executable, HERE / "send.py", *python),
-            "node": children.start("node", "node", node_sender, *node),
+            "node": children.start("node", "node", node_sender, "--http-endpoint", http, *node),
         }
 
     def wait(self) -> list[dict[str, Any]]:

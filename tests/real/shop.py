@@ -16,6 +16,8 @@ MS = 1_000_000
 # The notifier exports last, when everything has been decided: its spans are the late ones.
 LATE_SERVICES = ["notifier"]
 SERVICES = ["gateway", "cart", "inventory", "payment", "shipping", *LATE_SERVICES]
+# In Node these export OTLP/JSON, the others OTLP/gRPC: most traces come in through both doors.
+JSON_IN_NODE = ["cart", "shipping", "notifier"]
 
 # In which order the services of a round export, with a pause between the groups: the root (always
 # the gateway's) last, in the middle, and together with others.
@@ -116,6 +118,7 @@ def plan(base_ns: int) -> dict[str, Any]:
 
 def service(name: str) -> dict[str, Any]:
     return {
+        "json_in_node": name in JSON_IN_NODE,
         "resource": typed_attributes(
             {
                 "service.name": name,

@@ -89,7 +89,7 @@ def run(report: Report, arguments: argparse.Namespace, children: Children, sink:
         children.start("prometheus", *prometheus.command)
         wait_until("Prometheus has scraped tailwater", lambda: prometheus.number("up") == 1, 30)
         plan = shop.plan(time.time_ns() - 10**10)
-        senders = Senders(plan, arguments.node_sender, tailwater.grpc_port, children)
+        senders = Senders(plan, arguments.node_sender, tailwater, children)
         evidence = gather(tailwater, senders, sink, prometheus)
     except TroubleError as trouble:
         report.check(

@@ -22,9 +22,14 @@ use crate::builders::START;
 /// A request with its fields mutated but, mostly, still valid.
 pub(crate) fn request(seed: u64) -> Vec<u8> {
     let mut rng = Rng::with_seed(seed);
-    let resource_spans = (0..rng.usize(1..4)).map(|_| resource_spans(&mut rng)).collect();
-    let bytes = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+    let bytes = any_request(&mut rng).encode_to_vec();
     liberties(&bytes, Kind::Request, &mut rng)
+}
+
+/// A request that uses every field now and then.
+pub(crate) fn any_request(rng: &mut Rng) -> ExportTraceServiceRequest {
+    let resource_spans = (0..rng.usize(1..4)).map(|_| resource_spans(rng)).collect();
+    ExportTraceServiceRequest { resource_spans }
 }
 
 /// Such a request with some bytes wrong.
@@ -239,7 +244,12 @@ fn unknown(rng: &mut Rng) -> Vec<u8> {
 }
 
 fn resource_spans(rng: &mut Rng) -> ResourceSpans {
-    let entity = EntityRef { r#type: word(rng), id_keys: vec![word(rng)], ..Default::default() };
+    let entity = EntityRef {
+        schema_url: word(rng),
+        r#type: word(rng),
+        id_keys: vec![word(rng)],
+        description_keys: (0..rng.usize(..3)).map(|_| word(rng)).collect(),
+    };
     let resource = Resource {
         attributes: pairs(rng),
         dropped_attributes_count: rng.u32(..2),
@@ -248,8 +258,9 @@ fn resource_spans(rng: &mut Rng) -> ResourceSpans {
     let scope_spans = (0..rng.usize(..3)).map(|_| ScopeSpans {
         scope: rng.bool().then(|| InstrumentationScope {
             name: word(rng),
+            version: word(rng),
             attributes: pairs(rng),
-            ..Default::default()
+            dropped_attributes_count: rng.u32(..2),
         }),
         spans: (0..rng.usize(..5)).map(|_| random_span(rng)).collect(),
         schema_url: word(rng),
@@ -275,18 +286,27 @@ fn random_span(rng: &mut Rng) -> Span {
         end_time_unix_nano: if rng.u8(..8) == 0 { 0 } else { START + rng.u64(..1_000) },
         attributes: pairs(rng),
         events: (0..rng.usize(..2))
-            .map(|_| Event { name: word(rng), attributes: pairs(rng), ..Default::default() })
+            .map(|_| Event {
+                time_unix_nano: START + rng.u64(..1_000),
+                name: word(rng),
+                attributes: pairs(rng),
+                dropped_attributes_count: rng.u32(..2),
+            })
             .collect(),
         links: (0..rng.usize(..3))
             .map(|_| Link {
                 trace_id: id(16, rng),
                 span_id: id(8, rng),
+                trace_state: (*rng.choice(&lists).expect("not empty")).to_owned(),
                 attributes: pairs(rng),
-                ..Default::default()
+                dropped_attributes_count: rng.u32(..2),
+                flags: rng.u32(..0x400),
             })
             .collect(),
         status: rng.bool().then(|| Status { code, message: word(rng) }),
-        ..Default::default()
+        dropped_attributes_count: rng.u32(..2),
+        dropped_events_count: rng.u32(..2),
+        dropped_links_count: rng.u32(..) >> rng.u8(..32),
     }
 }
 

@@ -1,10 +1,11 @@
 // Plays the shop's plan through the Node OpenTelemetry SDK, and writes down what the SDK made.
 //
-//     node send.mjs --plan plan.json --endpoint HOST:PORT --sent node.json --node-port node.port
+//     node send.mjs --plan plan.json --endpoint HOST:PORT --http-endpoint HOST:PORT \
+//         --sent node.json --node-port node.port
 //
 // `../send.py` is the same program in the other language. After its own rounds this one is the
 // payment service that the Python gateway calls: it writes its port into the file of --node-port,
-// and ends with POST /close.
+// and ends with POST /close. Services that the plan says so of export OTLP/JSON over HTTP.
 
 import { createHash } from 'node:crypto';
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
@@ -14,7 +15,8 @@ import { parseArgs } from 'node:util';
 
 import { ROOT_CONTEXT, SpanKind, SpanStatusCode, TraceFlags, trace } from '@opentelemetry/api';
 import { W3CTraceContextPropagator } from '@opentelemetry/core';
-import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-grpc';
+import { OTLPTraceExporter as GrpcExporter } from '@opentelemetry/exporter-trace-otlp-grpc';
+import { OTLPTraceExporter as JsonExporter } from '@opentelemetry/exporter-trace-otlp-http';
 import { defaultResource, resourceFromAttributes } from '@opentelemetry/resources';
 import { BatchSpanProcessor, NodeTracerProvider } from '@opentelemetry/sdk-trace-node';
 
@@ -29,7 +31,13 @@ const getter = { get: (carrier, key) => carrier[key], keys: (carrier) => Object.
 
 const string = { type: 'string' };
 const { values: options } = parseArgs({
-  options: { plan: string, endpoint: string, sent: string, 'node-port': string },
+  options: {
+    plan: string,
+    endpoint: string,
+    'http-endpoint': string,
+    sent: string,
+    'node-port': string,
+  },
 });
 const plan = JSON.parse(readFileSync(options.plan, 'utf8'));
 const sent = [];
@@ -55,15 +63,17 @@ function number(written) {
 const nativeAttributes = (attributes) =>
   Object.fromEntries(attributes.map(([key, value]) => [key, native(value)]));
 
-function typed(value) {
-  if (Array.isArray(value)) return { array: value.map(typed) };
+// `isJson`: JSON knows no NaN and no infinity, and the SDK's exporter writes null.
+function typed(value, isJson) {
+  if (Array.isArray(value)) return { array: value.map((one) => typed(one, isJson)) };
+  if (isJson && typeof value === 'number' && !Number.isFinite(value)) return { none: true };
   if (typeof value !== 'number') return { [typeof value === 'boolean' ? 'bool' : 'string']: value };
   // JavaScript has one kind of number; the SDK sends what is whole as an integer.
   return Number.isInteger(value) ? { int: String(value) } : { double: String(value) };
 }
 
-const typedAttributes = (attributes) =>
-  Object.entries(attributes ?? {}).map(([key, value]) => [key, typed(value)]);
+const typedAttributes = (attributes, isJson) =>
+  Object.entries(attributes ?? {}).map(([key, value]) => [key, typed(value, isJson)]);
 
 // Nanoseconds as a string to the SDK's [seconds, nanoseconds] and back.
 const hrTime = (ns) => [Number(BigInt(ns) / 1_000_000_000n), Number(BigInt(ns) % 1_000_000_000n)];
@@ -72,7 +82,7 @@ const nanoseconds = ([s, ns]) => String(BigInt(s) * 1_000_000_000n + BigInt(ns))
 const flags = (traceFlags, isRemote) => HAS_IS_REMOTE | (isRemote ? IS_REMOTE : 0) | traceFlags;
 
 // A span as the SDK made it.
-function written(span) {
+function written(span, isJson) {
   const context = span.spanContext();
   const parent = span.parentSpanContext;
   return {
@@ -85,34 +95,37 @@ function written(span) {
     kind: SpanKind[span.kind],
     start: nanoseconds(span.startTime),
     end: nanoseconds(span.endTime),
-    attributes: typedAttributes(span.attributes),
+    attributes: typedAttributes(span.attributes, isJson),
     events: span.events.map((event) => ({
       name: event.name,
       at: nanoseconds(event.time),
-      attributes: typedAttributes(event.attributes),
+      attributes: typedAttributes(event.attributes, isJson),
     })),
     links: span.links.map((link) => ({
       trace_id: link.context.traceId,
       span_id: link.context.spanId,
       flags: flags(link.context.traceFlags, link.context.isRemote),
-      attributes: typedAttributes(link.attributes),
+      attributes: typedAttributes(link.attributes, isJson),
     })),
     status: { code: SpanStatusCode[span.status.code], message: span.status.message ?? '' },
-    resource: typedAttributes(span.resource.attributes),
+    resource: typedAttributes(span.resource.attributes, isJson),
     resource_schema_url: span.resource.schemaUrl ?? '',
     scope: {
       name: span.instrumentationScope.name,
       version: span.instrumentationScope.version,
       schema_url: span.instrumentationScope.schemaUrl ?? '',
-      attributes: typedAttributes(span.instrumentationScope.attributes),
+      attributes: typedAttributes(span.instrumentationScope.attributes, isJson),
     },
   };
 }
 
 // Exports, and remembers what was exported and when.
 class Recorder {
-  constructor() {
-    this.inner = new OTLPTraceExporter({ url: `http://${options.endpoint}` });
+  constructor(isJson) {
+    this.isJson = isJson;
+    this.inner = isJson
+      ? new JsonExporter({ url: `http://${options['http-endpoint']}/v1/traces` })
+      : new GrpcExporter({ url: `http://${options.endpoint}` });
   }
 
   export(spans, done) {
@@ -120,7 +133,7 @@ class Recorder {
     this.inner.export(spans, (result) => {
       if (result.error) throw result.error;
       const times = { sent_at: sentAt, acked_at: Date.now() / 1000 };
-      sent.push(...spans.map((span) => ({ ...written(span), ...times })));
+      sent.push(...spans.map((span) => ({ ...written(span, this.isJson), ...times })));
       done(result);
     });
   }
@@ -145,7 +158,7 @@ function service(planned) {
       }),
     ),
     spanProcessors: [
-      new BatchSpanProcessor(new Recorder(), {
+      new BatchSpanProcessor(new Recorder(planned.json_in_node), {
         maxQueueSize: 2048,
         scheduledDelayMillis: 3_600_000,
       }),

@@ -1,0 +1,345 @@
+//! OTLP/JSON to protobuf, once, at the door: from there on a request is bytes like any other.
+//!
+//! Called by the HTTP door's connection tasks. serde_json reads, [`super::schema`] says what a
+//! member is, [`message`] writes; nothing is built in between, so that what is written is never
+//! longer than what was read. The rules are OTLP's: names in lowerCamelCase, ids in hexadecimal of
+//! either case, enums as numbers, unknown members ignored; beyond that those of protobuf's JSON
+//! mapping: integers as numbers or strings, `"NaN"` and `"Infinity"`, base64 of either alphabet,
+//! `null` for what is not there (the Node SDK writes NaN as `{"doubleValue": null}`).
+//!
+//! What protobuf would carry is carried here: an id that is not hexadecimal becomes an id of one
+//! byte, so that its span is rejected alone, or its link removed; strings that are no valid Unicode
+//! pass, to be repaired when they leave; a value that is nested too deep to leave is cut off one
+//! level further down, and its span is counted as malformed when kept. Whatever has another type
+//! than its field makes the whole request undecodable.
+//!
+//! Recursion ends at [`NESTING_MAX`] values; serde_json's own limit of 128 levels of JSON would end
+//! it at 40. What is ignored is skipped without recursion.
+//! Sources: OTLP specification, "JSON Protobuf Encoding"; protobuf.dev, "ProtoJSON Format".
+
+mod message;
+
+use std::fmt;
+
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::{
+    Deserializer,
+    de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+
+use self::message::Message;
+use super::{
+    clean::NESTING_MAX,
+    schema::{Field, Kind, REQUEST, Role, Schema},
+};
+
+/// Not the JSON of an `ExportTraceServiceRequest`: what is wrong, and where. Quotes nothing of what
+/// was sent.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct InvalidJson(#[from] serde_json::Error);
+
+/// The protobuf of a request in JSON. Needs up to twice the length of the JSON while it runs, and
+/// returns no more than that length.
+///
+/// # Errors
+/// [`InvalidJson`]; nothing of the request may be used then.
+pub fn to_protobuf(json: &[u8]) -> Result<Vec<u8>, InvalidJson> {
+    if u32::try_from(json.len()).is_err() {
+        return Err(InvalidJson(Error::custom("a request of 4 GiB or more")));
+    }
+    let json = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
+    let mut message = Message::with_capacity(json.len());
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    reader.disable_recursion_limit();
+    reader.deserialize_any(Request(&mut message))?;
+    reader.end()?;
+    Ok(message.finish())
+}
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The outermost object.
+struct Request<'a>(&'a mut Message);
+
+impl<'de> Visitor<'de> for Request<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    /// serde's own refusal of a string would quote all of it.
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        Err(E::custom("expected an object"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        read_members(map, &REQUEST, self.0, 0)
+    }
+}
+
+/// Reads the members of an object. `values` counts the `AnyValue`s that it is in.
+fn read_members<'de, A: MapAccess<'de>>(
+    mut map: A,
+    schema: &Schema,
+    message: &mut Message,
+    values: usize,
+) -> Result<(), A::Error> {
+    while let Some(named) = map.next_key_seed(Name(schema))? {
+        match named {
+            Some((number, field)) => {
+                let place = if field.is_repeated { Place::List } else { Place::Member };
+                map.next_value_seed(Value { field, number, place, message, values })?;
+            }
+            None => _ = map.next_value::<IgnoredAny>()?,
+        }
+    }
+    Ok(())
+}
+
+/// The name of a member: its field, if the schema has it.
+struct Name<'a>(&'a Schema);
+
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = Option<(u32, &'static Field)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, name: D) -> Result<Self::Value, D::Error> {
+        name.deserialize_bytes(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Name<'_> {
+    type Value = Option<(u32, &'static Field)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_bytes<E>(self, name: &[u8]) -> Result<Self::Value, E> {
+        Ok(self.0.named(name))
+    }
+}
+
+/// Where a value stands.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// It is the one value of its field; `null` leaves it out.
+    Member,
+    /// It is all the values of its field; `null` leaves them out.
+    List,
+    /// It is one of several; `null` is an empty one, so that the others keep their places.
+    Element,
+}
+
+/// The value of a field.
+struct Value<'a> {
+    field: &'static Field,
+    number: u32,
+    place: Place,
+    message: &'a mut Message,
+    values: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Value<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<(), D::Error> {
+        match self.field.kind {
+            // Text is asked for as bytes, since it need not be valid Unicode.
+            Kind::Text | Kind::Id | Kind::Bytes if self.place != Place::List => {
+                value.deserialize_option(self)
+            }
+            Kind::Message(schema)
+                if schema.role == Role::AnyValue
+                    && self.values > NESTING_MAX
+                    && self.place != Place::List =>
+            {
+                self.message.put_bytes(self.number, b"");
+                value.deserialize_ignored_any(IgnoredAny).map(drop)
+            }
+            _ => value.deserialize_any(self),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Value<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let expected = match self.field.kind {
+            _ if self.place == Place::List => "an array",
+            Kind::Unknown => "nothing",
+            Kind::Bool => "true or false",
+            Kind::Int32 => "a 32-bit integer",
+            Kind::Int64 => "a 64-bit integer",
+            Kind::Uint32 | Kind::Fixed32 => "an unsigned 32-bit integer",
+            Kind::Fixed64 => "an unsigned 64-bit integer",
+            Kind::Double => "a number",
+            Kind::Id => "a string of hexadecimal digits",
+            Kind::Bytes => "a string in base64",
+            Kind::Text => "a string",
+            Kind::Message(_) => "an object",
+        };
+        write!(f, "{expected} as {}", self.field.name)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        if self.place == Place::Element {
+            self.message.put_bytes(self.number, b"");
+        }
+        Ok(())
+    }
+
+    fn visit_none<E: Error>(self) -> Result<(), E> {
+        self.visit_unit()
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, text: D) -> Result<(), D::Error> {
+        text.deserialize_bytes(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        let Kind::Message(schema) = self.field.kind else { return Err(self.unexpected()) };
+        if self.place == Place::List {
+            return Err(self.unexpected());
+        }
+        let values = self.values + usize::from(schema.role == Role::AnyValue);
+        let begun = self.message.begin(self.number);
+        read_members(map, schema, self.message, values)?;
+        self.message.end(&begun);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        if self.place != Place::List {
+            return Err(self.unexpected());
+        }
+        let Value { field, number, values, message, .. } = self;
+        let place = Place::Element;
+        while elements
+            .next_element_seed(Value { field, number, place, message: &mut *message, values })?
+            .is_some()
+        {}
+        Ok(())
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
+        match self.field.kind {
+            Kind::Bool if self.place != Place::List => {
+                self.message.put_varint(self.number, u64::from(value));
+                Ok(())
+            }
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
+        self.integer(i128::from(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
+        self.integer(i128::from(value))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
+        match self.field.kind {
+            Kind::Double => {
+                self.message.put_fixed64(self.number, value.to_bits());
+                Ok(())
+            }
+            // 1.7e18 is an integer, too. What is too large is so after the cast.
+            _ if value.fract() == 0.0 => self.integer(value as i128),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// A number in a string.
+    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
+        match self.field.kind {
+            // Takes "NaN" and "Infinity" as well.
+            Kind::Double => match text.parse() {
+                Ok(value) => self.visit_f64(value),
+                Err(_) => Err(self.unexpected()),
+            },
+            _ => match text.parse() {
+                Ok(value) => self.integer(value),
+                Err(_) => Err(self.unexpected()),
+            },
+        }
+    }
+
+    fn visit_bytes<E: Error>(self, text: &[u8]) -> Result<(), E> {
+        match self.field.kind {
+            Kind::Text => self.message.put_bytes(self.number, text),
+            Kind::Id => put_id(self.message, self.number, text),
+            Kind::Bytes => match decode_base64(text) {
+                Ok(bytes) => self.message.put_bytes(self.number, &bytes),
+                Err(_) => return Err(self.unexpected()),
+            },
+            _ => return Err(self.unexpected()),
+        }
+        Ok(())
+    }
+}
+
+impl Value<'_> {
+    fn integer<E: Error>(self, value: i128) -> Result<(), E> {
+        let number = self.number;
+        let unexpected = |_| self.unexpected();
+        match self.field.kind {
+            Kind::Int32 => {
+                let value = i32::try_from(value).map_err(unexpected)?;
+                self.message.put_varint(number, i64::from(value).cast_unsigned());
+            }
+            Kind::Int64 => {
+                let value = i64::try_from(value).map_err(unexpected)?;
+                self.message.put_varint(number, value.cast_unsigned());
+            }
+            Kind::Uint32 => {
+                let value = u32::try_from(value).map_err(unexpected)?;
+                self.message.put_varint(number, u64::from(value));
+            }
+            Kind::Fixed32 => {
+                let value = u32::try_from(value).map_err(unexpected)?;
+                self.message.put_fixed32(number, value);
+            }
+            Kind::Fixed64 => {
+                let value = u64::try_from(value).map_err(unexpected)?;
+                self.message.put_fixed64(number, value);
+            }
+            Kind::Double => self.message.put_fixed64(number, (value as f64).to_bits()),
+            _ => return Err(self.unexpected()),
+        }
+        Ok(())
+    }
+
+    fn unexpected<E: Error>(&self) -> E {
+        E::custom(format_args!("expected {}", self as &dyn serde::de::Expected))
+    }
+}
+
+/// Writes an id. What is no hexadecimal becomes one byte: no id has that length.
+fn put_id(message: &mut Message, number: u32, text: &[u8]) {
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let bytes = text.chunks(2).map(|pair| match *pair {
+        [high, low] => Some((digit(high)? << 4 | digit(low)?) as u8),
+        _ => None,
+    });
+    let id: Option<Vec<u8>> = bytes.collect();
+    message.put_bytes(number, id.as_deref().unwrap_or(&[0]));
+}
+
+/// Either alphabet, padded or not, as protobuf's JSON mapping says.
+fn decode_base64(text: &[u8]) -> Result<Vec<u8>, base64::DecodeError> {
+    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
+    const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, LENIENT);
+    let is_url_safe = text.iter().any(|digit| matches!(digit, b'-' | b'_'));
+    base64::Engine::decode(if is_url_safe { &URL_SAFE } else { &STANDARD }, text)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! OTLP's trace messages as data: for each field its number, its name in JSON and its type.
+//!
+//! [`super::clean`] checks what leaves by it, [`super::json`] reads JSON by it. A test holds it
+//! equal to the descriptors of opentelemetry-proto. Source: opentelemetry-proto 1.x, trace, common
+//! and resource.
+
+use super::wire;
+
+/// One message type: field n stands at index n - 1.
+pub(super) struct Schema {
+    pub(super) fields: &'static [Field],
+    pub(super) role: Role,
+}
+
+/// What is special about a message.
+#[derive(PartialEq, Eq)]
+pub(super) enum Role {
+    Plain,
+    /// Mostly sound at a glance.
+    KeyValue,
+    /// Counts towards the nesting limit.
+    AnyValue,
+    /// Removed where its ids have the wrong length.
+    Link,
+}
+
+/// One field.
+pub(super) struct Field {
+    /// In JSON: lowerCamelCase.
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) is_repeated: bool,
+}
+
+/// The type of a field, as far as anybody must tell it from others.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// Not in use.
+    Unknown,
+    Bool,
+    /// Enums, too: OTLP/JSON writes them as numbers.
+    Int32,
+    Int64,
+    Uint32,
+    Fixed32,
+    Fixed64,
+    Double,
+    /// Bytes that JSON writes in hexadecimal.
+    Id,
+    Bytes,
+    Text,
+    Message(&'static Schema),
+}
+
+impl Schema {
+    /// The type of a field by its number.
+    #[inline]
+    pub(super) fn kind(&self, number: u32) -> &Kind {
+        let field = self.fields.get((number as usize).wrapping_sub(1));
+        field.map_or(&Kind::Unknown, |field| &field.kind)
+    }
+
+    /// A field and its number by its name in JSON.
+    pub(super) fn named(&self, name: &[u8]) -> Option<(u32, &'static Field)> {
+        let mut fields = (1..).zip(self.fields);
+        fields.find(|(_, field)| {
+            field.name.as_bytes() == name && !matches!(field.kind, Kind::Unknown)
+        })
+    }
+}
+
+impl Kind {
+    /// The wire type that a field must have; `None` where it is not known.
+    #[inline]
+    pub(super) fn wire_type(&self) -> Option<u32> {
+        match self {
+            Unknown => None,
+            Kind::Bool | Int32 | Kind::Int64 | Uint32 => Some(wire::VARINT),
+            Fixed32 => Some(wire::FIXED32),
+            Fixed64 | Kind::Double => Some(wire::FIXED64),
+            Id | Kind::Bytes | Text | Message(_) => Some(wire::BYTES),
+        }
+    }
+}
+
+use Kind::{Fixed32, Fixed64, Id, Int32, Message, Text, Uint32, Unknown};
+
+const fn plain(fields: &'static [Field]) -> Schema {
+    Schema { fields, role: Role::Plain }
+}
+
+const fn one(name: &'static str, kind: Kind) -> Field {
+    Field { name, kind, is_repeated: false }
+}
+
+const fn many(name: &'static str, kind: Kind) -> Field {
+    Field { name, kind, is_repeated: true }
+}
+
+/// The whole request.
+pub(super) static REQUEST: Schema = plain(&[many("resourceSpans", Message(&RESOURCE_SPANS))]);
+pub(super) static RESOURCE_SPANS: Schema = plain(&[
+    one("resource", Message(&RESOURCE)),
+    many("scopeSpans", Message(&SCOPE_SPANS)),
+    one("schemaUrl", Text),
+]);
+static RESOURCE: Schema = plain(&[
+    many("attributes", Message(&KEY_VALUE)),
+    one("droppedAttributesCount", Uint32),
+    many("entityRefs", Message(&ENTITY_REF)),
+]);
+static ENTITY_REF: Schema = plain(&[
+    one("schemaUrl", Text),
+    one("type", Text),
+    many("idKeys", Text),
+    many("descriptionKeys", Text),
+]);
+pub(super) static SCOPE_SPANS: Schema =
+    plain(&[one("scope", Message(&SCOPE)), many("spans", Message(&SPAN)), one("schemaUrl", Text)]);
+static SCOPE: Schema = plain(&[
+    one("name", Text),
+    one("version", Text),
+    many("attributes", Message(&KEY_VALUE)),
+    one("droppedAttributesCount", Uint32),
+]);
+pub(super) static SPAN: Schema = plain(&[
+    one("traceId", Id),
+    one("spanId", Id),
+    one("traceState", Text),
+    one("parentSpanId", Id),
+    one("name", Text),
+    one("kind", Int32),
+    one("startTimeUnixNano", Fixed64),
+    one("endTimeUnixNano", Fixed64),
+    many("attributes", Message(&KEY_VALUE)),
+    one("droppedAttributesCount", Uint32),
+    many("events", Message(&EVENT)),
+    one("droppedEventsCount", Uint32),
+    many("links", Message(&LINK)),
+    one("droppedLinksCount", Uint32),
+    one("status", Message(&STATUS)),
+    one("flags", Fixed32),
+]);
+static EVENT: Schema = plain(&[
+    one("timeUnixNano", Fixed64),
+    one("name", Text),
+    many("attributes", Message(&KEY_VALUE)),
+    one("droppedAttributesCount", Uint32),
+]);
+static LINK: Schema = Schema {
+    fields: &[
+        one("traceId", Id),
+        one("spanId", Id),
+        one("traceState", Text),
+        many("attributes", Message(&KEY_VALUE)),
+        one("droppedAttributesCount", Uint32),
+        one("flags", Fixed32),
+    ],
+    role: Role::Link,
+};
+static STATUS: Schema = plain(&[one("", Unknown), one("message", Text), one("code", Int32)]);
+static KEY_VALUE: Schema = Schema {
+    fields: &[one("key", Text), one("value", Message(&ANY_VALUE)), one("keyStrindex", Int32)],
+    role: Role::KeyValue,
+};
+static ANY_VALUE: Schema = Schema {
+    fields: &[
+        one("stringValue", Text),
+        one("boolValue", Kind::Bool),
+        one("intValue", Kind::Int64),
+        one("doubleValue", Kind::Double),
+        one("arrayValue", Message(&ARRAY_VALUE)),
+        one("kvlistValue", Message(&KEY_VALUE_LIST)),
+        one("bytesValue", Kind::Bytes),
+        one("stringValueStrindex", Int32),
+    ],
+    role: Role::AnyValue,
+};
+static ARRAY_VALUE: Schema = plain(&[many("values", Message(&ANY_VALUE))]);
+static KEY_VALUE_LIST: Schema = plain(&[many("values", Message(&KEY_VALUE))]);
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use prost_types::{
+        DescriptorProto, FieldDescriptorProto, FileDescriptorSet,
+        field_descriptor_proto::{Label, Type},
+    };
+
+    use super::*;
+
+    /// Types that each have a `Kind` of their own, by the name of their message.
+    fn expected(field: &FieldDescriptorProto) -> &'static str {
+        match field.r#type() {
+            Type::Bool => "bool",
+            Type::Int32 | Type::Enum => "int32",
+            Type::Int64 => "int64",
+            Type::Uint32 => "uint32",
+            Type::Fixed32 => "fixed32",
+            Type::Fixed64 => "fixed64",
+            Type::Double => "double",
+            Type::Bytes if field.json_name().ends_with("Id") => "id",
+            Type::Bytes => "bytes",
+            Type::String => "text",
+            Type::Message => "message",
+            other => panic!("{other:?} is new"),
+        }
+    }
+
+    fn actual(kind: &Kind) -> &'static str {
+        match kind {
+            Unknown => "unknown",
+            Kind::Bool => "bool",
+            Int32 => "int32",
+            Kind::Int64 => "int64",
+            Uint32 => "uint32",
+            Fixed32 => "fixed32",
+            Fixed64 => "fixed64",
+            Kind::Double => "double",
+            Id => "id",
+            Kind::Bytes => "bytes",
+            Text => "text",
+            Message(_) => "message",
+        }
+    }
+
+    fn find<'a>(set: &'a FileDescriptorSet, name: &str) -> &'a DescriptorProto {
+        let mut all = Vec::new();
+        for file in &set.file {
+            for message in &file.message_type {
+                let full = format!(".{}.{}", file.package(), message.name());
+                let nested = message.nested_type.iter();
+                all.extend(nested.map(|inner| (format!("{full}.{}", inner.name()), inner)));
+                all.push((full, message));
+            }
+        }
+        all.into_iter().find(|(full, _)| full == name).expect("described").1
+    }
+
+    fn compare(
+        set: &FileDescriptorSet,
+        name: &str,
+        schema: &'static Schema,
+        seen: &mut Vec<String>,
+    ) {
+        if seen.iter().any(|seen| seen == name) {
+            return;
+        }
+        seen.push(name.to_owned());
+        let described = find(set, name);
+        for field in &described.field {
+            let ours = &schema.fields[field.number() as usize - 1];
+            let where_ = format!("{name}.{}", field.name());
+            assert_eq!(ours.name, field.json_name(), "{where_}");
+            assert_eq!(actual(&ours.kind), expected(field), "{where_}");
+            assert_eq!(ours.is_repeated, field.label() == Label::Repeated, "{where_}");
+            if let Message(schema) = ours.kind {
+                compare(set, field.type_name(), schema, seen);
+            }
+        }
+        let in_use = |field: &&Field| !matches!(field.kind, Unknown);
+        assert_eq!(schema.fields.iter().filter(in_use).count(), described.field.len(), "{name}");
+    }
+
+    #[test]
+    fn it_has_every_field_of_opentelemetry_proto() {
+        let set = FileDescriptorSet::decode(opentelemetry_proto::DESCRIPTORS).expect("descriptors");
+        let request = ".opentelemetry.proto.collector.trace.v1.ExportTraceServiceRequest";
+        let mut seen = Vec::new();
+        compare(&set, request, &REQUEST, &mut seen);
+        assert_eq!(seen.len(), 14, "{seen:?}");
+    }
+}
