@@ -1,5 +1,5 @@
-//! OTLP as bytes: walking requests, interning contexts, cleaning and stamping what leaves, and
-//! encoding it.
+//! OTLP as bytes: walking requests, interning contexts, cleaning and stamping what leaves, encoding
+//! it, and cutting what is encoded.
 //!
 //! Nothing here owns a span as a struct. A request stays the bytes that arrived ([`walk`]); a kept
 //! span leaves as the same bytes with a stamp spliced in ([`encode`]). What is kept and why is not
@@ -10,6 +10,7 @@ pub mod conditions;
 mod context;
 pub mod encode;
 pub mod rewalk;
+pub mod split;
 pub mod tracestate;
 pub mod walk;
 pub mod wire;
