@@ -36,10 +36,10 @@ use tailwater::{
 };
 
 /// Of this bench; the rig's modules expect it in their crate.
-pub(crate) /// Only a compressed corpus does.
-const ENDED: &str = "the corpus has ended";
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// Only a compressed corpus does.
+const ENDED: &str = "the corpus has ended";
 const REQUESTS: u64 = 3_000;
 const WARM_UP: u64 = 600;
 const MAX_REQUEST_BYTES: usize = 3584 << 10;

@@ -165,6 +165,7 @@ async fn deliver(client: &Client, body: Bytes) -> Result<(), String> {
                 (after, message)
             }
             Outcome::Sent { message, .. }
+            | Outcome::TooLarge { message, .. }
             | Outcome::Refused { message, .. }
             | Outcome::Retry { message, .. } => return Err(message),
             Outcome::Panicked => return Err("the client panicked".to_owned()),

@@ -1,48 +1,45 @@
-//! The OTLP/gRPC client: one attempt to export, and what its outcome means.
+//! The OTLP/gRPC client: one attempt to export.
 //!
-//! What is retried follows OTLP's table; an attempt that never reached the backend is retried too.
-//! tonic's client panics on a status-details trailer that is not base64, which a broken backend may
-//! send: a panic is contained here and is one failed attempt.
-//!
-//! Sources: OTLP specification 1.x, "OTLP/gRPC Response" and "OTLP/gRPC Throttling".
+//! Not tonic's client, which copies a message on its way out and reads whatever it gets: here a
+//! message is written as it is, and of an answer at most 4 MiB are read. A panic while an answer is
+//! looked at is contained here and is one failed attempt.
 
 use std::{
     convert::Infallible,
-    error::Error as _,
     future::poll_fn,
     io::{self, Write as _},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flate2::write::GzEncoder;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri,
     header::{CONTENT_TYPE, TE},
 };
 use http_body::Frame;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
-use prost::Message as _;
+use http_body_util::BodyExt as _;
 use tonic::{
     Code, Status,
     body::Body,
-    codec::Streaming,
     metadata::AsciiMetadataKey,
     transport::{Channel, Endpoint},
 };
-use tonic_types::StatusExt as _;
 use tower_service::Service as _;
 
+use super::{
+    answer::{Answer, Outcome, classify},
+    peer::Peer,
+};
 use crate::{
     config::{Compression, Exporter},
-    grpc::{EXPORT_PATH, RawCodec},
+    grpc::EXPORT_PATH,
     supervise::{Panicked, contained},
 };
 
-/// The longest delay that a backend may ask for.
-const RETRY_INFO_MAX: Duration = Duration::from_secs(300);
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 /// The most of an answer that is read.
@@ -59,60 +56,7 @@ pub enum ClientError {
     Header(String),
 }
 
-/// What an attempt came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The backend has the spans, but for so many that it rejected for good.
-    Sent {
-        /// Spans of the request that it rejected.
-        rejected: u64,
-        /// Its words about them.
-        message: String,
-    },
-    /// To be made again, after the delay that the backend asked for.
-    Retry {
-        /// As the backend answered, or `UNAVAILABLE` where it did not.
-        code: Code,
-        /// What RetryInfo asked for.
-        after: Option<Duration>,
-        /// What went wrong.
-        message: String,
-    },
-    /// Never to be made again.
-    Refused {
-        /// As the backend answered.
-        code: Code,
-        /// Whether it said that the request is larger than it takes.
-        is_too_large: bool,
-        /// Its words.
-        message: String,
-    },
-    /// The client panicked; worth another attempt.
-    Panicked,
-}
-
-impl Outcome {
-    /// The request was taken. An answer that is empty or cannot be read is one too.
-    fn sent(answer: Bytes) -> Self {
-        let answer = ExportTraceServiceResponse::decode(answer).unwrap_or_default();
-        let partial = answer.partial_success.unwrap_or_default();
-        Outcome::Sent {
-            rejected: u64::try_from(partial.rejected_spans).unwrap_or(0),
-            message: partial.error_message,
-        }
-    }
-
-    /// The code to count.
-    pub fn code(&self) -> Code {
-        match self {
-            Outcome::Sent { .. } => Code::Ok,
-            Outcome::Retry { code, .. } | Outcome::Refused { code, .. } => *code,
-            Outcome::Panicked => Code::Unknown,
-        }
-    }
-}
-
-/// A client of one backend. Clones share its connection.
+/// A client of one backend. Clones share its connection, and what is learnt about it.
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Channel,
@@ -120,6 +64,8 @@ pub struct Client {
     headers: HeaderMap,
     compression: Compression,
     timeout: Duration,
+    /// What is known about the backend.
+    pub(super) peer: Arc<Peer>,
 }
 
 impl Client {
@@ -167,14 +113,21 @@ impl Client {
             headers,
             compression: config.compression,
             timeout: config.timeout,
+            peer: Arc::default(),
         })
     }
 
     /// Sends one request once.
     pub async fn export(&self, body: Bytes) -> Outcome {
-        let attempt = tokio::time::timeout(self.timeout, self.call(body));
-        match contained(attempt).await {
-            Ok(Ok(outcome)) => outcome.unwrap_or_else(|status| classify(&status)),
+        let request_bytes = body.len();
+        let attempt = async {
+            match self.call(body).await {
+                Ok(answer) => answer.outcome(request_bytes),
+                Err(status) => classify(&status, request_bytes),
+            }
+        };
+        match contained(tokio::time::timeout(self.timeout, attempt)).await {
+            Ok(Ok(outcome)) => outcome,
             Ok(Err(_elapsed)) => Outcome::Retry {
                 code: Code::DeadlineExceeded,
                 after: None,
@@ -184,8 +137,8 @@ impl Client {
         }
     }
 
-    /// One unary call. Not tonic's client, which copies a message on its way out.
-    async fn call(&self, message: Bytes) -> Result<Outcome, Status> {
+    /// One unary call. Its errors are those of the connection.
+    async fn call(&self, message: Bytes) -> Result<Answer, Status> {
         let unavailable = |error: tonic::transport::Error| Status::from_error(Box::new(error));
         let mut channel = self.channel.clone();
         poll_fn(|context| channel.poll_ready(context)).await.map_err(unavailable)?;
@@ -195,18 +148,7 @@ impl Client {
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
         let response = channel.call(request).await.map_err(unavailable)?;
-        // An answer without a message has its status in front.
-        match Status::from_header_map(response.headers()) {
-            Some(status) if status.code() == Code::Ok => return Ok(Outcome::sent(Bytes::new())),
-            Some(status) => return Err(status),
-            None => {}
-        }
-        let (code, limit) = (response.status(), Some(ANSWER_BYTES_MAX));
-        let mut answer = Streaming::new_response(RawCodec, response.into_body(), code, None, limit);
-        let message = answer.message().await?.unwrap_or_default();
-        // The status stands behind the message.
-        answer.trailers().await?;
-        Ok(Outcome::sent(message))
+        read(response).await
     }
 
     /// The message, compressed as configured, with gRPC's prefix: whether it is compressed, and its
@@ -244,6 +186,25 @@ fn endpoint(config: &Exporter) -> Result<Endpoint, ClientError> {
         .keep_alive_timeout(Duration::from_secs(10)))
 }
 
+/// Reads an answer as far as it is looked at.
+async fn read(response: http::Response<Body>) -> Result<Answer, Status> {
+    let (head, mut body) = response.into_parts();
+    let mut answer = Answer { status: head.status, headers: head.headers, ..Answer::default() };
+    let mut message = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(data) if message.len() + data.len() > ANSWER_BYTES_MAX => {
+                answer.is_cut = true;
+                break;
+            }
+            Ok(data) => message.extend_from_slice(&data),
+            Err(frame) => answer.trailers = frame.into_trailers().unwrap_or_default(),
+        }
+    }
+    answer.body = message.freeze();
+    Ok(answer)
+}
+
 fn encoding_name(compression: Compression) -> Option<&'static str> {
     match compression {
         Compression::None => None,
@@ -279,78 +240,5 @@ impl http_body::Body for Framed {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let next = self.0.iter_mut().find_map(Option::take);
         Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
-    }
-}
-
-/// What OTLP says about a failed attempt.
-fn classify(status: &Status) -> Outcome {
-    let code = status.code();
-    let message = status.message().to_owned();
-    let after = status
-        .get_details_retry_info()
-        .and_then(|info| info.retry_delay)
-        .map(|delay| delay.min(RETRY_INFO_MAX));
-    // A status with a source was made here: the backend never gave an answer.
-    let is_local = status.source().is_some();
-    match code {
-        Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::Aborted
-        | Code::OutOfRange
-        | Code::Unavailable
-        | Code::DataLoss => Outcome::Retry { code, after, message },
-        Code::ResourceExhausted if after.is_some() => Outcome::Retry { code, after, message },
-        _ if is_local => Outcome::Retry { code: Code::Unavailable, after: None, message },
-        _ => {
-            let is_too_large =
-                code == Code::ResourceExhausted && message.contains("larger than max");
-            Outcome::Refused { code, is_too_large, message }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tonic_types::ErrorDetails;
-
-    use super::*;
-
-    #[test]
-    fn statuses_are_classified_by_the_table_of_otlp() {
-        for code in crate::grpc::codes().skip(1) {
-            let expected = matches!(
-                code,
-                Code::Cancelled
-                    | Code::DeadlineExceeded
-                    | Code::Aborted
-                    | Code::OutOfRange
-                    | Code::Unavailable
-                    | Code::DataLoss
-            );
-            let outcome = classify(&Status::new(code, "no"));
-            assert_eq!(matches!(outcome, Outcome::Retry { .. }), expected, "{code:?}");
-        }
-    }
-
-    #[test]
-    fn retry_info_makes_exhaustion_retryable_and_is_capped() {
-        let delay = |seconds| {
-            let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(seconds)));
-            classify(&Status::with_error_details(Code::ResourceExhausted, "slow down", details))
-        };
-        let retry = |after| Outcome::Retry {
-            code: Code::ResourceExhausted,
-            after: Some(Duration::from_secs(after)),
-            message: "slow down".into(),
-        };
-        assert_eq!(delay(7), retry(7));
-        assert_eq!(delay(300_000_000), retry(300));
-    }
-
-    #[test]
-    fn too_large_is_told_from_other_refusals() {
-        let message = "grpc: received message larger than max (5000000 vs. 4194304)";
-        let outcome = classify(&Status::resource_exhausted(message));
-        assert!(matches!(outcome, Outcome::Refused { is_too_large: true, .. }));
     }
 }

@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use tokio::sync::{Notify, futures::Notified};
 
 use crate::{
@@ -43,20 +44,36 @@ struct State {
     is_closed: bool,
 }
 
-/// A request taken from the queue. It counts as queued until this is dropped.
+/// A request taken from the queue. Its spans count as queued until they are settled, its bytes
+/// until this is dropped: what is left of a request that was cut is hardly less than the whole.
 #[derive(Debug)]
 pub struct Popped {
-    /// What to send.
-    pub request: EncodedRequest,
+    /// What to send. The sender may take it away.
+    pub body: Bytes,
+    bytes: usize,
+    unsettled: u64,
     _hold: Hold,
     queue: Arc<Queue>,
+}
+
+impl Popped {
+    /// Spans that are neither sent nor given up.
+    pub fn unsettled(&self) -> u64 {
+        self.unsettled
+    }
+
+    /// Spans have been counted as sent or as failed.
+    pub fn settle(&mut self, spans: u64) {
+        self.unsettled -= spans;
+        self.queue.lock().spans -= spans;
+    }
 }
 
 impl Drop for Popped {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
-        state.bytes -= self.request.body.len();
-        state.spans -= self.request.spans;
+        state.bytes -= self.bytes;
+        state.spans -= self.unsettled;
         drop(state);
         // Notified after the lock, so that the woken task does not run into it.
         self.queue.left.notify_waiters();
@@ -149,7 +166,7 @@ impl Queue {
             {
                 let mut state = self.lock();
                 if let Some((request, hold)) = state.waiting.pop_front() {
-                    return Some(Popped { request, _hold: hold, queue: Arc::clone(self) });
+                    return Some(self.popped(request, hold));
                 }
                 if state.is_closed {
                     // Wakes the next consumer, so that all of them end.
@@ -159,6 +176,12 @@ impl Queue {
             }
             arrived.await;
         }
+    }
+
+    fn popped(self: &Arc<Self>, request: EncodedRequest, hold: Hold) -> Popped {
+        let EncodedRequest { body, spans } = request;
+        let bytes = body.len();
+        Popped { body, bytes, unsettled: spans, _hold: hold, queue: Arc::clone(self) }
     }
 
     /// Lets consumers end when nothing waits any more.
@@ -185,7 +208,7 @@ impl Queue {
 
     /// Whether nothing waits or is under way.
     pub fn is_empty(&self) -> bool {
-        self.lock().spans == 0
+        self.lock().bytes == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -208,8 +231,10 @@ mod tests {
         let queue = Queue::new(100, &budget);
         queue.try_push(request(60)).expect("fits");
         assert!(queue.try_push(request(41)).is_err());
-        let popped = queue.pop().await.expect("one waits");
+        let mut popped = queue.pop().await.expect("one waits");
         assert_eq!((queue.held(), queue.room()), ((60, 1), 40));
+        popped.settle(1);
+        assert_eq!((queue.held(), popped.unsettled()), ((60, 0), 0));
         assert!(queue.try_push(request(41)).is_err());
         drop(popped);
         assert_eq!((queue.held(), budget.used()), ((0, 0), 0));

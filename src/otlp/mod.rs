@@ -1,5 +1,5 @@
-//! OTLP as bytes: walking requests, interning contexts, cleaning and stamping what leaves, and
-//! encoding it.
+//! OTLP as bytes: walking requests, interning contexts, cleaning and stamping what leaves, encoding
+//! it, and cutting what is encoded.
 //!
 //! Nothing here owns a span as a struct. A request stays the bytes that arrived ([`walk`]), or what
 //! JSON is turned into at the door ([`json`]); a kept span leaves as the same bytes with a stamp
@@ -12,6 +12,7 @@ pub mod encode;
 pub mod json;
 pub mod rewalk;
 mod schema;
+pub mod split;
 pub mod tracestate;
 pub mod walk;
 pub mod wire;

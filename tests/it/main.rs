@@ -9,6 +9,7 @@
 
 mod admin;
 mod answers;
+mod answers_of_backends;
 mod builders;
 mod cli;
 mod conformance;
@@ -18,6 +19,7 @@ mod differential;
 mod draining;
 mod export;
 mod export_encoding;
+mod export_parts;
 mod harness;
 mod http;
 mod json;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use tailwater::otlp::{Contexts, walk::Walked};
 
-use crate::{builders, differential};
+use crate::{answers_of_backends, builders, differential};
 
 proptest! {
     /// Scenario: requests whose fields are reordered, repeated, split, wrapped in overlong lengths
@@ -31,6 +31,9 @@ proptest! {
         differential::walk(&bytes);
         differential::clean(&bytes);
         differential::tracestate(&bytes);
+        answers_of_backends::split(&bytes);
+        answers_of_backends::status(&bytes);
+        answers_of_backends::answer(&bytes);
     }
 
     /// Scenario: spans of those requests, whole and damaged, are cleaned.
@@ -39,6 +42,14 @@ proptest! {
     #[test]
     fn cleaned_spans_are_what_prost_reads(seed in any::<u64>(), damage in any::<bool>()) {
         differential::clean(&mutate::span(seed, damage));
+    }
+
+    /// Scenario: those requests, whole and damaged, cut in two again and again.
+    /// Guarantees: the parts have the spans of the whole, in their order and contexts.
+    #[test]
+    fn halves_are_what_prost_reads(seed in any::<u64>(), damage in any::<bool>()) {
+        let request = if damage { mutate::damaged(seed) } else { mutate::request(seed) };
+        answers_of_backends::split(&request);
     }
 
     /// Scenario: lists of members of others, of `ot` members sound and unsound, stamped.
@@ -71,7 +82,7 @@ fn generated_requests_are_mostly_valid() {
 /// Guarantees: every input that was once of interest still passes.
 #[test]
 fn the_fuzz_corpus_passes() {
-    for target in ["walk", "tracestate", "clean"] {
+    for target in ["walk", "tracestate", "clean", "split", "status", "answer"] {
         let path = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files: Vec<_> = std::fs::read_dir(&path).expect("a corpus").collect();
         assert!(!files.is_empty(), "{path} has inputs");
@@ -80,7 +91,10 @@ fn the_fuzz_corpus_passes() {
             match target {
                 "walk" => drop(differential::walk(&bytes)),
                 "tracestate" => differential::tracestate(&bytes),
-                _ => differential::clean(&bytes),
+                "clean" => differential::clean(&bytes),
+                "split" => answers_of_backends::split(&bytes),
+                "status" => answers_of_backends::status(&bytes),
+                _ => answers_of_backends::answer(&bytes),
             }
         }
     }
