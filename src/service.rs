@@ -46,7 +46,7 @@ use crate::{
     metrics::Metrics,
     policy::Plan,
     receiver::{
-        Intake,
+        Intake, descriptors,
         grpc::GrpcService,
         http::HttpService,
         listen::{self, BindError, Listen},
@@ -248,11 +248,12 @@ impl Service {
             config.grpc.max_recv_msg_bytes,
         );
         let answer = move |request| door.clone().answer(request);
-        let limits = grpc_limits(config);
+        let connections_max = descriptors::connections_max(2);
+        let limits = grpc_limits(config, connections_max);
         receivers.spawn(listen::serve(grpc, limits, answer, receivers_stop.clone()));
         let door = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
         let answer = move |request| door.clone().answer(request);
-        let limits = http_limits(config);
+        let limits = http_limits(limits, connections_max);
         receivers.spawn(listen::serve(http, limits, answer, receivers_stop));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, budget, .. } = shared;
@@ -360,18 +361,22 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn grpc_limits(config: &Config) -> listen::Limits {
+fn grpc_limits(config: &Config, connections_max: usize) -> listen::Limits {
+    let wanted = config.grpc.max_connections;
+    if connections_max < wanted {
+        warn!(connections_max, wanted, "the limit of open files lowers max_connections");
+    }
     listen::Limits {
-        max_connections: config.grpc.max_connections,
+        max_connections: wanted.min(connections_max),
         max_concurrent_streams: config.grpc.max_concurrent_streams,
         window_bytes: config.sampling.memory_limit_bytes / 8,
         http2_only: true,
     }
 }
 
-fn http_limits(config: &Config) -> listen::Limits {
-    let max_connections = HTTP_CONNECTIONS_MAX;
-    listen::Limits { max_connections, http2_only: false, ..grpc_limits(config) }
+fn http_limits(grpc: listen::Limits, connections_max: usize) -> listen::Limits {
+    let max_connections = HTTP_CONNECTIONS_MAX.min(connections_max);
+    listen::Limits { max_connections, http2_only: false, ..grpc }
 }
 
 fn spawn_consumers(

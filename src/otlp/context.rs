@@ -62,6 +62,11 @@ impl Contexts {
         self.0.contexts.0.is_empty() && self.0.resources.0.is_empty()
     }
 
+    /// Whether the budget that pays for them is used up.
+    pub(super) fn has_no_room(&self) -> bool {
+        self.0.budget.used() > self.0.budget.limit()
+    }
+
     /// The resource of these bytes.
     pub(super) fn resource(&self, arrived: &[u8]) -> Arc<Resource> {
         if let Some(resource) = self.0.resources.get(arrived) {

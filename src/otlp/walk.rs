@@ -49,6 +49,18 @@ pub struct SpanMeta {
     pub is_root: bool,
 }
 
+/// Why a request was not walked to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unwalked {
+    /// The bytes are not the message down to the span.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// A resource and a scope of a few bytes cost hundreds once interned, so a request can ask for
+    /// many times its own length; it must end where memory does.
+    #[error("no memory is left for resources and scopes")]
+    NoRoom,
+}
+
 /// The result of one walk. Reused from request to request so that a walk allocates nothing per
 /// span.
 #[derive(Debug, Default)]
@@ -89,16 +101,15 @@ impl Walked {
 /// Walks one request into `walked`, which must be clear.
 ///
 /// # Errors
-/// [`Malformed`] when the bytes are not the message down to the span; `walked` must not be used
-/// then.
+/// [`Unwalked`]; `walked` must not be used then.
 pub fn walk<C: Conditions>(
     request: &[u8],
     contexts: &Contexts,
     conditions: &C,
     walked: &mut Walked,
-) -> Result<(), Malformed> {
+) -> Result<(), Unwalked> {
     if u32::try_from(request.len()).is_err() {
-        return Err(Malformed("request of 4 GiB or more"));
+        return Err(Malformed("request of 4 GiB or more").into());
     }
     let walk = Walk { request, contexts, conditions };
     let mut reader = Reader::new(request);
@@ -123,12 +134,12 @@ struct Walk<'a, C> {
 }
 
 impl<C: Conditions> Walk<'_, C> {
-    fn resource_spans(&self, message: &[u8], walked: &mut Walked) -> Result<(), Malformed> {
+    fn resource_spans(&self, message: &[u8], walked: &mut Walked) -> Result<(), Unwalked> {
         // The resource may follow its spans, so what belongs to the context is collected first;
         // skipping the spans costs one length a block.
         walked.resource.clear();
         collect_others(message, &mut walked.resource)?;
-        let mut resource = None;
+        let (mut resource, mut is_resource_read) = (None, false);
         let mut reader = Reader::new(message);
         while let Some(tag) = reader.next_tag()? {
             if tag != CHILDREN {
@@ -141,22 +152,27 @@ impl<C: Conditions> Walk<'_, C> {
             if !has_spans {
                 continue;
             }
-            let resource = match &mut resource {
-                Some(resource) => resource,
-                none => {
-                    walked.resource_bits.clear();
-                    walked.resource_bits.resize(self.conditions.words(), 0);
-                    read_resource(self.conditions, &walked.resource, &mut walked.resource_bits)?;
-                    none.insert(self.contexts.resource(&walked.resource))
-                }
-            };
-            let context = self.contexts.context(resource, &walked.scope, &mut walked.key);
+            if !is_resource_read {
+                is_resource_read = true;
+                walked.resource_bits.clear();
+                walked.resource_bits.resize(self.conditions.words(), 0);
+                read_resource(self.conditions, &walked.resource, &mut walked.resource_bits)?;
+            }
+            let spans_before = walked.spans.len();
             if self.conditions.reads_fields() {
                 self.spans::<true>(scope_spans, walked)?;
             } else {
                 self.spans::<false>(scope_spans, walked)?;
             }
-            walked.contexts.push(context);
+            // Interned for spans that stay: what has none, or only rejected ones, costs nothing.
+            if walked.spans.len() == spans_before {
+                continue;
+            }
+            let resource = resource.get_or_insert_with(|| self.contexts.resource(&walked.resource));
+            walked.contexts.push(self.contexts.context(resource, &walked.scope, &mut walked.key));
+            if self.contexts.has_no_room() {
+                return Err(Unwalked::NoRoom);
+            }
         }
         Ok(())
     }

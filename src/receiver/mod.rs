@@ -7,6 +7,7 @@
 
 mod admission;
 mod compression;
+pub mod descriptors;
 pub mod grpc;
 pub mod http;
 pub mod listen;
@@ -30,7 +31,7 @@ use crate::{
     decider::Outbox,
     exporter::Queue,
     metrics::{Metrics, RefusedBecause, Transport},
-    otlp::{json::InvalidJson, wire::Malformed},
+    otlp::{json::InvalidJson, walk::Unwalked},
     sampler::{Decided, Ingested, Sampler, Scratch},
 };
 
@@ -77,9 +78,12 @@ pub enum Refusal {
     Panicked,
 }
 
-impl From<Malformed> for Refusal {
-    fn from(malformed: Malformed) -> Self {
-        Refusal::Malformed(malformed.to_string())
+impl From<Unwalked> for Refusal {
+    fn from(unwalked: Unwalked) -> Self {
+        match unwalked {
+            Unwalked::Malformed(malformed) => Refusal::Malformed(malformed.to_string()),
+            Unwalked::NoRoom => Refusal::Memory,
+        }
     }
 }
 
@@ -148,7 +152,7 @@ impl Intake {
     /// Buffers the spans of one decoded request, whose bytes the caller has charged to the budget.
     ///
     /// # Errors
-    /// [`Refusal::Malformed`], or [`Refusal::Panicked`].
+    /// [`Refusal::Malformed`], [`Refusal::Memory`], or [`Refusal::Panicked`].
     pub fn take(&self, transport: Transport, request: &[u8]) -> Result<Ingested, Refusal> {
         thread_local! {
             // One of each a worker thread: there is no await between here and the acknowledgement.

@@ -8,8 +8,7 @@ use crate::{
     otlp::{
         conditions::Conditions as _,
         rewalk::Rewalk,
-        walk::{self, SpanMeta, Walked},
-        wire::Malformed,
+        walk::{self, SpanMeta, Unwalked, Walked},
     },
     policy::Plan,
     trace::{TraceId, Trigger},
@@ -100,14 +99,15 @@ impl Sampler {
     /// that reach a limit) are added to `out`.
     ///
     /// # Errors
-    /// [`Malformed`] when it is undecodable; nothing of it was taken then.
+    /// [`Unwalked`] when it is undecodable or there is no memory for its contexts; nothing of it was
+    /// taken then.
     pub fn ingest(
         &self,
         now: Millis,
         request: &[u8],
         scratch: &mut Scratch,
         out: &mut Decided,
-    ) -> Result<Ingested, Malformed> {
+    ) -> Result<Ingested, Unwalked> {
         scratch.walked.clear();
         let plan = self.plan();
         walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked)

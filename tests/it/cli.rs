@@ -19,7 +19,7 @@ use crate::{
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
 /// A port where nothing listens: only root could.
-const NOBODY: &str = "http://127.0.0.1:1";
+pub const NOBODY: &str = "http://127.0.0.1:1";
 
 fn tailwater(arguments: &[&str]) -> Output {
     Command::new(BINARY).args(arguments).output().expect("the binary runs")
@@ -54,7 +54,7 @@ impl Drop for Directory {
 }
 
 /// `tailwater run` with a log that can be read while it runs.
-struct Process {
+pub struct Process {
     child: Child,
     log: PathBuf,
     directory: Directory,
@@ -63,6 +63,17 @@ struct Process {
 impl Process {
     /// Everything is kept, decided after an hour, and sent to `backend`; with `more` at the top.
     fn start(more: &str, backend: &str) -> Self {
+        Self::start_by(Command::new(BINARY), more, backend)
+    }
+
+    /// Likewise, with so few descriptors.
+    pub fn start_with_descriptors(descriptors: u32, backend: &str) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), BINARY]);
+        Self::start_by(shell, "shutdown_timeout = \"1s\"", backend)
+    }
+
+    fn start_by(mut command: Command, more: &str, backend: &str) -> Self {
         let zero = "endpoint = \"127.0.0.1:0\"\n";
         let config = format!(
             "{more}\n[receiver.grpc]\n{zero}[receiver.http]\n{zero}[telemetry]\n{zero}\
@@ -73,7 +84,6 @@ impl Process {
         let directory = Directory::new();
         let config = directory.file("tailwater.toml", &config);
         let log = directory.0.join("log");
-        let mut command = Command::new(BINARY);
         command.args(["run", "--config", &config]).stdout(Stdio::null());
         let child = command.stderr(File::create(&log).expect("created")).spawn().expect("spawned");
         Process { child, log, directory }
@@ -92,8 +102,14 @@ impl Process {
         panic!("not logged within 10 s: {part}\n{log}");
     }
 
+    /// Lines of the log with this in them.
+    pub fn lines(&self, part: &str) -> usize {
+        let log = fs::read_to_string(&self.log).expect("a log");
+        log.lines().filter(|line| line.contains(part)).count()
+    }
+
     /// Waits until it is ready; the addresses of gRPC and metrics.
-    async fn addresses(&self) -> (SocketAddr, SocketAddr) {
+    pub async fn addresses(&self) -> (SocketAddr, SocketAddr) {
         let fields = &self.line("\"ready\"").await["fields"];
         let address = |name: &str| fields[name].as_str().expect("an address").parse();
         let [grpc, admin] = ["grpc_address", "admin_address"].map(address);

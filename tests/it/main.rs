@@ -7,6 +7,7 @@
     reason = "helpers are public to the modules of this binary, and to no one else"
 )]
 
+mod abuse;
 mod admin;
 mod answers;
 mod answers_of_backends;
