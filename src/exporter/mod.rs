@@ -21,6 +21,7 @@ use crate::{
     config::Retry,
     grpc::code_name,
     metrics::{FailedBecause, Metrics},
+    supervise::{Supervisor, Task},
 };
 
 /// Growth of the delay from one attempt to the next.
@@ -39,6 +40,8 @@ pub struct Consumer {
     pub retry: Retry,
     /// Counts what becomes of spans.
     pub metrics: Arc<Metrics>,
+    /// Contains and counts panics.
+    pub supervisor: Arc<Supervisor>,
     /// Measures attempts.
     pub clock: Clock,
     /// Turns true when there is no time left: what is not delivered then is given up.
@@ -49,7 +52,11 @@ impl Consumer {
     /// Delivers until the queue is closed and empty.
     pub async fn run(mut self) {
         while let Some(popped) = self.queue.pop().await {
-            self.deliver(&popped).await;
+            let supervisor = Arc::clone(&self.supervisor);
+            let delivery = supervisor.contained(Task::Exporter, self.deliver(&popped));
+            if delivery.await.is_err() {
+                self.metrics.failed(FailedBecause::Malformed, popped.request.spans);
+            }
         }
     }
 
@@ -80,7 +87,7 @@ impl Consumer {
                     (code, after)
                 }
                 Outcome::Panicked => {
-                    self.metrics.restarted("exporter");
+                    self.supervisor.panicked(Task::Exporter);
                     (tonic::Code::Unknown, None)
                 }
             };

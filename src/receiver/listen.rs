@@ -11,7 +11,6 @@
 //! request.
 
 use std::{
-    convert::Infallible,
     future::Future,
     io,
     net::SocketAddr,
@@ -36,6 +35,8 @@ use tokio::{
     task::JoinSet,
 };
 use tracing::{debug, warn};
+
+use crate::supervise::Supervised;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,7 +89,8 @@ pub async fn serve<A, F, B>(
     listener: TcpListener,
     limits: Limits,
     answer: A,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
+    supervised: Supervised,
 ) where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -98,22 +100,33 @@ pub async fn serve<A, F, B>(
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let open = Arc::new(AtomicUsize::new(0));
     let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            // Stopping comes first: connections that arrive with it belong to the next instance.
-            biased;
-            _ = stop.wait_for(|&stop| stop) => break,
-            Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &permits) => accepted,
-        };
-        let (stream, permit) = accepted;
-        let connection = Connection { limits, open: Arc::clone(&open), stop: stop.clone() };
-        let answer = answer.clone();
-        connections.spawn(async move {
-            connection.serve(stream, answer).await;
-            drop(permit);
-        });
-    }
+    // A panic in here costs the loop a pause, and no connection.
+    let mut accepting = async || {
+        let mut stop = stop.clone();
+        loop {
+            let (stream, permit) = tokio::select! {
+                // Stopping comes first: connections that arrive with it belong to the next
+                // instance.
+                biased;
+                _ = stop.wait_for(|&stop| stop) => break,
+                Some(ended) = connections.join_next() => {
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        supervised.supervisor.panicked(supervised.task);
+                    }
+                    continue;
+                }
+                accepted = accept(&listener, &permits) => accepted,
+            };
+            let (open, supervised) = (Arc::clone(&open), supervised.clone());
+            let connection = Connection { limits, open, stop: stop.clone(), supervised };
+            let answer = answer.clone();
+            connections.spawn(async move {
+                connection.serve(stream, answer).await;
+                drop(permit);
+            });
+        }
+    };
+    while supervised.run(accepting()).await.is_err() {}
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
@@ -139,6 +152,7 @@ struct Connection {
     limits: Limits,
     open: Arc<AtomicUsize>,
     stop: watch::Receiver<bool>,
+    supervised: Supervised,
 }
 
 /// Requests under way, and how many there have been, to tell an idle connection.
@@ -200,14 +214,15 @@ impl Connection {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let activity = Arc::new(Activity::default());
-        let seen = Arc::clone(&activity);
+        let (seen, supervised) = (Arc::clone(&activity), self.supervised.clone());
         let service = service_fn(move |request| {
             seen.begun.fetch_add(1, Relaxed);
             let under_way = Counted::one_more(&seen.under_way);
-            let answered = answer(request);
+            let (answered, supervised) = (answer(request), supervised.clone());
             async move {
                 let _under_way = under_way;
-                Ok::<_, Infallible>(answered.await)
+                // A panic resets the stream over HTTP/2, and closes the connection over HTTP/1.
+                supervised.contained(answered).await
             }
         });
         let builder = self.builder();

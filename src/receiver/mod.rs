@@ -12,7 +12,6 @@ pub mod listen;
 
 use std::{
     cell::RefCell,
-    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -22,13 +21,14 @@ use std::{
 
 use crate::{
     budget::Budget,
-    clock::Clock,
+    clock::WindowClock,
     config::Overflow,
     decider::Outbox,
     exporter::Queue,
-    metrics::{Metrics, RefusedBecause, Transport},
+    metrics::{FailedBecause, Metrics, RefusedBecause, Transport},
     otlp::wire::Malformed,
     sampler::{Decided, Ingested, Sampler, Scratch},
+    supervise::{Supervisor, Task},
 };
 
 /// The fill of the sending queue from which intake is refused, so that late spans and due traces
@@ -104,7 +104,9 @@ pub struct Intake {
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Gives `now`.
-    pub clock: Clock,
+    pub clock: Arc<WindowClock>,
+    /// Contains and counts panics.
+    pub supervisor: Arc<Supervisor>,
     /// Set once the service stops accepting.
     pub is_draining: AtomicBool,
 }
@@ -121,7 +123,7 @@ impl Intake {
         if self.overflow == Overflow::Block && self.queue.pressure() >= QUEUE_REFUSES_FROM {
             return Err(Refusal::QueueFull);
         }
-        if self.budget.used() >= self.budget.limit() {
+        if !self.budget.admits() {
             return Err(Refusal::Memory);
         }
         Ok(())
@@ -140,21 +142,34 @@ impl Intake {
             BUFFERS.with_borrow_mut(|(scratch, decided)| {
                 let now = self.clock.now();
                 let ingested = self.sampler.ingest(now, request, scratch, decided);
-                // First, so that kept spans count as queued before they count as kept.
-                self.outbox.put(decided);
-                self.metrics.decided(decided);
-                self.sampler.log().push(&decided.decisions, crate::clock::unix_millis());
-                decided.clear();
+                self.pass_on(decided);
                 ingested
             })
         };
         // A panic must cost one request, not the connection with everything else on it.
-        let ingested = std::panic::catch_unwind(AssertUnwindSafe(ingest)).map_err(|_| {
-            self.metrics.restarted("receiver");
+        let ingested = self.supervisor.contained_now(Task::Receiver, ingest).map_err(|_| {
+            BUFFERS.with_borrow_mut(|(scratch, decided)| {
+                self.metrics.accepted(transport, scratch.taken(), 0);
+                self.metrics.failed(FailedBecause::Malformed, decided.give_up());
+                self.pass_on(decided);
+                (*scratch, *decided) = Default::default();
+            });
             Refusal::Panicked
         })??;
         self.metrics.accepted(transport, ingested.accepted, ingested.rejected);
         Ok(ingested)
+    }
+
+    /// Hands on what a request has brought about.
+    fn pass_on(&self, decided: &mut Decided) {
+        // First, so that kept spans count as queued before they count as kept.
+        self.outbox.put(decided);
+        self.metrics.decided(decided);
+        self.sampler.log().push(&decided.decisions, crate::clock::unix_millis());
+        for _ in 0..decided.panics {
+            self.supervisor.panicked(Task::Decider);
+        }
+        decided.clear();
     }
 
     /// How long a refused sender is asked to wait: 1 to 8 s, rising with what is short, jittered so

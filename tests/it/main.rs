@@ -22,6 +22,8 @@ mod harness;
 mod http;
 mod limits;
 mod model;
+#[cfg(debug_assertions)]
+mod panics;
 mod pipeline;
 mod policies;
 mod probability;
