@@ -22,12 +22,14 @@ use tokio::{net::TcpListener, sync::watch, task::spawn_blocking};
 
 use crate::{
     budget::Budget,
+    clock::WindowClock,
     decisions::{Decision, Logged},
     exporter::Queue,
     metrics::{Metrics, Readings},
     receiver::listen,
     reload::{Refused, Reload},
     sampler::{Lookup, Sampler},
+    supervise::{Supervised, Supervisor, Task},
     trace::{Randomness, TraceId},
 };
 
@@ -56,6 +58,10 @@ pub struct Admin {
     pub budget: Arc<Budget>,
     /// Whether requests are being accepted.
     pub is_ready: Arc<AtomicBool>,
+    /// Knows panics.
+    pub supervisor: Arc<Supervisor>,
+    /// Knows when the process did not run.
+    pub clock: Arc<WindowClock>,
     /// Reloads the policies.
     pub reload: Arc<Reload>,
     /// `telemetry.enable_lifecycle`.
@@ -78,11 +84,12 @@ impl Admin {
             .enable_all()
             .max_blocking_threads(1)
             .build()?;
+        let supervised = Supervised { supervisor: Arc::clone(&self.supervisor), task: Task::Admin };
         let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             runtime.block_on(async {
                 if let Ok(listener) = TcpListener::from_std(listener) {
-                    listen::serve(listener, LIMITS, answer, stop).await;
+                    listen::serve(listener, LIMITS, answer, stop, supervised).await;
                 }
             });
         })
@@ -111,13 +118,23 @@ impl Admin {
         match path {
             "/metrics" => response(StatusCode::OK, EXPOSITION, self.scrape()),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
-            "/-/ready" if self.is_ready.load(Relaxed) => response(StatusCode::OK, TEXT, "ready\n"),
-            "/-/ready" => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n"),
+            "/-/ready" => self.ready(),
             path => match path.strip_prefix("/-/decisions/") {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),
             },
         }
+    }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        let why_not = match self.supervisor.failed() {
+            Some(task) => format!("not ready: the task `{}` keeps panicking\n", task.as_str()),
+            None if self.is_ready.load(Relaxed) => {
+                return response(StatusCode::OK, TEXT, "ready\n");
+            }
+            None => "not ready\n".to_owned(),
+        };
+        response(StatusCode::SERVICE_UNAVAILABLE, TEXT, why_not)
     }
 
     async fn reload(&self, wants_json: bool) -> Response<Full<Bytes>> {
@@ -158,6 +175,8 @@ impl Admin {
             memory: (self.budget.used(), self.budget.limit()),
             queue_spans,
             queue_bytes: (queue_bytes, self.queue.capacity_bytes()),
+            panics: self.supervisor.panics(),
+            stalled: self.clock.stalled(),
         }
     }
 

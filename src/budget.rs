@@ -7,12 +7,12 @@
 //! taken at the door and refusing it there would lose acknowledged spans.
 //!
 //! Limits: soft = 80 % of the limit, where the oldest traces begin to be decided early, until 75 %;
-//! hard = the limit. Relaxed atomics: the numbers are independent sums, nothing else is ordered by
-//! them.
+//! hard = the limit, where requests begin to be refused, until 90 %. Relaxed atomics: the numbers
+//! are independent sums, nothing else is ordered by them.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
 /// Who holds bytes.
@@ -40,12 +40,14 @@ pub struct Budget {
     limit: usize,
     held: [AtomicUsize; HOLDERS],
     used: AtomicUsize,
+    is_refusing: AtomicBool,
 }
 
 impl Budget {
     /// A budget of `limit` bytes with nothing held.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Budget { limit, held: Default::default(), used: AtomicUsize::new(0) })
+        let (held, used, is_refusing) = Default::default();
+        Arc::new(Budget { limit, held, used, is_refusing })
     }
 
     /// The hard limit in bytes.
@@ -87,10 +89,24 @@ impl Budget {
         let before = self.used.fetch_add(bytes, Relaxed);
         if before.saturating_add(bytes) > self.limit {
             self.used.fetch_sub(bytes, Relaxed);
+            self.is_refusing.store(true, Relaxed);
             return None;
         }
         self.held[holder as usize].fetch_add(bytes, Relaxed);
         Some(Hold { budget: Arc::clone(self), holder, bytes })
+    }
+
+    /// Whether a request may begin: not from the hard limit on until there is room for more than
+    /// one, so that senders are not let in and sent away in turns. Those under way go on up to the
+    /// limit.
+    pub fn admits(&self) -> bool {
+        let used = self.used();
+        if used >= self.limit {
+            self.is_refusing.store(true, Relaxed);
+        } else if used <= self.limit / 10 * 9 {
+            self.is_refusing.store(false, Relaxed);
+        }
+        !self.is_refusing.load(Relaxed)
     }
 
     /// Bytes above which the oldest traces are decided early.
@@ -152,6 +168,23 @@ mod tests {
         assert_eq!((budget.used(), budget.held(Holder::Receiving)), (100, 100));
         drop(first);
         assert_eq!((budget.used(), budget.held(Holder::Receiving)), (0, 0));
+    }
+
+    #[test]
+    fn refusing_goes_on_until_there_is_room() {
+        let budget = Budget::new(100);
+        let admits = |used: usize| {
+            budget.charge(Holder::Segments, used);
+            let admits = budget.admits();
+            budget.release(Holder::Segments, used);
+            admits
+        };
+        let expected = [true, true, false, false, true, true];
+        assert_eq!([0, 99, 100, 91, 90, 99].map(admits), expected);
+        // What is under way and does not fit makes the door refuse too.
+        let _hold = budget.try_hold(Holder::Receiving, 95).expect("fits");
+        assert!(budget.admits() && budget.try_hold(Holder::Receiving, 6).is_none());
+        assert!(!budget.admits());
     }
 
     #[test]

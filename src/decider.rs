@@ -16,11 +16,11 @@ use std::{
     time::Duration,
 };
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     budget::{Budget, Hold, Holder},
-    clock::{self, Clock},
+    clock::{self, WindowClock},
     config::Overflow,
     exporter::Queue,
     metrics::{FailedBecause, Metrics},
@@ -29,9 +29,13 @@ use crate::{
         tracestate::Stamp,
     },
     sampler::{Decided, KeptTrace, Progress, Sampler, Which},
+    supervise::{Supervisor, Task},
     trace::Trigger,
     window::Millis,
 };
+
+/// Shorter stalls are a busy machine's everyday life.
+const STALL_LOGGED_MIN: Duration = Duration::from_secs(1);
 
 /// What connection tasks have decided on the way in: late spans and traces at their limit. The
 /// decider empties it many times a tick; what is in it is charged to the budget.
@@ -109,7 +113,8 @@ pub struct Decider {
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
     budget: Arc<Budget>,
-    clock: Clock,
+    clock: Arc<WindowClock>,
+    supervisor: Arc<Supervisor>,
     settings: Settings,
     batch: Batch,
     decided: Decided,
@@ -117,6 +122,8 @@ pub struct Decider {
     next_shard: usize,
     /// When the tick began.
     tick_began: Millis,
+    /// How long the process had not run by then.
+    stalled: Duration,
 }
 
 /// What the decider works with.
@@ -133,13 +140,15 @@ pub struct Parts {
     /// Says when memory is short.
     pub budget: Arc<Budget>,
     /// Gives `now`.
-    pub clock: Clock,
+    pub clock: Arc<WindowClock>,
+    /// Counts panics.
+    pub supervisor: Arc<Supervisor>,
 }
 
 impl Decider {
     /// A decider that has decided nothing yet.
     pub fn new(parts: Parts, settings: Settings) -> Self {
-        let Parts { sampler, outbox, queue, metrics, budget, clock } = parts;
+        let Parts { sampler, outbox, queue, metrics, budget, clock, supervisor } = parts;
         Decider {
             sampler,
             outbox,
@@ -147,12 +156,14 @@ impl Decider {
             metrics,
             budget,
             clock,
+            supervisor,
             settings,
             batch: Batch::default(),
             decided: Decided::default(),
             is_relieving: false,
             next_shard: 0,
             tick_began: Millis::default(),
+            stalled: Duration::ZERO,
         }
     }
 
@@ -212,8 +223,10 @@ impl Decider {
     /// After a panic: gives up what was in hand, so that it cannot panic again, and counts it.
     pub fn recover(&mut self) {
         self.batch = Batch::default();
-        let lost = self.outbox.settle_others();
+        let mut decided = std::mem::take(&mut self.decided);
+        let lost = decided.give_up() + self.outbox.settle_others();
         self.metrics.failed(FailedBecause::Malformed, lost);
+        self.metrics.decided(&decided);
     }
 
     async fn decide_shard(&mut self, shard: usize, which: Which) -> Progress {
@@ -237,6 +250,11 @@ impl Decider {
         let now = self.clock.now();
         self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
         self.tick_began = now;
+        let stall = self.clock.stalled() - self.stalled;
+        self.stalled += stall;
+        if stall > STALL_LOGGED_MIN {
+            warn!(?stall, "the process did not run: traces wait that much longer");
+        }
     }
 
     /// What is due now; with limits, what was when the tick began, since their thresholds were
@@ -259,6 +277,9 @@ impl Decider {
         self.queue.announce(decided.spans.len() as u64);
         self.metrics.decided(&decided);
         self.sampler.log().push(&decided.decisions, clock::unix_millis());
+        for _ in 0..decided.panics {
+            self.supervisor.panicked(Task::Decider);
+        }
         self.stamp(&decided.kept, &mut decided.spans);
         decided.clear();
         self.decided = decided;
@@ -383,7 +404,8 @@ mod tests {
             queue: Arc::clone(&queue),
             metrics: Arc::clone(&metrics),
             budget,
-            clock: Clock::start(),
+            clock: Arc::new(WindowClock::start(Duration::from_secs(1))),
+            supervisor: Arc::default(),
         };
         let settings = Settings {
             tick: Duration::from_millis(1),

@@ -125,7 +125,12 @@ async fn run(config: Config) -> bool {
             return false;
         }
     };
-    signals.stop_or_reload(&service).await;
+    let has_failed = tokio::select! {
+        // Either ends it; a failure says more about why.
+        biased;
+        () = service.failure() => true,
+        () = signals.stop_or_reload(&service) => false,
+    };
     info!("shutting down");
     tokio::select! {
         // A second signal comes first: whoever sends it does not want to wait any longer.
@@ -134,7 +139,7 @@ async fn run(config: Config) -> bool {
             warn!("stopped at once by a second signal");
             false
         }
-        undelivered = service.shutdown() => undelivered == 0,
+        undelivered = service.shutdown() => undelivered == 0 && !has_failed,
     }
 }
 

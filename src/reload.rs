@@ -10,7 +10,6 @@
 //! says.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -23,6 +22,7 @@ use crate::{
     metrics::Metrics,
     policy::{Plan, TooManyNames},
     sampler::{Hold, Sampler},
+    supervise::{Supervisor, Task},
 };
 
 /// Problems of one reload that are logged; a file can have a thousand.
@@ -36,6 +36,7 @@ pub struct Reload {
     sampler: Arc<Sampler>,
     metrics: Arc<Metrics>,
     clock: Clock,
+    supervisor: Arc<Supervisor>,
     /// Held from reading to the last shard, so that plans follow one another.
     under_way: Mutex<()>,
 }
@@ -65,12 +66,18 @@ pub enum Refused {
 
 impl Reload {
     /// Reloads what a service that was started with `config` decides by.
-    pub fn new(config: &Config, sampler: &Arc<Sampler>, metrics: &Arc<Metrics>) -> Self {
+    pub fn new(
+        config: &Config,
+        sampler: &Arc<Sampler>,
+        metrics: &Arc<Metrics>,
+        supervisor: &Arc<Supervisor>,
+    ) -> Self {
         Reload {
             config: config.clone(),
             sampler: Arc::clone(sampler),
             metrics: Arc::clone(metrics),
             clock: Clock::start(),
+            supervisor: Arc::clone(supervisor),
             under_way: Mutex::default(),
         }
     }
@@ -82,10 +89,8 @@ impl Reload {
     pub fn run(&self) -> Result<Reloaded, Refused> {
         // What it guards has no state that a panic could leave half done.
         let _one_at_a_time = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.apply())).unwrap_or_else(|_| {
-            self.metrics.restarted("reload");
-            Err(Refused::Panicked)
-        });
+        let outcome = self.supervisor.contained_now(Task::Reload, || self.apply());
+        let outcome = outcome.unwrap_or(Err(Refused::Panicked));
         self.metrics.reloaded(outcome.is_ok());
         match &outcome {
             Ok(Reloaded { policies, longest_stall }) => {

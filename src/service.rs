@@ -38,7 +38,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin::Admin,
     budget::Budget,
-    clock::Clock,
+    clock::{Clock, WindowClock},
     config::Config,
     decider::{Decider, Outbox, Parts, Settings},
     exporter::{Client, ClientError, Consumer, Queue},
@@ -53,7 +53,7 @@ use crate::{
     },
     reload::Reload,
     sampler::{Limits, Sampler},
-    supervise::contained,
+    supervise::{Supervised, Supervisor, Task},
     window::{Hasher, SEGMENT_BYTES, Waits},
 };
 
@@ -94,6 +94,8 @@ pub struct Service {
     receivers: JoinSet<()>,
     decider: JoinHandle<Decider>,
     consumers: JoinSet<()>,
+    supervisor: Arc<Supervisor>,
+    sampler: Arc<Sampler>,
     admin: Arc<Admin>,
     admin_thread: Thread<()>,
     stop_receivers: watch::Sender<bool>,
@@ -109,7 +111,8 @@ struct Shared {
     sampler: Arc<Sampler>,
     outbox: Arc<Outbox>,
     queue: Arc<Queue>,
-    clock: Clock,
+    clock: Arc<WindowClock>,
+    supervisor: Arc<Supervisor>,
 }
 
 impl Shared {
@@ -123,7 +126,10 @@ impl Shared {
         let sampler = Arc::new(Sampler::with_hasher(plan, limits, &budget, shards, hasher));
         let queue = Queue::new(config.exporter.queue.queue_bytes_max, &budget);
         let outbox = Outbox::new(&queue, &budget);
-        Shared { budget, metrics, sampler, outbox, queue, clock: Clock::start() }
+        // So that a stall makes no trace due that has not waited for most of its time.
+        let clock = Arc::new(WindowClock::start(5 * tick(config)));
+        let supervisor = Arc::default();
+        Shared { budget, metrics, sampler, outbox, queue, clock, supervisor }
     }
 
     fn intake(&self, config: &Config) -> Arc<Intake> {
@@ -136,7 +142,8 @@ impl Shared {
             budget: Arc::clone(&self.budget),
             turns: Semaphore::new((cores / 2).max(1)),
             metrics: Arc::clone(&self.metrics),
-            clock: self.clock,
+            clock: Arc::clone(&self.clock),
+            supervisor: Arc::clone(&self.supervisor),
             is_draining: AtomicBool::new(false),
         })
     }
@@ -148,10 +155,11 @@ impl Shared {
             queue: Arc::clone(&self.queue),
             metrics: Arc::clone(&self.metrics),
             budget: Arc::clone(&self.budget),
-            clock: self.clock,
+            clock: Arc::clone(&self.clock),
+            supervisor: Arc::clone(&self.supervisor),
         };
         let settings = Settings {
-            tick: TICK_MAX.min(config.sampling.decision_wait / 10),
+            tick: tick(config),
             stamp_tracestate: config.sampling.stamp_tracestate,
             stamp_policy: config.sampling.stamp_policy,
             max_request_bytes: config.exporter.max_request_bytes,
@@ -167,7 +175,9 @@ impl Shared {
             queue: Arc::clone(&self.queue),
             budget: Arc::clone(&self.budget),
             is_ready: Arc::clone(is_ready),
-            reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics)),
+            supervisor: Arc::clone(&self.supervisor),
+            clock: Arc::clone(&self.clock),
+            reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
         })
     }
@@ -235,7 +245,7 @@ impl Service {
 
         let consumers = spawn_consumers(config, client, &shared, consumers_give_up);
         let decider =
-            tokio::spawn(decide(shared.decider(config), decider_stops, shared.metrics.clone()));
+            tokio::spawn(decide(shared.decider(config), decider_stops, shared.supervisor.clone()));
         let admin = shared.admin(config, &is_ready);
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config);
@@ -250,13 +260,16 @@ impl Service {
         let answer = move |request| door.clone().answer(request);
         let connections_max = descriptors::connections_max(2);
         let limits = grpc_limits(config, connections_max);
-        receivers.spawn(listen::serve(grpc, limits, answer, receivers_stop.clone()));
+        let supervised =
+            Supervised { supervisor: Arc::clone(&shared.supervisor), task: Task::Receiver };
+        let (stop, watched) = (receivers_stop.clone(), supervised.clone());
+        receivers.spawn(listen::serve(grpc, limits, answer, stop, watched));
         let door = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
         let answer = move |request| door.clone().answer(request);
         let limits = http_limits(limits, connections_max);
-        receivers.spawn(listen::serve(http, limits, answer, receivers_stop));
+        receivers.spawn(listen::serve(http, limits, answer, receivers_stop, supervised));
         is_ready.store(true, Relaxed);
-        let Shared { metrics, queue, budget, .. } = shared;
+        let Shared { metrics, queue, budget, supervisor, sampler, .. } = shared;
         let memory_limit_mib = budget.limit() >> 20;
         info!(%grpc_address, %http_address, %admin_address, memory_limit_mib, "ready");
         Ok(Service {
@@ -272,6 +285,8 @@ impl Service {
             receivers,
             decider,
             consumers,
+            supervisor,
+            sampler,
             admin,
             admin_thread,
             stop_receivers,
@@ -306,14 +321,14 @@ impl Service {
         let _ = self.stop_decider.send(());
         if let Ok(mut decider) = self.decider.await {
             let finish = async {
-                finish(&mut decider, &self.metrics).await;
+                finish(&mut decider, &self.supervisor).await;
                 self.queue.drained().await;
             };
             // What is given up is decided and counted in the last twentieth.
             let give_up_at = deadline - self.shutdown_timeout / 20;
             if timeout_at(give_up_at, finish).await.is_err() {
                 self.give_up.send_replace(true);
-                self::finish(&mut decider, &self.metrics).await;
+                self::finish(&mut decider, &self.supervisor).await;
             }
         }
         self.queue.close();
@@ -323,7 +338,9 @@ impl Service {
         // open.
         let admin = self.admin_thread;
         let _ = timeout_at(deadline, spawn_blocking(move || admin.join())).await;
-        let undelivered = self.metrics.failed_in_all() - failed_before;
+        // After too many panics something may be left where it was.
+        let left = self.sampler.buffered().spans + self.queue.held().1;
+        let undelivered = self.metrics.failed_in_all() - failed_before + left;
         if undelivered > 0 {
             error!(spans = undelivered, "stopped before all kept spans were delivered");
         }
@@ -339,10 +356,24 @@ impl Service {
         let _ = spawn_blocking(move || reload.run()).await;
     }
 
+    /// Waits until a task has panicked too often to go on; [`Self::shutdown`] saves what it can.
+    pub async fn failure(&self) {
+        self.supervisor.failure().await;
+    }
+
+    /// Contains and counts the panics of its tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.supervisor
+    }
+
     /// What operators ask, which can still be asked after the shutdown.
     pub fn admin(&self) -> &Arc<Admin> {
         &self.admin
     }
+}
+
+fn tick(config: &Config) -> Duration {
+    TICK_MAX.min(config.sampling.decision_wait / 10)
 }
 
 fn limits(config: &Config) -> Limits {
@@ -390,15 +421,19 @@ fn spawn_consumers(
         queue: Arc::clone(&shared.queue),
         retry: config.exporter.retry.clone(),
         metrics: Arc::clone(&shared.metrics),
-        clock: shared.clock,
+        supervisor: Arc::clone(&shared.supervisor),
+        clock: Clock::start(),
         give_up,
     };
     let mut consumers = JoinSet::new();
     for _ in 0..config.exporter.queue.num_consumers {
         let consumer = consumer.clone();
         consumers.spawn(async move {
-            while contained(consumer.clone().run()).await.is_err() {
-                consumer.metrics.restarted("exporter");
+            let supervisor = &consumer.supervisor;
+            while supervisor.run(Task::Exporter, consumer.clone().run()).await.is_err() {
+                if supervisor.failed().is_some() {
+                    return;
+                }
             }
         });
     }
@@ -406,10 +441,12 @@ fn spawn_consumers(
 }
 
 /// Decides what is left, whatever bug one of the traces uncovers: it costs what was in hand.
-async fn finish(decider: &mut Decider, metrics: &Metrics) {
-    while contained(decider.finish()).await.is_err() {
-        metrics.restarted("decider");
+async fn finish(decider: &mut Decider, supervisor: &Supervisor) {
+    while supervisor.run(Task::Decider, decider.finish()).await.is_err() {
         decider.recover();
+        if supervisor.failed().is_some() {
+            return;
+        }
     }
 }
 
@@ -417,17 +454,14 @@ async fn finish(decider: &mut Decider, metrics: &Metrics) {
 async fn decide(
     mut decider: Decider,
     mut stop: oneshot::Receiver<()>,
-    metrics: Arc<Metrics>,
+    supervisor: Arc<Supervisor>,
 ) -> Decider {
     loop {
         tokio::select! {
             // Stopping comes first: `finish` decides whatever this tick would have.
             biased;
             _ = &mut stop => return decider,
-            _ = contained(decider.run()) => {
-                metrics.restarted("decider");
-                decider.recover();
-            }
+            _ = supervisor.run(Task::Decider, decider.run()) => decider.recover(),
         }
     }
 }

@@ -18,6 +18,7 @@ use tonic::{
 use crate::{
     grpc::RawCodec,
     receiver::listen::{self, BindError, Limits},
+    supervise::{Supervised, Task},
 };
 
 /// Like a Tempo with its defaults: 4 MiB a message.
@@ -61,7 +62,8 @@ impl Sink {
             let call = Call(Arc::clone(&answer));
             async move { respond(call, request).await }
         };
-        let task = tokio::spawn(listen::serve(listener, LIMITS, serve, stops));
+        let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
+        let task = tokio::spawn(listen::serve(listener, LIMITS, serve, stops, supervised));
         Ok(Sink { address, stop, task })
     }
 

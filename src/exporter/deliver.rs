@@ -31,6 +31,7 @@ use crate::{
     grpc::code_name,
     metrics::FailedBecause,
     otlp::{encode::EncodedRequest, split},
+    supervise::Task,
 };
 
 /// Growth of the delay from one attempt to the next.
@@ -181,7 +182,7 @@ impl<'a> Delivery<'a> {
                 return Some(self.again(code, after, &message));
             }
             Outcome::Panicked => {
-                self.consumer.metrics.restarted("exporter");
+                self.consumer.supervisor.panicked(Task::Exporter);
                 return Some(self.again(Code::Unknown, None, "an answer made the client panic"));
             }
         }

@@ -24,7 +24,7 @@ use crate::{
     clock::Clock,
     config::Retry,
     metrics::{FailedBecause, Metrics},
-    supervise::contained,
+    supervise::{Supervisor, Task},
 };
 
 /// One of the tasks that deliver.
@@ -38,6 +38,8 @@ pub struct Consumer {
     pub retry: Retry,
     /// Counts what becomes of spans.
     pub metrics: Arc<Metrics>,
+    /// Contains and counts panics.
+    pub supervisor: Arc<Supervisor>,
     /// Measures attempts.
     pub clock: Clock,
     /// Turns true when there is no time left: what is not delivered then is given up.
@@ -48,9 +50,9 @@ impl Consumer {
     /// Delivers until the queue is closed and empty.
     pub async fn run(mut self) {
         while let Some(mut popped) = self.queue.pop().await {
+            let supervisor = Arc::clone(&self.supervisor);
             let delivery = deliver::Delivery::new(&mut self, &mut popped).run();
-            if contained(delivery).await.is_err() {
-                self.metrics.restarted("exporter");
+            if supervisor.contained(Task::Exporter, delivery).await.is_err() {
                 // Given up, so that it cannot panic again, and counted, as the decider's are.
                 self.metrics.failed(FailedBecause::Malformed, popped.unsettled());
             }

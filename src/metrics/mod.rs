@@ -31,6 +31,7 @@ use crate::{
     grpc::{code_name, codes},
     otlp::encode::Faults,
     sampler::{Buffered, Decided},
+    supervise::Task,
     trace::Trigger,
 };
 
@@ -118,6 +119,10 @@ pub struct Readings {
     pub queue_spans: u64,
     /// Their bytes, and the most there may be.
     pub queue_bytes: (usize, usize),
+    /// Panics by task.
+    pub panics: [u64; Task::ALL.len()],
+    /// How long the process did not run, longer than a moment at a time.
+    pub stalled: Duration,
 }
 
 /// The handles.
@@ -140,7 +145,8 @@ pub struct Metrics {
     failed_in_all: AtomicU64,
     retries: Vec<Counter>,
     faults: [Counter; 4],
-    restarts: Vec<(&'static str, Counter)>,
+    panics: [Counter; Task::ALL.len()],
+    stalled: Counter,
     gauges: Gauges,
     lag: Histogram,
     duration: Histogram,
@@ -155,9 +161,6 @@ struct Gauges {
     /// Whether the last one succeeded, and when one last did.
     reload: [Gauge; 2],
 }
-
-/// Tasks that are supervised, the values of the `task` label.
-const TASKS: [&str; 4] = ["receiver", "decider", "exporter", "reload"];
 
 impl Metrics {
     /// All series of a service with these policies, at 0.
@@ -212,9 +215,9 @@ impl Metrics {
                 counter!("tailwater_repaired_strings_total"),
                 counter!("tailwater_removed_links_total"),
             ],
-            restarts: TASKS
-                .map(|task| (task, counter!("tailwater_task_restarts_total", "task" => task)))
-                .into(),
+            panics: Task::ALL
+                .map(|task| counter!("tailwater_task_restarts_total", "task" => task.as_str())),
+            stalled: counter!("tailwater_stalled_seconds_total"),
             gauges: Gauges::register(),
             lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
             duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
@@ -335,16 +338,13 @@ impl Metrics {
         self.retries[code as usize].increment(1);
     }
 
-    /// A task that panicked and goes on.
-    pub fn restarted(&self, task: &str) {
-        if let Some((_, counter)) = self.restarts.iter().find(|(name, _)| *name == task) {
-            counter.increment(1);
-        }
-    }
-
     /// The exposition format, version 0.0.4.
     pub fn render(&self, readings: &Readings) -> String {
         self.gauges.set(readings);
+        for (counter, panics) in self.panics.iter().zip(readings.panics) {
+            counter.absolute(panics);
+        }
+        self.stalled.absolute(readings.stalled.as_secs());
         let mut text = self.handle.render();
         for histogram in [&self.lag, &self.duration, &self.spans] {
             histogram.write_help(&mut text);
@@ -424,6 +424,7 @@ fn describe() {
     describe_counter!("tailwater_repaired_strings_total", "Strings in kept spans that were not UTF-8 and were repaired.");
     describe_counter!("tailwater_removed_links_total", "Span links with ids of wrong length, removed from kept spans.");
     describe_counter!("tailwater_task_restarts_total", "Panics that were contained, by task.");
+    describe_counter!("tailwater_stalled_seconds_total", "Time in which the process did not run, which traces do not age by.");
     describe_gauge!("tailwater_window_traces", "Undecided traces.");
     describe_gauge!("tailwater_window_spans", "Spans of undecided traces.");
     describe_gauge!("tailwater_window_bytes", "Encoded bytes of the spans of undecided traces.");

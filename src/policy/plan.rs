@@ -64,6 +64,12 @@ pub struct Verdict {
     pub threshold: Threshold,
 }
 
+impl Verdict {
+    /// Dropped, because nothing matched.
+    pub const NONE: Verdict =
+        Verdict { kept: false, policy: PolicyId::NONE, threshold: Threshold::NEVER };
+}
+
 #[derive(Debug)]
 struct Policy {
     id: PolicyId,

@@ -24,7 +24,7 @@ use super::{
     compression::{Encoding, inflate},
     grpc::{acknowledgement, partial_success},
 };
-use crate::{metrics::Transport, otlp::json, sampler::Ingested};
+use crate::{metrics::Transport, otlp::json, sampler::Ingested, supervise::Task};
 
 /// Where traces are posted.
 const TRACES_PATH: &str = "/v1/traces";
@@ -98,7 +98,9 @@ impl HttpService {
         let mut message = inflate(encoding, body, charge, bytes_max, &self.intake.turns).await?;
         if format == Format::Json {
             message.grow(JSON_NEEDS * message.bytes.len())?;
-            message.bytes = self.intake.contain(|| json::to_protobuf(&message.bytes))??.into();
+            let turn_into = || json::to_protobuf(&message.bytes);
+            let supervisor = &self.intake.supervisor;
+            message.bytes = supervisor.contained_now(Task::Receiver, turn_into)??.into();
         }
         self.intake.take(Transport::Http, &message.bytes)
     }

@@ -13,7 +13,6 @@
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     future::Future,
     io,
     net::SocketAddr,
@@ -43,6 +42,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::REQUEST_TIMEOUT;
+use crate::supervise::{Panicked, Supervised};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -156,7 +156,8 @@ pub async fn serve<L, A, F, B>(
     listener: L,
     limits: Limits,
     answer: A,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
+    supervised: Supervised,
 ) where
     L: Listen,
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -168,22 +169,34 @@ pub async fn serve<L, A, F, B>(
     let mut connections = JoinSet::new();
     let mut silent = Silent::default();
     let mut trouble = Trouble::default();
-    loop {
-        let stream = tokio::select! {
-            // Stopping comes first: connections that arrive with it belong to the next instance.
-            biased;
-            _ = stop.wait_for(|&stop| stop) => break,
-            Some(_) = connections.join_next() => continue,
-            stream = accept(&listener, &mut trouble) => stream,
-        };
-        if connections.len() >= limits.max_connections && !silent.make_room() {
-            trouble.warn("closed a connection at once", &"max_connections are open");
-            continue;
+    // A panic in here costs the loop a pause, and no connection.
+    let mut accepting = async || {
+        let mut stop = stop.clone();
+        loop {
+            let stream = tokio::select! {
+                // Stopping comes first: connections that arrive with it belong to the next
+                // instance.
+                biased;
+                _ = stop.wait_for(|&stop| stop) => break,
+                Some(ended) = connections.join_next() => {
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        supervised.supervisor.panicked(supervised.task);
+                    }
+                    continue;
+                }
+                stream = accept(&listener, &mut trouble) => stream,
+            };
+            if connections.len() >= limits.max_connections && !silent.make_room() {
+                trouble.warn("closed a connection at once", &"max_connections are open");
+                continue;
+            }
+            let must_leave = silent.add(limits.max_connections);
+            let (open, supervised) = (Arc::clone(&open), supervised.clone());
+            let connection = Connection { limits, open, stop: stop.clone(), supervised };
+            connections.spawn(connection.serve(stream, answer.clone(), must_leave));
         }
-        let must_leave = silent.add(limits.max_connections);
-        let connection = Connection { limits, open: Arc::clone(&open), stop: stop.clone() };
-        connections.spawn(connection.serve(stream, answer.clone(), must_leave));
-    }
+    };
+    while supervised.run(accepting()).await.is_err() {}
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
@@ -246,6 +259,7 @@ struct Connection {
     limits: Limits,
     open: Arc<AtomicUsize>,
     stop: watch::Receiver<bool>,
+    supervised: Supervised,
 }
 
 /// Requests under way and answers unread, and how many there have been, to tell a connection that
@@ -328,20 +342,21 @@ impl Connection {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let activity = Arc::new(Activity::default());
-        let seen = Arc::clone(&activity);
+        let (seen, supervised) = (Arc::clone(&activity), self.supervised.clone());
         let service = service_fn(move |request| {
             seen.begun.fetch_add(1, Relaxed);
             let under_way = Counted::one_more(&seen.under_way);
-            let answered = answer(request);
+            let (answered, supervised) = (answer(request), supervised.clone());
             let seen = Arc::clone(&seen);
             async move {
                 let _under_way = under_way;
-                let response = answered.await;
+                // A panic resets the stream over HTTP/2, and closes the connection over HTTP/1.
+                let response = supervised.contained(answered).await?;
                 let is_long_lived = response.extensions().get::<LongLived>().is_some();
                 let unread = (!is_long_lived).then(|| Unread::one_more(&seen));
                 // hyper drops a body when the last of it is written. Errors stay as they are.
                 let held = move |error| (error, &unread).0;
-                Ok::<_, Infallible>(response.map(|body| body.map_err(held)))
+                Ok::<_, Panicked>(response.map(|body| body.map_err(held)))
             }
         });
         let builder = self.builder();

@@ -14,7 +14,6 @@ pub mod listen;
 
 use std::{
     cell::RefCell,
-    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -26,13 +25,14 @@ use tokio::sync::Semaphore;
 
 use crate::{
     budget::Budget,
-    clock::Clock,
+    clock::WindowClock,
     config::Overflow,
     decider::Outbox,
     exporter::Queue,
-    metrics::{Metrics, RefusedBecause, Transport},
+    metrics::{FailedBecause, Metrics, RefusedBecause, Transport},
     otlp::{json::InvalidJson, walk::Unwalked},
     sampler::{Decided, Ingested, Sampler, Scratch},
+    supervise::{Panicked, Supervisor, Task},
 };
 
 /// The fill of the sending queue from which intake is refused, so that late spans and due traces
@@ -93,6 +93,13 @@ impl From<InvalidJson> for Refusal {
     }
 }
 
+/// A panic must cost one request, not the connection with everything else on it.
+impl From<Panicked> for Refusal {
+    fn from(_: Panicked) -> Self {
+        Refusal::Panicked
+    }
+}
+
 impl Refusal {
     /// How it is counted; a panic is counted as a restarted task instead, and what no sender waits
     /// for not at all.
@@ -126,7 +133,9 @@ pub struct Intake {
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Gives `now`.
-    pub clock: Clock,
+    pub clock: Arc<WindowClock>,
+    /// Contains and counts panics.
+    pub supervisor: Arc<Supervisor>,
     /// Set once the service stops accepting.
     pub is_draining: AtomicBool,
 }
@@ -143,7 +152,7 @@ impl Intake {
         if self.overflow == Overflow::Block && self.queue.pressure() >= QUEUE_REFUSES_FROM {
             return Err(Refusal::QueueFull);
         }
-        if self.budget.used() >= self.budget.limit() {
+        if !self.budget.admits() {
             return Err(Refusal::Memory);
         }
         Ok(())
@@ -162,29 +171,34 @@ impl Intake {
             BUFFERS.with_borrow_mut(|(scratch, decided)| {
                 let now = self.clock.now();
                 let ingested = self.sampler.ingest(now, request, scratch, decided);
-                // First, so that kept spans count as queued before they count as kept.
-                self.outbox.put(decided);
-                self.metrics.decided(decided);
-                self.sampler.log().push(&decided.decisions, crate::clock::unix_millis());
-                decided.clear();
+                self.pass_on(decided);
                 ingested
             })
         };
-        let ingested = self.contain(ingest)??;
+        let ingested =
+            self.supervisor.contained_now(Task::Receiver, ingest).map_err(|panicked| {
+                BUFFERS.with_borrow_mut(|(scratch, decided)| {
+                    self.metrics.accepted(transport, scratch.taken(), 0);
+                    self.metrics.failed(FailedBecause::Malformed, decided.give_up());
+                    self.pass_on(decided);
+                    (*scratch, *decided) = Default::default();
+                });
+                Refusal::from(panicked)
+            })??;
         self.metrics.accepted(transport, ingested.accepted, ingested.rejected);
         Ok(ingested)
     }
 
-    /// Does what may panic on what was sent: that must cost one request, not the connection with
-    /// everything else on it.
-    ///
-    /// # Errors
-    /// [`Refusal::Panicked`].
-    fn contain<T>(&self, work: impl FnOnce() -> T) -> Result<T, Refusal> {
-        std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
-            self.metrics.restarted("receiver");
-            Refusal::Panicked
-        })
+    /// Hands on what a request has brought about.
+    fn pass_on(&self, decided: &mut Decided) {
+        // First, so that kept spans count as queued before they count as kept.
+        self.outbox.put(decided);
+        self.metrics.decided(decided);
+        self.sampler.log().push(&decided.decisions, crate::clock::unix_millis());
+        for _ in 0..decided.panics {
+            self.supervisor.panicked(Task::Decider);
+        }
+        decided.clear();
     }
 
     /// How long a refused sender is asked to wait: 1 to 8 s, rising with what is short, jittered so

@@ -1,6 +1,10 @@
 //! Deciding: bits and facts in, a decision out, spans of kept traces with it.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use super::{Cut, Sampler, ShardState, cap::Since};
 use crate::{
@@ -30,6 +34,8 @@ pub struct Decided {
     pub late: Vec<Late>,
     /// Spans of kept traces that passed the cap, not among those above.
     pub cut: Vec<Cut>,
+    /// Traces over which a policy panicked; they are dropped.
+    pub panics: u64,
     /// Decided under this lock, and still to be emptied.
     taken: Vec<Taken>,
     /// To be dropped outside the lock.
@@ -46,7 +52,28 @@ impl Decided {
         self.kept_bytes = 0;
         self.late.clear();
         self.cut.clear();
+        self.panics = 0;
         self.freed.clear();
+    }
+
+    /// Spans that have left the window, or never came into it, kept or not.
+    pub(super) fn left_spans(&self) -> u64 {
+        let decided = self.decisions.records.iter().map(|record| u64::from(record.spans));
+        decided.sum::<u64>() + self.late.iter().map(|late| late.spans).sum::<u64>()
+    }
+
+    /// After a panic: gives up what may be half done, and returns the number of kept spans that go
+    /// with it. The decisions stay, to be counted.
+    pub fn give_up(&mut self) -> u64 {
+        self.kept.clear();
+        self.spans.clear();
+        self.kept_bytes = 0;
+        self.taken.clear();
+        let records = self.decisions.records.iter().filter(|record| record.decision.verdict.kept);
+        let late = self.late.iter().filter(|late| late.verdict.kept);
+        let kept = records.map(|record| u64::from(record.spans)).sum::<u64>();
+        let kept = kept + late.map(|late| late.spans).sum::<u64>();
+        kept - self.cut.iter().map(|cut| cut.spans).sum::<u64>()
     }
 }
 
@@ -165,7 +192,10 @@ impl Sampler {
             for position in state.window.all_due(now) {
                 let facts = state.window.facts(position);
                 let evidence = evidence(&state.window, position, &facts, false);
-                plan.add_candidate(&evidence, &mut candidates);
+                // A trace that makes a policy panic is no candidate; its decision counts it.
+                let _ = catch_unwind(AssertUnwindSafe(|| {
+                    plan.add_candidate(&evidence, &mut candidates);
+                }));
             }
         }
         plan.begin_tick(seconds, &mut candidates);
@@ -186,16 +216,24 @@ impl Sampler {
         let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
         let randomness = evidence.randomness;
         let matched_start = out.decisions.matched.len() as u32;
-        let verdict = state.plan.decide(&evidence, &mut out.decisions.matched);
+        let matched = &mut out.decisions.matched;
+        // A panic costs this trace: else it would be the next one that is due, again and again.
+        let verdict = catch_unwind(AssertUnwindSafe(|| state.plan.decide(&evidence, matched)));
+        let verdict = verdict.unwrap_or_else(|_| {
+            out.panics += 1;
+            out.decisions.matched.truncate(matched_start as usize);
+            Verdict::NONE
+        });
         let bytes = facts.bytes as usize;
         if verdict.kept && out.kept_bytes > 0 && out.kept_bytes + bytes > room {
             out.decisions.matched.truncate(matched_start as usize);
             return ControlFlow::Break(());
         }
-        if state.plan.has_limits() {
+        if state.plan.has_limits() && verdict.kept {
             state.plan.charge(&evidence);
         }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
+        out.taken.push(window.take(due.position, verdict.kept));
         out.decisions.records.push(DecisionRecord {
             trace_id,
             decision,
@@ -206,7 +244,6 @@ impl Sampler {
             lag_millis: window.now().since(due.at),
             matched: matched_start..out.decisions.matched.len() as u32,
         });
-        out.taken.push(window.take(due.position, verdict.kept));
         if verdict.kept {
             out.kept_bytes += bytes;
             out.kept.push(KeptTrace {

@@ -1,6 +1,10 @@
 //! Taking a request in: walk, sort by shard and trace, append under one lock a shard.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+};
 
 use super::{Decided, Sampler, ShardState, cap::Since};
 use crate::{
@@ -23,12 +27,17 @@ pub struct Scratch {
     /// Indices of spans, by shard and within a shard by trace.
     order: Vec<u32>,
     counts: Vec<u32>,
-    /// The hash of each run's trace, and where it was found.
-    places: Vec<(u64, Place)>,
-    slots: ContextSlots,
+    appending: Appending,
+    /// Spans of the request that were taken in so far.
+    taken: u64,
 }
 
 impl Scratch {
+    /// Spans of a request that panicked which were taken in nevertheless.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Keeps the capacity that a request of up to 64 Ki spans needs: what one larger request took
     /// is not to stay with each worker.
     fn shrink(&mut self) {
@@ -37,9 +46,28 @@ impl Scratch {
         self.hashes.shrink_to(SPANS);
         self.order.truncate(SPANS);
         self.order.shrink_to(SPANS);
-        self.places.truncate(SPANS);
-        self.places.shrink_to(SPANS);
+        self.appending.places.truncate(SPANS);
+        self.appending.places.shrink_to(SPANS);
     }
+}
+
+/// Buffers of appending to a shard.
+#[derive(Debug, Default)]
+struct Appending {
+    /// The hash of each run's trace, and where it was found.
+    places: Vec<(u64, Place)>,
+    slots: ContextSlots,
+    /// Bits by the plan of the shard, where that is not the one the request was walked with.
+    rewalked: Vec<u64>,
+}
+
+/// The spans of a request that belong to one shard.
+struct OfShard<'a> {
+    request: &'a [u8],
+    walked: &'a Walked,
+    hashes: &'a [u64],
+    order: &'a [u32],
+    plan: &'a Arc<Plan>,
 }
 
 /// Where the spans of a trace belong.
@@ -113,53 +141,67 @@ impl Sampler {
         walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked)
             .inspect_err(|_| scratch.walked.clear())?;
         self.sort(scratch);
-        let Scratch { walked, hashes, order, places, slots, .. } = scratch;
-        let mut rewalked = Vec::new();
-        slots.reset(walked.contexts.len());
+        let Scratch { walked, hashes, order, appending, taken, .. } = scratch;
+        appending.slots.reset(walked.contexts.len());
         let shard_of = |&index: &u32| self.shard_of(hashes[index as usize]);
-        for of_shard in order.chunk_by(|a, b| shard_of(a) == shard_of(b)) {
-            let mut state = self.lock(shard_of(&of_shard[0]));
+        for order in order.chunk_by(|a, b| shard_of(a) == shard_of(b)) {
+            let of_shard = OfShard { request, walked, hashes, order, plan: &plan };
+            let mut state = self.lock(shard_of(&order[0]));
             state.window.advance(now);
-            let bits = if Arc::ptr_eq(&state.plan, &plan) {
-                &walked.bits
-            } else {
-                walk_again(request, walked, of_shard, &state.plan, &mut rewalked);
-                &rewalked
-            };
-            let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
-            let runs = || of_shard.chunk_by(|a, b| trace_of(a) == trace_of(b));
-            // All look-ups first, and those that depend on one another in turns: they wait for
-            // memory together, where with an append in between each would wait alone.
-            let hash_of = |of_trace: &[u32]| hashes[of_trace[0] as usize];
-            places.clear();
-            places.extend(runs().map(|of_trace| {
-                let hash = hash_of(of_trace);
-                (hash, state.window.guess(hash).map_or(Place::New, Place::Buffered))
+            let before = state.window.spans() + out.left_spans();
+            // Under the lock, since only there the difference is what this request has added.
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                self.ingest_shard(&mut state, &of_shard, appending, out);
             }));
-            for (of_trace, (hash, place)) in runs().zip(&mut *places) {
-                let trace_id = trace_of(&of_trace[0]);
-                if !state.is_still(*place, trace_id) {
-                    *place = state.place_of(*hash, trace_id);
-                }
-            }
-            for (of_trace, &place) in runs().zip(&*places) {
-                let run = Run {
-                    request,
-                    contexts: &walked.contexts,
-                    spans: &walked.spans,
-                    bits,
-                    order: of_trace,
-                };
-                self.ingest_run(&mut state, place, &run, slots, out);
-            }
-            state.window.settle();
+            *taken += state.window.spans() + out.left_spans() - before;
+            drop(state);
+            outcome.unwrap_or_else(|panic| resume_unwind(panic));
         }
-        let accepted = walked.spans.len() as u64;
         let rejected = walked.rejected;
         // The contexts of a request must not live on in an idle connection.
         walked.clear();
+        let accepted = std::mem::take(taken);
         scratch.shrink();
         Ok(Ingested { accepted, rejected })
+    }
+
+    fn ingest_shard(
+        &self,
+        state: &mut ShardState,
+        of_shard: &OfShard<'_>,
+        appending: &mut Appending,
+        out: &mut Decided,
+    ) {
+        let &OfShard { request, walked, hashes, order, plan } = of_shard;
+        let Appending { places, slots, rewalked } = appending;
+        let bits = if Arc::ptr_eq(&state.plan, plan) {
+            &walked.bits
+        } else {
+            walk_again(request, walked, order, &state.plan, rewalked);
+            &*rewalked
+        };
+        let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
+        let runs = || order.chunk_by(|a, b| trace_of(a) == trace_of(b));
+        // All look-ups first, and those that depend on one another in turns: they wait for
+        // memory together, where with an append in between each would wait alone.
+        let hash_of = |of_trace: &[u32]| hashes[of_trace[0] as usize];
+        places.clear();
+        places.extend(runs().map(|of_trace| {
+            let hash = hash_of(of_trace);
+            (hash, state.window.guess(hash).map_or(Place::New, Place::Buffered))
+        }));
+        for (of_trace, (hash, place)) in runs().zip(&mut *places) {
+            let trace_id = trace_of(&of_trace[0]);
+            if !state.is_still(*place, trace_id) {
+                *place = state.place_of(*hash, trace_id);
+            }
+        }
+        for (order, &place) in runs().zip(&*places) {
+            let (contexts, spans) = (&walked.contexts, &walked.spans);
+            let run = Run { request, contexts, spans, bits, order };
+            self.ingest_run(state, place, &run, slots, out);
+        }
+        state.window.settle();
     }
 
     /// Counting sort by the hash's middle bits, with about as many buckets as spans: shards become

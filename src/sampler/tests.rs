@@ -1,14 +1,20 @@
-//! What only a look inside can arrange: a request that was walked before a reload and comes after.
+//! What only a look inside can arrange: a request that was walked before a reload and comes after,
+//! and bugs.
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{AnyValue, KeyValue, any_value::Value},
     trace::v1::{ResourceSpans, ScopeSpans, Span},
 };
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use prost::Message as _;
 
 use super::*;
-use crate::policy::{PolicyId, PolicySpec, RuleKind, RuleSpec, StringMatch};
+use crate::{
+    policy::{PolicyId, PolicySpec, RuleKind, RuleSpec, StringMatch, Verdict},
+    trace::Trigger,
+};
 
 fn policy(name: &str) -> PolicySpec {
     let values = StringMatch::Exact(vec![name.to_owned()]);
@@ -21,15 +27,20 @@ fn policy(name: &str) -> PolicySpec {
 }
 
 fn request(value: &str) -> Vec<u8> {
+    request_of(value, 1..=1)
+}
+
+/// A request with a span of each of these traces.
+fn request_of(value: &str, traces: std::ops::RangeInclusive<u8>) -> Vec<u8> {
     let value = AnyValue { value: Some(Value::StringValue(value.to_owned())) };
     let attribute = KeyValue { key: "k".into(), value: Some(value), ..KeyValue::default() };
-    let span = Span {
-        trace_id: vec![1; 16],
+    let span = |trace| Span {
+        trace_id: vec![trace; 16],
         span_id: vec![1; 8],
-        attributes: vec![attribute],
+        attributes: vec![attribute.clone()],
         ..Span::default()
     };
-    let scope = ScopeSpans { spans: vec![span], ..ScopeSpans::default() };
+    let scope = ScopeSpans { spans: traces.map(span).collect(), ..ScopeSpans::default() };
     let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
     ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec()
 }
@@ -43,16 +54,17 @@ fn decide(sampler: &Sampler) -> PolicyId {
     decided.decisions.records[0].decision.verdict.policy
 }
 
+const LIMITS: Limits = Limits {
+    waits: Waits { decision_wait: 10, after_root: None },
+    max_trace_spans: 10,
+    max_trace_bytes: 1 << 10,
+    kept_bytes_max: None,
+    decision_ttl_millis: 10,
+    decision_log_traces: 0,
+};
+
 #[test]
 fn a_request_walked_with_another_plan_is_walked_again() {
-    let limits = Limits {
-        waits: Waits { decision_wait: 10, after_root: None },
-        max_trace_spans: 10,
-        max_trace_bytes: 1 << 10,
-        kept_bytes_max: None,
-        decision_ttl_millis: 10,
-        decision_log_traces: 0,
-    };
     // The bit of "a" under the one is that of "b" under the other, or there is no such word at all.
     let many: Vec<_> = (0..100).map(|n| policy(&format!("n{n}"))).collect();
     let (a, b) = (policy("a"), policy("b"));
@@ -60,7 +72,7 @@ fn a_request_walked_with_another_plan_is_walked_again() {
     for old in &sets {
         for new in &sets {
             let before = Arc::new(Plan::compile(old));
-            let sampler = Sampler::new(Arc::clone(&before), limits, &Budget::new(1 << 30), 1);
+            let sampler = Sampler::new(Arc::clone(&before), LIMITS, &Budget::new(1 << 30), 1);
             let plan = Arc::new(before.successor(new).expect("few"));
             sampler.reload(&plan, |_| {});
             *sampler.plan.write().expect("no panic") = before;
@@ -72,4 +84,54 @@ fn a_request_walked_with_another_plan_is_walked_again() {
             assert_eq!(plan.name(decide(&sampler)), expected);
         }
     }
+}
+
+/// The bug: a shard whose plan has this many policies, while its traces have the bits of one.
+fn with_wrong_plan(shard: usize, policies: usize) -> Sampler {
+    let plan = |policies: usize| {
+        let policies: Vec<_> = (0..policies).map(|n| policy(&format!("n{n}"))).collect();
+        Arc::new(Plan::compile(&policies))
+    };
+    let sampler = Sampler::new(plan(1), LIMITS, &Budget::new(1 << 30), 4);
+    sampler.lock(shard).plan = plan(policies);
+    sampler
+}
+
+#[test]
+fn a_panic_amid_a_request_leaves_the_ledger_exact() {
+    for shard in 0..4 {
+        let sampler = with_wrong_plan(shard, 0);
+        let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+        let bytes = request_of("n0", 1..=200);
+        let ingest = || sampler.ingest(Millis(0), &bytes, &mut scratch, &mut decided);
+        assert!(catch_unwind(AssertUnwindSafe(ingest)).is_err());
+        // Shards before it have taken their spans, and it a first one.
+        let taken = scratch.taken();
+        assert!(taken > 0 && taken < 200, "{taken}");
+        assert_eq!(sampler.buffered().spans, taken);
+        for shard in 0..4 {
+            let which = Which::Oldest(Trigger::Shutdown);
+            sampler.decide(shard, Millis(0), which, usize::MAX, &mut decided);
+        }
+        assert_eq!((decided.left_spans(), sampler.buffered().spans), (taken, 0));
+    }
+}
+
+#[test]
+fn a_trace_that_makes_a_policy_panic_is_dropped_and_no_other() {
+    // 100 policies ask for a second word of bits.
+    let sampler = with_wrong_plan(2, 100);
+    let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+    let bytes = request_of("n0", 1..=200);
+    sampler.ingest(Millis(0), &bytes, &mut scratch, &mut decided).expect("valid");
+    let spans = sampler.buffered().spans;
+    for shard in 0..4 {
+        let which = Which::Oldest(Trigger::Shutdown);
+        sampler.decide(shard, Millis(0), which, usize::MAX, &mut decided);
+    }
+    let records = &decided.decisions.records;
+    let of_none = records.iter().filter(|record| record.decision.verdict == Verdict::NONE).count();
+    assert!(decided.panics > 0 && of_none == decided.panics as usize, "{}", decided.panics);
+    assert_eq!((decided.left_spans(), spans, sampler.buffered().spans), (200, 200, 0));
+    assert_eq!(decided.kept.len() + of_none, records.len());
 }

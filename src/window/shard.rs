@@ -188,7 +188,9 @@ impl Shard {
         let mut randomness: Option<Randomness> = None;
         for &index in run.order {
             let span = &run.spans[index as usize];
+            // With the entry, span by span, so that the sum holds whatever happens in between.
             self.entry_mut(position).add(span);
+            self.spans += 1;
             self.span_bytes += u64::from(span.len);
             randomness = lowest(randomness, span.explicit_randomness);
             let bits = &run.bits[index as usize * self.words..][..self.words];
@@ -196,7 +198,6 @@ impl Shard {
                 *word |= added;
             }
         }
-        self.spans += run.order.len() as u64;
         if let Some(randomness) = randomness {
             let known = self.randomness.entry(position).or_insert(randomness);
             *known = randomness.min(*known);

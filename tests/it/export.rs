@@ -29,6 +29,7 @@ use tailwater::{
     config::{Compression, Config, Overflow},
     grpc::{code_name, codes},
     receiver::listen,
+    supervise::{Supervised, Task},
 };
 use tokio::sync::watch;
 use tonic::{Code, Status};
@@ -117,10 +118,11 @@ async fn raw_backend(answers: &'static [Trailers]) -> (String, Seen) {
         window_bytes: 1 << 20,
         http2_only: true,
     };
+    let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
     // Whoever drops the sender ends the server; the test's runtime ends both.
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
-        listen::serve(listener, limits, answer, stops).await;
+        listen::serve(listener, limits, answer, stops, supervised).await;
         drop(stop);
     });
     (url, seen)

@@ -19,6 +19,7 @@ use tailwater::{
     exporter::{Client, Consumer, Queue},
     metrics::Metrics as Counters,
     otlp::encode::EncodedRequest,
+    supervise::{Supervisor, Task},
 };
 use tokio::sync::watch;
 use tonic::{Code, Status};
@@ -290,6 +291,7 @@ async fn what_a_panic_takes_along_is_counted() {
     config.exporter.endpoint = sink.url();
     let (queue, metrics) = (Queue::new(1_000, &Budget::new(1_000)), Arc::new(Counters::new(&[])));
     let (give_up, gives_up) = watch::channel(false);
+    let supervisor = Arc::<Supervisor>::default();
     let consumer = Consumer {
         client: Client::new(&config.exporter).expect("valid"),
         queue: Arc::clone(&queue),
@@ -297,6 +299,7 @@ async fn what_a_panic_takes_along_is_counted() {
         metrics: Arc::clone(&metrics),
         clock: Clock::start(),
         give_up: gives_up,
+        supervisor: Arc::clone(&supervisor),
     };
     for spans in [3, 1] {
         queue.push(EncodedRequest { body: Bytes::from_static(&[0x7a, 0]), spans });
@@ -307,6 +310,6 @@ async fn what_a_panic_takes_along_is_counted() {
     assert_eq!((queue.held(), *seen.lock().expect("no panic")), ((0, 0), 2));
     let metrics = Metrics::parse(&metrics.render(&Default::default()));
     assert_eq!((failed(&metrics, "malformed"), failed(&metrics, "rejected")), (3.0, 1.0));
-    assert_eq!(metrics.get("task_restarts_total{task=\"exporter\"}"), 1.0);
+    assert_eq!(supervisor.panics()[Task::Exporter as usize], 1);
     sink.stop().await;
 }

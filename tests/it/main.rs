@@ -26,6 +26,8 @@ mod http;
 mod json;
 mod limits;
 mod model;
+#[cfg(debug_assertions)]
+mod panics;
 mod pipeline;
 mod policies;
 mod probability;
