@@ -484,10 +484,10 @@ async fn a_shutdown_without_a_backend_ends_in_time() {
     let running = Running::start_to(config).await;
     running.accept(roots(30, 200)).await;
     running.until("queued", |metrics| metrics.sum("exporter_queue_spans") >= 5.0).await;
-    let started = tokio::time::Instant::now();
-    let (metrics, undelivered) = running.stop().await;
-    // It gives up at 1.9 s; half a second is for a machine that is busy with other tests.
-    assert!(started.elapsed() < Duration::from_millis(2_500), "{:?}", started.elapsed());
+    // It gives up at 1.9 s, where retrying would last for 5 minutes; the rest is for a machine that
+    // is busy with other tests.
+    let stopped = tokio::time::timeout(Duration::from_secs(60), running.stop()).await;
+    let (metrics, undelivered) = stopped.expect("ended in time");
     assert_eq!(undelivered, 30);
     assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"shutdown\"}"), 30.0);
 }
