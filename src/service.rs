@@ -231,15 +231,21 @@ impl Service {
             config.grpc.max_recv_msg_bytes,
         );
         let answer = move |request| grpc.clone().answer(request);
-        let limits = grpc_limits(config);
+        let limits = grpc_limits(config, &shared.budget);
+        let http_limits = http_limits(&limits);
         let supervised =
             Supervised { supervisor: Arc::clone(&shared.supervisor), task: Task::Receiver };
         let (stop, watched) = (receivers_stop.clone(), supervised.clone());
         receivers.spawn(listen::serve(listeners.grpc, limits, answer, stop, watched));
         let http = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
         let answer = move |request| http.clone().answer(request);
-        let limits = http_limits(config);
-        receivers.spawn(listen::serve(listeners.http, limits, answer, receivers_stop, supervised));
+        receivers.spawn(listen::serve(
+            listeners.http,
+            http_limits,
+            answer,
+            receivers_stop,
+            supervised,
+        ));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, budget, supervisor, sampler, .. } = shared;
         let memory_limit_mib = budget.limit() >> 20;
@@ -364,18 +370,19 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn grpc_limits(config: &Config) -> listen::Limits {
+fn grpc_limits(config: &Config, budget: &Arc<Budget>) -> listen::Limits {
     listen::Limits {
         max_connections: config.grpc.max_connections,
         max_concurrent_streams: config.grpc.max_concurrent_streams,
-        window_bytes: config.sampling.memory_limit_bytes / 8,
+        windows: listen::Windows::new(budget.limit() / 8, Some(budget)),
         http2_only: true,
     }
 }
 
-fn http_limits(config: &Config) -> listen::Limits {
+/// Both doors grant windows from one eighth.
+fn http_limits(grpc: &listen::Limits) -> listen::Limits {
     let max_connections = HTTP_CONNECTIONS_MAX;
-    listen::Limits { max_connections, http2_only: false, ..grpc_limits(config) }
+    listen::Limits { max_connections, http2_only: false, ..grpc.clone() }
 }
 
 fn spawn_consumers(

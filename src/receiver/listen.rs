@@ -2,9 +2,10 @@
 //!
 //! tonic's own server has no cap on connections, no deadline for a preface, spins when descriptors
 //! run out and waits for ever for the last connection to close, so this is done here, on hyper. A
-//! connection gets HTTP/2 windows that keep what all senders may have in flight within an eighth of
-//! the memory limit, between 64 KiB (smaller ones cost up to 22 % more CPU) and 1 MiB (larger ones
-//! gained nothing).
+//! connection gets HTTP/2 windows out of an eighth of the memory limit, a quarter of what is left
+//! of it, between 64 KiB (less HTTP/2 does not know for a connection) and 1 MiB (larger ones gained
+//! nothing). What senders may fill by them is reserved in the budget: a thousand that send at once
+//! made 500 MiB of a limit of 256.
 //!
 //! Limits: `max_connections`, beyond which connections wait in the backlog; 10 s for the preface;
 //! 16 KiB of headers; a ping after 60 s of silence, answered within 20 s; 10 minutes without a
@@ -36,7 +37,10 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::supervise::Supervised;
+use crate::{
+    budget::{Budget, Reserve},
+    supervise::Supervised,
+};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,16 +76,56 @@ pub async fn bind(key: &'static str, endpoint: &str) -> Result<TcpListener, Bind
 }
 
 /// What bounds the connections of one listener.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Open at once.
     pub max_connections: usize,
     /// HTTP/2 streams of one connection.
     pub max_concurrent_streams: u32,
-    /// What all connections together may have in flight by their windows.
-    pub window_bytes: usize,
+    /// What all connections together may have in flight.
+    pub windows: Windows,
     /// Whether only HTTP/2 is spoken.
     pub http2_only: bool,
+}
+
+/// What the HTTP/2 windows of connections are granted from. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Windows(Arc<WindowsLeft>);
+
+#[derive(Debug)]
+struct WindowsLeft {
+    bytes: usize,
+    granted: AtomicUsize,
+    budget: Option<Arc<Budget>>,
+}
+
+/// A connection's window, until it ends.
+struct Granted {
+    windows: Windows,
+    bytes: usize,
+    _reserve: Option<Reserve>,
+}
+
+impl Windows {
+    /// Grants from so many bytes, which are reserved in the budget where there is one.
+    pub fn new(bytes: usize, budget: Option<&Arc<Budget>>) -> Self {
+        let (granted, budget) = (AtomicUsize::new(0), budget.cloned());
+        Windows(Arc::new(WindowsLeft { bytes, granted, budget }))
+    }
+
+    fn grant(&self) -> Granted {
+        let left = self.0.bytes.saturating_sub(self.0.granted.load(Relaxed));
+        let bytes = (left / 4).clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
+        self.0.granted.fetch_add(bytes, Relaxed);
+        let reserve = self.0.budget.as_ref().map(|budget| budget.reserve(bytes));
+        Granted { windows: self.clone(), bytes, _reserve: reserve }
+    }
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        self.windows.0.granted.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 /// Accepts and serves connections until `stop` turns true, then lets the requests under way finish.
@@ -98,7 +142,6 @@ pub async fn serve<A, F, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let permits = Arc::new(Semaphore::new(limits.max_connections));
-    let open = Arc::new(AtomicUsize::new(0));
     let mut connections = JoinSet::new();
     // A panic in here costs the loop a pause, and no connection.
     let mut accepting = async || {
@@ -117,8 +160,8 @@ pub async fn serve<A, F, B>(
                 }
                 accepted = accept(&listener, &permits) => accepted,
             };
-            let (open, supervised) = (Arc::clone(&open), supervised.clone());
-            let connection = Connection { limits, open, stop: stop.clone(), supervised };
+            let (limits, supervised) = (limits.clone(), supervised.clone());
+            let connection = Connection { limits, stop: stop.clone(), supervised };
             let answer = answer.clone();
             connections.spawn(async move {
                 connection.serve(stream, answer).await;
@@ -150,7 +193,6 @@ async fn accept(
 
 struct Connection {
     limits: Limits,
-    open: Arc<AtomicUsize>,
     stop: watch::Receiver<bool>,
     supervised: Supervised,
 }
@@ -202,7 +244,6 @@ impl Connection {
         if !has_preface {
             return debug!(?peer, "closed a connection that sent no preface in time");
         }
-        let _open = Counted::one_more(&self.open);
         self.serve_http(stream, answer, peer).await;
     }
 
@@ -225,7 +266,8 @@ impl Connection {
                 supervised.contained(answered).await
             }
         });
-        let builder = self.builder();
+        let window = self.limits.windows.grant();
+        let builder = self.builder(window.bytes as u32);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut stop = self.stop.clone();
         let mut is_stopping = false;
@@ -252,10 +294,8 @@ impl Connection {
         }
     }
 
-    fn builder(&self) -> auto::Builder<TokioExecutor> {
+    fn builder(&self, window: u32) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        let share = self.limits.window_bytes / self.open.load(Relaxed).max(1);
-        let window = share.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end()) as u32;
         builder
             .http2()
             .timer(TokioTimer::new())

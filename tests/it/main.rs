@@ -20,7 +20,9 @@ mod export;
 mod export_encoding;
 mod harness;
 mod http;
+mod late;
 mod limits;
+mod mangled;
 mod model;
 #[cfg(debug_assertions)]
 mod panics;
@@ -29,6 +31,7 @@ mod policies;
 mod probability;
 mod rates;
 mod reload;
+mod scaling;
 mod stamps;
 mod tidy;
 mod timing;
