@@ -26,7 +26,7 @@ use crate::{
     decisions::{Decision, Logged},
     exporter::Queue,
     metrics::{Metrics, Readings},
-    receiver::listen,
+    receiver::{listen, windows::Windows},
     reload::{Refused, Reload},
     sampler::{Lookup, Sampler},
     supervise::{Supervised, Supervisor, Task},
@@ -38,12 +38,14 @@ const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// Ample for scrapers and people, and nothing that a scan could turn into memory.
-const LIMITS: listen::Limits = listen::Limits {
-    max_connections: 64,
-    max_concurrent_streams: 16,
-    window_bytes: 1 << 20,
-    http2_only: false,
-};
+fn limits() -> listen::Limits {
+    listen::Limits {
+        max_connections: 64,
+        max_concurrent_streams: 16,
+        windows: Windows::new(1 << 20, None),
+        http2_only: false,
+    }
+}
 
 /// What the answers are read from.
 #[derive(Debug)]
@@ -89,7 +91,7 @@ impl Admin {
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             runtime.block_on(async {
                 if let Ok(listener) = TcpListener::from_std(listener) {
-                    listen::serve(listener, LIMITS, answer, stop, supervised).await;
+                    listen::serve(listener, limits(), answer, stop, supervised).await;
                 }
             });
         })
@@ -172,7 +174,7 @@ impl Admin {
         let (queue_bytes, queue_spans) = self.queue.held();
         Readings {
             buffered,
-            memory: (self.budget.used(), self.budget.limit()),
+            memory: [self.budget.used(), self.budget.limit(), self.budget.overhead()],
             queue_spans,
             queue_bytes: (queue_bytes, self.queue.capacity_bytes()),
             panics: self.supervisor.panics(),

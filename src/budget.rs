@@ -9,6 +9,12 @@
 //! Limits: soft = 80 % of the limit, where the oldest traces begin to be decided early, until 75 %;
 //! hard = the limit, where requests begin to be refused, until 90 %. Relaxed atomics: the numbers
 //! are independent sums, nothing else is ordered by them.
+//!
+//! What is charged is what was asked for; the kernel counts pages, and kills by that. What the
+//! process has beyond its charges (freed memory that the allocator keeps, stacks, code) is its
+//! *overhead*: it lowers both limits, by a fifth at most, since deciding earlier frees no more of
+//! it. So does what is *reserved*: HTTP/2 windows, which senders may fill before anybody is asked.
+//! Together they lower them by a half at most.
 
 use std::sync::{
     Arc,
@@ -40,14 +46,16 @@ pub struct Budget {
     limit: usize,
     held: [AtomicUsize; HOLDERS],
     used: AtomicUsize,
+    overhead: AtomicUsize,
+    reserved: AtomicUsize,
     is_refusing: AtomicBool,
 }
 
 impl Budget {
     /// A budget of `limit` bytes with nothing held.
     pub fn new(limit: usize) -> Arc<Self> {
-        let (held, used, is_refusing) = Default::default();
-        Arc::new(Budget { limit, held, used, is_refusing })
+        let (held, used, overhead, reserved, is_refusing) = Default::default();
+        Arc::new(Budget { limit, held, used, overhead, reserved, is_refusing })
     }
 
     /// The hard limit in bytes.
@@ -63,6 +71,29 @@ impl Budget {
     /// Bytes held by one.
     pub fn held(&self, holder: Holder) -> usize {
         self.held[holder as usize].load(Relaxed)
+    }
+
+    /// Takes note of how much memory the process has by the kernel's count.
+    pub fn note_resident(&self, bytes: usize) {
+        let overhead = bytes.saturating_sub(self.used()).min(self.limit / 5);
+        self.overhead.store(overhead, Relaxed);
+    }
+
+    /// See the module.
+    pub fn overhead(&self) -> usize {
+        self.overhead.load(Relaxed)
+    }
+
+    /// Keeps room for bytes that may come uncharged, until the [`Reserve`] is dropped.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Reserve {
+        self.reserved.fetch_add(bytes, Relaxed);
+        Reserve { budget: Arc::clone(self), bytes }
+    }
+
+    /// What may be charged.
+    fn capacity(&self) -> usize {
+        let unavailable = self.overhead() + self.reserved.load(Relaxed);
+        self.limit - unavailable.min(self.limit / 2)
     }
 
     /// Charges bytes whose room was taken at the door.
@@ -87,7 +118,7 @@ impl Budget {
     /// Holds bytes if the limit allows it; `None` at the hard limit.
     pub fn try_hold(self: &Arc<Self>, holder: Holder, bytes: usize) -> Option<Hold> {
         let before = self.used.fetch_add(bytes, Relaxed);
-        if before.saturating_add(bytes) > self.limit {
+        if before.saturating_add(bytes) > self.capacity() {
             self.used.fetch_sub(bytes, Relaxed);
             self.is_refusing.store(true, Relaxed);
             return None;
@@ -100,10 +131,10 @@ impl Budget {
     /// one, so that senders are not let in and sent away in turns. Those under way go on up to the
     /// limit.
     pub fn admits(&self) -> bool {
-        let used = self.used();
-        if used >= self.limit {
+        let (used, capacity) = (self.used(), self.capacity());
+        if used >= capacity {
             self.is_refusing.store(true, Relaxed);
-        } else if used <= self.limit / 10 * 9 {
+        } else if used <= capacity / 10 * 9 {
             self.is_refusing.store(false, Relaxed);
         }
         !self.is_refusing.load(Relaxed)
@@ -111,18 +142,31 @@ impl Budget {
 
     /// Bytes above which the oldest traces are decided early.
     pub fn soft_limit(&self) -> usize {
-        self.limit / 5 * 4
+        self.capacity() / 5 * 4
     }
 
     /// Bytes down to which they are, once it has begun: lower, so that it does not begin anew each
     /// tick.
     pub fn soft_target(&self) -> usize {
-        self.limit / 4 * 3
+        self.capacity() / 4 * 3
     }
 
     /// How full the budget is, 0.0 to 1.0 and above.
     pub fn pressure(&self) -> f64 {
-        self.used() as f64 / self.limit as f64
+        self.used() as f64 / self.capacity() as f64
+    }
+}
+
+/// Room kept until this is dropped.
+#[derive(Debug)]
+pub struct Reserve {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        self.budget.reserved.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -152,6 +196,14 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.budget.release(self.holder, self.bytes);
     }
+}
+
+/// What the process has by the kernel's count, where it tells. A few microseconds.
+pub fn resident_bytes() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
 }
 
 #[cfg(test)]
@@ -185,6 +237,26 @@ mod tests {
         let _hold = budget.try_hold(Holder::Receiving, 95).expect("fits");
         assert!(budget.admits() && budget.try_hold(Holder::Receiving, 6).is_none());
         assert!(!budget.admits());
+    }
+
+    #[test]
+    fn overhead_lowers_the_limits_by_a_fifth_at_most() {
+        let budget = Budget::new(1000);
+        let _hold = budget.hold(Holder::Segments, 500);
+        for (resident, capacity) in [(0, 1000), (500, 1000), (600, 900), (700, 800), (9999, 800)] {
+            budget.note_resident(resident);
+            let limits = (budget.soft_limit(), budget.soft_target());
+            assert_eq!(limits, (capacity / 5 * 4, capacity / 4 * 3), "{resident}");
+            assert!(budget.try_hold(Holder::Receiving, capacity - 500).is_some());
+            assert!(budget.try_hold(Holder::Receiving, capacity - 499).is_none());
+        }
+        assert_eq!((budget.limit(), budget.used(), budget.overhead()), (1000, 500, 200));
+        let reserve = budget.reserve(100);
+        assert_eq!(budget.soft_limit(), 700 / 5 * 4);
+        let more = budget.reserve(900);
+        assert_eq!(budget.soft_limit(), 500 / 5 * 4);
+        drop((reserve, more));
+        assert_eq!(budget.soft_limit(), 800 / 5 * 4);
     }
 
     #[test]

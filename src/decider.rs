@@ -19,7 +19,7 @@ use std::{
 use tracing::{error, info, warn};
 
 use crate::{
-    budget::{Budget, Hold, Holder},
+    budget::{self, Budget, Hold, Holder},
     clock::{self, WindowClock},
     config::Overflow,
     exporter::Queue,
@@ -250,6 +250,9 @@ impl Decider {
         let now = self.clock.now();
         self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
         self.tick_began = now;
+        if let Some(bytes) = budget::resident_bytes() {
+            self.budget.note_resident(bytes);
+        }
         let stall = self.clock.stalled() - self.stalled;
         self.stalled += stall;
         if stall > STALL_LOGGED_MIN {

@@ -50,6 +50,7 @@ use crate::{
         grpc::GrpcService,
         http::HttpService,
         listen::{self, BindError, Listen},
+        windows::Windows,
     },
     reload::Reload,
     sampler::{Limits, Sampler},
@@ -259,15 +260,15 @@ impl Service {
         );
         let answer = move |request| door.clone().answer(request);
         let connections_max = descriptors::connections_max(2);
-        let limits = grpc_limits(config, connections_max);
+        let limits = grpc_limits(config, connections_max, &shared.budget);
+        let http_limits = http_limits(&limits, connections_max);
         let supervised =
             Supervised { supervisor: Arc::clone(&shared.supervisor), task: Task::Receiver };
         let (stop, watched) = (receivers_stop.clone(), supervised.clone());
         receivers.spawn(listen::serve(grpc, limits, answer, stop, watched));
         let door = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
         let answer = move |request| door.clone().answer(request);
-        let limits = http_limits(limits, connections_max);
-        receivers.spawn(listen::serve(http, limits, answer, receivers_stop, supervised));
+        receivers.spawn(listen::serve(http, http_limits, answer, receivers_stop, supervised));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, budget, supervisor, sampler, .. } = shared;
         let memory_limit_mib = budget.limit() >> 20;
@@ -392,7 +393,7 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn grpc_limits(config: &Config, connections_max: usize) -> listen::Limits {
+fn grpc_limits(config: &Config, connections_max: usize, budget: &Arc<Budget>) -> listen::Limits {
     let wanted = config.grpc.max_connections;
     if connections_max < wanted {
         warn!(connections_max, wanted, "the limit of open files lowers max_connections");
@@ -400,14 +401,15 @@ fn grpc_limits(config: &Config, connections_max: usize) -> listen::Limits {
     listen::Limits {
         max_connections: wanted.min(connections_max),
         max_concurrent_streams: config.grpc.max_concurrent_streams,
-        window_bytes: config.sampling.memory_limit_bytes / 8,
+        windows: Windows::new(budget.limit() / 8, Some(budget)),
         http2_only: true,
     }
 }
 
-fn http_limits(grpc: listen::Limits, connections_max: usize) -> listen::Limits {
+/// Both doors grant windows from one eighth.
+fn http_limits(grpc: &listen::Limits, connections_max: usize) -> listen::Limits {
     let max_connections = HTTP_CONNECTIONS_MAX.min(connections_max);
-    listen::Limits { max_connections, http2_only: false, ..grpc }
+    listen::Limits { max_connections, http2_only: false, ..grpc.clone() }
 }
 
 fn spawn_consumers(

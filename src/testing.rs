@@ -17,19 +17,15 @@ use tonic::{
 
 use crate::{
     grpc::RawCodec,
-    receiver::listen::{self, BindError, Limits},
+    receiver::{
+        listen::{self, BindError, Limits},
+        windows::Windows,
+    },
     supervise::{Supervised, Task},
 };
 
 /// Like a Tempo with its defaults: 4 MiB a message.
 pub const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
-
-const LIMITS: Limits = Limits {
-    max_connections: 64,
-    max_concurrent_streams: 100,
-    window_bytes: 64 << 20,
-    http2_only: true,
-};
 
 /// A backend that runs until it is dropped.
 #[derive(Debug)]
@@ -62,8 +58,14 @@ impl Sink {
             let call = Call(Arc::clone(&answer));
             async move { respond(call, request).await }
         };
+        let limits = Limits {
+            max_connections: 64,
+            max_concurrent_streams: 100,
+            windows: Windows::new(64 << 20, None),
+            http2_only: true,
+        };
         let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
-        let task = tokio::spawn(listen::serve(listener, LIMITS, serve, stops, supervised));
+        let task = tokio::spawn(listen::serve(listener, limits, serve, stops, supervised));
         Ok(Sink { address, stop, task })
     }
 

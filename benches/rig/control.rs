@@ -39,6 +39,8 @@ pub(crate) struct LoadLap {
     pub(crate) requests: u64,
     pub(crate) spans: u64,
     pub(crate) failed_requests: u64,
+    /// Requests that were sent once more, with `--retry`.
+    pub(crate) retries: u64,
     /// Status and message of the last failure.
     pub(crate) last_failure: Option<String>,
     /// From the instant a request was due, not when it was sent, to its acknowledgement.

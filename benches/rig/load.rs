@@ -8,6 +8,10 @@
 //! **Cheap.** Requests come encoded from the [`Corpus`]; `h2` is used directly, without assembling
 //! or encoding anything; one thread does the rest. Each connection has several lanes, each with one
 //! request in flight; all lanes take tickets from one queue in turn.
+//!
+//! **Patient.** A broken connection ends the load, since a measurement without it would be wrong,
+//! unless `--persist` or `--retry` is given: senders of the first kind connect again and lose what
+//! was refused, those of the second send it again when they were told to, as SDKs do.
 
 use std::{
     cell::RefCell,
@@ -24,8 +28,10 @@ use tokio::{
     net::TcpStream,
     sync::{Mutex, mpsc},
     task::{JoinSet, LocalSet},
-    time::timeout,
+    time::{sleep, timeout},
 };
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use crate::{
     Result,
@@ -42,6 +48,12 @@ const TAKEN_WHOLE: [&[u8]; 2] = [&[0; 5], &[0, 0, 0, 0, 2, 0x0a, 0]];
 const TICKETS_MAX: usize = 4096;
 /// How long the last requests may take once the load has ended.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// What senders that go on wait for an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long a request is sent again.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Before a request is sent again where the server does not say when, or cannot.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -65,6 +77,12 @@ pub(crate) struct Options {
     /// Different resources in the traffic
     #[arg(long, default_value_t = 10)]
     resources: usize,
+    /// Connects again when a connection breaks; what was under way counts as failed
+    #[arg(long)]
+    persist: bool,
+    /// Sends what fails again, after the delay that the server asks for, for up to a minute
+    #[arg(long)]
+    retry: bool,
     /// Requests that are encoded once and sent in turn, 0.7 MB each
     #[arg(long, default_value_t = 128)]
     requests: usize,
@@ -162,27 +180,31 @@ async fn drive(options: Options, corpus: Corpus) -> Result<()> {
     let state = Rc::new(RefCell::new(State { corpus, encoding, lap: Lap::new() }));
     let (tickets, queue) = mpsc::channel(TICKETS_MAX);
     let queue = Rc::new(Mutex::new(queue));
-    let mut senders = Vec::new();
+    let mut connections = Vec::new();
     for _ in 0..options.connections {
-        senders.push(connect(options.target).await?);
+        let sender = Mutex::new(Some(connect(options.target).await?));
+        let (persists, retries) = (options.persist || options.retry, options.retry);
+        connections.push(Rc::new(Connection { target: options.target, persists, retries, sender }));
     }
     // Lanes start in the order in which they will take turns: one of each connection first.
     let mut lanes = JoinSet::new();
     for _ in 0..options.in_flight {
-        for sender in &senders {
-            lanes.spawn_local(lane(sender.clone(), queue.clone(), state.clone()));
+        for connection in &connections {
+            lanes.spawn_local(lane(connection.clone(), queue.clone(), state.clone()));
         }
     }
     let mut control = Control::new()?;
     control::say(&loaded)?;
     state.borrow_mut().lap = Lap::new();
+    let options_retry = options.retry;
     let pacing = tokio::task::spawn_blocking(move || pace(&tickets, &options));
     converse(&mut control, &mut lanes, &state).await?;
     // Closing the queue ends the pacer, if its time is not over, and each lane after its last
     // request.
     queue.lock().await.close();
     pacing.await?;
-    timeout(DRAIN_MAX, async { while lanes.join_next().await.is_some() {} })
+    let drain_max = if options_retry { RETRY_MAX + DRAIN_MAX } else { DRAIN_MAX };
+    timeout(drain_max, async { while lanes.join_next().await.is_some() {} })
         .await
         .map_err(|_| "requests in flight were not answered")?;
     control::say(&state.borrow_mut().finish_lap())
@@ -244,9 +266,48 @@ async fn connect(target: SocketAddr) -> Result<SendRequest<Bytes>> {
     Ok(sender)
 }
 
+/// One connection and, where its senders go on, those after it.
+struct Connection {
+    target: SocketAddr,
+    persists: bool,
+    retries: bool,
+    /// None after it broke.
+    sender: Mutex<Option<SendRequest<Bytes>>>,
+}
+
+impl Connection {
+    /// Sends one request once. An error ends the load.
+    async fn export(&self, body: Bytes, encoding: &'static str) -> Result<Answer> {
+        if !self.persists {
+            let sender = self.sender.lock().await.clone().ok_or("the connection is gone")?;
+            return match export(sender.ready().await?, body, encoding).await {
+                Err(error) if error.is_reset() => Ok(Err(Failure::plain(error.to_string()))),
+                answer => Ok(answer?),
+            };
+        }
+        let answer = match timeout(ANSWER_MAX, self.try_export(body, encoding)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(broken)) => broken.to_string(),
+            Err(_elapsed) => "no answer in time".into(),
+        };
+        *self.sender.lock().await = None;
+        Ok(Err(Failure::plain(answer)))
+    }
+
+    async fn try_export(&self, body: Bytes, encoding: &'static str) -> Result<Answer> {
+        let mut sender = self.sender.lock().await;
+        let current = match &*sender {
+            Some(current) => current.clone(),
+            None => sender.insert(connect(self.target).await?).clone(),
+        };
+        drop(sender);
+        Ok(export(current.ready().await?, body, encoding).await?)
+    }
+}
+
 /// Sends requests on one connection, one at a time, until the queue is closed.
 async fn lane(
-    mut sender: SendRequest<Bytes>,
+    connection: Rc<Connection>,
     queue: Rc<Mutex<mpsc::Receiver<Ticket>>>,
     state: Rc<RefCell<State>>,
 ) -> Result<()> {
@@ -254,24 +315,50 @@ async fn lane(
         // The lock is fair, so that waiting lanes take turns.
         let next = queue.lock().await.recv().await;
         let Some(ticket) = next else { return Ok(()) };
-        sender = sender.ready().await?;
         let body = state.borrow_mut().corpus.body(ticket.sequence);
         let body = body.ok_or("the compressed requests are used up: more --requests")?;
         let encoding = state.borrow().encoding;
-        let outcome = match export(&mut sender, body, encoding).await {
-            Err(error) if error.is_reset() => Err(error.to_string()),
-            outcome => outcome?,
+        let began = Instant::now();
+        let outcome = loop {
+            let failure = match connection.export(body.clone(), encoding).await? {
+                Ok(()) => break Ok(()),
+                Err(failure) => failure,
+            };
+            if !connection.retries || began.elapsed() > RETRY_MAX {
+                if connection.persists {
+                    // A sender that ignores back-pressure, not one that spins.
+                    sleep(RETRY_PAUSE / 10).await;
+                }
+                break Err(failure.text);
+            }
+            state.borrow_mut().lap.retries += 1;
+            sleep(failure.retry_after.unwrap_or(RETRY_PAUSE)).await;
         };
         state.borrow_mut().lap.record(outcome, ticket.due);
     }
 }
 
-/// One unary call; the inner error is the server's answer where it is not plain success.
+/// What the server said; an error where it is not plain success.
+type Answer = std::result::Result<(), Failure>;
+
+/// Why a request was not taken, and when to send it again where the server says so.
+struct Failure {
+    text: String,
+    retry_after: Option<Duration>,
+}
+
+impl Failure {
+    fn plain(text: String) -> Self {
+        Failure { text, retry_after: None }
+    }
+}
+
+/// One unary call.
 async fn export(
-    sender: &mut SendRequest<Bytes>,
+    mut sender: SendRequest<Bytes>,
     body: Bytes,
     encoding: &'static str,
-) -> std::result::Result<std::result::Result<(), String>, h2::Error> {
+) -> std::result::Result<Answer, h2::Error> {
     let request = Request::post(EXPORT_PATH)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -293,12 +380,16 @@ async fn export(
     Ok(outcome(&trailers, &message))
 }
 
-fn outcome(trailers: &HeaderMap, message: &[u8]) -> std::result::Result<(), String> {
-    let text = |name| trailers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("none");
-    match text("grpc-status") {
-        "0" if TAKEN_WHOLE.contains(&message) => Ok(()),
-        "0" => Err("partial success".into()),
-        code => Err(format!("grpc-status {code}: {}", text("grpc-message"))),
+fn outcome(trailers: &HeaderMap, message: &[u8]) -> Answer {
+    match Status::from_header_map(trailers) {
+        Some(status) if status.code() == Code::Ok && TAKEN_WHOLE.contains(&message) => Ok(()),
+        Some(status) if status.code() == Code::Ok => Err(Failure::plain("partial success".into())),
+        Some(status) => {
+            let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            let text = format!("{:?}: {}", status.code(), status.message());
+            Err(Failure { text, retry_after })
+        }
+        None => Err(Failure::plain("no grpc-status".into())),
     }
 }
 
@@ -322,12 +413,14 @@ struct Lap {
     latencies: Vec<Duration>,
     failed_requests: u64,
     last_failure: Option<String>,
+    /// Requests sent once more.
+    retries: u64,
 }
 
 impl Lap {
     fn new() -> Self {
         let start = Instant::now();
-        Self { start, latencies: Vec::new(), failed_requests: 0, last_failure: None }
+        Self { start, latencies: Vec::new(), failed_requests: 0, last_failure: None, retries: 0 }
     }
 
     fn record(&mut self, outcome: std::result::Result<(), String>, due: Instant) {
@@ -356,6 +449,7 @@ impl Lap {
             ack_p99_ms: quantile_ms(990),
             ack_max_ms: quantile_ms(1000),
             last_failure: self.last_failure,
+            retries: self.retries,
             copies,
         }
     }

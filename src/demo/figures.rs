@@ -165,7 +165,7 @@ other_window_spans 5
         metrics.sent(3);
         metrics.failed(FailedBecause::Rejected, 2);
         let readings =
-            Readings { memory: (8 << 30, 16 << 30), queue_spans: 4, ..Default::default() };
+            Readings { memory: [8 << 30, 16 << 30, 0], queue_spans: 4, ..Default::default() };
         let figures = Figures::read(&metrics.render(&readings), &policies);
         let expected = Figures {
             policies: Figures::read("", &policies).policies,

@@ -113,8 +113,8 @@ const FAILED: [&str; 7] = [
 pub struct Readings {
     /// What the window holds.
     pub buffered: Buffered,
-    /// Bytes held, and the limit.
-    pub memory: (usize, usize),
+    /// Bytes held, the limit, and the overhead.
+    pub memory: [usize; 3],
     /// Spans waiting to be exported or being retried.
     pub queue_spans: u64,
     /// Their bytes, and the most there may be.
@@ -156,7 +156,7 @@ pub struct Metrics {
 
 struct Gauges {
     window: [Gauge; 3],
-    memory: [Gauge; 2],
+    memory: [Gauge; 3],
     queue: [Gauge; 3],
     /// Whether the last one succeeded, and when one last did.
     reload: [Gauge; 2],
@@ -376,7 +376,11 @@ impl Gauges {
                 gauge!("tailwater_window_spans"),
                 gauge!("tailwater_window_bytes"),
             ],
-            memory: [gauge!("tailwater_memory_used_bytes"), gauge!("tailwater_memory_limit_bytes")],
+            memory: [
+                gauge!("tailwater_memory_used_bytes"),
+                gauge!("tailwater_memory_limit_bytes"),
+                gauge!("tailwater_memory_overhead_bytes"),
+            ],
             queue: [
                 gauge!("tailwater_exporter_queue_spans"),
                 gauge!("tailwater_exporter_queue_bytes"),
@@ -396,7 +400,7 @@ impl Gauges {
             gauges.iter().zip(values).for_each(|(gauge, value)| gauge.set(*value));
         };
         set(&self.window, &values.map(|value| value as f64));
-        set(&self.memory, &[readings.memory.0 as f64, readings.memory.1 as f64]);
+        set(&self.memory, &readings.memory.map(|bytes| bytes as f64));
         let (bytes, capacity) = readings.queue_bytes;
         set(&self.queue, &[readings.queue_spans as f64, bytes as f64, capacity as f64]);
     }
@@ -430,6 +434,7 @@ fn describe() {
     describe_gauge!("tailwater_window_bytes", "Encoded bytes of the spans of undecided traces.");
     describe_gauge!("tailwater_memory_used_bytes", "Bytes held, of all kinds that count towards the limit.");
     describe_gauge!("tailwater_memory_limit_bytes", "The memory limit.");
+    describe_gauge!("tailwater_memory_overhead_bytes", "Resident memory beyond what is held, at most a fifth of the limit; thresholds leave room for it.");
     describe_gauge!("tailwater_exporter_queue_spans", "Kept spans that wait to be exported, those being retried included.");
     describe_gauge!("tailwater_exporter_queue_bytes", "Their encoded bytes.");
     describe_gauge!("tailwater_exporter_queue_capacity_bytes", "The most bytes the sending queue takes.");

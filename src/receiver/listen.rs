@@ -1,10 +1,7 @@
 //! Sockets and connections: the accept loop, and what bounds a connection.
 //!
 //! tonic's own server has no cap on connections, no deadline for a preface, spins when descriptors
-//! run out and waits for ever for the last connection to close, so this is done here, on hyper. A
-//! connection gets HTTP/2 windows that keep what all senders may have in flight within an eighth of
-//! the memory limit, between 64 KiB (smaller ones cost up to 22 % more CPU) and 1 MiB (larger ones
-//! gained nothing).
+//! run out and waits for ever for the last connection to close, so this is done here, on hyper.
 //!
 //! Limits: `max_connections`, beyond which the connection that has been silent longest makes room
 //! or, where all have spoken, the new one is closed at once; 10 s for the preface; 16 KiB of
@@ -41,7 +38,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::REQUEST_TIMEOUT;
+use super::{REQUEST_TIMEOUT, windows::Windows};
 use crate::supervise::{Panicked, Supervised};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -58,7 +55,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Trouble that lasts is logged once in this time.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
-const WINDOW_BYTES: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 20);
 
 /// A port cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -135,14 +131,14 @@ impl Connected for TcpStream {
 }
 
 /// What bounds the connections of one listener.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Open at once.
     pub max_connections: usize,
     /// HTTP/2 streams of one connection.
     pub max_concurrent_streams: u32,
-    /// What all connections together may have in flight by their windows.
-    pub window_bytes: usize,
+    /// What all connections together may have in flight.
+    pub windows: Windows,
     /// Whether only HTTP/2 is spoken.
     pub http2_only: bool,
 }
@@ -165,7 +161,6 @@ pub async fn serve<L, A, F, B>(
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let open = Arc::new(AtomicUsize::new(0));
     let mut connections = JoinSet::new();
     let mut silent = Silent::default();
     let mut trouble = Trouble::default();
@@ -191,8 +186,8 @@ pub async fn serve<L, A, F, B>(
                 continue;
             }
             let must_leave = silent.add(limits.max_connections);
-            let (open, supervised) = (Arc::clone(&open), supervised.clone());
-            let connection = Connection { limits, open, stop: stop.clone(), supervised };
+            let (limits, supervised) = (limits.clone(), supervised.clone());
+            let connection = Connection { limits, stop: stop.clone(), supervised };
             connections.spawn(connection.serve(stream, answer.clone(), must_leave));
         }
     };
@@ -257,7 +252,6 @@ impl Trouble {
 
 struct Connection {
     limits: Limits,
-    open: Arc<AtomicUsize>,
     stop: watch::Receiver<bool>,
     supervised: Supervised,
 }
@@ -329,7 +323,6 @@ impl Connection {
         if !has_preface {
             return debug!(?peer, "closed a connection that sent no preface in time");
         }
-        let _open = Counted::one_more(&self.open);
         self.serve_http(stream, answer, peer).await;
     }
 
@@ -359,7 +352,8 @@ impl Connection {
                 Ok::<_, Panicked>(response.map(|body| body.map_err(held)))
             }
         });
-        let builder = self.builder();
+        let window = self.limits.windows.grant();
+        let builder = self.builder(window.bytes as u32);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut stop = self.stop.clone();
         let mut is_stopping = false;
@@ -392,10 +386,8 @@ impl Connection {
         let _ = tokio::time::timeout(REQUEST_TIMEOUT, connection).await;
     }
 
-    fn builder(&self) -> auto::Builder<TokioExecutor> {
+    fn builder(&self, window: u32) -> auto::Builder<TokioExecutor> {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        let share = self.limits.window_bytes / self.open.load(Relaxed).max(1);
-        let window = share.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end()) as u32;
         builder
             .http2()
             .timer(TokioTimer::new())

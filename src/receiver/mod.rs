@@ -11,6 +11,7 @@ pub mod descriptors;
 pub mod grpc;
 pub mod http;
 pub mod listen;
+pub mod windows;
 
 use std::{
     cell::RefCell,

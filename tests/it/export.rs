@@ -28,7 +28,7 @@ use prost::Message as _;
 use tailwater::{
     config::{Compression, Config, Overflow},
     grpc::{code_name, codes},
-    receiver::listen,
+    receiver::{listen, windows::Windows},
     supervise::{Supervised, Task},
 };
 use tokio::sync::watch;
@@ -115,7 +115,7 @@ async fn raw_backend(answers: &'static [Trailers]) -> (String, Seen) {
     let limits = listen::Limits {
         max_connections: 10,
         max_concurrent_streams: 10,
-        window_bytes: 1 << 20,
+        windows: Windows::new(1 << 20, None),
         http2_only: true,
     };
     let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };

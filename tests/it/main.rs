@@ -24,7 +24,9 @@ mod export_parts;
 mod harness;
 mod http;
 mod json;
+mod late;
 mod limits;
+mod mangled;
 mod model;
 #[cfg(debug_assertions)]
 mod panics;
@@ -33,6 +35,7 @@ mod policies;
 mod probability;
 mod rates;
 mod reload;
+mod scaling;
 mod stamps;
 mod tidy;
 mod timing;

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# What needs minutes, signals or a machine of its own: the release binary under the load rig's
+# traffic while something is done to it. Prints what was measured; fails where a promise is broken.
+#
+#     tests/soak/run.sh soak|overload|fair|crowd|kill|pause|reload|stop|scrape|clock [--seconds N] [...]
+#
+# README.md has the scenarios and their options. Needs Rust and Python 3.11, `clock` also apt.
+# Everything listens on 127.0.0.1; logs stay in target/soak. SOAK_BINARY tests another build.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(cd "$here/../.." && pwd)
+cd "$repository"
+cargo build --release --locked
+# The path of the rig's executable is in cargo's messages, and nowhere else.
+rig=$(cargo bench --locked --bench rig --no-run --message-format=json 2>/dev/null |
+    sed -n 's/.*"name":"rig".*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+export PYTHONDONTWRITEBYTECODE=1
+export SOAK_BINARY=${SOAK_BINARY:-${CARGO_TARGET_DIR:-$repository/target}/release/tailwater}
+export SOAK_RIG=$rig SOAK_LOGS=$repository/target/soak
+mkdir -p "$SOAK_LOGS"
+exec python3 "$here/scenarios.py" "$@"
