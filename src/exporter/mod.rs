@@ -72,11 +72,16 @@ impl Consumer {
                     } else {
                         FailedBecause::Rejected
                     };
-                    warn!(code = code_name(code), message, spans, "backend refused a request");
+                    warn!(
+                        code = code_name(code),
+                        said = message,
+                        spans,
+                        "backend refused a request"
+                    );
                     return self.metrics.failed(because, spans);
                 }
                 Outcome::Retry { code, after, message } => {
-                    debug!(code = code_name(code), message, spans, "export will be retried");
+                    debug!(code = code_name(code), said = message, spans, "export will be retried");
                     (code, after)
                 }
                 Outcome::Panicked => {
@@ -115,7 +120,7 @@ impl Consumer {
 
     fn sent(&self, spans: u64, rejected: u64, message: &str) {
         if rejected > 0 {
-            warn!(rejected, message, "backend rejected spans of a request it accepted");
+            warn!(rejected, said = message, "backend rejected spans of a request it accepted");
             self.metrics.failed(FailedBecause::PartialSuccess, rejected);
         }
         self.metrics.sent(spans - rejected);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use tailwater::otlp::{Contexts, walk::Walked};
 
-use crate::{builders, differential};
+use crate::{builders, config_check, differential};
 
 proptest! {
     /// Scenario: requests whose fields are reordered, repeated, split, wrapped in overlong lengths
@@ -31,6 +31,7 @@ proptest! {
         differential::walk(&bytes);
         differential::clean(&bytes);
         differential::tracestate(&bytes);
+        differential::json(&bytes);
     }
 
     /// Scenario: spans of those requests, whole and damaged, are cleaned.
@@ -71,7 +72,9 @@ fn generated_requests_are_mostly_valid() {
 /// Guarantees: every input that was once of interest still passes.
 #[test]
 fn the_fuzz_corpus_passes() {
-    for target in ["walk", "tracestate", "clean"] {
+    let folder = std::env::temp_dir().join(format!("tailwater-corpus-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("created");
+    for target in ["walk", "tracestate", "clean", "json", "config"] {
         let path = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files: Vec<_> = std::fs::read_dir(&path).expect("a corpus").collect();
         assert!(!files.is_empty(), "{path} has inputs");
@@ -80,10 +83,13 @@ fn the_fuzz_corpus_passes() {
             match target {
                 "walk" => drop(differential::walk(&bytes)),
                 "tracestate" => differential::tracestate(&bytes),
-                _ => differential::clean(&bytes),
+                "clean" => differential::clean(&bytes),
+                "json" => drop(differential::json(&bytes)),
+                _ => drop(config_check::config(&bytes, &folder)),
             }
         }
     }
+    std::fs::remove_dir_all(folder).expect("removed");
 }
 
 /// Scenario: an attribute whose value is set to a string and then, in the same message, to a
