@@ -13,6 +13,7 @@ use tailwater::{
     otlp::{
         Contexts, clean,
         conditions::{Attribute, AttributeValue, Conditions, SpanFields},
+        json,
         tracestate::{self, Stamp},
         walk::{self, SpanMeta, Walked},
         wire::{Malformed, Reader},
@@ -312,6 +313,20 @@ fn compare_whole(bytes: &[u8], request: &ExportTraceServiceRequest, walked: &Wal
         }
     }
     assert!(metas.next().is_none());
+}
+
+/// Reads any bytes as OTLP/JSON. What is taken is framed as a request, so that prost and the walker
+/// read it, and is no longer than it was. Returns whether it is taken.
+pub(crate) fn json(bytes: &[u8]) -> bool {
+    let Ok(protobuf) = json::to_protobuf(bytes) else { return false };
+    assert!(protobuf.len() <= bytes.len(), "{} from {}", protobuf.len(), bytes.len());
+    Request::decode(&protobuf[..]).expect("framed as a request");
+    let is_whole = walk(&protobuf);
+    if let Err(error) = ExportTraceServiceRequest::decode(&protobuf[..]) {
+        let is_string = error.to_string().contains("UTF-8");
+        assert!(!is_whole && (is_string || is_too_deep(&error)), "{error}");
+    }
+    true
 }
 
 /// The explicit randomness that a `tracestate` carries.

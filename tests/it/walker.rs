@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use tailwater::otlp::{Contexts, walk::Walked};
 
-use crate::{answers_of_backends, builders, differential};
+use crate::{answers_of_backends, builders, config_check, differential};
 
 proptest! {
     /// Scenario: requests whose fields are reordered, repeated, split, wrapped in overlong lengths
@@ -34,6 +34,7 @@ proptest! {
         answers_of_backends::split(&bytes);
         answers_of_backends::status(&bytes);
         answers_of_backends::answer(&bytes);
+        differential::json(&bytes);
     }
 
     /// Scenario: spans of those requests, whole and damaged, are cleaned.
@@ -82,7 +83,9 @@ fn generated_requests_are_mostly_valid() {
 /// Guarantees: every input that was once of interest still passes.
 #[test]
 fn the_fuzz_corpus_passes() {
-    for target in ["walk", "tracestate", "clean", "split", "status", "answer"] {
+    let folder = std::env::temp_dir().join(format!("tailwater-corpus-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("created");
+    for target in ["walk", "tracestate", "clean", "split", "status", "answer", "json", "config"] {
         let path = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files: Vec<_> = std::fs::read_dir(&path).expect("a corpus").collect();
         assert!(!files.is_empty(), "{path} has inputs");
@@ -94,10 +97,13 @@ fn the_fuzz_corpus_passes() {
                 "clean" => differential::clean(&bytes),
                 "split" => answers_of_backends::split(&bytes),
                 "status" => answers_of_backends::status(&bytes),
-                _ => answers_of_backends::answer(&bytes),
+                "answer" => answers_of_backends::answer(&bytes),
+                "json" => drop(differential::json(&bytes)),
+                _ => drop(config_check::config(&bytes, &folder)),
             }
         }
     }
+    std::fs::remove_dir_all(folder).expect("removed");
 }
 
 /// Scenario: an attribute whose value is set to a string and then, in the same message, to a
