@@ -41,6 +41,8 @@ memory_limit_mib = {memory}
 endpoint = "http://127.0.0.1:{backend}"
 [exporter.otlp.sending_queue]
 queue_size_mib = {queue}
+[exporter.otlp.retry_on_failure]
+max_elapsed_time = "{patience}s"
 [telemetry]
 endpoint = "127.0.0.1:{admin}"
 [[policy]]
@@ -150,14 +152,17 @@ def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tailwater-outage-"))
     # The README's formula: kept spans a second x bytes a span x seconds, and some to spare.
     queue = int(options.rate * 750 * (options.seconds + 30) / 2**20 * 1.3) + 16
+    # As the README says: longer than the outage, which includes the start of the backend.
+    patience = options.seconds + 120
     backend_values = {
         "grpc": BACKEND_GRPC, "http": BACKEND_HTTP, "admin": BACKEND_ADMIN, "backend": 9,
-        "memory": 512, "queue": 16, "percentage": 0,
+        "memory": 512, "queue": 16, "percentage": 0, "patience": patience,
     }
     backend = start(options.binary, folder, "backend", **backend_values)
     tailwater = start(
         options.binary, folder, "tailwater", grpc=GRPC, http=HTTP, admin=ADMIN,
         backend=BACKEND_GRPC, memory=2 * queue + 256, queue=queue, percentage=100,
+        patience=patience,
     )
     sender = Sender(options.rate)
     sender.start()
