@@ -121,7 +121,13 @@ impl Client {
     pub async fn export(&self, body: Bytes) -> Outcome {
         let request_bytes = body.len();
         let attempt = async {
-            match self.call(body).await {
+            let mut answer = self.call(body.clone()).await;
+            if answer.is_err() {
+                // A backend that restarts closes its connection under requests that it will not
+                // see. Another connection is there at once, or not at all.
+                answer = self.call(body).await;
+            }
+            match answer {
                 Ok(answer) => answer.outcome(request_bytes),
                 Err(status) => classify(&status, request_bytes),
             }

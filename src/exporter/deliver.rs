@@ -281,10 +281,16 @@ impl<'a> Delivery<'a> {
     fn log(&mut self) {
         // A shutdown says itself how many spans it cost.
         let loss = self.loss.take().filter(|loss| loss.because != FailedBecause::Shutdown);
-        let Some(Loss { spans, because, code, said }) = loss else { return };
-        if let Some(spans) = self.peer().lost(spans) {
-            let (code, advice) = (code_name(code), advice(because, code));
-            warn!(spans, code, said, "kept spans are lost: {advice}");
+        let spans = self.peer().lost(loss.as_ref().map_or(0, |loss| loss.spans));
+        match (spans, loss) {
+            (Some(spans), Some(Loss { because, code, said, .. })) => {
+                let (code, advice) = (code_name(code), advice(because, code));
+                warn!(spans, code, said, "kept spans are lost: {advice}");
+            }
+            (Some(spans), None) => {
+                warn!(spans, "kept spans were lost since the last line about it")
+            }
+            (None, _) => {}
         }
     }
 

@@ -113,11 +113,14 @@ impl Peer {
         state.refusals < REFUSALS_MAX
     }
 
-    /// Spans are lost. Returns how many are to be mentioned in a line of the log now; those that
-    /// are not are part of the next one.
+    /// So many spans of a request are lost, or none. Returns how many are to be mentioned in a line
+    /// of the log now; those that are not are part of the next one.
     pub(super) fn lost(&self, spans: u64) -> Option<u64> {
         let state = &mut *self.lock();
         state.unsaid_spans += spans;
+        if state.unsaid_spans == 0 {
+            return None;
+        }
         is_due(&mut state.lost_said_at).then(|| std::mem::take(&mut state.unsaid_spans))
     }
 
@@ -178,8 +181,8 @@ mod tests {
         tokio::time::advance(FAILING_MIN).await;
         assert!(peer.failed() && !peer.failed());
         assert_eq!(peer.took(), Some(FAILING_MIN));
-        assert_eq!((peer.lost(1), peer.lost(2), peer.lost(3)), (Some(1), None, None));
+        assert_eq!((peer.lost(0), peer.lost(1), peer.lost(2)), (None, Some(1), None));
         tokio::time::advance(LOG_INTERVAL).await;
-        assert_eq!(peer.lost(4), Some(9));
+        assert_eq!((peer.lost(0), peer.lost(0)), (Some(2), None));
     }
 }

@@ -21,6 +21,8 @@ mod differential;
 mod draining;
 mod export;
 mod export_encoding;
+mod export_hostile;
+mod export_outage;
 mod export_parts;
 mod harness;
 mod hostile;
