@@ -1,6 +1,6 @@
 //! The only two readings of a clock: monotonic milliseconds for everything that waits, and wall
-//! time for people. Wall time is never compared with anything, so that a step of it decides
-//! nothing.
+//! time for people. Wall time is compared with nothing but the dates of certificates (by rustls,
+//! with a reading of its own), so that a step of it decides nothing.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

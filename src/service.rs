@@ -9,8 +9,9 @@
 //!
 //! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`], and three watches
 //! (stop accepting, give up delivering, stop the admin thread). Tasks: one a listener, one a
-//! connection (spawned by its listener), the decider, `num_consumers` consumers, and the admin
-//! thread. SIGHUP borrows a blocking thread for a reload, POST /-/reload one of the admin runtime.
+//! connection (spawned by its listener), the decider, `num_consumers` consumers, one that looks at
+//! certificates, and the admin thread. SIGHUP borrows a blocking thread for a reload, as does that
+//! look once a second; POST /-/reload borrows one of the admin runtime.
 
 use std::{
     io,
@@ -40,14 +41,16 @@ use crate::{
     budget::Budget,
     clock::Clock,
     config::Config,
+    credentials::{self, Faults, Live, ServerSide, Tokens, Watch},
     decider::{Decider, Outbox, Parts, Settings},
-    exporter::{Client, ClientError, Consumer, Queue},
+    exporter::{Client, ClientError, Connector, Consumer, Queue, Tls},
     grpc::TRACE_SERVICE,
-    metrics::Metrics,
+    metrics::{Metrics, Transport},
     policy::Plan,
     receiver::{
         Intake,
         grpc::GrpcService,
+        handshake::Handshake,
         http::HttpService,
         listen::{self, BindError},
     },
@@ -71,6 +74,9 @@ pub enum StartError {
     /// The backend's endpoint or a header is not usable.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A certificate, key or token cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] Faults),
     /// No thread for the admin listener.
     #[error("cannot start the admin thread: {0}")]
     Admin(#[from] io::Error),
@@ -94,6 +100,7 @@ pub struct Service {
     receivers: JoinSet<()>,
     decider: JoinHandle<Decider>,
     consumers: JoinSet<()>,
+    credentials: JoinHandle<()>,
     admin: Arc<Admin>,
     admin_thread: Thread<()>,
     stop_receivers: watch::Sender<bool>,
@@ -126,7 +133,7 @@ impl Shared {
         Shared { budget, metrics, sampler, outbox, queue, clock: Clock::start() }
     }
 
-    fn intake(&self, config: &Config) -> Arc<Intake> {
+    fn intake(&self, config: &Config, credentials: &Credentials) -> Arc<Intake> {
         Arc::new(Intake {
             sampler: Arc::clone(&self.sampler),
             outbox: Arc::clone(&self.outbox),
@@ -135,6 +142,7 @@ impl Shared {
             budget: Arc::clone(&self.budget),
             metrics: Arc::clone(&self.metrics),
             clock: self.clock,
+            tokens: credentials.tokens.clone(),
             is_draining: AtomicBool::new(false),
         })
     }
@@ -171,6 +179,51 @@ impl Shared {
     }
 }
 
+/// What files say about who may connect to whom, kept up to date.
+struct Credentials {
+    watch: Arc<Watch>,
+    server: Option<Arc<Live<ServerSide>>>,
+    tokens: Option<Arc<Live<Tokens>>>,
+    backend: Option<Tls>,
+}
+
+impl Credentials {
+    fn read(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Faults> {
+        let watch = Watch::new(metrics);
+        let server = config.tls.clone().map(|tls| {
+            let metrics = Arc::clone(metrics);
+            watch.add(tls.files(), move || {
+                let side = tls.read()?;
+                side.certificate
+                    .not_after
+                    .inspect(|end| metrics.certificate_expires("receiver", *end));
+                Ok(side)
+            })
+        });
+        let tokens = config
+            .bearer_token_file
+            .clone()
+            .map(|file| watch.add(vec![file.clone()], move || credentials::read_tokens(&file)));
+        let backend = config.exporter.tls.clone().map(|tls| {
+            let (server_name, metrics) = (tls.server_name.clone(), Arc::clone(metrics));
+            let certificates = watch.add(tls.files(), move || {
+                let side = tls.read()?;
+                let end = side.certificate.and_then(|certificate| certificate.not_after);
+                end.inspect(|end| metrics.certificate_expires("exporter", *end));
+                Ok(side)
+            });
+            certificates.map(|certificates| Tls { certificates, server_name })
+        });
+        let (server, tokens) = (server.transpose()?, tokens.transpose()?);
+        Ok(Credentials { watch: Arc::new(watch), server, tokens, backend: backend.transpose()? })
+    }
+
+    /// What stands in front of a door.
+    fn handshake(&self, transport: Transport, metrics: &Arc<Metrics>) -> Option<Arc<Handshake>> {
+        self.server.as_ref().map(|server| Handshake::new(server, transport, metrics))
+    }
+}
+
 /// The listeners, all bound before anything starts.
 struct Listeners {
     grpc: TcpListener,
@@ -195,23 +248,24 @@ impl Service {
     /// # Errors
     /// [`StartError`] when a port cannot be bound or the exporter's settings cannot be used.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let shared = Shared::new(config);
+        let credentials = Credentials::read(config, &shared.metrics)?;
         let listeners = Listeners::bind(config).await?;
         let (grpc_address, http_address) =
             (listeners.grpc.local_addr()?, listeners.http.local_addr()?);
         let admin_address = listeners.admin.local_addr()?;
-        let shared = Shared::new(config);
         let is_ready = Arc::new(AtomicBool::new(false));
         let (stop_receivers, receivers_stop) = watch::channel(false);
         let (stop_decider, decider_stops) = oneshot::channel();
         let (give_up, consumers_give_up) = watch::channel(false);
         let (stop_admin, admin_stops) = watch::channel(false);
 
-        let consumers = spawn_consumers(config, &shared, consumers_give_up)?;
+        let consumers = spawn_consumers(config, &shared, &credentials, consumers_give_up)?;
         let decider =
             tokio::spawn(decide(shared.decider(config), decider_stops, shared.metrics.clone()));
         let admin = shared.admin(config, &is_ready);
         let admin_thread = Arc::clone(&admin).spawn(listeners.admin, admin_stops)?;
-        let intake = shared.intake(config);
+        let intake = shared.intake(config, &credentials);
         let health = HealthReporter::new();
         health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;
         let mut receivers = JoinSet::new();
@@ -221,12 +275,15 @@ impl Service {
             config.grpc.max_recv_msg_bytes,
         );
         let answer = move |request| grpc.clone().answer(request);
-        let limits = grpc_limits(config);
-        receivers.spawn(listen::serve(listeners.grpc, limits, answer, receivers_stop.clone()));
+        let (limits, stop) = (grpc_limits(config), receivers_stop.clone());
+        let tls = credentials.handshake(Transport::Grpc, &shared.metrics);
+        receivers.spawn(listen::serve_behind(tls, listeners.grpc, limits, answer, stop));
         let http = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
         let answer = move |request| http.clone().answer(request);
         let limits = http_limits(config);
-        receivers.spawn(listen::serve(listeners.http, limits, answer, receivers_stop));
+        let tls = credentials.handshake(Transport::Http, &shared.metrics);
+        receivers.spawn(listen::serve_behind(tls, listeners.http, limits, answer, receivers_stop));
+        let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.metrics)));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, budget, .. } = shared;
         let memory_limit_mib = budget.limit() >> 20;
@@ -244,6 +301,7 @@ impl Service {
             receivers,
             decider,
             consumers,
+            credentials,
             admin,
             admin_thread,
             stop_receivers,
@@ -290,6 +348,8 @@ impl Service {
         }
         self.queue.close();
         while self.consumers.join_next().await.is_some() {}
+        // Only now, so that the last connection to the backend was made with what is valid.
+        self.credentials.abort();
         self.stop_admin.send_replace(true);
         // The admin thread ends with its connections, but a scraper that does not read may hold one
         // open.
@@ -350,10 +410,12 @@ fn http_limits(config: &Config) -> listen::Limits {
 fn spawn_consumers(
     config: &Config,
     shared: &Shared,
+    credentials: &Credentials,
     give_up: watch::Receiver<bool>,
 ) -> Result<JoinSet<()>, ClientError> {
+    let connector = Connector::new(config.exporter.timeout, credentials.backend.clone());
     let consumer = Consumer {
-        client: Client::new(&config.exporter)?,
+        client: Client::with_connector(&config.exporter, connector)?,
         queue: Arc::clone(&shared.queue),
         retry: config.exporter.retry.clone(),
         metrics: Arc::clone(&shared.metrics),
@@ -370,6 +432,18 @@ fn spawn_consumers(
         });
     }
     Ok(consumers)
+}
+
+/// Looks at certificates, keys and tokens, for as long as the service runs.
+async fn watch(watch: Arc<Watch>, metrics: Arc<Metrics>) {
+    while !watch.is_empty() {
+        tokio::time::sleep(watch.period()).await;
+        let looking = Arc::clone(&watch);
+        // File systems may hang, and a worker must not.
+        if spawn_blocking(move || looking.look()).await.is_err() {
+            metrics.restarted("credentials");
+        }
+    }
 }
 
 /// Decides what is left, whatever bug one of the traces uncovers: it costs what was in hand.

@@ -33,7 +33,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt as _;
-use tower_service::Service as _;
+use tower_service::Service;
 
 use crate::{
     config::{Compression, Exporter},
@@ -123,18 +123,23 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that connects when it is first used, and again whenever the connection is gone.
+    /// A client that connects when it is first used, and again whenever the connection is gone;
+    /// each time through the connector, which gets the URI of the endpoint.
     ///
     /// # Errors
     /// [`ClientError`] when the endpoint or a header cannot be used.
-    pub fn new(config: &Exporter) -> Result<Self, ClientError> {
+    pub fn with_connector<C>(config: &Exporter, connector: C) -> Result<Self, ClientError>
+    where
+        C: Service<Uri, Future: Send> + Send + 'static,
+        C::Response: hyper::rt::Read + hyper::rt::Write + Send + Unpin,
+        Box<dyn std::error::Error + Send + Sync>: From<C::Error>,
+    {
         let endpoint = Endpoint::from_shared(config.endpoint.clone())
             .and_then(|endpoint| {
                 endpoint.user_agent(concat!("tailwater/", env!("CARGO_PKG_VERSION")))
             })
             .map_err(|error| ClientError::Endpoint(config.endpoint.clone(), error))?
             .connect_timeout(config.timeout)
-            .tcp_nodelay(true)
             // Together under 30 s, the time in which a peer that vanished must be noticed.
             .http2_keep_alive_interval(Duration::from_secs(15))
             .keep_alive_timeout(Duration::from_secs(10));
@@ -144,7 +149,10 @@ impl Client {
             // tonic's own types know which names gRPC reserves.
             let key: AsciiMetadataKey = name.parse().map_err(|_| invalid())?;
             let name = HeaderName::try_from(key.as_str()).map_err(|_| invalid())?;
-            headers.insert(name, value.parse().map_err(|_| invalid())?);
+            let mut value: HeaderValue = value.reveal().parse().map_err(|_| invalid())?;
+            // Not for any log, and not for the table of HTTP/2 header compression.
+            value.set_sensitive(true);
+            headers.insert(name, value);
         }
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -153,7 +161,7 @@ impl Client {
         }
         Ok(Client {
             uri: export_uri(endpoint.uri()),
-            channel: endpoint.connect_lazy(),
+            channel: endpoint.connect_with_connector_lazy(connector),
             headers,
             compression: config.compression,
             timeout: config.timeout,

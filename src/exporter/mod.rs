@@ -6,6 +6,7 @@
 //! Nothing here knows why a span was kept.
 
 mod client;
+mod connect;
 mod queue;
 
 use std::{sync::Arc, time::Duration};
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 pub use client::{Client, ClientError, Outcome};
+pub use connect::{ConnectError, Connection, Connector, Tls};
 pub use queue::{Popped, Queue};
 
 use crate::{

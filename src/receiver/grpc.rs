@@ -74,10 +74,10 @@ impl GrpcService {
             let Ok(response) = self.health.clone().call(request).await;
             return response;
         }
-        let response = if path == EXPORT_PATH {
-            self.export(request).await
-        } else {
-            Status::unimplemented("only traces are taken here").into_http()
+        let response = match self.intake.authenticate(request.headers()) {
+            Err(refusal) => self.refuse(&refusal).into_http(),
+            Ok(()) if path == EXPORT_PATH => self.export(request).await,
+            Ok(()) => Status::unimplemented("only traces are taken here").into_http(),
         };
         self.intake.metrics.answered_grpc(code_of(&response));
         response
@@ -144,6 +144,8 @@ impl GrpcService {
         }
         let message = refusal.to_string();
         match refusal {
+            // Final until someone corrects the token.
+            Refusal::Unauthenticated => Status::unauthenticated(message),
             // Retryable, and the sender is told when.
             Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
                 unavailable(message, self.intake.retry_delay(refusal))

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
+    header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -65,21 +65,28 @@ impl HttpService {
 
     /// Answers one request.
     pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let response = match encoding_of(&request) {
-            Err(unfit) => unfit_response(&unfit),
-            Ok(encoding) => {
-                let exchange = self.exchange(request, encoding);
-                match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(refusal)) => self.refuse(&refusal),
-                    Err(_elapsed) => {
-                        self.refuse(&Refusal::Malformed("the body took longer than 30 s".into()))
-                    }
-                }
-            }
+        let response = match self.intake.authenticate(request.headers()) {
+            Ok(()) => self.answer_known(request).await,
+            Err(refusal) => self.refuse(&refusal),
         };
         self.intake.metrics.answered_http(response.status().as_u16());
         response
+    }
+
+    /// Answers a sender that may send.
+    async fn answer_known(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let encoding = match encoding_of(&request) {
+            Ok(encoding) => encoding,
+            Err(unfit) => return unfit_response(&unfit),
+        };
+        let exchange = self.exchange(request, encoding);
+        match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(refusal)) => self.refuse(&refusal),
+            Err(_elapsed) => {
+                self.refuse(&Refusal::Malformed("the body took longer than 30 s".into()))
+            }
+        }
     }
 
     async fn exchange(
@@ -139,6 +146,8 @@ impl HttpService {
             self.intake.metrics.refused(Transport::Http, because);
         }
         let (status, code) = match refusal {
+            // Final until someone corrects the token.
+            Refusal::Unauthenticated => (StatusCode::UNAUTHORIZED, Code::Unauthenticated),
             // Retryable, and the sender is told when.
             Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
@@ -152,6 +161,9 @@ impl HttpService {
             Refusal::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),
         };
         let mut response = error(status, code, refusal.to_string());
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             // Whole seconds, which is all that the Node SDK reads.
             let seconds = self.intake.retry_delay(refusal).as_secs_f64().round() as u64;

@@ -6,9 +6,9 @@
 //! the memory limit, between 64 KiB (smaller ones cost up to 22 % more CPU) and 1 MiB (larger ones
 //! gained nothing).
 //!
-//! Limits: `max_connections`, beyond which connections wait in the backlog; 10 s for the preface;
-//! 16 KiB of headers; a ping after 60 s of silence, answered within 20 s; 10 minutes without a
-//! request.
+//! Limits: `max_connections`, beyond which connections wait in the backlog; 10 s for the TLS
+//! handshake and the preface together; 16 KiB of headers; a ping after 60 s of silence, answered
+//! within 20 s; 10 minutes without a request.
 
 use std::{
     convert::Infallible,
@@ -31,13 +31,16 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
+    time::{Instant, timeout_at},
 };
 use tracing::{debug, warn};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+use super::{handshake::Handshake, preface::begun};
+
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often in that time an idle connection is looked at.
@@ -88,6 +91,22 @@ pub async fn serve<A, F, B>(
     listener: TcpListener,
     limits: Limits,
     answer: A,
+    stop: watch::Receiver<bool>,
+) where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    serve_behind(None, listener, limits, answer, stop).await;
+}
+
+/// [`serve`] behind TLS, where there is any.
+pub async fn serve_behind<A, F, B>(
+    tls: Option<Arc<Handshake>>,
+    listener: TcpListener,
+    limits: Limits,
+    answer: A,
     mut stop: watch::Receiver<bool>,
 ) where
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -107,7 +126,8 @@ pub async fn serve<A, F, B>(
             accepted = accept(&listener, &permits) => accepted,
         };
         let (stream, permit) = accepted;
-        let connection = Connection { limits, open: Arc::clone(&open), stop: stop.clone() };
+        let (open, tls, stop) = (Arc::clone(&open), tls.clone(), stop.clone());
+        let connection = Connection { limits, tls, open, stop };
         let answer = answer.clone();
         connections.spawn(async move {
             connection.serve(stream, answer).await;
@@ -137,6 +157,7 @@ async fn accept(
 
 struct Connection {
     limits: Limits,
+    tls: Option<Arc<Handshake>>,
     open: Arc<AtomicUsize>,
     stop: watch::Receiver<bool>,
 }
@@ -177,23 +198,52 @@ impl Connection {
         if stream.set_nodelay(true).is_err() {
             return;
         }
+        // One deadline for the handshake and the preface behind it.
+        let deadline = Instant::now() + PREFACE_TIMEOUT;
+        let Some(tls) = &self.tls else {
+            return self.serve_stream(stream, peer, deadline, answer).await;
+        };
         let mut stop = self.stop.clone();
-        let preface =
-            tokio::time::timeout(PREFACE_TIMEOUT, first_bytes(&stream, self.limits.http2_only));
-        let has_preface = tokio::select! {
+        let stream = tokio::select! {
             biased;
             _ = stop.wait_for(|&stop| stop) => return,
-            read = preface => read.is_ok_and(|first| first.is_ok_and(|n| n > 0)),
+            stream = tls.accept(stream, peer, PREFACE_TIMEOUT) => stream,
         };
-        if !has_preface {
-            return debug!(?peer, "closed a connection that sent no preface in time");
+        if let Some(stream) = stream {
+            self.serve_stream(stream, peer, deadline, answer).await;
         }
+    }
+
+    async fn serve_stream<S, A, F, B>(
+        &self,
+        stream: S,
+        peer: Option<SocketAddr>,
+        deadline: Instant,
+        answer: A,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let head_bytes_max = (!self.limits.http2_only).then_some(HEADER_BYTES_MAX as usize);
+        let mut stop = self.stop.clone();
+        let begun = tokio::select! {
+            biased;
+            _ = stop.wait_for(|&stop| stop) => return,
+            begun = timeout_at(deadline, begun(stream, head_bytes_max)) => begun,
+        };
+        let Ok(Ok(Some(stream))) = begun else {
+            return debug!(?peer, "closed a connection that sent no preface in time");
+        };
         let _open = Counted::one_more(&self.open);
         self.serve_http(stream, answer, peer).await;
     }
 
-    async fn serve_http<A, F, B>(&self, stream: TcpStream, answer: A, peer: Option<SocketAddr>)
+    async fn serve_http<S, A, F, B>(&self, stream: S, answer: A, peer: Option<SocketAddr>)
     where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -253,30 +303,6 @@ impl Connection {
         // The first head is waited for above; later ones end the idle time of a connection.
         builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
         if self.limits.http2_only { builder.http2_only() } else { builder }
-    }
-}
-
-/// Waits until the client has sent a whole HTTP/2 preface, the whole head of a first HTTP/1
-/// request, or what is neither and hyper refuses. Peeked, so that hyper reads it again.
-async fn first_bytes(stream: &TcpStream, http2_only: bool) -> io::Result<usize> {
-    // Before there is a buffer: silent connections are to cost next to nothing.
-    stream.readable().await?;
-    let mut first = vec![0; HEADER_BYTES_MAX as usize];
-    loop {
-        let read = stream.peek(&mut first).await?;
-        let is_half = match &first[..read] {
-            [] => false,
-            preface if PREFACE.starts_with(preface) => read < PREFACE.len(),
-            [b'A'..=b'Z', ..] if !http2_only => {
-                read < first.len() && !first[..read].windows(4).any(|four| four == b"\r\n\r\n")
-            }
-            _ => false,
-        };
-        if !is_half {
-            return Ok(read);
-        }
-        // Readiness does not come again for bytes that are only peeked at.
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

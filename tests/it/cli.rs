@@ -13,60 +13,44 @@ use serde_json::Value;
 use tailwater::{grpc::EXPORT_PATH, testing::Sink};
 
 use crate::{
-    harness::{ALL, Metrics, get, request, span},
+    harness::{ALL, Directory, Metrics, get, request, span},
     wire::{connect, frame, http2, open, post},
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
 /// A port where nothing listens: only root could.
-const NOBODY: &str = "http://127.0.0.1:1";
+pub const NOBODY: &str = "http://127.0.0.1:1";
 
-fn tailwater(arguments: &[&str]) -> Output {
-    Command::new(BINARY).args(arguments).output().expect("the binary runs")
+pub fn tailwater(arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    // For tests of what is not to be shown.
+    command.env("TAILWATER_SECRET", "kanarienvogel");
+    command.args(arguments).output().expect("the binary runs")
 }
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
 }
 
-/// A directory that is removed in the end.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        let name = format!("tailwater-cli-{}-{:x}", std::process::id(), fastrand::u64(..));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).expect("created");
-        Directory(path)
-    }
-
-    fn file(&self, name: &str, content: &str) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, content).expect("written");
-        path.to_str().expect("UTF-8").to_owned()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// `tailwater run` with a log that can be read while it runs.
-struct Process {
+pub struct Process {
     child: Child,
-    log: PathBuf,
-    directory: Directory,
+    pub log: PathBuf,
+    pub directory: Directory,
 }
 
 impl Process {
     /// Everything is kept, decided after an hour, and sent to `backend`; with `more` at the top.
-    fn start(more: &str, backend: &str) -> Self {
+    pub fn start(more: &str, backend: &str) -> Self {
+        Self::start_logging(more, backend, "info")
+    }
+
+    /// The same, logging what is of this level.
+    pub fn start_logging(more: &str, backend: &str, level: &str) -> Self {
         let zero = "endpoint = \"127.0.0.1:0\"\n";
         let config = format!(
             "{more}\n[receiver.grpc]\n{zero}[receiver.http]\n{zero}[telemetry]\n{zero}\
-             log_format = \"json\"\n[sampling]\ndecision_wait = \"1h\"\n\
+             log_format = \"json\"\nlog_level = \"{level}\"\n[sampling]\ndecision_wait = \"1h\"\n\
              decision_wait_after_root_received = \"0s\"\n\
              [exporter.otlp]\nendpoint = \"{backend}\"\n{ALL}"
         );
@@ -74,13 +58,14 @@ impl Process {
         let config = directory.file("tailwater.toml", &config);
         let log = directory.0.join("log");
         let mut command = Command::new(BINARY);
+        command.env("TAILWATER_SECRET", "kanarienvogel");
         command.args(["run", "--config", &config]).stdout(Stdio::null());
         let child = command.stderr(File::create(&log).expect("created")).spawn().expect("spawned");
         Process { child, log, directory }
     }
 
     /// Waits for a line of the log with this in it.
-    async fn line(&self, part: &str) -> Value {
+    pub async fn line(&self, part: &str) -> Value {
         for _ in 0..500 {
             let log = fs::read_to_string(&self.log).expect("a log");
             if let Some(line) = log.split_inclusive('\n').find(|line| line.contains(part)) {
@@ -93,7 +78,7 @@ impl Process {
     }
 
     /// Waits until it is ready; the addresses of gRPC and metrics.
-    async fn addresses(&self) -> (SocketAddr, SocketAddr) {
+    pub async fn addresses(&self) -> (SocketAddr, SocketAddr) {
         let fields = &self.line("\"ready\"").await["fields"];
         let address = |name: &str| fields[name].as_str().expect("an address").parse();
         let [grpc, admin] = ["grpc_address", "admin_address"].map(address);
@@ -101,7 +86,7 @@ impl Process {
     }
 
     /// Exports spans of as many traces as told; the ledger holds before and after.
-    async fn export(&self, traces: u64) {
+    pub async fn export(&self, traces: u64) {
         let (grpc, admin) = self.addresses().await;
         let spans = (1..=traces).map(|trace| span(trace, 1, None)).collect();
         let body = prost::Message::encode_to_vec(&request("shop", spans));
@@ -113,14 +98,14 @@ impl Process {
         metrics.assert_ledger();
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs");
         assert!(sent.success());
     }
 
     /// Waits until it has ended.
-    async fn exit(&mut self) -> ExitStatus {
+    pub async fn exit(&mut self) -> ExitStatus {
         for _ in 0..500 {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 return status;
@@ -261,6 +246,28 @@ fn a_port_in_use_is_named() {
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.contains(&format!("{key}.endpoint = \"{taken}\"")), "{log}");
         assert!(!log.contains('\u{1b}'), "colours are for terminals: {log}");
+    }
+}
+
+/// Scenario: certificates, keys and tokens that are not there, cannot be read or do not fit, folders
+/// that are not there, an unknown key, and an address that this machine does not have.
+/// Guarantees: `run` exits with 1 and says where the mistake is. (How fast is measured by hand.)
+#[test]
+fn what_keeps_it_from_starting_is_told_at_once() {
+    let directory = Directory::new();
+    for (lines, told) in [
+        ("[receiver.tls]\ncert_file = \"x\"\nkey_file = \"y\"", "t.toml:2:13: error: "),
+        ("[receiver.auth]\nbearer_token_file = \".\"", "t.toml:2:21: error: "),
+        ("exporter.otlp.tls.ca_file = \"t.toml\"", "t.toml:1:29: error: "),
+        ("[sampling]\npolicy_files = [\"nowhere/one.toml\"]", "t.toml:2:17: error: "),
+        ("[sampling]\ndecision_wiat = \"1s\"", "t.toml:2:1: error: "),
+        ("receiver.grpc.endpoint = \"192.0.2.1:1\"", "receiver.grpc.endpoint = "),
+    ] {
+        let file = directory.file("t.toml", &format!("{lines}\n{ALL}"));
+        let output = tailwater(&["run", "--config", &file]);
+        let log = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{lines}: {log}");
+        assert!(log.contains(told), "{lines}: {log}");
     }
 }
 

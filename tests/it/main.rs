@@ -9,7 +9,9 @@
 
 mod admin;
 mod answers;
+mod auth;
 mod builders;
+mod certificates;
 mod cli;
 mod conformance;
 mod connections;
@@ -27,9 +29,11 @@ mod policies;
 mod probability;
 mod rates;
 mod reload;
+mod secrets;
 mod stamps;
 mod tidy;
 mod timing;
+mod tls;
 mod walker;
 mod window;
 mod wire;
