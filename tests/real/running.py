@@ -40,7 +40,7 @@ class Tailwater:
     """The service under test, with a free port for each of its doors."""
 
     def __init__(self, binary: Path, config: Path, sink_port: int, children: Children) -> None:
-        self.grpc_port, http_port, self.admin_port = free_ports(3)
+        self.grpc_port, self.http_port, self.admin_port = free_ports(3)
         self.process = children.start(
             "tailwater",
             binary,
@@ -48,7 +48,7 @@ class Tailwater:
             "--config",
             config,
             SHOP_GRPC_PORT=self.grpc_port,
-            SHOP_HTTP_PORT=http_port,
+            SHOP_HTTP_PORT=self.http_port,
             SHOP_SINK_PORT=sink_port,
             SHOP_TELEMETRY_PORT=self.admin_port,
         )
