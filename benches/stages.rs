@@ -1,5 +1,6 @@
 //! Stage by stage, in one thread and in process: what a span costs to walk, to take in, to decide,
-//! and to clean, stamp and encode; and how long a reload locks a shard of a large window. Isolates our own code from sockets, HTTP/2 and the runtime;
+//! and to clean, stamp and encode; how long a reload locks a shard of a large window; and what a token
+//! check costs (alone with `-- token`). Isolates our own code from sockets, HTTP/2 and the runtime;
 //! compare a stage with itself before and after a change, in alternation, on the same machine.
 //!
 //! Traffic and policies are the load rig's (684-byte spans, 10 % kept), time is virtual: a request
@@ -49,6 +50,11 @@ fn main() -> Result<()> {
     if !std::env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
+    tokens()?;
+    // The other stages take minutes.
+    if std::env::args().any(|argument| argument == "token") {
+        return Ok(());
+    }
     let mut corpus = Corpus::build(&Shape::plain(64))?;
     walk_only(&mut corpus, "walk", &plan())?;
     whole(&mut corpus, plan(), "")?;
@@ -60,6 +66,39 @@ fn main() -> Result<()> {
     }
     drop(corpus);
     reload()
+}
+
+/// What checking a token costs, and whether the time tells how much of it is right: one that is wrong
+/// in its first byte against one that is wrong in its last, in alternation.
+fn tokens() -> Result<()> {
+    const ROUNDS: usize = 501;
+    const CHECKS: u32 = 10_000;
+    let file = std::env::temp_dir().join(format!("tailwater-token-{}", std::process::id()));
+    std::fs::write(&file, "a".repeat(64))?;
+    let tokens = tailwater::credentials::read_tokens(&file);
+    std::fs::remove_file(&file)?;
+    let tokens = tokens?;
+    let wrong = [format!("Bearer b{}", "a".repeat(63)), format!("Bearer {}b", "a".repeat(63))];
+    let mut ratios = Vec::new();
+    let mut nanos = 0.0;
+    for _ in 0..ROUNDS {
+        let [first, last] = [0, 1].map(|which| {
+            let started = now();
+            for _ in 0..CHECKS {
+                std::hint::black_box(tokens.admit(std::hint::black_box(wrong[which].as_bytes())));
+            }
+            started.elapsed().as_secs_f64() * 1e9 / f64::from(CHECKS)
+        });
+        ratios.push(last / first);
+        nanos += first / ROUNDS as f64;
+    }
+    ratios.sort_by(f64::total_cmp);
+    let [low, median, high] = [ROUNDS / 4, ROUNDS / 2, ROUNDS * 3 / 4].map(|at| ratios[at]);
+    println!(
+        "token: {nanos:.0} ns a check; wrong in the last byte over wrong in the first: median \
+         {median:.4}, quartiles {low:.4} and {high:.4}"
+    );
+    Ok(())
 }
 
 /// Reloads of a window of 1 GiB over 8 shards, with few policies and with many: the longest that a

@@ -26,7 +26,10 @@ use crate::{
     decisions::{Decision, Logged},
     exporter::Queue,
     metrics::{Metrics, Readings},
-    receiver::{listen, windows::Windows},
+    receiver::{
+        listen::{self, Door},
+        windows::Windows,
+    },
     reload::{Refused, Reload},
     sampler::{Lookup, Sampler},
     supervise::{Supervised, Supervisor, Task},
@@ -91,7 +94,8 @@ impl Admin {
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             runtime.block_on(async {
                 if let Ok(listener) = TcpListener::from_std(listener) {
-                    listen::serve(listener, limits(), answer, stop, supervised).await;
+                    let door = Door { limits: limits(), tls: None, supervised };
+                    listen::serve(listener, door, answer, stop).await;
                 }
             });
         })

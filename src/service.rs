@@ -9,8 +9,11 @@
 //!
 //! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`], and three watches
 //! (stop accepting, give up delivering, stop the admin thread). Tasks: one a listener, one a
-//! connection (spawned by its listener), the decider, `num_consumers` consumers, and the admin
-//! thread. SIGHUP borrows a blocking thread for a reload, POST /-/reload one of the admin runtime.
+//! connection (spawned by its listener), the decider, `num_consumers` consumers, one that looks at
+//! certificates, and the admin thread. SIGHUP borrows a blocking thread for a reload, as does that
+//! look once a second; POST /-/reload borrows one of the admin runtime.
+
+mod credentials;
 
 use std::{
     io,
@@ -35,21 +38,24 @@ use tonic_health::{
 };
 use tracing::{error, info, warn};
 
+use self::credentials::Credentials;
 use crate::{
     admin::Admin,
     budget::Budget,
     clock::{Clock, WindowClock},
     config::Config,
+    credentials::{Faults, Live, Tokens, Watch},
     decider::{Decider, Outbox, Parts, Settings},
     exporter::{Client, ClientError, Consumer, Queue},
     grpc::TRACE_SERVICE,
-    metrics::Metrics,
+    metrics::{Metrics, Transport},
     policy::Plan,
     receiver::{
         Intake, descriptors,
         grpc::GrpcService,
+        handshake::Handshake,
         http::HttpService,
-        listen::{self, BindError, Listen},
+        listen::{self, BindError, Door, Listen},
         windows::Windows,
     },
     reload::Reload,
@@ -72,6 +78,9 @@ pub enum StartError {
     /// The backend's endpoint or a header is not usable.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A certificate, key or token cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] Faults),
     /// No thread for the admin listener.
     #[error("cannot start the admin thread: {0}")]
     Admin(#[from] io::Error),
@@ -97,6 +106,7 @@ pub struct Service {
     consumers: JoinSet<()>,
     supervisor: Arc<Supervisor>,
     sampler: Arc<Sampler>,
+    credentials: JoinHandle<()>,
     admin: Arc<Admin>,
     admin_thread: Thread<()>,
     stop_receivers: watch::Sender<bool>,
@@ -133,7 +143,7 @@ impl Shared {
         Shared { budget, metrics, sampler, outbox, queue, clock, supervisor }
     }
 
-    fn intake(&self, config: &Config) -> Arc<Intake> {
+    fn intake(&self, config: &Config, tokens: Option<Arc<Live<Tokens>>>) -> Arc<Intake> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Intake {
             sampler: Arc::clone(&self.sampler),
@@ -145,8 +155,16 @@ impl Shared {
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),
             supervisor: Arc::clone(&self.supervisor),
+            tokens,
             is_draining: AtomicBool::new(false),
         })
+    }
+
+    fn door(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Door {
+        let handshake = |server| Handshake::new(server, transport, &self.metrics);
+        let supervisor = Arc::clone(&self.supervisor);
+        let supervised = Supervised { supervisor, task: Task::Receiver };
+        Door { limits, tls: with.server.as_ref().map(handshake), supervised }
     }
 
     fn decider(&self, config: &Config) -> Decider {
@@ -194,8 +212,8 @@ pub struct Ground<L> {
     pub http: L,
     /// Where operators ask.
     pub admin: std::net::TcpListener,
-    /// To the backend.
-    pub client: Client,
+    /// To the backend; without one, over TCP with what the configuration says.
+    pub client: Option<Client>,
     /// Into how many shards traces are spread, memory permitting.
     pub shards: usize,
     /// Spreads them.
@@ -210,7 +228,7 @@ impl Ground<TcpListener> {
             grpc: listen::bind("receiver.grpc.endpoint", &config.grpc.endpoint).await?,
             http: listen::bind("receiver.http.endpoint", &config.http.endpoint).await?,
             admin: admin.into_std()?,
-            client: Client::new(&config.exporter)?,
+            client: None,
             shards: 4 * cores,
             hasher: Hasher::random(),
         })
@@ -226,10 +244,11 @@ impl Service {
         Self::start_on(config, Ground::bind(config).await?).await
     }
 
-    /// Starts every stage on listeners that are bound and a client that is made.
+    /// Starts every stage on listeners that are bound.
     ///
     /// # Errors
-    /// [`StartError`] when a listener does not know its address, or there is no thread.
+    /// [`StartError`] when a listener does not know its address, files cannot be used, or there is
+    /// no thread.
     pub async fn start_on<L: Listen>(
         config: &Config,
         ground: Ground<L>,
@@ -238,37 +257,42 @@ impl Service {
         let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
         let admin_address = admin_listener.local_addr()?;
         let shared = Shared::new(config, shards, hasher);
+        let credentials = Credentials::read(config, &shared.metrics)?;
         let is_ready = Arc::new(AtomicBool::new(false));
         let (stop_receivers, receivers_stop) = watch::channel(false);
         let (stop_decider, decider_stops) = oneshot::channel();
         let (give_up, consumers_give_up) = watch::channel(false);
         let (stop_admin, admin_stops) = watch::channel(false);
 
+        let client = match client {
+            Some(client) => client,
+            None => credentials.client(config)?,
+        };
         let consumers = spawn_consumers(config, client, &shared, consumers_give_up);
         let decider =
             tokio::spawn(decide(shared.decider(config), decider_stops, shared.supervisor.clone()));
         let admin = shared.admin(config, &is_ready);
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
-        let intake = shared.intake(config);
+        let intake = shared.intake(config, credentials.tokens.clone());
         let health = HealthReporter::new();
         health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;
         let mut receivers = JoinSet::new();
-        let door = GrpcService::new(
+        let service = GrpcService::new(
             Arc::clone(&intake),
             HealthService::from_health_reporter(health.clone()),
             config.grpc.max_recv_msg_bytes,
         );
-        let answer = move |request| door.clone().answer(request);
+        let answer = move |request| service.clone().answer(request);
         let connections_max = descriptors::connections_max(2);
-        let limits = grpc_limits(config, connections_max, &shared.budget);
-        let http_limits = http_limits(&limits, connections_max);
-        let supervised =
-            Supervised { supervisor: Arc::clone(&shared.supervisor), task: Task::Receiver };
-        let (stop, watched) = (receivers_stop.clone(), supervised.clone());
-        receivers.spawn(listen::serve(grpc, limits, answer, stop, watched));
-        let door = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
-        let answer = move |request| door.clone().answer(request);
-        receivers.spawn(listen::serve(http, http_limits, answer, receivers_stop, supervised));
+        let grpc_limits = grpc_limits(config, connections_max, &shared.budget);
+        let http_limits = http_limits(&grpc_limits, connections_max);
+        let door = shared.door(grpc_limits, Transport::Grpc, &credentials);
+        receivers.spawn(listen::serve(grpc, door, answer, receivers_stop.clone()));
+        let service = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
+        let answer = move |request| service.clone().answer(request);
+        let door = shared.door(http_limits, Transport::Http, &credentials);
+        receivers.spawn(listen::serve(http, door, answer, receivers_stop));
+        let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.supervisor)));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, budget, supervisor, sampler, .. } = shared;
         let memory_limit_mib = budget.limit() >> 20;
@@ -288,6 +312,7 @@ impl Service {
             consumers,
             supervisor,
             sampler,
+            credentials,
             admin,
             admin_thread,
             stop_receivers,
@@ -334,6 +359,8 @@ impl Service {
         }
         self.queue.close();
         while self.consumers.join_next().await.is_some() {}
+        // Only now, so that the last connection to the backend was made with what is valid.
+        self.credentials.abort();
         self.stop_admin.send_replace(true);
         // The admin thread ends with its connections, but a scraper that does not read may hold one
         // open.
@@ -440,6 +467,18 @@ fn spawn_consumers(
         });
     }
     consumers
+}
+
+/// Looks at certificates, keys and tokens, for as long as the service runs.
+async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
+    while !watch.is_empty() {
+        tokio::time::sleep(watch.period()).await;
+        let looking = Arc::clone(&watch);
+        // File systems may hang, and a worker must not.
+        if spawn_blocking(move || looking.look()).await.is_err() {
+            supervisor.panicked(Task::Credentials);
+        }
+    }
 }
 
 /// Decides what is left, whatever bug one of the traces uncovers: it costs what was in hand.

@@ -48,12 +48,20 @@ pub enum Task {
     Reload = 3,
     /// The telemetry port.
     Admin = 4,
+    /// Looking at certificates, keys and tokens.
+    Credentials = 5,
 }
 
 impl Task {
     /// Every task, in the order of its number.
-    pub const ALL: [Task; 5] =
-        [Task::Receiver, Task::Decider, Task::Exporter, Task::Reload, Task::Admin];
+    pub const ALL: [Task; 6] = [
+        Task::Receiver,
+        Task::Decider,
+        Task::Exporter,
+        Task::Reload,
+        Task::Admin,
+        Task::Credentials,
+    ];
 
     /// The value of the `task` label.
     pub fn as_str(self) -> &'static str {
@@ -63,6 +71,7 @@ impl Task {
             Task::Exporter => "exporter",
             Task::Reload => "reload",
             Task::Admin => "admin",
+            Task::Credentials => "credentials",
         }
     }
 }
@@ -288,7 +297,7 @@ mod tests {
         for _ in 0..PANICS_MAX {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
         }
-        assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0], None));
+        assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0], None));
         // Those of another task, and those that are long ago, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;

@@ -18,7 +18,7 @@ use tonic::{
 use crate::{
     grpc::RawCodec,
     receiver::{
-        listen::{self, BindError, Limits},
+        listen::{self, BindError, Door, Limits},
         windows::Windows,
     },
     supervise::{Supervised, Task},
@@ -65,7 +65,12 @@ impl Sink {
             http2_only: true,
         };
         let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
-        let task = tokio::spawn(listen::serve(listener, limits, serve, stops, supervised));
+        let task = tokio::spawn(listen::serve(
+            listener,
+            Door { limits, tls: None, supervised },
+            serve,
+            stops,
+        ));
         Ok(Sink { address, stop, task })
     }
 

@@ -11,6 +11,10 @@ use super::diagnostics::{Problem, quote};
 /// How a variable is looked up: `std::env::var`, or a fixed set in tests.
 pub(super) type Variable = fn(&str) -> Result<String, VarError>;
 
+/// Goes with a problem of a text in which variables were replaced.
+pub(super) const HIDDEN: &str =
+    "what the environment variables hold is not shown: it may be a secret";
+
 const OPENING: &str = "${env:";
 
 /// `text` with every placeholder replaced.

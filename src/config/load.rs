@@ -97,7 +97,7 @@ fn refused(diagnostic: Diagnostic) -> Loaded {
 pub(super) fn parse(source: &Source, path: &Path, host: Host) -> (Loaded, KnownKeys) {
     on_a_large_stack(|| {
         let mut load = Load::new(host);
-        let (sections, known) = load.main_file(source);
+        let (sections, known) = load.main_file(source, path.parent().unwrap_or(Path::new("")));
         load.policy_files(source, path, &sections.policy_files);
         load.require_policies(source);
         (load.finish(sections), known)
@@ -138,13 +138,13 @@ impl Load {
         }
     }
 
-    fn main_file(&mut self, source: &Source) -> (Sections, KnownKeys) {
+    fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let variable = self.host.variable;
         let mut reader = Reader::new(source, &damage, &mut self.diagnostics, variable);
         let mut root = reader.root(&table, "");
-        let sections = sections::read(&mut root, self.host.memory_default_bytes);
+        let sections = sections::read(&mut root, directory, self.host.memory_default_bytes);
         self.policies.read(&mut root);
         root.finish();
         (sections, reader.finish())
@@ -220,6 +220,8 @@ impl Load {
             shutdown_timeout: sections.shutdown_timeout,
             grpc: sections.grpc,
             http: sections.http,
+            tls: sections.tls,
+            bearer_token_file: sections.bearer_token_file,
             sampling: sections.sampling,
             exporter: sections.exporter,
             telemetry: sections.telemetry,

@@ -12,9 +12,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use crate::policy::PolicySpec;
+use crate::{
+    credentials::{ClientTls, ServerTls},
+    policy::PolicySpec,
+};
 
 mod conditions;
+mod credentials;
 mod diagnostics;
 mod env;
 mod files;
@@ -23,6 +27,7 @@ mod load;
 mod memory;
 mod policies;
 mod reader;
+mod secret;
 mod section;
 mod sections;
 mod source;
@@ -34,6 +39,7 @@ mod values;
 pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
 pub use load::{Loaded, embedded, load, load_or_embedded};
+pub use secret::Secret;
 
 /// The JSON Schema (2020-12) of a configuration or policy file, for editors. What it knows beside
 /// words and bounds is held equal to the loader by tests; what only the loader knows (names that
@@ -51,6 +57,11 @@ pub struct Config {
     pub grpc: GrpcReceiver,
     /// `[receiver.http]`.
     pub http: HttpReceiver,
+    /// `[receiver.tls]`, for both doors; `None` for plaintext, which is the default.
+    pub tls: Option<ServerTls>,
+    /// `[receiver.auth] bearer_token_file`, for both doors; `None`, which is the default, lets
+    /// anyone send.
+    pub bearer_token_file: Option<PathBuf>,
     /// `[sampling]`.
     pub sampling: Sampling,
     /// `[exporter.otlp]`.
@@ -70,6 +81,8 @@ impl Config {
             shutdown_timeout,
             grpc,
             http,
+            tls,
+            bearer_token_file,
             sampling,
             exporter,
             telemetry,
@@ -79,6 +92,8 @@ impl Config {
             ("shutdown_timeout", *shutdown_timeout == other.shutdown_timeout),
             ("[receiver.grpc]", *grpc == other.grpc),
             ("[receiver.http]", *http == other.http),
+            ("[receiver.tls]", *tls == other.tls),
+            ("[receiver.auth]", *bearer_token_file == other.bearer_token_file),
             ("[sampling]", *sampling == other.sampling),
             ("[exporter.otlp]", *exporter == other.exporter),
             ("[telemetry]", *telemetry == other.telemetry),
@@ -90,8 +105,8 @@ impl Config {
 /// `[receiver.grpc]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GrpcReceiver {
-    /// `endpoint` as host:port, default 127.0.0.1:4317. Loopback, because the port has no
-    /// authentication yet.
+    /// `endpoint` as host:port, default 127.0.0.1:4317. Loopback, because the port has no TLS and
+    /// no authentication by default.
     pub endpoint: String,
     /// `max_recv_msg_size_mib`, here in bytes, before and after decompression. Default 64 MiB,
     /// which the OTLP specification recommends.
@@ -137,7 +152,7 @@ pub struct Sampling {
 /// `[exporter.otlp]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exporter {
-    /// `endpoint`, an `http://` URL. Default http://127.0.0.1:4327.
+    /// `endpoint`, an `http://` or `https://` URL. Default http://127.0.0.1:4327.
     pub endpoint: String,
     /// `compression`, default none.
     pub compression: Compression,
@@ -149,7 +164,9 @@ pub struct Exporter {
     /// `max_trace_bytes_kib`, here in bytes; `None` for 0, which is the default and turns it off.
     pub max_trace_bytes: Option<u64>,
     /// `headers` sent with every request, names in lower case.
-    pub headers: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, Secret>,
+    /// `[exporter.otlp.tls]`; present exactly where `endpoint` is `https://`.
+    pub tls: Option<ClientTls>,
     /// `[exporter.otlp.sending_queue]`.
     pub queue: SendingQueue,
     /// `[exporter.otlp.retry_on_failure]`.

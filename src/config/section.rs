@@ -6,7 +6,12 @@
 //! diagnostic. Sections that a file leaves out are read as well, so that their keys are known to
 //! the hints.
 
-use std::{fmt::Display, ops::RangeInclusive, time::Duration};
+use std::{
+    fmt::Display,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use toml::{
     Spanned,
@@ -17,7 +22,7 @@ use crate::policy::Number;
 
 use super::{
     diagnostics::{Diagnostic, Problem, Severity, nearest},
-    env,
+    env::{self, Variable},
     reader::{Reader, Span, UnknownKey},
     values,
 };
@@ -145,13 +150,23 @@ impl<'r, 't> Section<'r, 't> {
     pub(super) fn text<T>(
         &mut self,
         key: &'static str,
-        convert: impl FnOnce(&str) -> Result<T, Problem>,
+        convert: impl Fn(&str) -> Result<T, Problem>,
     ) -> Read<T> {
         let variable = self.reader.variable;
-        self.read(key, |value| {
-            let text = values::string(key, value)?;
-            convert(&env::expand(text, variable)?)
+        self.read(key, |value| expanded(key, values::string(key, value)?, variable, convert))
+    }
+
+    /// A path that starts at `directory`.
+    pub(super) fn file(&mut self, key: &'static str, directory: &Path) -> Read<PathBuf> {
+        self.text(key, |text| match text {
+            "" => Err(Problem::new(format!("`{key}` is empty"))),
+            path => Ok(directory.join(path)),
         })
+    }
+
+    /// Whether the file has this table.
+    pub(super) fn is_there(&self) -> bool {
+        self.table.is_some()
     }
 
     pub(super) fn duration(
@@ -167,7 +182,7 @@ impl<'r, 't> Section<'r, 't> {
                     problem.hint(r#"write a number and its unit, such as "500ms" or "30s""#)
                 );
             };
-            values::duration(key, &env::expand(text, variable)?, range)
+            expanded(key, text, variable, |text| values::duration(key, text, range.clone()))
         })
     }
 
@@ -291,17 +306,6 @@ impl<'r, 't> Section<'r, 't> {
         {
             self.error(name.span(), problem);
         }
-    }
-
-    /// Refuses a key or table of the contract that this version does not have.
-    pub(super) fn not_available(&mut self, key: &'static str) {
-        let what = match self.entry(key).map(|(_, value)| value.get_ref().is_table()) {
-            Some(true) if self.path.is_some() => {
-                format!("[{}.{key}]", self.path.as_deref().unwrap_or_default())
-            }
-            _ => format!("`{key}`"),
-        };
-        self.refuse(key, Problem::new(format!("{what} is not available yet")));
     }
 
     /// Notes that the table must have `key`, if `read` says it does not.
@@ -431,4 +435,20 @@ impl<'r, 't> Section<'r, 't> {
     fn spares(&self, span: &Span) -> bool {
         self.reader.damage.spares(self.reader.source, span.start)
     }
+}
+
+/// `text` with its environment variables replaced, converted. What they hold may be a secret, so
+/// that a problem is told in terms of what is written.
+fn expanded<T>(
+    key: &str,
+    text: &str,
+    variable: Variable,
+    convert: impl Fn(&str) -> Result<T, Problem>,
+) -> Result<T, Problem> {
+    let expanded = env::expand(text, variable)?;
+    convert(&expanded).map_err(|problem| match convert(text) {
+        _ if expanded == text => problem,
+        Ok(_) => Problem::new(format!("`{key}` is wrong")).hint(env::HIDDEN),
+        Err(as_written) => Problem::new(as_written.message).hint(env::HIDDEN),
+    })
 }

@@ -4,17 +4,24 @@
 //! hour, hold a request that no budget admits. Where one value bounds another, the message names
 //! both keys; a value that is wrong itself bounds nothing, so that it stays one mistake.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
-    Compression, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling, SendingQueue,
-    Telemetry,
+    Compression, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling, Secret,
+    SendingQueue, Telemetry,
+    credentials::{exporter_tls, receiver_auth, receiver_tls},
     diagnostics::{Problem, quote},
     memory,
     reader::Span,
     section::{Read, Section},
     values,
 };
+use crate::credentials::ServerTls;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -34,6 +41,8 @@ pub(super) struct Sections {
     pub(super) shutdown_timeout: Duration,
     pub(super) grpc: GrpcReceiver,
     pub(super) http: HttpReceiver,
+    pub(super) tls: Option<ServerTls>,
+    pub(super) bearer_token_file: Option<PathBuf>,
     pub(super) sampling: Sampling,
     pub(super) exporter: Exporter,
     pub(super) telemetry: Telemetry,
@@ -41,15 +50,20 @@ pub(super) struct Sections {
     pub(super) policy_files: Vec<(String, Span)>,
 }
 
-/// Reads all sections; `memory_default_bytes` is the memory limit where the file names none.
-pub(super) fn read(root: &mut Section<'_, '_>, memory_default_bytes: usize) -> Sections {
+/// Reads all sections, and the files that they name relative to `directory`;
+/// `memory_default_bytes` is the memory limit where the file names none.
+pub(super) fn read(
+    root: &mut Section<'_, '_>,
+    directory: &Path,
+    memory_default_bytes: usize,
+) -> Sections {
     let shutdown_timeout = root.duration("shutdown_timeout", Duration::from_secs(1)..=HOUR);
 
     let mut receiver = root.section("receiver");
     let grpc = grpc(receiver.section("grpc"));
     let http = http(receiver.section("http"), &grpc);
-    receiver.not_available("tls");
-    receiver.not_available("auth");
+    let tls = receiver_tls(receiver.section("tls"), directory);
+    let bearer_token_file = receiver_auth(receiver.section("auth"), directory);
     receiver.finish();
 
     let mut section = root.section("sampling");
@@ -63,12 +77,22 @@ pub(super) fn read(root: &mut Section<'_, '_>, memory_default_bytes: usize) -> S
     let sampling = sampling(section, memory.unwrap_or(memory_default_bytes));
 
     let mut section = root.section("exporter");
-    let exporter = exporter(section.section("otlp"), &grpc, memory);
+    let exporter = exporter(section.section("otlp"), directory, &grpc, memory);
     section.finish();
 
     let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
     let shutdown_timeout = shutdown_timeout.or(Duration::from_secs(30));
-    Sections { shutdown_timeout, grpc, http, sampling, exporter, telemetry, policy_files }
+    Sections {
+        shutdown_timeout,
+        grpc,
+        http,
+        tls,
+        bearer_token_file,
+        sampling,
+        exporter,
+        telemetry,
+        policy_files,
+    }
 }
 
 fn grpc(mut section: Section<'_, '_>) -> GrpcReceiver {
@@ -143,10 +167,15 @@ fn sampling(mut section: Section<'_, '_>, memory_limit_bytes: usize) -> Sampling
 }
 
 /// `memory` is absent where `memory_limit_mib` is wrong.
-fn exporter(mut section: Section<'_, '_>, grpc: &GrpcReceiver, memory: Option<usize>) -> Exporter {
+fn exporter(
+    mut section: Section<'_, '_>,
+    directory: &Path,
+    grpc: &GrpcReceiver,
+    memory: Option<usize>,
+) -> Exporter {
     let endpoint = section.text("endpoint", |text| {
         let endpoint = values::exporter_endpoint("endpoint", text)?;
-        if endpoint.strip_prefix("http://") == Some(&grpc.endpoint) {
+        if endpoint.split_once("://").is_some_and(|(_, address)| address == grpc.endpoint) {
             let message =
                 "`endpoint` is this service's own [receiver.grpc]: spans would go in circles";
             return Err(Problem::new(message).hint("name the backend's OTLP/gRPC address"));
@@ -162,7 +191,12 @@ fn exporter(mut section: Section<'_, '_>, grpc: &GrpcReceiver, memory: Option<us
     let retry = retry(section.section("retry_on_failure"));
     let max_request_bytes = max_request_bytes(&mut section, queue_bytes);
     let max_trace_kib = section.integer("max_trace_bytes_kib", 0..=u32::MAX).or(0);
-    section.not_available("tls");
+    let is_https = match &endpoint {
+        Read::Set(endpoint, _) => Some(endpoint.starts_with("https://")),
+        Read::Unset => Some(false),
+        Read::Bad => None,
+    };
+    let tls = exporter_tls(section.section("tls"), is_https, directory);
     section.finish();
     Exporter {
         endpoint: endpoint.or("http://127.0.0.1:4327".to_owned()),
@@ -171,12 +205,13 @@ fn exporter(mut section: Section<'_, '_>, grpc: &GrpcReceiver, memory: Option<us
         max_request_bytes,
         max_trace_bytes: (max_trace_kib > 0).then_some(u64::from(max_trace_kib) << 10),
         headers,
+        tls,
         queue,
         retry,
     }
 }
 
-fn headers(section: &mut Section<'_, '_>) -> BTreeMap<String, String> {
+fn headers(section: &mut Section<'_, '_>) -> BTreeMap<String, Secret> {
     let entries = section.entries("headers", |name, value| {
         let name = values::header_name(name)?;
         let value = values::header_value(&name, value)?;
@@ -188,7 +223,7 @@ fn headers(section: &mut Section<'_, '_>) -> BTreeMap<String, String> {
             let message = format!("the header {} is there twice", quote(&name));
             section.error(span, Problem::new(message).hint("the case of names does not count"));
         }
-        headers.insert(name, value);
+        headers.insert(name, Secret::from(value));
     }
     headers
 }

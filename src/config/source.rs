@@ -4,7 +4,7 @@
 //! as nothing. Offsets come from the TOML parser; one that is off (behind the end, inside a
 //! character) is moved back to the nearest good one and never panics.
 
-use std::{ops::Range, path::Path};
+use std::{collections::BTreeSet, ops::Range, path::Path};
 
 use super::diagnostics::{Diagnostic, Problem, Severity, push_visible, visible};
 
@@ -21,6 +21,8 @@ pub(super) struct Source {
     text: String,
     /// Byte offset at which each line starts; never empty.
     line_starts: Vec<usize>,
+    /// Lines of `headers`, the values of which are not to be shown.
+    secret_lines: BTreeSet<usize>,
 }
 
 /// The line a diagnostic is about, ready to print.
@@ -40,6 +42,7 @@ impl Source {
         Source {
             name: visible(&name.display().to_string()),
             text: text.to_owned(),
+            secret_lines: secret_lines(text),
             line_starts: std::iter::once(0).chain(line_ends).collect(),
         }
     }
@@ -96,6 +99,9 @@ impl Source {
         let start = self.text.floor_char_boundary(span.start);
         let line_start = self.line_starts[self.line(start)];
         let line = self.text[line_start..].lines().next().filter(|line| !line.is_empty())?;
+        if self.secret_lines.contains(&self.line(start)) {
+            return None;
+        }
         let end = self.text.floor_char_boundary(span.end).min(line_start + line.len());
 
         let marked_from = self.text[line_start..start].chars().count();
@@ -118,4 +124,28 @@ impl Source {
         }
         Some(Snippet { text, indent, width: width.max(1) })
     }
+}
+
+/// The lines that belong to `headers`, from 0. Told by the text and not by the TOML tree, which may
+/// lack just what is broken.
+fn secret_lines(text: &str) -> BTreeSet<usize> {
+    let names_headers = |line: &str| {
+        line.match_indices("headers").any(|(at, word)| {
+            let rest = line[at + word.len()..].trim_start_matches(['"', '\'', ' ', '\t']);
+            rest.starts_with(['=', '.', ']'])
+        })
+    };
+    let (mut in_section, mut in_braces) = (false, false);
+    let mut secret = BTreeSet::new();
+    for (number, line) in text.lines().enumerate() {
+        let begins = names_headers(line);
+        if line.trim_start().starts_with('[') {
+            in_section = begins;
+        }
+        if in_section || in_braces || begins {
+            secret.insert(number);
+        }
+        in_braces = (in_braces || begins && line.contains('{')) && !line.contains('}');
+    }
+    secret
 }

@@ -165,26 +165,19 @@ pub(super) fn listener(key: &str, text: &str) -> Result<String, Problem> {
     }
 }
 
-/// http://host:port to export to.
+/// http://host:port, or https://, to export to.
 pub(super) fn exporter_endpoint(key: &str, text: &str) -> Result<String, Problem> {
     let wanted =
         || Problem::new(format!("`{key}` must be http://host:port, found {}", quote(text)));
     let Some((scheme, address)) = text.split_once("://") else {
         return Err(wanted().hint(format!("add the scheme: \"http://{text}\"")));
     };
-    match scheme {
-        "http" => {}
-        "https" => {
-            return Err(Problem::new(format!("`{key}` is https://, and TLS is not available yet"))
-                .hint(
-                    "use http://, through a TLS proxy beside Tailwater where the network needs it",
-                ));
-        }
-        _ => return Err(wanted()),
+    if !matches!(scheme, "http" | "https") {
+        return Err(wanted());
     }
     match address.split_once('/') {
         Some((address, _)) => {
-            Err(wanted().hint(format!("OTLP/gRPC has no path: \"http://{address}\"")))
+            Err(wanted().hint(format!("OTLP/gRPC has no path: \"{scheme}://{address}\"")))
         }
         None => match host_and_port(address) {
             Ok(0) => Err(wanted().hint("port 0 cannot be connected to")),

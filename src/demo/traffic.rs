@@ -26,7 +26,7 @@ use super::{routes::Service, shop::Shop, spans::resource_spans, verify::Verifier
 use crate::{
     clock::{self, Clock},
     config::Exporter,
-    exporter::{Client, ClientError, Outcome},
+    exporter::{Client, ClientError, Connector, Outcome},
     trace::TraceId,
 };
 
@@ -79,7 +79,8 @@ impl Traffic {
         let mut outgoing = Vec::new();
         for service in Service::ALL {
             let (batches, waiting) = mpsc::channel(BATCHES_MAX);
-            senders.spawn(send(Client::new(exporter)?, waiting, Arc::clone(verifier)));
+            let client = Client::with_connector(exporter, Connector::new(exporter.timeout, None))?;
+            senders.spawn(send(client, waiting, Arc::clone(verifier)));
             outgoing.push(Outgoing { service, spans: Vec::new(), batches });
         }
         let (shop, clock) = (Shop::open(), Clock::start());

@@ -28,7 +28,7 @@ use tonic::{
     metadata::AsciiMetadataKey,
     transport::{Channel, Endpoint},
 };
-use tower_service::Service as _;
+use tower_service::Service;
 
 use super::{
     answer::{Answer, Outcome, classify},
@@ -69,38 +69,36 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that connects when it is first used, and again whenever the connection is gone.
-    ///
-    /// # Errors
-    /// [`ClientError`] when the endpoint or a header cannot be used.
-    pub fn new(config: &Exporter) -> Result<Self, ClientError> {
-        let endpoint = endpoint(config)?;
-        Self::over(config, endpoint.uri(), endpoint.connect_lazy())
-    }
-
-    /// The same over connections that `connector` makes, as a simulation does.
+    /// A client that connects when it is first used, and again whenever the connection is gone;
+    /// each time through the connector, which gets the URI of the endpoint.
     ///
     /// # Errors
     /// [`ClientError`] when the endpoint or a header cannot be used.
     pub fn with_connector<C>(config: &Exporter, connector: C) -> Result<Self, ClientError>
     where
-        C: tower_service::Service<Uri> + Send + 'static,
+        C: Service<Uri, Future: Send> + Send + 'static,
         C::Response: hyper::rt::Read + hyper::rt::Write + Send + Unpin,
-        C::Future: Send,
-        Box<dyn std::error::Error + Send + Sync>: From<C::Error> + Send,
+        Box<dyn std::error::Error + Send + Sync>: From<C::Error>,
     {
-        let endpoint = endpoint(config)?;
-        Self::over(config, endpoint.uri(), endpoint.connect_with_connector_lazy(connector))
-    }
-
-    fn over(config: &Exporter, uri: &Uri, channel: Channel) -> Result<Self, ClientError> {
+        let endpoint = Endpoint::from_shared(config.endpoint.clone())
+            .and_then(|endpoint| {
+                endpoint.user_agent(concat!("tailwater/", env!("CARGO_PKG_VERSION")))
+            })
+            .map_err(|error| ClientError::Endpoint(config.endpoint.clone(), error))?
+            .connect_timeout(config.timeout)
+            // Together under 30 s, the time in which a peer that vanished must be noticed.
+            .http2_keep_alive_interval(Duration::from_secs(15))
+            .keep_alive_timeout(Duration::from_secs(10));
         let mut headers = HeaderMap::new();
         for (name, value) in &config.headers {
             let invalid = || ClientError::Header(name.clone());
             // tonic's own types know which names gRPC reserves.
             let key: AsciiMetadataKey = name.parse().map_err(|_| invalid())?;
             let name = HeaderName::try_from(key.as_str()).map_err(|_| invalid())?;
-            headers.insert(name, value.parse().map_err(|_| invalid())?);
+            let mut value: HeaderValue = value.reveal().parse().map_err(|_| invalid())?;
+            // Not for any log, and not for the table of HTTP/2 header compression.
+            value.set_sensitive(true);
+            headers.insert(name, value);
         }
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -108,8 +106,8 @@ impl Client {
             headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
         }
         Ok(Client {
-            uri: export_uri(uri),
-            channel,
+            uri: export_uri(endpoint.uri()),
+            channel: endpoint.connect_with_connector_lazy(connector),
             headers,
             compression: config.compression,
             timeout: config.timeout,
@@ -177,19 +175,6 @@ impl Client {
         prefix[1..].copy_from_slice(&length.to_be_bytes());
         Ok(Framed([Some(Bytes::copy_from_slice(&prefix)), Some(message)]))
     }
-}
-
-/// How to connect: keepalive, so that a peer that vanished is noticed, and a user agent.
-fn endpoint(config: &Exporter) -> Result<Endpoint, ClientError> {
-    let endpoint = Endpoint::from_shared(config.endpoint.clone())
-        .and_then(|endpoint| endpoint.user_agent(concat!("tailwater/", env!("CARGO_PKG_VERSION"))))
-        .map_err(|error| ClientError::Endpoint(config.endpoint.clone(), error))?;
-    Ok(endpoint
-        .connect_timeout(config.timeout)
-        .tcp_nodelay(true)
-        // Together under 30 s, the time in which a peer that vanished must be noticed.
-        .http2_keep_alive_interval(Duration::from_secs(15))
-        .keep_alive_timeout(Duration::from_secs(10)))
 }
 
 /// Reads an answer as far as it is looked at.

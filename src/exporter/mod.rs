@@ -8,6 +8,7 @@
 
 mod answer;
 mod client;
+mod connect;
 mod deliver;
 mod peer;
 mod queue;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 
 pub use answer::{Answer, Outcome};
 pub use client::{Client, ClientError};
+pub use connect::{ConnectError, Connection, Connector, Tls};
 pub use queue::{Popped, Queue};
 
 use crate::{

@@ -135,6 +135,7 @@ pub struct Metrics {
     refused_requests: [[Counter; 6]; 2],
     grpc_requests: Vec<Counter>,
     not_grpc_requests: Counter,
+    handshake_failures: [Counter; 2],
     http_requests: Vec<Counter>,
     policies: Policies,
     triggers: [Counter; 5],
@@ -160,6 +161,7 @@ struct Gauges {
     queue: [Gauge; 3],
     /// Whether the last one succeeded, and when one last did.
     reload: [Gauge; 2],
+    credentials: Gauge,
 }
 
 impl Metrics {
@@ -172,6 +174,7 @@ impl Metrics {
         });
         metrics.add_policies(policies);
         metrics.reloaded(true);
+        metrics.credentials_in_force(true);
         metrics
     }
 
@@ -196,6 +199,7 @@ impl Metrics {
             }),
             grpc_requests: codes().map(|code| requests("grpc", code_name(code).into())).collect(),
             not_grpc_requests: requests("grpc", "415".into()),
+            handshake_failures: per_transport("tailwater_receiver_tls_handshake_failures_total"),
             http_requests: HTTP_CODES.map(|code| requests("http", code.to_string())).into(),
             policies: Policies::register(),
             triggers: Trigger::ALL
@@ -241,6 +245,24 @@ impl Metrics {
         if successful {
             self.gauges.reload[1].set(clock::unix_millis() as f64 / 1e3);
         }
+    }
+
+    /// Whether the certificates, keys and tokens in force are those of the files.
+    pub fn credentials_in_force(&self, all: bool) {
+        self.gauges.credentials.set(f64::from(u8::from(all)));
+    }
+
+    /// The last second of a certificate that the service shows: as `receiver` or `exporter`. The
+    /// series is there only where a certificate is, since 0 would be long ago.
+    pub fn certificate_expires(&self, of: &'static str, unix_seconds: u64) {
+        let name = "tailwater_tls_certificate_expiry_timestamp_seconds";
+        let gauge = with_local_recorder(&*self.recorder, || gauge!(name, "certificate" => of));
+        gauge.set(unix_seconds as f64);
+    }
+
+    /// A connection that never became a TLS connection.
+    pub fn handshake_failed(&self, transport: Transport) {
+        self.handshake_failures[transport as usize].increment(1);
     }
 
     /// A request that was taken.
@@ -390,6 +412,7 @@ impl Gauges {
                 gauge!("tailwater_config_last_reload_successful"),
                 gauge!("tailwater_config_last_reload_success_timestamp_seconds"),
             ],
+            credentials: gauge!("tailwater_credentials_last_reload_successful"),
         }
     }
 
@@ -412,6 +435,7 @@ fn describe() {
     describe_counter!("tailwater_receiver_refused_spans_total", "Spans rejected inside an accepted request.");
     describe_counter!("tailwater_receiver_refused_requests_total", "Requests of which nothing was consumed.");
     describe_counter!("tailwater_receiver_requests_total", "Requests answered, by gRPC code or HTTP status.");
+    describe_counter!("tailwater_receiver_tls_handshake_failures_total", "Connections that never became TLS connections.");
     describe_counter!("tailwater_traces_kept_total", "Traces kept, by the policy that is credited.");
     describe_counter!("tailwater_traces_dropped_total", "Traces dropped, by the policy that is credited.");
     describe_counter!("tailwater_spans_kept_total", "Spans kept, late ones under the policy of their trace.");
@@ -440,5 +464,7 @@ fn describe() {
     describe_gauge!("tailwater_exporter_queue_capacity_bytes", "The most bytes the sending queue takes.");
     describe_gauge!("tailwater_config_last_reload_successful", "Whether the last load of the policies succeeded.");
     describe_gauge!("tailwater_config_last_reload_success_timestamp_seconds", "When the policies were last loaded, in Unix seconds.");
+    describe_gauge!("tailwater_credentials_last_reload_successful", "Whether the certificates, keys and tokens in force are those of the files.");
+    describe_gauge!("tailwater_tls_certificate_expiry_timestamp_seconds", "When a certificate that is shown to others ends, in Unix seconds.");
     describe_gauge!("tailwater_build_info", "1, with the version of this binary.");
 }

@@ -70,10 +70,10 @@ impl GrpcService {
             response.extensions_mut().insert(LongLived);
             return response;
         }
-        let answer = if path == EXPORT_PATH {
-            self.export(request).await
-        } else {
-            Err(Status::unimplemented("only traces are taken here"))
+        let answer = match self.intake.authenticate(request.headers()) {
+            Err(refusal) => Err(self.refuse(&refusal)),
+            Ok(()) if path == EXPORT_PATH => self.export(request).await,
+            Ok(()) => Err(Status::unimplemented("only traces are taken here")),
         };
         let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
         self.intake.metrics.answered_grpc(code);
@@ -113,6 +113,8 @@ impl GrpcService {
         }
         let message = refusal.to_string();
         match refusal {
+            // Final until someone corrects the token.
+            Refusal::Unauthenticated => Status::unauthenticated(message),
             // Retryable, and the sender is told when.
             Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
                 unavailable(message, self.intake.retry_delay(refusal))

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
+    header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -63,24 +63,33 @@ impl HttpService {
     pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         // Who writes neither is answered in the one that every sender of OTLP can read.
         let format = format_of(&request).unwrap_or(Format::Protobuf);
-        let response = match encoding_of(&request) {
-            Err(unfit) => unfit_response(&unfit, format),
-            Ok(encoding) => {
-                let exchange = self.exchange(request, format, encoding);
-                match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
-                    Ok(Ok(ingested)) => {
-                        response(StatusCode::OK, format, format.acknowledgement(&ingested))
-                    }
-                    Ok(Err(refusal)) => self.refuse(&refusal, format),
-                    Err(_elapsed) => {
-                        let late = Refusal::Malformed("the body took longer than 30 s".into());
-                        self.refuse(&late, format)
-                    }
-                }
-            }
+        let response = match self.intake.authenticate(request.headers()) {
+            Ok(()) => self.answer_known(request, format).await,
+            Err(refusal) => self.refuse(&refusal, format),
         };
         self.intake.metrics.answered_http(response.status().as_u16());
         response
+    }
+
+    /// Answers a sender that may send.
+    async fn answer_known(
+        &self,
+        request: Request<Incoming>,
+        format: Format,
+    ) -> Response<Full<Bytes>> {
+        let encoding = match encoding_of(&request) {
+            Ok(encoding) => encoding,
+            Err(unfit) => return unfit_response(&unfit, format),
+        };
+        let exchange = self.exchange(request, format, encoding);
+        match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
+            Ok(Ok(ingested)) => response(StatusCode::OK, format, format.acknowledgement(&ingested)),
+            Ok(Err(refusal)) => self.refuse(&refusal, format),
+            Err(_elapsed) => {
+                let late = Refusal::Malformed("the body took longer than 30 s".into());
+                self.refuse(&late, format)
+            }
+        }
     }
 
     async fn exchange(
@@ -110,6 +119,8 @@ impl HttpService {
             self.intake.metrics.refused(Transport::Http, because);
         }
         let (status, code) = match refusal {
+            // Final until someone corrects the token.
+            Refusal::Unauthenticated => (StatusCode::UNAUTHORIZED, Code::Unauthenticated),
             // Retryable, and the sender is told when.
             Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
@@ -125,6 +136,9 @@ impl HttpService {
             Refusal::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),
         };
         let mut response = error(status, code, refusal.to_string(), format);
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             // Whole seconds, which is all that the Node SDK reads.
             let seconds = self.intake.retry_delay(refusal).as_secs_f64().round() as u64;

@@ -4,9 +4,9 @@
 //! run out and waits for ever for the last connection to close, so this is done here, on hyper.
 //!
 //! Limits: `max_connections`, beyond which the connection that has been silent longest makes room
-//! or, where all have spoken, the new one is closed at once; 10 s for the preface; 16 KiB of
-//! headers; a ping after 60 s of silence, answered within 20 s; 30 s in which none of the answers
-//! that wait for their reader is read; 10 minutes without a request.
+//! or, where all have spoken, the new one is closed at once; 10 s for the TLS handshake and the
+//! preface together; 16 KiB of headers; a ping after 60 s of silence, answered within 20 s; 30 s in
+//! which none of the answers that wait for their reader is read; 10 minutes without a request.
 
 use std::{
     collections::VecDeque,
@@ -34,26 +34,23 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{oneshot, watch},
     task::JoinSet,
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 use tracing::{debug, warn};
 
-use super::{REQUEST_TIMEOUT, windows::Windows};
-use crate::supervise::{Panicked, Supervised};
+use super::{REQUEST_TIMEOUT, handshake::Handshake, preface::begun, windows::Windows};
+use crate::{
+    supervise::{Panicked, Supervised},
+    throttle::Throttle,
+};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What is peeked at while that may be all there is.
-const FIRST_BYTES: usize = 512;
-const FIRST_BYTES_PAUSE_MAX: Duration = Duration::from_millis(500);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often in that time an idle connection is looked at.
 const IDLE_CHECKS: u32 = 10;
 /// How often in [`REQUEST_TIMEOUT`] answers that wait for their reader are looked at.
 const UNREAD_CHECKS: u32 = 3;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Trouble that lasts is logged once in this time.
-const WARN_INTERVAL: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 
 /// A port cannot be bound.
@@ -99,10 +96,6 @@ pub trait Listen: Send + Sync + 'static {
 pub trait Connected: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Where it comes from.
     fn peer_addr(&self) -> Option<SocketAddr>;
-
-    /// Waits until the client has sent what HTTP begins with, and leaves it to be read; 0 where
-    /// the connection ended first.
-    fn first_bytes(&self, http2_only: bool) -> impl Future<Output = io::Result<usize>> + Send;
 }
 
 impl Listen for TcpListener {
@@ -124,10 +117,6 @@ impl Connected for TcpStream {
     fn peer_addr(&self) -> Option<SocketAddr> {
         TcpStream::peer_addr(self).ok()
     }
-
-    async fn first_bytes(&self, http2_only: bool) -> io::Result<usize> {
-        first_bytes(self, http2_only).await
-    }
 }
 
 /// What bounds the connections of one listener.
@@ -143,18 +132,24 @@ pub struct Limits {
     pub http2_only: bool,
 }
 
+/// What connections come through.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// What bounds them.
+    pub limits: Limits,
+    /// What they must pass first.
+    pub tls: Option<Arc<Handshake>>,
+    /// Contains their panics.
+    pub supervised: Supervised,
+}
+
 /// Marks an answer whose body may take as long as it likes, such as a stream of health changes.
 #[derive(Clone, Copy, Debug)]
 pub struct LongLived;
 
 /// Accepts and serves connections until `stop` turns true, then lets the requests under way finish.
-pub async fn serve<L, A, F, B>(
-    listener: L,
-    limits: Limits,
-    answer: A,
-    stop: watch::Receiver<bool>,
-    supervised: Supervised,
-) where
+pub async fn serve<L, A, F, B>(listener: L, door: Door, answer: A, stop: watch::Receiver<bool>)
+where
     L: Listen,
     A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -162,8 +157,8 @@ pub async fn serve<L, A, F, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut connections = JoinSet::new();
+    let (crowded, trouble) = (Throttle::default(), Throttle::default());
     let mut silent = Silent::default();
-    let mut trouble = Trouble::default();
     // A panic in here costs the loop a pause, and no connection.
     let mut accepting = async || {
         let mut stop = stop.clone();
@@ -175,34 +170,41 @@ pub async fn serve<L, A, F, B>(
                 _ = stop.wait_for(|&stop| stop) => break,
                 Some(ended) = connections.join_next() => {
                     if ended.is_err_and(|error| error.is_panic()) {
-                        supervised.supervisor.panicked(supervised.task);
+                        door.supervised.supervisor.panicked(door.supervised.task);
                     }
                     continue;
                 }
-                stream = accept(&listener, &mut trouble) => stream,
+                stream = accept(&listener, &trouble) => stream,
             };
-            if connections.len() >= limits.max_connections && !silent.make_room() {
-                trouble.warn("closed a connection at once", &"max_connections are open");
+            let connections_max = door.limits.max_connections;
+            if connections.len() >= connections_max && !silent.make_room() {
+                if let Some(left_out) = crowded.ask() {
+                    warn!(
+                        connections_max,
+                        left_out, "closed a connection at once: too many are open"
+                    );
+                }
                 continue;
             }
-            let must_leave = silent.add(limits.max_connections);
-            let (limits, supervised) = (limits.clone(), supervised.clone());
-            let connection = Connection { limits, stop: stop.clone(), supervised };
+            let must_leave = silent.add(connections_max);
+            let connection = Connection { door: door.clone(), stop: stop.clone() };
             connections.spawn(connection.serve(stream, answer.clone(), must_leave));
         }
     };
-    while supervised.run(accepting()).await.is_err() {}
+    while door.supervised.run(accepting()).await.is_err() {}
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
-async fn accept<L: Listen>(listener: &L, trouble: &mut Trouble) -> L::Stream {
+async fn accept<L: Listen>(listener: &L, trouble: &Throttle) -> L::Stream {
     loop {
         match listener.accept().await {
             Ok(stream) => return stream,
             Err(error) => {
                 // Out of descriptors, mostly: retrying at once would spin until one is free.
-                trouble.warn("cannot accept a connection", &error);
+                if let Some(left_out) = trouble.ask() {
+                    warn!(%error, left_out, "cannot accept a connection");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -231,29 +233,16 @@ impl Silent {
     }
 }
 
-/// What goes wrong again and again, in one line a while.
-#[derive(Default)]
-struct Trouble {
-    warned: Option<Instant>,
-    unsaid: u64,
-}
-
-impl Trouble {
-    fn warn(&mut self, what: &str, why: &dyn std::fmt::Display) {
-        if self.warned.is_some_and(|warned| warned.elapsed() < WARN_INTERVAL) {
-            self.unsaid += 1;
-            return;
-        }
-        let times_before = std::mem::take(&mut self.unsaid);
-        warn!(%why, times_before, "{what}");
-        self.warned = Some(Instant::now());
-    }
-}
-
 struct Connection {
-    limits: Limits,
+    door: Door,
     stop: watch::Receiver<bool>,
-    supervised: Supervised,
+}
+
+/// A connection that has not spoken yet.
+struct Arrival {
+    peer: Option<SocketAddr>,
+    deadline: Instant,
+    must_leave: oneshot::Receiver<()>,
 }
 
 /// Requests under way and answers unread, and how many there have been, to tell a connection that
@@ -301,7 +290,7 @@ impl Drop for Unread {
 }
 
 impl Connection {
-    async fn serve<S, A, F, B>(self, stream: S, answer: A, mut must_leave: oneshot::Receiver<()>)
+    async fn serve<S, A, F, B>(self, stream: S, answer: A, must_leave: oneshot::Receiver<()>)
     where
         S: Connected,
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -310,32 +299,59 @@ impl Connection {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let peer = stream.peer_addr();
+        // One deadline for the handshake and the preface behind it.
+        let mut arrival = Arrival { peer, deadline: Instant::now() + PREFACE_TIMEOUT, must_leave };
+        let Some(tls) = &self.door.tls else {
+            return self.serve_stream(stream, arrival, answer).await;
+        };
         let mut stop = self.stop.clone();
-        let preface = stream.first_bytes(self.limits.http2_only);
-        let preface = tokio::time::timeout(PREFACE_TIMEOUT, preface);
-        let has_preface = tokio::select! {
+        let stream = tokio::select! {
             biased;
             _ = stop.wait_for(|&stop| stop) => return,
-            read = preface => read.is_ok_and(|first| first.is_ok_and(|n| n > 0)),
-            _ = &mut must_leave => false,
+            stream = tls.accept(stream, peer, PREFACE_TIMEOUT) => stream,
+            _ = &mut arrival.must_leave => return,
         };
-        drop(must_leave);
-        if !has_preface {
-            return debug!(?peer, "closed a connection that sent no preface in time");
+        if let Some(stream) = stream {
+            self.serve_stream(stream, arrival, answer).await;
         }
+    }
+
+    async fn serve_stream<S, A, F, B>(&self, stream: S, mut arrival: Arrival, answer: A)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let limits = &self.door.limits;
+        let head_bytes_max = (!limits.http2_only).then_some(HEADER_BYTES_MAX as usize);
+        let mut stop = self.stop.clone();
+        let begun = tokio::select! {
+            biased;
+            _ = stop.wait_for(|&stop| stop) => return,
+            begun = timeout_at(arrival.deadline, begun(stream, head_bytes_max)) => begun,
+            _ = &mut arrival.must_leave => return,
+        };
+        let peer = arrival.peer;
+        // It has spoken, and makes room for nobody any more.
+        drop(arrival);
+        let Ok(Ok(Some(stream))) = begun else {
+            return debug!(?peer, "closed a connection that sent no preface in time");
+        };
         self.serve_http(stream, answer, peer).await;
     }
 
     async fn serve_http<S, A, F, B>(&self, stream: S, answer: A, peer: Option<SocketAddr>)
     where
-        S: Connected,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let activity = Arc::new(Activity::default());
-        let (seen, supervised) = (Arc::clone(&activity), self.supervised.clone());
+        let (seen, supervised) = (Arc::clone(&activity), self.door.supervised.clone());
         let service = service_fn(move |request| {
             seen.begun.fetch_add(1, Relaxed);
             let under_way = Counted::one_more(&seen.under_way);
@@ -352,7 +368,7 @@ impl Connection {
                 Ok::<_, Panicked>(response.map(|body| body.map_err(held)))
             }
         });
-        let window = self.limits.windows.grant();
+        let window = self.door.limits.windows.grant();
         let builder = self.builder(window.bytes as u32);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut stop = self.stop.clone();
@@ -393,43 +409,13 @@ impl Connection {
             .timer(TokioTimer::new())
             .initial_stream_window_size(window)
             .initial_connection_window_size(window)
-            .max_concurrent_streams(self.limits.max_concurrent_streams)
+            .max_concurrent_streams(self.door.limits.max_concurrent_streams)
             .max_header_list_size(HEADER_BYTES_MAX)
             .keep_alive_interval(Duration::from_secs(60))
             .keep_alive_timeout(Duration::from_secs(20));
         // The first head is waited for above; later ones end the idle time of a connection.
         builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
-        if self.limits.http2_only { builder.http2_only() } else { builder }
-    }
-}
-
-/// Waits until the client has sent a whole HTTP/2 preface, the whole head of a first HTTP/1
-/// request, or what is neither and hyper refuses. Peeked, so that hyper reads it again.
-async fn first_bytes(stream: &TcpStream, http2_only: bool) -> io::Result<usize> {
-    // Before there is a buffer: silent connections are to cost next to nothing.
-    stream.readable().await?;
-    let mut first = vec![0; FIRST_BYTES];
-    let mut pause = Duration::from_millis(10);
-    loop {
-        let read = stream.peek(&mut first).await?;
-        if read == first.len() && read < HEADER_BYTES_MAX as usize {
-            first.resize(HEADER_BYTES_MAX as usize, 0);
-            continue;
-        }
-        let is_half = match &first[..read] {
-            [] => false,
-            preface if PREFACE.starts_with(preface) => read < PREFACE.len(),
-            [b'A'..=b'Z', ..] if !http2_only => {
-                read < first.len() && !first[..read].windows(4).any(|four| four == b"\r\n\r\n")
-            }
-            _ => false,
-        };
-        if !is_half {
-            return Ok(read);
-        }
-        // Readiness does not come again for bytes that are only peeked at.
-        tokio::time::sleep(pause).await;
-        pause = (2 * pause).min(FIRST_BYTES_PAUSE_MAX);
+        if self.door.limits.http2_only { builder.http2_only() } else { builder }
     }
 }
 

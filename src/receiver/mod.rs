@@ -1,16 +1,19 @@
 //! Receiving: from an accepted connection to spans in the window, and the answer to the sender.
 //!
-//! [`Intake`] is what both doors share: it says whether a request may come in at all (before its
-//! body is read), walks and buffers it, counts, and names the reason of a refusal. [`grpc`] and
-//! [`http`] turn that into answers, [`listen`] owns sockets and connections. Acknowledged means
-//! buffered. A refused request is refused whole: nothing of it was consumed.
+//! [`Intake`] is what both doors share: it says who may send and whether a request may come in at
+//! all (before its body is read), walks and buffers it, counts, and names the reason of a refusal.
+//! [`grpc`] and [`http`] turn that into answers, [`listen`] owns sockets and connections,
+//! [`handshake`] is TLS in front of them. Acknowledged means buffered. A refused request is refused
+//! whole: nothing of it was consumed.
 
 mod admission;
 mod compression;
 pub mod descriptors;
 pub mod grpc;
+pub mod handshake;
 pub mod http;
 pub mod listen;
+mod preface;
 pub mod windows;
 
 use std::{
@@ -22,12 +25,14 @@ use std::{
     time::Duration,
 };
 
+use ::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use tokio::sync::Semaphore;
 
 use crate::{
     budget::Budget,
     clock::WindowClock,
     config::Overflow,
+    credentials::{Live, Tokens},
     decider::Outbox,
     exporter::Queue,
     metrics::{FailedBecause, Metrics, RefusedBecause, Transport},
@@ -50,6 +55,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// Without a token, or with a wrong one.
+    #[error("a valid bearer token is required in `authorization`")]
+    Unauthenticated,
     /// The memory limit is reached.
     #[error("the memory limit is reached, try again later")]
     Memory,
@@ -106,6 +114,7 @@ impl Refusal {
     /// for not at all.
     pub fn because(&self) -> Option<RefusedBecause> {
         match self {
+            Refusal::Unauthenticated => Some(RefusedBecause::Unauthenticated),
             Refusal::Memory => Some(RefusedBecause::Memory),
             Refusal::QueueFull => Some(RefusedBecause::QueueFull),
             Refusal::Draining => Some(RefusedBecause::Draining),
@@ -137,11 +146,24 @@ pub struct Intake {
     pub clock: Arc<WindowClock>,
     /// Contains and counts panics.
     pub supervisor: Arc<Supervisor>,
+    /// Who may send; anyone where there are no tokens.
+    pub tokens: Option<Arc<Live<Tokens>>>,
     /// Set once the service stops accepting.
     pub is_draining: AtomicBool,
 }
 
 impl Intake {
+    /// Whether the sender of these headers may send, asked before anything else.
+    ///
+    /// # Errors
+    /// [`Refusal::Unauthenticated`].
+    pub fn authenticate(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Some(tokens) = &self.tokens else { return Ok(()) };
+        let authorization = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        let is_admitted = authorization.is_some_and(|value| tokens.get().admit(value));
+        if is_admitted { Ok(()) } else { Err(Refusal::Unauthenticated) }
+    }
+
     /// Whether a request may come in, asked before its body is read.
     ///
     /// # Errors

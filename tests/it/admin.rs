@@ -58,10 +58,12 @@ gauge exporter_queue_capacity_bytes
 histogram exporter_request_duration_seconds code=OK,UNAVAILABLE le=0.005,0.01,0.025,0.05,0.1
 histogram exporter_request_duration_seconds code=OK,UNAVAILABLE le=0.25,0.5,1,2.5,5,10,+Inf
 counter exporter_retries_total code=OK,CANCELLED,DEADLINE_EXCEEDED,UNAVAILABLE,RESOURCE_EXHAUSTED
+gauge credentials_last_reload_successful
+counter receiver_tls_handshake_failures_total transport=grpc,http
 gauge config_last_reload_successful
 gauge config_last_reload_success_timestamp_seconds
 gauge build_info version=VERSION
-counter task_restarts_total task=receiver,decider,exporter,reload
+counter task_restarts_total task=receiver,decider,exporter,reload,credentials
 counter unstamped_spans_total
 "#;
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tailwater::{grpc::EXPORT_PATH, testing::Sink};
 
 use crate::{
-    harness::{ALL, Metrics, get, request, span},
+    harness::{ALL, Directory, Metrics, get, request, span},
     wire::{connect, frame, http2, open, post},
 };
 
@@ -21,76 +21,61 @@ const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
 /// A port where nothing listens: only root could.
 pub const NOBODY: &str = "http://127.0.0.1:1";
 
-fn tailwater(arguments: &[&str]) -> Output {
-    Command::new(BINARY).args(arguments).output().expect("the binary runs")
+pub fn tailwater(arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    // For tests of what is not to be shown.
+    command.env("TAILWATER_SECRET", "kanarienvogel");
+    command.args(arguments).output().expect("the binary runs")
 }
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
 }
 
-/// A directory that is removed in the end.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        let name = format!("tailwater-cli-{}-{:x}", std::process::id(), fastrand::u64(..));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).expect("created");
-        Directory(path)
-    }
-
-    fn file(&self, name: &str, content: &str) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, content).expect("written");
-        path.to_str().expect("UTF-8").to_owned()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// `tailwater run` with a log that can be read while it runs.
 pub struct Process {
     child: Child,
-    log: PathBuf,
-    directory: Directory,
+    pub log: PathBuf,
+    pub directory: Directory,
 }
 
 impl Process {
     /// Everything is kept, decided after an hour, and sent to `backend`; with `more` at the top.
-    fn start(more: &str, backend: &str) -> Self {
-        Self::start_by(Command::new(BINARY), more, backend)
+    pub fn start(more: &str, backend: &str) -> Self {
+        Self::start_logging(more, backend, "info")
+    }
+
+    /// The same, logging what is of this level.
+    pub fn start_logging(more: &str, backend: &str, level: &str) -> Self {
+        Self::start_by(Command::new(BINARY), more, backend, level)
     }
 
     /// Likewise, with so few descriptors.
     pub fn start_with_descriptors(descriptors: u32, backend: &str) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), BINARY]);
-        Self::start_by(shell, "shutdown_timeout = \"1s\"", backend)
+        Self::start_by(shell, "shutdown_timeout = \"1s\"", backend, "info")
     }
 
-    fn start_by(mut command: Command, more: &str, backend: &str) -> Self {
+    fn start_by(mut command: Command, more: &str, backend: &str, level: &str) -> Self {
         let zero = "endpoint = \"127.0.0.1:0\"\n";
         let config = format!(
             "{more}\n[receiver.grpc]\n{zero}[receiver.http]\n{zero}[telemetry]\n{zero}\
-             log_format = \"json\"\n[sampling]\ndecision_wait = \"1h\"\n\
+             log_format = \"json\"\nlog_level = \"{level}\"\n[sampling]\ndecision_wait = \"1h\"\n\
              decision_wait_after_root_received = \"0s\"\n\
              [exporter.otlp]\nendpoint = \"{backend}\"\n{ALL}"
         );
         let directory = Directory::new();
         let config = directory.file("tailwater.toml", &config);
         let log = directory.0.join("log");
+        command.env("TAILWATER_SECRET", "kanarienvogel");
         command.args(["run", "--config", &config]).stdout(Stdio::null());
         let child = command.stderr(File::create(&log).expect("created")).spawn().expect("spawned");
         Process { child, log, directory }
     }
 
     /// Waits for a line of the log with this in it.
-    async fn line(&self, part: &str) -> Value {
+    pub async fn line(&self, part: &str) -> Value {
         for _ in 0..500 {
             let log = fs::read_to_string(&self.log).expect("a log");
             if let Some(line) = log.split_inclusive('\n').find(|line| line.contains(part)) {
@@ -117,7 +102,7 @@ impl Process {
     }
 
     /// Exports spans of as many traces as told; the ledger holds before and after.
-    async fn export(&self, traces: u64) {
+    pub async fn export(&self, traces: u64) {
         let (grpc, admin) = self.addresses().await;
         let spans = (1..=traces).map(|trace| span(trace, 1, None)).collect();
         let body = prost::Message::encode_to_vec(&request("shop", spans));
@@ -129,14 +114,14 @@ impl Process {
         metrics.assert_ledger();
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs");
         assert!(sent.success());
     }
 
     /// Waits until it has ended.
-    async fn exit(&mut self) -> ExitStatus {
+    pub async fn exit(&mut self) -> ExitStatus {
         for _ in 0..500 {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 return status;
@@ -277,6 +262,28 @@ fn a_port_in_use_is_named() {
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.contains(&format!("{key}.endpoint = \"{taken}\"")), "{log}");
         assert!(!log.contains('\u{1b}'), "colours are for terminals: {log}");
+    }
+}
+
+/// Scenario: certificates, keys and tokens that are not there, cannot be read or do not fit, folders
+/// that are not there, an unknown key, and an address that this machine does not have.
+/// Guarantees: `run` exits with 1 and says where the mistake is. (How fast is measured by hand.)
+#[test]
+fn what_keeps_it_from_starting_is_told_at_once() {
+    let directory = Directory::new();
+    for (lines, told) in [
+        ("[receiver.tls]\ncert_file = \"x\"\nkey_file = \"y\"", "t.toml:2:13: error: "),
+        ("[receiver.auth]\nbearer_token_file = \".\"", "t.toml:2:21: error: "),
+        ("exporter.otlp.tls.ca_file = \"t.toml\"", "t.toml:1:29: error: "),
+        ("[sampling]\npolicy_files = [\"nowhere/one.toml\"]", "t.toml:2:17: error: "),
+        ("[sampling]\ndecision_wiat = \"1s\"", "t.toml:2:1: error: "),
+        ("receiver.grpc.endpoint = \"192.0.2.1:1\"", "receiver.grpc.endpoint = "),
+    ] {
+        let file = directory.file("t.toml", &format!("{lines}\n{ALL}"));
+        let output = tailwater(&["run", "--config", &file]);
+        let log = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{lines}: {log}");
+        assert!(log.contains(told), "{lines}: {log}");
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The bytes of a request with one root span with an attribute of this length.
-fn one_span(trace: u64, length: usize) -> Vec<u8> {
+pub fn one_span(trace: u64, length: usize) -> Vec<u8> {
     let mut span = span(trace, 1, None);
     span.attributes.push(string("padding", &"x".repeat(length)));
     request("shop", vec![span]).encode_to_vec()
@@ -84,7 +84,7 @@ async fn senders_that_go_away_leave_nothing_behind() {
 }
 
 /// Sends the beginning of something; how long the other side waits for the rest.
-async fn patience(address: SocketAddr, beginning: &[u8]) -> Duration {
+pub async fn patience(address: SocketAddr, beginning: &[u8]) -> Duration {
     let mut stream = TcpStream::connect(address).await.expect("listening");
     stream.write_all(beginning).await.expect("sent");
     let began = Instant::now();

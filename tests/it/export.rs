@@ -27,8 +27,12 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use tailwater::{
     config::{Compression, Config, Overflow},
+    exporter::{Client, Connector},
     grpc::{code_name, codes},
-    receiver::{listen, windows::Windows},
+    receiver::{
+        listen::{self, Door},
+        windows::Windows,
+    },
     supervise::{Supervised, Task},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -89,6 +93,12 @@ pub type Trailers = &'static [(&'static str, &'static str)];
 
 pub const OK: Trailers = &[("grpc-status", "0")];
 
+/// The exporter's client, as the service makes it.
+pub fn backend_client(config: &Config) -> Client {
+    let connector = Connector::new(config.exporter.timeout, None);
+    Client::with_connector(&config.exporter, connector).expect("valid")
+}
+
 /// Serves answers made by hand until the test's runtime ends.
 pub fn serve_raw<A, F, B>(listener: TcpListener, answer: A)
 where
@@ -106,7 +116,8 @@ where
     let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
-        listen::serve(listener, limits, answer, stops, supervised).await;
+        let door = Door { limits, tls: None, supervised };
+        listen::serve(listener, door, answer, stops).await;
         // Whoever drops the sender ends the server.
         drop(stop);
     });

@@ -21,7 +21,7 @@ use tailwater::{
     budget::Budget,
     clock::Clock,
     config::Config,
-    exporter::{Client, Consumer, Queue},
+    exporter::{Consumer, Queue},
     metrics::{FailedBecause, Metrics as Counters, Readings},
     otlp::encode::EncodedRequest,
     receiver::listen,
@@ -35,7 +35,7 @@ use tokio::{
 };
 
 use crate::{
-    export::{roots, serve_raw},
+    export::{backend_client, roots, serve_raw},
     harness::{ALL, Metrics, Received, Running, config, request, sink},
 };
 
@@ -55,7 +55,7 @@ impl Exporter {
         let metrics = Arc::new(Counters::new(&[]));
         let (give_up, gives_up) = watch::channel(false);
         let consumer = Consumer {
-            client: Client::new(&config.exporter).expect("valid"),
+            client: backend_client(config),
             queue: Arc::clone(&queue),
             retry: config.exporter.retry.clone(),
             metrics: Arc::clone(&metrics),

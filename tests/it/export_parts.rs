@@ -16,7 +16,7 @@ use tailwater::{
     budget::Budget,
     clock::Clock,
     config::Config,
-    exporter::{Client, Consumer, Queue},
+    exporter::{Consumer, Queue},
     metrics::Metrics as Counters,
     otlp::encode::EncodedRequest,
     supervise::{Supervisor, Task},
@@ -26,7 +26,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    export::{roots, waiting},
+    export::{backend_client, roots, waiting},
     harness::{Answer, Metrics, Running, config, sink, spans_of},
 };
 
@@ -293,7 +293,7 @@ async fn what_a_panic_takes_along_is_counted() {
     let (give_up, gives_up) = watch::channel(false);
     let supervisor = Arc::<Supervisor>::default();
     let consumer = Consumer {
-        client: Client::new(&config.exporter).expect("valid"),
+        client: backend_client(&config),
         queue: Arc::clone(&queue),
         retry: config.exporter.retry,
         metrics: Arc::clone(&metrics),

@@ -63,6 +63,30 @@ pub fn tempfile(text: &str) -> std::path::PathBuf {
     path
 }
 
+/// A directory that is removed in the end.
+pub struct Directory(pub std::path::PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        let name = format!("tailwater-it-{}-{:x}", std::process::id(), fastrand::u64(..));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).expect("created");
+        Directory(path)
+    }
+
+    pub fn file(&self, name: &str, content: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, content).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 impl Running {
     /// A service of this configuration whose sink takes everything.
     pub async fn start(config: Config) -> Self {
@@ -83,7 +107,7 @@ impl Running {
         Self::over(&config, sink, received).await
     }
 
-    async fn over(config: &Config, sink: Sink, received: Received) -> Self {
+    pub async fn over(config: &Config, sink: Sink, received: Received) -> Self {
         let service = Service::start(config).await.expect("starts");
         let client = client(&service);
         Running { service, sink, received, client }

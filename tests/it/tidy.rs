@@ -28,10 +28,12 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("budget", &["crate::", "tokio", "tonic"]),
     ("clock", &["crate::sampler", "crate::config"]),
     ("config", &["tokio", "tonic", "crate::service", "crate::receiver", "crate::exporter"]),
+    ("credentials", &["crate::config", "crate::receiver", "crate::exporter", "tokio", "tonic"]),
     ("grpc", &["crate::"]),
     ("metrics", &["crate::config", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
     ("supervise", &["crate::"]),
     ("testing", &["crate::service", "crate::sampler", "crate::decider"]),
+    ("throttle", &["crate::config", "crate::metrics", "tokio", "tonic"]),
     ("trace", &["crate::config", "std::time", "std::net", "tokio", "tonic", "crate::window"]),
     ("main", &["tailwater::sampler", "tailwater::policy", "tokio::sync"]),
 ];

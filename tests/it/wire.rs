@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 
@@ -90,7 +90,11 @@ pub async fn http2(client: &SendRequest<Bytes>, request: Request<()>, body: Vec<
 
 /// One HTTP/1.1 exchange on a connection of its own, which must be closed after it.
 pub async fn http1(address: SocketAddr, request: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(address).await.expect("listening");
+    http1_over(TcpStream::connect(address).await.expect("listening"), request).await
+}
+
+/// One HTTP/1.1 exchange on this connection, which must be closed after it.
+pub async fn http1_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> Answer {
     // A server may answer before it has read everything.
     let _ = stream.write_all(request).await;
     let mut bytes = Vec::new();

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Real clients, a real Prometheus, the real binary: a small shop on the OpenTelemetry SDKs
 # of Python and Node sends through `tailwater run` to a sink; what came of every span is checked. The
-# same for every file in policies/, and the schema of the configuration under a real validator.
+# same for every file in policies/, the schema of the configuration under a real validator, and TLS
+# with the certificates of openssl and the clients of others.
 #
 #     tests/real/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
-# Needs Python 3.11, Node 20 with npm, and Debian's apt; root for apt, the first time. Everything is
+# Needs Python 3.11, Node 20 with npm, openssl, curl, and Debian's apt; root for apt, the first time. Everything is
 # installed into target/real (but python3-venv, where Debian's Python lacks it), and no service of
 # the machine is started. What a run wrote and logged stays in target/real/run.
 set -euo pipefail

@@ -1,8 +1,8 @@
 """Sends a small shop's traces through a real `tailwater run` and checks what came of every span.
 
 The senders are the Python and the Node OpenTelemetry SDK, the backend is `sink.py`, and a real
-Prometheus watches. Then the schema of the configuration (`schema.py`) and the shipped policies
-(`cookbook.py`). `run.sh` installs what this needs.
+Prometheus watches. Then the schema of the configuration (`schema.py`), TLS and tokens
+(`secure.py`) and the shipped policies (`cookbook.py`). `run.sh` installs what this needs.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cookbook
 import schema
+import secure
 import shop
 from checks import CHECKS, Evidence
 from children import Children, TroubleError, free_ports, wait_until
@@ -126,6 +127,7 @@ def main() -> int:
         finally:
             sink.stop()
         schema.run(report, arguments.tailwater, arguments.folder)
+        secure.run(report, arguments.tailwater, children)
         cookbook.run(report, arguments.tailwater, arguments.node_sender, children)
     return report.summary()
 

@@ -10,6 +10,7 @@ use super::{
 };
 
 mod conditions;
+mod credentials;
 mod files;
 mod limits;
 mod policies;

@@ -43,6 +43,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.exporter.timeout, Duration::from_secs(5));
     assert_eq!(config.exporter.max_request_bytes, 3584 << 10);
     assert!(config.exporter.headers.is_empty());
+    assert_eq!((config.tls, config.bearer_token_file, config.exporter.tls), (None, None, None));
     assert_eq!(config.exporter.queue.queue_bytes_max, 256 << 20);
     assert_eq!(config.exporter.queue.num_consumers, 10);
     assert_eq!(config.exporter.queue.overflow, Overflow::Block);
@@ -103,11 +104,10 @@ fn every_key_and_no_other_is_in_the_deployed_file() {
         let found = shown.remove(&(path.as_str(), *key));
         assert!(found || is_parent || is_top, "[{path}] {key} is not in deploy/tailwater.toml");
     }
-    let unavailable = ["receiver.tls", "receiver.auth", "exporter.otlp.tls"];
     shown.retain(|(section, key)| {
         let is_policy = section.starts_with("[policy") || key.starts_with("[policy");
         let header = format!("{section}.{key}");
-        !is_policy && !unavailable.contains(section) && !known.contains_key(&header)
+        !is_policy && !known.contains_key(&header)
     });
     assert_eq!(shown, BTreeSet::new());
 }
@@ -166,8 +166,9 @@ fn every_key_changes_the_configuration() {
     assert_eq!(exporter.compression, Compression::Zstd);
     assert_eq!(exporter.timeout, Duration::from_millis(500));
     assert_eq!(exporter.max_request_bytes, 16 << 10);
-    assert_eq!(exporter.headers["x-scope-orgid"], "team-a");
-    assert_eq!(exporter.headers["authorization"], "Bearer s3cret");
+    assert_eq!(exporter.headers["x-scope-orgid"].reveal(), "team-a");
+    assert_eq!(exporter.headers["authorization"].reveal(), "Bearer s3cret");
+    assert!(!format!("{:?}", exporter.headers).contains("s3cret"));
     assert_eq!(exporter.queue.queue_bytes_max, 16 << 20);
     assert_eq!((exporter.queue.num_consumers, exporter.queue.overflow), (1, Overflow::Drop));
     assert_eq!(exporter.retry.max_interval, Duration::from_secs(2));
@@ -290,9 +291,14 @@ fn endpoints() {
     }
     each_line_has_one_problem(&[
         (
-            "exporter.otlp.endpoint = 'https://tempo:4317'",
-            "1:26: error: `endpoint` is https://, and TLS is not available yet \
-             | use http://, through a TLS proxy beside Tailwater where the network needs it",
+            "exporter.otlp.endpoint = 'https://tempo'",
+            "1:26: error: `endpoint` must be http://host:port, found `https://tempo` \
+             | add the port, such as \"tempo:4317\"",
+        ),
+        (
+            "exporter.otlp.endpoint = 'https://127.0.0.1:4317'",
+            "1:26: error: `endpoint` is this service's own [receiver.grpc]: spans would go in \
+             circles | name the backend's OTLP/gRPC address",
         ),
         (
             "exporter.otlp.endpoint = 'http://127.0.0.1:4317'",
@@ -412,15 +418,6 @@ fn unknown_keys() {
 }
 
 #[test]
-fn what_is_not_available_yet() {
-    each_line_has_one_problem(&[
-        ("[receiver.tls]\ncert_file = 'x'", "1:11: error: [receiver.tls] is not available yet"),
-        ("[receiver.auth]", "1:11: error: [receiver.auth] is not available yet"),
-        ("[exporter.otlp.tls]", "1:16: error: [exporter.otlp.tls] is not available yet"),
-    ]);
-}
-
-#[test]
 fn environment_variables() {
     each_line_has_one_problem(&[
         (
@@ -430,8 +427,19 @@ fn environment_variables() {
         ),
         (
             "telemetry.endpoint = 'localhost:${env:ESCAPE}'",
-            "1:22: error: `endpoint` must be host:port, found `localhost:\\u{1b}[31m` \
-             | the port is a number between 0 and 65535",
+            "1:22: error: `endpoint` must be host:port, found `localhost:${env:ESCAPE}` \
+             | what the environment variables hold is not shown: it may be a secret",
+        ),
+        (
+            "sampling.decision_wait = '${env:SECRET}'",
+            "1:26: error: `decision_wait` must be a duration, found `${env:SECRET}`: \
+             expected number at 0 \
+             | what the environment variables hold is not shown: it may be a secret",
+        ),
+        (
+            "receiver.auth.bearer_token_file = '/nowhere/${env:SECRET}'",
+            "1:35: error: `bearer_token_file` cannot be used: No such file or directory (os error \
+             2) | a relative path starts at the directory of this file",
         ),
     ]);
     let waits = config(&with_policy("sampling.decision_wait = '${env:WAIT:-7s}'"));

@@ -1,0 +1,171 @@
+//! `[receiver.tls]`, `[receiver.auth]` and `[exporter.otlp.tls]`, with every file that they name.
+//!
+//! The files are read here as the service will read them, so that `check` finds what would keep it
+//! from starting. No message quotes a file, or its path: a token that is written where its file
+//! should be named is a common mistake.
+
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::{ServerName, UnixTime};
+
+use super::{
+    diagnostics::{Problem, quote},
+    reader::Span,
+    section::{Read, Section},
+};
+use crate::credentials::{self, ClientTls, Dates, Fault, Faults, Role, ServerTls};
+
+/// What a file looks like that holds certificates.
+const PEM_HINT: &str = "such a file begins with `-----BEGIN CERTIFICATE-----`";
+
+/// Where the file of a role is named.
+type Named<'a> = (Role, &'static str, &'a Read<PathBuf>);
+
+/// Reads `[receiver.tls]`; absent where the file does not have it.
+pub(super) fn receiver_tls(mut section: Section<'_, '_>, directory: &Path) -> Option<ServerTls> {
+    let is_there = section.is_there();
+    let cert = section.file("cert_file", directory);
+    let key = section.file("key_file", directory);
+    let clients = section.file("client_ca_file", directory);
+    if is_there {
+        let missing = |key| Problem::new(format!("[receiver.tls] has no `{key}`"));
+        section.require("cert_file", &cert, missing("cert_file"));
+        section.require("key_file", &key, missing("key_file"));
+    }
+    let tls = match (&cert, &key, &clients) {
+        (Read::Set(cert_file, _), Read::Set(key_file, _), Read::Set(..) | Read::Unset) => {
+            let (cert_file, key_file) = (cert_file.clone(), key_file.clone());
+            Some(ServerTls { cert_file, key_file, client_ca_file: clients.clone().good() })
+        }
+        _ => None,
+    };
+    match tls.as_ref().map(ServerTls::read) {
+        Some(Ok(side)) => warn_of_dates(&mut section, &cert, side.certificate),
+        Some(Err(faults)) => {
+            let named = [
+                (Role::Certificate, "cert_file", &cert),
+                (Role::Key, "key_file", &key),
+                (Role::Authorities, "client_ca_file", &clients),
+            ];
+            report(&mut section, &faults, &named);
+        }
+        None => {}
+    }
+    section.finish();
+    tls
+}
+
+/// Reads `[receiver.auth]`: the file of tokens.
+pub(super) fn receiver_auth(mut section: Section<'_, '_>, directory: &Path) -> Option<PathBuf> {
+    let is_there = section.is_there();
+    let token = section.file("bearer_token_file", directory);
+    if is_there {
+        let problem = Problem::new("[receiver.auth] has no `bearer_token_file`");
+        section.require("bearer_token_file", &token, problem);
+    }
+    if let Read::Set(file, _) = &token
+        && let Err(faults) = credentials::read_tokens(file)
+    {
+        report(&mut section, &faults, &[(Role::Token, "bearer_token_file", &token)]);
+    }
+    section.finish();
+    token.good()
+}
+
+/// Reads `[exporter.otlp.tls]`. `is_https` is absent where the endpoint is wrong.
+pub(super) fn exporter_tls(
+    mut section: Section<'_, '_>,
+    is_https: Option<bool>,
+    directory: &Path,
+) -> Option<ClientTls> {
+    let (is_there, header) = (section.is_there(), section.span());
+    let ca = section.file("ca_file", directory);
+    let cert = section.file("cert_file", directory);
+    let key = section.file("key_file", directory);
+    let server_name = section.text("server_name", server_name);
+    for (name, read, other, other_name) in
+        [("cert_file", &cert, &key, "key_file"), ("key_file", &key, &cert, "cert_file")]
+    {
+        if let (Read::Unset, Read::Set(..)) = (read, other) {
+            let message = format!("[exporter.otlp.tls] has `{other_name}` and no `{name}`");
+            section.require(name, read, Problem::new(message));
+        }
+    }
+    if is_there && is_https == Some(false) {
+        let problem = Problem::new("[exporter.otlp.tls] is there, but `endpoint` is http://");
+        section.error(header, problem.hint("write https://, or remove the section"));
+    }
+    let identity = cert.clone().good().zip(key.clone().good());
+    let tls = ClientTls { ca_file: ca.clone().good(), identity, server_name: server_name.good() };
+    // Only what is named: whom the system trusts may differ from where this is checked.
+    let is_half = tls.identity.is_none() && !matches!((&cert, &key), (Read::Unset, Read::Unset));
+    if !is_half && !tls.files().is_empty() {
+        match tls.read() {
+            Ok(side) => {
+                if let Some(dates) = side.certificate {
+                    warn_of_dates(&mut section, &cert, dates);
+                }
+            }
+            Err(faults) => {
+                let named = [
+                    (Role::Authorities, "ca_file", &ca),
+                    (Role::Certificate, "cert_file", &cert),
+                    (Role::Key, "key_file", &key),
+                ];
+                report(&mut section, &faults, &named);
+            }
+        }
+    }
+    section.finish();
+    (is_https == Some(true)).then_some(tls)
+}
+
+/// A name, or an IP address, that stands in certificates.
+fn server_name(text: &str) -> Result<ServerName<'static>, Problem> {
+    ServerName::try_from(text.to_owned()).map_err(|_| {
+        let message = format!("`server_name` must be a host name, found {}", quote(text));
+        Problem::new(message).hint("leave out scheme and port")
+    })
+}
+
+fn report(section: &mut Section<'_, '_>, faults: &Faults, named: &[Named<'_>]) {
+    for fault in &faults.0 {
+        let place = named.iter().find(|(role, ..)| *role == fault.role);
+        if let Some((_, key, Read::Set(_, span))) = place {
+            section.error(span.clone(), problem(key, &fault.fault));
+        }
+    }
+}
+
+fn problem(key: &str, fault: &Fault) -> Problem {
+    let problem = Problem::new(format!("`{key}` cannot be used: {fault}"));
+    match fault {
+        Fault::Unreadable(_) => {
+            problem.hint("a relative path starts at the directory of this file")
+        }
+        Fault::NoCertificate | Fault::BadCertificate => problem.hint(PEM_HINT),
+        Fault::NoKey => problem.hint("such a file begins with `-----BEGIN PRIVATE KEY-----`"),
+        Fault::EncryptedKey => {
+            problem.hint("`openssl pkey -in FILE -out NEW` writes it without the passphrase")
+        }
+        Fault::OtherKey => problem.hint(
+            "the first certificate of `cert_file` must be the one that this key was made for",
+        ),
+        Fault::BadKey => problem.hint("RSA from 2048 bits, ECDSA P-256, P-384 and Ed25519 work"),
+        Fault::NoToken => problem.hint("write one token a line"),
+        Fault::TooLarge | Fault::BadToken | Fault::NoSystemAuthorities => problem,
+    }
+}
+
+fn warn_of_dates(section: &mut Section<'_, '_>, cert: &Read<PathBuf>, dates: Dates) {
+    let Read::Set(_, span) = cert else { return };
+    let span: Span = span.clone();
+    if dates.is_early {
+        section.warn(span.clone(), Problem::new("the certificate is not valid yet"));
+    }
+    if let Some(end) = dates.not_after.filter(|end| *end < UnixTime::now().as_secs()) {
+        let end = std::time::UNIX_EPOCH + std::time::Duration::from_secs(end);
+        let end = humantime::format_rfc3339_seconds(end);
+        section.warn(span, Problem::new(format!("the certificate has expired: {end}")));
+    }
+}

@@ -1,0 +1,204 @@
+//! What the files hold: certificates and keys in PEM, and all that can be wrong with them.
+//!
+//! No fault quotes a file: what is in it may be a key, also where a certificate was expected.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ring::digest::{SHA256, digest};
+use rustls::{
+    CertificateError, Error, RootCertStore,
+    client::verify_server_cert_signed_by_trust_anchor,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
+    server::ParsedCertificate,
+};
+
+use super::side::provider;
+
+/// A bundle of every public authority has 250 KiB.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `cert_file`.
+    Certificate,
+    /// `key_file`.
+    Key,
+    /// `client_ca_file` or `ca_file`.
+    Authorities,
+    /// `bearer_token_file`.
+    Token,
+}
+
+/// What is wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
+    /// It is larger than any of its kind.
+    #[error("it is larger than 1 MiB")]
+    TooLarge,
+    /// There is no certificate in it.
+    #[error("it holds no certificate in PEM form")]
+    NoCertificate,
+    /// A certificate in it is damaged.
+    #[error("a certificate in it cannot be read")]
+    BadCertificate,
+    /// There is no private key in it.
+    #[error("it holds no private key in PEM form")]
+    NoKey,
+    /// The private key needs a passphrase.
+    #[error("its private key is protected by a passphrase")]
+    EncryptedKey,
+    /// The private key is damaged, or of a kind that TLS has no use for.
+    #[error("its private key cannot be used")]
+    BadKey,
+    /// The private key belongs to another certificate.
+    #[error("its private key does not fit the certificate")]
+    OtherKey,
+    /// There is no token in it.
+    #[error("it holds no token")]
+    NoToken,
+    /// A token in it could never be sent.
+    #[error("a line of it is no token: there are spaces, or other than visible ASCII characters")]
+    BadToken,
+    /// The system trusts nobody.
+    #[error("there are no authorities that this system trusts")]
+    NoSystemAuthorities,
+}
+
+/// A file and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {fault}", file.display())]
+pub struct FileFault {
+    /// What it is for.
+    pub role: Role,
+    /// Where it is.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+/// All that is wrong with files that belong together; never empty.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Faults(pub Vec<FileFault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().enumerate() {
+            let separator = if i > 0 { "; " } else { "" };
+            write!(f, "{separator}{fault}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FileFault {
+    pub(super) fn new(role: Role, file: &Path, fault: Fault) -> Self {
+        FileFault { role, file: file.to_owned(), fault }
+    }
+}
+
+/// The contents of a file.
+pub(super) fn contents(role: Role, file: &Path) -> Result<Vec<u8>, FileFault> {
+    let unreadable =
+        |error: io::Error| FileFault::new(role, file, Fault::Unreadable(error.to_string()));
+    let mut contents = Vec::new();
+    let opened = File::open(file).map_err(unreadable)?;
+    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut contents).map_err(unreadable)?;
+    if contents.len() as u64 > FILE_BYTES_MAX {
+        return Err(FileFault::new(role, file, Fault::TooLarge));
+    }
+    Ok(contents)
+}
+
+/// Tells contents apart, or why there are none.
+pub(super) fn fingerprint(files: &[PathBuf]) -> Vec<[u8; 32]> {
+    let of_file = |file: &PathBuf| match contents(Role::Certificate, file) {
+        Ok(contents) => sha256(&contents),
+        Err(fault) => sha256(fault.to_string().as_bytes()),
+    };
+    files.iter().map(of_file).collect()
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    out
+}
+
+/// The certificates of a file, in its order; at least one.
+pub(super) fn certificates(
+    role: Role,
+    file: &Path,
+) -> Result<Vec<CertificateDer<'static>>, FileFault> {
+    let contents = contents(role, file)?;
+    let bad = |_| FileFault::new(role, file, Fault::BadCertificate);
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&contents)
+        .collect::<Result<_, _>>()
+        .map_err(|_| FileFault::new(role, file, Fault::BadCertificate))?;
+    if certificates.is_empty() {
+        return Err(FileFault::new(role, file, Fault::NoCertificate));
+    }
+    for certificate in &certificates {
+        ParsedCertificate::try_from(certificate).map_err(bad)?;
+    }
+    Ok(certificates)
+}
+
+/// The private key of a file.
+pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FileFault> {
+    let contents = contents(Role::Key, file)?;
+    let is_encrypted = contents.windows(9).any(|nine| nine == b"ENCRYPTED");
+    PrivateKeyDer::from_pem_slice(&contents).map_err(|_| {
+        let fault = if is_encrypted { Fault::EncryptedKey } else { Fault::NoKey };
+        FileFault::new(Role::Key, file, fault)
+    })
+}
+
+/// The authorities of a file.
+pub(super) fn authorities(file: &Path) -> Result<RootCertStore, FileFault> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(Role::Authorities, file)? {
+        let bad = |_| FileFault::new(Role::Authorities, file, Fault::BadCertificate);
+        roots.add(certificate).map_err(bad)?;
+    }
+    Ok(roots)
+}
+
+/// When a certificate ends, in Unix seconds.
+///
+/// webpki looks at the dates before anything else and tells what it found, but shows them in no
+/// other way. So it is asked about a time in which nothing is valid any more.
+pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let in_the_far_future = UnixTime::since_unix_epoch(Duration::from_secs(1 << 40));
+    match validity(certificate, in_the_far_future) {
+        Err(CertificateError::ExpiredContext { not_after, .. }) => Some(not_after.as_secs()),
+        _ => None,
+    }
+}
+
+/// Whether a certificate is not valid yet.
+pub(super) fn is_early(certificate: &CertificateDer<'_>) -> bool {
+    let told = validity(certificate, UnixTime::now());
+    matches!(told, Err(CertificateError::NotValidYetContext { .. }))
+}
+
+fn validity(certificate: &CertificateDer<'_>, time: UnixTime) -> Result<(), CertificateError> {
+    let nobody = RootCertStore::empty();
+    let algorithms = provider().signature_verification_algorithms.all;
+    let told = ParsedCertificate::try_from(certificate).and_then(|certificate| {
+        verify_server_cert_signed_by_trust_anchor(&certificate, &nobody, &[], time, algorithms)
+    });
+    match told {
+        Err(Error::InvalidCertificate(error)) => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,176 @@
+//! What TLS needs on either side of a connection.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, LazyLock},
+};
+
+use rustls::{
+    ClientConfig, ConfigBuilder, ConfigSide, Error, RootCertStore, ServerConfig, WantsVerifier,
+    client::Resumption,
+    crypto::{CryptoProvider, ring},
+    pki_types::CertificateDer,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+
+use super::{
+    ClientTls, ServerTls,
+    pem::{self, Fault, Faults, FileFault, Role},
+};
+
+const H2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
+/// The cryptography, chosen here so that no other crate's choice for the process matters.
+pub(super) fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(ring::default_provider()));
+    &PROVIDER
+}
+
+/// How connections are answered.
+pub struct ServerSide {
+    /// Speaks HTTP/2 alone.
+    pub grpc: Arc<ServerConfig>,
+    /// Speaks HTTP/1.1 too.
+    pub http: Arc<ServerConfig>,
+    /// The service's own certificate.
+    pub certificate: Dates,
+}
+
+/// How connections are made.
+pub struct ClientSide {
+    /// Speaks HTTP/2 alone.
+    pub config: Arc<ClientConfig>,
+    /// The certificate that is shown to a backend that asks.
+    pub certificate: Option<Dates>,
+}
+
+/// When a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dates {
+    /// Whether it was not valid yet when it was read.
+    pub is_early: bool,
+    /// Its last second, since 1970; `None` where that cannot be told.
+    pub not_after: Option<u64>,
+}
+
+impl Dates {
+    fn of(certificate: &CertificateDer<'_>) -> Self {
+        Dates { is_early: pem::is_early(certificate), not_after: pem::not_after(certificate) }
+    }
+}
+
+impl fmt::Debug for ServerSide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerSide").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClientSide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientSide").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
+impl ServerSide {
+    pub(super) fn read(files: &ServerTls) -> Result<Self, Faults> {
+        let identity = identity(&files.cert_file, &files.key_file);
+        let clients = files.client_ca_file.as_deref().map(pem::authorities).transpose();
+        let (identity, clients) = both(identity, clients.map_err(|fault| vec![fault]))?;
+        let certificate = Dates::of(&identity.cert[0]);
+        let config = versions(ServerConfig::builder_with_provider(Arc::clone(provider())));
+        let config = match clients {
+            None => config.with_no_client_auth(),
+            Some(roots) => {
+                let verifier = WebPkiClientVerifier::builder_with_provider(
+                    Arc::new(roots),
+                    Arc::clone(provider()),
+                );
+                let verifier = verifier.build().expect("there are roots, and no revocation lists");
+                config.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = config.with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.alpn_protocols = vec![H2.into()];
+        let grpc = Arc::new(config.clone());
+        config.alpn_protocols.push(HTTP1.into());
+        Ok(ServerSide { grpc, http: Arc::new(config), certificate })
+    }
+}
+
+impl ClientSide {
+    pub(super) fn read(files: &ClientTls) -> Result<Self, Faults> {
+        let identity = files.identity.as_ref().map(|(cert, key)| identity(cert, key)).transpose();
+        let roots = match &files.ca_file {
+            Some(file) => pem::authorities(file),
+            None => system_authorities(),
+        };
+        let (identity, roots) = both(identity, roots.map_err(|fault| vec![fault]))?;
+        let certificate = identity.as_ref().map(|identity| Dates::of(&identity.cert[0]));
+        let config = versions(ClientConfig::builder_with_provider(Arc::clone(provider())));
+        let config = config.with_root_certificates(roots);
+        let mut config = match identity {
+            None => config.with_no_client_auth(),
+            Some(identity) => {
+                config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
+            }
+        };
+        config.resumption = Resumption::disabled();
+        config.alpn_protocols = vec![H2.into()];
+        Ok(ClientSide { config: Arc::new(config), certificate })
+    }
+}
+
+fn versions<S: ConfigSide>(
+    builder: ConfigBuilder<S, rustls::WantsVersions>,
+) -> ConfigBuilder<S, WantsVerifier> {
+    builder.with_safe_default_protocol_versions().expect("ring does TLS 1.2 and 1.3")
+}
+
+/// A certificate with its key, whatever is wrong with either.
+fn identity(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, Vec<FileFault>> {
+    let chain = pem::certificates(Role::Certificate, cert_file).map_err(|fault| vec![fault]);
+    let key = pem::private_key(key_file).map_err(|fault| vec![fault]);
+    let (chain, key) = both(chain, key).map_err(|Faults(faults)| faults)?;
+    CertifiedKey::from_der(chain, key, provider()).map_err(|error| {
+        vec![match error {
+            Error::InconsistentKeys(_) => FileFault::new(Role::Key, key_file, Fault::OtherKey),
+            Error::InvalidCertificate(_) => {
+                FileFault::new(Role::Certificate, cert_file, Fault::BadCertificate)
+            }
+            _ => FileFault::new(Role::Key, key_file, Fault::BadKey),
+        }]
+    })
+}
+
+/// Whom the operating system trusts. What cannot be read of it is passed over, as long as there is
+/// anybody.
+fn system_authorities() -> Result<RootCertStore, FileFault> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        let nowhere = Path::new("ca_file is not set");
+        return Err(FileFault::new(Role::Authorities, nowhere, Fault::NoSystemAuthorities));
+    }
+    Ok(roots)
+}
+
+/// Both, or all that is wrong with either.
+fn both<A, B>(
+    a: Result<A, Vec<FileFault>>,
+    b: Result<B, Vec<FileFault>>,
+) -> Result<(A, B), Faults> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(mut a), Err(b)) => {
+            a.extend(b);
+            Err(Faults(a))
+        }
+        (Err(faults), Ok(_)) | (Ok(_), Err(faults)) => Err(Faults(faults)),
+    }
+}

@@ -1,0 +1,105 @@
+//! The first bytes of a connection: read before HTTP gets it, so that they have a deadline.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A connection of which the first bytes have been read already.
+pub(super) struct Begun<S> {
+    first: BytesMut,
+    stream: S,
+}
+
+/// Waits until the client has sent a whole HTTP/2 preface, the whole head of a first HTTP/1
+/// request of at most `head_bytes_max`, or what is neither and HTTP refuses. `None` where it hangs
+/// up before it sends anything.
+pub(super) async fn begun<S: AsyncRead + Unpin>(
+    stream: S,
+    head_bytes_max: Option<usize>,
+) -> io::Result<Option<Begun<S>>> {
+    let Some(Begun { mut first, mut stream }) = spoken(stream).await? else { return Ok(None) };
+    while is_half(&first, head_bytes_max) {
+        if first.len() == first.capacity() {
+            first.reserve(first.len().max(1 << 10));
+        }
+        if stream.read_buf(&mut first).await? == 0 {
+            break;
+        }
+    }
+    Ok(Some(Begun { first, stream }))
+}
+
+/// Waits until the client has sent anything. `None` where it hangs up before.
+pub(super) async fn spoken<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Option<Begun<S>>> {
+    // Small: silent connections are to cost next to nothing.
+    let mut first = BytesMut::with_capacity(PREFACE.len());
+    let read = stream.read_buf(&mut first).await?;
+    Ok((read > 0).then_some(Begun { first, stream }))
+}
+
+fn is_half(first: &[u8], head_bytes_max: Option<usize>) -> bool {
+    match (first, head_bytes_max) {
+        (first, _) if PREFACE.starts_with(first) => first.len() < PREFACE.len(),
+        ([b'A'..=b'Z', ..], Some(most)) => {
+            first.len() < most && !first.windows(4).any(|four| four == b"\r\n\r\n")
+        }
+        _ => false,
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let length = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first[..length]);
+        self.first.advance(length);
+        if self.first.is_empty() {
+            // Given back: a connection may live for days.
+            self.first = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

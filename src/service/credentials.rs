@@ -1,0 +1,56 @@
+//! The certificates, keys and tokens that a configuration names, read again when they change.
+
+use std::sync::Arc;
+
+use crate::{
+    config::Config,
+    credentials::{self, Faults, Live, ServerSide, Tokens, Watch},
+    exporter::{Client, ClientError, Connector, Tls},
+    metrics::Metrics,
+};
+
+/// What files say about who may connect to whom, kept up to date.
+pub(super) struct Credentials {
+    pub(super) watch: Arc<Watch>,
+    pub(super) server: Option<Arc<Live<ServerSide>>>,
+    pub(super) tokens: Option<Arc<Live<Tokens>>>,
+    backend: Option<Tls>,
+}
+
+impl Credentials {
+    pub(super) fn read(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Faults> {
+        let watch = Watch::new(metrics);
+        let server = config.tls.clone().map(|tls| {
+            let metrics = Arc::clone(metrics);
+            watch.add(tls.files(), move || {
+                let side = tls.read()?;
+                side.certificate
+                    .not_after
+                    .inspect(|end| metrics.certificate_expires("receiver", *end));
+                Ok(side)
+            })
+        });
+        let tokens = config
+            .bearer_token_file
+            .clone()
+            .map(|file| watch.add(vec![file.clone()], move || credentials::read_tokens(&file)));
+        let backend = config.exporter.tls.clone().map(|tls| {
+            let (server_name, metrics) = (tls.server_name.clone(), Arc::clone(metrics));
+            let certificates = watch.add(tls.files(), move || {
+                let side = tls.read()?;
+                let end = side.certificate.and_then(|certificate| certificate.not_after);
+                end.inspect(|end| metrics.certificate_expires("exporter", *end));
+                Ok(side)
+            });
+            certificates.map(|certificates| Tls { certificates, server_name })
+        });
+        let (server, tokens) = (server.transpose()?, tokens.transpose()?);
+        Ok(Credentials { watch: Arc::new(watch), server, tokens, backend: backend.transpose()? })
+    }
+
+    /// The exporter's client, over TCP or TLS.
+    pub(super) fn client(&self, config: &Config) -> Result<Client, ClientError> {
+        let connector = Connector::new(config.exporter.timeout, self.backend.clone());
+        Client::with_connector(&config.exporter, connector)
+    }
+}

@@ -1,0 +1,104 @@
+//! No secret in anything that the service says.
+
+use std::fs;
+
+use crate::{
+    certificates::{Authority, Client, export},
+    cli::{NOBODY, Process, tailwater},
+    connections::one_span,
+    harness::{ALL, Directory, get},
+};
+
+/// Stands in every secret.
+const CANARY: &str = "kanarienvogel";
+
+/// Scenario: a service with a token, headers and a key file that all hold a canary, in the file and
+/// in variables of the environment, logging all it can; senders with the right token, a wrong one
+/// and none; a key and a token that are replaced by what cannot be used; a backend that is gone.
+/// Guarantees: neither log, metrics, pages nor answers hold the canary or a line of the key.
+#[tokio::test]
+async fn a_running_service_shows_no_secret() {
+    let authority = Authority::new();
+    let identity = authority.sign("localhost");
+    let directory = Directory::new();
+    let token = format!("{CANARY}-token");
+    let key = directory.file("tls.key", &format!("{CANARY}\n{}", identity.key));
+    let tokens = directory.file("tokens", &token);
+    let more = format!(
+        "shutdown_timeout = \"1s\"\n[receiver.tls]\ncert_file = \"{}\"\nkey_file = \"{key}\"\n\
+         [receiver.auth]\nbearer_token_file = \"{tokens}\"\n\
+         [exporter.otlp.headers]\nx-secret = \"{CANARY}\"\n\
+         authorization = \"Bearer ${{env:TAILWATER_SECRET:-{CANARY}}}\"\n",
+        directory.file("tls.crt", &identity.cert),
+    );
+    let mut process = Process::start_logging(&more, NOBODY, "trace");
+    let (grpc, admin) = process.addresses().await;
+    let client = Client::new(&[&authority], None).http2(grpc).await.expect("trusted");
+    let right: &'static str = Box::leak(format!("Bearer {token}").into_boxed_str());
+    let wrong: &'static str = Box::leak(format!("Bearer wrong-{CANARY}").into_boxed_str());
+    let mut said = String::new();
+    for (value, status) in [(right, "0"), (wrong, "16"), ("Bearer", "16")] {
+        let answer = export(&client, &[("authorization", value)], &one_span(1, 9)).await;
+        let answer = answer.expect("answered");
+        assert_eq!(answer.header("grpc-status"), status);
+        said += &format!("{answer:?}");
+    }
+    fs::write(&key, format!("-----BEGIN {CANARY}-----\n{CANARY}\n")).expect("written");
+    fs::write(&tokens, format!("{CANARY} {CANARY}")).expect("written");
+    process.line("no private key").await;
+    process.line("no token").await;
+    for path in ["/metrics", "/-/healthy", "/-/ready", "/-/decisions/1", "/-/reload", "/", "/x"] {
+        said += &get(admin, path).await.1;
+    }
+    process.signal("TERM");
+    process.line("shutting down").await;
+    process.exit().await;
+    said += &fs::read_to_string(&process.log).expect("a log");
+    let secrets = identity.key.lines().filter(|line| !line.starts_with("---"));
+    for secret in secrets.chain([CANARY]) {
+        let line = said.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret}");
+    }
+}
+
+/// Scenario: files with mistakes around headers, tokens and variables that hold the canary, and the
+/// name of a token's file replaced by the token.
+/// Guarantees: `check` and `run` refuse them without it, as text and as JSON.
+#[test]
+fn no_diagnostic_shows_a_secret() {
+    let directory = Directory::new();
+    let key = directory.file("key", &format!("-----BEGIN PRIVATE KEY-----\n{CANARY}\n"));
+    for lines in [
+        format!("exporter.otlp.headers = {{ 'a b' = '{CANARY}' }}"),
+        format!("exporter.otlp.headers = {{ a = '{CANARY}\u{e9}' }}"),
+        format!("exporter.otlp.headers = {{ a = '{CANARY}', b = }}"),
+        format!("[exporter.otlp.headers]\nauthorization = 'Bearer {CANARY}\n"),
+        format!("[receiver.tls]\ncert_file = '{key}'\nkey_file = '{key}'"),
+        "receiver.auth.bearer_token_file = '${env:TAILWATER_SECRET}'".to_owned(),
+        "exporter.otlp.endpoint = 'http://x:${env:TAILWATER_SECRET}@tempo'".to_owned(),
+        "telemetry.log_level = '${env:TAILWATER_SECRET}'".to_owned(),
+    ] {
+        let file = directory.file("t.toml", &format!("{lines}\n{ALL}"));
+        for arguments in [
+            &["check", &file][..],
+            &["check", "--format", "json", &file],
+            &["run", "--config", &file],
+        ] {
+            let output = tailwater(arguments);
+            assert_eq!(output.status.code(), Some(1), "{lines}");
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8(said).expect("UTF-8");
+            assert!(said.contains("error") && !said.contains(CANARY), "{lines}\n{said}");
+        }
+    }
+}
+
+/// Scenario: a configuration with secrets, formatted as a panic or a careless log line would.
+/// Guarantees: it shows that there are headers, and none of their values.
+#[test]
+fn debug_shows_no_secret() {
+    let mut config = crate::harness::config(ALL);
+    config.exporter.headers = [("authorization".into(), CANARY.into())].into();
+    let said = format!("{config:?}{config:#?}");
+    assert!(said.contains("authorization") && !said.contains(CANARY), "{said}");
+}

@@ -1,0 +1,301 @@
+//! TLS in front of both doors: who gets in, who does not, and certificates that change.
+
+mod export;
+
+use std::{fs, net::SocketAddr, time::Duration};
+
+use tailwater::{config::Config, credentials::ServerTls};
+use tokio::{io::AsyncReadExt as _, time::Instant};
+
+use crate::{
+    certificates::{Authority, Client, Identity, export},
+    connections::{one_span, patience},
+    harness::{ALL, Directory, Metrics, Running, config},
+    wire::{connect, http1, http1_over, http2, post},
+};
+
+/// A configuration with TLS in, the files of which can be changed.
+struct Files {
+    directory: Directory,
+    config: Config,
+}
+
+impl Files {
+    fn new(server: &Identity, clients: Option<&Authority>) -> Self {
+        let directory = Directory::new();
+        let (cert, key) =
+            (directory.file("tls.crt", &server.cert), directory.file("tls.key", &server.key));
+        let clients = clients.map(|clients| directory.file("ca.crt", &clients.pem).into());
+        let tls =
+            ServerTls { cert_file: cert.into(), key_file: key.into(), client_ca_file: clients };
+        let config = Config { tls: Some(tls), ..config(ALL) };
+        Files { directory, config }
+    }
+
+    fn write(&self, server: &Identity) {
+        self.directory.file("tls.crt", &server.cert);
+        self.directory.file("tls.key", &server.key);
+    }
+}
+
+fn failures(metrics: &Metrics, transport: &str) -> f64 {
+    let labels = format!("transport=\"{transport}\"");
+    metrics.get(&format!("receiver_tls_handshake_failures_total{{{labels}}}"))
+}
+
+/// One request with one span by HTTP/1.1.
+fn http_request(trace: u64) -> Vec<u8> {
+    let body = one_span(trace, 9);
+    let head = format!(
+        "POST /v1/traces HTTP/1.1\r\nhost: t\r\ncontent-type: application/x-protobuf\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), &body].concat()
+}
+
+/// Scenario: clients that trust the authority, over gRPC with TLS 1.2 and 1.3, and over OTLP/HTTP
+/// with HTTP/1.1 and HTTP/2.
+/// Guarantees: what they speak is agreed on in the handshake; every span is taken.
+#[tokio::test]
+async fn spans_come_in_over_tls() {
+    let authority = Authority::new();
+    let files = Files::new(&authority.sign("localhost"), None);
+    let running = Running::start(files.config.clone()).await;
+    let (grpc, http) = (running.service.grpc_address, running.service.http_address);
+    for (trace, version) in [(1, &rustls::version::TLS12), (2, &rustls::version::TLS13)] {
+        let client = Client::of_versions(&[&authority], None, &[version]);
+        let answer = client.export(grpc, &one_span(trace, 9)).await.expect("answered");
+        assert_eq!(answer.header("grpc-status"), "0");
+    }
+    let client = Client::new(&[&authority], None).speaking("http/1.1");
+    let stream = client.connect(http, "localhost").await.expect("trusted");
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    assert_eq!(http1_over(stream, &http_request(3)).await.status, 200);
+    let client = Client::new(&[&authority], None);
+    let client = client.http2(http).await.expect("trusted");
+    let post = post("/v1/traces", &[("content-type", "application/x-protobuf")]);
+    assert_eq!(http2(&client, post, one_span(4, 9)).await.status, 200);
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.sum("receiver_accepted_spans_total"), 4.0);
+    assert_eq!(metrics.sum("receiver_tls_handshake_failures_total"), 0.0);
+    let expiry = metrics.get("tls_certificate_expiry_timestamp_seconds{certificate=\"receiver\"}");
+    assert_eq!(expiry, 16_725_225_600.0, "2500-01-01");
+    running.stop().await;
+}
+
+/// Scenario: clients that trust another authority, ask for another name, find the certificate
+/// expired, or speak another protocol or none.
+/// Guarantees: they say why; each is counted, nothing is consumed, and an honest client is served.
+#[tokio::test]
+async fn clients_that_do_not_get_through() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let files = Files::new(&authority.sign("localhost"), None);
+    let running = Running::start(files.config.clone()).await;
+    let grpc = running.service.grpc_address;
+    let client = Client::new(&[&authority], None);
+    let told = Client::new(&[&other], None).connect(grpc, "localhost").await.expect_err("unknown");
+    assert!(told.contains("UnknownIssuer"), "{told}");
+    let told = client.connect(grpc, "tempo.example").await.expect_err("another name");
+    assert!(told.contains("not valid for name"), "{told}");
+    let client = client.speaking("http/1.1");
+    client.connect(grpc, "localhost").await.expect_err("gRPC is HTTP/2");
+    let refused = running.until("three failures", |metrics| failures(metrics, "grpc") == 3.0).await;
+    assert_eq!(failures(&refused, "http"), 0.0);
+    // Plaintext, as of a client that was not told of TLS.
+    let client = connect(grpc).await;
+    assert!(export(&client, &[], &one_span(1, 9)).await.is_err());
+    let http = running.service.http_address;
+    let waited = patience(http, &http_request(1)).await;
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
+    let count = |metrics: &Metrics| (failures(metrics, "grpc"), failures(metrics, "http"));
+    running.until("plaintext is refused", |metrics| count(metrics) == (4.0, 1.0)).await;
+    // Someone who only looks whether the port is open is no failure.
+    drop(tokio::net::TcpStream::connect(grpc).await.expect("listening"));
+    let honest = Client::new(&[&authority], None).export(grpc, &one_span(1, 9)).await;
+    assert_eq!(honest.expect("answered").header("grpc-status"), "0");
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.sum("receiver_accepted_spans_total"), 1.0);
+    assert_eq!(count(&metrics), (4.0, 1.0));
+    running.stop().await;
+
+    let files = Files::new(&authority.sign_expired("localhost"), None);
+    let running = Running::start(files.config.clone()).await;
+    let client = Client::new(&[&authority], None);
+    let told = client.connect(running.service.grpc_address, "localhost").await;
+    let told = told.expect_err("expired");
+    assert!(told.contains("expired"), "{told}");
+    running.stop().await;
+}
+
+/// Scenario: mutual TLS, and clients with a good certificate, none, one of another authority, and
+/// one that has expired.
+/// Guarantees: the first is served at both doors; of the others nothing is consumed.
+#[tokio::test]
+async fn mutual_tls_asks_for_a_certificate() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let files = Files::new(&authority.sign("localhost"), Some(&authority));
+    let running = Running::start(files.config.clone()).await;
+    let (grpc, http) = (running.service.grpc_address, running.service.http_address);
+    let client = |identity: Option<&Identity>| Client::new(&[&authority], identity);
+    for (identity, why) in [
+        (None, "CertificateRequired"),
+        (Some(other.sign("sender")), "UnknownCA"),
+        (Some(authority.sign_expired("sender")), "CertificateExpired"),
+    ] {
+        let client = client(identity.as_ref());
+        let told = client.export(grpc, &one_span(1, 9)).await.expect_err("refused");
+        assert!(told.contains(why), "{why}: {told}");
+        // TLS 1.3 tells the client only once it reads.
+        if let Ok(mut stream) = client.speaking("http/1.1").connect(http, "localhost").await {
+            let told = stream.read(&mut [0]).await.expect_err("refused").to_string();
+            assert!(told.contains(why), "{why}: {told}");
+        }
+    }
+    let good = authority.sign("sender");
+    let answer = client(Some(&good)).export(grpc, &one_span(1, 9)).await.expect("answered");
+    assert_eq!(answer.header("grpc-status"), "0");
+    let stream = client(Some(&good)).speaking("http/1.1").connect(http, "localhost").await;
+    assert_eq!(http1_over(stream.expect("trusted"), &http_request(2)).await.status, 200);
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.sum("receiver_accepted_spans_total"), 2.0);
+    assert_eq!((failures(&metrics, "grpc"), failures(&metrics, "http")), (3.0, 3.0));
+    running.stop().await;
+}
+
+/// Scenario: connections that send nothing, half a hello, or nothing behind a good handshake.
+/// Guarantees: they are closed after 10 s, handshake and preface together.
+#[tokio::test(start_paused = true)]
+async fn half_a_handshake_is_closed() {
+    let authority = Authority::new();
+    let files = Files::new(&authority.sign("localhost"), None);
+    let running = Running::start(files.config.clone()).await;
+    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    let doors = [running.service.grpc_address, running.service.http_address];
+    for address in doors {
+        for beginning in [&b""[..], hello] {
+            let waited = patience(address, beginning).await.as_secs_f64();
+            assert!((10.0..60.0).contains(&waited), "{waited} s, {}", beginning.escape_ascii());
+        }
+    }
+    for address in doors {
+        let began = Instant::now();
+        let client = Client::new(&[&authority], None);
+        let mut stream = client.connect(address, "localhost").await.expect("trusted");
+        while stream.read(&mut [0; 1024]).await.is_ok_and(|length| length > 0) {}
+        let waited = began.elapsed().as_secs_f64();
+        assert!((9.0..60.0).contains(&waited), "{waited} s");
+    }
+    let metrics = running.metrics().await;
+    assert_eq!((failures(&metrics, "grpc"), failures(&metrics, "http")), (2.0, 2.0));
+    running.stop().await;
+}
+
+/// A request on a connection of its own; the certificate that was shown.
+async fn certificate(client: &Client, address: SocketAddr, trace: u64) -> Vec<u8> {
+    let stream = client.connect(address, "localhost").await.expect("trusted");
+    let shown = stream.get_ref().1.peer_certificates().expect("shown")[0].to_vec();
+    let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let answer = export(&client, &[], &one_span(trace, 9)).await.expect("answered");
+    assert_eq!(answer.header("grpc-status"), "0");
+    shown
+}
+
+/// Scenario: senders on old and on new connections, while the certificate and its authority are
+/// replaced as Kubernetes does it, replaced by what cannot be used, and repaired.
+/// Guarantees: no request fails; within ten seconds new connections see the new certificate; what
+/// cannot be used changes nothing but the metric.
+#[tokio::test]
+async fn certificates_are_replaced_under_load() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let mut files = Files::new(&old.sign("localhost"), None);
+    // A link to a folder, which is replaced by a link to another one.
+    let root = files.directory.0.clone();
+    let data = |name: &str, identity: &Identity| {
+        fs::create_dir(root.join(name)).expect("created");
+        fs::write(root.join(name).join("crt"), &identity.cert).expect("written");
+        fs::write(root.join(name).join("key"), &identity.key).expect("written");
+    };
+    let first = old.sign("localhost");
+    data("1", &first);
+    std::os::unix::fs::symlink("1", root.join("..data")).expect("linked");
+    files.config.tls = Some(ServerTls {
+        cert_file: root.join("..data/crt"),
+        key_file: root.join("..data/key"),
+        client_ca_file: None,
+    });
+    let running = Running::start(files.config.clone()).await;
+    let grpc = running.service.grpc_address;
+    let client = Client::new(&[&old, &new], None);
+    let lasting = client.http2(grpc).await.expect("trusted");
+    let mut sent = 0;
+    let second = new.sign("localhost");
+    let swap = |name: &str| {
+        std::os::unix::fs::symlink(name, root.join("..tmp")).expect("linked");
+        fs::rename(root.join("..tmp"), root.join("..data")).expect("swapped");
+    };
+    data("2", &second);
+    let broken = Identity { key: first.key.clone(), ..second.clone() };
+    data("3", &broken);
+    for (name, in_force, shown) in [("2", 1.0, &second), ("3", 0.0, &second), ("1", 1.0, &first)] {
+        swap(name);
+        let began = Instant::now();
+        loop {
+            sent += 2;
+            let seen = certificate(&client, grpc, sent).await;
+            let answer = export(&lasting, &[], &one_span(sent + 1, 9)).await.expect("answered");
+            assert_eq!(answer.header("grpc-status"), "0");
+            let metrics = running.metrics().await;
+            if metrics.get("credentials_last_reload_successful") == in_force && seen == *shown.der()
+            {
+                break;
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "{name}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.sum("receiver_accepted_spans_total"), sent as f64);
+    assert_eq!(metrics.sum("receiver_tls_handshake_failures_total"), 0.0);
+    running.stop().await;
+}
+
+/// Scenario: mutual TLS, and the authority of the clients is replaced in place.
+/// Guarantees: within ten seconds new connections of the old one's are refused and those of the
+/// new one's served; a connection that is open goes on.
+#[tokio::test]
+async fn the_authority_of_clients_is_replaced() {
+    let (authority, old, new) = (Authority::new(), Authority::new(), Authority::new());
+    let files = Files::new(&authority.sign("localhost"), Some(&old));
+    let running = Running::start(files.config.clone()).await;
+    let grpc = running.service.grpc_address;
+    let client = |of: &Authority| Client::new(&[&authority], Some(&of.sign("sender")));
+    let (of_old, of_new) = (client(&old), client(&new));
+    let lasting = of_old.http2(grpc).await.expect("trusted");
+    export(&lasting, &[], &one_span(1, 9)).await.expect("answered");
+    of_new.export(grpc, &one_span(2, 9)).await.expect_err("not yet");
+    files.directory.file("ca.crt", &new.pem);
+    files.write(&authority.sign("localhost"));
+    let began = Instant::now();
+    while of_new.export(grpc, &one_span(2, 9)).await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    of_old.export(grpc, &one_span(3, 9)).await.expect_err("no longer");
+    export(&lasting, &[], &one_span(3, 9)).await.expect("still open");
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.sum("receiver_accepted_spans_total"), 3.0);
+    running.stop().await;
+}
+
+/// Scenario: a request over plain HTTP/1.1 to a service without TLS, beside all of the above.
+/// Guarantees: no TLS is the default, and no series of a certificate is there.
+#[tokio::test]
+async fn plaintext_is_the_default() {
+    let running = Running::start(config(ALL)).await;
+    assert_eq!(http1(running.service.http_address, &http_request(1)).await.status, 200);
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.sum("tls_certificate_expiry_timestamp_seconds"), 0.0);
+    running.stop().await;
+}

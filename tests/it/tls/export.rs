@@ -1,0 +1,229 @@
+//! TLS towards the backend: whom it trusts, what it shows, and certificates that change.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use rustls::{ServerConfig, pki_types::ServerName};
+use tailwater::{config::Config, credentials::ClientTls};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::Instant,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    certificates::{Authority, Identity, server},
+    cli::Process,
+    harness::{ALL, Answer, Directory, Metrics, Running, config, sink, span},
+};
+
+/// TLS in front of a sink, with a certificate that can be changed; connections then are cut when
+/// told.
+struct Terminator {
+    address: SocketAddr,
+    config: Arc<Mutex<Arc<ServerConfig>>>,
+    /// The certificate that the last client has shown.
+    shown: Arc<Mutex<Vec<u8>>>,
+    cut: watch::Sender<()>,
+}
+
+impl Terminator {
+    async fn start(sink: SocketAddr, first: Arc<ServerConfig>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port 0");
+        let address = listener.local_addr().expect("bound");
+        let config = Arc::new(Mutex::new(first));
+        let (cut, mut is_cut) = watch::channel(());
+        let shown = Arc::<Mutex<Vec<u8>>>::default();
+        let (current, seen) = (Arc::clone(&config), Arc::clone(&shown));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = TlsAcceptor::from(Arc::clone(&current.lock().expect("no panic")));
+                is_cut.mark_unchanged();
+                let (mut is_cut, seen) = (is_cut.clone(), Arc::clone(&seen));
+                tokio::spawn(async move {
+                    let mut stream = acceptor.accept(stream).await?;
+                    if let Some(chain) = stream.get_ref().1.peer_certificates() {
+                        *seen.lock().expect("no panic") = chain[0].to_vec();
+                    }
+                    let mut sink = TcpStream::connect(sink).await?;
+                    tokio::select! {
+                        biased;
+                        _ = is_cut.changed() => {}
+                        _ = tokio::io::copy_bidirectional(&mut stream, &mut sink) => {}
+                    }
+                    std::io::Result::Ok(())
+                });
+            }
+        });
+        Terminator { address, config, shown, cut }
+    }
+
+    /// The next connections get this; those that are open are cut.
+    fn serve(&self, config: Arc<ServerConfig>) {
+        *self.config.lock().expect("no panic") = config;
+        self.cut.send_replace(());
+    }
+}
+
+/// A service that exports over TLS to a sink for which `server` answers.
+struct Exporting {
+    running: Running,
+    backend: Terminator,
+    directory: Directory,
+}
+
+impl Exporting {
+    async fn start(
+        host: &str,
+        server: Arc<ServerConfig>,
+        trusted: &Authority,
+        identity: Option<&Identity>,
+        server_name: Option<&str>,
+    ) -> Self {
+        let answer: Answer = Box::new(|_| Ok(bytes::Bytes::new()));
+        let (sink, received) = sink("127.0.0.1:0", answer).await;
+        let backend = Terminator::start(sink.address, server).await;
+        let directory = Directory::new();
+        let tls = ClientTls {
+            ca_file: Some(directory.file("ca.crt", &trusted.pem).into()),
+            identity: identity.map(|identity| {
+                let cert = directory.file("tls.crt", &identity.cert);
+                (cert.into(), directory.file("tls.key", &identity.key).into())
+            }),
+            server_name: server_name
+                .map(|name| ServerName::try_from(name.to_owned()).expect("a name")),
+        };
+        let mut config = Config { ..config(ALL) };
+        config.exporter.endpoint = format!("https://{host}:{}", backend.address.port());
+        config.exporter.tls = Some(tls);
+        config.exporter.retry.max_interval = Duration::from_millis(100);
+        let running = Running::over(&config, sink, received).await;
+        Exporting { running, backend, directory }
+    }
+}
+
+fn retried(metrics: &Metrics) -> f64 {
+    metrics.get("exporter_retries_total{code=\"UNAVAILABLE\"}")
+}
+
+/// Scenario: backends that are known by the host of the endpoint, by its address, and by
+/// `server_name`, one of which asks for a certificate.
+/// Guarantees: everything is delivered at the first attempt.
+#[tokio::test]
+async fn kept_spans_leave_over_tls() {
+    let authority = Authority::new();
+    let identity = authority.sign("tailwater");
+    for (host, name, server_name, identity) in [
+        ("localhost", "localhost", None, None),
+        ("127.0.0.1", "127.0.0.1", None, None),
+        ("127.0.0.1", "tempo.example", Some("tempo.example"), Some(&identity)),
+    ] {
+        let clients = identity.map(|_| [&authority]);
+        let clients = clients.as_ref().map(|clients| &clients[..]);
+        let server = server(&authority.sign(name), clients);
+        let exporting = Exporting::start(host, server, &authority, identity, server_name).await;
+        exporting.running.accept(vec![span(1, 1, None)]).await;
+        let metrics = exporting.running.at_rest().await;
+        assert_eq!(metrics.sum("exporter_sent_spans_total"), 1.0, "{name}");
+        assert_eq!(metrics.sum("exporter_retries_total"), 0.0, "{name}");
+        assert_eq!(exporting.running.spans().len(), 1);
+        exporting.running.stop().await;
+    }
+}
+
+/// Scenario: backends whose certificate is of another authority, for another name or expired, and
+/// one that refuses the certificate that is shown; then each is put right.
+/// Guarantees: nothing leaves before; it is retried, nothing is lost, and all is delivered after.
+#[tokio::test]
+async fn what_is_wrong_with_a_certificate_delays_and_loses_nothing() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let shown = authority.sign("tailwater");
+    let wrong = [
+        server(&other.sign("localhost"), None),
+        server(&authority.sign("tempo.example"), None),
+        server(&authority.sign_expired("localhost"), None),
+        server(&authority.sign("localhost"), Some(&[&other])),
+    ];
+    for wrong in wrong {
+        let exporting = Exporting::start("localhost", wrong, &authority, Some(&shown), None).await;
+        exporting.running.accept(vec![span(1, 1, None)]).await;
+        let retries = |metrics: &Metrics| retried(metrics) >= 3.0;
+        let metrics = exporting.running.until("three retries", retries).await;
+        assert_eq!(metrics.get("exporter_queue_spans"), 1.0);
+        assert!(exporting.running.spans().is_empty());
+        exporting.backend.serve(server(&authority.sign("localhost"), Some(&[&authority])));
+        let metrics = exporting.running.at_rest().await;
+        assert_eq!(metrics.sum("exporter_sent_spans_total"), 1.0);
+        assert_eq!(metrics.sum("exporter_failed_spans_total"), 0.0);
+        exporting.running.stop().await;
+    }
+}
+
+/// Scenario: under load the service's certificate, its key and the trusted authority are replaced
+/// in place, one file after the other; the backend then knows only the new ones, and connections
+/// are cut.
+/// Guarantees: no export fails, within ten seconds new connections use the new files.
+#[tokio::test]
+async fn certificates_are_replaced_under_load() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let backend = server(&old.sign("localhost"), Some(&[&old]));
+    let identity = old.sign("tailwater");
+    let exporting = Exporting::start("localhost", backend, &old, Some(&identity), None).await;
+    exporting.running.accept(vec![span(1, 1, None)]).await;
+    exporting.running.at_rest().await;
+    let next = new.sign("tailwater");
+    exporting.directory.file("ca.crt", &format!("{}{}", old.pem, new.pem));
+    exporting.directory.file("tls.crt", &next.cert);
+    exporting.directory.file("tls.key", &next.key);
+    let either = server(&old.sign("localhost"), Some(&[&old, &new]));
+    let began = Instant::now();
+    let mut sent = 1;
+    while *exporting.backend.shown.lock().expect("no panic") != *next.der() {
+        assert!(began.elapsed() < Duration::from_secs(10));
+        exporting.backend.serve(Arc::clone(&either));
+        for _ in 0..10 {
+            sent += 1;
+            exporting.running.accept(vec![span(sent, 1, None)]).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    exporting.backend.serve(server(&new.sign("localhost"), Some(&[&new])));
+    sent += 1;
+    exporting.running.accept(vec![span(sent, 1, None)]).await;
+    let metrics = exporting.running.at_rest().await;
+    assert_eq!(metrics.sum("exporter_sent_spans_total"), sent as f64);
+    assert_eq!(metrics.sum("exporter_failed_spans_total"), 0.0);
+    assert_eq!(metrics.get("credentials_last_reload_successful"), 1.0);
+    exporting.running.stop().await;
+}
+
+/// Scenario: the binary exports to a backend whose certificate is for another name.
+/// Guarantees: the log says so once, as a warning, with both names.
+#[tokio::test]
+async fn the_log_says_what_is_wrong_with_a_backend() {
+    let authority = Authority::new();
+    let answer: Answer = Box::new(|_| Ok(bytes::Bytes::new()));
+    let (sink, _) = sink("127.0.0.1:0", answer).await;
+    let server = server(&authority.sign("tempo.example"), None);
+    let backend = Terminator::start(sink.address, server).await;
+    let directory = Directory::new();
+    let more = format!(
+        "[exporter.otlp.tls]\nca_file = \"{}\"\n",
+        directory.file("ca.crt", &authority.pem)
+    );
+    let url = format!("https://localhost:{}", backend.address.port());
+    let process = Process::start(&format!("shutdown_timeout = \"1s\"\n{more}"), &url);
+    process.export(1).await;
+    process.signal("TERM");
+    let line = process.line("cannot connect to the backend").await;
+    let message = line["fields"]["message"].as_str().expect("a message");
+    assert_eq!(line["level"], "WARN");
+    for part in [&url[..], "not valid for name \"localhost\"", "tempo.example"] {
+        assert!(message.contains(part), "{message}");
+    }
+    sink.stop().await;
+}
