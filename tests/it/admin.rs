@@ -43,6 +43,7 @@ gauge window_traces
 gauge window_spans
 gauge window_bytes
 gauge memory_limit_bytes
+gauge memory_overhead_bytes
 gauge memory_used_bytes
 counter policy_matches_total policy=errors,half,none
 histogram decision_lag_seconds le=0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,+Inf
@@ -63,7 +64,7 @@ counter receiver_tls_handshake_failures_total transport=grpc,http
 gauge config_last_reload_successful
 gauge config_last_reload_success_timestamp_seconds
 gauge build_info version=VERSION
-counter task_restarts_total task=receiver,decider,exporter,reload,credentials
+counter task_restarts_total task=receiver,decider,exporter,reload,admin,credentials
 counter unstamped_spans_total
 "#;
 
