@@ -97,21 +97,25 @@ fn a_limit_holds_over_all_shards() {
         let outcome = a_minute(&policies, shards, 40);
         let rate = outcome.kept_spans as f64 / 60.0;
         assert!((98.0..=102.0).contains(&rate), "{rate} spans/s in {shards} shards");
+        println!("{rate} spans/s in {shards} shards");
         outcome.assert_unbiased();
     }
 }
 
-/// Scenario: the limit is a rate of bytes.
-/// Guarantees: bytes are what is counted.
+/// Scenario: the limit is a rate of bytes, in 1, 2 and 8 shards.
+/// Guarantees: bytes are what is counted, over all shards together.
 #[test]
 fn a_limit_of_bytes_holds() {
     let rate = Rate { per_second: 10_000.0, burst: 20_000.0 };
     let limit = LimitSpec { spans: None, bytes: Some(rate) };
     let policies = [limited("all", RuleKind::AlwaysSample, 100.0, limit)];
-    let outcome = a_minute(&policies, 2, 40);
-    let rate = outcome.kept_bytes as f64 / 60.0;
-    assert!((9_800.0..=10_200.0).contains(&rate), "{rate} bytes/s");
-    outcome.assert_unbiased();
+    for shards in [1, 2, 8] {
+        let outcome = a_minute(&policies, shards, 40);
+        let rate = outcome.kept_bytes as f64 / 60.0;
+        assert!((9_800.0..=10_200.0).contains(&rate), "{rate} bytes/s in {shards} shards");
+        println!("{rate} bytes/s in {shards} shards");
+        outcome.assert_unbiased();
+    }
 }
 
 /// Scenario: a limit that is above what there is.

@@ -195,6 +195,25 @@ fn files_have_headers_and_sizes() {
     });
 }
 
+/// Scenario: every reading of the wall clock.
+/// Guarantees: it is read in one place, and asked for only by what shows it to people, so that a
+/// step of it decides nothing.
+#[test]
+fn wall_time_is_only_shown() {
+    const SHOWN: [&str; 3] = ["self.sampler.log().push(", "self.gauges.reload", "self.shop.visit("];
+    complain(|source| {
+        let named = |line: &str, what: &str| line.contains(what) && source.path != "clock.rs";
+        let mut found = Vec::new();
+        for (number, line) in source.production() {
+            let is_shown = SHOWN.iter().any(|shown| line.contains(shown));
+            if named(line, "SystemTime") || (named(line, "unix_millis") && !is_shown) {
+                found.push((number, "reads the wall clock".into()));
+            }
+        }
+        found
+    });
+}
+
 /// Scenario: every `select!`, spawn and `unwrap` in production code.
 /// Guarantees: selects are biased, tasks begin where the table says, and nothing is unwrapped.
 #[test]

@@ -1,0 +1,193 @@
+//! The backend: stores what it is sent, in the moods of a real one.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use prost::Message as _;
+use tailwater::{
+    grpc::RawCodec,
+    receiver::listen::{self, Limits},
+};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tonic::{
+    Code, Request, Response, Status,
+    server::{Grpc, UnaryService},
+};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    harness::spans_of,
+    journal::Journal,
+    network::{self, Link},
+};
+
+const LIMITS: Limits = Limits {
+    max_connections: 64,
+    max_concurrent_streams: 100,
+    window_bytes: 64 << 20,
+    http2_only: true,
+};
+
+/// What the backend does to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reaction {
+    Store,
+    StoreSlowly,
+    /// All but some, which it rejects for good.
+    StorePart,
+    /// As a proxy does whose answer is lost.
+    StoreAndFail,
+    StoreAndHang,
+    Hang,
+    Unavailable,
+    Throttle,
+    Exhausted,
+    Invalid,
+}
+
+const REACTIONS: [Reaction; 10] = [
+    Reaction::Store,
+    Reaction::StoreSlowly,
+    Reaction::StorePart,
+    Reaction::StoreAndFail,
+    Reaction::StoreAndHang,
+    Reaction::Hang,
+    Reaction::Unavailable,
+    Reaction::Throttle,
+    Reaction::Exhausted,
+    Reaction::Invalid,
+];
+
+/// See the module.
+#[derive(Debug)]
+pub struct Backend {
+    journal: Arc<Journal>,
+    link: Arc<Link>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    rng: fastrand::Rng,
+    /// Of 100 requests, how many meet something else than being stored.
+    badness: u32,
+    running: Option<(JoinHandle<()>, watch::Sender<bool>)>,
+}
+
+impl Backend {
+    /// A backend that is up and well, at the end of `link`.
+    pub fn start(journal: &Arc<Journal>, link: &Arc<Link>, seed: u64) -> Arc<Self> {
+        let rng = fastrand::Rng::with_seed(seed);
+        let backend = Arc::new(Backend {
+            journal: Arc::clone(journal),
+            link: Arc::clone(link),
+            inner: Mutex::new(Inner { rng, badness: 0, running: None }),
+        });
+        backend.restart();
+        backend
+    }
+
+    /// Of 100 requests from now on, how many meet something else than being stored.
+    pub fn set_badness(&self, badness: u32) {
+        self.inner.lock().expect("no panic").badness = badness;
+    }
+
+    /// Gone from one moment to the next, with every connection.
+    pub fn crash(&self) {
+        let running = self.inner.lock().expect("no panic").running.take();
+        self.link.lead_nowhere();
+        if let Some((task, _stop)) = running {
+            task.abort();
+        }
+    }
+
+    /// Up, if it was down.
+    pub fn restart(self: &Arc<Self>) {
+        let mut inner = self.inner.lock().expect("no panic");
+        if inner.running.is_some() {
+            return;
+        }
+        let (sender, port) = network::port();
+        self.link.lead_to(&sender);
+        let (stop, stops) = watch::channel(false);
+        let backend = Arc::clone(self);
+        let answer = move |request| {
+            let call = Call(Arc::clone(&backend));
+            async move { Grpc::new(RawCodec).unary(call, request).await }
+        };
+        inner.running = Some((tokio::spawn(listen::serve(port, LIMITS, answer, stops)), stop));
+    }
+
+    async fn answer(&self, request: ExportTraceServiceRequest) -> Result<Response<Bytes>, Status> {
+        let spans: Vec<u64> = spans_of(&request)
+            .map(|span| span.span_id[..].try_into().map_or(0, u64::from_be_bytes))
+            .collect();
+        let (reaction, part, delay) = self.choose(spans.len());
+        self.journal.note(format_args!("backend {reaction:?} {spans:x?}"));
+        let store = |spans: &[u64]| spans.iter().for_each(|&span| self.journal.store(span));
+        match reaction {
+            Reaction::Store => store(&spans),
+            Reaction::StoreSlowly => {
+                sleep(delay).await;
+                store(&spans);
+            }
+            Reaction::StorePart => {
+                store(&spans[part..]);
+                let rejected_spans = part as i64;
+                let partial =
+                    ExportTracePartialSuccess { rejected_spans, error_message: "no".into() };
+                let answer = ExportTraceServiceResponse { partial_success: Some(partial) };
+                return Ok(Response::new(answer.encode_to_vec().into()));
+            }
+            Reaction::StoreAndFail => {
+                store(&spans);
+                return Err(Status::unavailable("the answer was lost"));
+            }
+            Reaction::StoreAndHang => {
+                store(&spans);
+                std::future::pending::<()>().await;
+            }
+            Reaction::Hang => std::future::pending().await,
+            Reaction::Unavailable => return Err(Status::unavailable("not now")),
+            Reaction::Throttle => {
+                let details = ErrorDetails::with_retry_info(Some(delay));
+                let code = if part % 2 == 0 { Code::Unavailable } else { Code::ResourceExhausted };
+                return Err(Status::with_error_details(code, "slow down", details));
+            }
+            Reaction::Exhausted => return Err(Status::resource_exhausted("too much for you")),
+            Reaction::Invalid => return Err(Status::invalid_argument("not like this")),
+        }
+        Ok(Response::new(Bytes::new()))
+    }
+
+    fn choose(&self, spans: usize) -> (Reaction, usize, Duration) {
+        let Inner { rng, badness, .. } = &mut *self.inner.lock().expect("no panic");
+        let is_bad = rng.u32(0..100) < *badness;
+        let reaction = if is_bad { rng.choice(REACTIONS) } else { None };
+        let part = rng.usize(0..=spans);
+        (reaction.unwrap_or(Reaction::Store), part, Duration::from_millis(rng.u64(0..8_000)))
+    }
+}
+
+struct Call(Arc<Backend>);
+
+impl UnaryService<Bytes> for Call {
+    type Response = Bytes;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let backend = Arc::clone(&self.0);
+        Box::pin(async move {
+            let decoded = ExportTraceServiceRequest::decode(request.into_inner());
+            backend.journal.check(decoded.is_ok(), || "the backend cannot decode".into());
+            backend.answer(decoded.unwrap_or_default()).await
+        })
+    }
+}

@@ -1,0 +1,99 @@
+//! The simulation: senders, the whole of Tailwater and a backend on one thread, over a network in
+//! memory and in virtual time, under faults that a seed decides. The same seed gives the same run.
+//!
+//! `SIM_SEEDS` says how many seeds, `SIM_SEED` which one alone, with everything that happens
+//! printed. Not repeated by a seed, and therefore kept out of what is compared: which of two real
+//! threads is faster, since there is only one (the admin thread is never asked), and wall time.
+//! h2 remembers at most 50 reset streams, for a second of the real clock: the run of a seed has
+//! fewer and is shorter; the hours in `outage` have thousands of refusals and differ by some.
+
+#![allow(
+    unreachable_pub,
+    reason = "helpers are public to the modules of this binary, and to no one else"
+)]
+
+mod backend;
+mod check;
+#[allow(dead_code, reason = "shared with the integration tests, which use all of it")]
+#[path = "../it/harness.rs"]
+mod harness;
+mod journal;
+mod network;
+mod outage;
+mod policies;
+mod run;
+mod senders;
+mod setup;
+mod storm;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+const SEEDS: u64 = 200;
+/// Seeds that are run twice.
+const REPEATED: u64 = 8;
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {value}")))
+}
+
+/// Runs a future in virtual time, which passes when nothing else is left to do.
+fn in_virtual_time<F: Future>(future: F) -> F::Output {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true).build();
+    runtime.expect("a runtime").block_on(future)
+}
+
+/// Scenario: senders that crash, step their clocks and send malformed spans; links that delay,
+/// clog and break; a backend that crashes, hangs, refuses, throttles and rejects; reloads, valid
+/// and not; little memory; small queues; a shutdown amid all that. Another mixture for each seed.
+/// Guarantees: the ledger at every step; what was acknowledged is in it, what was refused is not;
+/// each trace decided once while remembered, as a naive model decides; nothing of a dropped trace
+/// at the backend, and of a kept one everything that is not counted as failed; memory bounded, and
+/// all of it given back; everything drained once the faults stop; the shutdown in its time.
+#[test]
+fn seeds() {
+    if let Some(seed) = number("SIM_SEED") {
+        let hash = in_virtual_time(run::run(seed, true));
+        println!("seed {seed}: {hash:016x}");
+        return;
+    }
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
+    let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Relaxed);
+                    if seed >= seeds {
+                        return;
+                    }
+                    let run = || in_virtual_time(run::run(seed, false));
+                    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                        eprintln!("repeat with: SIM_SEED={seed} cargo test --test sim seeds");
+                        failed.lock().expect("no panic").push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no panic");
+    assert!(failed.is_empty(), "{} of {seeds} seeds failed: {failed:?}", failed.len());
+}
+
+/// Scenario: seeds that are run twice.
+/// Guarantees: the same happens, to the millisecond.
+#[test]
+fn a_seed_repeats_itself() {
+    for seed in 0..REPEATED {
+        let [first, second] = [(); 2].map(|()| in_virtual_time(run::run(seed, false)));
+        assert_eq!(first, second, "seed {seed}");
+    }
+}

@@ -1,0 +1,229 @@
+//! A network in memory: links between hosts, which delay, hold back and cut what goes over them.
+//!
+//! A connection is a stream, as TCP is to a program: what is lost on the way comes late, and in
+//! order. So loss and delay are delays here, a partition holds everything back, new connections
+//! included, and what reorders is that each connection and each direction has its own weather.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use tailwater::receiver::listen::{Connected, Listen};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf},
+    sync::{mpsc, watch},
+    time::sleep,
+};
+
+/// What a direction of a connection holds before its sender has to wait.
+const BUFFER_BYTES: usize = 64 << 10;
+/// What goes over a link at once.
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// What a link does to what goes over it.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// By direction, from the client and to it: nothing gets through.
+    pub clogged: [bool; 2],
+    /// The longest that a chunk takes, in milliseconds.
+    pub latency_millis: u64,
+    /// Connections that were open when this last rose are cut.
+    pub resets: u64,
+}
+
+/// The way from one host to another, which may have a listener at its end.
+#[derive(Debug)]
+pub struct Link {
+    weather: watch::Sender<Weather>,
+    rng: Mutex<fastrand::Rng>,
+    listener: Mutex<Option<mpsc::Sender<DuplexStream>>>,
+}
+
+impl Link {
+    /// A link in good weather that leads nowhere yet.
+    pub fn new(seed: u64) -> Arc<Self> {
+        let weather = Weather { clogged: [false; 2], latency_millis: 2, resets: 0 };
+        Arc::new(Link {
+            weather: watch::Sender::new(weather),
+            rng: Mutex::new(fastrand::Rng::with_seed(seed)),
+            listener: Mutex::default(),
+        })
+    }
+
+    /// Changes the weather.
+    pub fn change(&self, change: impl FnOnce(&mut Weather)) {
+        self.weather.send_modify(change);
+    }
+
+    /// Cuts every connection.
+    pub fn reset(&self) {
+        self.change(|weather| weather.resets += 1);
+    }
+
+    /// From now on connections come to this port.
+    pub fn lead_to(&self, port: &PortSender) {
+        *self.listener.lock().expect("no panic") = Some(port.0.clone());
+    }
+
+    /// From now on connections are refused; those there are, are cut.
+    pub fn lead_nowhere(&self) {
+        *self.listener.lock().expect("no panic") = None;
+        self.reset();
+    }
+
+    async fn connect(self: Arc<Self>) -> io::Result<TokioIo<DuplexStream>> {
+        let mut weather = self.weather.subscribe();
+        // What a client sends to connect is lost, and sent again, as long as the link is clogged.
+        let _ = weather.wait_for(|weather| weather.clogged == [false; 2]).await;
+        sleep(self.latency()).await;
+        let listener = self.listener.lock().expect("no panic").clone();
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let listener = listener.ok_or_else(refused)?;
+        let (near, near_end) = tokio::io::duplex(BUFFER_BYTES);
+        let (far_end, far) = tokio::io::duplex(BUFFER_BYTES);
+        listener.send(far).await.map_err(|_| refused())?;
+        tokio::spawn(self.carry(near_end, far_end));
+        Ok(TokioIo::new(near))
+    }
+
+    /// Carries both directions of a connection until both ends have closed it, or it is cut.
+    async fn carry(self: Arc<Self>, near: DuplexStream, far: DuplexStream) {
+        let mut weather = self.weather.subscribe();
+        let resets = weather.borrow().resets;
+        let (near_read, near_write) = tokio::io::split(near);
+        let (far_read, far_write) = tokio::io::split(far);
+        let both = async {
+            tokio::join!(
+                self.forward(0, near_read, far_write),
+                self.forward(1, far_read, near_write)
+            )
+        };
+        tokio::select! {
+            biased;
+            _ = weather.wait_for(|weather| weather.resets != resets) => {}
+            _ = both => {}
+        }
+    }
+
+    async fn forward<R, W>(&self, direction: usize, mut from: R, mut to: W)
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut weather = self.weather.subscribe();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let read = from.read(&mut chunk).await.unwrap_or(0);
+            sleep(self.latency()).await;
+            let _ = weather.wait_for(|weather| !weather.clogged[direction]).await;
+            if read == 0 {
+                let _ = to.shutdown().await;
+                return;
+            }
+            if to.write_all(&chunk[..read]).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn latency(&self) -> Duration {
+        let most = self.weather.borrow().latency_millis;
+        Duration::from_millis(self.rng.lock().expect("no panic").u64(0..=most))
+    }
+}
+
+/// Makes connections over a link, for tonic.
+#[derive(Clone, Debug)]
+pub struct Connector(pub Arc<Link>);
+
+impl tower_service::Service<http::Uri> for Connector {
+    type Response = TokioIo<DuplexStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _uri: http::Uri) -> Self::Future {
+        Box::pin(Arc::clone(&self.0).connect())
+    }
+}
+
+/// Where connections of links come in.
+#[derive(Debug)]
+pub struct Port(tokio::sync::Mutex<mpsc::Receiver<DuplexStream>>);
+
+/// The outside of a port.
+#[derive(Clone, Debug)]
+pub struct PortSender(mpsc::Sender<DuplexStream>);
+
+/// A port, and what links lead to it with.
+pub fn port() -> (PortSender, Port) {
+    let (sender, receiver) = mpsc::channel(16);
+    (PortSender(sender), Port(tokio::sync::Mutex::new(receiver)))
+}
+
+impl Listen for Port {
+    type Stream = Stream;
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok((Ipv4Addr::UNSPECIFIED, 0).into())
+    }
+
+    async fn accept(&self) -> io::Result<Stream> {
+        match self.0.lock().await.recv().await {
+            Some(stream) => Ok(Stream(stream)),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The server's end of a connection.
+#[derive(Debug)]
+pub struct Stream(DuplexStream);
+
+impl Connected for Stream {
+    fn peer_addr(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    async fn first_bytes(&self, _http2_only: bool) -> io::Result<usize> {
+        // Clients in here all send a preface.
+        Ok(1)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
