@@ -99,8 +99,8 @@ impl Sampler {
     /// that reach a limit) are added to `out`.
     ///
     /// # Errors
-    /// [`Unwalked`] when it is undecodable or there is no memory for its contexts; nothing of it was
-    /// taken then.
+    /// [`Unwalked`] when it is undecodable or there is no memory for its contexts; nothing of it
+    /// was taken then.
     pub fn ingest(
         &self,
         now: Millis,
