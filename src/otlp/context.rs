@@ -27,9 +27,9 @@ use dashmap::{DashMap, Entry};
 use super::clean::{self, Cleaned, Unfit};
 use crate::budget::{Budget, Holder};
 
-/// Bytes that an entry costs beside its content: two reference-counted heads, the slot in the
-/// table, a segment's reference. Measured: 570 MiB for a million resources of a scope each.
-const OVERHEAD_BYTES: usize = 270;
+/// Bytes that an entry costs beside its content: two reference-counted heads and the slot in the
+/// table.
+const OVERHEAD_BYTES: usize = 200;
 
 /// Bytes of the resource's id in front of a context's key.
 const ID_BYTES: usize = 8;
