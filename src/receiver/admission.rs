@@ -1,9 +1,12 @@
 //! Bytes on their way in are charged as they arrive, frame by frame, not by what a header claims.
 //!
 //! What is being received may hold an eighth of the memory limit, or what the largest message needs
-//! where that is more: as it came, decompressed, and turned from JSON into protobuf. A frame beyond
-//! that ends its request with a retryable refusal. Frames are copied into one buffer as they come:
-//! kept as they are, a frame of one byte would hold many more than it is charged for.
+//! where that is more: as it came, inflated, what a decoder holds, and turned from JSON into
+//! protobuf. A frame beyond that ends its request with a retryable refusal. The last quarter is for
+//! requests of at most 1 MiB, so that a few large ones do not keep all others out.
+//!
+//! Frames are copied into one buffer as they come: kept as they are, a frame of one byte would hold
+//! many more than it is charged for.
 
 use std::sync::Arc;
 
@@ -13,6 +16,9 @@ use hyper::body::{Body as _, Incoming};
 
 use super::Refusal;
 use crate::budget::{Budget, Hold, Holder};
+
+/// Larger requests leave room to others, and take turns.
+pub(super) const SMALL_BYTES_MAX: usize = 1 << 20;
 
 /// The bytes that one request holds, until this is dropped.
 #[derive(Debug)]
@@ -44,8 +50,10 @@ impl Charge {
     /// # Errors
     /// [`Refusal::Memory`] at a limit.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let receiving = self.budget.held(Holder::Receiving);
-        if receiving + bytes > self.receiving_bytes_max || !self.hold.try_grow(bytes) {
+        let receiving = self.budget.held(Holder::Receiving) + bytes;
+        let is_small = self.hold.bytes() + bytes <= SMALL_BYTES_MAX;
+        let quarter = if is_small { 0 } else { self.receiving_bytes_max / 4 };
+        if receiving > self.receiving_bytes_max - quarter || !self.hold.try_grow(bytes) {
             return Err(Refusal::Memory);
         }
         Ok(())

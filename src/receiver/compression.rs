@@ -2,7 +2,7 @@
 //!
 //! Called by both doors on the connection's task. A body is inflated step by step; each step is
 //! charged before it is made, and a bomb ends at the message limit, wherever its own end is. zstd
-//! keeps a window beside what it has written, so its steps are charged twice.
+//! keeps a window beside what it has written, which is charged too.
 //!
 //! What is larger than 1 MiB, by arrival or when inflated, takes one of a few turns (half of the
 //! workers) that lasts until it is buffered, so that large requests leave workers to small ones. A
@@ -13,10 +13,11 @@ use std::io::{self, Read};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Refusal, admission::Charge};
+use super::{
+    Refusal,
+    admission::{Charge, SMALL_BYTES_MAX},
+};
 
-/// Larger requests take turns.
-const SMALL_BYTES_MAX: usize = 1 << 20;
 /// What is inflated between two looks at the limits, and at other tasks.
 const STEP_BYTES: usize = 64 << 10;
 /// Windows of up to 32 MiB, which is what Go's encoder uses at its highest level.
@@ -94,30 +95,31 @@ async fn attempt(
     match encoding {
         Encoding::Identity => Ok(Some(Bytes::copy_from_slice(body))),
         Encoding::Gzip => {
-            read(flate2::bufread::MultiGzDecoder::new(body), 1, bytes_max, charge).await
+            read(flate2::bufread::MultiGzDecoder::new(body), 0, bytes_max, charge).await
         }
         Encoding::Deflate => {
-            read(flate2::bufread::ZlibDecoder::new(body), 1, bytes_max, charge).await
+            read(flate2::bufread::ZlibDecoder::new(body), 0, bytes_max, charge).await
         }
         Encoding::Zstd => {
             let mut decoder = zstd::Decoder::with_buffer(body).map_err(refusal_of)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(refusal_of)?;
-            read(decoder, 2, bytes_max, charge).await
+            read(decoder, 1 << ZSTD_WINDOW_LOG_MAX, bytes_max, charge).await
         }
     }
 }
 
-/// `held` is what the decoder and its result hold together for each byte that it writes.
+/// `window_bytes` is how much of what it wrote the decoder itself holds as well.
 async fn read(
     mut decoder: impl Read,
-    held: usize,
+    window_bytes: usize,
     bytes_max: usize,
     charge: &mut Charge,
 ) -> Result<Option<Bytes>, Refusal> {
     let mut bytes = Vec::new();
     while bytes.len() < bytes_max {
         let step = STEP_BYTES.min(bytes_max - bytes.len());
-        charge.grow(held * step)?;
+        let in_window = step.min(window_bytes.saturating_sub(bytes.len()));
+        charge.grow(step + in_window)?;
         let mut limited = decoder.by_ref().take(step as u64);
         if limited.read_to_end(&mut bytes).map_err(refusal_of)? < step {
             return Ok(Some(bytes.into()));

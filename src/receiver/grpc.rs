@@ -92,8 +92,8 @@ impl GrpcService {
     async fn exchange(&self, body: Incoming, encoding: Encoding) -> Result<Ingested, Refusal> {
         self.intake.admit()?;
         let bytes_max = self.max_recv_msg_bytes;
-        // As it came, and decompressed.
-        let charge = Charge::new(&self.intake.budget, bytes_max.saturating_mul(2));
+        // As it came, inflated, and the decoder's window.
+        let charge = Charge::new(&self.intake.budget, bytes_max.saturating_mul(3));
         let mut receiving = Receiving::new(body, bytes_max.saturating_add(PREFIX_BYTES), charge);
         // A message that would be too large in the end is refused at its beginning.
         while receiving.more().await? {

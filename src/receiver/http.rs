@@ -156,11 +156,12 @@ impl Format {
         }
     }
 
-    /// What the largest body may make the service hold: itself, decompressed, and as protobuf.
+    /// What the largest body may make the service hold: itself, inflated, the decoder's window, and
+    /// as protobuf.
     fn held_bytes(self, body_bytes_max: usize) -> usize {
         match self {
-            Format::Protobuf => body_bytes_max.saturating_mul(2),
-            Format::Json => body_bytes_max.saturating_mul(2 + JSON_NEEDS),
+            Format::Protobuf => body_bytes_max.saturating_mul(3),
+            Format::Json => body_bytes_max.saturating_mul(3 + JSON_NEEDS),
         }
     }
 

@@ -86,18 +86,26 @@ async fn bombs_stop_at_the_limit() {
 }
 
 /// Scenario: number 11. A small message in a zstd frame that asks for a window of 32 or 128 MiB.
-/// Guarantees: the first, which real senders use, is taken; the second refused for good.
+/// Likewise one that is nearly as large as a message may be, where memory is scarce.
+/// Guarantees: the first, which real senders use, is taken; the second refused for good; the third
+/// is taken.
 #[tokio::test]
 async fn zstd_windows_are_bounded() {
-    let running = Running::start(small()).await;
+    let mut config = small();
+    config.sampling.memory_limit_bytes = 24 << 20;
+    let running = Running::start(config).await;
     let message = request("shop", vec![span(1, 1, None)]).encode_to_vec();
     let (common, huge) = (windowed(&message, 25), windowed(&message, 27));
     assert_eq!(grpc(&running, "zstd", &common).await, "0");
     assert_eq!(http(&running, "zstd", &common).await, 200);
     assert_eq!(grpc(&running, "zstd", &huge).await, "8");
     assert_eq!(http(&running, "zstd", &huge).await, 413);
+    let mut large = span(2, 1, None);
+    large.attributes.push(string("k", &"x".repeat(LIMIT - 1000)));
+    let large = windowed(&request("shop", vec![large]).encode_to_vec(), 25);
+    assert_eq!(grpc(&running, "zstd", &large).await, "0");
     let (metrics, _) = running.stop().await;
-    assert_eq!(metrics.sum("receiver_accepted_spans_total"), 2.0);
+    assert_eq!(metrics.sum("receiver_accepted_spans_total"), 3.0);
     let too_large = |transport| {
         let labels = format!("transport=\"{transport}\",reason=\"too_large\"");
         metrics.get(&format!("receiver_refused_requests_total{{{labels}}}"))

@@ -1,4 +1,5 @@
-// A Collector with what the comparison needs and nothing else: OTLP in, tail_sampling, OTLP out.
+// A Collector with what the comparisons need and nothing else: OTLP in, memory_limiter, tail_sampling,
+// OTLP out.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"go.opentelemetry.io/collector/exporter/otlpexporter"
 	"go.opentelemetry.io/collector/otelcol"
 	"go.opentelemetry.io/collector/processor"
+	"go.opentelemetry.io/collector/processor/memorylimiterprocessor"
 	"go.opentelemetry.io/collector/receiver"
 	"go.opentelemetry.io/collector/receiver/otlpreceiver"
 	"go.opentelemetry.io/collector/service/telemetry/otelconftelemetry"
@@ -22,7 +24,8 @@ func factories() (otelcol.Factories, error) {
 	if err != nil {
 		return otelcol.Factories{}, err
 	}
-	processors, err := otelcol.MakeFactoryMap[processor.Factory](tailsamplingprocessor.NewFactory())
+	processors, err := otelcol.MakeFactoryMap[processor.Factory](
+		memorylimiterprocessor.NewFactory(), tailsamplingprocessor.NewFactory())
 	if err != nil {
 		return otelcol.Factories{}, err
 	}

@@ -1,0 +1,193 @@
+//! The honest client, which must lose nothing, and the sink that says so.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::Request;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
+use prost::Message as _;
+use tailwater::{grpc::EXPORT_PATH, testing::Sink};
+use tokio::net::TcpStream;
+
+use crate::Result;
+
+const INTERVAL: Duration = Duration::from_millis(5);
+/// A request that is not answered in this time has failed.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// What an honest client has seen.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) acknowledged: Vec<u64>,
+    pub(crate) failed: u64,
+    pub(crate) last_failure: Option<String>,
+    pub(crate) latencies: Vec<Duration>,
+}
+
+impl Seen {
+    pub(crate) fn p99_ms(&self) -> f64 {
+        let mut sorted = self.latencies.clone();
+        sorted.sort_unstable();
+        let rank = (sorted.len() * 99).div_ceil(100).max(1) - 1;
+        sorted.get(rank).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+    }
+}
+
+/// Exports on one connection until it is dropped or asked for what it has seen.
+#[derive(Clone)]
+pub(crate) struct Honest {
+    seen: Arc<Mutex<Seen>>,
+    next: Arc<AtomicU64>,
+}
+
+impl Honest {
+    pub(crate) async fn start(target: SocketAddr) -> Result<Self> {
+        let client = connect(target).await?;
+        let honest = Honest { seen: Arc::default(), next: Arc::new(AtomicU64::new(1)) };
+        tokio::spawn(honest.clone().run(client));
+        Ok(honest)
+    }
+
+    /// What was seen since this was last asked.
+    pub(crate) fn take(&self) -> Seen {
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn run(self, client: SendRequest<Bytes>) {
+        let mut tick = tokio::time::interval(INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        // Until the runtime goes: each in a task, so that a slow answer holds up no other.
+        loop {
+            tick.tick().await;
+            let (one, client) = (self.clone(), client.clone());
+            tokio::spawn(async move { one.export(client).await });
+        }
+    }
+
+    async fn export(&self, client: SendRequest<Bytes>) {
+        let trace = self.next.fetch_add(1, Relaxed);
+        let body = framed(0, &request(vec![span(trace, true)]));
+        let began = Instant::now();
+        let outcome = tokio::time::timeout(ANSWER_MAX, export(&client, "identity", body)).await;
+        let outcome = match outcome {
+            Ok(Ok(status)) if status == "0" => Ok(()),
+            Ok(Ok(status)) => Err(format!("grpc-status {status}")),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_elapsed) => Err("no answer".to_owned()),
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(()) => {
+                seen.acknowledged.push(trace);
+                seen.latencies.push(began.elapsed());
+            }
+            Err(failure) => {
+                seen.failed += 1;
+                seen.last_failure = Some(failure);
+            }
+        }
+    }
+}
+
+pub(crate) async fn connect(target: SocketAddr) -> Result<SendRequest<Bytes>> {
+    let stream = TcpStream::connect(target).await?;
+    stream.set_nodelay(true)?;
+    let (client, connection) = h2::client::handshake(stream).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// One unary call; its grpc-status, or the HTTP status where there is none.
+pub(crate) async fn export(
+    client: &SendRequest<Bytes>,
+    encoding: &str,
+    body: Vec<u8>,
+) -> Result<String> {
+    let request = Request::post(format!("http://t{EXPORT_PATH}"))
+        .header("content-type", "application/grpc")
+        .header("grpc-encoding", encoding)
+        .header("te", "trailers")
+        .body(())?;
+    let (response, mut stream) = client.clone().ready().await?.send_request(request, false)?;
+    stream.send_data(body.into(), true)?;
+    let (head, mut body) = response.await?.into_parts();
+    while let Some(data) = body.data().await {
+        body.flow_control().release_capacity(data?.len())?;
+    }
+    let trailers = body.trailers().await?.unwrap_or(head.headers);
+    let status = trailers.get("grpc-status").and_then(|status| status.to_str().ok());
+    Ok(status.map_or_else(|| format!("HTTP {}", head.status.as_u16()), str::to_owned))
+}
+
+/// How long a new connection takes to its first acknowledgement; `None` where it gets none.
+pub(crate) async fn fresh(target: SocketAddr) -> Option<Duration> {
+    let began = Instant::now();
+    let exchange = async {
+        let client = connect(target).await?;
+        export(&client, "identity", framed(0, &request(vec![span(1 << 50, false)]))).await
+    };
+    let status = tokio::time::timeout(ANSWER_MAX, exchange).await.ok()?.ok()?;
+    (status == "0").then(|| began.elapsed())
+}
+
+/// A message in gRPC's framing.
+pub(crate) fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
+    [&[flag], &length[..], message].concat()
+}
+
+/// A root span; only honest ones are kept.
+pub(crate) fn span(trace: u64, is_honest: bool) -> Span {
+    let attributes = is_honest.then(|| attribute("honest", "yes"));
+    // No attacker has a trace of the honest client.
+    let id = u128::from(trace) | u128::from(is_honest) << 63;
+    Span {
+        // Spread like random ids.
+        trace_id: id.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes().to_vec(),
+        span_id: trace.to_be_bytes().to_vec(),
+        name: trace.to_string(),
+        start_time_unix_nano: 1_700_000_000_000_000_000,
+        end_time_unix_nano: 1_700_000_000_010_000_000,
+        attributes: attributes.into_iter().collect(),
+        ..Span::default()
+    }
+}
+
+pub(crate) fn attribute(key: &str, value: &str) -> KeyValue {
+    let value = AnyValue { value: Some(Value::StringValue(value.into())) };
+    KeyValue { key: key.into(), value: Some(value), ..KeyValue::default() }
+}
+
+pub(crate) fn request(spans: Vec<Span>) -> Vec<u8> {
+    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+}
+
+/// The traces that arrived at the backend.
+pub(crate) type Arrived = Arc<Mutex<HashSet<u64>>>;
+
+pub(crate) async fn sink() -> Result<(Sink, Arrived)> {
+    let arrived = Arrived::default();
+    let recorder = Arc::clone(&arrived);
+    let sink = Sink::start("127.0.0.1:0", move |request| {
+        let mut arrived = recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+        arrived.extend(scopes.flat_map(|s| &s.spans).filter_map(|s| s.name.parse::<u64>().ok()));
+        Ok(Bytes::new())
+    });
+    Ok((sink.await?, arrived))
+}
