@@ -27,6 +27,18 @@ use crate::{
 /// Like a Tempo with its defaults: 4 MiB a message.
 pub const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
+/// For a server that stands outside of the service.
+pub fn door() -> Door {
+    let limits = Limits {
+        max_connections: 64,
+        max_concurrent_streams: 100,
+        windows: Windows::new(64 << 20, None),
+        http2_only: true,
+    };
+    let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
+    Door { limits, tls: None, supervised }
+}
+
 /// A backend that runs until it is dropped.
 #[derive(Debug)]
 pub struct Sink {
@@ -58,19 +70,7 @@ impl Sink {
             let call = Call(Arc::clone(&answer));
             async move { respond(call, request).await }
         };
-        let limits = Limits {
-            max_connections: 64,
-            max_concurrent_streams: 100,
-            windows: Windows::new(64 << 20, None),
-            http2_only: true,
-        };
-        let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
-        let task = tokio::spawn(listen::serve(
-            listener,
-            Door { limits, tls: None, supervised },
-            serve,
-            stops,
-        ));
+        let task = tokio::spawn(listen::serve(listener, door(), serve, stops));
         Ok(Sink { address, stop, task })
     }
 

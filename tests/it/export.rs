@@ -29,11 +29,8 @@ use tailwater::{
     config::{Compression, Config, Overflow},
     exporter::{Client, Connector},
     grpc::{code_name, codes},
-    receiver::{
-        listen::{self, Door},
-        windows::Windows,
-    },
-    supervise::{Supervised, Task},
+    receiver::listen,
+    testing,
 };
 use tokio::{net::TcpListener, sync::watch};
 use tonic::{Code, Status};
@@ -107,17 +104,9 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let limits = listen::Limits {
-        max_connections: 10,
-        max_concurrent_streams: 10,
-        windows: Windows::new(1 << 20, None),
-        http2_only: true,
-    };
-    let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
-        let door = Door { limits, tls: None, supervised };
-        listen::serve(listener, door, answer, stops).await;
+        listen::serve(listener, testing::door(), answer, stops).await;
         // Whoever drops the sender ends the server.
         drop(stop);
     });

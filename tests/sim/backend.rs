@@ -11,10 +11,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use prost::Message as _;
-use tailwater::{
-    grpc::RawCodec,
-    receiver::listen::{self, Limits},
-};
+use tailwater::{grpc::RawCodec, receiver::listen, testing};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tonic::{
     Code, Request, Response, Status,
@@ -26,13 +23,6 @@ use crate::{
     harness::spans_of,
     journal::Journal,
     network::{self, Link},
-};
-
-const LIMITS: Limits = Limits {
-    max_connections: 64,
-    max_concurrent_streams: 100,
-    window_bytes: 64 << 20,
-    http2_only: true,
 };
 
 /// What the backend does to a request.
@@ -122,7 +112,8 @@ impl Backend {
             let call = Call(Arc::clone(&backend));
             async move { Grpc::new(RawCodec).unary(call, request).await }
         };
-        inner.running = Some((tokio::spawn(listen::serve(port, LIMITS, answer, stops)), stop));
+        inner.running =
+            Some((tokio::spawn(listen::serve(port, testing::door(), answer, stops)), stop));
     }
 
     async fn answer(&self, request: ExportTraceServiceRequest) -> Result<Response<Bytes>, Status> {

@@ -193,11 +193,6 @@ impl Connected for Stream {
     fn peer_addr(&self) -> Option<SocketAddr> {
         None
     }
-
-    async fn first_bytes(&self, _http2_only: bool) -> io::Result<usize> {
-        // Clients in here all send a preface.
-        Ok(1)
-    }
 }
 
 impl AsyncRead for Stream {

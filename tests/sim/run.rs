@@ -57,11 +57,12 @@ impl World {
         let (to_http, http) = network::port();
         links[..setup.shape.senders].iter().for_each(|link| link.lead_to(&to_grpc));
         let connector = Connector(Arc::clone(to_backend));
+        let client = Client::with_connector(&setup.config.exporter, connector).expect("a client");
         let ground = Ground {
             grpc,
             http,
             admin: std::net::TcpListener::bind("127.0.0.1:0").expect("a port"),
-            client: Client::with_connector(&setup.config.exporter, connector).expect("a client"),
+            client: Some(client),
             shards: setup.shards,
             hasher: Hasher::with_seed(rng.u64(..), SharedSeed::global_fixed()),
         };
