@@ -3,8 +3,8 @@
 //! `num_consumers` tasks each take a request and stay with it until the backend has it or it is
 //! given up, so an outage stops them all and fills the queue, which stops deciding or drops, as
 //! configured. A request that the backend finds too large, or refuses for what is in it, is cut
-//! (`deliver.rs`); what the backend takes is learnt by all consumers together (`peer.rs`). Each span
-//! that is given up is counted with a reason. Nothing here knows why a span was kept.
+//! (`deliver.rs`); what the backend takes is learnt by all consumers together (`peer.rs`). Each
+//! span that is given up is counted with a reason. Nothing here knows why a span was kept.
 
 mod answer;
 mod client;
