@@ -14,6 +14,7 @@
 //! look once a second; POST /-/reload borrows one of the admin runtime.
 
 mod credentials;
+mod limits;
 
 use std::{
     io,
@@ -38,7 +39,10 @@ use tonic_health::{
 };
 use tracing::{error, info, warn};
 
-use self::credentials::Credentials;
+use self::{
+    credentials::Credentials,
+    limits::{grpc_limits, http_limits, limits, tick},
+};
 use crate::{
     admin::Admin,
     budget::Budget,
@@ -56,18 +60,12 @@ use crate::{
         handshake::Handshake,
         http::HttpService,
         listen::{self, BindError, Door, Listen},
-        windows::Windows,
     },
     reload::Reload,
-    sampler::{Limits, Sampler},
+    sampler::Sampler,
     supervise::{Supervised, Supervisor, Task},
-    window::{Hasher, SEGMENT_BYTES, Waits},
+    window::{Hasher, SEGMENT_BYTES},
 };
-
-/// The longest tick; shorter waits have ticks of a tenth.
-const TICK_MAX: Duration = Duration::from_millis(100);
-/// Connections one HTTP listener may have.
-const HTTP_CONNECTIONS_MAX: usize = 1024;
 
 /// The service cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -398,45 +396,6 @@ impl Service {
     pub fn admin(&self) -> &Arc<Admin> {
         &self.admin
     }
-}
-
-fn tick(config: &Config) -> Duration {
-    TICK_MAX.min(config.sampling.decision_wait / 10)
-}
-
-fn limits(config: &Config) -> Limits {
-    let sampling = &config.sampling;
-    let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX / 2);
-    Limits {
-        waits: Waits {
-            decision_wait: millis(sampling.decision_wait),
-            after_root: sampling.decision_wait_after_root_received.map(millis),
-        },
-        max_trace_spans: sampling.max_trace_spans,
-        max_trace_bytes: sampling.max_trace_bytes,
-        kept_bytes_max: config.exporter.max_trace_bytes,
-        decision_ttl_millis: millis(sampling.decision_cache_ttl),
-        decision_log_traces: sampling.decision_log_size,
-    }
-}
-
-fn grpc_limits(config: &Config, connections_max: usize, budget: &Arc<Budget>) -> listen::Limits {
-    let wanted = config.grpc.max_connections;
-    if connections_max < wanted {
-        warn!(connections_max, wanted, "the limit of open files lowers max_connections");
-    }
-    listen::Limits {
-        max_connections: wanted.min(connections_max),
-        max_concurrent_streams: config.grpc.max_concurrent_streams,
-        windows: Windows::new(budget.limit() / 8, Some(budget)),
-        http2_only: true,
-    }
-}
-
-/// Both doors grant windows from one eighth.
-fn http_limits(grpc: &listen::Limits, connections_max: usize) -> listen::Limits {
-    let max_connections = HTTP_CONNECTIONS_MAX.min(connections_max);
-    listen::Limits { max_connections, http2_only: false, ..grpc.clone() }
 }
 
 fn spawn_consumers(

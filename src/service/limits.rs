@@ -1,0 +1,64 @@
+//! From the configuration to what bounds the stages.
+
+use std::{sync::Arc, time::Duration};
+
+use tracing::warn;
+
+use crate::{
+    budget::Budget,
+    config::Config,
+    receiver::{listen, windows::Windows},
+    sampler::Limits,
+    window::Waits,
+};
+
+/// The longest tick; shorter waits have ticks of a tenth.
+const TICK_MAX: Duration = Duration::from_millis(100);
+/// Connections one HTTP listener may have.
+const HTTP_CONNECTIONS_MAX: usize = 1024;
+
+/// How often the decider comes around.
+pub(super) fn tick(config: &Config) -> Duration {
+    TICK_MAX.min(config.sampling.decision_wait / 10)
+}
+
+/// Of traces, in the window and after it.
+pub(super) fn limits(config: &Config) -> Limits {
+    let sampling = &config.sampling;
+    let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX / 2);
+    Limits {
+        waits: Waits {
+            decision_wait: millis(sampling.decision_wait),
+            after_root: sampling.decision_wait_after_root_received.map(millis),
+        },
+        max_trace_spans: sampling.max_trace_spans,
+        max_trace_bytes: sampling.max_trace_bytes,
+        kept_bytes_max: config.exporter.max_trace_bytes,
+        decision_ttl_millis: millis(sampling.decision_cache_ttl),
+        decision_log_traces: sampling.decision_log_size,
+    }
+}
+
+/// Of connections to the gRPC door, of which descriptors allow so many.
+pub(super) fn grpc_limits(
+    config: &Config,
+    connections_max: usize,
+    budget: &Arc<Budget>,
+) -> listen::Limits {
+    let wanted = config.grpc.max_connections;
+    if connections_max < wanted {
+        warn!(connections_max, wanted, "the limit of open files lowers max_connections");
+    }
+    listen::Limits {
+        max_connections: wanted.min(connections_max),
+        max_concurrent_streams: config.grpc.max_concurrent_streams,
+        windows: Windows::new(budget.limit() / 8, Some(budget)),
+        http2_only: true,
+    }
+}
+
+/// Of those to the HTTP door. Both grant windows from one eighth.
+pub(super) fn http_limits(grpc: &listen::Limits, connections_max: usize) -> listen::Limits {
+    let max_connections = HTTP_CONNECTIONS_MAX.min(connections_max);
+    listen::Limits { max_connections, http2_only: false, ..grpc.clone() }
+}
