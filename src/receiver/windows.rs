@@ -1,9 +1,9 @@
 //! HTTP/2 windows: what senders may have in flight, granted from a part of the memory limit.
 //!
 //! A connection gets a quarter of what is left, between 64 KiB (less HTTP/2 does not know for a
-//! connection; so small, they cost up to 22 % more CPU) and 1 MiB (larger ones gained nothing). What
-//! is granted is reserved in the budget, since senders can fill it whenever they like: a thousand
-//! that sent at once made 500 MiB of a limit of 256.
+//! connection; so small, they cost up to 22 % more CPU) and 1 MiB (larger ones gained nothing).
+//! What is granted is reserved in the budget, since senders can fill it whenever they like: a
+//! thousand that sent at once made 500 MiB of a limit of 256.
 
 use std::sync::{
     Arc,

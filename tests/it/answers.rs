@@ -312,19 +312,19 @@ async fn strings_that_are_not_utf8_are_repaired() {
 #[tokio::test]
 async fn at_the_memory_limit_senders_are_asked_to_come_back() {
     let mut config = config(ALL);
-    config.sampling.memory_limit_bytes = 4 << 20;
+    config.sampling.memory_limit_bytes = 8 << 20;
     let running = Running::start(config).await;
-    let large = running.export_bytes(of_length(1, 5 << 20)).await;
+    let large = running.export_bytes(of_length(1, 9 << 20)).await;
     assert_retryable(&large.expect_err("no memory"));
 
     let client = connect(running.service.grpc_address).await;
     let (response, mut body) = open(&client, post(EXPORT_PATH, &[])).await;
-    let whole = frame(0, &of_length(2, 3 << 20));
-    let (first, rest) = whole.split_at(2 << 20);
+    let whole = frame(0, &of_length(2, 7 << 19));
+    let (first, rest) = whole.split_at(3 << 20);
     body.send_data(first.to_vec().into(), false).expect("sent");
-    let arrived = |metrics: &Metrics| metrics.get("memory_used_bytes") >= (2 << 20) as f64;
+    let arrived = |metrics: &Metrics| metrics.get("memory_used_bytes") >= (3 << 20) as f64;
     running.until("half of the request arrived", arrived).await;
-    let second = running.export_bytes(of_length(3, 3 << 20)).await;
+    let second = running.export_bytes(of_length(3, 7 << 19)).await;
     assert_retryable(&second.expect_err("no memory"));
     body.send_data(rest.to_vec().into(), true).expect("sent");
     assert_eq!(answer(response).await.expect("answered").header("grpc-status"), "0");
