@@ -128,6 +128,8 @@ impl Shared {
     fn new(config: &Config, shards: usize, hasher: Hasher) -> Self {
         let plan = Arc::new(Plan::compile(&config.policies));
         let budget = Budget::new(config.sampling.memory_limit_bytes);
+        let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from);
+        info!(mib, from, "memory limit");
         let metrics = Arc::new(Metrics::new(plan.names()));
         // Each shard keeps a segment open: together they may take an eighth of the limit.
         let shards = shards.min(budget.limit() / (8 * SEGMENT_BYTES)).max(1);
@@ -292,9 +294,8 @@ impl Service {
         receivers.spawn(listen::serve(http, door, answer, receivers_stop));
         let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.supervisor)));
         is_ready.store(true, Relaxed);
-        let Shared { metrics, queue, budget, supervisor, sampler, .. } = shared;
-        let memory_limit_mib = budget.limit() >> 20;
-        info!(%grpc_address, %http_address, %admin_address, memory_limit_mib, "ready");
+        let Shared { metrics, queue, supervisor, sampler, .. } = shared;
+        info!(%grpc_address, %http_address, %admin_address, "ready");
         Ok(Service {
             grpc_address,
             http_address,

@@ -17,7 +17,7 @@ use super::{
     diagnostics::{Diagnostic, Diagnostics, Problem, Severity, quote},
     env::Variable,
     files::{self, Unreadable},
-    memory,
+    memory::MemoryLimit,
     policies::Policies,
     reader::{KnownKeys, Reader, Span},
     sections::{self, Sections},
@@ -46,15 +46,12 @@ pub struct Loaded {
 #[derive(Clone, Copy)]
 pub(super) struct Host {
     pub(super) variable: Variable,
-    pub(super) memory_default_bytes: usize,
+    pub(super) memory_default: MemoryLimit,
 }
 
 impl Host {
     fn detect() -> Self {
-        Host {
-            variable: |name| env::var(name),
-            memory_default_bytes: memory::default_limit_bytes(),
-        }
+        Host { variable: |name| env::var(name), memory_default: MemoryLimit::detect() }
     }
 }
 
@@ -144,7 +141,7 @@ impl Load {
         let variable = self.host.variable;
         let mut reader = Reader::new(source, &damage, &mut self.diagnostics, variable);
         let mut root = reader.root(&table, "");
-        let sections = sections::read(&mut root, directory, self.host.memory_default_bytes);
+        let sections = sections::read(&mut root, directory, self.host.memory_default);
         self.policies.read(&mut root);
         root.finish();
         (sections, reader.finish())

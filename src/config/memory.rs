@@ -20,18 +20,38 @@ pub(super) const BYTES_MIN: usize = 32 << 20;
 /// Limits from here on mean "none": version 1 writes the largest page-aligned `i64` for it.
 const ABSURD_BYTES: u64 = 1 << 50;
 
-/// The default memory limit in bytes on this machine.
-pub(super) fn default_limit_bytes() -> usize {
-    limit_bytes(fs::read_to_string(V2).ok().as_deref(), fs::read_to_string(V1).ok().as_deref())
+/// A memory limit, and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MemoryLimit {
+    /// In bytes.
+    pub(super) bytes: usize,
+    /// For the log.
+    pub(super) from: &'static str,
 }
 
-/// The default for what the files of version 2 and 1 say.
-fn limit_bytes(v2: Option<&str>, v1: Option<&str>) -> usize {
-    v2.or(v1)
-        .and_then(|text| text.trim().parse::<u64>().ok())
-        .filter(|limit| *limit < ABSURD_BYTES)
-        .and_then(|limit| usize::try_from(limit / 100 * 60).ok())
-        .map_or(FALLBACK_BYTES, |limit| limit.max(BYTES_MIN))
+impl MemoryLimit {
+    /// As the file says.
+    pub(super) fn configured(bytes: usize) -> Self {
+        MemoryLimit { bytes, from: "memory_limit_mib" }
+    }
+
+    /// The default on this machine.
+    pub(super) fn detect() -> Self {
+        let read = |file| fs::read_to_string(file).ok();
+        Self::of(read(V2).as_deref(), read(V1).as_deref())
+    }
+
+    /// The default for what the files of version 2 and 1 say.
+    fn of(v2: Option<&str>, v1: Option<&str>) -> Self {
+        let limit = v2.or(v1).and_then(|text| text.trim().parse::<u64>().ok());
+        let limit = limit.filter(|limit| *limit < ABSURD_BYTES);
+        match limit.and_then(|limit| usize::try_from(limit / 100 * 60).ok()) {
+            Some(bytes) => {
+                MemoryLimit { bytes: bytes.max(BYTES_MIN), from: "60 % of the cgroup's limit" }
+            }
+            None => MemoryLimit { bytes: FALLBACK_BYTES, from: "the default without a cgroup" },
+        }
+    }
 }
 
 #[cfg(test)]
@@ -50,7 +70,9 @@ mod tests {
             (Some("1000000000\n"), Some("5"), 600_000_000),
             (Some("1000\n"), None, BYTES_MIN),
         ] {
-            assert_eq!(limit_bytes(v2, v1), expected, "{v2:?} {v1:?}");
+            let limit = MemoryLimit::of(v2, v1);
+            assert_eq!(limit.bytes, expected, "{v2:?} {v1:?}");
+            assert_eq!(limit.from.contains("60 %"), expected != FALLBACK_BYTES, "{limit:?}");
         }
     }
 }

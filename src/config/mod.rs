@@ -135,6 +135,8 @@ pub struct Sampling {
     pub decision_wait_after_root_received: Option<Duration>,
     /// `memory_limit_mib`, here in bytes. Default: 60 % of the cgroup's limit, else 1024 MiB.
     pub memory_limit_bytes: usize,
+    /// Where that comes from, for the log.
+    pub memory_limit_from: &'static str,
     /// `max_trace_spans`, default 32,000.
     pub max_trace_spans: u32,
     /// `max_trace_bytes_mib`, here in bytes. Default 16 MiB.

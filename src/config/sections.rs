@@ -16,7 +16,7 @@ use super::{
     SendingQueue, Telemetry,
     credentials::{exporter_tls, receiver_auth, receiver_tls},
     diagnostics::{Problem, quote},
-    memory,
+    memory::{self, MemoryLimit},
     reader::Span,
     section::{Read, Section},
     values,
@@ -51,11 +51,11 @@ pub(super) struct Sections {
 }
 
 /// Reads all sections, and the files that they name relative to `directory`;
-/// `memory_default_bytes` is the memory limit where the file names none.
+/// `memory_default` is the memory limit where the file names none.
 pub(super) fn read(
     root: &mut Section<'_, '_>,
     directory: &Path,
-    memory_default_bytes: usize,
+    memory_default: MemoryLimit,
 ) -> Sections {
     let shutdown_timeout = root.duration("shutdown_timeout", Duration::from_secs(1)..=HOUR);
 
@@ -70,14 +70,15 @@ pub(super) fn read(
     let policy_files = section.texts("policy_files").or(Vec::new());
     let memory = section.integer("memory_limit_mib", memory::BYTES_MIN / MIB..=MIB);
     let memory = match memory.map(|mib| mib * MIB) {
-        Read::Set(bytes, _) => Some(bytes),
-        Read::Unset => Some(memory_default_bytes),
+        Read::Set(bytes, _) => Some(MemoryLimit::configured(bytes)),
+        Read::Unset => Some(memory_default),
         Read::Bad => None,
     };
-    let sampling = sampling(section, memory.unwrap_or(memory_default_bytes));
+    let sampling = sampling(section, memory.unwrap_or(memory_default));
 
     let mut section = root.section("exporter");
-    let exporter = exporter(section.section("otlp"), directory, &grpc, memory);
+    let exporter =
+        exporter(section.section("otlp"), directory, &grpc, memory.map(|limit| limit.bytes));
     section.finish();
 
     let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
@@ -132,7 +133,7 @@ fn listener(section: &mut Section<'_, '_>, default: &str, others: &[&String]) ->
         .or(default.to_owned())
 }
 
-fn sampling(mut section: Section<'_, '_>, memory_limit_bytes: usize) -> Sampling {
+fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling {
     let wait = section.duration("decision_wait", Duration::from_millis(10)..=HOUR);
     let after_root = section.duration("decision_wait_after_root_received", Duration::ZERO..=HOUR);
     if let (Read::Set(wait, _), Read::Set(after_root, span)) = (&wait, &after_root)
@@ -154,7 +155,8 @@ fn sampling(mut section: Section<'_, '_>, memory_limit_bytes: usize) -> Sampling
     let config = Sampling {
         decision_wait: wait.or(Duration::from_secs(30)),
         decision_wait_after_root_received: Some(after_root).filter(|wait| !wait.is_zero()),
-        memory_limit_bytes,
+        memory_limit_bytes: memory_limit.bytes,
+        memory_limit_from: memory_limit.from,
         max_trace_spans: section.integer("max_trace_spans", 1..=10_000_000).or(32_000),
         max_trace_bytes: max_trace_mib.or(16) << 20,
         decision_cache_ttl: ttl.or(Duration::from_secs(120)),

@@ -5,6 +5,7 @@ use std::{env::VarError, path::Path};
 use super::{
     Config, Diagnostics, Loaded,
     load::{self, Host},
+    memory::MemoryLimit,
     reader::KnownKeys,
     source::Source,
 };
@@ -29,7 +30,7 @@ fn host() -> Host {
         "ESCAPE" => Ok("\u{1b}[31m".to_owned()),
         _ => Err(VarError::NotPresent),
     };
-    Host { variable, memory_default_bytes: 1 << 30 }
+    Host { variable, memory_default: MemoryLimit::configured(1 << 30) }
 }
 
 fn parse(text: &str) -> (Loaded, KnownKeys) {
