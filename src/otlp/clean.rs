@@ -6,7 +6,7 @@
 //! the span unfit. Without this one bad span poisons a batch: Tempo and the Collector refuse the
 //! whole request.
 //!
-//! The messages are data ([`super::schema`]); unknown fields pass untouched. Recursion is bounded
+//! The messages are data (`schema.rs`); unknown fields pass untouched. Recursion is bounded
 //! by the schema and by the nesting limit.
 
 use std::borrow::Cow;
