@@ -22,8 +22,8 @@ use crate::{
 
 const CYCLES: u64 = 8;
 const REQUESTS: usize = 32;
-/// Five standard deviations of the share kept, with 32,000 traces.
-const KEPT_DIFFERENCE_MAX: f64 = 0.6;
+/// How far the share kept may be from what is due, in standard deviations.
+const DEVIATIONS_MAX: f64 = 5.0;
 
 /// Checks what options can make of the traffic.
 pub(crate) fn run() -> Result<()> {
@@ -95,7 +95,10 @@ fn check(shape: &Shape) -> Result<(f64, f64)> {
     }
     let kept: u64 = complete().filter(|(id, s)| keeps(id, s)).map(|(_, seen)| seen.spans).sum();
     let percent = 100.0 * kept as f64 / spans as f64;
-    if (percent - corpus.expected_kept_percent).abs() > KEPT_DIFFERENCE_MAX {
+    // Chance is in the baseline alone, trace by trace.
+    let (share, traces) = (BASELINE_PERCENT / 100.0, complete().count() as f64);
+    let deviation = 100.0 * (share * (1.0 - share) / traces).sqrt();
+    if (percent - corpus.expected_kept_percent).abs() > DEVIATIONS_MAX * deviation {
         return Err(
             format!("{percent:.2} % kept, not {:.2} %", corpus.expected_kept_percent).into()
         );
