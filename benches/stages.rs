@@ -51,8 +51,9 @@ fn main() -> Result<()> {
         return Ok(());
     }
     tokens()?;
+    chosen_ids()?;
     // The other stages take minutes.
-    if std::env::args().any(|argument| argument == "token") {
+    if std::env::args().any(|argument| argument == "hostile") {
         return Ok(());
     }
     let mut corpus = Corpus::build(&Shape::plain(64))?;
@@ -98,6 +99,37 @@ fn tokens() -> Result<()> {
         "token: {nanos:.0} ns a check; wrong in the last byte over wrong in the first: median \
          {median:.4}, quartiles {low:.4} and {high:.4}"
     );
+    Ok(())
+}
+
+/// What it costs to take in trace ids that an outsider has chosen, with equal low halves and with
+/// equal high halves, over what random ones cost, in alternation.
+fn chosen_ids() -> Result<()> {
+    const ROUNDS: u64 = 400;
+    let mut corpus = Corpus::build(&Shape::plain(64))?;
+    let limits = limits(Waits { decision_wait: 3_600_000, after_root: None });
+    let samplers =
+        [(); 3].map(|()| Sampler::new(Arc::new(plan()), limits, &Budget::new(4 << 30), 8));
+    let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+    let mut times = [Duration::ZERO; 3];
+    for sequence in 0..ROUNDS {
+        let random = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
+        let (mut low, mut high) = (random.to_vec(), random.to_vec());
+        framing::for_each_span(&random, |span| {
+            // Behind its tag and length the id comes first.
+            let id = span.start + 2;
+            low[id + 8..id + 16].fill(1);
+            high[id..id + 8].fill(1);
+        })
+        .ok_or("the corpus has broken framing")?;
+        for (which, request) in [&random[..], &low, &high].into_iter().enumerate() {
+            let started = now();
+            samplers[which].ingest(Millis(0), request, &mut scratch, &mut decided)?;
+            times[which] += started.elapsed();
+        }
+    }
+    let [low, high] = [1, 2].map(|which| times[which].as_secs_f64() / times[0].as_secs_f64());
+    println!("chosen ids: equal low halves {low:.2}, equal high halves {high:.2} of random ones");
     Ok(())
 }
 
