@@ -34,11 +34,13 @@ pub enum Holder {
     Decisions,
     /// Requests being received and walked.
     Receiving,
+    /// Large ones, which must not keep the others out.
+    ReceivingLarge,
     /// Kept spans between their decision and the answer of the backend.
     Export,
 }
 
-const HOLDERS: usize = 6;
+const HOLDERS: usize = 7;
 
 /// Bytes held, by holder, against one limit.
 #[derive(Debug)]
@@ -182,6 +184,13 @@ impl Hold {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Counts what is held under another holder from now on.
+    pub fn pass_to(&mut self, holder: Holder) {
+        self.budget.held[self.holder as usize].fetch_sub(self.bytes, Relaxed);
+        self.budget.held[holder as usize].fetch_add(self.bytes, Relaxed);
+        self.holder = holder;
     }
 
     /// Holds more, if the limit allows it.

@@ -1,12 +1,10 @@
 //! Bytes on their way in are charged as they arrive, frame by frame, not by what a header claims.
 //!
-//! What is being received may hold an eighth of the memory limit, or what the largest message needs
-//! where that is more: as it came, inflated, what a decoder holds, and turned from JSON into
-//! protobuf. A frame beyond that ends its request with a retryable refusal. The last quarter is for
-//! requests of at most 1 MiB, so that a few large ones do not keep all others out.
-//!
-//! Frames are copied into one buffer as they come: kept as they are, a frame of one byte would hold
-//! many more than it is charged for.
+//! Requests of at most 1 MiB may hold an eighth of the memory limit together. Larger ones may hold
+//! as much again, or what the largest message needs where that is more: as it came, inflated, what
+//! a decoder holds, and turned from JSON into protobuf. A frame beyond that ends its request with a
+//! retryable refusal. Frames are copied into one buffer as they come, whose capacity is charged:
+//! kept as they are, a frame of one byte would hold many more than it is charged for.
 
 use std::sync::Arc;
 
@@ -25,7 +23,7 @@ pub(super) const SMALL_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Charge {
     hold: Hold,
     budget: Arc<Budget>,
-    receiving_bytes_max: usize,
+    large_bytes_max: usize,
 }
 
 impl Charge {
@@ -35,14 +33,14 @@ impl Charge {
         Charge {
             hold: budget.hold(Holder::Receiving, 0),
             budget: Arc::clone(budget),
-            receiving_bytes_max: (budget.limit() / 8).max(held_bytes_max),
+            large_bytes_max: (budget.limit() / 8).max(held_bytes_max),
         }
     }
 
     /// One more of the same kind, which holds nothing yet.
     pub(super) fn another(&self) -> Self {
         let (hold, budget) = (self.budget.hold(Holder::Receiving, 0), Arc::clone(&self.budget));
-        Charge { hold, budget, receiving_bytes_max: self.receiving_bytes_max }
+        Charge { hold, budget, large_bytes_max: self.large_bytes_max }
     }
 
     /// Holds more.
@@ -50,10 +48,14 @@ impl Charge {
     /// # Errors
     /// [`Refusal::Memory`] at a limit.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let receiving = self.budget.held(Holder::Receiving) + bytes;
-        let is_small = self.hold.bytes() + bytes <= SMALL_BYTES_MAX;
-        let quarter = if is_small { 0 } else { self.receiving_bytes_max / 4 };
-        if receiving > self.receiving_bytes_max - quarter || !self.hold.try_grow(bytes) {
+        let (holder, most) = if self.hold.bytes() + bytes > SMALL_BYTES_MAX {
+            self.hold.pass_to(Holder::ReceivingLarge);
+            (Holder::ReceivingLarge, self.large_bytes_max)
+        } else {
+            // A small one and what it inflates to must fit.
+            (Holder::Receiving, (self.budget.limit() / 8).max(2 * SMALL_BYTES_MAX))
+        };
+        if self.budget.held(holder) + bytes > most || !self.hold.try_grow(bytes) {
             return Err(Refusal::Memory);
         }
         Ok(())
@@ -66,13 +68,22 @@ pub(super) struct Receiving {
     body: Incoming,
     bytes: Vec<u8>,
     bytes_max: usize,
+    /// How long it will be, as far as that is known.
+    expected_bytes: usize,
     charge: Charge,
 }
 
 impl Receiving {
     /// Nothing has been received yet; at most `bytes_max` will be.
     pub(super) fn new(body: Incoming, bytes_max: usize, charge: Charge) -> Self {
-        Receiving { body, bytes: Vec::new(), bytes_max, charge }
+        let expected = body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok());
+        let expected_bytes = expected.unwrap_or(bytes_max);
+        Receiving { body, bytes: Vec::new(), bytes_max, expected_bytes, charge }
+    }
+
+    /// The body says that it will be so long.
+    pub(super) fn expect(&mut self, bytes: usize) {
+        self.expected_bytes = bytes;
     }
 
     /// What has arrived so far.
@@ -97,9 +108,20 @@ impl Receiving {
         if data.len() > left {
             return Err(too_large);
         }
-        self.charge.grow(data.len())?;
+        self.make_room(data.len())?;
         self.bytes.extend_from_slice(&data);
         Ok(true)
+    }
+
+    fn make_room(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let (needed, capacity) = (self.bytes.len() + bytes, self.bytes.capacity());
+        if needed > capacity {
+            // Doubled, but for no more than is to come: a claim alone takes nothing.
+            let grown = (2 * capacity).min(self.expected_bytes).max(needed);
+            self.charge.grow(grown - capacity)?;
+            self.bytes.reserve_exact(grown - self.bytes.len());
+        }
+        Ok(())
     }
 
     /// Everything that arrived, and what it holds.

