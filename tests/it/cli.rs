@@ -76,7 +76,7 @@ impl Process {
 
     /// Waits for a line of the log with this in it.
     pub async fn line(&self, part: &str) -> Value {
-        for _ in 0..500 {
+        for _ in 0..1_500 {
             let log = fs::read_to_string(&self.log).expect("a log");
             if let Some(line) = log.split_inclusive('\n').find(|line| line.contains(part)) {
                 return serde_json::from_str(line).expect("JSON");
@@ -84,7 +84,7 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let log = fs::read_to_string(&self.log).expect("a log");
-        panic!("not logged within 10 s: {part}\n{log}");
+        panic!("not logged within 30 s: {part}\n{log}");
     }
 
     /// Lines of the log with this in them.
@@ -122,7 +122,7 @@ impl Process {
 
     /// Waits until it has ended.
     pub async fn exit(&mut self) -> ExitStatus {
-        for _ in 0..500 {
+        for _ in 0..1_500 {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 return status;
             }
@@ -397,7 +397,7 @@ async fn claims_take_no_memory() {
             streams.push((response, body));
         }
     }
-    for _ in 0..500 {
+    for _ in 0..1_500 {
         let metrics = Metrics::parse(&get(admin, "/metrics").await.1);
         // The five bytes of each are charged once they are there.
         if metrics.get("memory_used_bytes") >= used + 5000.0 {

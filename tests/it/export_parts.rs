@@ -249,7 +249,7 @@ async fn exhaustion_for_ever_costs_one_span() {
     config.exporter.retry.initial_interval = Duration::from_millis(1);
     config.exporter.retry.max_interval = Duration::from_millis(2);
     // Long enough for a busy machine to find that span.
-    config.exporter.retry.max_elapsed_time = Some(Duration::from_secs(6));
+    config.exporter.retry.max_elapsed_time = Some(Duration::from_secs(4));
     let running = Running::start_with(config, answer).await;
     running.accept(roots(100, 0)).await;
     running.until("settled", |metrics| metrics.sum("exporter_sent_spans_total") == 99.0).await;

@@ -148,14 +148,14 @@ impl Running {
 
     /// Waits until the metrics are as wanted.
     pub async fn until(&self, what: &str, wanted: impl Fn(&Metrics) -> bool) -> Metrics {
-        for _ in 0..500 {
+        for _ in 0..1_500 {
             let metrics = self.metrics().await;
             if wanted(&metrics) {
                 return metrics;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("not within 10 s: {what}\n{:#?}", self.metrics().await.nonzero());
+        panic!("not within 30 s: {what}\n{:#?}", self.metrics().await.nonzero());
     }
 
     /// Waits until nothing is buffered or queued, and asserts the ledger.
