@@ -128,7 +128,7 @@ impl Process {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("still running after 10 s");
+        panic!("still running after 30 s");
     }
 }
 
