@@ -12,8 +12,8 @@
 //! Halves are sent one after the other, in the order of their spans, by the one consumer that has
 //! the request. `max_elapsed_time` counts from the first failure since something was taken, and
 //! the last attempt is made when it is over, so that an outage of just that time loses nothing.
-//! Then all that is left of the request is given up; where the backend is there, but exhausted,
-//! only the part, and the others have one attempt each.
+//! Then all that is left of the request is given up. Where the backend is there, but exhausted, it
+//! is halved still, each half has one attempt, and so have the other parts.
 
 use std::time::Duration;
 
@@ -229,10 +229,12 @@ impl<'a> Delivery<'a> {
     /// The time for retrying is over.
     fn expire(&mut self, part: &EncodedRequest, again: &Again) {
         let because = FailedBecause::RetryExpired;
-        if again.code == Code::ResourceExhausted {
-            self.fail(because, part.spans, again.code, &again.said);
-        } else {
+        if again.code != Code::ResourceExhausted {
             self.give_up(because, again.code, &again.said);
+        } else if self.may_cut(part) {
+            self.cut(part);
+        } else {
+            self.fail(because, part.spans, again.code, &again.said);
         }
     }
 

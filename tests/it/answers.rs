@@ -368,7 +368,9 @@ async fn a_full_queue_refuses_senders_when_it_blocks() {
     assert_eq!(refused(&metrics, "queue_full"), 1.0);
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), accepted as f64);
     assert_eq!(metrics.sum("exporter_failed_spans_total"), 0.0);
-    assert!(metrics.get("exporter_queue_bytes") <= metrics.get("exporter_queue_capacity_bytes"));
+    // The last trace that is decided may be larger than the room that was left for it.
+    let most = metrics.get("exporter_queue_capacity_bytes") + f64::from(3 << 10);
+    assert!(metrics.get("exporter_queue_bytes") <= most, "{:#?}", metrics.nonzero());
     let ready = crate::harness::get(running.service.admin_address, "/-/ready").await;
     assert_eq!(ready.0, 200);
     let (metrics, undelivered) = running.stop().await;
