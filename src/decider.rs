@@ -30,14 +30,13 @@ use crate::{
     },
     sampler::{Decided, KeptTrace, Progress, Sampler, Which},
     supervise::{Supervisor, Task},
+    throttle::Throttle,
     trace::Trigger,
     window::Millis,
 };
 
 /// Shorter stalls are a busy machine's everyday life.
 const STALL_LOGGED_MIN: Duration = Duration::from_secs(1);
-/// At most one line about spans lost to a full queue in this time.
-const LOST_LOG_MILLIS: u32 = 10_000;
 
 /// What connection tasks have decided on the way in: late spans and traces at their limit. The
 /// decider empties it many times a tick; what is in it is charged to the budget.
@@ -126,9 +125,8 @@ pub struct Decider {
     tick_began: Millis,
     /// How long the process had not run by then.
     stalled: Duration,
-    /// Spans lost to a full queue that the log has not mentioned, and when it last did.
-    unsaid_spans: u64,
-    said_at: Option<Millis>,
+    /// An outage fills the queue for as long as it lasts: a line at times, not one a request.
+    lost: Throttle,
 }
 
 /// What the decider works with.
@@ -169,8 +167,7 @@ impl Decider {
             next_shard: 0,
             tick_began: Millis::default(),
             stalled: Duration::ZERO,
-            unsaid_spans: 0,
-            said_at: None,
+            lost: Throttle::default(),
         }
     }
 
@@ -335,31 +332,23 @@ impl Decider {
         let faults = self.batch.take_faults();
         self.metrics.encoded(&faults);
         let encoded: u64 = requests.iter().map(|request| request.spans).sum();
+        let mut lost = 0;
         for request in requests {
             match self.settings.overflow {
                 Overflow::Block => self.queue.push(request),
                 Overflow::Drop => {
                     if let Err(request) = self.queue.try_push(request) {
                         self.metrics.failed(FailedBecause::QueueFull, request.spans);
-                        self.unsaid_spans += request.spans;
+                        lost += request.spans;
                     }
                 }
             }
         }
-        self.say_lost();
+        if let Some(spans) = self.lost.add(lost) {
+            error!(spans, "the sending queue is full: kept spans are lost");
+        }
         // Only now, so that a span is counted twice for a moment rather than not at all.
         self.queue.settle(encoded + faults.malformed_spans);
-    }
-
-    /// An outage fills the queue for as long as it lasts: a line at times, not one a request.
-    fn say_lost(&mut self) {
-        let now = self.clock.now();
-        let is_due = self.said_at.is_none_or(|at| now.since(at) >= LOST_LOG_MILLIS);
-        if self.unsaid_spans > 0 && is_due {
-            let spans = std::mem::take(&mut self.unsaid_spans);
-            error!(spans, "the sending queue is full: kept spans are lost");
-            self.said_at = Some(now);
-        }
     }
 
     /// Decides the oldest traces until memory is below the soft target: in one visit those of the

@@ -41,7 +41,7 @@ use tracing::{error, info, warn};
 
 use self::{
     credentials::Credentials,
-    limits::{grpc_limits, http_limits, limits, tick},
+    limits::{cores, grpc_limits, http_limits, limits, tick},
 };
 use crate::{
     admin::Admin,
@@ -144,14 +144,13 @@ impl Shared {
     }
 
     fn intake(&self, config: &Config, tokens: Option<Arc<Live<Tokens>>>) -> Arc<Intake> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Intake {
             sampler: Arc::clone(&self.sampler),
             outbox: Arc::clone(&self.outbox),
             queue: Arc::clone(&self.queue),
             overflow: config.exporter.queue.overflow,
             budget: Arc::clone(&self.budget),
-            turns: Semaphore::new((cores / 2).max(1)),
+            turns: Semaphore::new((cores() / 2).max(1)),
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),
             supervisor: Arc::clone(&self.supervisor),
@@ -223,13 +222,12 @@ pub struct Ground<L> {
 impl Ground<TcpListener> {
     async fn bind(config: &Config) -> Result<Self, StartError> {
         let admin = listen::bind("telemetry.endpoint", &config.telemetry.endpoint).await?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Ground {
             grpc: listen::bind("receiver.grpc.endpoint", &config.grpc.endpoint).await?,
             http: listen::bind("receiver.http.endpoint", &config.http.endpoint).await?,
             admin: admin.into_std()?,
             client: None,
-            shards: 4 * cores,
+            shards: 4 * cores(),
             hasher: Hasher::random(),
         })
     }

@@ -1,5 +1,5 @@
-//! Logging what outsiders can cause at will: one line every so often, with the number of those that
-//! were left out.
+//! Logging what may happen all the time: one line every so often, with the number of what was left
+//! out before it.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -22,6 +22,7 @@ pub struct Throttle {
 struct State {
     /// When the last line was logged.
     last: Option<Duration>,
+    /// What has not been told since.
     left_out: u64,
 }
 
@@ -34,10 +35,16 @@ impl Default for Throttle {
 impl Throttle {
     /// Whether a line may be logged now; then, how many were left out before it.
     pub fn ask(&self) -> Option<u64> {
+        self.add(1).map(|lines| lines - 1)
+    }
+
+    /// So many more of what lines are about, or none. Returns how many a line is to tell now, those
+    /// that were left out before included.
+    pub fn add(&self, more: u64) -> Option<u64> {
         let now = self.clock.elapsed();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.last.is_some_and(|last| now - last < PAUSE) {
-            state.left_out += 1;
+        state.left_out += more;
+        if state.left_out == 0 || state.last.is_some_and(|last| now - last < PAUSE) {
             return None;
         }
         state.last = Some(now);

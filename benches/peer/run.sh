@@ -9,7 +9,6 @@
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-collector=$repository/target/peer/collector
-(cd "$repository/tests/peer/collector" && go build -trimpath -ldflags="-s -w" -o "$collector" .)
+collector=$("$repository/tests/peer/build.sh")
 cd "$repository"
 exec cargo bench --bench rig -- --scenario peer --collector "$collector" "$@"

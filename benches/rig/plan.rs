@@ -65,7 +65,7 @@ pub(crate) struct Options {
     /// The binary to measure
     #[arg(long, default_value = env!("CARGO_BIN_EXE_tailwater"))]
     tailwater: PathBuf,
-    /// A Collector with tail_sampling, as `benches/peer/build.sh` builds it
+    /// A Collector with tail_sampling, as `tests/peer/build.sh` builds it
     #[arg(long)]
     collector: Option<PathBuf>,
     /// Writes every figure of every run to this file

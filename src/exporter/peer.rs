@@ -12,6 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::answer::REQUEST_BYTES_MIN;
+use crate::throttle::Throttle;
 
 /// How long the largest request that the backend takes is remembered. Then one request goes out
 /// whole again, to find out.
@@ -21,14 +22,18 @@ const LIMIT_TTL: Duration = Duration::from_secs(600);
 pub(super) const REFUSALS_MAX: u32 = 64;
 /// And for how long.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
-/// At most one line about lost spans in this time, and one about a backend that does not answer.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// Which must have lasted so long.
+/// Before it is said that the backend does not take anything.
 const FAILING_MIN: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Peer(Mutex<State>);
+pub(super) struct Peer {
+    state: Mutex<State>,
+    /// Lines about a backend that does not answer.
+    failing: Throttle,
+    /// Lines about lost spans.
+    lost: Throttle,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -39,11 +44,6 @@ struct State {
     paused_at: Option<Instant>,
     /// Since when attempts fail.
     failing: Option<Failing>,
-    /// When the log last had a line about that.
-    failing_said_at: Option<Instant>,
-    /// When it last had one about lost spans, and how many were lost since.
-    lost_said_at: Option<Instant>,
-    unsaid_spans: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +83,7 @@ impl Peer {
     /// An attempt failed and will be made again. Returns whether the log should say so: once for
     /// as long as nothing is taken.
     pub(super) fn failed(&self) -> bool {
-        let state = &mut *self.lock();
+        let mut state = self.lock();
         let since = Instant::now();
         let failing = state.failing.get_or_insert(Failing { since, is_said: false });
         // An attempt that fails now and then is no news; retrying is there for it.
@@ -91,7 +91,7 @@ impl Peer {
             return false;
         }
         failing.is_said = true;
-        is_due(&mut state.failing_said_at)
+        self.failing.ask().is_some()
     }
 
     /// It has refused a request for what is in it.
@@ -116,27 +116,13 @@ impl Peer {
     /// So many spans of a request are lost, or none. Returns how many are to be mentioned in a line
     /// of the log now; those that are not are part of the next one.
     pub(super) fn lost(&self, spans: u64) -> Option<u64> {
-        let state = &mut *self.lock();
-        state.unsaid_spans += spans;
-        if state.unsaid_spans == 0 {
-            return None;
-        }
-        is_due(&mut state.lost_said_at).then(|| std::mem::take(&mut state.unsaid_spans))
+        self.lost.add(spans)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics between two changes that belong together.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether a line is due, which it then is not for a while.
-fn is_due(said_at: &mut Option<Instant>) -> bool {
-    let is_due = said_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
-    if is_due {
-        *said_at = Some(Instant::now());
-    }
-    is_due
 }
 
 #[cfg(test)]
@@ -182,7 +168,7 @@ mod tests {
         assert!(peer.failed() && !peer.failed());
         assert_eq!(peer.took(), Some(FAILING_MIN));
         assert_eq!((peer.lost(0), peer.lost(1), peer.lost(2)), (None, Some(1), None));
-        tokio::time::advance(LOG_INTERVAL).await;
+        tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!((peer.lost(0), peer.lost(0)), (Some(2), None));
     }
 }

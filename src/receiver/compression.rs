@@ -28,7 +28,6 @@ const ZSTD_WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding
 /// How a body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
-    Identity,
     Gzip,
     /// zlib's format, as HTTP means it.
     Deflate,
@@ -53,24 +52,24 @@ impl Message<'_> {
     }
 }
 
-/// Inflates `body`, whose bytes `received` holds. What the message holds is charged to `inflated`,
-/// and it has at most `bytes_max`.
+/// Inflates `body`, whose bytes `received` holds, where it is compressed. The message has at most
+/// `bytes_max`, and what it holds is charged apart.
 ///
 /// # Errors
 /// [`Refusal::TooLarge`], [`Refusal::WindowTooLarge`], [`Refusal::Memory`] and
 /// [`Refusal::Malformed`].
 pub(super) async fn inflate(
-    encoding: Encoding,
+    encoding: Option<Encoding>,
     body: Bytes,
     received: Charge,
     bytes_max: usize,
     turns: &Semaphore,
 ) -> Result<Message<'_>, Refusal> {
     let turn = async || turns.acquire().await.expect("the turns are never closed");
-    if encoding == Encoding::Identity {
+    let Some(encoding) = encoding else {
         let turn = if body.len() > SMALL_BYTES_MAX { Some(turn().await) } else { None };
         return Ok(Message { bytes: body, charge: received, _turn: turn });
-    }
+    };
     let mut charge = received.another();
     let small = attempt(encoding, &body, bytes_max.min(SMALL_BYTES_MAX), &mut charge).await?;
     if let Some(bytes) = small {
@@ -93,7 +92,6 @@ async fn attempt(
     charge: &mut Charge,
 ) -> Result<Option<Bytes>, Refusal> {
     match encoding {
-        Encoding::Identity => Ok(Some(Bytes::copy_from_slice(body))),
         Encoding::Gzip => {
             read(flate2::bufread::MultiGzDecoder::new(body), 0, bytes_max, charge).await
         }

@@ -89,7 +89,11 @@ impl GrpcService {
         }
     }
 
-    async fn exchange(&self, body: Incoming, encoding: Encoding) -> Result<Ingested, Refusal> {
+    async fn exchange(
+        &self,
+        body: Incoming,
+        encoding: Option<Encoding>,
+    ) -> Result<Ingested, Refusal> {
         self.intake.admit()?;
         let bytes_max = self.max_recv_msg_bytes;
         // As it came, inflated, and the decoder's window.
@@ -153,7 +157,7 @@ fn claim(body: &[u8]) -> Option<usize> {
 }
 
 /// The one message of a body, and how it is compressed.
-fn unframe(body: &Bytes, encoding: Encoding) -> Result<(Encoding, Bytes), Refusal> {
+fn unframe(body: &Bytes, encoding: Option<Encoding>) -> Result<(Option<Encoding>, Bytes), Refusal> {
     let malformed = |what: &str| Refusal::Malformed(what.into());
     let length = claim(body).ok_or_else(|| malformed("no message"))?;
     let message = body.slice(PREFIX_BYTES..);
@@ -161,18 +165,18 @@ fn unframe(body: &Bytes, encoding: Encoding) -> Result<(Encoding, Bytes), Refusa
         return Err(malformed("not one message of the length that its prefix claims"));
     }
     match body[0] {
-        0 => Ok((Encoding::Identity, message)),
-        1 if encoding != Encoding::Identity => Ok((encoding, message)),
+        0 => Ok((None, message)),
+        1 if encoding.is_some() => Ok((encoding, message)),
         1 => Err(malformed("compressed, but no grpc-encoding says how")),
         _ => Err(malformed("an unknown flag in front of the message")),
     }
 }
 
-fn encoding_of<B>(request: &http::Request<B>) -> Result<Encoding, Status> {
+fn encoding_of<B>(request: &http::Request<B>) -> Result<Option<Encoding>, Status> {
     match request.headers().get("grpc-encoding").map(HeaderValue::as_bytes) {
-        None | Some(b"identity") => Ok(Encoding::Identity),
-        Some(b"gzip") => Ok(Encoding::Gzip),
-        Some(b"zstd") => Ok(Encoding::Zstd),
+        None | Some(b"identity") => Ok(None),
+        Some(b"gzip") => Ok(Some(Encoding::Gzip)),
+        Some(b"zstd") => Ok(Some(Encoding::Zstd)),
         Some(_) => {
             let mut status = Status::unimplemented("the grpc-encoding must be gzip or zstd");
             let known = MetadataValue::from_static("identity,gzip,zstd");

@@ -96,7 +96,7 @@ impl HttpService {
         &self,
         request: Request<Incoming>,
         format: Format,
-        encoding: Encoding,
+        encoding: Option<Encoding>,
     ) -> Result<Ingested, Refusal> {
         self.intake.admit()?;
         let bytes_max = self.max_body_bytes;
@@ -192,7 +192,7 @@ fn format_of<B>(request: &Request<B>) -> Option<Format> {
         .find(|format| content_type.eq_ignore_ascii_case(format.content_type()))
 }
 
-fn encoding_of<B>(request: &Request<B>) -> Result<Encoding, Unfit> {
+fn encoding_of<B>(request: &Request<B>) -> Result<Option<Encoding>, Unfit> {
     if request.uri().path() != TRACES_PATH {
         return Err(Unfit::NotFound);
     }
@@ -203,10 +203,10 @@ fn encoding_of<B>(request: &Request<B>) -> Result<Encoding, Unfit> {
         return Err(Unfit::UnknownType);
     }
     match header(request, CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
-        None | Some("" | "identity") => Ok(Encoding::Identity),
-        Some("gzip") => Ok(Encoding::Gzip),
-        Some("deflate") => Ok(Encoding::Deflate),
-        Some("zstd") => Ok(Encoding::Zstd),
+        None | Some("" | "identity") => Ok(None),
+        Some("gzip") => Ok(Some(Encoding::Gzip)),
+        Some("deflate") => Ok(Some(Encoding::Deflate)),
+        Some("zstd") => Ok(Some(Encoding::Zstd)),
         Some(_) => Err(Unfit::UnknownEncoding),
     }
 }

@@ -17,6 +17,11 @@ const TICK_MAX: Duration = Duration::from_millis(100);
 /// Connections one HTTP listener may have.
 const HTTP_CONNECTIONS_MAX: usize = 1024;
 
+/// Cores that the process may use.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// How often the decider comes around.
 pub(super) fn tick(config: &Config) -> Duration {
     TICK_MAX.min(config.sampling.decision_wait / 10)

@@ -10,12 +10,9 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 cd "$repository"
-collector=$repository/target/peer/collector
-mkdir -p "$(dirname "$collector")"
 
 cargo build --release --locked
-echo "building the Collector"
-(cd tests/peer/collector && go build -trimpath -ldflags="-s -w" -o "$collector" .)
+collector=$(tests/peer/build.sh)
 
 broken=0
 printf '\nTailwater\n\n'

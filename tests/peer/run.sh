@@ -24,10 +24,8 @@ else
 fi
 
 "$repository/tests/real/venv.sh" "$cache/venv" "$here/requirements.txt"
-# Minutes the first time; Go's own cache makes it a second after that.
-echo "building the Collector"
-(cd "$here/collector" && go build -trimpath -ldflags="-s -w" -o "$cache/collector" .)
+collector=$("$here/build.sh")
 
 export PYTHONDONTWRITEBYTECODE=1
 exec "$cache/venv/bin/python" "$here/compare.py" \
-    --tailwater "$tailwater" --collector "$cache/collector" --folder "$cache/run"
+    --tailwater "$tailwater" --collector "$collector" --folder "$cache/run"
