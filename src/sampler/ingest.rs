@@ -19,6 +19,9 @@ use crate::{
     window::{self, ContextSlots, Due, Millis, Position, Run},
 };
 
+/// Spans taken in under one lock, a millisecond or two of work: others wait for the shard.
+const SPANS_PER_LOCK: usize = 4096;
+
 /// Buffers of one ingest, kept from request to request.
 #[derive(Debug, Default)]
 pub struct Scratch {
@@ -27,6 +30,8 @@ pub struct Scratch {
     /// Indices of spans, by shard and within a shard by trace.
     order: Vec<u32>,
     counts: Vec<u32>,
+    /// What is left of `order` for each shard.
+    rests: Vec<Range<usize>>,
     appending: Appending,
     /// Spans of the request that were taken in so far.
     taken: u64,
@@ -141,21 +146,19 @@ impl Sampler {
         walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked)
             .inspect_err(|_| scratch.walked.clear())?;
         self.sort(scratch);
-        let Scratch { walked, hashes, order, appending, taken, .. } = scratch;
+        let Scratch { walked, hashes, order, rests, appending, taken, .. } = scratch;
         appending.slots.reset(walked.contexts.len());
-        let shard_of = |&index: &u32| self.shard_of(hashes[index as usize]);
-        for order in order.chunk_by(|a, b| shard_of(a) == shard_of(b)) {
-            let of_shard = OfShard { request, walked, hashes, order, plan: &plan };
-            let mut state = self.lock(shard_of(&order[0]));
-            state.window.advance(now);
-            let before = state.window.spans() + out.left_spans();
-            // Under the lock, since only there the difference is what this request has added.
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                self.ingest_shard(&mut state, &of_shard, appending, out);
-            }));
-            *taken += state.window.spans() + out.left_spans() - before;
-            drop(state);
-            outcome.unwrap_or_else(|panic| resume_unwind(panic));
+        // A giant request comes back to a shard once all others had their turn: whoever waits for
+        // the lock in between gets it.
+        while !rests.is_empty() {
+            for rest in &mut *rests {
+                let now_taken = rest.start..rest.end.min(rest.start + SPANS_PER_LOCK);
+                rest.start = now_taken.end;
+                let order = &order[now_taken];
+                let of_shard = OfShard { request, walked, hashes, order, plan: &plan };
+                self.ingest_locked(now, &of_shard, appending, out, taken);
+            }
+            rests.retain(|rest| !rest.is_empty());
         }
         let rejected = walked.rejected;
         // The contexts of a request must not live on in an idle connection.
@@ -163,6 +166,27 @@ impl Sampler {
         let accepted = std::mem::take(taken);
         scratch.shrink();
         Ok(Ingested { accepted, rejected })
+    }
+
+    fn ingest_locked(
+        &self,
+        now: Millis,
+        of_shard: &OfShard<'_>,
+        appending: &mut Appending,
+        out: &mut Decided,
+        taken: &mut u64,
+    ) {
+        let shard = self.shard_of(of_shard.hashes[of_shard.order[0] as usize]);
+        let mut state = self.lock(shard);
+        state.window.advance(now);
+        let before = state.window.spans() + out.left_spans();
+        // Under the lock, since only there the difference is what this request has added.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            self.ingest_shard(&mut state, of_shard, appending, out);
+        }));
+        *taken += state.window.spans() + out.left_spans() - before;
+        drop(state);
+        outcome.unwrap_or_else(|panic| resume_unwind(panic));
     }
 
     fn ingest_shard(
@@ -207,7 +231,7 @@ impl Sampler {
     /// Counting sort by the hash's middle bits, with about as many buckets as spans: shards become
     /// contiguous, and the spans of a trace as good as always, in their order of arrival.
     fn sort(&self, scratch: &mut Scratch) {
-        let Scratch { walked, hashes, order, counts, .. } = scratch;
+        let Scratch { walked, hashes, order, counts, rests, .. } = scratch;
         let spans = &walked.spans;
         hashes.clear();
         hashes.extend(spans.iter().map(|span| window::hash_of(&self.hasher, span.trace_id)));
@@ -231,6 +255,12 @@ impl Sampler {
             order[*place as usize] = index;
             *place += 1;
         }
+        let shard_of = |&index: &u32| self.shard_of(hashes[index as usize]);
+        rests.clear();
+        rests.extend(order.chunk_by(|a, b| shard_of(a) == shard_of(b)).scan(0, |end, of_shard| {
+            let start = std::mem::replace(end, *end + of_shard.len());
+            Some(start..*end)
+        }));
     }
 
     fn ingest_run(
