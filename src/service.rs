@@ -29,7 +29,7 @@ use std::{
 
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, oneshot, watch},
+    sync::{oneshot, watch},
     task::{JoinHandle, JoinSet, spawn_blocking},
     time::{Instant, timeout_at},
 };
@@ -60,6 +60,7 @@ use crate::{
         handshake::Handshake,
         http::HttpService,
         listen::{self, BindError, Door, Listen},
+        turns::Turns,
     },
     reload::Reload,
     sampler::Sampler,
@@ -150,7 +151,7 @@ impl Shared {
             queue: Arc::clone(&self.queue),
             overflow: config.exporter.queue.overflow,
             budget: Arc::clone(&self.budget),
-            turns: Semaphore::new((cores() / 2).max(1)),
+            turns: Turns::new(cores()),
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),
             supervisor: Arc::clone(&self.supervisor),
@@ -340,6 +341,7 @@ impl Service {
             warn!("cutting connections that did not finish in time");
             self.receivers.abort_all();
         }
+        self.intake.turns.finish().await;
         // Received by nobody only if the decider has ended, which `await` below tells.
         let _ = self.stop_decider.send(());
         if let Ok(mut decider) = self.decider.await {

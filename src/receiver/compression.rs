@@ -4,18 +4,18 @@
 //! charged before it is made, and a bomb ends at the message limit, wherever its own end is. zstd
 //! keeps a window beside what it has written, which is charged too.
 //!
-//! What is larger than 1 MiB, by arrival or when inflated, takes one of a few turns (half of the
-//! workers) that lasts until it is buffered, so that large requests leave workers to small ones. A
-//! body that turns out large begins again with its turn: while it waits it holds only what arrived.
+//! What is larger than 1 MiB, by arrival or when inflated, takes a turn that lasts until it is
+//! buffered. A body that turns out large begins again with its turn: while it waits it holds only
+//! what arrived.
 
 use std::io::{self, Read};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     Refusal,
     admission::{Charge, SMALL_BYTES_MAX},
+    turns::{Turn, Turns},
 };
 
 /// What is inflated between two looks at the limits, and at other tasks.
@@ -36,13 +36,18 @@ pub(super) enum Encoding {
 
 /// A message as it was before it was compressed, what it holds, and its turn if it is large.
 #[derive(Debug)]
-pub(super) struct Message<'a> {
+pub(super) struct Message {
     pub(super) bytes: Bytes,
     charge: Charge,
-    _turn: Option<SemaphorePermit<'a>>,
+    turn: Option<Turn>,
 }
 
-impl Message<'_> {
+impl Message {
+    /// Whether it has a turn.
+    pub(super) fn is_large(&self) -> bool {
+        self.turn.is_some()
+    }
+
     /// Holds more.
     ///
     /// # Errors
@@ -63,23 +68,22 @@ pub(super) async fn inflate(
     body: Bytes,
     received: Charge,
     bytes_max: usize,
-    turns: &Semaphore,
-) -> Result<Message<'_>, Refusal> {
-    let turn = async || turns.acquire().await.expect("the turns are never closed");
+    turns: &Turns,
+) -> Result<Message, Refusal> {
     let Some(encoding) = encoding else {
-        let turn = if body.len() > SMALL_BYTES_MAX { Some(turn().await) } else { None };
-        return Ok(Message { bytes: body, charge: received, _turn: turn });
+        let turn = if body.len() > SMALL_BYTES_MAX { Some(turns.take().await) } else { None };
+        return Ok(Message { bytes: body, charge: received, turn });
     };
     let mut charge = received.another();
     let small = attempt(encoding, &body, bytes_max.min(SMALL_BYTES_MAX), &mut charge).await?;
     if let Some(bytes) = small {
-        return Ok(Message { bytes, charge, _turn: None });
+        return Ok(Message { bytes, charge, turn: None });
     }
     drop(charge);
-    let turn = turn().await;
+    let turn = turns.take().await;
     let mut charge = received.another();
     match attempt(encoding, &body, bytes_max, &mut charge).await? {
-        Some(bytes) => Ok(Message { bytes, charge, _turn: Some(turn) }),
+        Some(bytes) => Ok(Message { bytes, charge, turn: Some(turn) }),
         None => Err(Refusal::TooLarge { limit_bytes: bytes_max }),
     }
 }

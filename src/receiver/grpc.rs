@@ -29,6 +29,7 @@ use super::{
     admission::{Charge, Receiving},
     compression::{Encoding, inflate},
     listen::LongLived,
+    turns::work,
 };
 use crate::{grpc::EXPORT_PATH, metrics::Transport, sampler::Ingested};
 
@@ -112,7 +113,8 @@ impl GrpcService {
         let (body, charge) = receiving.finish();
         let (encoding, message) = unframe(&body, encoding)?;
         let message = inflate(encoding, message, charge, bytes_max, &self.intake.turns).await?;
-        self.intake.take(Transport::Grpc, &message.bytes)
+        let intake = Arc::clone(&self.intake);
+        work(message.is_large(), move || intake.take(Transport::Grpc, &message.bytes)).await
     }
 
     fn refuse(&self, refusal: &Refusal) -> Status {

@@ -23,6 +23,7 @@ use super::{
     admission::{Charge, Receiving},
     compression::{Encoding, inflate},
     grpc::{acknowledgement, partial_success},
+    turns::work,
 };
 use crate::{metrics::Transport, otlp::json, sampler::Ingested, supervise::Task};
 
@@ -105,13 +106,17 @@ impl HttpService {
         while receiving.more().await? {}
         let (body, charge) = receiving.finish();
         let mut message = inflate(encoding, body, charge, bytes_max, &self.intake.turns).await?;
-        if format == Format::Json {
-            message.grow(JSON_NEEDS * message.bytes.len())?;
-            let turn_into = || json::to_protobuf(&message.bytes);
-            let supervisor = &self.intake.supervisor;
-            message.bytes = supervisor.contained_now(Task::Receiver, turn_into)??.into();
-        }
-        self.intake.take(Transport::Http, &message.bytes)
+        let intake = Arc::clone(&self.intake);
+        work(message.is_large(), move || {
+            if format == Format::Json {
+                message.grow(JSON_NEEDS * message.bytes.len())?;
+                let turn_into = || json::to_protobuf(&message.bytes);
+                let supervisor = &intake.supervisor;
+                message.bytes = supervisor.contained_now(Task::Receiver, turn_into)??.into();
+            }
+            intake.take(Transport::Http, &message.bytes)
+        })
+        .await
     }
 
     fn refuse(&self, refusal: &Refusal, format: Format) -> Response<Full<Bytes>> {

@@ -14,6 +14,7 @@ pub mod handshake;
 pub mod http;
 pub mod listen;
 mod preface;
+pub mod turns;
 pub mod windows;
 
 use std::{
@@ -25,9 +26,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
-use tokio::sync::Semaphore;
-
+use self::turns::Turns;
 use crate::{
     budget::Budget,
     clock::WindowClock,
@@ -40,6 +39,7 @@ use crate::{
     sampler::{Decided, Ingested, Sampler, Scratch},
     supervise::{Panicked, Supervisor, Task},
 };
+use ::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 
 /// The fill of the sending queue from which intake is refused, so that late spans and due traces
 /// fit.
@@ -139,7 +139,7 @@ pub struct Intake {
     /// Says whether there is memory.
     pub budget: Arc<Budget>,
     /// What large requests take one after the other.
-    pub turns: Semaphore,
+    pub turns: Turns,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Gives `now`.

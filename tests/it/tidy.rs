@@ -42,6 +42,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
 const SPAWN: &[(&str, &str)] = &[
     ("service.rs", "the wiring"),
     ("receiver/listen.rs", "one task a connection, which only the accept loop sees come"),
+    ("receiver/turns.rs", "a large request would hold a worker"),
     ("admin.rs", "the thread that answers while the runtime is busy, and one for a reload"),
     ("config/load.rs", "a thread whose stack is deep enough for any file"),
     ("testing.rs", "the sink stands outside the service"),
