@@ -127,6 +127,8 @@ pub struct Decider {
     stalled: Duration,
     /// An outage fills the queue for as long as it lasts: a line at times, not one a request.
     lost: Throttle,
+    /// So does overload for as long as it lasts.
+    forgotten: Throttle,
 }
 
 /// What the decider works with.
@@ -168,6 +170,7 @@ impl Decider {
             tick_began: Millis::default(),
             stalled: Duration::ZERO,
             lost: Throttle::default(),
+            forgotten: Throttle::default(),
         }
     }
 
@@ -286,6 +289,13 @@ impl Decider {
         self.sampler.log().push(&decided.decisions, clock::unix_millis());
         for _ in 0..decided.panics {
             self.supervisor.panicked(Task::Decider);
+        }
+        if let Some(decisions) = self.forgotten.add(decided.forgotten) {
+            warn!(
+                decisions,
+                "forgotten before decision_cache_ttl: late spans of their traces begin new ones. \
+                 More memory_limit_mib lets more be remembered"
+            );
         }
         self.stamp(&decided.kept, &mut decided.spans);
         decided.clear();

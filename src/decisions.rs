@@ -5,8 +5,10 @@
 //! keyed 64-bit hash of the trace id, kept and dropped traces for the same time. (Forgetting them
 //! at different times would make a late span's fate depend on its randomness, and with it the
 //! threshold.) 18 bytes a trace. A decision is remembered for at least the time to live and at most
-//! twice that. A new trace is taken for one of n remembered ones with a probability of n / 2^64: at
-//! 10,000 traces a second, remembered for 240 s, that is once in 24 years.
+//! twice that, unless so many are made that all shards together would need more than a quarter of
+//! the memory limit: then the oldest are forgotten sooner, and counted. A new trace is taken for one
+//! of n remembered ones with a probability of n / 2^64: at 10,000 traces a second, remembered for
+//! 240 s, that is once in 24 years.
 //!
 //! [`DecisionLog`] holds the details of the last traces in `moka`, bounded by number. One cache
 //! entry is the chunk of up to 256 decisions made under one lock, because an insertion a trace cost
@@ -92,6 +94,13 @@ impl Generation {
         Some(packed.unpack(self.randomness.get(&fingerprint).copied()))
     }
 
+    /// Whether it holds too much, or will once it has grown for the decisions of a few more locks.
+    fn outgrows(&self, bytes_max: usize) -> bool {
+        const SOON: usize = 1024;
+        let is_growing = self.decisions.len() + SOON > self.decisions.capacity();
+        self.bytes() + if is_growing { self.decisions.allocation_size() } else { 0 } > bytes_max
+    }
+
     fn bytes(&self) -> usize {
         let sides = self.randomness.capacity() + self.used_bytes.capacity();
         self.decisions.allocation_size() + sides * 17
@@ -110,6 +119,8 @@ impl Generation {
 /// The decisions of one shard, for late spans.
 pub struct Remembered {
     ttl_millis: u32,
+    /// What each generation may take.
+    generation_bytes_max: usize,
     current: Generation,
     previous: Generation,
     rotated_at: Millis,
@@ -118,10 +129,12 @@ pub struct Remembered {
 }
 
 impl Remembered {
-    /// Remembers nothing yet, and each decision for at least `ttl_millis`.
-    pub fn new(ttl_millis: u32, budget: &Arc<Budget>) -> Self {
+    /// Remembers nothing yet, and each decision for at least `ttl_millis`, as far as `bytes_max`
+    /// allow it.
+    pub fn new(ttl_millis: u32, bytes_max: usize, budget: &Arc<Budget>) -> Self {
         Remembered {
             ttl_millis,
+            generation_bytes_max: bytes_max / 2,
             current: Generation::default(),
             previous: Generation::default(),
             rotated_at: Millis::default(),
@@ -156,10 +169,16 @@ impl Remembered {
         used.copied().unwrap_or(0)
     }
 
-    /// Forgets what is older than the time to live, and charges the budget. Called once a tick.
-    pub fn rotate(&mut self, now: Millis) {
-        if now.since(self.rotated_at) >= self.ttl_millis {
+    /// Forgets what is older than the time to live, or must be for want of room, and charges the
+    /// budget. Called after every few hundred decisions. Returns how many were forgotten too soon.
+    pub fn rotate(&mut self, now: Millis) -> u64 {
+        let is_time = now.since(self.rotated_at) >= self.ttl_millis;
+        let mut too_soon = 0;
+        if is_time || self.current.outgrows(self.generation_bytes_max) {
             std::mem::swap(&mut self.current, &mut self.previous);
+            if !is_time {
+                too_soon = self.current.decisions.len() as u64;
+            }
             self.current.clear();
             self.rotated_at = now;
         }
@@ -170,6 +189,7 @@ impl Remembered {
             self.budget.release(Holder::Decisions, self.charged - held);
         }
         self.charged = held;
+        too_soon
     }
 }
 
@@ -320,7 +340,7 @@ mod tests {
     #[test]
     fn decisions_survive_packing_and_one_generation() {
         let budget = Budget::new(1 << 20);
-        let mut remembered = Remembered::new(1000, &budget);
+        let mut remembered = Remembered::new(1000, 1 << 20, &budget);
         let explicit =
             Decision { explicit_randomness: Some(Randomness(7)), ..decision(false, 0.0) };
         remembered.remember(1, &decision(true, 10.0));
@@ -335,6 +355,25 @@ mod tests {
         assert_eq!(remembered.recall(1), None);
         drop(remembered);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn the_oldest_make_room_when_there_are_too_many() {
+        let budget = Budget::new(1 << 30);
+        let mut remembered = Remembered::new(u32::MAX, 1 << 18, &budget);
+        let (mut forgotten, mut most) = (0, 0);
+        for number in 0..200_000 {
+            remembered.remember(number, &decision(number % 2 == 0, 10.0));
+            if number % 256 == 0 {
+                forgotten += remembered.rotate(Millis(0));
+                most = most.max(budget.held(Holder::Decisions));
+            }
+        }
+        assert!((1 << 17..=1 << 18).contains(&most), "{most}");
+        let left = (0..200_000).filter(|&number| remembered.recall(number).is_some()).count();
+        assert_eq!(forgotten + left as u64, 200_000);
+        let last = (200_000 - left as u64)..200_000;
+        assert!(last.into_iter().all(|number| remembered.recall(number).is_some()));
     }
 
     #[test]

@@ -148,6 +148,7 @@ pub struct Metrics {
     faults: [Counter; 4],
     panics: [Counter; Task::ALL.len()],
     stalled: Counter,
+    forgotten: Counter,
     gauges: Gauges,
     lag: Histogram,
     duration: Histogram,
@@ -222,6 +223,7 @@ impl Metrics {
             panics: Task::ALL
                 .map(|task| counter!("tailwater_task_restarts_total", "task" => task.as_str())),
             stalled: counter!("tailwater_stalled_seconds_total"),
+            forgotten: counter!("tailwater_decisions_forgotten_early_total"),
             gauges: Gauges::register(),
             lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
             duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
@@ -298,6 +300,7 @@ impl Metrics {
 
     /// What was decided under one lock or while a request was taken in.
     pub fn decided(&self, decided: &Decided) {
+        self.forgotten.increment(decided.forgotten);
         if decided.decisions.records.is_empty() && decided.late.is_empty() {
             return;
         }
@@ -452,6 +455,7 @@ fn describe() {
     describe_counter!("tailwater_repaired_strings_total", "Strings in kept spans that were not UTF-8 and were repaired.");
     describe_counter!("tailwater_removed_links_total", "Span links with ids of wrong length, removed from kept spans.");
     describe_counter!("tailwater_task_restarts_total", "Panics that were contained, by task.");
+    describe_counter!("tailwater_decisions_forgotten_early_total", "Decisions forgotten before decision_cache_ttl, since all of them may take a quarter of the memory limit.");
     describe_counter!("tailwater_stalled_seconds_total", "Time in which the process did not run, which traces do not age by.");
     describe_gauge!("tailwater_window_traces", "Undecided traces.");
     describe_gauge!("tailwater_window_spans", "Spans of undecided traces.");

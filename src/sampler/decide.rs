@@ -36,6 +36,8 @@ pub struct Decided {
     pub cut: Vec<Cut>,
     /// Traces over which a policy panicked; they are dropped.
     pub panics: u64,
+    /// Decisions that had to be forgotten before their time to live was over.
+    pub forgotten: u64,
     /// Decided under this lock, and still to be emptied.
     taken: Vec<Taken>,
     /// To be dropped outside the lock.
@@ -53,6 +55,7 @@ impl Decided {
         self.late.clear();
         self.cut.clear();
         self.panics = 0;
+        self.forgotten = 0;
         self.freed.clear();
     }
 
@@ -169,7 +172,7 @@ impl Sampler {
             progress = Progress::More;
         }
         state.window.settle();
-        state.remembered.rotate(now);
+        out.forgotten += state.remembered.rotate(now);
         progress
     }
 

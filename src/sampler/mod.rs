@@ -126,12 +126,16 @@ impl Sampler {
     ) -> Self {
         let pool = Pool::new(Arc::clone(budget));
         let words = plan.leaves().words();
-        let shards: Box<[_]> = (0..shards.next_power_of_two())
+        let shards = shards.next_power_of_two();
+        // However many traces are decided, the window keeps most of the memory.
+        let remembered_bytes_max = budget.limit() / 4 / shards;
+        let ttl = limits.decision_ttl_millis;
+        let shards: Box<[_]> = (0..shards)
             .map(|_| {
                 Mutex::new(ShardState {
                     plan: Arc::clone(&plan),
                     window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
-                    remembered: Remembered::new(limits.decision_ttl_millis, budget),
+                    remembered: Remembered::new(ttl, remembered_bytes_max, budget),
                 })
             })
             .collect();

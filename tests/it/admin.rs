@@ -39,6 +39,7 @@ counter spans_dropped_total policy=errors,half,none reason=decision,late,trace_b
 counter decisions_total trigger=decision_wait,root_received,memory,trace_limit,shutdown
 counter late_spans_total decision=kept,dropped
 counter late_error_spans_total decision=kept,dropped
+counter decisions_forgotten_early_total
 gauge window_traces
 gauge window_spans
 gauge window_bytes
