@@ -143,8 +143,7 @@ class Service:
     """`tailwater run`, and what can be seen of it from outside."""
 
     def __init__(self, sink, name="tailwater", policies=POLICIES, wait="2s", after_root="500ms",
-                 memory_mib=256, remembered="", more="",
-                 environment=None):
+                 memory_mib=256, remembered="", more="", patience="300s", environment=None):
         self.grpc, self.http, self.admin = (f"127.0.0.1:{port}" for port in free_ports(3))
         self.config = LOGS / f"{name}.toml"
         self.policies = policies
@@ -163,6 +162,7 @@ endpoint = "{sink.url()}"
 [exporter.otlp.retry_on_failure]
 initial_interval = "200ms"
 max_interval = "1s"
+max_elapsed_time = "{patience}"
 [telemetry]
 endpoint = "{self.admin}"
 log_format = "json"

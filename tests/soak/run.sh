@@ -2,7 +2,7 @@
 # What needs minutes, signals or a machine of its own: the release binary under the load rig's
 # traffic while something is done to it. Prints what was measured; fails where a promise is broken.
 #
-#     tests/soak/run.sh soak|overload|fair|crowd|kill|pause|reload|stop|scrape|clock [--seconds N] [...]
+#     tests/soak/run.sh soak|overload|fair|crowd|kill|pause|reload|stop|scrape|clock|outage [--seconds N] [...]
 #
 # README.md has the scenarios and their options. Needs Rust and Python 3.11, `clock` also apt.
 # Everything listens on 127.0.0.1; logs stay in target/soak. SOAK_BINARY tests another build.
