@@ -6,9 +6,9 @@
 //! at different times would make a late span's fate depend on its randomness, and with it the
 //! threshold.) 18 bytes a trace. A decision is remembered for at least the time to live and at most
 //! twice that, unless so many are made that all shards together would need more than a quarter of
-//! the memory limit: then the oldest are forgotten sooner, and counted. A new trace is taken for one
-//! of n remembered ones with a probability of n / 2^64: at 10,000 traces a second, remembered for
-//! 240 s, that is once in 24 years.
+//! the memory limit: then the oldest are forgotten sooner, and counted. A new trace is taken for
+//! one of n remembered ones with a probability of n / 2^64: at 10,000 traces a second, remembered
+//! for 240 s, that is once in 24 years.
 //!
 //! [`DecisionLog`] holds the details of the last traces in `moka`, bounded by number. One cache
 //! entry is the chunk of up to 256 decisions made under one lock, because an insertion a trace cost
