@@ -25,9 +25,10 @@ use tonic_types::{ErrorDetails, StatusExt as _, pb};
 use tower_service::Service;
 
 use super::{
-    Intake, REQUEST_TIMEOUT, Refusal,
+    Intake, Refusal,
     admission::{Charge, Receiving},
     compression::{Encoding, inflate},
+    deadline::in_time,
     listen::LongLived,
     turns::work,
 };
@@ -84,9 +85,9 @@ impl GrpcService {
     async fn export(&self, request: http::Request<Incoming>) -> Result<Ingested, Status> {
         let encoding = encoding_of(&request)?;
         let exchange = self.exchange(request.into_body(), encoding);
-        match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
-            Ok(outcome) => outcome.map_err(|refusal| self.refuse(&refusal)),
-            Err(_elapsed) => Err(Status::deadline_exceeded("the request took longer than 30 s")),
+        match in_time(&self.intake.clock, exchange).await {
+            Some(outcome) => outcome.map_err(|refusal| self.refuse(&refusal)),
+            None => Err(Status::deadline_exceeded("the request took longer than 30 s")),
         }
     }
 

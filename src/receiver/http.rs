@@ -19,9 +19,10 @@ use tonic::Code;
 use tonic_types::pb;
 
 use super::{
-    Intake, REQUEST_TIMEOUT, Refusal,
+    Intake, Refusal,
     admission::{Charge, Receiving},
     compression::{Encoding, inflate},
+    deadline::in_time,
     grpc::{acknowledgement, partial_success},
     turns::work,
 };
@@ -83,10 +84,12 @@ impl HttpService {
             Err(unfit) => return unfit_response(&unfit, format),
         };
         let exchange = self.exchange(request, format, encoding);
-        match tokio::time::timeout(REQUEST_TIMEOUT, exchange).await {
-            Ok(Ok(ingested)) => response(StatusCode::OK, format, format.acknowledgement(&ingested)),
-            Ok(Err(refusal)) => self.refuse(&refusal, format),
-            Err(_elapsed) => {
+        match in_time(&self.intake.clock, exchange).await {
+            Some(Ok(ingested)) => {
+                response(StatusCode::OK, format, format.acknowledgement(&ingested))
+            }
+            Some(Err(refusal)) => self.refuse(&refusal, format),
+            None => {
                 let late = Refusal::Malformed("the body took longer than 30 s".into());
                 self.refuse(&late, format)
             }

@@ -38,7 +38,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{REQUEST_TIMEOUT, handshake::Handshake, preface::begun, windows::Windows};
+use super::{deadline::REQUEST_TIMEOUT, handshake::Handshake, preface::begun, windows::Windows};
 use crate::{
     supervise::{Panicked, Supervised},
     throttle::Throttle,

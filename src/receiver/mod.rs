@@ -8,6 +8,7 @@
 
 mod admission;
 mod compression;
+mod deadline;
 pub mod descriptors;
 pub mod grpc;
 pub mod handshake;
@@ -47,10 +48,6 @@ const QUEUE_REFUSES_FROM: f64 = 0.75;
 /// Delays that refused senders are asked to wait. The Python SDK gives up at once when told to wait
 /// longer than its own timeout of 10 s.
 const RETRY_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=8.0;
-
-/// From the headers of a request to its answer: a body may be slow, not endless. An answer may wait
-/// as long for its sender to read it.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -239,9 +239,10 @@ def kill(options):
 def pause(options):
     """SIGSTOP under load, for longer than the window."""
     sink = Sink()
-    service = Service(sink, wait="4s", after_root="2s")
-    # The root comes a second after the first spans of its trace. Senders wait for their answers:
-    # one that gives up and sends again would itself make spans late.
+    # Room for everything that waits at the senders by then: a request that is refused, or that its
+    # sender gives up, is sent again seconds later, and its spans may be late by that.
+    service = Service(sink, wait="4s", after_root="2s", memory_mib=2048)
+    # The root comes a second after the first spans of its trace.
     generator = load(service.grpc, NOMINAL, "--root-after", "1s", in_flight=16, connections=8)
     time.sleep(10)
     generator.lap()
@@ -418,6 +419,8 @@ def outage(options):
     say(f"{lost:.0f} of {accepted:,.0f} spans lost, {lap['failed_requests']} requests failed; "
         f"resident {service.proc('VmHWM') / MIB:.0f} MiB at most, queue of {queue_mib} MiB")
     check("nothing was lost or refused", lost == 0 and lap["failed_requests"] == 0)
+    # What it took in the moment before it was killed, it could not tell any more.
+    check("the backend has what counts as sent", sink.spans() >= accepted - rate)
     service.stop()
 
 
