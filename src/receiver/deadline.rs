@@ -1,6 +1,6 @@
 //! How long a request may take.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::Pin, time::Duration};
 
 use tokio::time::timeout;
 
@@ -13,8 +13,11 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Runs a request to its end, for [`REQUEST_TIMEOUT`] at most. Time in which the process did not
 /// run does not count: what was sent meanwhile waits in the socket, and the timer would fire before
 /// it is read.
-pub(super) async fn in_time<T>(clock: &WindowClock, request: impl Future<Output = T>) -> Option<T> {
-    let mut request = pin!(request);
+pub(super) async fn in_time<T>(
+    clock: &WindowClock,
+    // Boxed: an answer that waits for its reader must not hold the room that receiving took.
+    mut request: Pin<Box<impl Future<Output = T>>>,
+) -> Option<T> {
     let (mut left, mut stalled) = (REQUEST_TIMEOUT, clock.stalled());
     loop {
         if let Ok(outcome) = timeout(left, request.as_mut()).await {
@@ -56,10 +59,10 @@ mod tests {
     async fn a_slow_request_ends() {
         let clock = clock_read_after(Duration::ZERO);
         let began = Instant::now();
-        assert_eq!(in_time(&clock, std::future::pending::<()>()).await, None);
+        assert_eq!(in_time(&clock, Box::pin(std::future::pending::<()>())).await, None);
         assert_eq!(began.elapsed().as_secs(), 30);
         let quick = sleep(Duration::from_secs(29));
-        assert_eq!(in_time(&clock, quick).await, Some(()));
+        assert_eq!(in_time(&clock, Box::pin(quick)).await, Some(()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -68,7 +71,7 @@ mod tests {
         let began = Instant::now();
         let slow = tokio::spawn({
             let clock = Arc::clone(&clock);
-            async move { in_time(&clock, sleep(Duration::from_secs(65))).await }
+            async move { in_time(&clock, Box::pin(sleep(Duration::from_secs(65)))).await }
         });
         tokio::task::yield_now().await;
         advance(Duration::from_secs(40)).await;

@@ -84,7 +84,7 @@ impl GrpcService {
 
     async fn export(&self, request: http::Request<Incoming>) -> Result<Ingested, Status> {
         let encoding = encoding_of(&request)?;
-        let exchange = self.exchange(request.into_body(), encoding);
+        let exchange = Box::pin(self.exchange(request.into_body(), encoding));
         match in_time(&self.intake.clock, exchange).await {
             Some(outcome) => outcome.map_err(|refusal| self.refuse(&refusal)),
             None => Err(Status::deadline_exceeded("the request took longer than 30 s")),

@@ -83,7 +83,7 @@ impl HttpService {
             Ok(encoding) => encoding,
             Err(unfit) => return unfit_response(&unfit, format),
         };
-        let exchange = self.exchange(request, format, encoding);
+        let exchange = Box::pin(self.exchange(request, format, encoding));
         match in_time(&self.intake.clock, exchange).await {
             Some(Ok(ingested)) => {
                 response(StatusCode::OK, format, format.acknowledgement(&ingested))
