@@ -55,7 +55,9 @@ use crate::{
     metrics::{Metrics, Transport},
     policy::Plan,
     receiver::{
-        Intake, descriptors,
+        Intake,
+        buffers::Buffers,
+        descriptors,
         grpc::GrpcService,
         handshake::Handshake,
         http::HttpService,
@@ -151,6 +153,7 @@ impl Shared {
             queue: Arc::clone(&self.queue),
             overflow: config.exporter.queue.overflow,
             budget: Arc::clone(&self.budget),
+            buffers: Buffers::new(4 * cores()),
             turns: Turns::new(cores()),
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),

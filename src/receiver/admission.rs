@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
-use super::Refusal;
+use super::{Refusal, buffers::Buffers};
 use crate::budget::{Budget, Hold, Holder};
 
 /// Larger requests leave room to others, and take turns.
@@ -71,14 +71,21 @@ pub(super) struct Receiving {
     /// How long it will be, as far as that is known.
     expected_bytes: usize,
     charge: Charge,
+    buffers: Arc<Buffers>,
 }
 
 impl Receiving {
     /// Nothing has been received yet; at most `bytes_max` will be.
-    pub(super) fn new(body: Incoming, bytes_max: usize, charge: Charge) -> Self {
+    pub(super) fn new(
+        body: Incoming,
+        bytes_max: usize,
+        charge: Charge,
+        buffers: &Arc<Buffers>,
+    ) -> Self {
         let expected = body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok());
         let expected_bytes = expected.unwrap_or(bytes_max);
-        Receiving { body, bytes: Vec::new(), bytes_max, expected_bytes, charge }
+        let (bytes, buffers) = (Vec::new(), Arc::clone(buffers));
+        Receiving { body, bytes, bytes_max, expected_bytes, charge, buffers }
     }
 
     /// The body says that it will be so long.
@@ -116,6 +123,12 @@ impl Receiving {
     fn make_room(&mut self, bytes: usize) -> Result<(), Refusal> {
         let (needed, capacity) = (self.bytes.len() + bytes, self.bytes.capacity());
         if needed > capacity {
+            if let Some(mut spare) = self.buffers.take(self.expected_bytes.max(needed)) {
+                self.charge.grow(spare.capacity() - capacity)?;
+                spare.extend_from_slice(&self.bytes);
+                self.bytes = spare;
+                return Ok(());
+            }
             // Doubled, but for no more than is to come: a claim alone takes nothing.
             let grown = (2 * capacity).min(self.expected_bytes).max(needed);
             self.charge.grow(grown - capacity)?;
@@ -126,6 +139,6 @@ impl Receiving {
 
     /// Everything that arrived, and what it holds.
     pub(super) fn finish(self) -> (Bytes, Charge) {
-        (self.bytes.into(), self.charge)
+        (self.buffers.lend(self.bytes), self.charge)
     }
 }

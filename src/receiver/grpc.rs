@@ -100,7 +100,12 @@ impl GrpcService {
         let bytes_max = self.max_recv_msg_bytes;
         // As it came, inflated, and the decoder's window.
         let charge = Charge::new(&self.intake.budget, bytes_max.saturating_mul(3));
-        let mut receiving = Receiving::new(body, bytes_max.saturating_add(PREFIX_BYTES), charge);
+        let mut receiving = Receiving::new(
+            body,
+            bytes_max.saturating_add(PREFIX_BYTES),
+            charge,
+            &self.intake.buffers,
+        );
         // A message that would be too large in the end is refused at its beginning.
         while receiving.more().await? {
             match claim(receiving.bytes()) {

@@ -105,7 +105,8 @@ impl HttpService {
         self.intake.admit()?;
         let bytes_max = self.max_body_bytes;
         let charge = Charge::new(&self.intake.budget, format.held_bytes(bytes_max));
-        let mut receiving = Receiving::new(request.into_body(), bytes_max, charge);
+        let mut receiving =
+            Receiving::new(request.into_body(), bytes_max, charge, &self.intake.buffers);
         while receiving.more().await? {}
         let (body, charge) = receiving.finish();
         let mut message = inflate(encoding, body, charge, bytes_max, &self.intake.turns).await?;

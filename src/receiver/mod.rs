@@ -7,6 +7,7 @@
 //! whole: nothing of it was consumed.
 
 mod admission;
+pub mod buffers;
 mod compression;
 mod deadline;
 pub mod descriptors;
@@ -27,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use self::turns::Turns;
+use self::{buffers::Buffers, turns::Turns};
 use crate::{
     budget::Budget,
     clock::WindowClock,
@@ -135,6 +136,8 @@ pub struct Intake {
     pub overflow: Overflow,
     /// Says whether there is memory.
     pub budget: Arc<Budget>,
+    /// What requests are put together in.
+    pub buffers: Arc<Buffers>,
     /// What large requests take one after the other.
     pub turns: Turns,
     /// Counts.

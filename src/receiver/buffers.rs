@@ -1,0 +1,98 @@
+//! Buffers that requests are put together in, used again.
+//!
+//! A request of some hundred KiB would otherwise be moved from one larger buffer to the next, and
+//! into pages that the kernel has to clear first. A few buffers of at most 1 MiB wait for the next
+//! request; whoever takes one is charged for all of it, so there must be few.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::admission::SMALL_BYTES_MAX;
+
+/// Smaller ones are quick to allocate.
+const CAPACITY_MIN: usize = 64 << 10;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Buffers {
+    spare: Mutex<Vec<Vec<u8>>>,
+    count_max: usize,
+}
+
+impl Buffers {
+    /// Keeps at most `count_max`.
+    pub fn new(count_max: usize) -> Arc<Self> {
+        Arc::new(Buffers { spare: Mutex::default(), count_max })
+    }
+
+    /// An empty buffer for so many bytes, where a spare one fits: large enough, but not more than
+    /// twice as large.
+    pub(super) fn take(&self, bytes: usize) -> Option<Vec<u8>> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |buffer: &Vec<u8>| (bytes..=2 * bytes).contains(&buffer.capacity());
+        let index = spare.iter().position(fits)?;
+        Some(spare.swap_remove(index))
+    }
+
+    /// The bytes of a buffer that comes back here when they are not needed any more.
+    pub(super) fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
+        if (CAPACITY_MIN..=SMALL_BYTES_MAX).contains(&buffer.capacity()) {
+            Bytes::from_owner(Lent { buffer, home: Arc::clone(self) })
+        } else {
+            buffer.into()
+        }
+    }
+}
+
+struct Lent {
+    buffer: Vec<u8>,
+    home: Arc<Buffers>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut spare = self.home.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        // The oldest go first: sizes that nobody asks for any more must not stay.
+        if spare.len() >= self.home.count_max {
+            spare.remove(0);
+        }
+        spare.push(buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_and_is_taken_where_it_fits() {
+        let buffers = Buffers::new(2);
+        let lend = |capacity| drop(buffers.lend(Vec::with_capacity(capacity)));
+        lend(100_000);
+        assert_eq!(buffers.take(100_001), None);
+        assert_eq!(buffers.take(49_999), None);
+        let mut taken = buffers.take(50_000).expect("fits");
+        assert!(taken.is_empty() && buffers.take(50_000).is_none());
+        taken.push(7);
+        let bytes = buffers.lend(taken);
+        let part = bytes.slice(..);
+        drop(bytes);
+        assert!(buffers.take(100_000).is_none() && part[..] == [7]);
+        drop(part);
+        for capacity in [1_000, 2_000_000, 200_000, 300_000] {
+            lend(capacity);
+        }
+        let left = [100_000, 2_000_000, 1_000].map(|bytes| buffers.take(bytes).is_some());
+        assert_eq!(left, [true, false, false], "200,000 fits, the oldest went");
+        assert!(buffers.take(300_000).is_some());
+    }
+}
