@@ -29,6 +29,10 @@ impl Buffers {
     /// An empty buffer for so many bytes, where a spare one fits: large enough, but not more than
     /// twice as large.
     pub(super) fn take(&self, bytes: usize) -> Option<Vec<u8>> {
+        // No spare one fits, so small requests need not meet at the lock.
+        if !(CAPACITY_MIN / 2..=SMALL_BYTES_MAX).contains(&bytes) {
+            return None;
+        }
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |buffer: &Vec<u8>| (bytes..=2 * bytes).contains(&buffer.capacity());
         let index = spare.iter().position(fits)?;

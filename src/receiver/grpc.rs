@@ -118,6 +118,8 @@ impl GrpcService {
         }
         let (body, charge) = receiving.finish();
         let (encoding, message) = unframe(&body, encoding)?;
+        // The message is what is charged from here on, and all that is held.
+        drop(body);
         let message = inflate(encoding, message, charge, bytes_max, &self.intake.turns).await?;
         let intake = Arc::clone(&self.intake);
         work(message.is_large(), move || intake.take(Transport::Grpc, &message.bytes)).await
