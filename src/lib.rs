@@ -19,6 +19,7 @@ pub mod check;
 pub mod demo;
 
 pub mod budget;
+pub mod buffers;
 pub mod clock;
 pub mod config;
 pub mod credentials;

@@ -132,26 +132,35 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
     Ok(repairs)
 }
 
-/// Whether it is one short key and one short string, all of it ASCII, as most attributes are. Then
-/// there is nothing to repair, and nothing more to look at.
+/// Whether it is one short key and one short string, number or boolean, all text ASCII, as most
+/// attributes are. Then there is nothing to repair, and nothing more to look at.
 #[inline]
 fn is_plain_pair(pair: &[u8]) -> bool {
-    let [KEY, key_len, rest @ ..] = pair else { return false };
-    let Some((_, [VALUE, value_len, value @ ..])) = rest.split_at_checked(usize::from(*key_len))
+    let [KEY, key_len @ 0..0x80, rest @ ..] = pair else { return false };
+    let Some((key, [VALUE, value_len, value @ ..])) = rest.split_at_checked(usize::from(*key_len))
     else {
         return false;
     };
-    let [TEXT, text_len, text @ ..] = value else { return false };
-    // ASCII includes the lengths: one of two bytes is not.
-    value.len() == usize::from(*value_len)
-        && text.len() == usize::from(*text_len)
-        && pair.is_ascii()
+    if value.len() != usize::from(*value_len) {
+        return false;
+    }
+    match value {
+        // ASCII includes the lengths: one of two bytes is not.
+        [TEXT, text_len, text @ ..] => text.len() == usize::from(*text_len) && pair.is_ascii(),
+        // One varint of at most nine bytes, all of which fit into 64 bits.
+        [BOOL | INT, more @ .., 0..0x80] => {
+            more.len() < 9 && more.iter().all(|byte| *byte >= 0x80) && key.is_ascii()
+        }
+        _ => false,
+    }
 }
 
-/// The tags of `KeyValue.key`, `KeyValue.value` and `AnyValue.string_value`.
+/// The tags of `KeyValue.key` and `KeyValue.value`, and of the common values of an `AnyValue`.
 const KEY: u8 = wire::tag(1, wire::BYTES) as u8;
 const VALUE: u8 = wire::tag(2, wire::BYTES) as u8;
 const TEXT: u8 = wire::tag(1, wire::BYTES) as u8;
+const BOOL: u8 = wire::tag(2, wire::VARINT) as u8;
+const INT: u8 = wire::tag(3, wire::VARINT) as u8;
 
 fn link_is_sound(link: &[u8]) -> Result<bool, Unfit> {
     let (mut trace_id, mut span_id) = (&[][..], &[][..]);

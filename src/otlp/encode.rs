@@ -20,6 +20,7 @@ use super::{
     tracestate::{self, Stamp},
     wire::{self, BYTES, Malformed, Reader, length_delimited_len, tag},
 };
+use crate::buffers::Buffers;
 
 /// A span on its way out: its bytes as they arrived, and its context.
 #[derive(Clone, Debug)]
@@ -94,13 +95,29 @@ impl Outgoing {
 }
 
 /// Kept spans that wait to be encoded together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
     spans: Vec<Outgoing>,
     tails: Vec<u8>,
     body_bytes: usize,
     faults: Faults,
     stamped: String,
+    /// What requests are written to.
+    bodies: Arc<Buffers>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch {
+            spans: Vec::new(),
+            tails: Vec::new(),
+            body_bytes: 0,
+            faults: Faults::default(),
+            stamped: String::new(),
+            // One is on its way while the next one is written.
+            bodies: Buffers::new(64 << 10..=4 << 20, 2),
+        }
+    }
 }
 
 impl Batch {
@@ -125,9 +142,18 @@ impl Batch {
             }
         }
         let bearer = root.unwrap_or(first);
+        // Spans without a tracestate, which most are, get the same one.
+        let mut shared = None;
         for index in first..self.spans.len() {
             let policy = stamp.policy_and_trigger.filter(|_| index == bearer);
-            self.stamp(index, stamp.tracestate, policy);
+            let shares = policy.is_none() && self.spans[index].cut.is_empty();
+            match &shared {
+                Some(tail) if shares => self.spans[index].tail = Range::clone(tail),
+                _ => self.stamp(index, stamp.tracestate, policy),
+            }
+            if shares {
+                shared = Some(self.spans[index].tail.clone());
+            }
             self.body_bytes += self.spans[index].body_len();
         }
     }
@@ -195,8 +221,10 @@ impl Batch {
         while !rest.is_empty() {
             let plan = RequestPlan::of(rest, max_request_bytes);
             let (now, later) = rest.split_at(plan.spans);
-            let body = plan.write(now, &self.tails, &mut self.faults.repaired_strings);
-            out.push(EncodedRequest { body: body.into(), spans: now.len() as u64 });
+            let body = self.bodies.take(plan.bytes);
+            let mut body = body.unwrap_or_else(|| Vec::with_capacity(plan.bytes));
+            plan.write(now, &self.tails, &mut self.faults.repaired_strings, &mut body);
+            out.push(EncodedRequest { body: self.bodies.lend(body), spans: now.len() as u64 });
             rest = later;
         }
         self.spans.clear();
@@ -248,14 +276,19 @@ impl RequestPlan {
         plan
     }
 
-    fn write(&self, spans: &[Outgoing], tails: &[u8], repaired_strings: &mut u64) -> Vec<u8> {
-        let mut body = Vec::with_capacity(self.bytes);
+    fn write(
+        &self,
+        spans: &[Outgoing],
+        tails: &[u8],
+        repaired_strings: &mut u64,
+        body: &mut Vec<u8>,
+    ) {
         let mut rest = spans;
         for group in &self.resources {
             let resource = rest[0].context.resource();
             let cleaned = resource.cleaned().expect(CLEAN);
             *repaired_strings += cleaned.repairs.strings;
-            wire::put_length_delimited(&mut body, 1, group.len());
+            wire::put_length_delimited(body, 1, group.len());
             body.extend_from_slice(cleaned.bytes(resource.arrived()));
             for scope in &group.scopes {
                 let (now, later) = rest.split_at(scope.spans);
@@ -263,15 +296,14 @@ impl RequestPlan {
                 let context = &now[0].context;
                 let cleaned = context.cleaned().expect(CLEAN);
                 *repaired_strings += cleaned.repairs.strings;
-                wire::put_length_delimited(&mut body, 2, scope.len());
+                wire::put_length_delimited(body, 2, scope.len());
                 body.extend_from_slice(cleaned.bytes(context.scope()));
                 for span in now {
-                    span.write(tails, &mut body);
+                    span.write(tails, body);
                 }
             }
         }
         debug_assert_eq!(body.len(), self.bytes, "the plan's lengths are those written");
-        body
     }
 }
 

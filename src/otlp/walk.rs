@@ -257,10 +257,14 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
             span_tag::PARENT => parent = reader.bytes()?,
             span_tag::START => start = reader.fixed64()?,
             span_tag::END => end = reader.fixed64()?,
-            span_tag::ATTRIBUTE if conditions.reads_attributes() => {
+            span_tag::ATTRIBUTE if conditions.reads_attributes() => loop {
                 let attribute = Attribute::read(reader.bytes()?)?;
                 conditions.test_attribute(attribute, bits)?;
-            }
+                // They follow one another, and to expect the next is quicker than to find out.
+                if !reader.next_is(span_tag::ATTRIBUTE as u8) {
+                    break;
+                }
+            },
             span_tag::STATUS => read_status(reader.bytes()?, &mut code)?,
             // With no condition on attributes they are skipped like any field that is not read.
             span_tag::ATTRIBUTE => reader.skip(tag)?,

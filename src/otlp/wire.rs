@@ -128,6 +128,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether the next field has this tag, of one byte; its value must be read next then.
+    #[inline(always)]
+    pub fn next_is(&mut self, tag: u8) -> bool {
+        match self.rest {
+            [byte, rest @ ..] if *byte == tag => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// The value of a [`BYTES`] field.
     #[inline(always)]
     pub fn bytes(&mut self) -> Result<&'a [u8], Malformed> {

@@ -35,9 +35,9 @@ type ByKey<T> = HashMap<Box<[u8]>, T, foldhash::fast::RandomState>;
 #[derive(Debug, Default)]
 pub struct Leaves {
     attributes: ByKey<Attributes>,
-    /// One bit for each length of a key, those of 63 and more together: most attributes that no
-    /// policy names are told by it, without hashing them.
-    key_lengths: u64,
+    /// The [`key_bit`] of each key: nearly all attributes that no policy names are told by it,
+    /// without hashing them.
+    key_bits: u64,
     service_names: Texts,
     fields: Fields,
     count: u32,
@@ -76,7 +76,7 @@ impl Conditions for Leaves {
 
     #[inline(always)]
     fn reads_attributes(&self) -> bool {
-        self.key_lengths != 0
+        self.key_bits != 0
     }
 
     #[inline(always)]
@@ -86,7 +86,7 @@ impl Conditions for Leaves {
 
     #[inline(always)]
     fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
-        if self.key_lengths & length_bit(attribute.key) == 0 {
+        if self.key_bits & key_bit(attribute.key) == 0 {
             return Ok(());
         }
         self.test_key(attribute, bits)
@@ -154,8 +154,11 @@ impl Values {
     }
 }
 
-fn length_bit(key: &[u8]) -> u64 {
-    1 << key.len().min(63)
+/// One of 64 bits for a key, by its length and both ends.
+#[inline(always)]
+fn key_bit(key: &[u8]) -> u64 {
+    let [first, last] = [key.first(), key.last()].map(|end| end.map_or(0, |&end| u32::from(end)));
+    1u64.wrapping_shl((key.len() as u32).wrapping_add(3 * first + 5 * last))
 }
 
 /// A leaf as it was given to the builder.
@@ -283,7 +286,7 @@ impl LeavesBuilder {
             || fields.sampled.is_some()
             || !fields.same_spans.is_empty();
         Leaves {
-            key_lengths: attributes.keys().fold(0, |lengths, key| lengths | length_bit(key)),
+            key_bits: attributes.keys().fold(0, |bits, key| bits | key_bit(key)),
             attributes,
             service_names: self.service_names.build(),
             fields,

@@ -12,8 +12,11 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
-use super::{Refusal, buffers::Buffers};
-use crate::budget::{Budget, Hold, Holder};
+use super::Refusal;
+use crate::{
+    budget::{Budget, Hold, Holder},
+    buffers::Buffers,
+};
 
 /// Larger requests leave room to others, and take turns.
 pub(super) const SMALL_BYTES_MAX: usize = 1 << 20;

@@ -7,7 +7,6 @@
 //! whole: nothing of it was consumed.
 
 mod admission;
-pub mod buffers;
 mod compression;
 mod deadline;
 pub mod descriptors;
@@ -28,9 +27,10 @@ use std::{
     time::Duration,
 };
 
-use self::{buffers::Buffers, turns::Turns};
+use self::{admission::SMALL_BYTES_MAX, turns::Turns};
 use crate::{
     budget::Budget,
+    buffers::Buffers,
     clock::WindowClock,
     config::Overflow,
     credentials::{Live, Tokens},
@@ -121,6 +121,12 @@ impl Refusal {
             Refusal::Abandoned | Refusal::Panicked => None,
         }
     }
+}
+
+/// Buffers to put requests together in, of which `count_max` wait for the next ones. Of those that
+/// take turns there is one at a time, and it would be much to keep.
+pub fn buffers(count_max: usize) -> Arc<Buffers> {
+    Buffers::new(64 << 10..=SMALL_BYTES_MAX, count_max)
 }
 
 /// What both doors share.

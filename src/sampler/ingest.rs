@@ -51,16 +51,16 @@ impl Scratch {
         self.hashes.shrink_to(SPANS);
         self.order.truncate(SPANS);
         self.order.shrink_to(SPANS);
-        self.appending.places.truncate(SPANS);
-        self.appending.places.shrink_to(SPANS);
+        self.appending.sought.truncate(SPANS);
+        self.appending.sought.shrink_to(SPANS);
     }
 }
 
 /// Buffers of appending to a shard.
 #[derive(Debug, Default)]
 struct Appending {
-    /// The hash of each run's trace, and where it was found.
-    places: Vec<(u64, Place)>,
+    /// The traces of the spans.
+    sought: Vec<Sought>,
     slots: ContextSlots,
     /// Bits by the plan of the shard, where that is not the one the request was walked with.
     rewalked: Vec<u64>,
@@ -73,6 +73,16 @@ struct OfShard<'a> {
     hashes: &'a [u64],
     order: &'a [u32],
     plan: &'a Arc<Plan>,
+}
+
+/// A trace that spans of a request belong to.
+#[derive(Clone, Copy, Debug)]
+struct Sought {
+    hash: u64,
+    trace_id: TraceId,
+    /// How many spans.
+    spans: usize,
+    place: Place,
 }
 
 /// Where the spans of a trace belong.
@@ -197,33 +207,41 @@ impl Sampler {
         out: &mut Decided,
     ) {
         let &OfShard { request, walked, hashes, order, plan } = of_shard;
-        let Appending { places, slots, rewalked } = appending;
+        let Appending { sought, slots, rewalked } = appending;
         let bits = if Arc::ptr_eq(&state.plan, plan) {
             &walked.bits
         } else {
             walk_again(request, walked, order, &state.plan, rewalked);
             &*rewalked
         };
-        let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
-        let runs = || order.chunk_by(|a, b| trace_of(a) == trace_of(b));
         // All look-ups first, and those that depend on one another in turns: they wait for
         // memory together, where with an append in between each would wait alone.
-        let hash_of = |of_trace: &[u32]| hashes[of_trace[0] as usize];
-        places.clear();
-        places.extend(runs().map(|of_trace| {
-            let hash = hash_of(of_trace);
-            (hash, state.window.guess(hash).map_or(Place::New, Place::Buffered))
+        let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
+        let runs = order.chunk_by(|a, b| trace_of(a) == trace_of(b));
+        sought.clear();
+        sought.extend(runs.map(|run| {
+            let (hash, trace_id) = (hashes[run[0] as usize], trace_of(&run[0]));
+            let place = state.window.guess(hash).map_or(Place::New, Place::Buffered);
+            Sought { hash, trace_id, spans: run.len(), place }
         }));
-        for (of_trace, (hash, place)) in runs().zip(&mut *places) {
-            let trace_id = trace_of(&of_trace[0]);
-            if !state.is_still(*place, trace_id) {
-                *place = state.place_of(*hash, trace_id);
+        for Sought { hash, trace_id, place, .. } in &mut *sought {
+            if !state.is_still(*place, *trace_id) {
+                let position = state.window.find(*hash, *trace_id);
+                *place = position.map_or(Place::New, Place::Buffered);
             }
         }
-        for (order, &place) in runs().zip(&*places) {
+        for Sought { hash, place, .. } in &mut *sought {
+            if matches!(place, Place::New) {
+                *place = state.remembered.recall(*hash).map_or(Place::New, Place::Decided);
+            }
+        }
+        let mut rest = order;
+        for sought in &*sought {
+            let (order, later) = rest.split_at(sought.spans);
+            rest = later;
             let (contexts, spans) = (&walked.contexts, &walked.spans);
             let run = Run { request, contexts, spans, bits, order };
-            self.ingest_run(state, place, &run, slots, out);
+            self.ingest_run(state, sought, &run, slots, out);
         }
         state.window.settle();
     }
@@ -266,12 +284,11 @@ impl Sampler {
     fn ingest_run(
         &self,
         state: &mut ShardState,
-        (hash, mut place): (u64, Place),
+        &Sought { hash, trace_id, mut place, .. }: &Sought,
         run: &Run<'_>,
         slots: &mut ContextSlots,
         out: &mut Decided,
     ) {
-        let trace_id = run.spans[run.order[0] as usize].trace_id;
         let mut rest = run.order;
         while !rest.is_empty() {
             // An earlier run may have begun this trace, or filled and decided it.

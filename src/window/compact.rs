@@ -6,10 +6,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{
-    Freed, Position, Shard, hash_of,
-    segment::{HEADER_BYTES, Location, Record},
-};
+use super::{Freed, Position, Shard, hash_of, segment::Location};
 use crate::trace::TraceId;
 
 /// How long a segment must have been mostly dead before its survivors are moved.
@@ -46,15 +43,9 @@ impl Shard {
     /// are sealed, so a record cannot move alone. A trace moves at most once for each time its new
     /// segments become mostly dead in turn.
     fn evacuate(&mut self, slot: u32, freed: &mut Freed) {
-        let (id, bytes) = {
-            let segment = self.segment(slot);
-            (segment.id, segment.share(0..segment.bytes().len()))
-        };
+        let view = self.segment(slot).view();
         let mut seen = HashSet::with_hasher(self.hasher.clone());
-        let mut offset = HEADER_BYTES;
-        while offset < bytes.len() {
-            let record = Record::at(&bytes, offset as u32);
-            offset += record.len();
+        for record in view.records() {
             let trace_id = record.trace_id();
             let found = self.find(hash_of(&self.hasher, trace_id), trace_id);
             let Some(position) = found.filter(|&position| seen.insert(position)) else { continue };
@@ -63,7 +54,7 @@ impl Shard {
             }
             // The last undecided record has freed the slot, and it may already hold another
             // segment.
-            if self.slots[slot as usize].as_ref().is_none_or(|segment| segment.id != id) {
+            if self.slots[slot as usize].as_ref().is_none_or(|segment| segment.id != view.id) {
                 return;
             }
         }
@@ -76,7 +67,7 @@ impl Shard {
         let mut location = last;
         while location != Location::NONE {
             chain.push(location);
-            location = self.segment(location.slot).record(location.offset).previous();
+            location = self.segment(location.slot).previous(location.record);
         }
         self.chain = chain;
     }
@@ -92,8 +83,8 @@ impl Shard {
         let old = std::mem::take(&mut self.chain);
         let mut last = Location::NONE;
         for &location in old.iter().rev() {
-            let record = self.segment(location.slot).record(location.offset);
-            let slot = self.open_segment(record.len());
+            let needed = self.segment(location.slot).record_len(location.record);
+            let slot = self.open_segment(needed);
             last = self.copy_record(location, slot, entry.trace_id, last);
         }
         self.entry_mut(position).last_record = last;
@@ -112,20 +103,19 @@ impl Shard {
         previous: Location,
     ) -> Location {
         let source = self.segment(from.slot);
-        let record = source.record(from.offset);
-        let bytes = source.share(from.offset as usize..from.offset as usize + record.len());
+        let record = source.record(from.record);
+        let base = record.range().start;
+        let bytes = source.share(record.range());
         let spans: Vec<_> = record
             .spans()
             .map(|(context, range)| (Arc::clone(source.context(context)), range))
             .collect();
         let target = self.slots[slot as usize].as_mut().expect("the open slot has a segment");
-        let offset = target.begin_record(trace_id, previous);
+        target.begin_record(trace_id);
         for (context, range) in spans {
             let index = target.context_index(&context);
-            let base = from.offset as usize;
             target.put_span(index, &bytes[range.start - base..range.end - base]);
         }
-        target.finish_record(offset);
-        Location { slot, offset }
+        Location { slot, record: target.finish_record(previous) }
     }
 }

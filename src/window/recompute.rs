@@ -6,15 +6,11 @@
 //! since is walked with the next view, and the rest, which is little, under the lock. Walking a
 //! shard of 128 MiB under its lock took 100 to 900 ms, depending on the policies; this takes a few.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-
 use super::{
     Position, Shard,
-    segment::{Location, Record},
+    segment::{Location, SegmentView},
 };
-use crate::otlp::{Context, conditions::Conditions, rewalk::Rewalk};
+use crate::otlp::{conditions::Conditions, rewalk::Rewalk};
 
 /// What a shard holds at one moment. Keeps its segments from being reused.
 #[derive(Debug)]
@@ -23,13 +19,6 @@ pub struct View {
     first: Position,
     /// The last record of each trace from `first` on, none for those that are decided.
     last_records: Vec<Location>,
-}
-
-#[derive(Debug)]
-struct SegmentView {
-    id: u64,
-    bytes: Bytes,
-    contexts: Arc<Vec<Arc<Context>>>,
 }
 
 /// A record by the segment that it is in and not by its slot, which may be reused.
@@ -84,17 +73,17 @@ impl<'a, C: Conditions> NewBits<'a, C> {
         while location != Location::NONE {
             let segment = view.segments[location.slot as usize].as_ref();
             let segment = segment.expect("a live record is in a segment");
-            let mark = (segment.id, location.offset);
+            let mark = (segment.id, location.record);
             if mark == self.done[trace] {
                 break;
             }
             newest.get_or_insert(mark);
-            let record = Record::at(&segment.bytes, location.offset);
+            let (record, previous) = segment.record(location.record);
             for (context, range) in record.spans() {
                 let context = &segment.contexts[usize::from(context)];
-                self.rewalk.add(context, &segment.bytes[range], bits);
+                self.rewalk.add(context, &segment.bytes()[range], bits);
             }
-            location = record.previous();
+            location = previous;
         }
         self.done[trace] = newest.unwrap_or(self.done[trace]);
     }
@@ -108,13 +97,7 @@ impl<'a, C: Conditions> NewBits<'a, C> {
 impl Shard {
     /// What is to be walked. Costs a few nanoseconds a trace and a copy of the open segment.
     pub fn view(&self) -> View {
-        let view = |slot: &Option<super::Segment>| {
-            slot.as_ref().map(|segment| SegmentView {
-                id: segment.id,
-                bytes: segment.share(0..segment.bytes().len()),
-                contexts: Arc::clone(segment.contexts()),
-            })
-        };
+        let view = |slot: &Option<super::Segment>| slot.as_ref().map(super::Segment::view);
         let last_record = |position| {
             let live = Some(self.entry(position)).filter(|entry| entry.is_live);
             live.map_or(Location::NONE, |entry| entry.last_record)

@@ -9,9 +9,14 @@
 //!
 //! Format, with offsets instead of pointers so that it could live in a file: a header (magic,
 //! version, time of opening), then records. A record holds the spans of one trace that arrived
-//! together: its whole length, the trace id, the place of the trace's previous record, then for
-//! each span its length, the index of its context in the segment's table, and its bytes. All
-//! numbers are little endian.
+//! together: its whole length, the trace id, then for each span its length, the index of its
+//! context in the segment's list, and its bytes. Behind the last record stands a table, once the
+//! segment is sealed: for each record where it begins, and the segment and number of the record of
+//! its trace before it. All numbers are little endian.
+//!
+//! A trace that is dropped, as nine of ten are, is taken out by the tables alone: for a few bytes
+//! of each of its records memory would have to be waited for, where five entries of a table share a
+//! line.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -34,8 +39,8 @@ pub const SEGMENT_BYTES: usize = 256 << 10;
 const HEADER: [u8; 8] = *b"TWSG\x01\0\0\0";
 /// Bytes of the segment header.
 pub(super) const HEADER_BYTES: usize = HEADER.len() + 4;
-/// Length, trace id, segment and offset of the previous record.
-pub(super) const RECORD_HEADER_BYTES: usize = 4 + 16 + 8;
+/// Length and trace id.
+pub(super) const RECORD_HEADER_BYTES: usize = 4 + 16;
 /// Length and context.
 pub(super) const SPAN_HEADER_BYTES: usize = 4 + 2;
 /// How long a spare buffer may be of no use to anyone.
@@ -143,16 +148,43 @@ impl Drop for Buffer {
     }
 }
 
-/// Where a record is: the slot of its segment and the offset within.
+/// Where a record is: the slot of its segment and its number within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Location {
     pub slot: u32,
-    pub offset: u32,
+    pub record: u32,
 }
 
 impl Location {
     /// No record.
-    pub(super) const NONE: Location = Location { slot: u32::MAX, offset: 0 };
+    pub(super) const NONE: Location = Location { slot: u32::MAX, record: 0 };
+}
+
+/// A record in the table of its segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TableEntry {
+    offset: u32,
+    /// The trace's record before this one.
+    previous: Location,
+}
+
+/// Bytes of an entry.
+const TABLE_ENTRY_BYTES: usize = 4 + 8;
+
+impl TableEntry {
+    fn write(&self, buffer: &mut Vec<u8>) {
+        let mut bytes = [0; TABLE_ENTRY_BYTES];
+        bytes[..4].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.previous.slot.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.previous.record.to_le_bytes());
+        buffer.extend_from_slice(&bytes);
+    }
+
+    fn read(table: &[u8], number: u32) -> Self {
+        let bytes = &table[number as usize * TABLE_ENTRY_BYTES..][..TABLE_ENTRY_BYTES];
+        let previous = Location { slot: read_u32(bytes, 4), record: read_u32(bytes, 8) };
+        TableEntry { offset: read_u32(bytes, 0), previous }
+    }
 }
 
 /// A segment and the contexts that its records refer to.
@@ -161,6 +193,8 @@ pub struct Segment {
     /// Unique over all shards, so that a cached context index is never used for another segment.
     pub(super) id: u64,
     bytes: SegmentBytes,
+    /// Where the last finished record ends, and the table begins.
+    end: usize,
     /// Shared with those who walk the segment without the lock.
     contexts: Arc<Vec<Arc<Context>>>,
     indices: HashTable<u16>,
@@ -172,19 +206,25 @@ pub struct Segment {
 
 #[derive(Debug)]
 enum SegmentBytes {
-    Open(Buffer),
+    Open(Buffer, Vec<TableEntry>),
     Sealed(Bytes),
 }
 
 impl Segment {
-    /// Opens a segment that can hold a record of `record_bytes`.
-    pub(super) fn open(pool: &Arc<Pool>, record_bytes: usize, now: Millis) -> Self {
-        let mut buffer = pool.take(HEADER_BYTES + record_bytes);
+    /// Opens a segment that can hold a record of `record_bytes`, with an empty table.
+    pub(super) fn open(
+        pool: &Arc<Pool>,
+        record_bytes: usize,
+        now: Millis,
+        table: Vec<TableEntry>,
+    ) -> Self {
+        let mut buffer = pool.take(HEADER_BYTES + record_bytes + TABLE_ENTRY_BYTES);
         buffer.bytes.extend_from_slice(&HEADER);
         buffer.bytes.extend_from_slice(&now.0.to_le_bytes());
         Segment {
             id: pool.next_id.fetch_add(1, Relaxed),
-            bytes: SegmentBytes::Open(buffer),
+            bytes: SegmentBytes::Open(buffer, table),
+            end: HEADER_BYTES,
             contexts: Arc::default(),
             indices: HashTable::new(),
             live: 0,
@@ -192,11 +232,18 @@ impl Segment {
         }
     }
 
-    /// Makes it readable without the shard's lock, and never written again.
-    pub(super) fn seal(&mut self) {
+    /// Makes it readable without the shard's lock, and never written again. Returns the table's
+    /// buffer, emptied, for the next one.
+    pub(super) fn seal(&mut self) -> Vec<TableEntry> {
         let sealed = SegmentBytes::Sealed(Bytes::new());
-        if let SegmentBytes::Open(buffer) = std::mem::replace(&mut self.bytes, sealed) {
-            self.bytes = SegmentBytes::Sealed(Bytes::from_owner(buffer));
+        match std::mem::replace(&mut self.bytes, sealed) {
+            SegmentBytes::Open(mut buffer, mut table) => {
+                buffer.bytes.truncate(self.end);
+                table.drain(..).for_each(|entry| entry.write(&mut buffer.bytes));
+                self.bytes = SegmentBytes::Sealed(Bytes::from_owner(buffer));
+                table
+            }
+            SegmentBytes::Sealed(_) => unreachable!("only an open segment is sealed"),
         }
     }
 
@@ -207,15 +254,18 @@ impl Segment {
     /// Everything written so far.
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            SegmentBytes::Open(buffer) => &buffer.bytes,
+            SegmentBytes::Open(buffer, _) => &buffer.bytes,
             SegmentBytes::Sealed(bytes) => bytes,
         }
     }
 
-    /// Room for records, in bytes.
+    /// Room for the spans of one more record, in bytes.
     pub(super) fn room(&self) -> usize {
         match &self.bytes {
-            SegmentBytes::Open(buffer) => buffer.bytes.capacity() - buffer.bytes.len(),
+            SegmentBytes::Open(buffer, table) => {
+                let taken = buffer.bytes.len() + (table.len() + 1) * TABLE_ENTRY_BYTES;
+                buffer.bytes.capacity().saturating_sub(taken)
+            }
             SegmentBytes::Sealed(_) => 0,
         }
     }
@@ -223,7 +273,7 @@ impl Segment {
     /// Bytes that outlive the lock: shared when sealed, a copy of the range while open.
     pub(super) fn share(&self, range: std::ops::Range<usize>) -> Bytes {
         match &self.bytes {
-            SegmentBytes::Open(buffer) => Bytes::copy_from_slice(&buffer.bytes[range]),
+            SegmentBytes::Open(buffer, _) => Bytes::copy_from_slice(&buffer.bytes[range]),
             SegmentBytes::Sealed(bytes) => bytes.slice(range),
         }
     }
@@ -232,8 +282,18 @@ impl Segment {
         &self.contexts[usize::from(index)]
     }
 
-    pub(super) fn contexts(&self) -> &Arc<Vec<Arc<Context>>> {
-        &self.contexts
+    /// As it is now: shared when sealed, a copy while open.
+    pub(super) fn view(&self) -> SegmentView {
+        let bytes = match &self.bytes {
+            SegmentBytes::Open(buffer, table) => {
+                let mut bytes = buffer.bytes[..self.end].to_vec();
+                table.iter().for_each(|entry| entry.write(&mut bytes));
+                bytes.into()
+            }
+            SegmentBytes::Sealed(bytes) => bytes.clone(),
+        };
+        let contexts = Arc::clone(&self.contexts);
+        SegmentView { id: self.id, bytes, end: self.end, contexts }
     }
 
     /// The index of a context in this segment's table, which keeps it alive as long as the segment.
@@ -259,41 +319,103 @@ impl Segment {
 
     fn buffer(&mut self) -> &mut Vec<u8> {
         match &mut self.bytes {
-            SegmentBytes::Open(buffer) => &mut buffer.bytes,
+            SegmentBytes::Open(buffer, _) => &mut buffer.bytes,
             SegmentBytes::Sealed(_) => unreachable!("a sealed segment has no room"),
         }
     }
 
-    /// Begins a record and returns its offset; [`Self::finish_record`] ends it.
-    pub(super) fn begin_record(&mut self, trace_id: TraceId, previous: Location) -> u32 {
+    /// Begins a record; [`Self::finish_record`] ends it.
+    pub(super) fn begin_record(&mut self, trace_id: TraceId) {
+        let end = self.end;
         let buffer = self.buffer();
-        let offset = buffer.len();
+        // What a panic has left unfinished.
+        buffer.truncate(end);
         buffer.extend_from_slice(&[0; 4]);
         buffer.extend_from_slice(&trace_id.0);
-        buffer.extend_from_slice(&previous.slot.to_le_bytes());
-        buffer.extend_from_slice(&previous.offset.to_le_bytes());
-        // Segments and their records are far smaller than 4 GiB: traces are capped at 1 GiB.
-        offset as u32
     }
 
     pub(super) fn put_span(&mut self, context: u16, span: &[u8]) {
+        let [a, b, c, d] = (span.len() as u32).to_le_bytes();
+        let [e, f] = context.to_le_bytes();
         let buffer = self.buffer();
-        buffer.extend_from_slice(&(span.len() as u32).to_le_bytes());
-        buffer.extend_from_slice(&context.to_le_bytes());
+        buffer.extend_from_slice(&[a, b, c, d, e, f]);
         buffer.extend_from_slice(span);
     }
 
-    /// Writes the record's length and counts it as live.
-    pub(super) fn finish_record(&mut self, offset: u32) {
-        let start = offset as usize;
-        let buffer = self.buffer();
-        let length = buffer.len() - start;
-        buffer[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
+    /// Writes the record's length, counts it as live, and returns its number.
+    pub(super) fn finish_record(&mut self, previous: Location) -> u32 {
+        let SegmentBytes::Open(Buffer { bytes, .. }, table) = &mut self.bytes else {
+            unreachable!("a record is finished where it was begun");
+        };
+        let length = bytes.len() - self.end;
+        // Segments and their records are far smaller than 4 GiB: traces are capped at 1 GiB.
+        bytes[self.end..][..4].copy_from_slice(&(length as u32).to_le_bytes());
+        table.push(TableEntry { offset: self.end as u32, previous });
         self.live += length;
+        self.end += length;
+        (table.len() - 1) as u32
     }
 
-    pub(super) fn record(&self, offset: u32) -> Record<'_> {
-        Record::at(self.bytes(), offset)
+    fn entry(&self, number: u32) -> TableEntry {
+        match &self.bytes {
+            SegmentBytes::Open(_, table) => table[number as usize],
+            SegmentBytes::Sealed(bytes) => TableEntry::read(&bytes[self.end..], number),
+        }
+    }
+
+    pub(super) fn record(&self, number: u32) -> Record<'_> {
+        Record::at(self.bytes(), self.entry(number).offset)
+    }
+
+    /// The record of the same trace before this one, told without reading either.
+    pub(super) fn previous(&self, number: u32) -> Location {
+        self.entry(number).previous
+    }
+
+    /// The length of a record, told without reading it.
+    pub(super) fn record_len(&self, number: u32) -> usize {
+        let end = if number + 1 == self.records() {
+            self.end
+        } else {
+            self.entry(number + 1).offset as usize
+        };
+        end - self.entry(number).offset as usize
+    }
+
+    fn records(&self) -> u32 {
+        let records = match &self.bytes {
+            SegmentBytes::Open(_, table) => table.len(),
+            SegmentBytes::Sealed(bytes) => (bytes.len() - self.end) / TABLE_ENTRY_BYTES,
+        };
+        records as u32
+    }
+}
+
+/// A segment as it was at one moment, for those who read it without the lock.
+#[derive(Debug)]
+pub(super) struct SegmentView {
+    pub(super) id: u64,
+    bytes: Bytes,
+    /// Where the table begins.
+    end: usize,
+    pub(super) contexts: Arc<Vec<Arc<Context>>>,
+}
+
+impl SegmentView {
+    /// All of its records, of decided traces too.
+    pub(super) fn records(&self) -> impl Iterator<Item = Record<'_>> {
+        let table = self.bytes[self.end..].chunks_exact(TABLE_ENTRY_BYTES);
+        table.map(|entry| Record::at(&self.bytes, TableEntry::read(entry, 0).offset))
+    }
+
+    /// One of its records and the one of the same trace before it.
+    pub(super) fn record(&self, number: u32) -> (Record<'_>, Location) {
+        let entry = TableEntry::read(&self.bytes[self.end..], number);
+        (Record::at(&self.bytes, entry.offset), entry.previous)
+    }
+
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 }
 
@@ -311,16 +433,14 @@ impl<'a> Record<'a> {
         Record { bytes: &bytes[..read_u32(bytes, 0) as usize], offset }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+    /// Where it stands in its segment.
+    pub(super) fn range(&self) -> std::ops::Range<usize> {
+        let start = self.offset as usize;
+        start..start + self.bytes.len()
     }
 
     pub(super) fn trace_id(&self) -> TraceId {
         TraceId(*self.bytes[4..].first_chunk().expect("a record has a header"))
-    }
-
-    pub(super) fn previous(&self) -> Location {
-        Location { slot: read_u32(self.bytes, 20), offset: read_u32(self.bytes, 24) }
     }
 
     /// The context index of each span and its range within the segment.

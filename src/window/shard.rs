@@ -11,7 +11,7 @@ use hashbrown::HashTable;
 use super::{
     ContextSlots, Due, Freed, Millis, Pool, Position, Run, Segment, Waits, hash_of,
     ring::{Entry, ExplicitRandomness, Ring},
-    segment::{Location, RECORD_HEADER_BYTES, SPAN_HEADER_BYTES},
+    segment::{Location, RECORD_HEADER_BYTES, SPAN_HEADER_BYTES, TableEntry},
 };
 use crate::{
     budget::{Budget, Holder},
@@ -41,6 +41,8 @@ struct Link {
 
 const NO_LINK: u32 = u32::MAX;
 
+const IN_RING: &str = "an undecided trace is in the ring";
+
 /// One shard of the window.
 #[derive(Debug)]
 pub struct Shard {
@@ -55,6 +57,8 @@ pub struct Shard {
     pub(super) slots: Vec<Option<Segment>>,
     free_slots: Vec<u32>,
     open: Option<u32>,
+    /// The table of the next open segment, empty.
+    table: Vec<TableEntry>,
     pub(super) cold: VecDeque<(Millis, u32, u64)>,
     pub(super) chain: Vec<Location>,
     chains: Vec<Link>,
@@ -87,6 +91,7 @@ impl Shard {
             slots: Vec::new(),
             free_slots: Vec::new(),
             open: None,
+            table: Vec::new(),
             cold: VecDeque::new(),
             chain: Vec::new(),
             chains: Vec::new(),
@@ -160,14 +165,13 @@ impl Shard {
     /// Appends spans of one trace and adds their facts.
     pub fn append(&mut self, position: Position, run: &Run<'_>, slots: &mut ContextSlots) {
         self.add_facts(position, run);
-        let trace_id = self.entry(position).trace_id;
+        let Entry { trace_id, mut last_record, .. } = *self.entry(position);
         let mut rest = run.order;
         while let Some(&first) = rest.first() {
             let needed = record_bytes(run.spans[first as usize].len as usize);
             let slot = self.open_segment(needed);
-            let previous = self.entry(position).last_record;
             let segment = self.slots[slot as usize].as_mut().expect("the open slot has a segment");
-            let offset = segment.begin_record(trace_id, previous);
+            segment.begin_record(trace_id);
             while let Some((&next, later)) = rest.split_first() {
                 let span = &run.spans[next as usize];
                 if segment.room() < SPAN_HEADER_BYTES + span.len as usize {
@@ -178,25 +182,27 @@ impl Shard {
                     .put_span(context, &run.request[span.offset as usize..][..span.len as usize]);
                 rest = later;
             }
-            segment.finish_record(offset);
-            self.entry_mut(position).last_record = Location { slot, offset };
+            last_record = Location { slot, record: segment.finish_record(last_record) };
+            self.entry_mut(position).last_record = last_record;
         }
     }
 
     fn add_facts(&mut self, position: Position, run: &Run<'_>) {
-        let root_was_seen = self.entry(position).root_seen();
+        let entry = self.ring.get_mut(position).expect(IN_RING);
+        let root_was_seen = entry.root_seen();
         let mut randomness: Option<Randomness> = None;
         for &index in run.order {
             let span = &run.spans[index as usize];
             // With the entry, span by span, so that the sum holds whatever happens in between.
-            self.entry_mut(position).add(span);
+            entry.add(span);
             self.spans += 1;
             self.span_bytes += u64::from(span.len);
             randomness = lowest(randomness, span.explicit_randomness);
-            let bits = &run.bits[index as usize * self.words..][..self.words];
-            for (word, &added) in self.ring.bits_mut(position).iter_mut().zip(bits) {
-                *word |= added;
-            }
+        }
+        let bits = self.ring.bits_mut(position);
+        for &index in run.order {
+            let added = &run.bits[index as usize * self.words..][..self.words];
+            bits.iter_mut().zip(added).for_each(|(word, added)| *word |= added);
         }
         if let Some(randomness) = randomness {
             let known = self.randomness.entry(position).or_insert(randomness);
@@ -345,7 +351,7 @@ impl Shard {
                 }
                 chains.push(Link { location, newer: trace.oldest });
                 trace.oldest = (chains.len() - 1) as u32;
-                trace.next = self.segment(location.slot).record(location.offset).previous();
+                trace.next = self.segment(location.slot).previous(location.record);
                 true
             });
         }
@@ -380,11 +386,11 @@ impl Shard {
     }
 
     pub(super) fn entry(&self, position: Position) -> &Entry {
-        self.ring.get(position).expect("an undecided trace is in the ring")
+        self.ring.get(position).expect(IN_RING)
     }
 
     pub(super) fn entry_mut(&mut self, position: Position) -> &mut Entry {
-        self.ring.get_mut(position).expect("an undecided trace is in the ring")
+        self.ring.get_mut(position).expect(IN_RING)
     }
 
     /// The slot of an open segment with room for a record of `needed` bytes.
@@ -394,11 +400,12 @@ impl Shard {
             if segment.room() >= needed {
                 return slot;
             }
-            segment.seal();
+            self.table = segment.seal();
             self.open = None;
             self.note_cold(slot);
         }
-        let segment = Segment::open(&self.pool, needed, self.now);
+        let table = std::mem::take(&mut self.table);
+        let segment = Segment::open(&self.pool, needed, self.now, table);
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots.push(None);
             (self.slots.len() - 1) as u32
@@ -414,9 +421,9 @@ impl Shard {
 
     fn share_record(&self, location: Location, kept: &mut Vec<KeptSpan>) {
         let segment = self.segment(location.slot);
-        let record = segment.record(location.offset);
-        let start = location.offset as usize;
-        let bytes: Bytes = segment.share(start..start + record.len());
+        let record = segment.record(location.record);
+        let start = record.range().start;
+        let bytes: Bytes = segment.share(record.range());
         kept.extend(record.spans().map(|(context, range)| KeptSpan {
             bytes: bytes.slice(range.start - start..range.end - start),
             context: Arc::clone(segment.context(context)),
@@ -425,7 +432,7 @@ impl Shard {
 
     pub(super) fn release(&mut self, location: Location, freed: &mut Freed) {
         let segment = self.slots[location.slot as usize].as_mut().expect("a live record's segment");
-        segment.live -= segment.record(location.offset).len();
+        segment.live -= segment.record_len(location.record);
         if segment.live == 0 {
             // The open one too: it may be large, or hold large contexts, and if those bring memory
             // to its limit, nothing is admitted that would seal it.

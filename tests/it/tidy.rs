@@ -26,6 +26,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("check", &["crate::sampler", "crate::receiver", "crate::exporter", "tokio", "tonic"]),
     ("demo", &["crate::window", "crate::decisions"]),
     ("budget", &["crate::", "tokio", "tonic"]),
+    ("buffers", &["crate::", "tokio", "tonic"]),
     ("clock", &["crate::sampler", "crate::config"]),
     ("config", &["tokio", "tonic", "crate::service", "crate::receiver", "crate::exporter"]),
     ("credentials", &["crate::config", "crate::receiver", "crate::exporter", "tokio", "tonic"]),

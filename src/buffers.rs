@@ -1,47 +1,48 @@
-//! Buffers that requests are put together in, used again.
+//! Buffers that are used again: what requests are put together in, on their way in and out.
 //!
 //! A request of some hundred KiB would otherwise be moved from one larger buffer to the next, and
-//! into pages that the kernel has to clear first. A few buffers of at most 1 MiB wait for the next
-//! request; whoever takes one is charged for all of it, so there must be few.
+//! into pages that the kernel has to clear first. A few buffers wait for the next request; whoever
+//! takes one holds all of it, and those that wait are charged to nobody, so there must be few.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
-
-use super::admission::SMALL_BYTES_MAX;
-
-/// Smaller ones are quick to allocate.
-const CAPACITY_MIN: usize = 64 << 10;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Buffers {
     spare: Mutex<Vec<Vec<u8>>>,
+    capacities: RangeInclusive<usize>,
     count_max: usize,
 }
 
 impl Buffers {
-    /// Keeps at most `count_max`.
-    pub fn new(count_max: usize) -> Arc<Self> {
-        Arc::new(Buffers { spare: Mutex::default(), count_max })
+    /// Keeps at most `count_max` of such capacities: smaller ones are quick to allocate, larger
+    /// ones too much to keep.
+    pub fn new(capacities: RangeInclusive<usize>, count_max: usize) -> Arc<Self> {
+        Arc::new(Buffers { spare: Mutex::default(), capacities, count_max })
     }
 
     /// An empty buffer for so many bytes, where a spare one fits: large enough, but not more than
     /// twice as large.
-    pub(super) fn take(&self, bytes: usize) -> Option<Vec<u8>> {
+    pub fn take(&self, bytes: usize) -> Option<Vec<u8>> {
         // No spare one fits, so small requests need not meet at the lock.
-        if !(CAPACITY_MIN / 2..=SMALL_BYTES_MAX).contains(&bytes) {
+        if !(self.capacities.start() / 2..=*self.capacities.end()).contains(&bytes) {
             return None;
         }
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |buffer: &Vec<u8>| (bytes..=2 * bytes).contains(&buffer.capacity());
-        let index = spare.iter().position(fits)?;
-        Some(spare.swap_remove(index))
+        // The one that came back last, of which most is still in the cache.
+        let index = spare.iter().rposition(fits)?;
+        Some(spare.remove(index))
     }
 
     /// The bytes of a buffer that comes back here when they are not needed any more.
-    pub(super) fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
-        if (CAPACITY_MIN..=SMALL_BYTES_MAX).contains(&buffer.capacity()) {
+    pub fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
+        if self.capacities.contains(&buffer.capacity()) {
             Bytes::from_owner(Lent { buffer, home: Arc::clone(self) })
         } else {
             buffer.into()
@@ -79,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_and_is_taken_where_it_fits() {
-        let buffers = Buffers::new(2);
+        let buffers = Buffers::new(50_000..=1_000_000, 2);
         let lend = |capacity| drop(buffers.lend(Vec::with_capacity(capacity)));
         lend(100_000);
         assert_eq!(buffers.take(100_001), None);
