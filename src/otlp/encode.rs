@@ -371,6 +371,13 @@ fn locate(span: &[u8]) -> Result<Located, Malformed> {
     while let Some(tag) = reader.next_tag()? {
         match tag {
             PARENT => located.is_root = reader.bytes()?.iter().all(|&byte| byte == 0),
+            // They follow one another.
+            ATTRIBUTE => loop {
+                reader.bytes()?;
+                if !reader.next_is(ATTRIBUTE as u8) {
+                    break;
+                }
+            },
             _ => reader.skip(tag)?,
         }
         let end = span.len() - reader.remaining();
@@ -384,6 +391,7 @@ fn locate(span: &[u8]) -> Result<Located, Malformed> {
 
 const TRACE_STATE: u32 = tag(3, BYTES);
 const PARENT: u32 = tag(4, BYTES);
+const ATTRIBUTE: u32 = tag(9, BYTES);
 
 /// The text within a `trace_state` field given with its tag.
 fn trace_state_text<'a>(span: &'a [u8], field: &Range<usize>) -> &'a [u8] {

@@ -111,11 +111,13 @@ impl Shard {
             .map(|(context, range)| (Arc::clone(source.context(context)), range))
             .collect();
         let target = self.slots[slot as usize].as_mut().expect("the open slot has a segment");
-        target.begin_record(trace_id);
-        for (context, range) in spans {
-            let index = target.context_index(&context);
-            target.put_span(index, &bytes[range.start - base..range.end - base]);
-        }
-        Location { slot, record: target.finish_record(previous) }
+        let spans: Vec<_> = spans
+            .into_iter()
+            .map(|(context, range)| {
+                let bytes = &bytes[range.start - base..range.end - base];
+                (target.context_index(&context), bytes)
+            })
+            .collect();
+        Location { slot, record: target.append(trace_id, previous, spans.into_iter()) }
     }
 }

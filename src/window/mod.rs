@@ -105,12 +105,16 @@ impl ContextSlots {
         self.0.resize(contexts, (u64::MAX, 0));
     }
 
-    fn index(&mut self, segment: &mut Segment, contexts: &[Arc<Context>], context: u32) -> u16 {
+    fn find(&mut self, segment: &mut Segment, contexts: &[Arc<Context>], context: u32) {
         let slot = &mut self.0[context as usize];
         if slot.0 != segment.id {
             *slot = (segment.id, segment.context_index(&contexts[context as usize]));
         }
-        slot.1
+    }
+
+    /// The index in the segment that it was found in last.
+    fn found(&self, context: u32) -> u16 {
+        self.0[context as usize].1
     }
 }
 

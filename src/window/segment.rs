@@ -197,7 +197,6 @@ pub struct Segment {
     end: usize,
     /// Shared with those who walk the segment without the lock.
     contexts: Arc<Vec<Arc<Context>>>,
-    indices: HashTable<u16>,
     /// Bytes of records that belong to undecided traces.
     pub(super) live: usize,
     /// Whether it already waits to be compacted.
@@ -206,42 +205,45 @@ pub struct Segment {
 
 #[derive(Debug)]
 enum SegmentBytes {
-    Open(Buffer, Vec<TableEntry>),
+    Open(Buffer, Tables),
     Sealed(Bytes),
 }
 
+/// What is known of an open segment, in buffers that go from one to the next.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    records: Vec<TableEntry>,
+    /// Finds contexts in the segment's list.
+    contexts: HashTable<u16>,
+}
+
 impl Segment {
-    /// Opens a segment that can hold a record of `record_bytes`, with an empty table.
-    pub(super) fn open(
-        pool: &Arc<Pool>,
-        record_bytes: usize,
-        now: Millis,
-        table: Vec<TableEntry>,
-    ) -> Self {
+    /// Opens a segment that can hold a record of `record_bytes`, with empty tables.
+    pub(super) fn open(pool: &Arc<Pool>, record_bytes: usize, now: Millis, tables: Tables) -> Self {
         let mut buffer = pool.take(HEADER_BYTES + record_bytes + TABLE_ENTRY_BYTES);
         buffer.bytes.extend_from_slice(&HEADER);
         buffer.bytes.extend_from_slice(&now.0.to_le_bytes());
         Segment {
             id: pool.next_id.fetch_add(1, Relaxed),
-            bytes: SegmentBytes::Open(buffer, table),
+            bytes: SegmentBytes::Open(buffer, tables),
             end: HEADER_BYTES,
             contexts: Arc::default(),
-            indices: HashTable::new(),
             live: 0,
             is_cold: false,
         }
     }
 
-    /// Makes it readable without the shard's lock, and never written again. Returns the table's
-    /// buffer, emptied, for the next one.
-    pub(super) fn seal(&mut self) -> Vec<TableEntry> {
+    /// Makes it readable without the shard's lock, and never written again. Returns the
+    /// tables, emptied, for the next one.
+    pub(super) fn seal(&mut self) -> Tables {
         let sealed = SegmentBytes::Sealed(Bytes::new());
         match std::mem::replace(&mut self.bytes, sealed) {
-            SegmentBytes::Open(mut buffer, mut table) => {
+            SegmentBytes::Open(mut buffer, mut tables) => {
                 buffer.bytes.truncate(self.end);
-                table.drain(..).for_each(|entry| entry.write(&mut buffer.bytes));
+                tables.records.drain(..).for_each(|entry| entry.write(&mut buffer.bytes));
+                tables.contexts.clear();
                 self.bytes = SegmentBytes::Sealed(Bytes::from_owner(buffer));
-                table
+                tables
             }
             SegmentBytes::Sealed(_) => unreachable!("only an open segment is sealed"),
         }
@@ -259,12 +261,12 @@ impl Segment {
         }
     }
 
-    /// Room for the spans of one more record, in bytes.
+    /// Room for one more record, in bytes.
     pub(super) fn room(&self) -> usize {
         match &self.bytes {
-            SegmentBytes::Open(buffer, table) => {
-                let taken = buffer.bytes.len() + (table.len() + 1) * TABLE_ENTRY_BYTES;
-                buffer.bytes.capacity().saturating_sub(taken)
+            SegmentBytes::Open(buffer, tables) => {
+                let table_bytes = (tables.records.len() + 1) * TABLE_ENTRY_BYTES;
+                buffer.bytes.capacity().saturating_sub(self.end + table_bytes)
             }
             SegmentBytes::Sealed(_) => 0,
         }
@@ -285,9 +287,9 @@ impl Segment {
     /// As it is now: shared when sealed, a copy while open.
     pub(super) fn view(&self) -> SegmentView {
         let bytes = match &self.bytes {
-            SegmentBytes::Open(buffer, table) => {
+            SegmentBytes::Open(buffer, tables) => {
                 let mut bytes = buffer.bytes[..self.end].to_vec();
-                table.iter().for_each(|entry| entry.write(&mut bytes));
+                tables.records.iter().for_each(|entry| entry.write(&mut bytes));
                 bytes.into()
             }
             SegmentBytes::Sealed(bytes) => bytes.clone(),
@@ -303,9 +305,12 @@ impl Segment {
         // them.
         let hash = |address: u64| address.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let wanted = address(context);
+        let SegmentBytes::Open(_, Tables { contexts: indices, .. }) = &mut self.bytes else {
+            unreachable!("nothing is added to a sealed segment");
+        };
         let contexts = &self.contexts;
         let same = |&index: &u16| address(&contexts[usize::from(index)]) == wanted;
-        if let Some(&index) = self.indices.find(hash(wanted), same) {
+        if let Some(&index) = indices.find(hash(wanted), same) {
             return index;
         }
         let index = u16::try_from(self.contexts.len())
@@ -313,52 +318,44 @@ impl Segment {
         Arc::make_mut(&mut self.contexts).push(Arc::clone(context));
         let contexts = &self.contexts;
         let rehash = |&index: &u16| hash(address(&contexts[usize::from(index)]));
-        self.indices.insert_unique(hash(wanted), index, rehash);
+        indices.insert_unique(hash(wanted), index, rehash);
         index
     }
 
-    fn buffer(&mut self) -> &mut Vec<u8> {
-        match &mut self.bytes {
-            SegmentBytes::Open(buffer, _) => &mut buffer.bytes,
-            SegmentBytes::Sealed(_) => unreachable!("a sealed segment has no room"),
-        }
-    }
-
-    /// Begins a record; [`Self::finish_record`] ends it.
-    pub(super) fn begin_record(&mut self, trace_id: TraceId) {
-        let end = self.end;
-        let buffer = self.buffer();
-        // What a panic has left unfinished.
-        buffer.truncate(end);
-        buffer.extend_from_slice(&[0; 4]);
-        buffer.extend_from_slice(&trace_id.0);
-    }
-
-    pub(super) fn put_span(&mut self, context: u16, span: &[u8]) {
-        let [a, b, c, d] = (span.len() as u32).to_le_bytes();
-        let [e, f] = context.to_le_bytes();
-        let buffer = self.buffer();
-        buffer.extend_from_slice(&[a, b, c, d, e, f]);
-        buffer.extend_from_slice(span);
-    }
-
-    /// Writes the record's length, counts it as live, and returns its number.
-    pub(super) fn finish_record(&mut self, previous: Location) -> u32 {
-        let SegmentBytes::Open(Buffer { bytes, .. }, table) = &mut self.bytes else {
-            unreachable!("a record is finished where it was begun");
+    /// Appends a record of spans with their contexts' indices, for which there is room, and returns
+    /// its number.
+    pub(super) fn append<'a>(
+        &mut self,
+        trace_id: TraceId,
+        previous: Location,
+        spans: impl Iterator<Item = (u16, &'a [u8])>,
+    ) -> u32 {
+        let SegmentBytes::Open(Buffer { bytes, .. }, tables) = &mut self.bytes else {
+            unreachable!("a sealed segment has no room");
         };
+        // What a panic has left unfinished.
+        bytes.truncate(self.end);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&trace_id.0);
+        for (context, span) in spans {
+            let mut header = [0; SPAN_HEADER_BYTES];
+            header[..4].copy_from_slice(&(span.len() as u32).to_le_bytes());
+            header[4..].copy_from_slice(&context.to_le_bytes());
+            bytes.extend_from_slice(&header);
+            bytes.extend_from_slice(span);
+        }
         let length = bytes.len() - self.end;
         // Segments and their records are far smaller than 4 GiB: traces are capped at 1 GiB.
         bytes[self.end..][..4].copy_from_slice(&(length as u32).to_le_bytes());
-        table.push(TableEntry { offset: self.end as u32, previous });
+        tables.records.push(TableEntry { offset: self.end as u32, previous });
         self.live += length;
         self.end += length;
-        (table.len() - 1) as u32
+        (tables.records.len() - 1) as u32
     }
 
     fn entry(&self, number: u32) -> TableEntry {
         match &self.bytes {
-            SegmentBytes::Open(_, table) => table[number as usize],
+            SegmentBytes::Open(_, tables) => tables.records[number as usize],
             SegmentBytes::Sealed(bytes) => TableEntry::read(&bytes[self.end..], number),
         }
     }
@@ -382,9 +379,17 @@ impl Segment {
         end - self.entry(number).offset as usize
     }
 
+    /// Reads a byte of each cache line of a record, and returns something made of them.
+    pub(super) fn touch(&self, number: u32) -> u8 {
+        const CACHE_LINE_BYTES: usize = 64;
+        let start = self.entry(number).offset as usize;
+        let bytes = &self.bytes()[start..start + self.record_len(number)];
+        bytes.iter().step_by(CACHE_LINE_BYTES).fold(0, |sum, byte| sum ^ byte)
+    }
+
     fn records(&self) -> u32 {
         let records = match &self.bytes {
-            SegmentBytes::Open(_, table) => table.len(),
+            SegmentBytes::Open(_, tables) => tables.records.len(),
             SegmentBytes::Sealed(bytes) => (bytes.len() - self.end) / TABLE_ENTRY_BYTES,
         };
         records as u32

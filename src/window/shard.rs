@@ -11,7 +11,7 @@ use hashbrown::HashTable;
 use super::{
     ContextSlots, Due, Freed, Millis, Pool, Position, Run, Segment, Waits, hash_of,
     ring::{Entry, ExplicitRandomness, Ring},
-    segment::{Location, RECORD_HEADER_BYTES, SPAN_HEADER_BYTES, TableEntry},
+    segment::{Location, RECORD_HEADER_BYTES, SPAN_HEADER_BYTES, Tables},
 };
 use crate::{
     budget::{Budget, Holder},
@@ -57,8 +57,8 @@ pub struct Shard {
     pub(super) slots: Vec<Option<Segment>>,
     free_slots: Vec<u32>,
     open: Option<u32>,
-    /// The table of the next open segment, empty.
-    table: Vec<TableEntry>,
+    /// Those of the next open segment, empty.
+    tables: Tables,
     pub(super) cold: VecDeque<(Millis, u32, u64)>,
     pub(super) chain: Vec<Location>,
     chains: Vec<Link>,
@@ -91,7 +91,7 @@ impl Shard {
             slots: Vec::new(),
             free_slots: Vec::new(),
             open: None,
-            table: Vec::new(),
+            tables: Tables::default(),
             cold: VecDeque::new(),
             chain: Vec::new(),
             chains: Vec::new(),
@@ -171,18 +171,25 @@ impl Shard {
             let needed = record_bytes(run.spans[first as usize].len as usize);
             let slot = self.open_segment(needed);
             let segment = self.slots[slot as usize].as_mut().expect("the open slot has a segment");
-            segment.begin_record(trace_id);
-            while let Some((&next, later)) = rest.split_first() {
-                let span = &run.spans[next as usize];
-                if segment.room() < SPAN_HEADER_BYTES + span.len as usize {
-                    break;
+            let mut room = segment.room() - RECORD_HEADER_BYTES;
+            let fits = |&&index: &&u32| {
+                let span = &run.spans[index as usize];
+                let needed = SPAN_HEADER_BYTES + span.len as usize;
+                let fits = needed <= room;
+                if fits {
+                    room -= needed;
+                    slots.find(segment, run.contexts, span.context);
                 }
-                let context = slots.index(segment, run.contexts, span.context);
-                segment
-                    .put_span(context, &run.request[span.offset as usize..][..span.len as usize]);
-                rest = later;
-            }
-            last_record = Location { slot, record: segment.finish_record(last_record) };
+                fits
+            };
+            let (now, later) = rest.split_at(rest.iter().take_while(fits).count());
+            rest = later;
+            let spans = now.iter().map(|&index| {
+                let span = &run.spans[index as usize];
+                let bytes = &run.request[span.offset as usize..][..span.len as usize];
+                (slots.found(span.context), bytes)
+            });
+            last_record = Location { slot, record: segment.append(trace_id, last_record, spans) };
             self.entry_mut(position).last_record = last_record;
         }
     }
@@ -325,13 +332,19 @@ impl Shard {
         }
         let mut chains = std::mem::take(&mut self.chains);
         self.collect_chains(taken, &mut chains);
-        for trace in taken.drain(..).filter(|trace| trace.is_kept) {
-            let mut link = trace.oldest;
-            while let Some(&Link { location, newer }) = chains.get(link as usize) {
-                self.share_record(location, kept);
-                link = newer;
-            }
+        let records = |trace: &Taken| {
+            let first = chains.get(trace.oldest as usize);
+            std::iter::successors(first, |link| chains.get(link.newer as usize))
+        };
+        let traces = || taken.iter().filter(|trace| trace.is_kept);
+        // What is kept will be read, here and when it is cleaned: asked for all at once, it is
+        // waited for once.
+        let touch = |link: &Link| self.segment(link.location.slot).touch(link.location.record);
+        std::hint::black_box(traces().flat_map(records).fold(0, |sum, link| sum ^ touch(link)));
+        for link in traces().flat_map(records) {
+            self.share_record(link.location, kept);
         }
+        taken.clear();
         for link in chains.drain(..) {
             self.release(link.location, freed);
         }
@@ -400,12 +413,12 @@ impl Shard {
             if segment.room() >= needed {
                 return slot;
             }
-            self.table = segment.seal();
+            self.tables = segment.seal();
             self.open = None;
             self.note_cold(slot);
         }
-        let table = std::mem::take(&mut self.table);
-        let segment = Segment::open(&self.pool, needed, self.now, table);
+        let tables = std::mem::take(&mut self.tables);
+        let segment = Segment::open(&self.pool, needed, self.now, tables);
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots.push(None);
             (self.slots.len() - 1) as u32
