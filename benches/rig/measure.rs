@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     Result,
     control::{Listening, LoadLap, Loaded, ServerLap},
-    plan::{Plan, Target},
+    plan::{Keep, Plan, Target},
     process::{self, Process},
     report,
     target::Server,
@@ -158,7 +158,11 @@ fn measure(target: Target, round: u32, plan: &Plan) -> Result<Measurement> {
         sink,
         sink_cpu_seconds_per_million: cpu[2] / millions,
         percent: 100.0 * sink.spans as f64 / load.spans as f64,
-        expected_percent: bench.loaded.expected_kept_percent,
+        expected_percent: match plan.keep {
+            Keep::None => 0.0,
+            Keep::Tenth => bench.loaded.expected_kept_percent,
+            Keep::All => 100.0,
+        },
     });
     Ok(Measurement {
         target: target.name(),

@@ -62,6 +62,15 @@ pub(crate) struct Options {
     traffic: TrafficOptions,
     #[arg(long, default_value_t = 6000)]
     memory_limit_mib: u64,
+    /// Which traces tailwater's policies keep
+    #[arg(long, value_enum, default_value_t = Keep::Tenth)]
+    keep: Keep,
+    /// Policies beside those, of four conditions each, which keep nothing
+    #[arg(long, default_value_t = 0)]
+    more_policies: usize,
+    /// Worker threads of tailwater [default: one a core]
+    #[arg(long)]
+    workers: Option<usize>,
     /// The binary to measure
     #[arg(long, default_value = env!("CARGO_BIN_EXE_tailwater"))]
     tailwater: PathBuf,
@@ -131,6 +140,17 @@ impl Scenario {
     }
 }
 
+/// What the policies are to keep.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Keep {
+    /// No span
+    None,
+    /// A tenth of them, by four policies
+    Tenth,
+    /// Every span
+    All,
+}
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
@@ -170,6 +190,9 @@ pub(crate) struct Plan {
     requests: Option<usize>,
     pub(crate) traffic: TrafficOptions,
     pub(crate) memory_limit_mib: u64,
+    pub(crate) keep: Keep,
+    pub(crate) more_policies: usize,
+    pub(crate) workers: Option<usize>,
     pub(crate) tailwater: PathBuf,
     pub(crate) collector: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
@@ -201,6 +224,9 @@ impl Plan {
             requests: options.requests,
             traffic: options.traffic,
             memory_limit_mib: options.memory_limit_mib,
+            keep: options.keep,
+            more_policies: options.more_policies,
+            workers: options.workers,
             tailwater: options.tailwater,
             collector: options.collector,
             json: options.json,

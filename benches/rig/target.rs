@@ -12,7 +12,7 @@ use std::{
 use crate::{
     Result, collector,
     control::Listening,
-    plan::{Plan, Target},
+    plan::{Keep, Plan, Target},
     process::{self, Process},
     traffic::{BASELINE_PERCENT, SLOW_MS, TIER_KEY, TIER_WANTED},
 };
@@ -65,6 +65,9 @@ impl Server {
         let begin = Instant::now();
         let mut command = Command::new(&plan.tailwater);
         command.arg("run").arg("--config").arg(&config.0);
+        if let Some(workers) = plan.workers {
+            command.env("TOKIO_WORKER_THREADS", workers.to_string());
+        }
         let mut process = Process::start("tailwater", command)?;
         wait_until(&mut process, || matches!(get(telemetry, "/-/ready"), Ok((200, _))))?;
         let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
@@ -146,6 +149,7 @@ fn toml(
     let window_ms = plan.window.as_millis();
     let after_root_ms = plan.after_root.as_millis();
     let memory_limit_mib = plan.memory_limit_mib;
+    let policies = policies(plan);
     format!(
         r#"
 [receiver.grpc]
@@ -161,25 +165,36 @@ endpoint = "http://{sink}"
 [telemetry]
 endpoint = "{telemetry}"
 log_level = "warn"
-[[policy]]
-name = "errors"
-type = "status_code"
-status_codes = ["ERROR"]
-[[policy]]
-name = "slow"
-type = "latency"
-threshold_ms = {SLOW_MS}
-[[policy]]
-name = "premium"
-type = "string_attribute"
-key = "{TIER_KEY}"
-values = ["{TIER_WANTED}"]
-[[policy]]
-name = "baseline"
-type = "probabilistic"
-sampling_percentage = {BASELINE_PERCENT}
-"#
+{policies}"#
     )
+}
+
+fn policies(plan: &Plan) -> String {
+    let rules = match plan.keep {
+        Keep::None => vec!["type = 'status_code'\nstatus_codes = ['OK']".to_owned()],
+        Keep::Tenth => vec![
+            "type = 'status_code'\nstatus_codes = ['ERROR']".to_owned(),
+            format!("type = 'latency'\nthreshold_ms = {SLOW_MS}"),
+            format!("type = 'string_attribute'\nkey = '{TIER_KEY}'\nvalues = ['{TIER_WANTED}']"),
+            format!("type = 'probabilistic'\nsampling_percentage = {BASELINE_PERCENT}"),
+        ],
+        Keep::All => vec!["type = 'always_sample'".to_owned()],
+    };
+    let more = (0..plan.more_policies).map(|n| {
+        let text = |key: &str, value: &str| {
+            format!("{{ type = 'string_attribute', key = '{key}', values = ['{value}{n}'] }}")
+        };
+        let number = "type = 'numeric_attribute', key = 'http.response.status_code'";
+        format!(
+            "type = 'and'\npolicies = [{}, {}, {}, {{ {number}, min_value = {} }}]",
+            text("http.route", "/none/"),
+            text("server.address", "host-"),
+            text("url.path", "/path/"),
+            300 + n
+        )
+    });
+    let rules = rules.into_iter().chain(more).enumerate();
+    rules.map(|(n, rule)| format!("[[policy]]\nname = 'p{n}'\n{rule}\n")).collect()
 }
 
 /// Addresses that were free a moment ago, all different because all are bound at once.

@@ -68,7 +68,7 @@ impl Contexts {
     }
 
     /// The resource of these bytes.
-    pub(super) fn resource(&self, arrived: &[u8]) -> Arc<Resource> {
+    pub fn resource(&self, arrived: &[u8]) -> Arc<Resource> {
         if let Some(resource) = self.0.resources.get(arrived) {
             return resource;
         }
@@ -83,7 +83,7 @@ impl Contexts {
     }
 
     /// The context of a resource and a scope's bytes. `key` is scratch.
-    pub(super) fn context(
+    pub fn context(
         &self,
         resource: &Arc<Resource>,
         scope: &[u8],

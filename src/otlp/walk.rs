@@ -135,10 +135,10 @@ struct Walk<'a, C> {
 
 impl<C: Conditions> Walk<'_, C> {
     fn resource_spans(&self, message: &[u8], walked: &mut Walked) -> Result<(), Unwalked> {
-        // The resource may follow its spans, so what belongs to the context is collected first;
-        // skipping the spans costs one length a block.
+        // The resource may follow its spans, so what belongs to it is collected first; skipping the
+        // spans costs one length a block.
         walked.resource.clear();
-        collect_others(message, &mut walked.resource)?;
+        collect_resource(message, &mut walked.resource)?;
         let (mut resource, mut is_resource_read) = (None, false);
         let mut reader = Reader::new(message);
         while let Some(tag) = reader.next_tag()? {
@@ -147,12 +147,7 @@ impl<C: Conditions> Walk<'_, C> {
                 continue;
             }
             let scope_spans = reader.bytes()?;
-            walked.scope.clear();
-            let has_spans = collect_others(scope_spans, &mut walked.scope)?;
-            if !has_spans {
-                continue;
-            }
-            if !is_resource_read {
+            if !is_resource_read && has_spans(scope_spans)? {
                 is_resource_read = true;
                 walked.resource_bits.clear();
                 walked.resource_bits.resize(self.conditions.words(), 0);
@@ -177,8 +172,8 @@ impl<C: Conditions> Walk<'_, C> {
         Ok(())
     }
 
-    /// The spans of one scope. Compiled twice, so that where no condition reads `FIELDS` they cost
-    /// nothing.
+    /// The spans of one scope, and the raw bytes of all else that belongs to it. Compiled twice, so
+    /// that where no condition reads `FIELDS` they cost nothing.
     fn spans<const FIELDS: bool>(
         &self,
         scope_spans: &[u8],
@@ -186,16 +181,21 @@ impl<C: Conditions> Walk<'_, C> {
     ) -> Result<(), Malformed> {
         let context =
             u32::try_from(walked.contexts.len()).map_err(|_| Malformed("too many scopes"))?;
+        walked.scope.clear();
         let mut reader = Reader::new(scope_spans);
+        let mut rest = scope_spans;
         while let Some(tag) = reader.next_tag()? {
             if tag != CHILDREN {
-                reader.skip(tag)?;
+                reader.skip_unless(tag, &[2])?;
+                walked.scope.extend_from_slice(&rest[..rest.len() - reader.remaining()]);
+                rest = &rest[rest.len() - reader.remaining()..];
                 continue;
             }
             let bits_start = walked.bits.len();
             walked.bits.extend_from_slice(&walked.resource_bits);
             let bits = &mut walked.bits[bits_start..];
             let span = reader.bytes()?;
+            rest = &rest[rest.len() - reader.remaining()..];
             // A span is a part of its request, and a request is shorter than 4 GiB.
             let offset = (span.as_ptr().addr() - self.request.as_ptr().addr()) as u32;
             match read_span::<FIELDS, _>(self.conditions, span, bits)? {
@@ -317,23 +317,31 @@ mod span_tag {
     pub(super) const FLAGS: u32 = tag(16, FIXED32);
 }
 
-/// Appends the raw bytes of all fields but number 2, which holds the scopes or the spans. Returns
-/// whether there is any of those.
-fn collect_others(message: &[u8], others: &mut Vec<u8>) -> Result<bool, Malformed> {
-    let mut has_children = false;
+/// Appends the raw bytes of all fields of a `ResourceSpans` but number 2, which holds the scopes.
+fn collect_resource(message: &[u8], resource: &mut Vec<u8>) -> Result<(), Malformed> {
     let mut reader = Reader::new(message);
     let mut rest = message;
     while let Some(tag) = reader.next_tag()? {
-        if tag == CHILDREN {
-            reader.bytes()?;
-            has_children = true;
-        } else {
-            reader.skip_unless(tag, &[2])?;
-            others.extend_from_slice(&rest[..rest.len() - reader.remaining()]);
+        reader.skip_unless(tag, if tag == CHILDREN { &[] } else { &[2] })?;
+        let (field, others) = rest.split_at(rest.len() - reader.remaining());
+        rest = others;
+        if tag != CHILDREN {
+            resource.extend_from_slice(field);
         }
-        rest = &rest[rest.len() - reader.remaining()..];
     }
-    Ok(has_children)
+    Ok(())
+}
+
+/// Whether a `ScopeSpans` has any span.
+fn has_spans(scope_spans: &[u8]) -> Result<bool, Malformed> {
+    let mut reader = Reader::new(scope_spans);
+    while let Some(tag) = reader.next_tag()? {
+        if tag == CHILDREN {
+            return Ok(true);
+        }
+        reader.skip_unless(tag, &[2])?;
+    }
+    Ok(false)
 }
 
 fn read_status(status: &[u8], code: &mut i32) -> Result<(), Malformed> {

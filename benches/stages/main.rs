@@ -1,19 +1,24 @@
-//! Stage by stage, in one thread and in process: what a span costs to walk, to take in, to decide,
-//! and to clean, stamp and encode; how long a reload locks a shard of a large window; and what a token
-//! check costs (alone with `-- token`). Isolates our own code from sockets, HTTP/2 and the runtime;
-//! compare a stage with itself before and after a change, in alternation, on the same machine.
+//! Stage by stage, in one thread and in process: what a span costs to walk, to intern, to take in, to
+//! append, to decide, to encode and to export; how that grows with the policies; how long a reload
+//! locks a shard of a large window; and what hostile ids and tokens cost. Isolates our own code from
+//! sockets, HTTP/2 and the runtime, `export` excepted; compare a stage with itself before and after a
+//! change, in alternation, on the same machine, or by the instructions that `benches/instructions.sh`
+//! counts.
 //!
 //! Traffic and policies are the load rig's (684-byte spans, 10 % kept), time is virtual: a request
-//! every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`.
+//! every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages` runs all,
+//! `cargo bench --bench stages -- walk decide` some; a number is how many requests each takes.
 
-#[path = "rig/corpus.rs"]
+#[path = "../rig/corpus.rs"]
 #[expect(dead_code, reason = "the rig uses the rest of it")]
 mod corpus;
-#[path = "rig/framing.rs"]
+#[path = "../rig/framing.rs"]
 #[expect(dead_code, reason = "the rig uses the rest of it")]
 mod framing;
-#[path = "rig/traffic.rs"]
+#[path = "../rig/traffic.rs"]
 mod traffic;
+mod measured;
+mod parts;
 
 use std::{
     sync::Arc,
@@ -41,32 +46,58 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Only a compressed corpus does.
 const ENDED: &str = "the corpus has ended";
+/// Requests of a stage, where no argument says otherwise.
 const REQUESTS: u64 = 3_000;
+/// A window of one second and a little more.
 const WARM_UP: u64 = 600;
 const MAX_REQUEST_BYTES: usize = 3584 << 10;
 
 fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test --all-targets` runs benches without arguments, only to see that they start.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    if !arguments.iter().any(|argument| argument == "--bench") {
         return Ok(());
     }
-    tokens()?;
-    chosen_ids()?;
-    // The other stages take minutes.
-    if std::env::args().any(|argument| argument == "hostile") {
-        return Ok(());
-    }
+    let requests = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(REQUESTS);
+    let names =
+        arguments.iter().filter(|name| !name.starts_with('-') && name.parse::<u64>().is_err());
+    let names: Vec<&String> = names.collect();
+    let is_wanted = |stage: &str| names.is_empty() || names.iter().any(|name| *name == stage);
     let mut corpus = Corpus::build(&Shape::plain(64))?;
-    walk_only(&mut corpus, "walk", &plan())?;
-    whole(&mut corpus, plan(), "")?;
-    for policies in [1, 16, 256] {
-        let label = format!(", {policies} policies");
-        let plan = || Plan::compile(&many_specs(policies));
-        walk_only(&mut corpus, &format!("walk{label}"), &plan())?;
-        whole(&mut corpus, plan(), &label)?;
+    if is_wanted("walk") {
+        walk_only(&mut corpus, "walk", &plan(), requests)?;
+    }
+    if is_wanted("intern") {
+        parts::intern(&mut corpus, requests)?;
+    }
+    if is_wanted("append") {
+        parts::append(&mut corpus, requests)?;
+    }
+    if ["ingest", "decide", "log", "encode"].into_iter().any(is_wanted) {
+        whole(&mut corpus, plan(), "", requests)?;
+    }
+    if is_wanted("export") {
+        parts::export(&mut corpus, requests)?;
+    }
+    if is_wanted("policies") {
+        for policies in [1, 16, 256] {
+            let label = format!(", {policies} policies");
+            let plan = || Plan::compile(&many_specs(policies));
+            walk_only(&mut corpus, &format!("walk{label}"), &plan(), requests)?;
+            whole(&mut corpus, plan(), &label, requests)?;
+        }
     }
     drop(corpus);
-    reload()
+    if is_wanted("token") {
+        tokens()?;
+    }
+    if is_wanted("hostile") {
+        chosen_ids()?;
+    }
+    if is_wanted("reload") {
+        reload()?;
+    }
+    Ok(())
 }
 
 /// What checking a token costs, and whether the time tells how much of it is right: one that is wrong
@@ -170,43 +201,40 @@ fn reload() -> Result<()> {
 }
 
 /// The walker alone: framing, ids, times, status, attribute keys, contexts.
-fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan) -> Result<()> {
+fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan, requests: u64) -> Result<()> {
     let contexts = Contexts::new(Budget::new(1 << 30));
     let mut walked = Walked::default();
     let mut kept_alive = Vec::new();
     let mut time = Duration::ZERO;
-    for sequence in 0..REQUESTS {
+    for sequence in 0..requests {
         let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         walked.clear();
-        let started = now();
-        walk::walk(&body, &contexts, plan.leaves(), &mut walked)?;
-        time += started.elapsed();
+        measured::walk(&mut time, || walk::walk(&body, &contexts, plan.leaves(), &mut walked))?;
         // As a window would, so that contexts are found and not made anew.
         kept_alive.clear();
         kept_alive.extend(walked.contexts.iter().cloned());
     }
-    report(stage, time, REQUESTS);
+    report(stage, time, requests * SPANS_PER_REQUEST);
     Ok(())
 }
 
 /// The sampler as the service drives it.
-fn whole(corpus: &mut Corpus, plan: Plan, label: &str) -> Result<()> {
+fn whole(corpus: &mut Corpus, plan: Plan, label: &str, requests: u64) -> Result<()> {
     let budget = Budget::new(4 << 30);
     let limits = limits(Waits { decision_wait: 1000, after_root: None });
     let sampler = Sampler::new(Arc::new(plan), limits, &budget, 8);
     let (mut scratch, mut decided, mut batch) =
         (Scratch::default(), Decided::default(), Batch::default());
-    let mut times = [Duration::ZERO; 4];
+    let mut times = Times::default();
     let mut tick = 0;
-    for sequence in 0..WARM_UP + REQUESTS {
+    for sequence in 0..WARM_UP + requests {
         if sequence == WARM_UP {
-            times = [Duration::ZERO; 4];
+            times = Times::default();
         }
         let now_ms = (sequence * SPANS_PER_REQUEST * 1000 / 300_000) as u32;
         let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
-        let started = now();
-        sampler.ingest(Millis(now_ms), &body, &mut scratch, &mut decided)?;
-        times[0] += started.elapsed();
+        let ingest = || sampler.ingest(Millis(now_ms), &body, &mut scratch, &mut decided);
+        measured::ingest(&mut times.ingest, ingest)?;
         if now_ms / 100 == tick {
             continue;
         }
@@ -214,12 +242,23 @@ fn whole(corpus: &mut Corpus, plan: Plan, label: &str) -> Result<()> {
         let ticked = Tick { sampler: &sampler, now: Millis(now_ms), times: &mut times };
         ticked.run(&mut decided, &mut batch);
     }
-    for (stage, time) in
-        ["ingest, walk included", "decide", "log", "clean, stamp, encode"].iter().zip(times)
-    {
-        report(&format!("{stage}{label}"), time, REQUESTS);
+    for (stage, time) in [
+        ("ingest, walk included", times.ingest),
+        ("decide", times.decide),
+        ("log", times.log),
+        ("encode: clean, stamp, copy", times.encode),
+    ] {
+        report(&format!("{stage}{label}"), time, requests * SPANS_PER_REQUEST);
     }
     Ok(())
+}
+
+#[derive(Default)]
+struct Times {
+    ingest: Duration,
+    decide: Duration,
+    log: Duration,
+    encode: Duration,
 }
 
 fn limits(waits: Waits) -> Limits {
@@ -236,35 +275,26 @@ fn limits(waits: Waits) -> Limits {
 struct Tick<'a> {
     sampler: &'a Sampler,
     now: Millis,
-    times: &'a mut [Duration; 4],
+    times: &'a mut Times,
 }
 
 impl Tick<'_> {
     fn run(self, decided: &mut Decided, batch: &mut Batch) {
-        for shard in 0..self.sampler.shards() {
+        let Tick { sampler, now, times } = self;
+        for shard in 0..sampler.shards() {
             loop {
-                let started = now();
-                let progress =
-                    self.sampler.decide(shard, self.now, Which::Due, usize::MAX, decided);
-                self.times[1] += started.elapsed();
-                let started = now();
-                self.sampler.log().push(&decided.decisions, 0);
-                self.times[2] += started.elapsed();
-                let started = now();
-                push(decided, batch, &self.sampler.plan());
-                self.times[3] += started.elapsed();
-                let started = now();
-                decided.clear();
-                self.times[1] += started.elapsed();
+                let decide = || sampler.decide(shard, now, Which::Due, usize::MAX, decided);
+                let progress = measured::decide(&mut times.decide, decide);
+                measured::log(&mut times.log, || sampler.log().push(&decided.decisions, 0));
+                measured::encode(&mut times.encode, || push(decided, batch, &sampler.plan()));
+                measured::decide(&mut times.decide, || decided.clear());
                 if progress != Progress::More {
                     break;
                 }
             }
         }
         let mut requests = Vec::new();
-        let started = now();
-        batch.encode(MAX_REQUEST_BYTES, &mut requests);
-        self.times[3] += started.elapsed();
+        measured::encode(&mut times.encode, || batch.encode(MAX_REQUEST_BYTES, &mut requests));
     }
 }
 
@@ -340,9 +370,10 @@ fn many_specs(policies: usize) -> Vec<PolicySpec> {
     (0..policies).map(policy).collect()
 }
 
-fn report(stage: &str, time: Duration, requests: u64) {
-    let nanos = time.as_nanos() as f64 / (requests * SPANS_PER_REQUEST) as f64;
-    println!("{stage:<36} {nanos:8.1} ns a span, {:.3} CPU-s per million", nanos / 1e3);
+/// One line a stage: its name, and what it cost for each of so many spans.
+fn report(stage: &str, time: Duration, spans: u64) {
+    let nanos = time.as_nanos() as f64 / spans as f64;
+    println!("{stage:<40} {nanos:8.1} ns a span, {spans} spans");
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench measures time")]

@@ -1,0 +1,19 @@
+//! The stages as functions that stay functions, so that a profiler tells them apart by name:
+//! `benches/instructions.sh` counts what runs within each.
+
+use std::time::Duration;
+
+macro_rules! stages {
+    ($($stage:ident)*) => {$(
+        /// Runs a stage, and adds the time it takes.
+        #[inline(never)]
+        pub(crate) fn $stage<T>(time: &mut Duration, work: impl FnOnce() -> T) -> T {
+            let started = crate::now();
+            let done = work();
+            *time += started.elapsed();
+            done
+        }
+    )*};
+}
+
+stages!(walk intern ingest append decide log encode export);

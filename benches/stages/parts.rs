@@ -1,0 +1,165 @@
+//! Stages that the sampler as a whole does not show apart: interning, appending, exporting.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tailwater::{
+    budget::Budget,
+    config,
+    exporter::{Client, Connector, Outcome},
+    otlp::{
+        Contexts,
+        conditions::Conditions as _,
+        encode::{Batch, KeptSpan, TraceStamp},
+        walk::{self, Walked},
+    },
+    testing::Sink,
+    window::{self, ContextSlots, Millis, Pool, Position, Run, Shard, Waits},
+};
+
+use crate::{
+    ENDED, MAX_REQUEST_BYTES, Result, WARM_UP,
+    corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST},
+    measured, plan, report,
+};
+
+/// How long the spans of the `append` stage stay.
+const WINDOW_MILLIS: u32 = 1000;
+
+/// Looking up resource and scope of a request's blocks of spans, ten a request, while the window
+/// holds them all.
+pub(crate) fn intern(corpus: &mut Corpus, requests: u64) -> Result<()> {
+    let contexts = Contexts::new(Budget::new(1 << 30));
+    let (_body, walked) = walked(corpus, 0, &contexts)?;
+    let mut key = Vec::new();
+    let mut time = Duration::ZERO;
+    for _ in 0..requests {
+        measured::intern(&mut time, || {
+            for known in &walked.contexts {
+                let resource = contexts.resource(known.resource().arrived());
+                std::hint::black_box(contexts.context(&resource, known.scope(), &mut key));
+            }
+        });
+    }
+    report("intern", time, requests * SPANS_PER_REQUEST);
+    Ok(())
+}
+
+/// Adding the facts of a request's spans and copying them to segments, once their traces have been
+/// found; in one shard, with a window of one second.
+pub(crate) fn append(corpus: &mut Corpus, requests: u64) -> Result<()> {
+    let budget = Budget::new(4 << 30);
+    let hasher = window::Hasher::default();
+    let waits = Waits { decision_wait: WINDOW_MILLIS, after_root: None };
+    let words = plan().leaves().words();
+    let pool = Pool::new(Arc::clone(&budget));
+    let mut shard = Shard::new(waits, words, hasher.clone(), &pool, &budget);
+    let contexts = Contexts::new(budget);
+    let (mut slots, mut time) = (ContextSlots::default(), Duration::ZERO);
+    for sequence in 0..WARM_UP + requests {
+        if sequence == WARM_UP {
+            time = Duration::ZERO;
+        }
+        let (body, walked) = walked(corpus, sequence, &contexts)?;
+        shard.advance(Millis((sequence * SPANS_PER_REQUEST * 1000 / 300_000) as u32));
+        let (order, runs) = runs(&mut shard, &hasher, &walked);
+        slots.reset(walked.contexts.len());
+        measured::append(&mut time, || {
+            for (position, range) in runs {
+                let (contexts, spans, bits) = (&walked.contexts, &walked.spans, &walked.bits);
+                let order = &order[range];
+                let run = Run { request: &body, contexts, spans, bits, order };
+                shard.append(position, &run, &mut slots);
+            }
+        });
+        let (mut taken, mut kept, mut freed) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(due) = shard.next_due(shard.now()) {
+            taken.push(shard.take(due.position, false));
+        }
+        shard.empty(&mut taken, &mut kept, &mut freed);
+    }
+    report("append: facts and bytes", time, requests * SPANS_PER_REQUEST);
+    Ok(())
+}
+
+/// The spans of a request by trace, and where each trace is in the shard.
+fn runs(
+    shard: &mut Shard,
+    hasher: &window::Hasher,
+    walked: &Walked,
+) -> (Vec<u32>, Vec<(Position, Range<usize>)>) {
+    let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
+    let mut order: Vec<u32> = (0..walked.spans.len() as u32).collect();
+    order.sort_by_key(|index| trace_of(index).0);
+    let mut start = 0;
+    let mut runs = Vec::new();
+    for run in order.chunk_by(|a, b| trace_of(a) == trace_of(b)) {
+        let trace_id = trace_of(&run[0]);
+        let hash = window::hash_of(hasher, trace_id);
+        let found = shard.find(hash, trace_id);
+        let position = found.unwrap_or_else(|| shard.insert(hash, trace_id));
+        runs.push((position, start..start + run.len()));
+        start += run.len();
+    }
+    (order, runs)
+}
+
+/// Sending requests of 3.5 MiB to a sink of the same process that decodes nothing: the client, its
+/// connection and the kernel, in CPU time of the thread that sends. Loopback adds what the kernel
+/// does for the sink.
+pub(crate) fn export(corpus: &mut Corpus, requests: u64) -> Result<()> {
+    let encoded = encoded(corpus)?;
+    let sink_runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(1).build()?;
+    let sink = sink_runtime.block_on(Sink::start("127.0.0.1:0", |_| Ok(Bytes::new())))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut exporter = config::embedded().exporter;
+    exporter.endpoint = sink.url();
+    let within = runtime.enter();
+    let client = Client::with_connector(&exporter, Connector::new(exporter.timeout, None))?;
+    let (mut time, mut spans) = (Duration::ZERO, 0);
+    let before = thread_cpu();
+    while spans < requests * SPANS_PER_REQUEST {
+        for (body, of_request) in &encoded {
+            let attempt = || runtime.block_on(client.export(body.clone()));
+            let outcome = measured::export(&mut time, attempt);
+            if !matches!(outcome, Outcome::Sent { .. }) {
+                return Err(format!("{outcome:?}").into());
+            }
+            spans += of_request;
+        }
+    }
+    report("export, a kept span", thread_cpu() - before, spans);
+    drop((client, within));
+    sink_runtime.block_on(sink.stop());
+    Ok(())
+}
+
+/// All spans of some requests as they are exported, with their number.
+fn encoded(corpus: &mut Corpus) -> Result<Vec<(Bytes, u64)>> {
+    let contexts = Contexts::new(Budget::new(1 << 30));
+    let mut batch = Batch::default();
+    for sequence in 0..16 {
+        let (body, walked) = walked(corpus, sequence, &contexts)?;
+        let kept = walked.spans.iter().map(|span| KeptSpan {
+            bytes: body.slice(span.offset as usize..(span.offset + span.len) as usize),
+            context: Arc::clone(&walked.contexts[span.context as usize]),
+        });
+        batch.push_trace(kept, &TraceStamp { tracestate: None, policy_and_trigger: None });
+    }
+    let mut requests = Vec::new();
+    batch.encode(MAX_REQUEST_BYTES, &mut requests);
+    Ok(requests.into_iter().map(|request| (request.body, request.spans)).collect())
+}
+
+fn walked(corpus: &mut Corpus, sequence: u64, contexts: &Contexts) -> Result<(Bytes, Walked)> {
+    let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
+    let mut walked = Walked::default();
+    walk::walk(&body, contexts, plan().leaves(), &mut walked)?;
+    Ok((body, walked))
+}
+
+fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
