@@ -188,7 +188,12 @@ impl Decider {
         loop {
             interval.tick().await;
             self.empty_outbox();
-            for _ in 0..at_once {
+            // With nothing to decide one visit to all is enough: waking is what idling costs.
+            let is_idle = self.next_shard == 0 && self.sampler.buffered().traces == 0;
+            if is_idle {
+                interval.reset_after(self.settings.tick);
+            }
+            for _ in 0..if is_idle { shards } else { at_once } {
                 // Kept across restarts: a shard that panics must not starve those after it.
                 let shard = self.next_shard;
                 self.next_shard = (shard + 1) % shards;

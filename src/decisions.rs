@@ -79,41 +79,72 @@ impl Packed {
     }
 }
 
-#[derive(Default)]
+/// Tables of a generation. One that grows moves all that is in it, and everybody waits for its
+/// shard meanwhile: a 64th of it is done in a millisecond, and few grow at once.
+const TABLES: usize = 64;
+
 struct Generation {
-    decisions: HashTable<Packed>,
+    /// By bits of the fingerprint that neither choose the shard nor a place within a table.
+    decisions: Box<[HashTable<Packed>]>,
     /// Of the few traces that have one.
     randomness: HashMap<u64, Randomness, foldhash::fast::RandomState>,
     /// Of kept traces, where there is a cap on them.
     used_bytes: HashMap<u64, u64, foldhash::fast::RandomState>,
 }
 
+impl Default for Generation {
+    fn default() -> Self {
+        Generation {
+            decisions: std::iter::repeat_with(HashTable::new).take(TABLES).collect(),
+            randomness: HashMap::default(),
+            used_bytes: HashMap::default(),
+        }
+    }
+}
+
 impl Generation {
+    fn len(&self) -> usize {
+        self.decisions.iter().map(HashTable::len).sum()
+    }
+
+    fn remember(&mut self, fingerprint: u64, packed: Packed) {
+        let table = &mut self.decisions[table_of(fingerprint)];
+        table.insert_unique(fingerprint, packed, Packed::fingerprint);
+    }
+
     fn recall(&self, fingerprint: u64) -> Option<Decision> {
-        let packed = self.decisions.find(fingerprint, |p| p.fingerprint() == fingerprint)?;
+        let table = &self.decisions[table_of(fingerprint)];
+        let packed = table.find(fingerprint, |p| p.fingerprint() == fingerprint)?;
         Some(packed.unpack(self.randomness.get(&fingerprint).copied()))
     }
 
     /// Whether it holds too much, or will once it has grown for the decisions of a few more locks.
     fn outgrows(&self, bytes_max: usize) -> bool {
-        const SOON: usize = 1024;
-        let is_growing = self.decisions.len() + SOON > self.decisions.capacity();
-        self.bytes() + if is_growing { self.decisions.allocation_size() } else { 0 } > bytes_max
+        const SOON: usize = 32;
+        let grow_soon = |table: &&HashTable<Packed>| table.len() + SOON > table.capacity();
+        let growing = self.decisions.iter().filter(grow_soon);
+        self.bytes() + growing.map(HashTable::allocation_size).sum::<usize>() > bytes_max
     }
 
     fn bytes(&self) -> usize {
         let sides = self.randomness.capacity() + self.used_bytes.capacity();
-        self.decisions.allocation_size() + sides * 17
+        self.decisions.iter().map(HashTable::allocation_size).sum::<usize>() + sides * 17
     }
 
     /// Forgets everything but keeps the room for as much, which the next generation will need.
     fn clear(&mut self) {
-        let needed = self.decisions.len();
-        self.decisions.clear();
-        self.decisions.shrink_to(needed, Packed::fingerprint);
+        for table in &mut self.decisions {
+            let needed = table.len();
+            table.clear();
+            table.shrink_to(needed, Packed::fingerprint);
+        }
         self.randomness = HashMap::default();
         self.used_bytes = HashMap::default();
     }
+}
+
+fn table_of(fingerprint: u64) -> usize {
+    (fingerprint >> 32) as usize % TABLES
 }
 
 /// The decisions of one shard, for late spans.
@@ -146,7 +177,7 @@ impl Remembered {
     /// Remembers a decision under the hash of its trace id.
     pub fn remember(&mut self, fingerprint: u64, decision: &Decision) {
         let packed = Packed::new(fingerprint, decision);
-        self.current.decisions.insert_unique(fingerprint, packed, Packed::fingerprint);
+        self.current.remember(fingerprint, packed);
         if let Some(randomness) = decision.explicit_randomness {
             self.current.randomness.insert(fingerprint, randomness);
         }
@@ -177,7 +208,7 @@ impl Remembered {
         if is_time || self.current.outgrows(self.generation_bytes_max) {
             std::mem::swap(&mut self.current, &mut self.previous);
             if !is_time {
-                too_soon = self.current.decisions.len() as u64;
+                too_soon = self.current.len() as u64;
             }
             self.current.clear();
             self.rotated_at = now;
@@ -202,8 +233,8 @@ impl Drop for Remembered {
 impl std::fmt::Debug for Remembered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Remembered")
-            .field("current", &self.current.decisions.len())
-            .field("previous", &self.previous.decisions.len())
+            .field("current", &self.current.len())
+            .field("previous", &self.previous.len())
             .finish_non_exhaustive()
     }
 }
@@ -362,18 +393,20 @@ mod tests {
         let budget = Budget::new(1 << 30);
         let mut remembered = Remembered::new(u32::MAX, 1 << 18, &budget);
         let (mut forgotten, mut most) = (0, 0);
+        let fingerprint = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         for number in 0..200_000 {
-            remembered.remember(number, &decision(number % 2 == 0, 10.0));
+            remembered.remember(fingerprint(number), &decision(number % 2 == 0, 10.0));
             if number % 256 == 0 {
                 forgotten += remembered.rotate(Millis(0));
                 most = most.max(budget.held(Holder::Decisions));
             }
         }
         assert!((1 << 17..=1 << 18).contains(&most), "{most}");
-        let left = (0..200_000).filter(|&number| remembered.recall(number).is_some()).count();
+        let is_left = |number: &u64| remembered.recall(fingerprint(*number)).is_some();
+        let left = (0..200_000).filter(is_left).count();
         assert_eq!(forgotten + left as u64, 200_000);
         let last = (200_000 - left as u64)..200_000;
-        assert!(last.into_iter().all(|number| remembered.recall(number).is_some()));
+        assert!(last.into_iter().all(|number| is_left(&number)));
     }
 
     #[test]

@@ -225,7 +225,9 @@ impl Sampler {
             Sought { hash, trace_id, spans: run.len(), place }
         }));
         for Sought { hash, trace_id, place, .. } in &mut *sought {
-            if !state.is_still(*place, *trace_id) {
+            if let Place::Buffered(position) = *place
+                && !state.window.is_at(position, *trace_id)
+            {
                 let position = state.window.find(*hash, *trace_id);
                 *place = position.map_or(Place::New, Place::Buffered);
             }

