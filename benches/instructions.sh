@@ -2,27 +2,32 @@
 # How many instructions each stage takes for a span, which does not depend on what else the machine does.
 # What it does not show is waiting for memory, of which most of `decide` consists.
 #
-#     benches/instructions.sh [stage ...]
+#     benches/instructions.sh
 #
-# Needs valgrind (callgrind). About three minutes.
+# Needs valgrind (callgrind). A few minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-stages=("$@")
-[ $# -gt 0 ] || stages=(walk intern append ingest decide log encode)
 # The path of the executable is in cargo's messages, and nowhere else.
-bench=$(cargo bench --locked --bench stages --no-run --message-format=json 2>/dev/null |
-    sed -n 's/.*"name":"stages".*"executable":"\([^"]*\)".*/\1/p' | tail -1)
-requests=40
-# The window fills first, and is counted too: 600 requests, where there is one.
-for stage in "${stages[@]}"; do
-    case $stage in
-    walk | intern) counted=$requests ;;
-    *) counted=$((requests + 600)) ;;
-    esac
-    instructions=$(valgrind --tool=callgrind --callgrind-out-file=/dev/null --collect-atstart=no \
-        --toggle-collect="*measured*${stage}*" "$bench" --bench "$stage" "$requests" 2>&1 |
-        sed -n 's/.*Collected : \([0-9]*\).*/\1/p')
-    awk -v stage="$stage" -v instructions="$instructions" -v spans=$((counted * 1024)) \
-        'BEGIN { printf "%-8s %8.0f instructions a span\n", stage, instructions / spans }'
-done
+bench=${STAGES_BINARY:-$(cargo bench --locked --bench stages --no-run --message-format=json 2>/dev/null |
+    sed -n 's/.*"name":"stages".*"executable":"\([^"]*\)".*/\1/p' | tail -1)}
+counts=$(mktemp)
+trap 'rm -f "$counts"' EXIT
+valgrind --tool=callgrind --callgrind-out-file="$counts" "$bench" \
+    --bench walk intern append ingest decide log encode 40 >/dev/null 2>&1
+
+# Each stage is a function of its own (benches/stages/measured.rs), sometimes compiled twice. Of the 640
+# requests that fill the window and follow, the decisions are those about the first 330.
+callgrind_annotate --inclusive=yes --threshold=100 "$counts" | awk '
+    match($0, /stages::measured::[a-z]+/) {
+        stage = substr($0, RSTART + 18, RLENGTH - 18)
+        gsub(",", "", $1)
+        instructions[stage] += $1
+    }
+    END {
+        requests["walk"] = requests["intern"] = 40
+        requests["append"] = requests["ingest"] = 640
+        requests["decide"] = requests["log"] = requests["encode"] = 330
+        for (stage in requests)
+            printf "%-8s %6.0f instructions a span\n", stage, instructions[stage] / requests[stage] / 1024
+    }' | sort
