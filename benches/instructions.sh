@@ -3,6 +3,7 @@
 # What it does not show is waiting for memory, of which most of `decide` consists.
 #
 #     benches/instructions.sh
+#     STAGES_BINARY=path benches/instructions.sh      another build of the bench
 #
 # Needs valgrind (callgrind). A few minutes.
 set -euo pipefail
