@@ -231,7 +231,7 @@ fn whole(corpus: &mut Corpus, plan: Plan, label: &str, requests: u64) -> Result<
         if sequence == WARM_UP {
             times = Times::default();
         }
-        let now_ms = (sequence * SPANS_PER_REQUEST * 1000 / 300_000) as u32;
+        let now_ms = arrival_ms(sequence);
         let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         let ingest = || sampler.ingest(Millis(now_ms), &body, &mut scratch, &mut decided);
         measured::ingest(&mut times.ingest, ingest)?;
@@ -251,6 +251,11 @@ fn whole(corpus: &mut Corpus, plan: Plan, label: &str, requests: u64) -> Result<
         report(&format!("{stage}{label}"), time, requests * SPANS_PER_REQUEST);
     }
     Ok(())
+}
+
+/// When a request arrives, at 300,000 spans/s.
+fn arrival_ms(sequence: u64) -> u32 {
+    (sequence * SPANS_PER_REQUEST * 1000 / 300_000) as u32
 }
 
 #[derive(Default)]

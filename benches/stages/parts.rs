@@ -18,13 +18,10 @@ use tailwater::{
 };
 
 use crate::{
-    ENDED, MAX_REQUEST_BYTES, Result, WARM_UP,
+    ENDED, MAX_REQUEST_BYTES, Result, WARM_UP, arrival_ms,
     corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST},
     measured, plan, report,
 };
-
-/// How long the spans of the `append` stage stay.
-const WINDOW_MILLIS: u32 = 1000;
 
 /// Looking up resource and scope of a request's blocks of spans, ten a request, while the window
 /// holds them all.
@@ -50,7 +47,7 @@ pub(crate) fn intern(corpus: &mut Corpus, requests: u64) -> Result<()> {
 pub(crate) fn append(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let budget = Budget::new(4 << 30);
     let hasher = window::Hasher::default();
-    let waits = Waits { decision_wait: WINDOW_MILLIS, after_root: None };
+    let waits = Waits { decision_wait: 1000, after_root: None };
     let words = plan().leaves().words();
     let pool = Pool::new(Arc::clone(&budget));
     let mut shard = Shard::new(waits, words, hasher.clone(), &pool, &budget);
@@ -61,7 +58,7 @@ pub(crate) fn append(corpus: &mut Corpus, requests: u64) -> Result<()> {
             time = Duration::ZERO;
         }
         let (body, walked) = walked(corpus, sequence, &contexts)?;
-        shard.advance(Millis((sequence * SPANS_PER_REQUEST * 1000 / 300_000) as u32));
+        shard.advance(Millis(arrival_ms(sequence)));
         let (order, runs) = runs(&mut shard, &hasher, &walked);
         slots.reset(walked.contexts.len());
         measured::append(&mut time, || {
@@ -104,9 +101,8 @@ fn runs(
     (order, runs)
 }
 
-/// Sending requests of 3.5 MiB to a sink of the same process that decodes nothing: the client, its
-/// connection and the kernel, in CPU time of the thread that sends. Loopback adds what the kernel
-/// does for the sink.
+/// Sending requests of 3.5 MiB to a sink on another thread: the client, its connection and the
+/// kernel, in CPU time of the thread that sends. Loopback adds what the kernel does for the sink.
 pub(crate) fn export(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let encoded = encoded(corpus)?;
     let sink_runtime =
@@ -117,12 +113,11 @@ pub(crate) fn export(corpus: &mut Corpus, requests: u64) -> Result<()> {
     exporter.endpoint = sink.url();
     let within = runtime.enter();
     let client = Client::with_connector(&exporter, Connector::new(exporter.timeout, None))?;
-    let (mut time, mut spans) = (Duration::ZERO, 0);
+    let mut spans = 0;
     let before = thread_cpu();
     while spans < requests * SPANS_PER_REQUEST {
         for (body, of_request) in &encoded {
-            let attempt = || runtime.block_on(client.export(body.clone()));
-            let outcome = measured::export(&mut time, attempt);
+            let outcome = runtime.block_on(client.export(body.clone()));
             if !matches!(outcome, Outcome::Sent { .. }) {
                 return Err(format!("{outcome:?}").into());
             }

@@ -320,13 +320,11 @@ mod span_tag {
 /// Appends the raw bytes of all fields of a `ResourceSpans` but number 2, which holds the scopes.
 fn collect_resource(message: &[u8], resource: &mut Vec<u8>) -> Result<(), Malformed> {
     let mut reader = Reader::new(message);
-    let mut rest = message;
-    while let Some(tag) = reader.next_tag()? {
-        reader.skip_unless(tag, if tag == CHILDREN { &[] } else { &[2] })?;
-        let (field, others) = rest.split_at(rest.len() - reader.remaining());
-        rest = others;
-        if tag != CHILDREN {
-            resource.extend_from_slice(field);
+    while let Some(field) = reader.next_field()? {
+        if field.number == 2 {
+            field.value.bytes()?;
+        } else {
+            resource.extend_from_slice(field.raw);
         }
     }
     Ok(())

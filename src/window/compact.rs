@@ -6,7 +6,10 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Freed, Position, Shard, hash_of, segment::Location};
+use super::{
+    Freed, Position, Shard, hash_of,
+    segment::{Location, Record},
+};
 use crate::trace::TraceId;
 
 /// How long a segment must have been mostly dead before its survivors are moved.
@@ -103,21 +106,11 @@ impl Shard {
         previous: Location,
     ) -> Location {
         let source = self.segment(from.slot);
-        let record = source.record(from.record);
-        let base = record.range().start;
-        let bytes = source.share(record.range());
-        let spans: Vec<_> = record
-            .spans()
-            .map(|(context, range)| (Arc::clone(source.context(context)), range))
-            .collect();
+        let (bytes, contexts) = (source.share(from.record), Arc::clone(source.contexts()));
         let target = self.slots[slot as usize].as_mut().expect("the open slot has a segment");
-        let spans: Vec<_> = spans
-            .into_iter()
-            .map(|(context, range)| {
-                let bytes = &bytes[range.start - base..range.end - base];
-                (target.context_index(&context), bytes)
-            })
-            .collect();
+        let with_index =
+            |(context, span)| (target.context_index(&contexts[usize::from(context)]), span);
+        let spans: Vec<_> = Record::at(&bytes, 0).spans().map(with_index).collect();
         Location { slot, record: target.append(trace_id, previous, spans.into_iter()) }
     }
 }

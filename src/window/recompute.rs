@@ -79,9 +79,8 @@ impl<'a, C: Conditions> NewBits<'a, C> {
             }
             newest.get_or_insert(mark);
             let (record, previous) = segment.record(location.record);
-            for (context, range) in record.spans() {
-                let context = &segment.contexts[usize::from(context)];
-                self.rewalk.add(context, &segment.bytes()[range], bits);
+            for (context, span) in record.spans() {
+                self.rewalk.add(&segment.contexts[usize::from(context)], span, bits);
             }
             location = previous;
         }

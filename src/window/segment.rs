@@ -272,16 +272,8 @@ impl Segment {
         }
     }
 
-    /// Bytes that outlive the lock: shared when sealed, a copy of the range while open.
-    pub(super) fn share(&self, range: std::ops::Range<usize>) -> Bytes {
-        match &self.bytes {
-            SegmentBytes::Open(buffer, _) => Bytes::copy_from_slice(&buffer.bytes[range]),
-            SegmentBytes::Sealed(bytes) => bytes.slice(range),
-        }
-    }
-
-    pub(super) fn context(&self, index: u16) -> &Arc<Context> {
-        &self.contexts[usize::from(index)]
+    pub(super) fn contexts(&self) -> &Arc<Vec<Arc<Context>>> {
+        &self.contexts
     }
 
     /// As it is now: shared when sealed, a copy while open.
@@ -360,10 +352,6 @@ impl Segment {
         }
     }
 
-    pub(super) fn record(&self, number: u32) -> Record<'_> {
-        Record::at(self.bytes(), self.entry(number).offset)
-    }
-
     /// The record of the same trace before this one, told without reading either.
     pub(super) fn previous(&self, number: u32) -> Location {
         self.entry(number).previous
@@ -371,12 +359,16 @@ impl Segment {
 
     /// The length of a record, told without reading it.
     pub(super) fn record_len(&self, number: u32) -> usize {
-        let end = if number + 1 == self.records() {
-            self.end
-        } else {
-            self.entry(number + 1).offset as usize
-        };
-        end - self.entry(number).offset as usize
+        self.range(number).len()
+    }
+
+    /// The bytes of a record, which outlive the lock: shared when sealed, a copy while open.
+    pub(super) fn share(&self, number: u32) -> Bytes {
+        let range = self.range(number);
+        match &self.bytes {
+            SegmentBytes::Open(buffer, _) => Bytes::copy_from_slice(&buffer.bytes[range]),
+            SegmentBytes::Sealed(bytes) => bytes.slice(range),
+        }
     }
 
     /// Reads a byte of each cache line of a record, and returns something made of them. Of a long
@@ -384,9 +376,15 @@ impl Segment {
     pub(super) fn touch(&self, number: u32) -> u8 {
         const CACHE_LINE_BYTES: usize = 64;
         const TOUCHED_BYTES_MAX: usize = 4 << 10;
-        let length = self.record_len(number).min(TOUCHED_BYTES_MAX);
-        let bytes = &self.bytes()[self.entry(number).offset as usize..][..length];
-        bytes.iter().step_by(CACHE_LINE_BYTES).fold(0, |sum, byte| sum ^ byte)
+        let record = &self.bytes()[self.range(number)];
+        let touched = record.iter().take(TOUCHED_BYTES_MAX).step_by(CACHE_LINE_BYTES);
+        touched.fold(0, |sum, byte| sum ^ byte)
+    }
+
+    fn range(&self, number: u32) -> std::ops::Range<usize> {
+        let start = |number| self.entry(number).offset as usize;
+        let end = if number + 1 == self.records() { self.end } else { start(number + 1) };
+        start(number)..end
     }
 
     fn records(&self) -> u32 {
@@ -420,38 +418,27 @@ impl SegmentView {
         let entry = TableEntry::read(&self.bytes[self.end..], number);
         (Record::at(&self.bytes, entry.offset), entry.previous)
     }
-
-    pub(super) fn bytes(&self) -> &Bytes {
-        &self.bytes
-    }
 }
 
 /// A record as it stands in a segment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<'a> {
     bytes: &'a [u8],
-    offset: u32,
 }
 
 impl<'a> Record<'a> {
     /// The record at an offset of a segment's bytes.
     pub(super) fn at(segment: &'a [u8], offset: u32) -> Self {
         let bytes = &segment[offset as usize..];
-        Record { bytes: &bytes[..read_u32(bytes, 0) as usize], offset }
-    }
-
-    /// Where it stands in its segment.
-    pub(super) fn range(&self) -> std::ops::Range<usize> {
-        let start = self.offset as usize;
-        start..start + self.bytes.len()
+        Record { bytes: &bytes[..read_u32(bytes, 0) as usize] }
     }
 
     pub(super) fn trace_id(&self) -> TraceId {
         TraceId(*self.bytes[4..].first_chunk().expect("a record has a header"))
     }
 
-    /// The context index of each span and its range within the segment.
-    pub(super) fn spans(&self) -> impl Iterator<Item = (u16, std::ops::Range<usize>)> {
+    /// The context index of each span and its bytes.
+    pub(super) fn spans(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         let mut at = RECORD_HEADER_BYTES;
         std::iter::from_fn(move || {
             if at == self.bytes.len() {
@@ -461,8 +448,7 @@ impl<'a> Record<'a> {
             let context = u16::from_le_bytes([self.bytes[at + 4], self.bytes[at + 5]]);
             let start = at + SPAN_HEADER_BYTES;
             at = start + length;
-            let base = self.offset as usize;
-            Some((context, base + start..base + at))
+            Some((context, &self.bytes[start..at]))
         })
     }
 }

@@ -5,13 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use hashbrown::HashTable;
 
 use super::{
     ContextSlots, Due, Freed, Millis, Pool, Position, Run, Segment, Waits, hash_of,
     ring::{Entry, ExplicitRandomness, Ring},
-    segment::{Location, RECORD_HEADER_BYTES, SPAN_HEADER_BYTES, Tables},
+    segment::{Location, RECORD_HEADER_BYTES, Record, SPAN_HEADER_BYTES, Tables},
 };
 use crate::{
     budget::{Budget, Holder},
@@ -434,12 +433,10 @@ impl Shard {
 
     fn share_record(&self, location: Location, kept: &mut Vec<KeptSpan>) {
         let segment = self.segment(location.slot);
-        let record = segment.record(location.record);
-        let start = record.range().start;
-        let bytes: Bytes = segment.share(record.range());
-        kept.extend(record.spans().map(|(context, range)| KeptSpan {
-            bytes: bytes.slice(range.start - start..range.end - start),
-            context: Arc::clone(segment.context(context)),
+        let bytes = segment.share(location.record);
+        kept.extend(Record::at(&bytes, 0).spans().map(|(context, span)| KeptSpan {
+            bytes: bytes.slice_ref(span),
+            context: Arc::clone(&segment.contexts()[usize::from(context)]),
         }));
     }
 

@@ -73,11 +73,12 @@ fn late_spans_follow_for_as_long_as_decisions_are_remembered() {
     }
 }
 
-/// Scenario: 2,000 traces in each of 60 windows, decided and remembered for 11 windows.
+/// Scenario: 16,000 traces in each of 60 windows, decided and remembered for 11 windows; so many
+/// that no table of them is at the edge of growing by chance.
 /// Guarantees: what remembering costs stops growing, at 40 bytes a trace at most.
 #[test]
 fn remembered_decisions_are_bounded() {
-    const TRACES: u64 = 2_000;
+    const TRACES: u64 = 16_000;
     let budget = Budget::new(1 << 30);
     let sampler = sampler(&budget);
     let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
@@ -99,8 +100,7 @@ fn remembered_decisions_are_bounded() {
     }
     let (early, later) = held.split_at(2 * TTL_WINDOWS as usize + 2);
     let most = *later.iter().max().expect("windows");
-    // Some of the tables that they are in find themselves a few traces larger than the last time.
-    assert!(most * 20 <= *early.iter().max().expect("windows") * 21, "{held:?}");
+    assert!(most <= *early.iter().max().expect("windows"), "{held:?}");
     let remembered = 2 * TTL_WINDOWS as usize * TRACES as usize;
     assert!(most > 9 * remembered && most < 40 * remembered, "{most} for {remembered}");
 }
