@@ -13,13 +13,14 @@ mod plan;
 mod review;
 mod spec;
 mod texts;
+mod tick;
 
 pub use leaves::Leaves;
-pub use limit::Candidate;
 pub use number::{Number, NumberRange};
 pub use plan::{Evidence, POLICY_NAMES_MAX, Plan, PolicyId, TooManyNames, Verdict};
 pub use review::{Remark, review};
 pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, StringMatch};
+pub use tick::{Begins, Tick};
 
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     leaves::{Leaves, LeavesBuilder, Text},
-    limit::{Candidate, Limit},
+    limit::Limit,
     node::{Condition, Node},
     spec::{LimitSpec, PolicySpec, RuleKind, RuleSpec, StringMatch},
 };
@@ -185,29 +185,28 @@ impl Plan {
         !self.limits.is_empty()
     }
 
-    /// Adds a due trace to the candidates of each limit, a list for each, that it counts towards.
-    pub fn add_candidate(&self, evidence: &Evidence<'_>, candidates: &mut Vec<Vec<Candidate>>) {
-        candidates.resize_with(self.limits.len(), Vec::new);
-        let Facts { spans, bytes, .. } = *evidence.facts;
-        for (limit, _) in self.limited(evidence) {
-            candidates[limit].push(Candidate { randomness: evidence.randomness, spans, bytes });
-        }
+    /// Whether a limit has not had a tick yet, and so has no threshold that holds it.
+    pub fn has_new_limits(&self) -> bool {
+        !self.limits.iter().all(|limit| limit.has_begun())
     }
 
-    /// Sets the thresholds of a tick from its candidates, this long after the last tick.
-    pub fn begin_tick(&self, seconds: f64, candidates: &mut Vec<Vec<Candidate>>) {
-        candidates.resize_with(self.limits.len(), Vec::new);
-        for (limit, candidates) in self.limits.iter().zip(candidates) {
-            limit.begin_tick(seconds, candidates);
-        }
+    /// The limits that decide.
+    pub(super) fn limits(&self) -> &[Arc<Limit>] {
+        &self.limits
     }
 
-    /// Charges a decided trace to the limits that it counts towards.
+    /// Charges a trace to the limits whose thresholds keep it. One that is decided by force was no
+    /// candidate of a tick: it is noted, kept or not, so that the thresholds of the next ticks
+    /// expect others like it.
     pub fn charge(&self, evidence: &Evidence<'_>) {
+        let costs = [evidence.facts.spans, evidence.facts.bytes];
         for (limit, proposed) in self.limited(evidence) {
             let limit = &self.limits[limit];
             if limit.threshold().max(proposed).keeps(evidence.randomness) {
-                limit.charge(evidence.facts.spans, evidence.facts.bytes);
+                limit.charge(costs);
+            }
+            if evidence.forced {
+                limit.note_outside(costs);
             }
         }
     }
@@ -215,7 +214,7 @@ impl Plan {
     /// The limits that a trace counts towards, with what their policies propose without them: those
     /// of policies that would keep it, unless it is vetoed, or another policy without a limit keeps
     /// it in any case.
-    fn limited(&self, evidence: &Evidence<'_>) -> Vec<(usize, Threshold)> {
+    pub(super) fn limited(&self, evidence: &Evidence<'_>) -> Vec<(usize, Threshold)> {
         let mut limited = Vec::new();
         for policy in &self.policies {
             let proposed = policy.propose(evidence);

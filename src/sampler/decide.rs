@@ -3,7 +3,6 @@
 use std::{
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
 };
 
 use super::{Cut, Sampler, ShardState, cap::Since};
@@ -140,7 +139,7 @@ impl Sampler {
         out: &mut Decided,
     ) -> Progress {
         let mut state = self.lock(shard);
-        let by = now;
+        let by = self.limited_to_tick(&state.plan, now);
         state.window.advance(now);
         let now = state.window.now();
         let mut progress = Progress::More;
@@ -148,7 +147,7 @@ impl Sampler {
         for _ in 0..TRACES_PER_LOCK {
             let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
-                Which::Due => state.window.next_due(by),
+                Which::Due => by.and_then(|by| state.window.next_due(by)),
                 Which::Oldest(trigger) => {
                     state.window.oldest().map(|oldest| early(oldest, trigger))
                 }
@@ -176,34 +175,6 @@ impl Sampler {
         progress
     }
 
-    /// Begins a tick at `now`, this long after the last one: sets the thresholds of limited
-    /// policies from what all shards have to decide by `now`. What is decided until the next tick
-    /// should be due by the same `now`.
-    pub fn begin_tick(&self, now: Millis, seconds: f64) {
-        let plan = self.plan();
-        if !plan.has_limits() {
-            return;
-        }
-        let mut candidates = Vec::new();
-        for shard in 0..self.shards() {
-            let mut state = self.lock(shard);
-            state.window.advance(now);
-            // A reload that has not come to this shard yet will have before the next tick.
-            if !Arc::ptr_eq(&state.plan, &plan) {
-                continue;
-            }
-            for position in state.window.all_due(now) {
-                let facts = state.window.facts(position);
-                let evidence = evidence(&state.window, position, &facts, false);
-                // A trace that makes a policy panic is no candidate; its decision counts it.
-                let _ = catch_unwind(AssertUnwindSafe(|| {
-                    plan.add_candidate(&evidence, &mut candidates);
-                }));
-            }
-        }
-        plan.begin_tick(seconds, &mut candidates);
-    }
-
     /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow.
     /// Breaks, and leaves it there, if it is kept but there is no room for it.
     pub(super) fn decide_trace(
@@ -222,6 +193,7 @@ impl Sampler {
         let matched = &mut out.decisions.matched;
         // A panic costs this trace: else it would be the next one that is due, again and again.
         let verdict = catch_unwind(AssertUnwindSafe(|| state.plan.decide(&evidence, matched)));
+        let is_charged = verdict.as_ref().is_ok_and(|verdict| verdict.kept || evidence.forced);
         let verdict = verdict.unwrap_or_else(|_| {
             out.panics += 1;
             out.decisions.matched.truncate(matched_start as usize);
@@ -232,7 +204,7 @@ impl Sampler {
             out.decisions.matched.truncate(matched_start as usize);
             return ControlFlow::Break(());
         }
-        if state.plan.has_limits() && verdict.kept {
+        if is_charged && state.plan.has_limits() {
             state.plan.charge(&evidence);
         }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
@@ -311,7 +283,7 @@ impl Sampler {
 }
 
 /// What is known of an undecided trace.
-fn evidence<'a>(
+pub(super) fn evidence<'a>(
     window: &'a Shard,
     position: Position,
     facts: &'a Facts,

@@ -21,9 +21,11 @@ mod decide;
 mod ingest;
 #[cfg(test)]
 mod tests;
+mod tick;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use self::tick::Ticks;
 pub use self::{
     cap::Cut,
     decide::{Decided, KeptTrace, Late, Progress, Which},
@@ -69,6 +71,7 @@ pub struct Sampler {
     log: DecisionLog,
     pool: Arc<Pool>,
     budget: Arc<Budget>,
+    ticks: Ticks,
 }
 
 #[derive(Debug)]
@@ -139,6 +142,7 @@ impl Sampler {
                 })
             })
             .collect();
+        let ticks = Ticks::new(plan.has_limits());
         Sampler {
             shard_bits: shards.len().trailing_zeros(),
             shards,
@@ -149,6 +153,7 @@ impl Sampler {
             log: DecisionLog::new(limits.decision_log_traces, budget),
             pool,
             budget: Arc::clone(budget),
+            ticks,
         }
     }
 
@@ -168,10 +173,12 @@ impl Sampler {
     /// the spans of each, nearly all of them without its lock; `watch` is told of every hold.
     /// `plan` is a successor of [`Self::plan`]; only one reload may be under way.
     pub fn reload(&self, plan: &Arc<Plan>, mut watch: impl FnMut(Hold)) {
+        self.ticks.reload_begins(plan);
         *self.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(plan);
         for shard in 0..self.shards.len() {
             self.reload_shard(shard, plan, &mut watch);
         }
+        self.ticks.reload_ends(plan);
     }
 
     fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {

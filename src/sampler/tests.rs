@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
-    policy::{PolicyId, PolicySpec, RuleKind, RuleSpec, StringMatch, Verdict},
+    policy::{LimitSpec, PolicyId, PolicySpec, Rate, RuleKind, RuleSpec, StringMatch, Verdict},
     trace::Trigger,
 };
 
@@ -134,4 +134,27 @@ fn a_trace_that_makes_a_policy_panic_is_dropped_and_no_other() {
     assert!(decided.panics > 0 && of_none == decided.panics as usize, "{}", decided.panics);
     assert_eq!((decided.left_spans(), spans, sampler.buffered().spans), (200, 200, 0));
     assert_eq!(decided.kept.len() + of_none, records.len());
+}
+
+/// A reload that has come to the first of four shards only.
+#[test]
+fn a_reload_in_progress_leaves_no_shard_out_of_a_tick() {
+    let rate = Rate { per_second: 1.0, burst: 20.0 };
+    let limit = Some(LimitSpec { spans: Some(rate), bytes: None });
+    let limited = PolicySpec { limit, ..policy("n0") };
+    let before = Arc::new(Plan::compile(std::slice::from_ref(&limited)));
+    let sampler = Sampler::new(Arc::clone(&before), LIMITS, &Budget::new(1 << 30), 4);
+    let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+    let bytes = request_of("n0", 1..=200);
+    sampler.ingest(Millis(0), &bytes, &mut scratch, &mut decided).expect("valid");
+    let plan = Arc::new(before.successor(&[limited, policy("n1")]).expect("few"));
+    *sampler.plan.write().expect("no panic") = Arc::clone(&plan);
+    sampler.reload_shard(0, &plan, &mut |_| {});
+    sampler.begin_tick(Millis(20), 0.1);
+    for shard in 0..4 {
+        while sampler.decide(shard, Millis(20), Which::Due, usize::MAX, &mut decided)
+            == Progress::More
+        {}
+    }
+    assert_eq!((decided.left_spans(), decided.kept.len()), (200, 20));
 }

@@ -1,9 +1,6 @@
 //! One shard: the ring and its index, the deadlines, and the slots of the log.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use hashbrown::HashTable;
 
@@ -283,15 +280,15 @@ impl Shard {
 
     /// All traces that [`Self::next_due`] would give, if each were taken, in no order.
     pub fn all_due(&self, now: Millis) -> impl Iterator<Item = Position> {
+        let waits_out = move |position: Position| {
+            self.entry(position).arrived.after(self.waits.decision_wait).is_due(now)
+        };
+        let by_wait = self.ring.positions().take_while(move |&position| waits_out(position));
+        let by_wait = by_wait.filter(|&position| self.is_live(position));
         let after_root = self.after_root.iter().take_while(move |(at, _)| at.is_due(now));
-        let after_root: HashSet<Position> = after_root.map(|&(_, position)| position).collect();
-        let wait = self.waits.decision_wait;
-        let by_wait = self
-            .ring
-            .positions()
-            .take_while(move |&position| self.entry(position).arrived.after(wait).is_due(now));
-        let by_wait: Vec<_> = by_wait.filter(|position| !after_root.contains(position)).collect();
-        after_root.into_iter().chain(by_wait).filter(|&position| self.is_live(position))
+        let after_root = after_root.map(|&(_, position)| position);
+        let live = after_root.filter(|&position| self.is_live(position));
+        by_wait.chain(live.filter(move |&position| !waits_out(position)))
     }
 
     /// The undecided trace that arrived first, and when.

@@ -31,6 +31,7 @@ mod hostile;
 mod http;
 mod json;
 mod late;
+mod limited_counts;
 mod limits;
 mod mangled;
 mod model;

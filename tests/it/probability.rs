@@ -1,11 +1,11 @@
 //! Counts that are computed from stamps are those of the traffic before any sampling, and
 //! instances that see parts of a trace agree on it.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use tailwater::{
     otlp::tracestate::{self, Stamp},
-    policy::{Evidence, LimitSpec, Plan, PolicySpec, Rate, RuleKind, RuleSpec},
+    policy::{Begins, Evidence, LimitSpec, Plan, PolicySpec, Rate, RuleKind, RuleSpec, Tick},
     sampler::Which,
     trace::{Facts, Randomness, StatusCode, Threshold},
 };
@@ -57,7 +57,7 @@ impl Estimate {
 /// A million traces, a tenth of them with an error and an independent fifth slow, of which an
 /// upstream sampler has let pass those at or above its threshold.
 fn assert_unbiased(policies: &[PolicySpec], upstream: Threshold, seed: u64) {
-    let plan = Plan::compile(policies);
+    let plan = Arc::new(Plan::compile(policies));
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut classes = [Estimate::default(); 2];
     let arrived =
@@ -68,9 +68,10 @@ fn assert_unbiased(policies: &[PolicySpec], upstream: Threshold, seed: u64) {
             classes[class_of(facts)].truth += 1.0;
         }
         let passed = || traces.iter().filter(|(_, randomness)| upstream.keeps(*randomness));
-        let mut candidates = Vec::new();
-        passed().for_each(|trace| plan.add_candidate(&evidence(trace), &mut candidates));
-        plan.begin_tick(1.0, &mut candidates);
+        let mut tick = Tick::default();
+        tick.join(&plan);
+        passed().for_each(|trace| tick.add(&plan, &evidence(trace)));
+        tick.begin(1.0, Begins::All);
         for trace in passed() {
             let verdict = plan.decide(&evidence(trace), &mut Vec::new());
             plan.charge(&evidence(trace));
