@@ -25,6 +25,8 @@ pub mod config;
 pub mod credentials;
 pub mod grpc;
 pub mod metrics;
+#[cfg(test)]
+mod reference;
 pub mod supervise;
 pub mod testing;
 pub mod throttle;

@@ -19,9 +19,11 @@ use crate::{
 
 mod conditions;
 mod credentials;
+mod described;
 mod diagnostics;
 mod env;
 mod files;
+pub(crate) mod keys;
 mod limits;
 mod load;
 mod memory;
