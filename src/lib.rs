@@ -16,6 +16,7 @@ pub mod service;
 pub mod admin;
 pub mod reload;
 pub mod check;
+pub mod commands;
 pub mod demo;
 
 pub mod budget;
