@@ -17,6 +17,7 @@ pub mod admin;
 pub mod reload;
 pub mod check;
 pub mod commands;
+pub mod trace_files;
 pub mod demo;
 
 pub mod budget;
