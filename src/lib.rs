@@ -16,6 +16,8 @@ pub mod service;
 pub mod admin;
 pub mod reload;
 pub mod check;
+pub mod commands;
+pub mod trace_files;
 pub mod demo;
 
 pub mod budget;
@@ -25,6 +27,8 @@ pub mod config;
 pub mod credentials;
 pub mod grpc;
 pub mod metrics;
+#[cfg(test)]
+mod reference;
 pub mod supervise;
 pub mod testing;
 pub mod throttle;

@@ -1,6 +1,7 @@
 //! The command line: arguments, logging, the runtime, signals and exit codes.
 
 use std::{
+    fs,
     io::{self, IsTerminal as _},
     path::PathBuf,
     process::ExitCode,
@@ -9,6 +10,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use tailwater::{
     check,
+    commands::convert,
     config::{self, Config},
     demo,
     service::Service,
@@ -34,6 +36,8 @@ enum Command {
     },
     /// Show the whole path in one process: generated traffic, the sampler, a sink
     Demo(demo::Options),
+    /// Turn a Collector's tail_sampling into policies, and name every difference
+    Convert(convert::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
             print!("{}", report.text);
             exit_code(!report.has_errors)
         }
+        Command::Convert(options) => exit_code(convert(&options)),
         Command::Run { config } => match load(config) {
             Some(config) => {
                 start_logging(config.telemetry.log_level, config.telemetry.log_json);
@@ -71,6 +76,26 @@ fn main() -> ExitCode {
             exit_code(on_runtime(demo::run(options)))
         }
     }
+}
+
+/// Whether all was converted and written.
+fn convert(options: &convert::Options) -> bool {
+    let conversion = convert::convert(&options.file, options.processor.as_deref());
+    eprint!("{}", conversion.diagnostics);
+    let is_written = match &options.output {
+        Some(file) if !conversion.toml.is_empty() => match fs::write(file, &conversion.toml) {
+            Ok(()) => true,
+            Err(problem) => {
+                eprintln!("error: cannot write {}: {problem}", file.display());
+                false
+            }
+        },
+        _ => {
+            print!("{}", conversion.toml);
+            true
+        }
+    };
+    is_written && !conversion.diagnostics.has_errors()
 }
 
 fn exit_code(is_fine: bool) -> ExitCode {

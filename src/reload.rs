@@ -140,6 +140,7 @@ fn log(diagnostics: &Diagnostics) {
         match problem.severity {
             Severity::Error => error!("{place}: {}{hint}", problem.message),
             Severity::Warning => warn!("{place}: {}{hint}", problem.message),
+            Severity::Note => info!("{place}: {}{hint}", problem.message),
         }
     }
     if all > PROBLEMS_LOGGED_MAX {

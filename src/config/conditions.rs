@@ -38,9 +38,9 @@ pub(super) fn status_code(section: &mut Section<'_, '_>) -> Option<RuleKind> {
 }
 
 pub(super) fn latency(section: &mut Section<'_, '_>) -> Option<RuleKind> {
-    let threshold = section.integer("threshold_ms", LATENCY_MS);
+    let threshold = section.integer_within("threshold_ms", LATENCY_MS);
     section.require("threshold_ms", &threshold, Problem::new("`latency` has no `threshold_ms`"));
-    let upper = section.integer("upper_threshold_ms", LATENCY_MS);
+    let upper = section.integer_within("upper_threshold_ms", LATENCY_MS);
     match (&threshold, &upper) {
         (_, Read::Set(0, span)) => {
             let problem = Problem::new("`upper_threshold_ms` is 0, and no trace is that short");
@@ -58,9 +58,9 @@ pub(super) fn latency(section: &mut Section<'_, '_>) -> Option<RuleKind> {
 }
 
 pub(super) fn span_count(section: &mut Section<'_, '_>) -> Option<RuleKind> {
-    let min = section.integer("min_spans", 0..=u32::MAX);
+    let min = section.integer_within("min_spans", 0..=u32::MAX);
     section.require("min_spans", &min, Problem::new("`span_count` has no `min_spans`"));
-    let max = section.integer("max_spans", 0..=u32::MAX);
+    let max = section.integer_within("max_spans", 0..=u32::MAX);
     match (&min, &max) {
         (_, Read::Set(0, span)) => {
             let problem = Problem::new("`max_spans` is 0, and no trace has no spans");

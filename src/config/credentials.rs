@@ -23,15 +23,9 @@ type Named<'a> = (Role, &'static str, &'a Read<PathBuf>);
 
 /// Reads `[receiver.tls]`; absent where the file does not have it.
 pub(super) fn receiver_tls(mut section: Section<'_, '_>, directory: &Path) -> Option<ServerTls> {
-    let is_there = section.is_there();
     let cert = section.file("cert_file", directory);
     let key = section.file("key_file", directory);
     let clients = section.file("client_ca_file", directory);
-    if is_there {
-        let missing = |key| Problem::new(format!("[receiver.tls] has no `{key}`"));
-        section.require("cert_file", &cert, missing("cert_file"));
-        section.require("key_file", &key, missing("key_file"));
-    }
     let tls = match (&cert, &key, &clients) {
         (Read::Set(cert_file, _), Read::Set(key_file, _), Read::Set(..) | Read::Unset) => {
             let (cert_file, key_file) = (cert_file.clone(), key_file.clone());
@@ -57,12 +51,7 @@ pub(super) fn receiver_tls(mut section: Section<'_, '_>, directory: &Path) -> Op
 
 /// Reads `[receiver.auth]`: the file of tokens.
 pub(super) fn receiver_auth(mut section: Section<'_, '_>, directory: &Path) -> Option<PathBuf> {
-    let is_there = section.is_there();
     let token = section.file("bearer_token_file", directory);
-    if is_there {
-        let problem = Problem::new("[receiver.auth] has no `bearer_token_file`");
-        section.require("bearer_token_file", &token, problem);
-    }
     if let Read::Set(file, _) = &token
         && let Err(faults) = credentials::read_tokens(file)
     {
@@ -83,14 +72,6 @@ pub(super) fn exporter_tls(
     let cert = section.file("cert_file", directory);
     let key = section.file("key_file", directory);
     let server_name = section.text("server_name", server_name);
-    for (name, read, other, other_name) in
-        [("cert_file", &cert, &key, "key_file"), ("key_file", &key, &cert, "cert_file")]
-    {
-        if let (Read::Unset, Read::Set(..)) = (read, other) {
-            let message = format!("[exporter.otlp.tls] has `{other_name}` and no `{name}`");
-            section.require(name, read, Problem::new(message));
-        }
-    }
     if is_there && is_https == Some(false) {
         let problem = Problem::new("[exporter.otlp.tls] is there, but `endpoint` is http://");
         section.error(header, problem.hint("write https://, or remove the section"));

@@ -26,6 +26,8 @@ pub enum Severity {
     Error,
     /// The configuration is used, though it hardly says what was meant.
     Warning,
+    /// Nothing is wrong; this is good to know.
+    Note,
 }
 
 impl fmt::Display for Severity {
@@ -33,6 +35,7 @@ impl fmt::Display for Severity {
         f.write_str(match self {
             Severity::Error => "error",
             Severity::Warning => "warning",
+            Severity::Note => "note",
         })
     }
 }
@@ -122,7 +125,7 @@ impl Diagnostics {
         self.sort();
     }
 
-    pub(super) fn push(&mut self, diagnostic: Diagnostic) {
+    pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
         self.has_errors |= diagnostic.severity == Severity::Error;
         if self.diagnostics.len() < DIAGNOSTICS_MAX {
             self.diagnostics.push(diagnostic);
@@ -133,7 +136,7 @@ impl Diagnostics {
 
     /// Sorts and removes repetitions. Problems at one place keep the order in which they were
     /// found.
-    pub(super) fn sort(&mut self) {
+    pub(crate) fn sort(&mut self) {
         self.diagnostics
             .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         self.diagnostics.dedup();
@@ -157,13 +160,13 @@ impl fmt::Display for Diagnostics {
 
 /// What is wrong, before it is known where.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     pub(super) message: String,
     pub(super) hint: Option<String>,
 }
 
 impl Problem {
-    pub(super) fn new(message: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
         Problem { message: message.into(), hint: None }
     }
 

@@ -14,7 +14,7 @@ use std::{
 use globset::GlobBuilder;
 
 use super::{
-    diagnostics::{Diagnostic, Problem, Severity, quote},
+    diagnostics::{Diagnostic, Diagnostics, Problem, Severity, quote},
     source::Source,
 };
 
@@ -55,6 +55,19 @@ pub(super) fn read(path: &Path) -> Result<Source, Unreadable> {
             ))))
         }
     }
+}
+
+/// The text of any file of at most 1 MiB, or why it cannot be read.
+pub(crate) fn read_text(path: &Path) -> Result<Source, Diagnostics> {
+    let mut diagnostics = Diagnostics::default();
+    match read(path) {
+        Ok(source) => return Ok(source),
+        Err(Unreadable::Closed(problem)) => {
+            diagnostics.push(Source::new(path, "").whole(Severity::Error, problem));
+        }
+        Err(Unreadable::NotText(diagnostic)) => diagnostics.push(*diagnostic),
+    }
+    Err(diagnostics)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Problem {

@@ -19,9 +19,11 @@ use crate::{
 
 mod conditions;
 mod credentials;
+mod described;
 mod diagnostics;
 mod env;
 mod files;
+pub(crate) mod keys;
 mod limits;
 mod load;
 mod memory;
@@ -36,10 +38,13 @@ mod syntax;
 mod tests;
 mod values;
 
+pub(crate) use diagnostics::Problem;
 pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
+pub(crate) use files::read_text;
 pub use load::{Loaded, embedded, load, load_or_embedded};
 pub use secret::Secret;
+pub(crate) use source::Source;
 
 /// The JSON Schema (2020-12) of a configuration or policy file, for editors. What it knows beside
 /// words and bounds is held equal to the loader by tests; what only the loader knows (names that

@@ -23,6 +23,7 @@ use crate::policy::Number;
 use super::{
     diagnostics::{Diagnostic, Problem, Severity, nearest},
     env::{self, Variable},
+    keys::{self, Key, Need},
     reader::{Reader, Span, UnknownKey},
     values,
 };
@@ -71,6 +72,8 @@ pub(super) struct Section<'r, 't> {
     /// The section's path; absent for policies, whose keys are not keys of the configuration.
     path: Option<String>,
     place: String,
+    /// The keys that this section may have, as far as they are described.
+    pub(super) keys: &'static [Key],
     asked: Vec<&'static str>,
     /// Keys of which one must be there, and what to say if none is.
     missing: Vec<(Vec<&'static str>, Problem)>,
@@ -87,7 +90,8 @@ impl<'r, 't> Section<'r, 't> {
         if let Some(path) = &path {
             reader.known.entry(path.clone()).or_default();
         }
-        Section { reader, table, span, path, place, asked: Vec::new(), missing: Vec::new() }
+        let keys = path.as_deref().map_or(&[][..], keys::of);
+        Section { reader, table, span, path, place, keys, asked: Vec::new(), missing: Vec::new() }
     }
 
     /// The header of the table.
@@ -122,7 +126,11 @@ impl<'r, 't> Section<'r, 't> {
         self.read(key, |value| values::boolean(key, value))
     }
 
-    pub(super) fn integer<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Read<T>
+    pub(super) fn integer_within<T>(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<T>,
+    ) -> Read<T>
     where
         T: TryFrom<i128> + PartialOrd + Display,
     {
@@ -169,7 +177,8 @@ impl<'r, 't> Section<'r, 't> {
         self.table.is_some()
     }
 
-    pub(super) fn duration(
+    /// A duration in quotes within `range`.
+    pub(super) fn duration_within(
         &mut self,
         key: &'static str,
         range: RangeInclusive<Duration>,
@@ -184,14 +193,6 @@ impl<'r, 't> Section<'r, 't> {
             };
             expanded(key, text, variable, |text| values::duration(key, text, range.clone()))
         })
-    }
-
-    pub(super) fn choice<T: Copy>(
-        &mut self,
-        key: &'static str,
-        choices: &[(&'static str, T)],
-    ) -> Read<T> {
-        self.text(key, |text| values::choice(key, text, choices))
     }
 
     /// A list of strings exactly as they stand. Elements that are no strings are reported and left
@@ -332,6 +333,7 @@ impl<'r, 't> Section<'r, 't> {
     }
 
     fn conclude(mut self, keys_are_known: bool) {
+        self.require_described();
         let table = self.table;
         let unset: Vec<&'static str> = self
             .asked
@@ -367,6 +369,22 @@ impl<'r, 't> Section<'r, 't> {
         }
         for (_, problem) in std::mem::take(&mut self.missing) {
             self.error(self.span.clone(), problem);
+        }
+    }
+
+    /// Notes the keys that this section must have by their description, and does not have.
+    fn require_described(&mut self) {
+        let (Some(table), Some(path)) = (self.table, &self.path) else { return };
+        for key in self.keys.iter().filter(|key| !table.contains_key(key.name)) {
+            let name = key.name;
+            let problem = match key.need {
+                Need::Required => format!("[{path}] has no `{name}`"),
+                Need::With(other) if table.contains_key(other) => {
+                    format!("[{path}] has `{other}` and no `{name}`")
+                }
+                Need::With(_) | Need::Optional => continue,
+            };
+            self.missing.push((vec![name], Problem::new(problem)));
         }
     }
 

@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,7 +15,7 @@ use super::{
     SendingQueue, Telemetry,
     credentials::{exporter_tls, receiver_auth, receiver_tls},
     diagnostics::{Problem, quote},
-    memory::{self, MemoryLimit},
+    memory::MemoryLimit,
     reader::Span,
     section::{Read, Section},
     values,
@@ -25,16 +24,6 @@ use crate::credentials::ServerTls;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
-
-const HOUR: Duration = Duration::from_hours(1);
-const DAY: Duration = Duration::from_hours(24);
-
-/// Largest message of a sender: 1 GiB, since a length in gRPC's framing is 32 bits and has to be
-/// held.
-const MESSAGE_MIB: RangeInclusive<usize> = 1..=1024;
-
-/// `max_request_size_kib` where it is not set and the queue is large enough.
-const REQUEST_BYTES_DEFAULT: usize = 3584 * KIB;
 
 /// What a main file says, its policies aside.
 pub(super) struct Sections {
@@ -57,7 +46,7 @@ pub(super) fn read(
     directory: &Path,
     memory_default: MemoryLimit,
 ) -> Sections {
-    let shutdown_timeout = root.duration("shutdown_timeout", Duration::from_secs(1)..=HOUR);
+    let shutdown_timeout = root.duration_or_default("shutdown_timeout");
 
     let mut receiver = root.section("receiver");
     let grpc = grpc(receiver.section("grpc"));
@@ -68,8 +57,7 @@ pub(super) fn read(
 
     let mut section = root.section("sampling");
     let policy_files = section.texts("policy_files").or(Vec::new());
-    let memory = section.integer("memory_limit_mib", memory::BYTES_MIN / MIB..=MIB);
-    let memory = match memory.map(|mib| mib * MIB) {
+    let memory = match section.integer::<usize>("memory_limit_mib").map(|mib| mib * MIB) {
         Read::Set(bytes, _) => Some(MemoryLimit::configured(bytes)),
         Read::Unset => Some(memory_default),
         Read::Bad => None,
@@ -82,7 +70,6 @@ pub(super) fn read(
     section.finish();
 
     let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
-    let shutdown_timeout = shutdown_timeout.or(Duration::from_secs(30));
     Sections {
         shutdown_timeout,
         grpc,
@@ -98,27 +85,28 @@ pub(super) fn read(
 
 fn grpc(mut section: Section<'_, '_>) -> GrpcReceiver {
     let config = GrpcReceiver {
-        endpoint: listener(&mut section, "127.0.0.1:4317", &[]),
-        max_recv_msg_bytes: section.integer("max_recv_msg_size_mib", MESSAGE_MIB).or(64) * MIB,
-        max_concurrent_streams: section.integer("max_concurrent_streams", 1..=10_000).or(100),
-        max_connections: section.integer("max_connections", 1..=100_000).or(1024),
+        endpoint: listener(&mut section, &[]),
+        max_recv_msg_bytes: section.integer_or_default::<usize>("max_recv_msg_size_mib") * MIB,
+        max_concurrent_streams: section.integer_or_default("max_concurrent_streams"),
+        max_connections: section.integer_or_default("max_connections"),
     };
     section.finish();
     config
 }
 
 fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> HttpReceiver {
+    let max_request_body_mib: usize = section.integer_or_default("max_request_body_size_mib");
     let config = HttpReceiver {
-        endpoint: listener(&mut section, "127.0.0.1:4318", &[&grpc.endpoint]),
-        max_request_body_bytes: section.integer("max_request_body_size_mib", MESSAGE_MIB).or(64)
-            * MIB,
+        endpoint: listener(&mut section, &[&grpc.endpoint]),
+        max_request_body_bytes: max_request_body_mib * MIB,
     };
     section.finish();
     config
 }
 
 /// `endpoint` of a listener, which none of the `others` may have.
-fn listener(section: &mut Section<'_, '_>, default: &str, others: &[&String]) -> String {
+fn listener(section: &mut Section<'_, '_>, others: &[&String]) -> String {
+    let default = section.default_text("endpoint").to_owned();
     section
         .text("endpoint", |text| {
             let endpoint = values::listener("endpoint", text)?;
@@ -130,12 +118,12 @@ fn listener(section: &mut Section<'_, '_>, default: &str, others: &[&String]) ->
             }
             Ok(endpoint)
         })
-        .or(default.to_owned())
+        .or(default)
 }
 
 fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling {
-    let wait = section.duration("decision_wait", Duration::from_millis(10)..=HOUR);
-    let after_root = section.duration("decision_wait_after_root_received", Duration::ZERO..=HOUR);
+    let wait = section.duration("decision_wait");
+    let after_root = section.duration("decision_wait_after_root_received");
     if let (Read::Set(wait, _), Read::Set(after_root, span)) = (&wait, &after_root)
         && after_root >= wait
     {
@@ -143,24 +131,22 @@ fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling
             "`decision_wait_after_root_received` has no effect: `decision_wait` ends first";
         section.warn(span.clone(), Problem::new(message));
     }
-    let after_root = after_root.or(Duration::from_secs(5));
-    let ttl = section.duration("decision_cache_ttl", Duration::from_secs(1)..=DAY);
-    let max_trace_mib = section.integer("max_trace_bytes_mib", 1..=1024_u32);
+    let after_root = after_root.or(section.default_duration("decision_wait_after_root_received"));
 
     let mut stamp = section.section("stamp");
-    let stamp_tracestate = stamp.boolean("tracestate").or(true);
-    let stamp_policy = stamp.choice("policy", &[("root", true), ("off", false)]).or(true);
+    let stamp_tracestate = stamp.boolean_or_default("tracestate");
+    let stamp_policy = stamp.word("policy", [true, false]);
     stamp.finish();
 
     let config = Sampling {
-        decision_wait: wait.or(Duration::from_secs(30)),
+        decision_wait: wait.or(section.default_duration("decision_wait")),
         decision_wait_after_root_received: Some(after_root).filter(|wait| !wait.is_zero()),
         memory_limit_bytes: memory_limit.bytes,
         memory_limit_from: memory_limit.from,
-        max_trace_spans: section.integer("max_trace_spans", 1..=10_000_000).or(32_000),
-        max_trace_bytes: max_trace_mib.or(16) << 20,
-        decision_cache_ttl: ttl.or(Duration::from_secs(120)),
-        decision_log_size: section.integer("decision_log_size", 0..=10_000_000).or(100_000),
+        max_trace_spans: section.integer_or_default("max_trace_spans"),
+        max_trace_bytes: section.integer_or_default::<u32>("max_trace_bytes_mib") << 20,
+        decision_cache_ttl: section.duration_or_default("decision_cache_ttl"),
+        decision_log_size: section.integer_or_default("decision_log_size"),
         stamp_tracestate,
         stamp_policy,
     };
@@ -184,28 +170,28 @@ fn exporter(
         }
         Ok(endpoint)
     });
-    let compressions =
-        [("none", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)];
-    let compression = section.choice("compression", &compressions);
-    let timeout = section.duration("timeout", Duration::from_millis(10)..=HOUR);
+    let compressions = [Compression::None, Compression::Gzip, Compression::Zstd];
+    let compression = section.word("compression", compressions);
+    let timeout = section.duration_or_default("timeout");
     let headers = headers(&mut section);
     let (queue, queue_bytes) = sending_queue(section.section("sending_queue"), memory);
     let retry = retry(section.section("retry_on_failure"));
     let max_request_bytes = max_request_bytes(&mut section, queue_bytes);
-    let max_trace_kib = section.integer("max_trace_bytes_kib", 0..=u32::MAX).or(0);
+    let max_trace_kib: u64 = section.integer_or_default("max_trace_bytes_kib");
     let is_https = match &endpoint {
         Read::Set(endpoint, _) => Some(endpoint.starts_with("https://")),
         Read::Unset => Some(false),
         Read::Bad => None,
     };
     let tls = exporter_tls(section.section("tls"), is_https, directory);
+    let endpoint = endpoint.or(section.default_text("endpoint").to_owned());
     section.finish();
     Exporter {
-        endpoint: endpoint.or("http://127.0.0.1:4327".to_owned()),
-        compression: compression.or(Compression::None),
-        timeout: timeout.or(Duration::from_secs(5)),
+        endpoint,
+        compression,
+        timeout,
         max_request_bytes,
-        max_trace_bytes: (max_trace_kib > 0).then_some(u64::from(max_trace_kib) << 10),
+        max_trace_bytes: (max_trace_kib > 0).then_some(max_trace_kib << 10),
         headers,
         tls,
         queue,
@@ -236,7 +222,7 @@ fn sending_queue(
     memory: Option<usize>,
 ) -> (SendingQueue, Option<usize>) {
     let half = memory.map_or(usize::MAX, |bytes| bytes / 2);
-    let bytes = match section.integer("queue_size_mib", 1..=MIB).map(|mib| mib * MIB) {
+    let bytes = match section.integer::<usize>("queue_size_mib").map(|mib| mib * MIB) {
         Read::Set(bytes, span) if bytes > half => {
             let (queue, half) = (bytes / MIB, half / MIB);
             let message = format!(
@@ -251,11 +237,10 @@ fn sending_queue(
         Read::Unset => memory.map(|bytes| bytes / 4),
         Read::Bad => None,
     };
-    let overflows = [("block", Overflow::Block), ("drop", Overflow::Drop)];
     let queue = SendingQueue {
         queue_bytes_max: bytes.unwrap_or(usize::MAX),
-        num_consumers: section.integer("num_consumers", 1..=1_000).or(10),
-        overflow: section.choice("overflow", &overflows).or(Overflow::Block),
+        num_consumers: section.integer_or_default("num_consumers"),
+        overflow: section.word("overflow", [Overflow::Block, Overflow::Drop]),
     };
     section.finish();
     (queue, bytes)
@@ -265,7 +250,8 @@ fn sending_queue(
 /// it. The default gives way to a small queue silently: nobody asked for it.
 fn max_request_bytes(section: &mut Section<'_, '_>, queue_bytes: Option<usize>) -> usize {
     let quarter = queue_bytes.map_or(usize::MAX, |bytes| bytes / 4);
-    match section.integer("max_request_size_kib", 16..=65_536).map(|kib| kib * KIB) {
+    let default = section.default_integer::<usize>("max_request_size_kib") * KIB;
+    match section.integer::<usize>("max_request_size_kib").map(|kib| kib * KIB) {
         Read::Set(bytes, span) => {
             if bytes > quarter {
                 let (request, quarter) = (bytes / KIB, quarter / KIB);
@@ -279,23 +265,23 @@ fn max_request_bytes(section: &mut Section<'_, '_>, queue_bytes: Option<usize>) 
             }
             bytes
         }
-        Read::Unset | Read::Bad => REQUEST_BYTES_DEFAULT.min(quarter),
+        Read::Unset | Read::Bad => default.min(quarter),
     }
 }
 
 fn retry(mut section: Section<'_, '_>) -> Retry {
-    let initial = section.duration("initial_interval", Duration::from_millis(1)..=HOUR);
-    let max = section.duration("max_interval", Duration::from_millis(1)..=HOUR);
-    let elapsed = section.duration("max_elapsed_time", Duration::ZERO..=DAY);
+    let initial = section.duration("initial_interval");
+    let max = section.duration("max_interval");
+    let elapsed = section.duration_or_default("max_elapsed_time");
     let written = [&initial, &max].into_iter().find_map(|read| match read {
         Read::Set(_, span) => Some(span.clone()),
         _ => None,
     });
     let any_bad = matches!(initial, Read::Bad) || matches!(max, Read::Bad);
     let retry = Retry {
-        initial_interval: initial.or(Duration::from_secs(1)),
-        max_interval: max.or(Duration::from_secs(30)),
-        max_elapsed_time: Some(elapsed.or(Duration::from_secs(300))).filter(|time| !time.is_zero()),
+        initial_interval: initial.or(section.default_duration("initial_interval")),
+        max_interval: max.or(section.default_duration("max_interval")),
+        max_elapsed_time: Some(elapsed).filter(|time| !time.is_zero()),
     };
     if let Some(span) = written.filter(|_| retry.initial_interval > retry.max_interval && !any_bad)
     {
@@ -311,17 +297,17 @@ fn retry(mut section: Section<'_, '_>) -> Retry {
 
 fn telemetry(mut section: Section<'_, '_>, others: [&String; 2]) -> Telemetry {
     let levels = [
-        ("error", tracing::Level::ERROR),
-        ("warn", tracing::Level::WARN),
-        ("info", tracing::Level::INFO),
-        ("debug", tracing::Level::DEBUG),
-        ("trace", tracing::Level::TRACE),
+        tracing::Level::ERROR,
+        tracing::Level::WARN,
+        tracing::Level::INFO,
+        tracing::Level::DEBUG,
+        tracing::Level::TRACE,
     ];
     let config = Telemetry {
-        endpoint: listener(&mut section, "127.0.0.1:9464", &others),
-        enable_lifecycle: section.boolean("enable_lifecycle").or(false),
-        log_level: section.choice("log_level", &levels).or(tracing::Level::INFO),
-        log_json: section.choice("log_format", &[("text", false), ("json", true)]).or(false),
+        endpoint: listener(&mut section, &others),
+        enable_lifecycle: section.boolean_or_default("enable_lifecycle"),
+        log_level: section.word("log_level", levels),
+        log_json: section.word("log_format", [false, true]),
     };
     section.finish();
     config

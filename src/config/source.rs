@@ -16,7 +16,7 @@ const SNIPPET_CHARS_BEFORE: usize = 40;
 
 /// A file that has been read.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(crate) struct Source {
     name: String,
     text: String,
     /// Byte offset at which each line starts; never empty.
@@ -36,7 +36,7 @@ pub(super) struct Snippet {
 }
 
 impl Source {
-    pub(super) fn new(name: &Path, text: &str) -> Self {
+    pub(crate) fn new(name: &Path, text: &str) -> Self {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let line_ends = text.match_indices('\n').map(|(at, _)| at + 1);
         Source {
@@ -48,7 +48,7 @@ impl Source {
     }
 
     /// What the TOML parser reads; all spans are offsets into it.
-    pub(super) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
@@ -64,7 +64,7 @@ impl Source {
     }
 
     /// A problem with the text in `span`.
-    pub(super) fn diagnose(
+    pub(crate) fn diagnose(
         &self,
         span: Range<usize>,
         severity: Severity,

@@ -220,7 +220,7 @@ fn patterns_take_what_the_loader_takes() {
             &["localhost", ":1", "http://localhost:1", "localhost:x"],
         ),
         (
-            "/properties/exporter/properties/otlp/properties/endpoint/pattern",
+            "/$defs/url/pattern",
             "exporter.otlp.endpoint",
             &["http://tempo:4317", "http://[::1]:1", "https://tempo:4317"],
             &["tempo:4317", "ftp://tempo:4317", "http://tempo", "http://tempo:1/v1/traces"],

@@ -1,0 +1,535 @@
+//! A condition in OTTL as a rule about one span, or about one event of one span.
+//!
+//! What is not sure to mean the same is refused: a converter, an attribute compared with another,
+//! an order of strings. `!=` is true for a span that lacks the attribute, so that it becomes a `not`
+//! inside of `same_span` and never `invert_match`.
+
+use std::ops::Range;
+
+use super::{
+    ottl::{Expression, Kind, Operator, Path},
+    rule::{Rule, float, text, texts},
+};
+
+/// Why a condition cannot be converted, and where in it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Refusal {
+    pub(super) span: Range<usize>,
+    pub(super) reason: String,
+}
+
+/// What means something slightly different, in words.
+pub(super) type Notes = Vec<String>;
+
+const NOT_EQUAL: &str = "`!=` is true for every span that lacks the attribute or has another value: written as \
+     `same_span` with a `not`, not as `invert_match`";
+const IS_MATCH: &str = "`IsMatch` also looks into values that are not strings, written as text; here only strings match";
+
+fn refuse<T>(span: &Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { span: span.clone(), reason: reason.into() })
+}
+
+/// A condition of the list `span`.
+pub(super) fn of_span(expression: &Expression, notes: &mut Notes) -> Result<Rule, Refusal> {
+    match expression.kind {
+        Kind::Boolean(true) => Ok(Rule::new("always_sample")),
+        _ => span_rule(expression, notes).map(by_some_span),
+    }
+}
+
+/// `same_span` around what only one and the same span may meet. Some span meets `a or b` where some
+/// span meets `a` or some span meets `b`.
+fn by_some_span(rule: Rule) -> Rule {
+    match rule.kind {
+        "or" => Rule::of("or", rule.parts.into_iter().map(by_some_span).collect()),
+        "and" => Rule::of("same_span", rule.parts),
+        "not" => Rule::of("same_span", vec![rule]),
+        _ => rule,
+    }
+}
+
+fn span_rule(expression: &Expression, notes: &mut Notes) -> Result<Rule, Refusal> {
+    let span = &expression.span;
+    let all = |parts: &[Expression], notes: &mut Notes| {
+        parts.iter().map(|part| span_rule(part, notes)).collect::<Result<Vec<_>, _>>()
+    };
+    match &expression.kind {
+        Kind::Or(parts) => Ok(Rule::all("or", all(parts, notes)?)),
+        Kind::And(parts) => Ok(Rule::all("and", all(parts, notes)?)),
+        Kind::Not(part) => Ok(negated(span_rule(part, notes)?)),
+        Kind::Compare(left, operator, right) => compare(left, *operator, right, span, notes),
+        Kind::Call(name, arguments) => match (name.as_str(), arguments.as_slice()) {
+            ("IsRootSpan", []) => Ok(Rule::new("root_span")),
+            ("IsMatch", [value, pattern]) => is_match(value, pattern, notes),
+            _ => unknown_function(name, span),
+        },
+        _ => refuse(span, "only comparisons, `IsMatch` and `IsRootSpan` can be a condition"),
+    }
+}
+
+fn negated(mut rule: Rule) -> Rule {
+    if rule.kind == "not" { rule.parts.remove(0) } else { Rule::not(rule) }
+}
+
+fn unknown_function<T>(name: &str, span: &Range<usize>) -> Result<T, Refusal> {
+    refuse(span, format!("the function `{name}` has no counterpart in Tailwater"))
+}
+
+fn compare(
+    left: &Expression,
+    operator: Operator,
+    right: &Expression,
+    span: &Range<usize>,
+    notes: &mut Notes,
+) -> Result<Rule, Refusal> {
+    if is_literal(&left.kind) && !is_literal(&right.kind) {
+        return compare(right, operator.flipped(), left, span, notes);
+    }
+    if let Kind::Call(name, arguments) = &left.kind {
+        return match (name.as_str(), &right.kind, operator) {
+            ("IsRootSpan" | "IsMatch", Kind::Boolean(wanted), Operator::Equal) => {
+                let kind = Kind::Call(name.clone(), arguments.clone());
+                let rule = span_rule(&Expression { kind, span: left.span.clone() }, notes)?;
+                Ok(if *wanted { rule } else { negated(rule) })
+            }
+            ("IsRootSpan" | "IsMatch", ..) => {
+                refuse(span, "compare it with `== true` or `== false`")
+            }
+            _ => unknown_function(name, &left.span),
+        };
+    }
+    if let Kind::Arithmetic(..) = &left.kind {
+        return duration(left, operator, right);
+    }
+    let Kind::Path(path) = &left.kind else {
+        return refuse(&left.span, "this side is not a field of the span");
+    };
+    let rule = match field(path, &left.span)? {
+        Field::Attribute { key, scope } => attribute(key, scope, operator, right, span, notes)?,
+        Field::Name => named("span_name", "values", operator, right, span)?,
+        Field::Status => word("status_code", "status_codes", &STATUS, operator, right)?,
+        Field::Kind => word("span_kind", "kinds", &KINDS, operator, right)?,
+        Field::KindText => word("span_kind", "kinds", &KIND_TEXTS, operator, right)?,
+    };
+    Ok(rule)
+}
+
+fn is_literal(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Text(_)
+            | Kind::Integer(_)
+            | Kind::Double(_)
+            | Kind::Boolean(_)
+            | Kind::Nil
+            | Kind::Enum(_)
+    )
+}
+
+/// A field that some condition of Tailwater looks at.
+enum Field<'p> {
+    Attribute { key: &'p str, scope: &'static str },
+    Name,
+    Status,
+    Kind,
+    KindText,
+}
+
+fn field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Field<'p>, Refusal> {
+    let names: Vec<&str> = path.names.iter().map(String::as_str).collect();
+    let names = match names.as_slice() {
+        ["span", rest @ ..] if !rest.is_empty() => rest,
+        all => all,
+    };
+    if path.is_deeper {
+        return refuse(span, "a value inside of an attribute cannot be compared");
+    }
+    match (names, &path.key) {
+        (["attributes"], Some(key)) => Ok(Field::Attribute { key, scope: "span" }),
+        (["resource", "attributes"], Some(key)) => Ok(Field::Attribute { key, scope: "resource" }),
+        (["name"], None) => Ok(Field::Name),
+        (["status", "code"], None) => Ok(Field::Status),
+        (["kind"], None) => Ok(Field::Kind),
+        (["kind", "string"], None) => Ok(Field::KindText),
+        _ => refuse(span, format!("no condition looks at `{}`", path.names.join("."))),
+    }
+}
+
+/// `not` where the operator is `!=`.
+fn unless_equal(rule: Rule, operator: Operator) -> Option<Rule> {
+    match operator {
+        Operator::Equal => Some(rule),
+        Operator::NotEqual => Some(negated(rule)),
+        _ => None,
+    }
+}
+
+fn attribute(
+    key: &str,
+    scope: &str,
+    operator: Operator,
+    value: &Expression,
+    span: &Range<usize>,
+    notes: &mut Notes,
+) -> Result<Rule, Refusal> {
+    let rule = |kind| Rule::new(kind).with("key", text(key));
+    let scope = text(scope);
+    if operator == Operator::NotEqual && value.kind != Kind::Nil {
+        notes.push(NOT_EQUAL.to_owned());
+    }
+    let equal = match &value.kind {
+        // `!= nil` is the positive one of the two.
+        Kind::Nil => {
+            let exists = rule("attribute_exists").with("scope", scope);
+            return match operator {
+                Operator::NotEqual => Ok(exists),
+                Operator::Equal => Ok(negated(exists)),
+                _ => refuse(span, "nothing is above or below `nil`"),
+            };
+        }
+        Kind::Text(wanted) => {
+            rule("string_attribute").with("values", texts([wanted.as_str()])).with("scope", scope)
+        }
+        Kind::Boolean(wanted) => {
+            rule("boolean_attribute").with("value", wanted.to_string()).with("scope", scope)
+        }
+        Kind::Integer(_) | Kind::Double(_) => {
+            let number = match value.kind {
+                Kind::Integer(number) => number.to_string(),
+                Kind::Double(number) => float(number),
+                _ => String::new(),
+            };
+            let bounds: &[&'static str] = match operator {
+                Operator::Equal | Operator::NotEqual => &["min_value", "max_value"],
+                Operator::Less => &["below"],
+                Operator::LessOrEqual => &["max_value"],
+                Operator::Greater => &["above"],
+                Operator::GreaterOrEqual => &["min_value"],
+            };
+            let with = |rule: Rule, bound: &&'static str| rule.with(bound, number.clone());
+            let rule = bounds.iter().fold(rule("numeric_attribute"), with).with("scope", scope);
+            return Ok(if operator == Operator::NotEqual { negated(rule) } else { rule });
+        }
+        Kind::Call(name, _) => return unknown_function(name, &value.span),
+        _ => return refuse(&value.span, "an attribute can only be compared with a literal"),
+    };
+    match unless_equal(equal, operator) {
+        Some(rule) => Ok(rule),
+        None => refuse(span, "an order of strings or booleans cannot be expressed"),
+    }
+}
+
+/// A name compared with a text.
+fn named(
+    kind: &'static str,
+    key: &'static str,
+    operator: Operator,
+    value: &Expression,
+    span: &Range<usize>,
+) -> Result<Rule, Refusal> {
+    let Kind::Text(wanted) = &value.kind else {
+        return refuse(&value.span, "a name can only be compared with a string");
+    };
+    match unless_equal(Rule::new(kind).with(key, texts([wanted.as_str()])), operator) {
+        Some(rule) => Ok(rule),
+        None => refuse(span, "an order of names cannot be expressed"),
+    }
+}
+
+/// Names in OTTL, their numbers, and the words of Tailwater.
+type Words = [(&'static str, i64, &'static str)];
+
+const STATUS: [(&str, i64, &str); 3] = [
+    ("STATUS_CODE_UNSET", 0, "UNSET"),
+    ("STATUS_CODE_OK", 1, "OK"),
+    ("STATUS_CODE_ERROR", 2, "ERROR"),
+];
+const KINDS: [(&str, i64, &str); 6] = [
+    ("SPAN_KIND_UNSPECIFIED", 0, "UNSPECIFIED"),
+    ("SPAN_KIND_INTERNAL", 1, "INTERNAL"),
+    ("SPAN_KIND_SERVER", 2, "SERVER"),
+    ("SPAN_KIND_CLIENT", 3, "CLIENT"),
+    ("SPAN_KIND_PRODUCER", 4, "PRODUCER"),
+    ("SPAN_KIND_CONSUMER", 5, "CONSUMER"),
+];
+/// What `kind.string` gives.
+const KIND_TEXTS: [(&str, i64, &str); 6] = [
+    ("Unspecified", 0, "UNSPECIFIED"),
+    ("Internal", 1, "INTERNAL"),
+    ("Server", 2, "SERVER"),
+    ("Client", 3, "CLIENT"),
+    ("Producer", 4, "PRODUCER"),
+    ("Consumer", 5, "CONSUMER"),
+];
+
+fn word(
+    kind: &'static str,
+    key: &'static str,
+    words: &Words,
+    operator: Operator,
+    value: &Expression,
+) -> Result<Rule, Refusal> {
+    let known = match &value.kind {
+        Kind::Enum(name) => words.iter().find(|(known, ..)| known == name),
+        Kind::Text(name) => words.iter().find(|(known, ..)| known == name),
+        Kind::Integer(number) => words.iter().find(|(_, known, _)| known == number),
+        _ => None,
+    };
+    let Some((.., word)) = known else {
+        return refuse(&value.span, "this is none of the values that the field can have");
+    };
+    match unless_equal(Rule::new(kind).with(key, texts([*word])), operator) {
+        Some(rule) => Ok(rule),
+        None => refuse(&value.span, "an order of these values cannot be expressed"),
+    }
+}
+
+fn is_match(value: &Expression, pattern: &Expression, notes: &mut Notes) -> Result<Rule, Refusal> {
+    let pattern = expression(pattern)?;
+    let Kind::Path(path) = &value.kind else {
+        return refuse(&value.span, "`IsMatch` can only look at a field of the span");
+    };
+    let rule = match field(path, &value.span)? {
+        Field::Name => Rule::new("span_name").with("values", texts([pattern])),
+        Field::Attribute { key, scope } => {
+            notes.push(IS_MATCH.to_owned());
+            let rule = Rule::new("string_attribute").with("key", text(key));
+            rule.with("values", texts([pattern])).with("scope", text(scope))
+        }
+        _ => return refuse(&value.span, "`IsMatch` can only look at names and attributes"),
+    };
+    Ok(rule.with("enabled_regex_matching", "true"))
+}
+
+/// A regular expression that Tailwater can compile.
+fn expression(pattern: &Expression) -> Result<&str, Refusal> {
+    let Kind::Text(pattern_text) = &pattern.kind else {
+        return refuse(&pattern.span, "the expression must be a string");
+    };
+    match regex::bytes::Regex::new(pattern_text) {
+        Ok(_) => Ok(pattern_text),
+        Err(error) => {
+            let text = error.to_string();
+            let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            refuse(&pattern.span, format!("the regular expression cannot be used: {reason}"))
+        }
+    }
+}
+
+const MILLISECOND_NANOS: i64 = 1_000_000;
+
+/// `(end_time_unix_nano - start_time_unix_nano) > N`, or with `end_time`, `start_time` and
+/// `Duration("…")`.
+fn duration(
+    difference: &Expression,
+    operator: Operator,
+    limit: &Expression,
+) -> Result<Rule, Refusal> {
+    let Kind::Arithmetic(end, '-', start) = &difference.kind else {
+        return refuse(&difference.span, "only the duration of the span can be computed");
+    };
+    let is_nanos = match (time(end), time(start)) {
+        (Some("end_time_unix_nano"), Some("start_time_unix_nano")) => true,
+        (Some("end_time"), Some("start_time")) => false,
+        _ => return refuse(&difference.span, "only end - start of the span can be computed"),
+    };
+    let nanos = match &limit.kind {
+        Kind::Integer(nanos) if is_nanos => *nanos,
+        Kind::Call(name, arguments) if name == "Duration" && !is_nanos => {
+            match arguments.as_slice() {
+                [Expression { kind: Kind::Text(text), .. }] => go_duration(text),
+                _ => None,
+            }
+            .ok_or_else(|| Refusal {
+                span: limit.span.clone(),
+                reason: "the duration cannot be read".to_owned(),
+            })?
+        }
+        _ => {
+            return refuse(
+                &limit.span,
+                "the duration must be compared with a number or a Duration",
+            );
+        }
+    };
+    // `>= N` is `> N - 1`, in nanoseconds.
+    let (above, is_negated) = match operator {
+        Operator::Greater => (nanos, false),
+        Operator::GreaterOrEqual => (nanos - 1, false),
+        Operator::LessOrEqual => (nanos, true),
+        Operator::Less => (nanos - 1, true),
+        _ => return refuse(&limit.span, "a duration can only be above or below a limit"),
+    };
+    if above < 0 || above % MILLISECOND_NANOS != 0 {
+        return refuse(&limit.span, "`span_duration` compares with whole milliseconds, exclusive");
+    }
+    let millis = above / MILLISECOND_NANOS;
+    let rule = Rule::new("span_duration").with("threshold_ms", millis.to_string());
+    Ok(if is_negated { negated(rule) } else { rule })
+}
+
+/// The name of a time of the span.
+fn time(expression: &Expression) -> Option<&str> {
+    let Kind::Path(path) = &expression.kind else { return None };
+    if path.key.is_some() || path.is_deeper {
+        return None;
+    }
+    match path.names.as_slice() {
+        [name] => Some(name),
+        [span, name] if span == "span" => Some(name),
+        _ => None,
+    }
+}
+
+/// A duration as Go writes it, in nanoseconds.
+pub(super) fn go_duration(text: &str) -> Option<i64> {
+    let (text, sign) = match text.strip_prefix('-') {
+        Some(rest) => (rest, -1.0),
+        None => (text.strip_prefix('+').unwrap_or(text), 1.0),
+    };
+    if text == "0" {
+        return Some(0);
+    }
+    let mut rest = text;
+    let mut nanos = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        nanos += number
+            * match &rest[..unit] {
+                "ns" => 1.0,
+                "us" | "µs" | "μs" => 1e3,
+                "ms" => 1e6,
+                "s" => 1e9,
+                "m" => 60e9,
+                "h" => 3600e9,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    let is_readable = !text.is_empty() && nanos < 9e18;
+    is_readable.then_some((sign * nanos) as i64)
+}
+
+/// A condition of the list `spanevent`: conditions on one event, joined by `and`.
+pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule, Refusal> {
+    if let Kind::Or(parts) = &condition.kind {
+        let parts = parts.iter().map(|part| of_event(part, notes)).collect::<Result<Vec<_>, _>>();
+        return Ok(Rule::all("or", parts?));
+    }
+    let parts = match &condition.kind {
+        Kind::And(parts) => parts.as_slice(),
+        _ => std::slice::from_ref(condition),
+    };
+    let mut names: Option<(&str, bool)> = None;
+    let mut attribute: Option<(&str, Option<&str>, bool)> = None;
+    for part in parts {
+        let span = part.span.clone();
+        match event_part(part, notes)? {
+            EventPart::Name { value, is_regex } if names.is_none() => {
+                names = Some((value, is_regex));
+            }
+            EventPart::Attribute { key, value, is_regex } if attribute.is_none() => {
+                attribute = Some((key, value, is_regex));
+            }
+            _ => return refuse(&span, "`span_event` has one name and one attribute"),
+        }
+    }
+    let regexes = [names.map(|(_, regex)| regex), attribute.and_then(|(_, v, r)| v.map(|_| r))];
+    let (mut name_value, mut attribute_value) = (
+        names.map(|(value, _)| value.to_owned()),
+        attribute.and_then(|(_, value, _)| value.map(str::to_owned)),
+    );
+    let is_regex = regexes.contains(&Some(true));
+    if is_regex {
+        // One switch holds for both: what is no expression becomes one that finds only itself.
+        let anchored = |value: &str| format!("^(?:{})$", regex::escape(value));
+        if regexes[0] == Some(false) {
+            name_value = name_value.as_deref().map(anchored);
+        }
+        if regexes[1] == Some(false) {
+            attribute_value = attribute_value.as_deref().map(anchored);
+        }
+    }
+    let mut rule = Rule::new("span_event");
+    if let Some(name) = &name_value {
+        rule = rule.with("names", texts([name.as_str()]));
+    }
+    if let Some((key, ..)) = attribute {
+        rule = rule.with("key", text(key));
+    }
+    if let Some(value) = &attribute_value {
+        rule = rule.with("values", texts([value.as_str()]));
+    }
+    if is_regex {
+        rule = rule.with("enabled_regex_matching", "true");
+    }
+    Ok(rule)
+}
+
+enum EventPart<'e> {
+    Name { value: &'e str, is_regex: bool },
+    Attribute { key: &'e str, value: Option<&'e str>, is_regex: bool },
+}
+
+fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'e>, Refusal> {
+    match &part.kind {
+        Kind::Compare(left, operator, right) => {
+            let Kind::Path(path) = &left.kind else {
+                return refuse(&left.span, "this side is not a field of the event");
+            };
+            match (event_field(path, &left.span)?, operator, &right.kind) {
+                (None, Operator::Equal, Kind::Text(value)) => {
+                    Ok(EventPart::Name { value, is_regex: false })
+                }
+                (Some(key), Operator::Equal, Kind::Text(value)) => {
+                    Ok(EventPart::Attribute { key, value: Some(value), is_regex: false })
+                }
+                (Some(key), Operator::NotEqual, Kind::Nil) => {
+                    Ok(EventPart::Attribute { key, value: None, is_regex: false })
+                }
+                (_, Operator::NotEqual, _) => {
+                    refuse(&part.span, "that some event lacks a value cannot be expressed")
+                }
+                _ => refuse(&part.span, "`span_event` compares names and attributes with strings"),
+            }
+        }
+        Kind::Call(name, arguments) if name == "IsMatch" => {
+            let [value, pattern] = arguments.as_slice() else {
+                return refuse(&part.span, "`IsMatch` takes a field and an expression");
+            };
+            let pattern = expression(pattern)?;
+            let Kind::Path(path) = &value.kind else {
+                return refuse(&value.span, "`IsMatch` can only look at a field of the event");
+            };
+            match event_field(path, &value.span)? {
+                None => Ok(EventPart::Name { value: pattern, is_regex: true }),
+                Some(key) => {
+                    notes.push(IS_MATCH.to_owned());
+                    Ok(EventPart::Attribute { key, value: Some(pattern), is_regex: true })
+                }
+            }
+        }
+        Kind::Call(name, _) => unknown_function(name, &part.span),
+        _ => refuse(
+            &part.span,
+            "only `==`, `!= nil` and `IsMatch`, joined by `and`, can be expressed",
+        ),
+    }
+}
+
+/// The key of an attribute of the event, or nothing for its name.
+fn event_field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Option<&'p str>, Refusal> {
+    let names: Vec<&str> = path.names.iter().map(String::as_str).collect();
+    let names = match names.as_slice() {
+        ["spanevent", rest @ ..] => rest,
+        all => all,
+    };
+    match (names, &path.key) {
+        (["name"], None) => Ok(None),
+        (["attributes"], Some(key)) if !path.is_deeper => Ok(Some(key)),
+        _ => refuse(span, format!("no condition on events looks at `{}`", path.names.join("."))),
+    }
+}

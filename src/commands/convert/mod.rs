@@ -1,0 +1,235 @@
+//! `tailwater convert FILE`: a Collector's `tail_sampling` as a configuration of Tailwater.
+//!
+//! The processor is found at any depth of the YAML, also in a block of text as a ConfigMap has it.
+//! Each policy becomes one that means the same, with a `note:` for every difference, or a comment
+//! with the reason why it cannot be expressed, and an `error:`. None is ever widened.
+//!
+//! `yaml` reads the file, `policies`, `types` and `settings` convert, `ottl` and `conditions` do so
+//! for `ottl_condition`, `rule` writes TOML, and `report` places what there is to say.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use clap::Args;
+
+use self::{
+    policies::{Converted, Policies},
+    report::{Placement, Report},
+    yaml::{Node, Value},
+};
+use crate::config::{self, Diagnostics};
+
+mod conditions;
+mod fields;
+mod ottl;
+mod policies;
+mod report;
+mod rule;
+mod settings;
+mod types;
+mod yaml;
+
+/// Names of policies are at most this long.
+const NAME_CHARS_MAX: usize = 64;
+
+/// Texts inside of texts.
+const BLOCKS_DEEP_MAX: usize = 4;
+
+/// What to convert.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Which processor, where the file has several, such as `tail_sampling/errors`
+    #[arg(long, value_name = "NAME")]
+    pub processor: Option<String>,
+    /// Where to write the configuration; without it, to standard output
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// A Collector's configuration, Helm values, a custom resource or a ConfigMap
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Conversion {
+    /// The configuration in TOML; empty where no processor was found.
+    pub toml: String,
+    /// Notes and errors, by line.
+    pub diagnostics: Diagnostics,
+}
+
+/// Reads and converts a file. Blocks on the file system.
+pub fn convert(file: &Path, processor: Option<&str>) -> Conversion {
+    match config::read_text(file) {
+        Ok(source) => of_source(Report::new(source), file, processor),
+        Err(diagnostics) => Conversion { toml: String::new(), diagnostics },
+    }
+}
+
+fn of_source(mut report: Report, file: &Path, wanted: Option<&str>) -> Conversion {
+    let text = report.file().to_owned();
+    let mut search = Search { file: &text, found: Vec::new(), seen: HashSet::new() };
+    let mut toml = String::new();
+    match yaml::parse(&text) {
+        Ok(documents) => {
+            for document in &documents {
+                search.visit(document, &Placement::default(), 0);
+            }
+            if let Some(found) = chosen(search.found, wanted, &mut report) {
+                report.set_place(found.place.clone());
+                toml = written(&found, file, &mut report);
+            }
+        }
+        Err(fault) => report.fault(fault.at, fault.message),
+    }
+    Conversion { toml, diagnostics: report.finish() }
+}
+
+/// A processor in the file.
+struct Found {
+    name: String,
+    node: Rc<Node>,
+    place: Placement,
+}
+
+struct Search<'f> {
+    file: &'f str,
+    found: Vec<Found>,
+    /// Nodes that were visited: an alias may lead to one again and again.
+    seen: HashSet<*const Node>,
+}
+
+impl Search<'_> {
+    fn visit(&mut self, node: &Rc<Node>, place: &Placement, blocks: usize) {
+        if !self.seen.insert(Rc::as_ptr(node)) {
+            return;
+        }
+        match &node.value {
+            Value::Map(entries) => {
+                for (key, value) in entries {
+                    match key.text().filter(|name| is_processor(name)) {
+                        Some(name) if value.is_map() || value.is_null() => {
+                            let (name, node) = (name.to_owned(), Rc::clone(value));
+                            self.found.push(Found { name, node, place: place.clone() });
+                        }
+                        _ => self.visit(value, place, blocks),
+                    }
+                }
+            }
+            Value::List(items) => items.iter().for_each(|item| self.visit(item, place, blocks)),
+            Value::Scalar(scalar) => {
+                let may_hold = scalar.is_literal && scalar.text.contains("tail_sampling");
+                if !may_hold || blocks == BLOCKS_DEEP_MAX {
+                    return;
+                }
+                // A text that is no YAML is not what is looked for.
+                let place = place.block(self.file, node);
+                for document in yaml::parse(&scalar.text).unwrap_or_default() {
+                    self.visit(&document, &place, blocks + 1);
+                }
+            }
+        }
+    }
+}
+
+fn is_processor(name: &str) -> bool {
+    name == "tail_sampling" || name.starts_with("tail_sampling/")
+}
+
+/// The processor to convert.
+fn chosen(found: Vec<Found>, wanted: Option<&str>, report: &mut Report) -> Option<Found> {
+    let names: Vec<String> = found.iter().map(|found| format!("`{}`", found.name)).collect();
+    let mut fitting: Vec<Found> =
+        found.into_iter().filter(|found| wanted.is_none_or(|name| found.name == name)).collect();
+    if fitting.len() == 1 {
+        return fitting.pop();
+    }
+    let message = match (fitting.len(), wanted, names.is_empty()) {
+        (0, None, _) | (0, _, true) => "there is no `tail_sampling` in this file".to_owned(),
+        (0, Some(name), false) => {
+            format!("there is no `{name}` in this file, but {}", names.join(", "))
+        }
+        (_, None, _) => {
+            format!("there are several: name one with --processor: {}", names.join(", "))
+        }
+        (count, Some(name), _) => format!("`{name}` is there {count} times: leave one in the file"),
+    };
+    report.fault(0, message);
+    None
+}
+
+fn written(found: &Found, file: &Path, report: &mut Report) -> String {
+    let file = config::visible(&file.display().to_string());
+    let mut toml =
+        format!("# Converted by `tailwater convert` from `{}` in {file}.\n\n", found.name);
+    let mut policies = Policies::new(report);
+    toml.push_str(&policies.sampling(&found.node));
+    let list = found.node.get("policies");
+    let Some(list) = list.as_deref().and_then(Node::list).filter(|list| !list.is_empty()) else {
+        let at = list.as_deref().unwrap_or(&found.node);
+        let message = match at.text() {
+            Some(text) if text.contains("${") => "the policies come from a variable",
+            _ => "there is no list of `policies`",
+        };
+        report.error(at, message);
+        return toml;
+    };
+    let mut names = HashSet::new();
+    for node in list {
+        let errors = policies.report.errors();
+        match policies.policy(node) {
+            Some(converted) => {
+                for policy in converted {
+                    toml.push_str(&table(policy, node, &mut names, policies.report));
+                }
+            }
+            None => toml.push_str(&refused(node, &policies.report.last_errors(errors))),
+        }
+    }
+    toml
+}
+
+fn table(
+    policy: Converted,
+    node: &Node,
+    names: &mut HashSet<String>,
+    report: &mut Report,
+) -> String {
+    let name = unique(&policy.name, names);
+    if name != policy.name {
+        report.note(node, format!("named `{name}`: names are unique, of letters, digits, `_.-`"));
+    }
+    let limit = policy.limit.map(|limit| format!("limit = {limit}\n")).unwrap_or_default();
+    format!("\n[[policy]]\nname = \"{name}\"\n{}{limit}", policy.rule.lines())
+}
+
+/// A policy that cannot be expressed, as a comment.
+fn refused(node: &Node, reasons: &[String]) -> String {
+    let name = node.get("name");
+    let name = config::visible(name.as_deref().and_then(Node::text).unwrap_or("?"));
+    let mut comment = format!("\n# Not converted: the policy `{name}`.\n");
+    for reason in reasons {
+        comment.push_str(&format!("# {reason}\n"));
+    }
+    comment
+}
+
+/// A name that Tailwater takes and that no policy before has.
+fn unique(name: &str, names: &mut HashSet<String>) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let fitting: String = name.chars().map(|c| if allowed(c) { c } else { '-' }).collect();
+    let fitting: String = fitting.chars().take(NAME_CHARS_MAX).collect();
+    let fitting = if fitting == "none" { "none-".to_owned() } else { fitting };
+    let mut candidate = fitting.clone();
+    let mut number = 2;
+    while !names.insert(candidate.clone()) {
+        let suffix = format!("-{number}");
+        let kept: String = fitting.chars().take(NAME_CHARS_MAX - suffix.len()).collect();
+        candidate = kept + &suffix;
+        number += 1;
+    }
+    candidate
+}

@@ -1,0 +1,125 @@
+//! What a conversion has to say, each at its place in the file.
+
+use std::ops::Range;
+
+use super::yaml::Node;
+use crate::config::{Diagnostics, Problem, Severity, Source};
+
+/// Notes and errors about one file.
+pub(super) struct Report {
+    source: Source,
+    place: Placement,
+    diagnostics: Diagnostics,
+    errors: usize,
+}
+
+/// Where the text that is read stands in the file: for the start of each of its lines, the byte of
+/// the file. Empty for the file itself.
+#[derive(Clone, Default)]
+pub(super) struct Placement(Vec<(usize, usize)>);
+
+impl Placement {
+    fn of(&self, offset: usize) -> usize {
+        let line = self.0.partition_point(|(start, _)| *start <= offset).checked_sub(1);
+        match line.and_then(|line| self.0.get(line)) {
+            Some((start, of_file)) => of_file + (offset - start),
+            None => offset,
+        }
+    }
+
+    /// The placement of a block of text that begins at a node.
+    pub(super) fn block(&self, file: &str, node: &Node) -> Placement {
+        let text = node.text().unwrap_or_default();
+        let start = self.of(node.span.start).min(file.len());
+        // The lines of the block are those behind its `|`.
+        let mut at = match file[start..].find('\n') {
+            Some(end) if file[start..].starts_with(['|', '>']) => start + end + 1,
+            _ => file[..start].rfind('\n').map_or(0, |end| end + 1),
+        };
+        let spaces = |line: &str| line.len() - line.trim_start_matches(' ').len();
+        let first = |text: &str| text.lines().find(|line| !line.trim().is_empty()).map(spaces);
+        let indent = first(&file[at..]).unwrap_or(0).saturating_sub(first(text).unwrap_or(0));
+        let mut lines = Vec::new();
+        let mut start = 0;
+        for line in text.split_inclusive('\n') {
+            lines.push((start, (at + indent).min(file.len())));
+            start += line.len();
+            at = file[at.min(file.len())..].find('\n').map_or(file.len(), |end| at + end + 1);
+        }
+        Placement(lines)
+    }
+}
+
+impl Report {
+    pub(super) fn new(source: Source) -> Self {
+        let diagnostics = Diagnostics::default();
+        Report { source, place: Placement::default(), diagnostics, errors: 0 }
+    }
+
+    /// What follows is about a text that stands there.
+    pub(super) fn set_place(&mut self, place: Placement) {
+        self.place = place;
+    }
+
+    /// Errors so far.
+    pub(super) fn errors(&self) -> usize {
+        self.errors
+    }
+
+    pub(super) fn error(&mut self, node: &Node, message: impl Into<String>) {
+        self.at(node.span.clone(), Severity::Error, message.into());
+    }
+
+    /// An error at some bytes of the text of a node.
+    pub(super) fn error_in(&mut self, node: &Node, within: Range<usize>, message: &str) {
+        let span = match node.text() {
+            Some(text) => self.inside(node, text, within),
+            None => node.span.clone(),
+        };
+        self.at(span, Severity::Error, message.to_owned());
+    }
+
+    pub(super) fn note(&mut self, node: &Node, message: impl Into<String>) {
+        self.at(node.span.clone(), Severity::Note, message.into());
+    }
+
+    /// An error about a place of the text, or about the file.
+    pub(super) fn fault(&mut self, at: usize, message: String) {
+        self.at(at..at + 1, Severity::Error, message);
+    }
+
+    /// The last line of what is known of an error: its words.
+    pub(super) fn last_errors(&self, since: usize) -> Vec<String> {
+        let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error);
+        errors.skip(since).map(|d| format!("line {}: {}", d.line, d.message)).collect()
+    }
+
+    pub(super) fn file(&self) -> &str {
+        self.source.text()
+    }
+
+    pub(super) fn finish(mut self) -> Diagnostics {
+        self.diagnostics.sort();
+        self.diagnostics
+    }
+
+    /// The bytes `within` a scalar, where the file has its text letter by letter.
+    fn inside(&self, node: &Node, text: &str, within: Range<usize>) -> Range<usize> {
+        let start = self.place.of(node.span.start);
+        let file = self.source.text();
+        for quote in 0..2 {
+            if file.get(start + quote..).is_some_and(|rest| rest.starts_with(text)) {
+                let start = node.span.start + quote;
+                return start + within.start..start + within.end;
+            }
+        }
+        node.span.clone()
+    }
+
+    fn at(&mut self, span: Range<usize>, severity: Severity, message: String) {
+        self.errors += usize::from(severity == Severity::Error);
+        let span = self.place.of(span.start)..self.place.of(span.end).max(1);
+        let diagnostic = self.source.diagnose(span, severity, Problem::new(message));
+        self.diagnostics.push(diagnostic);
+    }
+}

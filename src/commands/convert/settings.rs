@@ -1,0 +1,101 @@
+//! The options of the processor beside its policies, as `[sampling]`.
+
+use super::{conditions::go_duration, policies::Policies, yaml::Node};
+
+const SECOND_NANOS: i64 = 1_000_000_000;
+const MIB: i64 = 1 << 20;
+
+/// Options that change no decision, or whose counterpart needs no value.
+const WITHOUT_COUNTERPART: &[(&str, &str)] = &[
+    ("num_traces", "the window is bounded in bytes, by `memory_limit_mib`, not by a count"),
+    ("expected_new_traces_per_sec", "nothing is allocated ahead"),
+    ("block_on_overflow", "at the memory limit senders are refused retryably, and lose nothing"),
+    ("num_shards", "the number of shards follows the cores"),
+    ("mutates_data", "spans are never copied into structs"),
+    ("tail_storage", "the window is in memory"),
+    ("sample_on_first_match", "the set of policies decides as a whole, in whatever order"),
+    ("decision_cache", "every decision is remembered, for `decision_cache_ttl`"),
+];
+
+impl Policies<'_> {
+    /// The lines of `[sampling]`.
+    pub(super) fn sampling(&mut self, processor: &Node) -> String {
+        let mut wait = "30s".to_owned();
+        let mut after_root = "0s".to_owned();
+        let mut max_trace_mib = 16;
+        for (key, value) in processor.entries() {
+            let name = key.text().unwrap_or("?").to_owned();
+            match name.as_str() {
+                "policies" => {}
+                "decision_wait" => wait = self.seconds(&value, &wait),
+                "decision_wait_after_root_received" => {
+                    after_root = self.seconds(&value, &after_root);
+                }
+                "maximum_trace_size_bytes" => {
+                    let bytes = self.integer(processor, &name).flatten().unwrap_or(0);
+                    if bytes > 0 {
+                        max_trace_mib = ((bytes + MIB - 1) / MIB).clamp(1, 1024);
+                        let message = "the Collector drops a trace of this size; Tailwater decides \
+                                       it with the spans it has";
+                        self.report.note(&key, message);
+                    }
+                }
+                "sampling_strategy" => match value.text() {
+                    Some("trace-complete") => {}
+                    Some("span-ingest") => self.report.note(
+                        &value,
+                        "`span-ingest` decides by each batch alone; Tailwater decides whole traces",
+                    ),
+                    _ => self.report.error(&value, "the Collector has no such sampling strategy"),
+                },
+                "drop_pending_traces_on_shutdown" => {
+                    let message = "Tailwater decides waiting traces with the spans they have";
+                    self.report.note(&key, message);
+                }
+                _ => match WITHOUT_COUNTERPART.iter().find(|(known, _)| *known == name) {
+                    Some((_, why)) => {
+                        self.report.note(&key, format!("`{name}` has no counterpart: {why}"));
+                    }
+                    None => {
+                        let message = format!("the Collector has no option `{name}` here");
+                        self.report.error(&key, message);
+                    }
+                },
+            }
+        }
+        if processor.get("decision_cache").is_none() {
+            let message = "without `decision_cache` the Collector makes late spans a new trace; \
+                           Tailwater lets them follow the decision for `decision_cache_ttl`";
+            self.report.note(processor, message);
+        }
+        format!(
+            "[sampling]\n\
+             decision_wait = \"{wait}\"\n\
+             # Off by default in the Collector, 10 s by default in Tailwater.\n\
+             decision_wait_after_root_received = \"{after_root}\"\n\
+             # The Collector has no cap on spans. A trace that reaches a cap is decided with what it has.\n\
+             max_trace_spans = 32000\n\
+             max_trace_bytes_mib = {max_trace_mib}\n"
+        )
+    }
+
+    /// Whole seconds, of which the Collector takes at least one.
+    fn seconds(&mut self, node: &Node, default: &str) -> String {
+        let text = node.text().unwrap_or_default();
+        let nanos = text.parse().ok().or_else(|| go_duration(text));
+        let Some(nanos) = nanos.filter(|nanos| *nanos >= 0) else {
+            let message = if text.contains("${") {
+                "this comes from a variable, whose value is not known here"
+            } else {
+                "this is not a duration"
+            };
+            self.report.error(node, message);
+            return default.to_owned();
+        };
+        if nanos % SECOND_NANOS != 0 {
+            self.report.note(node, "the Collector waits for whole seconds, at least one");
+        }
+        let seconds = nanos / SECOND_NANOS;
+        format!("{}s", if nanos > 0 { seconds.max(1) } else { 0 })
+    }
+}

@@ -1,0 +1,283 @@
+//! The conditions of `tail_sampling`: every policy type that has no parts.
+
+use super::{
+    conditions::{self, Notes},
+    ottl,
+    policies::{Place, Policies},
+    rule::{Rule, float, text, texts},
+    yaml::Node,
+};
+
+impl Policies<'_> {
+    pub(super) fn latency(&mut self, block: &Node) -> Option<Rule> {
+        self.only(block, &["threshold_ms", "upper_threshold_ms"])?;
+        let threshold = self.integer(block, "threshold_ms")?.unwrap_or(0);
+        let upper = self.integer(block, "upper_threshold_ms")?.unwrap_or(0);
+        let rule = Rule::new("latency").with("threshold_ms", threshold.to_string());
+        self.report.note(
+            block,
+            "the Collector cuts durations to whole milliseconds; Tailwater compares nanoseconds",
+        );
+        if upper == 0 {
+            return Some(rule);
+        }
+        if upper <= threshold {
+            self.report.error(block, "no trace is longer than the one and shorter than the other");
+            return None;
+        }
+        self.report.note(
+            block,
+            "the Collector tests `upper_threshold_ms` span by span as they arrived; Tailwater \
+             tests the whole trace",
+        );
+        Some(rule.with("upper_threshold_ms", upper.to_string()))
+    }
+
+    pub(super) fn numeric_attribute(&mut self, block: &Node) -> Option<Rule> {
+        self.only(block, &["key", "min_value", "max_value", "invert_match"])?;
+        let key = self.key(block)?;
+        let min = self.integer(block, "min_value")?.unwrap_or(0);
+        let max = self.integer(block, "max_value")?.unwrap_or(0);
+        let invert = self.boolean(block, "invert_match")?;
+        if min == 0 && max == 0 {
+            // Without bounds every value is between them.
+            self.report.note(block, "without a bound other than 0 every value of the key matches");
+            return Some(inverted(Rule::new("attribute_exists").with("key", text(&key)), invert));
+        }
+        self.report.note(
+            block,
+            "the Collector reads values that are not integers as 0; here doubles count as numbers, \
+             and other values do not match",
+        );
+        let mut rule = Rule::new("numeric_attribute").with("key", text(&key));
+        if min != 0 {
+            rule = rule.with("min_value", min.to_string());
+        }
+        if max != 0 {
+            if max < min {
+                self.report.error(block, "no number is above `min_value` and below `max_value`");
+                return None;
+            }
+            rule = rule.with("max_value", max.to_string());
+        }
+        Some(inverted(rule, invert))
+    }
+
+    pub(super) fn probabilistic(&mut self, block: &Node) -> Option<Rule> {
+        self.only(block, &["sampling_percentage", "hash_salt"])?;
+        let percentage = self.number(block, "sampling_percentage")?.unwrap_or(0.0);
+        self.report.note(
+            block,
+            "the same share of traces, but other ones: the Collector hashes the trace id with a \
+             salt, Tailwater uses the randomness that OpenTelemetry specifies",
+        );
+        let percentage = percentage.clamp(0.0, 100.0);
+        let written =
+            if percentage.fract() == 0.0 { format!("{percentage:.0}") } else { float(percentage) };
+        Some(Rule::new("probabilistic").with("sampling_percentage", written))
+    }
+
+    pub(super) fn status_code(&mut self, block: &Node) -> Option<Rule> {
+        self.only(block, &["status_codes"])?;
+        let codes = self.strings(block, "status_codes")?;
+        if codes.is_empty() {
+            self.report.error(block, "`status_codes` is empty");
+            return None;
+        }
+        for code in &codes {
+            if !["OK", "ERROR", "UNSET"].contains(&code.as_str()) {
+                self.report.error(block, format!("`{code}` is not a status code"));
+                return None;
+            }
+        }
+        if codes.iter().any(|code| code == "UNSET") {
+            let message = "`UNSET` keeps nearly every trace: a span without a status is UNSET";
+            self.report.note(block, message);
+        }
+        let codes = texts(codes.iter().map(String::as_str));
+        Some(Rule::new("status_code").with("status_codes", codes))
+    }
+
+    pub(super) fn string_attribute(&mut self, block: &Node, place: Place) -> Option<Rule> {
+        let keys = ["key", "values", "enabled_regex_matching", "cache_max_size", "invert_match"];
+        self.only(block, &keys)?;
+        let key = self.key(block)?;
+        let is_regex = self.boolean(block, "enabled_regex_matching")?;
+        let invert = self.boolean(block, "invert_match")?;
+        let mut values = self.strings(block, "values")?;
+        if !is_regex {
+            let before = values.len();
+            values.retain(|value| !value.is_empty());
+            if values.len() < before {
+                self.report.note(block, "the Collector ignores empty `values`; they are left out");
+            }
+        }
+        if values.is_empty() {
+            if invert {
+                self.report.note(block, "nothing to match, inverted: the policy matches always");
+                return Some(Rule::new("always_sample"));
+            }
+            self.report.error(block, "`values` is empty: the policy never matches");
+            return None;
+        }
+        if is_regex {
+            self.expressions(block, &values)?;
+        }
+        if invert && place == Place::Top {
+            self.report.note(
+                block,
+                "`invert_match` keeps every trace in which no span has the value; to leave traces \
+                 out, use `drop`",
+            );
+        }
+        let values = texts(values.iter().map(String::as_str));
+        let mut rule = Rule::new("string_attribute").with("key", text(&key)).with("values", values);
+        if is_regex {
+            rule = rule.with("enabled_regex_matching", "true");
+        }
+        Some(inverted(rule, invert))
+    }
+
+    /// Whether all regular expressions can be used.
+    pub(super) fn expressions(&mut self, block: &Node, values: &[String]) -> Option<()> {
+        let at = block.get("values");
+        let node = |index: usize| {
+            at.as_deref().and_then(Node::list).and_then(|list| list.get(index).cloned())
+        };
+        for (index, value) in values.iter().enumerate() {
+            let place = node(index);
+            let place = place.as_deref().unwrap_or(block);
+            if let Err(error) = regex::bytes::Regex::new(value) {
+                let error = error.to_string();
+                let reason = error.lines().last().unwrap_or_default();
+                let reason = reason.trim_start_matches("error: ");
+                let message = format!("the regular expression cannot be used: {reason}");
+                self.report.error(place, message);
+                return None;
+            }
+            if ["\\w", "\\d", "\\s", "\\b", "\\W", "\\D", "\\S", "\\B"]
+                .iter()
+                .any(|c| value.contains(c))
+            {
+                self.report
+                    .note(place, "character classes are Unicode here, ASCII in the Collector");
+            }
+        }
+        Some(())
+    }
+
+    pub(super) fn boolean_attribute(&mut self, block: &Node, place: Place) -> Option<Rule> {
+        self.only(block, &["key", "value", "invert_match"])?;
+        let key = self.key(block)?;
+        let value = self.boolean(block, "value")?;
+        let invert = self.boolean(block, "invert_match")?;
+        if !value {
+            let message = "the Collector reads values that are not booleans as `false`; here they do \
+                           not match";
+            self.report.note(block, message);
+        }
+        if invert && place == Place::Top {
+            let message = "`invert_match` keeps every trace in which no span has the value";
+            self.report.note(block, message);
+        }
+        let rule = Rule::new("boolean_attribute").with("key", text(&key));
+        Some(inverted(rule.with("value", value.to_string()), invert))
+    }
+
+    pub(super) fn span_count(&mut self, block: &Node) -> Option<Rule> {
+        self.only(block, &["min_spans", "max_spans"])?;
+        let min = self.integer(block, "min_spans")?.unwrap_or(0);
+        let max = self.integer(block, "max_spans")?.unwrap_or(0);
+        let rule = Rule::new("span_count").with("min_spans", min.max(0).to_string());
+        if max == 0 {
+            return Some(rule);
+        }
+        if max < min {
+            self.report.error(block, "no trace has that many spans");
+            return None;
+        }
+        Some(rule.with("max_spans", max.to_string()))
+    }
+
+    pub(super) fn trace_state(&mut self, block: &Node) -> Option<Rule> {
+        self.only(block, &["key", "values"])?;
+        let key = self.key(block)?;
+        let mut values = self.strings(block, "values")?;
+        values.retain(|value| !value.is_empty() && key.len() + value.len() < 256);
+        if values.is_empty() {
+            self.report.error(block, "`values` has nothing that a tracestate could have");
+            return None;
+        }
+        if key.contains([',', '=', ' ', '\t']) || values.iter().any(|value| value.contains(',')) {
+            self.report.error(block, "a tracestate cannot have this key or value");
+            return None;
+        }
+        self.report.note(
+            block,
+            "in the Collector a tracestate with one invalid entry matches nothing; here each entry \
+             stands for itself",
+        );
+        let values = texts(values.iter().map(String::as_str));
+        Some(Rule::new("trace_state").with("key", text(&key)).with("values", values))
+    }
+
+    pub(super) fn ottl_condition(&mut self, block: &Node) -> Option<Rule> {
+        self.only(block, &["error_mode", "span", "spanevent"])?;
+        let mut parts = Vec::new();
+        let mut is_fine = true;
+        for (key, of_event) in [("span", false), ("spanevent", true)] {
+            let Some(list) = block.get(key).filter(|list| !list.is_null()) else { continue };
+            let Some(conditions) = list.list() else {
+                self.report.error(&list, format!("`{key}` is not a list of conditions"));
+                return None;
+            };
+            for condition in conditions {
+                match self.condition(condition, of_event) {
+                    Some(rule) => parts.push(rule),
+                    None => is_fine = false,
+                }
+            }
+        }
+        if is_fine && parts.is_empty() {
+            self.report.error(block, "there is no condition");
+            return None;
+        }
+        is_fine.then(|| Rule::all("or", parts))
+    }
+
+    pub(super) fn condition(&mut self, node: &Node, of_event: bool) -> Option<Rule> {
+        let Some(written) = node.text() else {
+            self.report.error(node, "a condition is a string");
+            return None;
+        };
+        self.conditions += 1;
+        let expression = match ottl::parse(written) {
+            Ok(expression) => expression,
+            Err(fault) => {
+                self.report.error_in(node, fault.span, &fault.message);
+                return None;
+            }
+        };
+        let mut notes = Notes::new();
+        let rule = if of_event {
+            conditions::of_event(&expression, &mut notes)
+        } else {
+            conditions::of_span(&expression, &mut notes)
+        };
+        notes.dedup();
+        for note in notes {
+            self.report.note(node, note);
+        }
+        match rule {
+            Ok(rule) => Some(rule),
+            Err(refusal) => {
+                self.report.error_in(node, refusal.span, &refusal.reason);
+                None
+            }
+        }
+    }
+}
+
+fn inverted(rule: Rule, invert: bool) -> Rule {
+    if invert { rule.with("invert_match", "true") } else { rule }
+}

@@ -1,0 +1,94 @@
+//! Getters of a [`Section`] whose bounds and defaults come from the description of the key.
+//!
+//! A key that is not described, or is described as another type, is a mistake in the code, which
+//! every test that loads a configuration would find.
+
+use std::{fmt::Display, time::Duration};
+
+use super::{
+    keys::{Key, Kind},
+    section::{Read, Section},
+    values,
+};
+
+impl Section<'_, '_> {
+    /// An integer within its bounds.
+    pub(super) fn integer<T>(&mut self, key: &'static str) -> Read<T>
+    where
+        T: TryFrom<u64> + TryFrom<i128> + PartialOrd + Display,
+    {
+        let Kind::Integer { min, max, .. } = self.kind(key) else { unlike(key) };
+        self.integer_within(key, number(key, min)..=number(key, max))
+    }
+
+    /// What holds where an integer is not set.
+    pub(super) fn default_integer<T: TryFrom<u64>>(&self, key: &'static str) -> T {
+        let Kind::Integer { default: Some(default), .. } = self.kind(key) else { unlike(key) };
+        number(key, default)
+    }
+
+    /// An integer, or its default.
+    pub(super) fn integer_or_default<T>(&mut self, key: &'static str) -> T
+    where
+        T: TryFrom<u64> + TryFrom<i128> + PartialOrd + Display,
+    {
+        let default = self.default_integer(key);
+        self.integer(key).or(default)
+    }
+
+    /// A duration within its bounds.
+    pub(super) fn duration(&mut self, key: &'static str) -> Read<Duration> {
+        let Kind::Duration { min, max, .. } = self.kind(key) else { unlike(key) };
+        self.duration_within(key, min..=max)
+    }
+
+    /// What holds where a duration is not set.
+    pub(super) fn default_duration(&self, key: &'static str) -> Duration {
+        let Kind::Duration { default, .. } = self.kind(key) else { unlike(key) };
+        default
+    }
+
+    /// A duration, or its default.
+    pub(super) fn duration_or_default(&mut self, key: &'static str) -> Duration {
+        let default = self.default_duration(key);
+        self.duration(key).or(default)
+    }
+
+    /// A boolean, or its default.
+    pub(super) fn boolean_or_default(&mut self, key: &'static str) -> bool {
+        let Kind::Boolean { default } = self.kind(key) else { unlike(key) };
+        self.boolean(key).or(default)
+    }
+
+    /// The value that belongs to the word, or to the default word. Values stand in the order of the
+    /// words of the description.
+    pub(super) fn word<T: Copy, const N: usize>(&mut self, key: &'static str, of: [T; N]) -> T {
+        let Kind::Word { words, default } = self.kind(key) else { unlike(key) };
+        assert_eq!(words.len(), N, "`{key}` has a value for each word");
+        let choices: Vec<_> = words.iter().copied().zip(of).collect();
+        let chosen = self.text(key, |text| values::choice(key, text, &choices));
+        let default = words.iter().position(|word| *word == default);
+        chosen.or(of[default.expect("the default is one of the words")])
+    }
+
+    /// The default of a listener or a URL.
+    pub(super) fn default_text(&self, key: &'static str) -> &'static str {
+        match self.kind(key) {
+            Kind::Listener { default } | Kind::Url { default } => default,
+            _ => unlike(key),
+        }
+    }
+
+    fn kind(&self, key: &str) -> Kind {
+        let described = self.keys.iter().find(|described: &&Key| described.name == key);
+        described.unwrap_or_else(|| panic!("`{key}` is not described")).kind
+    }
+}
+
+fn unlike(key: &str) -> ! {
+    panic!("`{key}` is described as another type")
+}
+
+fn number<T: TryFrom<u64>>(key: &str, value: u64) -> T {
+    T::try_from(value).unwrap_or_else(|_| panic!("`{key}` does not fit its type"))
+}

@@ -1,0 +1,136 @@
+//! `[exporter.otlp]` and below.
+
+use std::time::Duration;
+
+use super::{DAY, Described, HOUR, Key, Kind, Need};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+pub(super) const SECTIONS: &[Described] = &[
+    Described { path: "exporter", words: "Where kept spans go.", is_optional: false, keys: &[] },
+    Described {
+        path: "exporter.otlp",
+        words: "Tempo, or any other OTLP backend.",
+        is_optional: false,
+        keys: &[
+            Key::new(
+                "endpoint",
+                Kind::Url { default: "http://127.0.0.1:4327" },
+                "`http://host:port` of the backend, or `https://host:port` for TLS.",
+            ),
+            Key::word(
+                "compression",
+                &["none", "gzip", "zstd"],
+                "Compression of requests. Worth its CPU time where the network is slow or costs \
+                 money.",
+            ),
+            Key::duration(
+                "timeout",
+                [Duration::from_millis(10), HOUR],
+                Duration::from_secs(5),
+                "The longest one attempt to deliver one request may take.",
+            ),
+            Key::integer(
+                "max_request_size_kib",
+                [16, 65_536],
+                3584,
+                "Largest request in KiB. The default is below the 4 MiB that gRPC servers take by \
+                 default. At most a quarter of the queue; the default shrinks to that by itself.",
+            ),
+            Key::integer(
+                "max_trace_bytes_kib",
+                [0, u32::MAX as u64],
+                0,
+                "Cap on the spans of one kept trace over its whole life, late ones included, in KiB, \
+                 for backends that have such a cap. Spans beyond it are dropped and counted as \
+                 `trace_bytes`. Tempo's own cap is 5,000,000 bytes with resources: 4000 leaves room \
+                 for these. `0` turns it off.",
+            ),
+            Key::new(
+                "headers",
+                Kind::Headers,
+                "Sent with every request, for example `{ \"X-Scope-OrgID\" = \"team-a\" }`.",
+            ),
+        ],
+    },
+    Described {
+        path: "exporter.otlp.tls",
+        words: "For an endpoint that is `https://`. Without the section the certificate of the \
+                backend must be signed by a CA of the operating system, be valid for the host of the \
+                endpoint, and Tailwater shows no certificate. Files as in `[receiver.tls]`.",
+        is_optional: true,
+        keys: &[
+            Key::path(
+                "ca_file",
+                "\"backend.crt\"",
+                "The CAs of which one must have signed the certificate of the backend. Unset: those \
+                 of the operating system.",
+            ),
+            Key::path(
+                "cert_file",
+                "\"client.crt\"",
+                "The certificate for a backend that asks for one.",
+            )
+            .needed(Need::With("key_file")),
+            Key::path("key_file", "\"client.key\"", "Its private key, without a passphrase.")
+                .needed(Need::With("cert_file")),
+            Key {
+                example: "\"tempo.example\"",
+                ..Key::new(
+                    "server_name",
+                    Kind::Text,
+                    "The name that the certificate of the backend must be valid for. Unset: the host \
+                     of the endpoint.",
+                )
+            },
+        ],
+    },
+    Described {
+        path: "exporter.otlp.sending_queue",
+        words: "Kept spans that wait for the backend.",
+        is_optional: false,
+        keys: &[
+            Key::integer_or_unset(
+                "queue_size_mib",
+                [1, 1 << 20],
+                "256",
+                "Size of the queue in MiB, at most half of the memory limit. Unset: a quarter of the \
+                 memory limit.",
+            ),
+            Key::integer("num_consumers", [1, 1_000], 10, "Requests under way at once."),
+            Key::word(
+                "overflow",
+                &["block", "drop"],
+                "What a full queue does. `block` refuses senders retryably and loses nothing; `drop` \
+                 takes everything and drops the newest kept spans, counted.",
+            ),
+        ],
+    },
+    Described {
+        path: "exporter.otlp.retry_on_failure",
+        words: "What happens while the backend does not take spans.",
+        is_optional: false,
+        keys: &[
+            Key::duration(
+                "initial_interval",
+                [MILLISECOND, HOUR],
+                Duration::from_secs(1),
+                "Wait before the first retry. It grows from attempt to attempt, with jitter.",
+            ),
+            Key::duration(
+                "max_interval",
+                [MILLISECOND, HOUR],
+                Duration::from_secs(30),
+                "The longest wait between two attempts.",
+            ),
+            Key::duration(
+                "max_elapsed_time",
+                [Duration::ZERO, DAY],
+                Duration::from_secs(300),
+                "A request has its last attempt this long after its first failure; then it is given \
+                 up and counted as failed. `0s`: never. To survive long outages with a large queue, \
+                 make it at least as long as they are.",
+            ),
+        ],
+    },
+];

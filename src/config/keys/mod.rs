@@ -1,0 +1,212 @@
+//! Every key of the configuration, described once: section, name, type, bounds, default, words.
+//!
+//! The loader takes bounds and defaults from here. The JSON Schema, `deploy/tailwater.toml` and the
+//! reference page are written from it by `crate::reference`, and tests hold the committed files
+//! equal. To add a key: one entry here, and the line of `config::sections` that reads it. A test
+//! fails where either is missing.
+//!
+//! Words are Markdown of one paragraph: what the key means, its unit, and when to change it.
+
+#![cfg_attr(
+    not(test),
+    expect(dead_code, reason = "words and examples are for the documents, which tests write")
+)]
+
+use std::time::Duration;
+
+mod exporter;
+mod receiver;
+mod sampling;
+mod telemetry;
+
+/// One table of the file.
+#[derive(Debug)]
+pub(crate) struct Described {
+    /// Dotted, as in its header; "" is the top of the file.
+    pub(crate) path: &'static str,
+    /// What the section is about.
+    pub(crate) words: &'static str,
+    /// Whether a file without the section means something else than one with its defaults.
+    pub(crate) is_optional: bool,
+    /// In the order in which they are shown.
+    pub(crate) keys: &'static [Key],
+}
+
+/// One key of a section.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) words: &'static str,
+    /// For a key without a default: a value to show, in TOML.
+    pub(crate) example: &'static str,
+    pub(crate) need: Need,
+}
+
+/// Whether a section must have a key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Need {
+    Optional,
+    /// Wherever the section stands.
+    Required,
+    /// Wherever this other key stands.
+    With(&'static str),
+}
+
+/// The type of a key, with its bounds and default.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Boolean {
+        default: bool,
+    },
+    /// Both bounds are inclusive. Without a default the words say what holds.
+    Integer {
+        min: u64,
+        max: u64,
+        default: Option<u64>,
+    },
+    /// Both bounds are inclusive.
+    Duration {
+        min: Duration,
+        max: Duration,
+        default: Duration,
+    },
+    /// One of a few words.
+    Word {
+        words: &'static [&'static str],
+        default: &'static str,
+    },
+    /// host:port to listen on.
+    Listener {
+        default: &'static str,
+    },
+    /// A URL to connect to.
+    Url {
+        default: &'static str,
+    },
+    /// The path of a file, relative to the file that names it.
+    Path,
+    /// Any text; without a default the words say what holds.
+    Text,
+    /// A list of strings, empty by default.
+    Texts,
+    /// A table of strings, empty by default.
+    Headers,
+}
+
+impl Key {
+    const fn new(name: &'static str, kind: Kind, words: &'static str) -> Key {
+        Key { name, kind, words, example: "", need: Need::Optional }
+    }
+
+    const fn boolean(name: &'static str, default: bool, words: &'static str) -> Key {
+        Key::new(name, Kind::Boolean { default }, words)
+    }
+
+    const fn integer(
+        name: &'static str,
+        [min, max]: [u64; 2],
+        default: u64,
+        words: &'static str,
+    ) -> Key {
+        Key::new(name, Kind::Integer { min, max, default: Some(default) }, words)
+    }
+
+    /// An integer whose default is not a number.
+    const fn integer_or_unset(
+        name: &'static str,
+        [min, max]: [u64; 2],
+        example: &'static str,
+        words: &'static str,
+    ) -> Key {
+        let kind = Kind::Integer { min, max, default: None };
+        Key { example, ..Key::new(name, kind, words) }
+    }
+
+    const fn duration(
+        name: &'static str,
+        [min, max]: [Duration; 2],
+        default: Duration,
+        words: &'static str,
+    ) -> Key {
+        Key::new(name, Kind::Duration { min, max, default }, words)
+    }
+
+    const fn word(name: &'static str, values: &'static [&'static str], words: &'static str) -> Key {
+        Key::new(name, Kind::Word { words: values, default: values[0] }, words)
+    }
+
+    const fn or(mut self, default: &'static str) -> Key {
+        if let Kind::Word { words, .. } = self.kind {
+            self.kind = Kind::Word { words, default };
+        }
+        self
+    }
+
+    const fn listener(name: &'static str, default: &'static str, words: &'static str) -> Key {
+        Key::new(name, Kind::Listener { default }, words)
+    }
+
+    const fn path(name: &'static str, example: &'static str, words: &'static str) -> Key {
+        Key { example, ..Key::new(name, Kind::Path, words) }
+    }
+
+    const fn needed(self, need: Need) -> Key {
+        Key { need, ..self }
+    }
+}
+
+#[cfg(test)]
+impl Key {
+    /// The default in TOML, if there is one that a file could have.
+    pub(crate) fn default(&self) -> Option<String> {
+        match self.kind {
+            Kind::Boolean { default } => Some(default.to_string()),
+            Kind::Integer { default, .. } => default.map(|default| default.to_string()),
+            Kind::Duration { default, .. } => Some(format!("\"{}\"", seconds(default))),
+            Kind::Word { default, .. } | Kind::Listener { default } | Kind::Url { default } => {
+                Some(format!("\"{default}\""))
+            }
+            Kind::Texts => Some("[]".to_owned()),
+            Kind::Headers => Some("{}".to_owned()),
+            Kind::Path | Kind::Text => None,
+        }
+    }
+}
+
+/// A duration in seconds where it has whole ones, as the documents write it.
+#[cfg(test)]
+pub(crate) fn seconds(duration: Duration) -> String {
+    match duration.subsec_millis() {
+        0 => format!("{}s", duration.as_secs()),
+        _ => format!("{}ms", duration.as_millis()),
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+
+static TOP: Described = Described {
+    path: "",
+    words: "",
+    is_optional: false,
+    keys: &[Key::duration(
+        "shutdown_timeout",
+        [SECOND, HOUR],
+        Duration::from_secs(30),
+        "The longest a graceful shutdown may take: deciding what is buffered and delivering what is \
+         kept. Give the container a little more time before it is killed.",
+    )],
+};
+
+/// All sections, in the order in which they are shown.
+pub(crate) fn sections() -> impl Iterator<Item = &'static Described> {
+    let parts = [receiver::SECTIONS, sampling::SECTIONS, exporter::SECTIONS, telemetry::SECTIONS];
+    std::iter::once(&TOP).chain(parts.into_iter().flatten())
+}
+
+/// The keys of a section; none where it only holds other sections.
+pub(super) fn of(path: &str) -> &'static [Key] {
+    sections().find(|section| section.path == path).map_or(&[], |section| section.keys)
+}

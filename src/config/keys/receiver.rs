@@ -1,0 +1,100 @@
+//! `[receiver.*]`.
+
+use super::{Described, Key, Need};
+
+/// Largest message of a sender: 1 GiB, since gRPC's framing has a length of 32 bits.
+const MESSAGE_MIB: [u64; 2] = [1, 1024];
+
+pub(super) const SECTIONS: &[Described] = &[
+    Described {
+        path: "receiver",
+        words: "Where spans come in.",
+        is_optional: false,
+        keys: &[],
+    },
+    Described {
+        path: "receiver.grpc",
+        words: "OTLP/gRPC.",
+        is_optional: false,
+        keys: &[
+            Key::listener(
+                "endpoint",
+                "127.0.0.1:4317",
+                "`host:port` to listen on. Loopback, because neither TLS nor authentication is on by \
+                 default; in a container write `0.0.0.0:4317`, and see `[receiver.tls]` and \
+                 `[receiver.auth]`.",
+            ),
+            Key::integer(
+                "max_recv_msg_size_mib",
+                MESSAGE_MIB,
+                64,
+                "Largest request in MiB, compressed and decompressed. The OTLP specification \
+                 recommends 64 MiB.",
+            ),
+            Key::integer(
+                "max_concurrent_streams",
+                [1, 10_000],
+                100,
+                "Requests under way on one connection. Collectors with many queue consumers come \
+                 near this.",
+            ),
+            Key::integer(
+                "max_connections",
+                [1, 100_000],
+                1024,
+                "Connections at once; fewer where the limit of open files is low. At the limit a new \
+                 connection replaces the one that has been silent longest since it was opened. If \
+                 every connection has carried a request, the new one is closed.",
+            ),
+        ],
+    },
+    Described {
+        path: "receiver.http",
+        words: "OTLP/HTTP: POST with protobuf or JSON bodies.",
+        is_optional: false,
+        keys: &[
+            Key::listener("endpoint", "127.0.0.1:4318", "`host:port` to listen on."),
+            Key::integer(
+                "max_request_body_size_mib",
+                MESSAGE_MIB,
+                64,
+                "Largest body in MiB, compressed and decompressed.",
+            ),
+        ],
+    },
+    Described {
+        path: "receiver.tls",
+        words: "TLS of both receivers. Without the section they speak plaintext. Files are in PEM \
+                form, relative to this file, and read again within 10 s when they change.",
+        is_optional: true,
+        keys: &[
+            Key::path(
+                "cert_file",
+                "\"server.crt\"",
+                "The certificate of the service, followed by the intermediate ones.",
+            )
+            .needed(Need::Required),
+            Key::path("key_file", "\"server.key\"", "Its private key, without a passphrase.")
+                .needed(Need::Required),
+            Key::path(
+                "client_ca_file",
+                "\"clients.crt\"",
+                "Mutual TLS: senders must show a certificate that one of these CAs has signed. Unset: \
+                 senders need no certificate.",
+            ),
+        ],
+    },
+    Described {
+        path: "receiver.auth",
+        words: "Who may send, on both receivers. Without the section anyone may.",
+        is_optional: true,
+        keys: &[Key::path(
+            "bearer_token_file",
+            "\"token\"",
+            "A file with one token a line. Senders must send one of them as `authorization: Bearer \
+             <token>`. It is read again within 10 s when it changes: to replace a token, add the new \
+             one, move the senders, remove the old one.",
+        )
+        .needed(Need::Required)],
+    },
+];

@@ -1,0 +1,25 @@
+//! `[telemetry]`.
+
+use super::{Described, Key};
+
+pub(super) const SECTIONS: &[Described] = &[Described {
+    path: "telemetry",
+    words: "What operators see and steer.",
+    is_optional: false,
+    keys: &[
+        Key::listener(
+            "endpoint",
+            "127.0.0.1:9464",
+            "`host:port` of `/metrics`, `/-/healthy`, `/-/ready` and `/-/decisions/<trace id>`.",
+        ),
+        Key::boolean(
+            "enable_lifecycle",
+            false,
+            "Whether POST `/-/reload` reads the policies again, as SIGHUP always does. Off, because \
+             everyone who reaches the port could.",
+        ),
+        Key::word("log_level", &["error", "warn", "info", "debug", "trace"], "What is logged.")
+            .or("info"),
+        Key::word("log_format", &["text", "json"], "`text` for people, `json` for machines."),
+    ],
+}];

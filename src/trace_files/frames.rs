@@ -1,0 +1,98 @@
+//! Frames of the Collector's file exporter: a length of four bytes, big-endian, and a body, which
+//! is a request in protobuf or JSON, by itself compressed or not.
+
+use std::io::{self, BufRead, Read};
+
+use serde::Deserialize;
+
+use super::{
+    Next, PIECE_BYTES_MAX, Piece, Place, TraceFile, Unreadable,
+    protobuf::{next_byte, take, unreadable},
+};
+
+/// What the JSON line of a recording says.
+#[derive(Deserialize)]
+struct RecordHeader {
+    percentage: f64,
+}
+
+/// Bytes of that line.
+const HEADER_BYTES_MAX: u64 = 4096;
+
+/// Reads the two lines at the beginning of a recording, and returns the share that was recorded.
+pub(super) fn read_record_header(input: &mut impl BufRead) -> io::Result<f64> {
+    let mut line = String::new();
+    for _ in 0..2 {
+        line.clear();
+        input.by_ref().take(HEADER_BYTES_MAX).read_line(&mut line)?;
+    }
+    let header: RecordHeader = serde_json::from_str(&line).map_err(io::Error::other)?;
+    if header.percentage > 0.0 && header.percentage <= 100.0 {
+        return Ok(header.percentage / 100.0);
+    }
+    Err(io::Error::other("the recording names no percentage over 0 to 100"))
+}
+
+pub(super) struct Pieces<I> {
+    input: I,
+    at: u64,
+    is_over: bool,
+    /// The pieces of the frame in hand, in reverse.
+    ready: Vec<Result<Vec<u8>, Unreadable>>,
+}
+
+impl<I: BufRead> Pieces<I> {
+    pub(super) fn new(input: I) -> Self {
+        Pieces { input, at: 0, is_over: false, ready: Vec::new() }
+    }
+
+    pub(super) fn next(&mut self) -> Next {
+        loop {
+            if let Some(piece) = self.ready.pop() {
+                return Ok(Some(piece));
+            }
+            if self.is_over {
+                return Ok(None);
+            }
+            let at = self.at;
+            let Some(first) = next_byte(&mut self.input)? else { return Ok(None) };
+            let mut length = vec![first];
+            take(&mut self.input, 3, &mut length)?;
+            let Ok(length) = <[u8; 4]>::try_from(length).map(u32::from_be_bytes) else {
+                self.is_over = true;
+                return unreadable(at, "the file ends within a length".to_owned());
+            };
+            self.at += 4 + u64::from(length);
+            if length as usize > PIECE_BYTES_MAX {
+                // It may as well be no length at all: what follows could not be told from it.
+                self.is_over = true;
+                return unreadable(at, format!("a frame of {length} bytes is too large"));
+            }
+            let mut body = Vec::new();
+            if take(&mut self.input, length.into(), &mut body)? < length.into() {
+                self.is_over = true;
+                return unreadable(at, "the file ends within a frame".to_owned());
+            }
+            self.open(at, &body)?;
+        }
+    }
+
+    /// The body of a frame may be in any form but frames.
+    fn open(&mut self, at: u64, body: &[u8]) -> io::Result<()> {
+        let mut file = TraceFile::open("", body)?;
+        if matches!(file.form, super::Form::Frames(_)) {
+            file.form = super::Form::Unknown("this is no request".to_owned());
+        }
+        while let Some(piece) = file.next() {
+            self.ready.push(match piece {
+                Piece::Request(request) => Ok(request),
+                Piece::Unreadable(reason) => {
+                    let place = Place::Byte(at);
+                    Err(Unreadable { place, reason: format!("in its frame{reason}") })
+                }
+            });
+        }
+        self.ready.reverse();
+        Ok(())
+    }
+}

@@ -1,0 +1,277 @@
+//! JSON of OTLP, Tempo and Jaeger, an element at a time.
+//!
+//! All of them are objects that hold a list of what is looked for: `resourceSpans`, `batches` or
+//! `data`, some one object further in (`trace`, `result`). The scanner finds the elements of that
+//! list by strings and brackets alone and leaves reading them to `otlp::json`, `tempo` and `jaeger`.
+//!
+//! Where the first document ends on its first line, each line is a document, and a line that is
+//! broken ends with it.
+
+use std::io::BufRead;
+
+use super::{Next, PIECE_BYTES_MAX, Place, Unreadable, jaeger, protobuf::fill, tempo};
+use crate::otlp::json;
+
+/// What the elements of a list are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Elements {
+    /// `ResourceSpans` of OTLP/JSON, or of Tempo, whose ids are in base64.
+    ResourceSpans,
+    /// Traces of Jaeger's user interface.
+    Traces,
+}
+
+/// Objects that the list may stand in.
+const AROUND: [&[u8]; 2] = [b"trace", b"result"];
+
+/// The longest key that is of interest.
+const KEY_BYTES_MAX: usize = 32;
+
+pub(super) struct Pieces<I> {
+    input: I,
+    line: u64,
+    state: State,
+    /// The element being collected, and where it began.
+    element: Vec<u8>,
+    element_line: u64,
+    is_too_large: bool,
+    /// Documents so far, and whether each stands on a line.
+    documents: u64,
+    is_by_line: bool,
+    /// The line on which the document began.
+    began: u64,
+    found_any: bool,
+}
+
+/// Where in a document the scanner is.
+#[derive(Default)]
+struct State {
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+    /// A string at a depth where keys are looked at, and whether it may be a key.
+    key: Vec<u8>,
+    is_key: bool,
+    /// The depth of the object whose keys are looked at.
+    keys_at: usize,
+    /// What a colon was seen behind.
+    wanted: Option<Wanted>,
+    /// The list in hand and its depth.
+    list: Option<(Elements, usize)>,
+}
+
+#[derive(Clone, Copy)]
+enum Wanted {
+    List(Elements),
+    Object,
+}
+
+/// What a byte led to.
+enum Step {
+    Go,
+    /// An element is complete.
+    Element(Elements),
+    /// A document is complete.
+    Document,
+    Broken(&'static str),
+}
+
+impl<I: BufRead> Pieces<I> {
+    pub(super) fn new(input: I) -> Self {
+        Pieces {
+            input,
+            line: 1,
+            state: State::default(),
+            element: Vec::new(),
+            element_line: 1,
+            is_too_large: false,
+            documents: 0,
+            is_by_line: false,
+            began: 1,
+            found_any: false,
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Next {
+        loop {
+            let available = fill(&mut self.input)?;
+            if available.is_empty() {
+                let is_open = self.state.depth > 0;
+                self.state = State::default();
+                let reason = "the file ends within a document";
+                return Ok(is_open.then(|| self.unreadable(self.line, reason)));
+            }
+            // Copied so that the input is free; chunks are small beside what they hold.
+            let chunk = available.to_vec();
+            for (index, &byte) in chunk.iter().enumerate() {
+                let step = self.step(byte);
+                let piece = match step {
+                    Step::Go => continue,
+                    Step::Element(elements) => self.element(elements),
+                    Step::Document => match self.document() {
+                        Some(piece) => piece,
+                        None => continue,
+                    },
+                    Step::Broken(reason) => {
+                        let line = self.line - u64::from(byte == b'\n');
+                        self.state = State::default();
+                        self.element.clear();
+                        self.unreadable(line, reason)
+                    }
+                };
+                self.input.consume(index + 1);
+                return Ok(Some(piece));
+            }
+            let length = chunk.len();
+            self.input.consume(length);
+        }
+    }
+
+    fn unreadable(&self, line: u64, reason: &str) -> Result<Vec<u8>, Unreadable> {
+        Err(Unreadable { place: Place::Line(line), reason: reason.to_owned() })
+    }
+
+    /// A document is through.
+    fn document(&mut self) -> Option<Result<Vec<u8>, Unreadable>> {
+        self.documents += 1;
+        if self.documents == 1 {
+            self.is_by_line = self.began == self.line;
+        }
+        let found_any = std::mem::take(&mut self.found_any);
+        let reason = "it has neither `resourceSpans` nor `batches` nor `data`";
+        (!found_any).then(|| self.unreadable(self.began, reason))
+    }
+
+    fn element(&mut self, elements: Elements) -> Result<Vec<u8>, Unreadable> {
+        let element = std::mem::take(&mut self.element);
+        if std::mem::take(&mut self.is_too_large) {
+            return self.unreadable(self.element_line, "an element is larger than 128 MiB");
+        }
+        let read = match elements {
+            Elements::ResourceSpans if tempo::is_written_by_it(&element) => tempo::read(&element),
+            Elements::ResourceSpans => {
+                let request = [b"{\"resourceSpans\":[".as_slice(), &element, b"]}"].concat();
+                json::to_protobuf(&request).map_err(|error| error.to_string())
+            }
+            Elements::Traces => jaeger::read(&element),
+        };
+        read.map_err(|reason| Unreadable { place: Place::Line(self.element_line), reason })
+    }
+
+    fn step(&mut self, byte: u8) -> Step {
+        if byte == b'\n' {
+            self.line += 1;
+            if self.is_by_line && self.state.depth > 0 {
+                return Step::Broken("the line ends within its document");
+            }
+        }
+        let in_list = self.state.list.is_some();
+        let step = self.state.step(byte, &mut self.found_any);
+        if self.state.depth == 1 && byte == b'{' && !in_list && !self.state.in_string {
+            self.began = self.line;
+        }
+        if in_list {
+            self.collect(byte, &step);
+        }
+        step
+    }
+
+    /// Keeps the bytes of the element in hand.
+    fn collect(&mut self, byte: u8, step: &Step) {
+        let Some((_, depth)) = self.state.list else { return };
+        let is_inside = self.state.depth > depth || matches!(step, Step::Element(_));
+        if !is_inside {
+            return;
+        }
+        if self.element.is_empty() {
+            self.element_line = self.line;
+        }
+        if self.element.len() < PIECE_BYTES_MAX {
+            self.element.push(byte);
+        } else {
+            self.is_too_large = true;
+        }
+    }
+}
+
+impl State {
+    fn step(&mut self, byte: u8, found_any: &mut bool) -> Step {
+        if self.in_string {
+            return self.string_step(byte);
+        }
+        match byte {
+            b'"' => {
+                self.in_string = true;
+                self.is_key = self.list.is_none() && self.depth == self.keys_at;
+                self.key.clear();
+                self.wanted = None;
+            }
+            b':' if self.list.is_none() && self.depth == self.keys_at => {
+                self.wanted = wanted(&self.key);
+            }
+            b'{' => {
+                if self.depth == 0 {
+                    self.keys_at = 1;
+                } else if let Some(Wanted::Object) = self.wanted.take() {
+                    self.keys_at = self.depth + 1;
+                }
+                self.depth += 1;
+            }
+            b'[' => {
+                self.depth += 1;
+                if let Some(Wanted::List(elements)) = self.wanted.take() {
+                    self.list = Some((elements, self.depth));
+                    *found_any = true;
+                }
+            }
+            b'}' | b']' => return self.close(),
+            b' ' | b'\t' | b'\r' | b'\n' => {}
+            _ if self.depth == 0 => return Step::Broken("this is no JSON"),
+            b',' => self.wanted = None,
+            _ => {}
+        }
+        Step::Go
+    }
+
+    fn string_step(&mut self, byte: u8) -> Step {
+        match byte {
+            _ if self.is_escaped => self.is_escaped = false,
+            b'\\' => self.is_escaped = true,
+            b'"' => self.in_string = false,
+            b'\n' => return Step::Broken("a string does not end on its line"),
+            _ if self.is_key && self.key.len() < KEY_BYTES_MAX => self.key.push(byte),
+            _ => {}
+        }
+        Step::Go
+    }
+
+    fn close(&mut self) -> Step {
+        if self.depth == 0 {
+            return Step::Broken("a bracket is closed that was never opened");
+        }
+        self.depth -= 1;
+        self.wanted = None;
+        match self.list {
+            Some((elements, depth)) if self.depth == depth => return Step::Element(elements),
+            Some((_, depth)) if self.depth < depth => self.list = None,
+            _ => {}
+        }
+        self.keys_at = self.keys_at.min(self.depth);
+        if self.depth == 0 {
+            *self = State::default();
+            return Step::Document;
+        }
+        Step::Go
+    }
+}
+
+fn wanted(key: &[u8]) -> Option<Wanted> {
+    match key {
+        b"resourceSpans" | b"resource_spans" | b"batches" => {
+            Some(Wanted::List(Elements::ResourceSpans))
+        }
+        b"data" => Some(Wanted::List(Elements::Traces)),
+        key if AROUND.contains(&key) => Some(Wanted::Object),
+        _ => None,
+    }
+}

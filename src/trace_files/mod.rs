@@ -1,0 +1,169 @@
+//! Recorded traces in every form that people have them in, as OTLP requests in protobuf.
+//!
+//! The form is told by content, compressed or not: OTLP/JSON (one document, or one a line as the
+//! Collector's file exporter writes), OTLP protobuf (one request, or the file exporter's frames),
+//! Tempo's and Jaeger's JSON, and what `tailwater record` writes.
+//!
+//! A file is read piece by piece: a piece is one `ResourceSpans` or one trace, at most
+//! [`PIECE_BYTES_MAX`], so that a file of any size takes bounded memory. A part that cannot be read
+//! is named with its place and passed over.
+//!
+//! Sources: fileexporter's README and `marshaller`/`writer` of opentelemetry-collector-contrib;
+//! Tempo's HTTP API (`/api/traces`, `/api/v2/traces`); Jaeger's `model/json`.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+mod frames;
+mod jaeger;
+mod json;
+mod protobuf;
+mod tempo;
+#[cfg(test)]
+mod tests;
+
+/// The largest piece; a larger one is passed over.
+pub const PIECE_BYTES_MAX: usize = 128 << 20;
+
+/// How often a file may be compressed.
+const COMPRESSED_MAX: usize = 2;
+
+/// The first line of what `tailwater record` writes; a line of JSON and frames follow.
+const RECORD_MAGIC: &[u8] = b"TAILWATER RECORD 1\n";
+
+/// One part of a file.
+#[derive(Debug, PartialEq)]
+pub enum Piece {
+    /// An `ExportTraceServiceRequest`.
+    Request(Vec<u8>),
+    /// A part that cannot be read: its place in the file and why.
+    Unreadable(String),
+}
+
+/// A file that is being read.
+pub struct TraceFile<'i> {
+    name: String,
+    form: Form<'i>,
+    share: f64,
+}
+
+type Input<'i> = Box<dyn BufRead + 'i>;
+
+enum Form<'i> {
+    Json(json::Pieces<Input<'i>>),
+    Protobuf(protobuf::Pieces<Input<'i>>),
+    Frames(frames::Pieces<Input<'i>>),
+    Unknown(String),
+    End,
+}
+
+/// What of a file stands where.
+#[derive(Debug)]
+enum Place {
+    Line(u64),
+    Byte(u64),
+}
+
+/// A part that cannot be read.
+#[derive(Debug)]
+struct Unreadable {
+    place: Place,
+    reason: String,
+}
+
+impl<'i> TraceFile<'i> {
+    /// Looks at the beginning of `input` to tell its form. `name` is what messages call it.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn open(name: &str, input: impl Read + 'i) -> io::Result<Self> {
+        let mut input: Input<'i> = Box::new(BufReader::with_capacity(256 << 10, input));
+        let mut share = 1.0;
+        let mut form = None;
+        for _ in 0..=COMPRESSED_MAX {
+            let (start, whole) = peek(input)?;
+            input = whole;
+            input = match start.as_slice() {
+                [0x1f, 0x8b, ..] => buffered(flate2::bufread::MultiGzDecoder::new(input)),
+                [0x28, 0xb5, 0x2f, 0xfd, ..] => buffered(zstd::Decoder::with_buffer(input)?),
+                start => {
+                    if start.starts_with(RECORD_MAGIC) {
+                        share = frames::read_record_header(&mut input)?;
+                        form = Some(Form::Frames(frames::Pieces::new(input)));
+                    } else {
+                        form = Some(told_by(start, input));
+                    }
+                    break;
+                }
+            };
+        }
+        let form = form.unwrap_or_else(|| Form::Unknown("it is compressed too often".to_owned()));
+        Ok(TraceFile { name: name.to_owned(), form, share })
+    }
+
+    /// The share of all traces that was recorded, over 0 to 1; 1 where the file does not say.
+    pub fn share(&self) -> f64 {
+        self.share
+    }
+
+    /// The next part, or nothing at the end. After an error of reading there is nothing more.
+    pub fn next(&mut self) -> Option<Piece> {
+        let next = match &mut self.form {
+            Form::Json(pieces) => pieces.next(),
+            Form::Protobuf(pieces) => pieces.next(),
+            Form::Frames(pieces) => pieces.next(),
+            Form::Unknown(reason) => {
+                let reason = std::mem::take(reason);
+                Ok(Some(Err(Unreadable { place: Place::Byte(0), reason })))
+            }
+            Form::End => Ok(None),
+        };
+        match next {
+            Ok(Some(Ok(request))) => Some(Piece::Request(request)),
+            Ok(Some(Err(Unreadable { place, reason }))) => {
+                if matches!(self.form, Form::Unknown(_)) {
+                    self.form = Form::End;
+                }
+                let place = match place {
+                    Place::Line(line) => format!("{}:{line}", self.name),
+                    Place::Byte(byte) => format!("{}: byte {byte}", self.name),
+                };
+                Some(Piece::Unreadable(format!("{place}: {reason}")))
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.form = Form::End;
+                Some(Piece::Unreadable(format!("{}: cannot be read on: {error}", self.name)))
+            }
+        }
+    }
+}
+
+/// The next piece, a part that cannot be read, or nothing at the end.
+type Next = io::Result<Option<Result<Vec<u8>, Unreadable>>>;
+
+fn buffered<'i>(input: impl Read + 'i) -> Input<'i> {
+    Box::new(BufReader::with_capacity(256 << 10, input))
+}
+
+/// The first bytes, and the input with them.
+fn peek(mut input: Input<'_>) -> io::Result<(Vec<u8>, Input<'_>)> {
+    let mut start = Vec::new();
+    input.by_ref().take(RECORD_MAGIC.len() as u64).read_to_end(&mut start)?;
+    let whole = Box::new(io::Cursor::new(start.clone()).chain(input));
+    Ok((start, whole))
+}
+
+fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
+    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    match (start, text) {
+        ([], _) => Form::End,
+        (_, [b'{' | b'[', ..]) => Form::Json(json::Pieces::new(input)),
+        // White space alone so far: only JSON begins so.
+        (_, []) => Form::Json(json::Pieces::new(input)),
+        // Field 1 with a length: `resource_spans`.
+        ([0x0a, ..], _) => Form::Protobuf(protobuf::Pieces::new(input)),
+        // A length of four bytes, of which the first is 0 up to 16 MiB.
+        ([0..=0x07, _, _, _, ..], _) => Form::Frames(frames::Pieces::new(input)),
+        _ => Form::Unknown("this is no form of traces that is known".to_owned()),
+    }
+}

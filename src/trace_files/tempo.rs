@@ -1,0 +1,49 @@
+//! Tempo's JSON: OTLP/JSON by protobuf's own rules, so that ids are in base64.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::Value;
+
+use crate::otlp::json;
+
+/// Members that hold ids.
+const IDS: [&str; 3] = ["traceId", "spanId", "parentSpanId"];
+
+/// Whether the first trace id of an element is in base64: 24 characters for 16 bytes.
+pub(super) fn is_written_by_it(element: &[u8]) -> bool {
+    let name = b"\"traceId\"";
+    let Some(at) = element.windows(name.len()).position(|window| window == name) else {
+        return false;
+    };
+    let rest = element[at + name.len()..].trim_ascii_start();
+    let rest = rest.strip_prefix(b":").unwrap_or(rest).trim_ascii_start();
+    let value = rest.strip_prefix(b"\"").and_then(|rest| rest.split(|byte| *byte == b'"').next());
+    value.is_some_and(|id| id.len() == 24 && id.ends_with(b"=="))
+}
+
+/// An element of `batches` or `resourceSpans` as a request.
+pub(super) fn read(element: &[u8]) -> Result<Vec<u8>, String> {
+    let mut value: Value = serde_json::from_slice(element).map_err(|error| error.to_string())?;
+    for scopes in ["scopeSpans", "instrumentationLibrarySpans"] {
+        for scope in items(&mut value[scopes]) {
+            for span in items(&mut scope["spans"]) {
+                to_hexadecimal(span);
+                items(&mut span["links"]).iter_mut().for_each(to_hexadecimal);
+            }
+        }
+    }
+    let request = serde_json::json!({ "resourceSpans": [value] });
+    json::to_protobuf(request.to_string().as_bytes()).map_err(|error| error.to_string())
+}
+
+fn items(value: &mut Value) -> &mut [Value] {
+    value.as_array_mut().map_or(&mut [], Vec::as_mut_slice)
+}
+
+fn to_hexadecimal(of: &mut Value) {
+    for name in IDS {
+        let Some(id) = of.get_mut(name) else { continue };
+        if let Some(bytes) = id.as_str().and_then(|text| STANDARD.decode(text).ok()) {
+            *id = Value::String(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Each form, whole and cut into pieces of any size, and what is broken.
+
+use std::io::{self, Read, Write as _};
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message as _;
+
+use super::{Piece, TraceFile};
+
+/// Hands out a few bytes at a time.
+struct Crumbs<'b>(&'b [u8], usize);
+
+impl Read for Crumbs<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let step = self.1.min(self.0.len()).min(buffer.len());
+        buffer[..step].copy_from_slice(&self.0[..step]);
+        self.0 = &self.0[step..];
+        Ok(step)
+    }
+}
+
+/// Names of spans in the order of the file, and what could not be read; the same in any cuts.
+fn read(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
+    let whole = read_in_steps_of(bytes, usize::MAX);
+    for step in [1, 7] {
+        assert_eq!(read_in_steps_of(bytes, step), whole, "{step}");
+    }
+    whole
+}
+
+fn read_in_steps_of(bytes: &[u8], step: usize) -> (Vec<String>, Vec<String>) {
+    let mut file = TraceFile::open("t", Crumbs(bytes, step)).expect("to open");
+    let (mut names, mut unreadable) = (Vec::new(), Vec::new());
+    while let Some(piece) = file.next() {
+        match piece {
+            Piece::Request(request) => {
+                let request = ExportTraceServiceRequest::decode(request.as_slice());
+                let resources = request.expect("a request").resource_spans;
+                let scopes = resources.into_iter().flat_map(|resource| resource.scope_spans);
+                let spans = scopes.flat_map(|scope| scope.spans);
+                names.extend(spans.map(|span| format!("{} {:02x?}", span.name, span.trace_id[0])));
+            }
+            Piece::Unreadable(reason) => unreadable.push(reason),
+        }
+    }
+    (names, unreadable)
+}
+
+/// One `ResourceSpans` in JSON with one span.
+fn resource_spans(name: &str) -> String {
+    format!(
+        r#"{{"scopeSpans":[{{"spans":[{{"traceId":"0af7651916cd43dd8448eb211c80319c","spanId":"b7ad6b7169203331","name":"{name}","kind":2}}]}}]}}"#
+    )
+}
+
+fn document(names: &[&str]) -> String {
+    let all: Vec<String> = names.iter().map(|name| resource_spans(name)).collect();
+    format!(r#"{{"resourceSpans":[{}]}}"#, all.join(","))
+}
+
+fn protobuf(names: &[&str]) -> Vec<u8> {
+    crate::otlp::json::to_protobuf(document(names).as_bytes()).expect("JSON")
+}
+
+fn framed(bodies: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for body in bodies {
+        bytes.extend((body.len() as u32).to_be_bytes());
+        bytes.extend(body);
+    }
+    bytes
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).expect("to write");
+    encoder.finish().expect("to finish")
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).expect("to compress")
+}
+
+const ABC: [&str; 3] = ["a 0a", "b 0a", "c 0a"];
+
+#[test]
+fn otlp_in_every_form_is_the_same() {
+    let lines = format!("{}\n{}\n", document(&["a"]), document(&["b", "c"]));
+    let pretty = document(&["a", "b", "c"]).replace('{', "{\n  ").replace(',', ",\n");
+    let frames = framed(&[protobuf(&["a"]), protobuf(&["b", "c"])]);
+    let of_json = framed(&[document(&["a"]).into_bytes(), document(&["b", "c"]).into_bytes()]);
+    let compressed = framed(&[zstd(&protobuf(&["a"])), zstd(document(&["b", "c"]).as_bytes())]);
+    let v3 = format!(r#"{{"result":{}}}"#, document(&["a", "b", "c"]));
+    for (form, bytes) in [
+        ("one document", document(&["a", "b", "c"]).into_bytes()),
+        ("pretty", pretty.into_bytes()),
+        ("lines", lines.clone().into_bytes()),
+        ("protobuf", protobuf(&["a", "b", "c"])),
+        ("frames", frames.clone()),
+        ("frames of JSON", of_json),
+        ("frames compressed inside", compressed),
+        ("frames compressed outside", zstd(&frames)),
+        ("lines in gzip", gzip(lines.as_bytes())),
+        ("Jaeger v3", v3.into_bytes()),
+    ] {
+        let (names, unreadable) = read(&bytes);
+        assert_eq!(
+            (names.as_slice(), unreadable.len()),
+            (&ABC.map(str::to_owned)[..], 0),
+            "{form}"
+        );
+    }
+}
+
+#[test]
+fn tempo_writes_ids_in_base64_and_enums_as_names() {
+    let batch = r#"{"resource":{},"scopeSpans":[{"spans":[{"traceId":"CvdlGRbNQ92ESOshHIAxnA==","spanId":"t61rcWkgMzE=","name":"NAME","kind":"SPAN_KIND_SERVER","startTimeUnixNano":"5"}]}]}"#;
+    let batches = ["a", "b", "c"].map(|name| batch.replace("NAME", name)).join(",");
+    for text in [
+        format!(r#"{{"batches":[{batches}]}}"#),
+        format!(r#"{{"trace":{{"resourceSpans":[{batches}]}},"metrics":{{}}}}"#),
+    ] {
+        assert_eq!(read(text.as_bytes()), (ABC.map(str::to_owned).to_vec(), Vec::new()), "{text}");
+    }
+}
+
+#[test]
+fn jaeger_is_read_with_its_kinds_status_and_parents() {
+    let text = r#"{"data":[{"traceID":"af7651916cd43dd8448eb211c80319c","spans":[
+        {"traceID":"af7651916cd43dd8448eb211c80319c","spanID":"b7ad6b7169203331","operationName":"root","references":[],"startTime":1000000,"duration":2000,"tags":[{"key":"span.kind","type":"string","value":"server"},{"key":"error","type":"bool","value":true},{"key":"n","type":"int64","value":7}],"logs":[{"timestamp":1000001,"fields":[{"key":"event","type":"string","value":"exception"}]}],"processID":"p1"},
+        {"traceID":"af7651916cd43dd8448eb211c80319c","spanID":"1","operationName":"child","references":[{"refType":"CHILD_OF","traceID":"af7651916cd43dd8448eb211c80319c","spanID":"b7ad6b7169203331"}],"startTime":1000100,"duration":50,"tags":[{"key":"otel.status_code","type":"string","value":"OK"}],"processID":"p2"}
+      ],"processes":{"p1":{"serviceName":"gateway","tags":[]},"p2":{"serviceName":"cart","tags":[]}}}],"total":0}"#;
+    let mut file = TraceFile::open("t", text.as_bytes()).expect("to open");
+    let Some(Piece::Request(request)) = file.next() else { panic!("no request") };
+    assert_eq!(file.next(), None);
+    let request = ExportTraceServiceRequest::decode(request.as_slice()).expect("protobuf");
+    let spans: Vec<_> =
+        request.resource_spans.iter().map(|of| &of.scope_spans[0].spans[0]).collect();
+    assert_eq!(spans[0].trace_id[0], 0x0a);
+    assert_eq!((spans[0].kind, spans[0].status.as_ref().map(|s| s.code)), (2, Some(2)));
+    assert_eq!(
+        (spans[0].start_time_unix_nano, spans[0].end_time_unix_nano),
+        (1_000_000_000, 1_002_000_000,)
+    );
+    assert_eq!(spans[0].events[0].name, "exception");
+    assert!(spans[0].parent_span_id.is_empty());
+    assert_eq!(spans[1].parent_span_id, spans[0].span_id);
+    assert_eq!(spans[1].span_id, [0, 0, 0, 0, 0, 0, 0, 1]);
+    assert_eq!(spans[1].status.as_ref().map(|s| s.code), Some(1));
+}
+
+#[test]
+fn what_is_broken_is_named_and_passed_over() {
+    let broken = format!(
+        "{}\n{{\"resourceSpans\":[{{\n{}\n{{\"metrics\":[]}}\n{{\"resourceSpans\":[{{\"scopeSpans\":5}}]}}\n{}",
+        document(&["a"]),
+        document(&["b"]),
+        document(&["c"])
+    );
+    let (names, unreadable) = read(broken.as_bytes());
+    assert_eq!(names, ABC.map(str::to_owned));
+    let places: Vec<&str> =
+        unreadable.iter().map(|text| text.split(": ").next().expect("a place")).collect();
+    assert_eq!(places, ["t:2", "t:4", "t:5"], "{unreadable:?}");
+
+    let mut cut = framed(&[protobuf(&["a"]), protobuf(&["b"])]);
+    cut.truncate(cut.len() - 1);
+    let (names, unreadable) = read(&cut);
+    assert_eq!(names, ["a 0a"]);
+    assert!(unreadable[0].starts_with("t: byte "), "{unreadable:?}");
+
+    for text in ["hello", "\u{1}\u{2}", "[1, 2]", "{", "{}"] {
+        let (names, unreadable) = read(text.as_bytes());
+        assert_eq!((names.len(), unreadable.len()), (0, 1), "{text:?}: {unreadable:?}");
+    }
+    assert_eq!(read(b""), (Vec::new(), Vec::new()));
+    assert_eq!(read(b"\n \n"), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn a_recording_says_which_share_it_is() {
+    let mut bytes = b"TAILWATER RECORD 1\n{\"percentage\":10.0}\n".to_vec();
+    bytes.extend(framed(&[protobuf(&["a"]), protobuf(&["b"]), protobuf(&["c"])]));
+    let file = TraceFile::open("t", bytes.as_slice()).expect("to open");
+    assert!((file.share() - 0.1).abs() < 1e-12);
+    assert_eq!(read(&bytes).0, ABC.map(str::to_owned));
+}
