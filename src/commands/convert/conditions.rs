@@ -1,4 +1,4 @@
-//! A condition in OTTL as a rule about one span, or about one event of one span.
+//! A condition in OTTL as a rule about one span.
 //!
 //! What is not sure to mean the same is refused: a converter, an attribute compared with another,
 //! an order of strings. `!=` is true for a span that lacks the attribute, so that it becomes a `not`
@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::{
+    durations::duration,
     ottl::{Expression, Kind, Operator, Path},
     rule::{Rule, float, text, texts},
 };
@@ -23,9 +24,9 @@ pub(super) type Notes = Vec<String>;
 
 const NOT_EQUAL: &str = "`!=` is true for every span that lacks the attribute or has another value: written as \
      `same_span` with a `not`, not as `invert_match`";
-const IS_MATCH: &str = "`IsMatch` also looks into values that are not strings, written as text; here only strings match";
+pub(super) const IS_MATCH: &str = "`IsMatch` also looks into values that are not strings, written as text; here only strings match";
 
-fn refuse<T>(span: &Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(span: &Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { span: span.clone(), reason: reason.into() })
 }
 
@@ -67,11 +68,11 @@ fn span_rule(expression: &Expression, notes: &mut Notes) -> Result<Rule, Refusal
     }
 }
 
-fn negated(mut rule: Rule) -> Rule {
+pub(super) fn negated(mut rule: Rule) -> Rule {
     if rule.kind == "not" { rule.parts.remove(0) } else { Rule::not(rule) }
 }
 
-fn unknown_function<T>(name: &str, span: &Range<usize>) -> Result<T, Refusal> {
+pub(super) fn unknown_function<T>(name: &str, span: &Range<usize>) -> Result<T, Refusal> {
     refuse(span, format!("the function `{name}` has no counterpart in Tailwater"))
 }
 
@@ -302,7 +303,7 @@ fn is_match(value: &Expression, pattern: &Expression, notes: &mut Notes) -> Resu
 }
 
 /// A regular expression that Tailwater can compile.
-fn expression(pattern: &Expression) -> Result<&str, Refusal> {
+pub(super) fn expression(pattern: &Expression) -> Result<&str, Refusal> {
     let Kind::Text(pattern_text) = &pattern.kind else {
         return refuse(&pattern.span, "the expression must be a string");
     };
@@ -313,223 +314,5 @@ fn expression(pattern: &Expression) -> Result<&str, Refusal> {
             let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
             refuse(&pattern.span, format!("the regular expression cannot be used: {reason}"))
         }
-    }
-}
-
-const MILLISECOND_NANOS: i64 = 1_000_000;
-
-/// `(end_time_unix_nano - start_time_unix_nano) > N`, or with `end_time`, `start_time` and
-/// `Duration("…")`.
-fn duration(
-    difference: &Expression,
-    operator: Operator,
-    limit: &Expression,
-) -> Result<Rule, Refusal> {
-    let Kind::Arithmetic(end, '-', start) = &difference.kind else {
-        return refuse(&difference.span, "only the duration of the span can be computed");
-    };
-    let is_nanos = match (time(end), time(start)) {
-        (Some("end_time_unix_nano"), Some("start_time_unix_nano")) => true,
-        (Some("end_time"), Some("start_time")) => false,
-        _ => return refuse(&difference.span, "only end - start of the span can be computed"),
-    };
-    let nanos = match &limit.kind {
-        Kind::Integer(nanos) if is_nanos => *nanos,
-        Kind::Call(name, arguments) if name == "Duration" && !is_nanos => {
-            match arguments.as_slice() {
-                [Expression { kind: Kind::Text(text), .. }] => go_duration(text),
-                _ => None,
-            }
-            .ok_or_else(|| Refusal {
-                span: limit.span.clone(),
-                reason: "the duration cannot be read".to_owned(),
-            })?
-        }
-        _ => {
-            return refuse(
-                &limit.span,
-                "the duration must be compared with a number or a Duration",
-            );
-        }
-    };
-    // `>= N` is `> N - 1`, in nanoseconds.
-    let (above, is_negated) = match operator {
-        Operator::Greater => (nanos, false),
-        Operator::GreaterOrEqual => (nanos - 1, false),
-        Operator::LessOrEqual => (nanos, true),
-        Operator::Less => (nanos - 1, true),
-        _ => return refuse(&limit.span, "a duration can only be above or below a limit"),
-    };
-    if above < 0 || above % MILLISECOND_NANOS != 0 {
-        return refuse(&limit.span, "`span_duration` compares with whole milliseconds, exclusive");
-    }
-    let millis = above / MILLISECOND_NANOS;
-    let rule = Rule::new("span_duration").with("threshold_ms", millis.to_string());
-    Ok(if is_negated { negated(rule) } else { rule })
-}
-
-/// The name of a time of the span.
-fn time(expression: &Expression) -> Option<&str> {
-    let Kind::Path(path) = &expression.kind else { return None };
-    if path.key.is_some() || path.is_deeper {
-        return None;
-    }
-    match path.names.as_slice() {
-        [name] => Some(name),
-        [span, name] if span == "span" => Some(name),
-        _ => None,
-    }
-}
-
-/// A duration as Go writes it, in nanoseconds.
-pub(super) fn go_duration(text: &str) -> Option<i64> {
-    let (text, sign) = match text.strip_prefix('-') {
-        Some(rest) => (rest, -1.0),
-        None => (text.strip_prefix('+').unwrap_or(text), 1.0),
-    };
-    if text == "0" {
-        return Some(0);
-    }
-    let mut rest = text;
-    let mut nanos = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        nanos += number
-            * match &rest[..unit] {
-                "ns" => 1.0,
-                "us" | "µs" | "μs" => 1e3,
-                "ms" => 1e6,
-                "s" => 1e9,
-                "m" => 60e9,
-                "h" => 3600e9,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    let is_readable = !text.is_empty() && nanos < 9e18;
-    is_readable.then_some((sign * nanos) as i64)
-}
-
-/// A condition of the list `spanevent`: conditions on one event, joined by `and`.
-pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule, Refusal> {
-    if let Kind::Or(parts) = &condition.kind {
-        let parts = parts.iter().map(|part| of_event(part, notes)).collect::<Result<Vec<_>, _>>();
-        return Ok(Rule::all("or", parts?));
-    }
-    let parts = match &condition.kind {
-        Kind::And(parts) => parts.as_slice(),
-        _ => std::slice::from_ref(condition),
-    };
-    let mut names: Option<(&str, bool)> = None;
-    let mut attribute: Option<(&str, Option<&str>, bool)> = None;
-    for part in parts {
-        let span = part.span.clone();
-        match event_part(part, notes)? {
-            EventPart::Name { value, is_regex } if names.is_none() => {
-                names = Some((value, is_regex));
-            }
-            EventPart::Attribute { key, value, is_regex } if attribute.is_none() => {
-                attribute = Some((key, value, is_regex));
-            }
-            _ => return refuse(&span, "`span_event` has one name and one attribute"),
-        }
-    }
-    let regexes = [names.map(|(_, regex)| regex), attribute.and_then(|(_, v, r)| v.map(|_| r))];
-    let (mut name_value, mut attribute_value) = (
-        names.map(|(value, _)| value.to_owned()),
-        attribute.and_then(|(_, value, _)| value.map(str::to_owned)),
-    );
-    let is_regex = regexes.contains(&Some(true));
-    if is_regex {
-        // One switch holds for both: what is no expression becomes one that finds only itself.
-        let anchored = |value: &str| format!("^(?:{})$", regex::escape(value));
-        if regexes[0] == Some(false) {
-            name_value = name_value.as_deref().map(anchored);
-        }
-        if regexes[1] == Some(false) {
-            attribute_value = attribute_value.as_deref().map(anchored);
-        }
-    }
-    let mut rule = Rule::new("span_event");
-    if let Some(name) = &name_value {
-        rule = rule.with("names", texts([name.as_str()]));
-    }
-    if let Some((key, ..)) = attribute {
-        rule = rule.with("key", text(key));
-    }
-    if let Some(value) = &attribute_value {
-        rule = rule.with("values", texts([value.as_str()]));
-    }
-    if is_regex {
-        rule = rule.with("enabled_regex_matching", "true");
-    }
-    Ok(rule)
-}
-
-enum EventPart<'e> {
-    Name { value: &'e str, is_regex: bool },
-    Attribute { key: &'e str, value: Option<&'e str>, is_regex: bool },
-}
-
-fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'e>, Refusal> {
-    match &part.kind {
-        Kind::Compare(left, operator, right) => {
-            let Kind::Path(path) = &left.kind else {
-                return refuse(&left.span, "this side is not a field of the event");
-            };
-            match (event_field(path, &left.span)?, operator, &right.kind) {
-                (None, Operator::Equal, Kind::Text(value)) => {
-                    Ok(EventPart::Name { value, is_regex: false })
-                }
-                (Some(key), Operator::Equal, Kind::Text(value)) => {
-                    Ok(EventPart::Attribute { key, value: Some(value), is_regex: false })
-                }
-                (Some(key), Operator::NotEqual, Kind::Nil) => {
-                    Ok(EventPart::Attribute { key, value: None, is_regex: false })
-                }
-                (_, Operator::NotEqual, _) => {
-                    refuse(&part.span, "that some event lacks a value cannot be expressed")
-                }
-                _ => refuse(&part.span, "`span_event` compares names and attributes with strings"),
-            }
-        }
-        Kind::Call(name, arguments) if name == "IsMatch" => {
-            let [value, pattern] = arguments.as_slice() else {
-                return refuse(&part.span, "`IsMatch` takes a field and an expression");
-            };
-            let pattern = expression(pattern)?;
-            let Kind::Path(path) = &value.kind else {
-                return refuse(&value.span, "`IsMatch` can only look at a field of the event");
-            };
-            match event_field(path, &value.span)? {
-                None => Ok(EventPart::Name { value: pattern, is_regex: true }),
-                Some(key) => {
-                    notes.push(IS_MATCH.to_owned());
-                    Ok(EventPart::Attribute { key, value: Some(pattern), is_regex: true })
-                }
-            }
-        }
-        Kind::Call(name, _) => unknown_function(name, &part.span),
-        _ => refuse(
-            &part.span,
-            "only `==`, `!= nil` and `IsMatch`, joined by `and`, can be expressed",
-        ),
-    }
-}
-
-/// The key of an attribute of the event, or nothing for its name.
-fn event_field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Option<&'p str>, Refusal> {
-    let names: Vec<&str> = path.names.iter().map(String::as_str).collect();
-    let names = match names.as_slice() {
-        ["spanevent", rest @ ..] => rest,
-        all => all,
-    };
-    match (names, &path.key) {
-        (["name"], None) => Ok(None),
-        (["attributes"], Some(key)) if !path.is_deeper => Ok(Some(key)),
-        _ => refuse(span, format!("no condition on events looks at `{}`", path.names.join("."))),
     }
 }

@@ -23,6 +23,8 @@ use self::{
 use crate::config::{self, Diagnostics};
 
 mod conditions;
+mod durations;
+mod events;
 mod fields;
 mod ottl;
 mod policies;

@@ -1,6 +1,6 @@
 //! The options of the processor beside its policies, as `[sampling]`.
 
-use super::{conditions::go_duration, policies::Policies, yaml::Node};
+use super::{durations::go_duration, policies::Policies, yaml::Node};
 
 const SECOND_NANOS: i64 = 1_000_000_000;
 const MIB: i64 = 1 << 20;

@@ -2,7 +2,7 @@
 
 use super::{
     conditions::{self, Notes},
-    ottl,
+    events, ottl,
     policies::{Place, Policies},
     rule::{Rule, float, text, texts},
     yaml::Node,
@@ -260,7 +260,7 @@ impl Policies<'_> {
         };
         let mut notes = Notes::new();
         let rule = if of_event {
-            conditions::of_event(&expression, &mut notes)
+            events::of_event(&expression, &mut notes)
         } else {
             conditions::of_span(&expression, &mut notes)
         };

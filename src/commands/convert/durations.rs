@@ -1,0 +1,104 @@
+//! The duration of a span in OTTL, and durations as Go writes them.
+
+use super::{
+    conditions::{Refusal, negated, refuse},
+    ottl::{Expression, Kind, Operator},
+    rule::Rule,
+};
+
+const MILLISECOND_NANOS: i64 = 1_000_000;
+
+/// `(end_time_unix_nano - start_time_unix_nano) > N`, or with `end_time`, `start_time` and
+/// `Duration("…")`.
+pub(super) fn duration(
+    difference: &Expression,
+    operator: Operator,
+    limit: &Expression,
+) -> Result<Rule, Refusal> {
+    let Kind::Arithmetic(end, '-', start) = &difference.kind else {
+        return refuse(&difference.span, "only the duration of the span can be computed");
+    };
+    let is_nanos = match (time(end), time(start)) {
+        (Some("end_time_unix_nano"), Some("start_time_unix_nano")) => true,
+        (Some("end_time"), Some("start_time")) => false,
+        _ => return refuse(&difference.span, "only end - start of the span can be computed"),
+    };
+    let nanos = match &limit.kind {
+        Kind::Integer(nanos) if is_nanos => *nanos,
+        Kind::Call(name, arguments) if name == "Duration" && !is_nanos => {
+            match arguments.as_slice() {
+                [Expression { kind: Kind::Text(text), .. }] => go_duration(text),
+                _ => None,
+            }
+            .ok_or_else(|| Refusal {
+                span: limit.span.clone(),
+                reason: "the duration cannot be read".to_owned(),
+            })?
+        }
+        _ => {
+            return refuse(
+                &limit.span,
+                "the duration must be compared with a number or a Duration",
+            );
+        }
+    };
+    // `>= N` is `> N - 1`, in nanoseconds.
+    let (above, is_negated) = match operator {
+        Operator::Greater => (nanos, false),
+        Operator::GreaterOrEqual => (nanos - 1, false),
+        Operator::LessOrEqual => (nanos, true),
+        Operator::Less => (nanos - 1, true),
+        _ => return refuse(&limit.span, "a duration can only be above or below a limit"),
+    };
+    if above < 0 || above % MILLISECOND_NANOS != 0 {
+        return refuse(&limit.span, "`span_duration` compares with whole milliseconds, exclusive");
+    }
+    let millis = above / MILLISECOND_NANOS;
+    let rule = Rule::new("span_duration").with("threshold_ms", millis.to_string());
+    Ok(if is_negated { negated(rule) } else { rule })
+}
+
+/// The name of a time of the span.
+fn time(expression: &Expression) -> Option<&str> {
+    let Kind::Path(path) = &expression.kind else { return None };
+    if path.key.is_some() || path.is_deeper {
+        return None;
+    }
+    match path.names.as_slice() {
+        [name] => Some(name),
+        [span, name] if span == "span" => Some(name),
+        _ => None,
+    }
+}
+
+/// A duration as Go writes it, in nanoseconds.
+pub(super) fn go_duration(text: &str) -> Option<i64> {
+    let (text, sign) = match text.strip_prefix('-') {
+        Some(rest) => (rest, -1.0),
+        None => (text.strip_prefix('+').unwrap_or(text), 1.0),
+    };
+    if text == "0" {
+        return Some(0);
+    }
+    let mut rest = text;
+    let mut nanos = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        nanos += number
+            * match &rest[..unit] {
+                "ns" => 1.0,
+                "us" | "µs" | "μs" => 1e3,
+                "ms" => 1e6,
+                "s" => 1e9,
+                "m" => 60e9,
+                "h" => 3600e9,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    let is_readable = !text.is_empty() && nanos < 9e18;
+    is_readable.then_some((sign * nanos) as i64)
+}

@@ -1,0 +1,130 @@
+//! A condition in OTTL as a rule about one event of one span.
+
+use std::ops::Range;
+
+use super::{
+    conditions::{IS_MATCH, Notes, Refusal, expression, refuse, unknown_function},
+    ottl::{Expression, Kind, Operator, Path},
+    rule::{Rule, text, texts},
+};
+
+/// A condition of the list `spanevent`: conditions on one event, joined by `and`.
+pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule, Refusal> {
+    if let Kind::Or(parts) = &condition.kind {
+        let parts = parts.iter().map(|part| of_event(part, notes)).collect::<Result<Vec<_>, _>>();
+        return Ok(Rule::all("or", parts?));
+    }
+    let parts = match &condition.kind {
+        Kind::And(parts) => parts.as_slice(),
+        _ => std::slice::from_ref(condition),
+    };
+    let mut names: Option<(&str, bool)> = None;
+    let mut attribute: Option<(&str, Option<&str>, bool)> = None;
+    for part in parts {
+        let span = part.span.clone();
+        match event_part(part, notes)? {
+            EventPart::Name { value, is_regex } if names.is_none() => {
+                names = Some((value, is_regex));
+            }
+            EventPart::Attribute { key, value, is_regex } if attribute.is_none() => {
+                attribute = Some((key, value, is_regex));
+            }
+            _ => return refuse(&span, "`span_event` has one name and one attribute"),
+        }
+    }
+    let regexes = [names.map(|(_, regex)| regex), attribute.and_then(|(_, v, r)| v.map(|_| r))];
+    let (mut name_value, mut attribute_value) = (
+        names.map(|(value, _)| value.to_owned()),
+        attribute.and_then(|(_, value, _)| value.map(str::to_owned)),
+    );
+    let is_regex = regexes.contains(&Some(true));
+    if is_regex {
+        // One switch holds for both: what is no expression becomes one that finds only itself.
+        let anchored = |value: &str| format!("^(?:{})$", regex::escape(value));
+        if regexes[0] == Some(false) {
+            name_value = name_value.as_deref().map(anchored);
+        }
+        if regexes[1] == Some(false) {
+            attribute_value = attribute_value.as_deref().map(anchored);
+        }
+    }
+    let mut rule = Rule::new("span_event");
+    if let Some(name) = &name_value {
+        rule = rule.with("names", texts([name.as_str()]));
+    }
+    if let Some((key, ..)) = attribute {
+        rule = rule.with("key", text(key));
+    }
+    if let Some(value) = &attribute_value {
+        rule = rule.with("values", texts([value.as_str()]));
+    }
+    if is_regex {
+        rule = rule.with("enabled_regex_matching", "true");
+    }
+    Ok(rule)
+}
+
+enum EventPart<'e> {
+    Name { value: &'e str, is_regex: bool },
+    Attribute { key: &'e str, value: Option<&'e str>, is_regex: bool },
+}
+
+fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'e>, Refusal> {
+    match &part.kind {
+        Kind::Compare(left, operator, right) => {
+            let Kind::Path(path) = &left.kind else {
+                return refuse(&left.span, "this side is not a field of the event");
+            };
+            match (event_field(path, &left.span)?, operator, &right.kind) {
+                (None, Operator::Equal, Kind::Text(value)) => {
+                    Ok(EventPart::Name { value, is_regex: false })
+                }
+                (Some(key), Operator::Equal, Kind::Text(value)) => {
+                    Ok(EventPart::Attribute { key, value: Some(value), is_regex: false })
+                }
+                (Some(key), Operator::NotEqual, Kind::Nil) => {
+                    Ok(EventPart::Attribute { key, value: None, is_regex: false })
+                }
+                (_, Operator::NotEqual, _) => {
+                    refuse(&part.span, "that some event lacks a value cannot be expressed")
+                }
+                _ => refuse(&part.span, "`span_event` compares names and attributes with strings"),
+            }
+        }
+        Kind::Call(name, arguments) if name == "IsMatch" => {
+            let [value, pattern] = arguments.as_slice() else {
+                return refuse(&part.span, "`IsMatch` takes a field and an expression");
+            };
+            let pattern = expression(pattern)?;
+            let Kind::Path(path) = &value.kind else {
+                return refuse(&value.span, "`IsMatch` can only look at a field of the event");
+            };
+            match event_field(path, &value.span)? {
+                None => Ok(EventPart::Name { value: pattern, is_regex: true }),
+                Some(key) => {
+                    notes.push(IS_MATCH.to_owned());
+                    Ok(EventPart::Attribute { key, value: Some(pattern), is_regex: true })
+                }
+            }
+        }
+        Kind::Call(name, _) => unknown_function(name, &part.span),
+        _ => refuse(
+            &part.span,
+            "only `==`, `!= nil` and `IsMatch`, joined by `and`, can be expressed",
+        ),
+    }
+}
+
+/// The key of an attribute of the event, or nothing for its name.
+fn event_field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Option<&'p str>, Refusal> {
+    let names: Vec<&str> = path.names.iter().map(String::as_str).collect();
+    let names = match names.as_slice() {
+        ["spanevent", rest @ ..] => rest,
+        all => all,
+    };
+    match (names, &path.key) {
+        (["name"], None) => Ok(None),
+        (["attributes"], Some(key)) if !path.is_deeper => Ok(Some(key)),
+        _ => refuse(span, format!("no condition on events looks at `{}`", path.names.join("."))),
+    }
+}
