@@ -339,12 +339,22 @@ pub(crate) fn rv(trace_state: &str) -> Option<u64> {
 }
 
 fn others_and_ot(list: &str) -> (Vec<&str>, Vec<&str>) {
-    let (ot, others): (Vec<_>, Vec<_>) = list
-        .split(',')
-        .map(|member| member.trim_matches([' ', '\t']))
-        .filter(|member| !member.is_empty())
-        .partition(|member| member.starts_with("ot="));
+    let (ot, others): (Vec<_>, Vec<_>) =
+        members(list).partition(|member| member.starts_with("ot="));
     (others, ot.into_iter().map(|member| &member[3..]).collect())
+}
+
+fn members(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(blank).filter(|member| !member.is_empty())
+}
+
+fn blank(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
+}
+
+/// Whether a pair has this key, at least to a reader that forgives white space and no value.
+fn has_key(pair: &str, separator: char, key: &str) -> bool {
+    blank(pair.split_once(separator).map_or(pair, |(key, _)| key)) == key
 }
 
 fn hex(digits: &str, lengths: std::ops::RangeInclusive<usize>) -> Option<u64> {
@@ -388,15 +398,18 @@ pub(crate) fn tracestate(bytes: &[u8]) {
 /// stay.
 fn naive_stamp(list: &str, stamp: &Stamp) -> Option<(String, bool)> {
     let (others, ot) = others_and_ot(list);
-    if ot.len() > 1 {
+    if ot.len() > 1 || others.iter().any(|member| has_key(member, '=', "ot")) {
         return None;
     }
     let pairs: Vec<_> =
         ot.iter().flat_map(|ot| ot.split(';')).filter(|pair| !pair.is_empty()).collect();
-    let ths: Vec<_> = pairs.iter().filter_map(|pair| pair.strip_prefix("th:")).collect();
+    let ths: Vec<_> = pairs.iter().filter(|pair| has_key(pair, ':', "th")).collect();
     let incoming = match ths[..] {
         [] => 0,
-        [digits] => hex(digits, 1..=14)? << (4 * (14 - digits.len())),
+        [pair] => {
+            let digits = pair.strip_prefix("th:")?;
+            hex(digits, 1..=14)? << (4 * (14 - digits.len()))
+        }
         _ => return None,
     };
     let inconsistent = incoming > stamp.randomness.0;

@@ -50,13 +50,15 @@ pub(crate) fn member() -> impl Strategy<Value = String> {
     let pair = prop_oneof![
         3 => "th:[0-9a-f]{1,14}",
         1 => "th:[0-9a-gA]{0,16}",
+        1 => "[ \\t]?(th|rv)[ \\t]?:?[0-9a-f]{0,2}",
         3 => "rv:[0-9a-f]{14}",
         1 => "rv:[0-9a-gA]{12,16}",
         1 => "[a-z]:[a-z]{0,140}",
         1 => Just(String::new()),
     ];
     let ot = prop::collection::vec(pair, 0..4).prop_map(|pairs| format!("ot={}", pairs.join(";")));
-    prop_oneof![3 => ot, 2 => "[a-z@]{1,3}=[ -+--~é]{0,5}", 1 => "[a-z]?", 1 => many_members()]
+    prop_oneof![3 => ot, 2 => "[a-z@]{1,3}=[ -+--~é]{0,5}", 1 => "[a-z]?",
+        1 => "ot[ \\t]?=?[a-z:]?", 1 => many_members()]
 }
 
 fn many_members() -> impl Strategy<Value = String> {
