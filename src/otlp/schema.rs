@@ -2,7 +2,7 @@
 //!
 //! [`super::clean`] checks what leaves by it, [`super::json`] reads JSON by it. A test holds it
 //! equal to the descriptors of opentelemetry-proto. Source: opentelemetry-proto 1.x, trace, common
-//! and resource; for the former fields, version 0.19.
+//! and resource; for the former fields, version 0.15.
 
 use super::wire;
 

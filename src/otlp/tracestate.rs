@@ -90,7 +90,7 @@ pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool
         let _ = write!(out, ";rv:{randomness}");
     }
     // A bad `rv` is carried along with the others unless a good one takes its place.
-    for other in ot.others.iter().filter(|o| randomness.is_none() || !o.starts_with("rv:")) {
+    for other in ot.others.iter().filter(|o| randomness.is_none() || key_of(o, ':') != "rv") {
         let _ = write!(out, ";{other}");
     }
     if out.len() - "ot=".len() > OT_CHARS_MAX || count > MEMBERS_MAX {
@@ -200,6 +200,8 @@ mod tests {
             ("ot=th:4", 50.0, false, "ot=th:8"),
             ("ot=rv:bad", 50.0, false, "ot=th:8;rv:bad"),
             ("ot=rv:bad", 50.0, true, "ot=th:8;rv:ef000000000000"),
+            ("ot=rv", 50.0, false, "ot=th:8;rv"),
+            ("ot=rv;x:y", 50.0, true, "ot=th:8;rv:ef000000000000;x:y"),
             ("ot=rv:f0000000000000", 50.0, true, "ot=th:8;rv:f0000000000000"),
         ] {
             assert_eq!(stamped(list, percentage, explicit), Ok((expected.into(), false)), "{list}");

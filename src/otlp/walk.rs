@@ -132,8 +132,8 @@ pub fn walk<C: Conditions>(
 const RESOURCE_SPANS: u32 = tag(1, BYTES);
 /// The scopes of a resource, and the spans of a scope.
 const CHILDREN: u32 = tag(2, BYTES);
-/// The scopes of a resource in OTLP 0.15 to 0.19, under their former name and a number of their
-/// own. Resource, scope and spans inside have the numbers that they have today.
+/// The scopes of a resource under their former name, which OTLP 0.15 gave a number of its own and
+/// OTLP 1.0 no longer has. Resource, scope and spans inside have the numbers that they have today.
 const FORMER_SCOPES: u32 = tag(schema::FORMER_SCOPES, BYTES);
 
 /// What a walk works with.

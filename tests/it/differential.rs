@@ -128,7 +128,7 @@ enum AnyOf {
     Index(i32),
 }
 
-/// A whole request with the field that OTLP had from 0.15 to 0.19 for what are scopes today.
+/// A whole request with the field that OTLP 0.15 still had for what are scopes today.
 #[derive(Clone, PartialEq, Message)]
 struct Former {
     #[prost(message, repeated, tag = "1")]
@@ -481,7 +481,7 @@ fn naive_stamp(list: &str, stamp: &Stamp) -> Option<(String, bool)> {
         value.push_str(&format!(";rv:{randomness:014x}"));
     }
     let stays = |pair: &&&str| {
-        !(pair.starts_with("th:") || randomness.is_some() && pair.starts_with("rv:"))
+        !(pair.starts_with("th:") || randomness.is_some() && has_key(pair, ':', "rv"))
     };
     for pair in pairs.iter().filter(stays) {
         value.push_str(&format!(";{pair}"));

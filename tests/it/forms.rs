@@ -268,6 +268,24 @@ fn bare_deflate(bytes: &[u8], level: u32) -> Vec<u8> {
     encoder.finish().expect("in memory")
 }
 
+/// All of these bytes, compressed so that they can be read, in a stream that does not end.
+fn flushed(coding: &str, bytes: &[u8]) -> Vec<u8> {
+    macro_rules! started {
+        ($encoder:expr) => {{
+            let mut encoder = $encoder;
+            encoder.write_all(bytes).expect("in memory");
+            encoder.flush().expect("in memory");
+            encoder.get_ref().clone()
+        }};
+    }
+    let level = flate2::Compression::fast();
+    match coding {
+        "gzip" => started!(flate2::write::GzEncoder::new(Vec::new(), level)),
+        "deflate" => started!(flate2::write::ZlibEncoder::new(Vec::new(), level)),
+        _ => started!(zstd::Encoder::new(Vec::new(), 1).expect("an encoder")),
+    }
+}
+
 fn one_span(trace: u64, name: usize) -> Vec<u8> {
     let span = Span { name: "x".repeat(name), ..span(trace, 1, None) };
     request("shop", vec![span]).encode_to_vec()
@@ -338,19 +356,23 @@ async fn what_cannot_be_inflated_to_the_end_is_refused() {
         assert!(answer.header("grpc-accept-encoding").contains("deflate"), "{answer:?}");
     }
     drop(client);
-    let (zlib, bare) = (compressed("deflate", &body), bare_deflate(&body, 6));
-    let mut flushed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-    flushed.write_all(&body).expect("in memory");
-    flushed.flush().expect("in memory");
-    let unfinished = flushed.get_ref().clone();
+    let bare = bare_deflate(&body, 6);
+    for coding in ["gzip", "deflate", "zstd"] {
+        let whole = compressed(coding, &body);
+        let (rest, last) = whole.split_at(whole.len() - 1);
+        for (what, body) in [
+            ("a byte missing", rest.to_vec()),
+            ("the last byte changed", [rest, &[!last[0]]].concat()),
+            ("a byte behind it", [&whole[..], &[7]].concat()),
+            ("flushed, not ended", flushed(coding, &body)),
+        ] {
+            let header = format!("content-encoding: {coding}");
+            let answer = send(&running, POST, &[PROTOBUF, &header], &body).await;
+            assert_eq!(answer.status, 400, "{coding}, {what} {answer:?}");
+        }
+    }
     for (what, body) in [
-        ("zlib without its checksum", &zlib[..zlib.len() - 4]),
-        (
-            "zlib with a wrong checksum",
-            &[&zlib[..zlib.len() - 1], &[!zlib[zlib.len() - 1]]].concat(),
-        ),
-        ("zlib flushed but not ended", &unfinished),
-        ("zlib twice", &[&zlib[..], &zlib].concat()),
+        ("zlib twice", &compressed("deflate", &body).repeat(2)[..]),
         ("bare deflate and a byte", &[&bare[..], &[0]].concat()),
         ("bare deflate cut short", &bare[..bare.len() - 2]),
         ("nothing", &[]),
@@ -360,7 +382,7 @@ async fn what_cannot_be_inflated_to_the_end_is_refused() {
         assert_eq!(answer.status, 400, "{what} {answer:?}");
     }
     let metrics = running.metrics().await;
-    assert_eq!((answered(&metrics, 415), refused(&metrics, "malformed")), (6.0, 8.0));
+    assert_eq!((answered(&metrics, 415), refused(&metrics, "malformed")), (6.0, 17.0));
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), 0.0);
     running.stop().await;
 }

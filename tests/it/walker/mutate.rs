@@ -121,7 +121,7 @@ fn inner(kind: Kind, number: u32) -> Option<Kind> {
     })
 }
 
-/// `ResourceSpans.instrumentation_library_spans`, of OTLP 0.15 to 0.19.
+/// `ResourceSpans.instrumentation_library_spans` of OTLP 0.15.
 const FORMER_SCOPES: u32 = 1000;
 
 /// Encodes a message anew with fields repeated, moved, split and added.
