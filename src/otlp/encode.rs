@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::{
     Context, clean,
     conditions::Attribute,
-    tracestate::{self, Stamp, Unstampable},
+    tracestate::{self, Stamp},
     wire::{self, BYTES, Malformed, Reader, Value, length_delimited_len, tag},
 };
 use crate::buffers::Buffers;
@@ -74,6 +74,11 @@ struct Outgoing {
     cut: Range<usize>,
     tail: Range<usize>,
     context: Arc<Context>,
+}
+
+/// What the stamps need to know of a span that may leave.
+struct Pushed {
+    is_root: bool,
     /// Its `tracestate` was no text and has been repaired: what it says now nobody has sent.
     is_state_repaired: bool,
 }
@@ -139,25 +144,34 @@ impl Batch {
     /// Cleans and stamps the spans of one trace, given in the order they arrived.
     pub fn push_trace(&mut self, spans: impl Iterator<Item = KeptSpan>, stamp: &TraceStamp<'_>) {
         let first = self.spans.len();
-        let mut root = None;
+        let (mut root, mut repaired) = (None, Vec::new());
         for span in spans {
-            let Some(is_root) = self.push_clean(span) else { continue };
-            if is_root && root.is_none() {
-                root = Some(self.spans.len() - 1);
+            let index = self.spans.len();
+            let Some(pushed) = self.push_clean(span) else { continue };
+            if pushed.is_root && root.is_none() {
+                root = Some(index);
+            }
+            if pushed.is_state_repaired {
+                repaired.push(index);
             }
         }
         let bearer = root.unwrap_or(first);
+        let mut repaired = repaired.into_iter().peekable();
         // Spans without a tracestate, which most are, get the same one.
         let mut shared = None;
         for index in first..self.spans.len() {
             let policy = stamp.policy_and_trigger.filter(|_| index == bearer);
-            let shares = policy.is_none() && self.spans[index].cut.is_empty();
             if policy.is_some() {
                 self.unstamp(index);
             }
+            let is_stampable = repaired.next_if_eq(&index).is_none();
+            let tracestate = stamp.tracestate.filter(|_| is_stampable);
+            self.faults.unstamped_spans +=
+                u64::from(stamp.tracestate.is_some() && tracestate.is_none());
+            let shares = policy.is_none() && self.spans[index].cut.is_empty();
             match &shared {
                 Some(tail) if shares => self.spans[index].tail = Range::clone(tail),
-                _ => self.stamp(index, stamp.tracestate, policy),
+                _ => self.stamp(index, tracestate, policy),
             }
             if shares {
                 shared = Some(self.spans[index].tail.clone());
@@ -166,9 +180,8 @@ impl Batch {
         }
     }
 
-    /// Appends a span whose `cut` is its `tracestate` field. Returns whether it is a root, `None`
-    /// where it cannot leave.
-    fn push_clean(&mut self, span: KeptSpan) -> Option<bool> {
+    /// Appends a span whose `cut` is its `tracestate` field; `None` where it cannot leave.
+    fn push_clean(&mut self, span: KeptSpan) -> Option<Pushed> {
         let cleaned = clean::span(&span.bytes);
         let context = &span.context;
         let (Ok((bytes, repairs)), Ok(_), Ok(_)) =
@@ -189,9 +202,8 @@ impl Batch {
             cut: located.trace_state,
             tail: 0..0,
             context: span.context,
-            is_state_repaired,
         });
-        Some(located.is_root)
+        Some(Pushed { is_root: located.is_root, is_state_repaired })
     }
 
     /// Takes the attributes of an instance before this one out of a span that is to get new ones.
@@ -207,11 +219,7 @@ impl Batch {
         let start = self.tails.len();
         let span = &mut self.spans[index];
         let arrived = trace_state_text(&span.bytes, &span.cut);
-        let stamped = stamp.map(|stamp| match span.is_state_repaired {
-            true => Err(Unstampable),
-            false => tracestate::stamp(arrived, &stamp, &mut self.stamped),
-        });
-        match stamped {
+        match stamp.map(|stamp| tracestate::stamp(arrived, &stamp, &mut self.stamped)) {
             Some(Ok(inconsistent)) => {
                 self.faults.inconsistent_spans += u64::from(inconsistent);
                 wire::put_length_delimited(&mut self.tails, 3, self.stamped.len());
@@ -423,24 +431,45 @@ fn has_unreadable_state(arrived: &[u8]) -> bool {
 
 /// A clean span without the attributes that say why a trace was kept; `None` where it has none.
 fn without_own_attributes(span: &[u8]) -> Option<Vec<u8>> {
-    let mut rest: Option<Vec<u8>> = None;
+    if !has_own_attributes(span) {
+        return None;
+    }
+    let mut rest = Vec::with_capacity(span.len());
     let mut reader = Reader::new(span);
-    let mut at = 0;
     while let Some(field) = reader.next_field().expect(CLEAN) {
-        let is_own = field.number == ATTRIBUTE >> 3 && is_own_attribute(&field.value);
-        if is_own {
-            rest.get_or_insert_with(|| span[..at].to_vec());
-        } else if let Some(rest) = &mut rest {
+        let is_own = match field.value {
+            Value::Bytes(pair) if field.number == ATTRIBUTE >> 3 => is_own_attribute(pair),
+            _ => false,
+        };
+        if !is_own {
             rest.extend_from_slice(field.raw);
         }
-        at += field.raw.len();
     }
-    rest
+    Some(rest)
 }
 
-fn is_own_attribute(pair: &Value<'_>) -> bool {
-    let pair = pair.bytes().and_then(Attribute::read);
-    let key = pair.map_or(&[][..], |pair| pair.key);
+fn has_own_attributes(span: &[u8]) -> bool {
+    let mut reader = Reader::new(span);
+    while let Some(tag) = reader.next_tag().expect(CLEAN) {
+        if tag != ATTRIBUTE {
+            reader.skip(tag).expect(CLEAN);
+            continue;
+        }
+        loop {
+            if is_own_attribute(reader.bytes().expect(CLEAN)) {
+                return true;
+            }
+            // They follow one another.
+            if !reader.next_is(ATTRIBUTE as u8) {
+                break;
+            }
+        }
+    }
+    false
+}
+
+fn is_own_attribute(pair: &[u8]) -> bool {
+    let key = Attribute::read(pair).expect(CLEAN).key;
     key == POLICY_KEY.as_bytes() || key == TRIGGER_KEY.as_bytes()
 }
 
