@@ -56,6 +56,7 @@ use crate::{
     policy::Plan,
     receiver::{
         self, Intake, descriptors,
+        empty::EmptyRequests,
         grpc::GrpcService,
         handshake::Handshake,
         http::HttpService,
@@ -153,6 +154,7 @@ impl Shared {
             budget: Arc::clone(&self.budget),
             buffers: receiver::buffers(4 * cores()),
             turns: Turns::new(cores()),
+            empty: EmptyRequests::default(),
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),
             supervisor: Arc::clone(&self.supervisor),

@@ -133,6 +133,7 @@ pub struct Metrics {
     accepted: [Counter; 2],
     refused_spans: [Counter; 2],
     refused_requests: [[Counter; 6]; 2],
+    empty_requests: [Counter; 2],
     grpc_requests: Vec<Counter>,
     not_grpc_requests: Counter,
     handshake_failures: [Counter; 2],
@@ -198,6 +199,7 @@ impl Metrics {
                 let name = "tailwater_receiver_refused_requests_total";
                 REFUSED.map(|why| counter!(name, "transport" => transport, "reason" => why))
             }),
+            empty_requests: per_transport("tailwater_receiver_empty_requests_total"),
             grpc_requests: codes().map(|code| requests("grpc", code_name(code).into())).collect(),
             not_grpc_requests: requests("grpc", "415".into()),
             handshake_failures: per_transport("tailwater_receiver_tls_handshake_failures_total"),
@@ -278,6 +280,11 @@ impl Metrics {
     /// A request of which nothing was taken.
     pub fn refused(&self, transport: Transport, because: RefusedBecause) {
         self.refused_requests[transport as usize][because as usize].increment(1);
+    }
+
+    /// A request that was taken and carried bytes but no span.
+    pub fn empty(&self, transport: Transport) {
+        self.empty_requests[transport as usize].increment(1);
     }
 
     /// A request that was answered over gRPC.
@@ -437,6 +444,7 @@ fn describe() {
     describe_counter!("tailwater_receiver_accepted_spans_total", "Spans acknowledged, without those rejected.");
     describe_counter!("tailwater_receiver_refused_spans_total", "Spans rejected inside an accepted request.");
     describe_counter!("tailwater_receiver_refused_requests_total", "Requests of which nothing was consumed.");
+    describe_counter!("tailwater_receiver_empty_requests_total", "Requests answered with success that carry bytes but no span.");
     describe_counter!("tailwater_receiver_requests_total", "Requests answered, by gRPC code or HTTP status.");
     describe_counter!("tailwater_receiver_tls_handshake_failures_total", "Connections that never became TLS connections.");
     describe_counter!("tailwater_traces_kept_total", "Traces kept, by the policy that is credited.");
@@ -450,7 +458,7 @@ fn describe() {
     describe_counter!("tailwater_exporter_sent_spans_total", "Spans that the backend has accepted.");
     describe_counter!("tailwater_exporter_failed_spans_total", "Kept spans that will never reach the backend, by reason.");
     describe_counter!("tailwater_exporter_retries_total", "Export attempts that are made again, by the code that made them fail.");
-    describe_counter!("tailwater_unstamped_spans_total", "Kept spans whose tracestate could not be stamped and left as it came.");
+    describe_counter!("tailwater_unstamped_spans_total", "Kept spans whose tracestate could not be stamped: it left as it came, repaired where it was not UTF-8.");
     describe_counter!("tailwater_inconsistent_threshold_spans_total", "Kept spans whose incoming ot=th contradicted the randomness and was erased.");
     describe_counter!("tailwater_repaired_strings_total", "Strings in kept spans that were not UTF-8 and were repaired.");
     describe_counter!("tailwater_removed_links_total", "Span links with ids of wrong length, removed from kept spans.");

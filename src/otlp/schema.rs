@@ -2,7 +2,7 @@
 //!
 //! [`super::clean`] checks what leaves by it, [`super::json`] reads JSON by it. A test holds it
 //! equal to the descriptors of opentelemetry-proto. Source: opentelemetry-proto 1.x, trace, common
-//! and resource.
+//! and resource; for the former fields, version 0.15.
 
 use super::wire;
 
@@ -10,7 +10,13 @@ use super::wire;
 pub(super) struct Schema {
     pub(super) fields: &'static [Field],
     pub(super) role: Role,
+    /// Fields that today's OTLP no longer has, with their numbers. Only JSON is read by them; the
+    /// walker turns them into today's before anything is cleaned.
+    former: &'static [(u32, Field)],
 }
+
+/// The number of `ResourceSpans.instrumentation_library_spans`.
+pub(super) const FORMER_SCOPES: u32 = 1000;
 
 /// What is special about a message.
 #[derive(PartialEq, Eq)]
@@ -38,8 +44,9 @@ pub(super) enum Kind {
     /// Not in use.
     Unknown,
     Bool,
-    /// Enums, too: OTLP/JSON writes them as numbers.
     Int32,
+    /// The names of its values, in the order of their numbers, which start at 0.
+    Enum(&'static [&'static str]),
     Int64,
     Uint32,
     Fixed32,
@@ -60,13 +67,34 @@ impl Schema {
         field.map_or(&Kind::Unknown, |field| &field.kind)
     }
 
-    /// A field and its number by its name in JSON.
+    /// A field and its number by its name in JSON, or by that in the proto files, which
+    /// protobuf's JSON mapping allows as well.
     pub(super) fn named(&self, name: &[u8]) -> Option<(u32, &'static Field)> {
         let mut fields = (1..).zip(self.fields);
-        fields.find(|(_, field)| {
-            field.name.as_bytes() == name && !matches!(field.kind, Kind::Unknown)
-        })
+        let is_named = |field: &Field| {
+            !matches!(field.kind, Unknown)
+                && (field.name.as_bytes() == name || is_snake_case_of(name, field.name))
+        };
+        let former = || {
+            let mut former = self.former.iter();
+            former.find(|(_, field)| is_named(field)).map(|(number, field)| (*number, field))
+        };
+        fields.find(|(_, field)| is_named(field)).or_else(former)
     }
+}
+
+/// Whether `name` is the lower_snake_case of a name in lowerCamelCase.
+fn is_snake_case_of(name: &[u8], camel: &str) -> bool {
+    let mut rest = name;
+    for &byte in camel.as_bytes() {
+        let expected: &[u8] =
+            if byte.is_ascii_uppercase() { &[b'_', byte.to_ascii_lowercase()] } else { &[byte] };
+        match rest.strip_prefix(expected) {
+            Some(behind) => rest = behind,
+            None => return false,
+        }
+    }
+    rest.is_empty()
 }
 
 impl Kind {
@@ -75,7 +103,7 @@ impl Kind {
     pub(super) fn wire_type(&self) -> Option<u32> {
         match self {
             Unknown => None,
-            Kind::Bool | Int32 | Kind::Int64 | Uint32 => Some(wire::VARINT),
+            Kind::Bool | Int32 | Enum(_) | Kind::Int64 | Uint32 => Some(wire::VARINT),
             Fixed32 => Some(wire::FIXED32),
             Fixed64 | Kind::Double => Some(wire::FIXED64),
             Id | Kind::Bytes | Text | Message(_) => Some(wire::BYTES),
@@ -83,10 +111,18 @@ impl Kind {
     }
 }
 
-use Kind::{Fixed32, Fixed64, Id, Int32, Message, Text, Uint32, Unknown};
+use Kind::{Enum, Fixed32, Fixed64, Id, Int32, Message, Text, Uint32, Unknown};
 
 const fn plain(fields: &'static [Field]) -> Schema {
-    Schema { fields, role: Role::Plain }
+    with_former(fields, &[])
+}
+
+const fn with_former(fields: &'static [Field], former: &'static [(u32, Field)]) -> Schema {
+    Schema { fields, role: Role::Plain, former }
+}
+
+const fn with_role(role: Role, fields: &'static [Field]) -> Schema {
+    Schema { fields, role, former: &[] }
 }
 
 const fn one(name: &'static str, kind: Kind) -> Field {
@@ -99,11 +135,15 @@ const fn many(name: &'static str, kind: Kind) -> Field {
 
 /// The whole request.
 pub(super) static REQUEST: Schema = plain(&[many("resourceSpans", Message(&RESOURCE_SPANS))]);
-pub(super) static RESOURCE_SPANS: Schema = plain(&[
-    one("resource", Message(&RESOURCE)),
-    many("scopeSpans", Message(&SCOPE_SPANS)),
-    one("schemaUrl", Text),
-]);
+pub(super) static RESOURCE_SPANS: Schema = with_former(
+    &[
+        one("resource", Message(&RESOURCE)),
+        many("scopeSpans", Message(&SCOPE_SPANS)),
+        one("schemaUrl", Text),
+    ],
+    // The messages in it have the numbers and types of today's.
+    &[(FORMER_SCOPES, many("instrumentationLibrarySpans", Message(&SCOPE_SPANS)))],
+);
 static RESOURCE: Schema = plain(&[
     many("attributes", Message(&KEY_VALUE)),
     one("droppedAttributesCount", Uint32),
@@ -115,8 +155,10 @@ static ENTITY_REF: Schema = plain(&[
     many("idKeys", Text),
     many("descriptionKeys", Text),
 ]);
-pub(super) static SCOPE_SPANS: Schema =
-    plain(&[one("scope", Message(&SCOPE)), many("spans", Message(&SPAN)), one("schemaUrl", Text)]);
+pub(super) static SCOPE_SPANS: Schema = with_former(
+    &[one("scope", Message(&SCOPE)), many("spans", Message(&SPAN)), one("schemaUrl", Text)],
+    &[(1, one("instrumentationLibrary", Message(&SCOPE)))],
+);
 static SCOPE: Schema = plain(&[
     one("name", Text),
     one("version", Text),
@@ -129,7 +171,7 @@ pub(super) static SPAN: Schema = plain(&[
     one("traceState", Text),
     one("parentSpanId", Id),
     one("name", Text),
-    one("kind", Int32),
+    one("kind", Enum(SPAN_KINDS)),
     one("startTimeUnixNano", Fixed64),
     one("endTimeUnixNano", Fixed64),
     many("attributes", Message(&KEY_VALUE)),
@@ -141,14 +183,23 @@ pub(super) static SPAN: Schema = plain(&[
     one("status", Message(&STATUS)),
     one("flags", Fixed32),
 ]);
+const SPAN_KINDS: &[&str] = &[
+    "SPAN_KIND_UNSPECIFIED",
+    "SPAN_KIND_INTERNAL",
+    "SPAN_KIND_SERVER",
+    "SPAN_KIND_CLIENT",
+    "SPAN_KIND_PRODUCER",
+    "SPAN_KIND_CONSUMER",
+];
 static EVENT: Schema = plain(&[
     one("timeUnixNano", Fixed64),
     one("name", Text),
     many("attributes", Message(&KEY_VALUE)),
     one("droppedAttributesCount", Uint32),
 ]);
-static LINK: Schema = Schema {
-    fields: &[
+static LINK: Schema = with_role(
+    Role::Link,
+    &[
         one("traceId", Id),
         one("spanId", Id),
         one("traceState", Text),
@@ -156,15 +207,17 @@ static LINK: Schema = Schema {
         one("droppedAttributesCount", Uint32),
         one("flags", Fixed32),
     ],
-    role: Role::Link,
-};
-static STATUS: Schema = plain(&[one("", Unknown), one("message", Text), one("code", Int32)]);
-static KEY_VALUE: Schema = Schema {
-    fields: &[one("key", Text), one("value", Message(&ANY_VALUE)), one("keyStrindex", Int32)],
-    role: Role::KeyValue,
-};
-static ANY_VALUE: Schema = Schema {
-    fields: &[
+);
+static STATUS: Schema =
+    plain(&[one("", Unknown), one("message", Text), one("code", Enum(STATUS_CODES))]);
+const STATUS_CODES: &[&str] = &["STATUS_CODE_UNSET", "STATUS_CODE_OK", "STATUS_CODE_ERROR"];
+static KEY_VALUE: Schema = with_role(
+    Role::KeyValue,
+    &[one("key", Text), one("value", Message(&ANY_VALUE)), one("keyStrindex", Int32)],
+);
+static ANY_VALUE: Schema = with_role(
+    Role::AnyValue,
+    &[
         one("stringValue", Text),
         one("boolValue", Kind::Bool),
         one("intValue", Kind::Int64),
@@ -174,8 +227,7 @@ static ANY_VALUE: Schema = Schema {
         one("bytesValue", Kind::Bytes),
         one("stringValueStrindex", Int32),
     ],
-    role: Role::AnyValue,
-};
+);
 static ARRAY_VALUE: Schema = plain(&[many("values", Message(&ANY_VALUE))]);
 static KEY_VALUE_LIST: Schema = plain(&[many("values", Message(&KEY_VALUE))]);
 
@@ -193,7 +245,8 @@ mod tests {
     fn expected(field: &FieldDescriptorProto) -> &'static str {
         match field.r#type() {
             Type::Bool => "bool",
-            Type::Int32 | Type::Enum => "int32",
+            Type::Int32 => "int32",
+            Type::Enum => "enum",
             Type::Int64 => "int64",
             Type::Uint32 => "uint32",
             Type::Fixed32 => "fixed32",
@@ -212,6 +265,7 @@ mod tests {
             Unknown => "unknown",
             Kind::Bool => "bool",
             Int32 => "int32",
+            Enum(_) => "enum",
             Kind::Int64 => "int64",
             Uint32 => "uint32",
             Fixed32 => "fixed32",
@@ -237,6 +291,15 @@ mod tests {
         all.into_iter().find(|(full, _)| full == name).expect("described").1
     }
 
+    /// The names of an enum's values; their numbers are their places.
+    fn values_of(set: &FileDescriptorSet, name: &str) -> Vec<String> {
+        let (message, own) = name.rsplit_once('.').expect("nested in a message");
+        let mut enums = find(set, message).enum_type.iter();
+        let values = &enums.find(|all| all.name() == own).expect("described").value;
+        assert!((0..).zip(values).all(|(place, value)| place == value.number()), "{name}");
+        values.iter().map(|value| value.name().to_owned()).collect()
+    }
+
     fn compare(
         set: &FileDescriptorSet,
         name: &str,
@@ -254,12 +317,33 @@ mod tests {
             assert_eq!(ours.name, field.json_name(), "{where_}");
             assert_eq!(actual(&ours.kind), expected(field), "{where_}");
             assert_eq!(ours.is_repeated, field.label() == Label::Repeated, "{where_}");
-            if let Message(schema) = ours.kind {
-                compare(set, field.type_name(), schema, seen);
+            for name in [field.name(), field.json_name()] {
+                let (number, named) = schema.named(name.as_bytes()).expect("found by its name");
+                assert_eq!((number as i32, named.name), (field.number(), ours.name), "{where_}");
+            }
+            match ours.kind {
+                Message(schema) => compare(set, field.type_name(), schema, seen),
+                Enum(names) => assert_eq!(names, values_of(set, field.type_name()), "{where_}"),
+                _ => {}
             }
         }
         let in_use = |field: &&Field| !matches!(field.kind, Unknown);
         assert_eq!(schema.fields.iter().filter(in_use).count(), described.field.len(), "{name}");
+    }
+
+    #[test]
+    fn former_fields_have_both_of_their_names() {
+        for (schema, name, number) in [
+            (&RESOURCE_SPANS, "instrumentation_library_spans", 1000),
+            (&RESOURCE_SPANS, "instrumentationLibrarySpans", 1000),
+            (&SCOPE_SPANS, "instrumentation_library", 1),
+            (&SCOPE_SPANS, "instrumentationLibrary", 1),
+        ] {
+            assert_eq!(schema.named(name.as_bytes()).map(|(number, _)| number), Some(number));
+        }
+        for name in ["trace_Id", "traceid", "trace__id", "trace_id_", "_trace_id", "trace_i", ""] {
+            assert!(SPAN.named(name.as_bytes()).is_none(), "{name}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub struct Stamp {
 struct OtMember<'a> {
     threshold: Option<Threshold>,
     randomness: Option<Randomness>,
-    /// Sub-members that are neither a `th` nor a valid `rv`.
+    /// Sub-members that are neither a `th` nor the first valid `rv`.
     others: Vec<&'a str>,
 }
 
@@ -70,10 +70,11 @@ pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool
     let mut ot = None;
     let mut count = 1;
     for member in members(text) {
-        let Some(value) = ot_value(member) else {
+        if !is_ot(member) {
             count += 1;
             continue;
-        };
+        }
+        let value = ot_value(member).ok_or(Unstampable)?;
         if ot.replace(parse_ot(value)?).is_some() {
             return Err(Unstampable);
         }
@@ -89,13 +90,13 @@ pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool
         let _ = write!(out, ";rv:{randomness}");
     }
     // A bad `rv` is carried along with the others unless a good one takes its place.
-    for other in ot.others.iter().filter(|o| randomness.is_none() || !o.starts_with("rv:")) {
+    for other in ot.others.iter().filter(|o| randomness.is_none() || key_of(o, ':') != "rv") {
         let _ = write!(out, ";{other}");
     }
     if out.len() - "ot=".len() > OT_CHARS_MAX || count > MEMBERS_MAX {
         return Err(Unstampable);
     }
-    for member in members(text).filter(|member| ot_value(member).is_none()) {
+    for member in members(text).filter(|member| !is_ot(member)) {
         out.push(',');
         out.push_str(member);
     }
@@ -114,6 +115,17 @@ fn members(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|m| !m.is_empty())
 }
 
+/// Whether a member is `ot`, also where it has no value or white space stands around its key: then
+/// a stamp beside it would be a second one to readers that are lenient.
+fn is_ot(member: &str) -> bool {
+    key_of(member, '=') == "ot"
+}
+
+/// The key of a pair without the white space around it; the whole pair where there is no separator.
+fn key_of(pair: &str, separator: char) -> &str {
+    pair.split(separator).next().unwrap_or_default().trim_matches([' ', '\t'])
+}
+
 fn ot_value(member: &str) -> Option<&str> {
     member.strip_prefix("ot=")
 }
@@ -121,7 +133,8 @@ fn ot_value(member: &str) -> Option<&str> {
 fn parse_ot(value: &str) -> Result<OtMember<'_>, Unstampable> {
     let mut ot = OtMember::default();
     for pair in value.split(';').filter(|pair| !pair.is_empty()) {
-        if let Some(digits) = pair.strip_prefix("th:") {
+        if key_of(pair, ':') == "th" {
+            let digits = pair.strip_prefix("th:").ok_or(Unstampable)?;
             let threshold = parse_threshold(digits).ok_or(Unstampable)?;
             if ot.threshold.replace(threshold).is_some() {
                 return Err(Unstampable);
@@ -187,6 +200,8 @@ mod tests {
             ("ot=th:4", 50.0, false, "ot=th:8"),
             ("ot=rv:bad", 50.0, false, "ot=th:8;rv:bad"),
             ("ot=rv:bad", 50.0, true, "ot=th:8;rv:ef000000000000"),
+            ("ot=rv", 50.0, false, "ot=th:8;rv"),
+            ("ot=rv;x:y", 50.0, true, "ot=th:8;rv:ef000000000000;x:y"),
             ("ot=rv:f0000000000000", 50.0, true, "ot=th:8;rv:f0000000000000"),
         ] {
             assert_eq!(stamped(list, percentage, explicit), Ok((expected.into(), false)), "{list}");
@@ -204,6 +219,15 @@ mod tests {
         let many = (0..32).map(|i| format!("k{i}=v")).collect::<Vec<_>>().join(",");
         for list in [
             "ot=th:",
+            "ot=th",
+            "a=1,ot=rv:ef000000000000;th",
+            "ot=th;th:0",
+            "ot=th:0; th",
+            "ot= th:0",
+            "ot=th :0",
+            "ot",
+            "ot,ot=th:0",
+            "ot =th:0",
             "ot=th:G",
             "ot=th:123456789012345",
             "ot=th:0;th:0",

@@ -10,7 +10,9 @@
 //! Repeated scalar fields: the last one wins; repeated messages merge; unknown fields and groups
 //! are skipped: the rules of protobuf, and a property test and a fuzz target hold them equal to
 //! prost's. An error means that the whole request is undecodable and nothing of it may be used; a
-//! span whose ids are not of the right length is left out alone and counted.
+//! span whose ids are not of the right length is left out alone and counted. The former
+//! `instrumentation_library_spans` are read where a resource has no spans in `scope_spans`; they
+//! leave as `scope_spans`.
 //!
 //! Full prost decoding costs 15 to 23 times as much; a recursive check of what no policy reads
 //! would double the cost of this pass, so it is left to [`super::clean`], which sees a tenth of the
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use super::{
     conditions::{Attribute, Conditions, SpanFields},
     context::{Context, Contexts},
-    tracestate,
+    schema, tracestate,
     wire::{BYTES, Malformed, Reader, VARINT, tag},
 };
 use crate::trace::{Randomness, StatusCode, TraceId};
@@ -82,6 +84,11 @@ pub struct Walked {
 }
 
 impl Walked {
+    /// Spans that were met so far, those with malformed ids included.
+    fn seen(&self) -> u64 {
+        self.spans.len() as u64 + self.rejected
+    }
+
     /// Forgets a request but keeps the capacity that one of up to 64 Ki spans needs.
     pub fn clear(&mut self) {
         self.spans.clear();
@@ -125,6 +132,9 @@ pub fn walk<C: Conditions>(
 const RESOURCE_SPANS: u32 = tag(1, BYTES);
 /// The scopes of a resource, and the spans of a scope.
 const CHILDREN: u32 = tag(2, BYTES);
+/// The scopes of a resource under their former name, which OTLP 0.15 gave a number of its own and
+/// OTLP 1.0 no longer has. Resource, scope and spans inside have the numbers that they have today.
+const FORMER_SCOPES: u32 = tag(schema::FORMER_SCOPES, BYTES);
 
 /// What a walk works with.
 struct Walk<'a, C> {
@@ -138,11 +148,22 @@ impl<C: Conditions> Walk<'_, C> {
         // The resource may follow its spans, so what belongs to it is collected first; skipping the
         // spans costs one length a block.
         walked.resource.clear();
-        collect_resource(message, &mut walked.resource)?;
+        let has_former_scopes = collect_resource(message, &mut walked.resource)?;
+        let before = walked.seen();
+        self.scopes(message, CHILDREN, walked)?;
+        // A sender may write the same spans in both fields; only one of them counts.
+        if has_former_scopes && walked.seen() == before {
+            self.scopes(message, FORMER_SCOPES, walked)?;
+        }
+        Ok(())
+    }
+
+    /// The scopes of a `ResourceSpans` in its fields with this tag.
+    fn scopes(&self, message: &[u8], scopes: u32, walked: &mut Walked) -> Result<(), Unwalked> {
         let (mut resource, mut is_resource_read) = (None, false);
         let mut reader = Reader::new(message);
         while let Some(tag) = reader.next_tag()? {
-            if tag != CHILDREN {
+            if tag != scopes {
                 reader.skip(tag)?;
                 continue;
             }
@@ -317,17 +338,24 @@ mod span_tag {
     pub(super) const FLAGS: u32 = tag(16, FIXED32);
 }
 
-/// Appends the raw bytes of all fields of a `ResourceSpans` but number 2, which holds the scopes.
-fn collect_resource(message: &[u8], resource: &mut Vec<u8>) -> Result<(), Malformed> {
+/// Appends the raw bytes of all fields of a `ResourceSpans` but those that hold scopes. Returns
+/// whether there are scopes under their former number.
+fn collect_resource(message: &[u8], resource: &mut Vec<u8>) -> Result<bool, Malformed> {
+    let mut has_former_scopes = false;
     let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field()? {
-        if field.number == 2 {
-            field.value.bytes()?;
-        } else {
-            resource.extend_from_slice(field.raw);
+        match field.number {
+            2 => _ = field.value.bytes()?,
+            // Backends that still know this number must not get it, neither as an unknown field of
+            // the resource nor with another wire type.
+            schema::FORMER_SCOPES => {
+                field.value.bytes()?;
+                has_former_scopes = true;
+            }
+            _ => resource.extend_from_slice(field.raw),
         }
     }
-    Ok(())
+    Ok(has_former_scopes)
 }
 
 /// Whether a `ScopeSpans` has any span.

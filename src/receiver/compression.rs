@@ -1,8 +1,11 @@
 //! Decompression that stops at a limit and is charged while it runs.
 //!
-//! Called by both doors on the connection's task. A body is inflated step by step; each step is
+//! Called by both receivers on the connection's task. A body is inflated step by step; each step is
 //! charged before it is made, and a bomb ends at the message limit, wherever its own end is. zstd
 //! keeps a window beside what it has written, which is charged too.
+//!
+//! A body must be compressed to its last byte: what ends early, or goes on behind its end, is
+//! refused, since the part that can be read may well be a valid request with fewer spans.
 //!
 //! What is larger than 1 MiB, by arrival or when inflated, takes a turn that lasts until it is
 //! buffered. A body that turns out large begins again with its turn: while it waits it holds only
@@ -11,6 +14,7 @@
 use std::io::{self, Read};
 
 use bytes::Bytes;
+use flate2::{Decompress, FlushDecompress, Status};
 
 use super::{
     Refusal,
@@ -29,9 +33,47 @@ const ZSTD_WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     Gzip,
-    /// zlib's format, as HTTP means it.
+    /// zlib's format, as HTTP means it, or bare DEFLATE, as many implement it.
     Deflate,
     Zstd,
+}
+
+/// The names of the codings that are read, for senders that use another one.
+pub(super) const CODINGS: &str = "gzip,deflate,zstd,identity";
+
+/// Why the codings of a body cannot be undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UnknownCoding {
+    /// There is one that is not known.
+    Name,
+    /// There is more than one.
+    Several,
+}
+
+impl Encoding {
+    /// The encoding that a list of codings names, in any case; `None` where that is `identity` or
+    /// nothing. Collectors write `zlib` for `deflate`; `x-gzip` is gzip's name in old HTTP.
+    ///
+    /// # Errors
+    /// [`UnknownCoding`].
+    pub(super) fn of<'a>(
+        lists: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<Option<Self>, UnknownCoding> {
+        let mut found = None;
+        for coding in lists.flat_map(|list| list.split(|byte| *byte == b',')) {
+            let named = match &coding.trim_ascii().to_ascii_lowercase()[..] {
+                b"" | b"identity" => continue,
+                b"gzip" | b"x-gzip" => Encoding::Gzip,
+                b"deflate" | b"zlib" => Encoding::Deflate,
+                b"zstd" => Encoding::Zstd,
+                _ => return Err(UnknownCoding::Name),
+            };
+            if found.replace(named).is_some() {
+                return Err(UnknownCoding::Several);
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// A message as it was before it was compressed, what it holds, and its turn if it is large.
@@ -99,14 +141,65 @@ async fn attempt(
         Encoding::Gzip => {
             read(flate2::bufread::MultiGzDecoder::new(body), 0, bytes_max, charge).await
         }
-        Encoding::Deflate => {
-            read(flate2::bufread::ZlibDecoder::new(body), 0, bytes_max, charge).await
-        }
+        Encoding::Deflate => read(Inflating::new(body), 0, bytes_max, charge).await,
         Encoding::Zstd => {
             let mut decoder = zstd::Decoder::with_buffer(body).map_err(refusal_of)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(refusal_of)?;
             read(decoder, 1 << ZSTD_WINDOW_LOG_MAX, bytes_max, charge).await
         }
+    }
+}
+
+/// A DEFLATE stream that must be the whole of its body. flate2's own readers take the end of the
+/// body for the end of the stream, and do not mind what follows the stream.
+struct Inflating<'a> {
+    decompress: Decompress,
+    rest: &'a [u8],
+    has_ended: bool,
+}
+
+impl<'a> Inflating<'a> {
+    fn new(body: &'a [u8]) -> Self {
+        let decompress = Decompress::new(has_zlib_header(body));
+        Inflating { decompress, rest: body, has_ended: false }
+    }
+}
+
+impl Read for Inflating<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let invalid = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
+        if self.has_ended || out.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let (read_before, written_before) =
+                (self.decompress.total_in(), self.decompress.total_out());
+            let status = self.decompress.decompress(self.rest, out, FlushDecompress::None)?;
+            let read = (self.decompress.total_in() - read_before) as usize;
+            let written = (self.decompress.total_out() - written_before) as usize;
+            self.rest = &self.rest[read..];
+            self.has_ended = status == Status::StreamEnd;
+            if self.has_ended && !self.rest.is_empty() {
+                return Err(invalid("bytes follow the end of the deflate stream"));
+            }
+            if written > 0 || self.has_ended {
+                return Ok(written);
+            }
+            if read == 0 {
+                return Err(invalid("the deflate stream ends early"));
+            }
+        }
+    }
+}
+
+/// Whether a deflate body begins with zlib's header. A bare stream cannot look like that: its first
+/// block would be one that is stored and has bits set in its padding, which nothing writes.
+fn has_zlib_header(body: &[u8]) -> bool {
+    match body {
+        [method, flags, ..] => {
+            method & 0x0f == 8 && u16::from_be_bytes([*method, *flags]).is_multiple_of(31)
+        }
+        _ => false,
     }
 }
 

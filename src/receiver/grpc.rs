@@ -27,8 +27,9 @@ use tower_service::Service;
 use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
-    compression::{Encoding, inflate},
+    compression::{CODINGS, Encoding, inflate},
     deadline::in_time,
+    empty::Sent,
     listen::LongLived,
     turns::work,
 };
@@ -122,7 +123,12 @@ impl GrpcService {
         drop(body);
         let message = inflate(encoding, message, charge, bytes_max, &self.intake.turns).await?;
         let intake = Arc::clone(&self.intake);
-        work(message.is_large(), move || intake.take(Transport::Grpc, &message.bytes)).await
+        work(message.is_large(), move || {
+            let ingested = intake.take(Transport::Grpc, &message.bytes)?;
+            intake.notice_empty(Transport::Grpc, Sent::Protobuf(&message.bytes), &ingested);
+            Ok(ingested)
+        })
+        .await
     }
 
     fn refuse(&self, refusal: &Refusal) -> Status {
@@ -183,17 +189,14 @@ fn unframe(body: &Bytes, encoding: Option<Encoding>) -> Result<(Option<Encoding>
 }
 
 fn encoding_of<B>(request: &http::Request<B>) -> Result<Option<Encoding>, Status> {
-    match request.headers().get("grpc-encoding").map(HeaderValue::as_bytes) {
-        None | Some(b"identity") => Ok(None),
-        Some(b"gzip") => Ok(Some(Encoding::Gzip)),
-        Some(b"zstd") => Ok(Some(Encoding::Zstd)),
-        Some(_) => {
-            let mut status = Status::unimplemented("the grpc-encoding must be gzip or zstd");
-            let known = MetadataValue::from_static("identity,gzip,zstd");
-            status.metadata_mut().insert("grpc-accept-encoding", known);
-            Err(status)
-        }
-    }
+    let names = request.headers().get_all("grpc-encoding").iter().map(HeaderValue::as_bytes);
+    Encoding::of(names).map_err(|_| {
+        let message = "the grpc-encoding must be one of gzip, deflate, zstd and identity";
+        let mut status = Status::unimplemented(message);
+        let known = MetadataValue::from_static(CODINGS);
+        status.metadata_mut().insert("grpc-accept-encoding", known);
+        status
+    })
 }
 
 /// An answer with a message.
@@ -237,7 +240,8 @@ pub(super) fn partial_success(ingested: &Ingested) -> Option<ExportTracePartialS
         rejected_spans: i64::try_from(ingested.rejected).unwrap_or(i64::MAX),
         error_message:
             "spans with malformed ids were rejected: a trace id has 16 bytes, a span id 8, \
-                        a parent span id 0 or 8, and neither of the first two is all zero"
+                        a parent span id 0 or 8, in JSON written in hexadecimal; neither of the \
+                        first two is all zero"
                 .into(),
     })
 }

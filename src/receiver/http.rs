@@ -9,7 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{
+        ACCEPT_ENCODING, ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    },
 };
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -21,8 +23,9 @@ use tonic_types::pb;
 use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
-    compression::{Encoding, inflate},
+    compression::{CODINGS, Encoding, UnknownCoding, inflate},
     deadline::in_time,
+    empty::Sent,
     grpc::{acknowledgement, partial_success},
     turns::work,
 };
@@ -45,7 +48,7 @@ enum Unfit {
     NotFound,
     NotPost,
     UnknownType,
-    UnknownEncoding,
+    UnknownCoding(UnknownCoding),
 }
 
 /// What a request is written in, and its answer.
@@ -112,13 +115,17 @@ impl HttpService {
         let mut message = inflate(encoding, body, charge, bytes_max, &self.intake.turns).await?;
         let intake = Arc::clone(&self.intake);
         work(message.is_large(), move || {
-            if format == Format::Json {
-                message.grow(JSON_NEEDS * message.bytes.len())?;
-                let turn_into = || json::to_protobuf(&message.bytes);
-                let supervisor = &intake.supervisor;
-                message.bytes = supervisor.contained_now(Task::Receiver, turn_into)??.into();
-            }
-            intake.take(Transport::Http, &message.bytes)
+            let protobuf = match format {
+                Format::Protobuf => message.bytes.clone(),
+                Format::Json => {
+                    message.grow(JSON_NEEDS * message.bytes.len())?;
+                    let turn_into = || json::to_protobuf(&message.bytes);
+                    intake.supervisor.contained_now(Task::Receiver, turn_into)??.into()
+                }
+            };
+            let ingested = intake.take(Transport::Http, &protobuf)?;
+            intake.notice_empty(Transport::Http, format.sent(&message.bytes), &ingested);
+            Ok(ingested)
         })
         .await
     }
@@ -162,6 +169,13 @@ impl Format {
         match self {
             Format::Protobuf => "application/x-protobuf",
             Format::Json => "application/json",
+        }
+    }
+
+    fn sent(self, body: &[u8]) -> Sent<'_> {
+        match self {
+            Format::Protobuf => Sent::Protobuf(body),
+            Format::Json => Sent::Json(body),
         }
     }
 
@@ -211,13 +225,8 @@ fn encoding_of<B>(request: &Request<B>) -> Result<Option<Encoding>, Unfit> {
     if format_of(request).is_none() {
         return Err(Unfit::UnknownType);
     }
-    match header(request, CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
-        None | Some("" | "identity") => Ok(None),
-        Some("gzip") => Ok(Some(Encoding::Gzip)),
-        Some("deflate") => Ok(Some(Encoding::Deflate)),
-        Some("zstd") => Ok(Some(Encoding::Zstd)),
-        Some(_) => Err(Unfit::UnknownEncoding),
-    }
+    let codings = request.headers().get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    Encoding::of(codings).map_err(Unfit::UnknownCoding)
 }
 
 fn unfit_response(unfit: &Unfit, format: Format) -> Response<Full<Bytes>> {
@@ -231,15 +240,23 @@ fn unfit_response(unfit: &Unfit, format: Format) -> Response<Full<Bytes>> {
             Code::InvalidArgument,
             "the content type must be application/x-protobuf or application/json",
         ),
-        Unfit::UnknownEncoding => (
+        Unfit::UnknownCoding(UnknownCoding::Name) => (
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::InvalidArgument,
             "the content encoding must be gzip, deflate, zstd or identity",
+        ),
+        Unfit::UnknownCoding(UnknownCoding::Several) => (
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Code::InvalidArgument,
+            "the body is compressed more than once; only one content encoding is taken",
         ),
     };
     let mut response = error(status, code, message.to_owned(), format);
     if status == StatusCode::METHOD_NOT_ALLOWED {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    if matches!(unfit, Unfit::UnknownCoding(_)) {
+        response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
     }
     response
 }

@@ -10,6 +10,7 @@ mod admission;
 mod compression;
 mod deadline;
 pub mod descriptors;
+pub mod empty;
 pub mod grpc;
 pub mod handshake;
 pub mod http;
@@ -27,7 +28,11 @@ use std::{
     time::Duration,
 };
 
-use self::{admission::SMALL_BYTES_MAX, turns::Turns};
+use self::{
+    admission::SMALL_BYTES_MAX,
+    empty::{EmptyRequests, Sent},
+    turns::Turns,
+};
 use crate::{
     budget::Budget,
     buffers::Buffers,
@@ -148,6 +153,8 @@ pub struct Intake {
     pub turns: Turns,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Notices requests that carry no span.
+    pub empty: EmptyRequests,
     /// Gives `now`.
     pub clock: Arc<WindowClock>,
     /// Contains and counts panics.
@@ -216,6 +223,11 @@ impl Intake {
             })??;
         self.metrics.accepted(transport, ingested.accepted, ingested.rejected);
         Ok(ingested)
+    }
+
+    /// Counts and logs a request that was taken though it has no span.
+    fn notice_empty(&self, transport: Transport, sent: Sent<'_>, ingested: &Ingested) {
+        self.empty.notice(&self.metrics, transport, sent, ingested);
     }
 
     /// Hands on what a request has brought about.

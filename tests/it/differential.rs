@@ -5,9 +5,10 @@ use std::borrow::Cow;
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
+    resource,
     trace::v1::{ResourceSpans, ScopeSpans, Span},
 };
-use prost::Message;
+use prost::{DecodeError, Message};
 use tailwater::{
     budget::Budget,
     otlp::{
@@ -38,6 +39,16 @@ struct OfResource {
     resource: Option<Resource>,
     #[prost(message, repeated, tag = "2")]
     scope_spans: Vec<OfScope>,
+    #[prost(message, repeated, tag = "1000")]
+    former_scopes: Vec<OfScope>,
+}
+
+impl OfResource {
+    /// The scopes that count, and the former ones in their place where those have no span.
+    fn scopes(&self) -> &[OfScope] {
+        let has_spans = self.scope_spans.iter().any(|of_scope| !of_scope.spans.is_empty());
+        if has_spans { &self.scope_spans } else { &self.former_scopes }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -117,6 +128,38 @@ enum AnyOf {
     Index(i32),
 }
 
+/// A whole request with the field that OTLP 0.15 still had for what are scopes today.
+#[derive(Clone, PartialEq, Message)]
+struct Former {
+    #[prost(message, repeated, tag = "1")]
+    resource_spans: Vec<FormerOfResource>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct FormerOfResource {
+    #[prost(message, optional, tag = "1")]
+    resource: Option<resource::v1::Resource>,
+    #[prost(message, repeated, tag = "2")]
+    scope_spans: Vec<ScopeSpans>,
+    #[prost(string, tag = "3")]
+    schema_url: String,
+    #[prost(message, repeated, tag = "1000")]
+    former_scopes: Vec<ScopeSpans>,
+}
+
+/// Decodes a request of any version, to one of today's with the same meaning.
+pub(crate) fn decode(bytes: &[u8]) -> Result<ExportTraceServiceRequest, DecodeError> {
+    let today = |of_resource: FormerOfResource| {
+        let FormerOfResource { resource, scope_spans, schema_url, former_scopes } = of_resource;
+        let has_spans = scope_spans.iter().any(|of_scope| !of_scope.spans.is_empty());
+        let is_former = !has_spans && !former_scopes.is_empty();
+        let scope_spans = if is_former { former_scopes } else { scope_spans };
+        ResourceSpans { resource, scope_spans, schema_url }
+    };
+    let resource_spans = Former::decode(bytes)?.resource_spans.into_iter().map(today).collect();
+    Ok(ExportTraceServiceRequest { resource_spans })
+}
+
 /// The framing alone: nothing that the walker accepts may fail to be this.
 #[derive(Clone, PartialEq, Message)]
 struct Framing {
@@ -128,6 +171,8 @@ struct Framing {
 struct FramingOfResource {
     #[prost(message, repeated, tag = "2")]
     scope_spans: Vec<OfScope>,
+    #[prost(bytes = "vec", repeated, tag = "1000")]
+    former_scopes: Vec<Vec<u8>>,
 }
 
 /// Walks any bytes. What prost reads of a request the walker reads too, and reads the same.
@@ -145,7 +190,7 @@ pub(crate) fn walk(bytes: &[u8]) -> bool {
         Err(_) if accepted => assert_framing(bytes),
         Err(_) => {}
     }
-    let request = ExportTraceServiceRequest::decode(bytes);
+    let request = decode(bytes);
     if let Ok(request) = &request {
         assert!(accepted, "prost accepts it, but the walker refuses it");
         compare_whole(bytes, request, &walked);
@@ -161,13 +206,26 @@ pub(crate) fn walk(bytes: &[u8]) -> bool {
 }
 
 fn assert_framing(bytes: &[u8]) {
-    if let Err(error) = Framing::decode(bytes) {
+    let assert_too_deep = |error: DecodeError| {
         assert!(is_too_deep(&error), "the walker accepts what is not framed as a request: {error}");
+    };
+    match Framing::decode(bytes) {
+        Ok(framing) => {
+            for of_resource in framing.resource_spans {
+                let has_spans = of_resource.scope_spans.iter().any(|all| !all.spans.is_empty());
+                // Where they do not count, nobody looks into them.
+                let former = of_resource.former_scopes.iter().filter(|_| !has_spans);
+                former
+                    .filter_map(|bytes| OfScope::decode(&bytes[..]).err())
+                    .for_each(assert_too_deep);
+            }
+        }
+        Err(error) => assert_too_deep(error),
     }
 }
 
 /// prost counts unknown groups and known messages together and is stricter about their depth.
-fn is_too_deep(error: &prost::DecodeError) -> bool {
+fn is_too_deep(error: &DecodeError) -> bool {
     error.to_string().contains("recursion limit")
 }
 
@@ -246,7 +304,7 @@ fn compare_read(bytes: &[u8], request: &Request, walked: &Walked) {
             put_bit(&pair.key, b"of a resource", &mut resource_bits);
             expect_bit(pair, &mut resource_bits);
         });
-        for span in of_resource.scope_spans.iter().flat_map(|of_scope| &of_scope.spans) {
+        for span in of_resource.scopes().iter().flat_map(|of_scope| &of_scope.spans) {
             if !ids_are_sound(span) {
                 rejected += 1;
                 continue;
@@ -322,7 +380,7 @@ pub(crate) fn json(bytes: &[u8]) -> bool {
     assert!(protobuf.len() <= bytes.len(), "{} from {}", protobuf.len(), bytes.len());
     Request::decode(&protobuf[..]).expect("framed as a request");
     let is_whole = walk(&protobuf);
-    if let Err(error) = ExportTraceServiceRequest::decode(&protobuf[..]) {
+    if let Err(error) = decode(&protobuf[..]) {
         let is_string = error.to_string().contains("UTF-8");
         assert!(!is_whole && (is_string || is_too_deep(&error)), "{error}");
     }
@@ -339,12 +397,22 @@ pub(crate) fn rv(trace_state: &str) -> Option<u64> {
 }
 
 fn others_and_ot(list: &str) -> (Vec<&str>, Vec<&str>) {
-    let (ot, others): (Vec<_>, Vec<_>) = list
-        .split(',')
-        .map(|member| member.trim_matches([' ', '\t']))
-        .filter(|member| !member.is_empty())
-        .partition(|member| member.starts_with("ot="));
+    let (ot, others): (Vec<_>, Vec<_>) =
+        members(list).partition(|member| member.starts_with("ot="));
     (others, ot.into_iter().map(|member| &member[3..]).collect())
+}
+
+fn members(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(blank).filter(|member| !member.is_empty())
+}
+
+fn blank(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
+}
+
+/// Whether a pair has this key, at least to a reader that forgives white space and no value.
+fn has_key(pair: &str, separator: char, key: &str) -> bool {
+    blank(pair.split_once(separator).map_or(pair, |(key, _)| key)) == key
 }
 
 fn hex(digits: &str, lengths: std::ops::RangeInclusive<usize>) -> Option<u64> {
@@ -388,15 +456,18 @@ pub(crate) fn tracestate(bytes: &[u8]) {
 /// stay.
 fn naive_stamp(list: &str, stamp: &Stamp) -> Option<(String, bool)> {
     let (others, ot) = others_and_ot(list);
-    if ot.len() > 1 {
+    if ot.len() > 1 || others.iter().any(|member| has_key(member, '=', "ot")) {
         return None;
     }
     let pairs: Vec<_> =
         ot.iter().flat_map(|ot| ot.split(';')).filter(|pair| !pair.is_empty()).collect();
-    let ths: Vec<_> = pairs.iter().filter_map(|pair| pair.strip_prefix("th:")).collect();
+    let ths: Vec<_> = pairs.iter().filter(|pair| has_key(pair, ':', "th")).collect();
     let incoming = match ths[..] {
         [] => 0,
-        [digits] => hex(digits, 1..=14)? << (4 * (14 - digits.len())),
+        [pair] => {
+            let digits = pair.strip_prefix("th:")?;
+            hex(digits, 1..=14)? << (4 * (14 - digits.len()))
+        }
         _ => return None,
     };
     let inconsistent = incoming > stamp.randomness.0;
@@ -410,7 +481,7 @@ fn naive_stamp(list: &str, stamp: &Stamp) -> Option<(String, bool)> {
         value.push_str(&format!(";rv:{randomness:014x}"));
     }
     let stays = |pair: &&&str| {
-        !(pair.starts_with("th:") || randomness.is_some() && pair.starts_with("rv:"))
+        !(pair.starts_with("th:") || randomness.is_some() && has_key(pair, ':', "rv"))
     };
     for pair in pairs.iter().filter(stays) {
         value.push_str(&format!(";{pair}"));

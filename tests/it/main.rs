@@ -26,6 +26,7 @@ mod export_encoding;
 mod export_hostile;
 mod export_outage;
 mod export_parts;
+mod forms;
 mod harness;
 mod hostile;
 mod http;

@@ -2,9 +2,10 @@
 //! one span.
 
 use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message as _;
 
 use crate::harness::{
-    ALL, ERRORS_AND_HALF, HIGH, LOW, Metrics, Running, attribute, config, span, trace_id,
+    ALL, ERRORS_AND_HALF, HIGH, LOW, Metrics, Running, attribute, config, request, span, trace_id,
 };
 
 fn with_state(span: Span, trace_state: &str) -> Span {
@@ -37,6 +38,10 @@ async fn tracestate_is_composed_or_left_alone() {
         ("a=1,ot=th:G", None),
         ("ot=th:123456789012345", None),
         ("ot=th:1,ot=th:2", None),
+        ("ot=th", None),
+        ("ot=th:", None),
+        ("a=1,ot=th;rv:f0000000000000", None),
+        ("ot", None),
         (&full, None),
         (&long, None),
     ]
@@ -53,6 +58,54 @@ async fn tracestate_is_composed_or_left_alone() {
     assert_eq!(metrics.get("unstamped_spans_total"), unstamped as f64);
     assert_eq!(metrics.get("inconsistent_threshold_spans_total"), 1.0);
     running.stop().await;
+}
+
+/// Scenario: a span whose `tracestate` is not UTF-8 and names a low randomness.
+/// Guarantees: it is kept by its trace id, leaves without a stamp beside what it said, and is
+/// counted.
+#[tokio::test]
+async fn a_tracestate_that_is_no_text_is_not_stamped() {
+    let running = Running::start(config(ERRORS_AND_HALF)).await;
+    let list = b"ot=rv:00000000000001,vendor=caf#";
+    let named = with_state(span(HIGH | 1, 1, None), std::str::from_utf8(list).expect("text"));
+    let mut bytes = request("shop", vec![named]).encode_to_vec();
+    let at = bytes.windows(list.len()).position(|window| window == list).expect("sent");
+    bytes[at + list.len() - 1] = 0xe9;
+    running.export_bytes(bytes).await.expect("accepted");
+    let metrics = running.at_rest().await;
+    assert_eq!(states(&running, HIGH | 1), ["ot=rv:00000000000001,vendor=caf\u{fffd}"]);
+    assert_eq!(metrics.get("unstamped_spans_total"), 1.0);
+    assert_eq!(metrics.get("repaired_strings_total"), 1.0);
+    running.stop().await;
+}
+
+/// Scenario: what one instance sends is taken by another, which has other policies.
+/// Guarantees: the root bears policy and trigger once, those of the second.
+#[tokio::test]
+async fn a_second_instance_replaces_what_the_first_one_said() {
+    let first = Running::start(config(ERRORS_AND_HALF)).await;
+    first.accept(vec![span(HIGH | 1, 2, Some(1)), span(HIGH | 1, 1, None)]).await;
+    first.at_rest().await;
+    let sent = first.received.lock().expect("no panic").clone();
+    first.stop().await;
+    let second = Running::start(config(ALL)).await;
+    for request in &sent {
+        second.export(request).await.expect("accepted");
+    }
+    second.at_rest().await;
+    let spans = second.spans();
+    let keys = |span: &Span| -> Vec<String> {
+        span.attributes.iter().map(|pair| pair.key.clone()).collect()
+    };
+    let expected = ["http.route", "tailwater.policy", "tailwater.trigger"];
+    let (roots, others): (Vec<_>, Vec<_>) =
+        spans.iter().partition(|span| span.parent_span_id.is_empty());
+    assert_eq!((roots.len(), others.len()), (1, 1));
+    assert_eq!(keys(roots[0]), expected);
+    assert_eq!(attribute(roots[0], "tailwater.policy"), Some("all"));
+    assert_eq!(keys(others[0]), ["http.route"]);
+    assert!(spans.iter().all(|span| span.trace_state == "ot=th:8"));
+    second.stop().await;
 }
 
 /// Scenario: spans of one trace that were sampled upstream at different thresholds, and one that

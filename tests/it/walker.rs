@@ -136,6 +136,41 @@ fn scopes_without_spans_cost_nothing() {
     assert!(walked.contexts.is_empty() && contexts.is_empty());
 }
 
+/// Scenario: the former field for scopes in front of the resource, without scopes of today's field,
+/// beside some without spans, and beside some with them.
+/// Guarantees: its spans are read in the resource and the scope that they would have today; where
+/// there are spans of today's field they alone count; the field is no part of the resource.
+#[test]
+fn former_scopes_are_scopes_where_there_are_no_others() {
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
+    let today = |trace| builders::resource_spans("shop", vec![builders::root(trace, 0)]);
+    let request = |beside: Vec<ScopeSpans>| {
+        let mut whole = today(0);
+        let of_scope = std::mem::replace(&mut whole.scope_spans, beside).remove(0).encode_to_vec();
+        let mut of_resource = Vec::new();
+        tailwater::otlp::wire::put_length_delimited(&mut of_resource, 1000, of_scope.len());
+        of_resource.extend(of_scope);
+        of_resource.extend(whole.encode_to_vec());
+        let mut request = Vec::new();
+        tailwater::otlp::wire::put_length_delimited(&mut request, 1, of_resource.len());
+        [request, of_resource].concat()
+    };
+    let scopes = [Vec::new(), vec![ScopeSpans::default()], today(1).scope_spans];
+    for (beside, trace) in scopes.into_iter().zip([0, 0, 1]) {
+        let bytes = request(beside);
+        assert!(differential::walk(&bytes));
+        let contexts = Contexts::new(tailwater::budget::Budget::new(1 << 20));
+        let mut walked = Walked::default();
+        let walk = tailwater::otlp::walk::walk(&bytes, &contexts, &(), &mut walked);
+        assert_eq!((walk, walked.spans.len(), walked.rejected), (Ok(()), 1, 0));
+        assert_eq!(walked.spans[0].trace_id.0, builders::trace_id(trace));
+        let resource = ResourceSpans { scope_spans: Vec::new(), ..today(0) }.encode_to_vec();
+        assert_eq!(walked.contexts[0].resource().arrived(), resource);
+        let scope = ScopeSpans { spans: Vec::new(), ..today(0).scope_spans.remove(0) };
+        assert_eq!(walked.contexts[0].scope(), scope.encode_to_vec());
+    }
+}
+
 /// Scenario: two scopes with the same content, and the same bytes split otherwise between resource
 /// and scope.
 /// Guarantees: contexts are shared by content, and by nothing else.

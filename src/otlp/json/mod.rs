@@ -4,8 +4,11 @@
 //! member is, `message.rs` writes; nothing is built in between, so that what is written is never
 //! longer than what was read. The rules are OTLP's: names in lowerCamelCase, ids in hexadecimal of
 //! either case, enums as numbers, unknown members ignored; beyond that those of protobuf's JSON
-//! mapping: integers as numbers or strings, `"NaN"` and `"Infinity"`, base64 of either alphabet,
-//! `null` for what is not there (the Node SDK writes NaN as `{"doubleValue": null}`).
+//! mapping: names as in the proto files, enums by name, integers as numbers or strings, `"NaN"` and
+//! `"Infinity"`, base64 of either alphabet, `null` for what is not there (the Node SDK writes NaN
+//! as `{"doubleValue": null}`). The former `instrumentationLibrarySpans` become the protobuf field
+//! that they were, which the walker reads. A name that an enum does not have refuses the request,
+//! as it does in the Collector and in protobuf's own parsers.
 //!
 //! What protobuf would carry is carried here: an id that is not hexadecimal becomes an id of one
 //! byte, so that its span is rejected alone, or its link removed; strings that are no valid Unicode
@@ -48,7 +51,7 @@ pub fn to_protobuf(json: &[u8]) -> Result<Vec<u8>, InvalidJson> {
     if u32::try_from(json.len()).is_err() {
         return Err(InvalidJson(Error::custom("a request of 4 GiB or more")));
     }
-    let json = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
+    let json = without_mark(json);
     let mut message = Message::with_capacity(json.len());
     let mut reader = serde_json::Deserializer::from_slice(json);
     reader.disable_recursion_limit();
@@ -57,7 +60,10 @@ pub fn to_protobuf(json: &[u8]) -> Result<Vec<u8>, InvalidJson> {
     Ok(message.finish())
 }
 
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// The text behind the byte order mark that it may begin with.
+pub(super) fn without_mark(json: &[u8]) -> &[u8] {
+    json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json)
+}
 
 /// The outermost object.
 struct Request<'a>(&'a mut Message);
@@ -172,6 +178,7 @@ impl<'de> Visitor<'de> for Value<'_> {
             Kind::Unknown => "nothing",
             Kind::Bool => "true or false",
             Kind::Int32 => "a 32-bit integer",
+            Kind::Enum(_) => "a 32-bit integer or the name of a value",
             Kind::Int64 => "a 64-bit integer",
             Kind::Uint32 | Kind::Fixed32 => "an unsigned 32-bit integer",
             Kind::Fixed64 => "an unsigned 64-bit integer",
@@ -254,7 +261,7 @@ impl<'de> Visitor<'de> for Value<'_> {
         }
     }
 
-    /// A number in a string.
+    /// A number in a string, or the name of an enum's value.
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         match self.field.kind {
             // Takes "NaN" and "Infinity" as well.
@@ -262,9 +269,9 @@ impl<'de> Visitor<'de> for Value<'_> {
                 Ok(value) => self.visit_f64(value),
                 Err(_) => Err(self.unexpected()),
             },
-            _ => match text.parse() {
-                Ok(value) => self.integer(value),
-                Err(_) => Err(self.unexpected()),
+            _ => match self.named(text).or_else(|| text.parse().ok()) {
+                Some(value) => self.integer(value),
+                None => Err(self.unexpected()),
             },
         }
     }
@@ -284,11 +291,17 @@ impl<'de> Visitor<'de> for Value<'_> {
 }
 
 impl Value<'_> {
+    /// The number of an enum's value by its name.
+    fn named(&self, name: &str) -> Option<i128> {
+        let Kind::Enum(names) = self.field.kind else { return None };
+        (0..).zip(names).find(|(_, known)| **known == name).map(|(number, _)| number)
+    }
+
     fn integer<E: Error>(self, value: i128) -> Result<(), E> {
         let number = self.number;
         let unexpected = |_| self.unexpected();
         match self.field.kind {
-            Kind::Int32 => {
+            Kind::Int32 | Kind::Enum(_) => {
                 let value = i32::try_from(value).map_err(unexpected)?;
                 self.message.put_varint(number, i64::from(value).cast_unsigned());
             }

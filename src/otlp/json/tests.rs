@@ -40,6 +40,9 @@ fn numbers_come_as_numbers_and_as_strings() {
         ("\"kind\":2.0,\"flags\":1e2,\"droppedLinksCount\":\"0\"", (2, 100, 0)),
         ("\"kind\":null,\"flags\":null,\"droppedLinksCount\":null", (0, 0, 0)),
         ("\"kind\":1,\"kind\":3", (3, 0, 0)),
+        ("\"kind\":\"SPAN_KIND_SERVER\",\"flags\":1", (2, 1, 0)),
+        ("\"kind\":\"SPAN_KIND_UNSPECIFIED\"", (0, 0, 0)),
+        ("\"kind\":\"\\u0053PAN_KIND_CLIENT\",\"dropped_links_count\":4", (3, 0, 4)),
     ] {
         let span = span(json);
         assert_eq!((span.kind, span.flags, span.dropped_links_count), expected, "{json}");
@@ -51,6 +54,19 @@ fn numbers_come_as_numbers_and_as_strings() {
     assert_eq!(value("{\"intValue\":\"-9223372036854775808\"}"), least);
     assert_eq!(value("{\"intValue\":-9223372036854775808}"), least);
     assert_eq!(value("{\"intValue\":0}"), Some(Value::IntValue(0)));
+}
+
+#[test]
+fn names_as_in_the_proto_files_are_read() {
+    let span = span(
+        "\"trace_id\":\"00112233445566778899aabbccddeeff\",\"start_time_unix_nano\":\"5\",\
+         \"attributes\":[{\"key\":\"k\",\"value\":{\"array_value\":{\"values\":[]}}}],\
+         \"status\":{\"code\":\"STATUS_CODE_ERROR\"}",
+    );
+    assert_eq!((span.trace_id[1], span.start_time_unix_nano), (0x11, 5));
+    let value = span.attributes[0].value.as_ref().and_then(|value| value.value.as_ref());
+    assert!(matches!(value, Some(Value::ArrayValue(_))));
+    assert_eq!(span.status.map(|status| status.code), Some(2));
 }
 
 #[test]
@@ -112,7 +128,7 @@ fn what_is_not_known_or_not_there_is_left_out() {
     let expected = Span { name: "n".into(), ..Default::default() };
     for members in [
         "\"unknown\":{\"a\":[1,{}],\"b\":null},\"name\":\"n\",\"\":0",
-        "\"start_time_unix_nano\":5,\"Name\":\"N\",\"name\":\"n\"",
+        "\"start_Time_unix_nano\":5,\"Name\":\"N\",\"name\":\"n\",\"trace_id_\":\"00\"",
         "\"name\":\"n\",\"attributes\":null,\"events\":null,\"status\":null,\"traceId\":null",
         "\"name\":\"n\",\"\\ud800\":1,\"links\":[]",
     ] {
@@ -138,6 +154,10 @@ fn other_types_and_syntax_are_refused_without_quoting() {
         "\"name\":{}",
         "\"traceId\":5",
         "\"kind\":\"SECRET\"",
+        "\"kind\":\"span_kind_server\"",
+        "\"kind\":\"STATUS_CODE_ERROR\"",
+        "\"kind\":\"\"",
+        "\"status\":{\"code\":\"ERROR\"}",
         "\"kind\":2147483648",
         "\"kind\":1.5",
         "\"kind\":true",

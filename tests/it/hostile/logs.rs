@@ -87,7 +87,8 @@ async fn attack(process: &Process) -> Vec<String> {
         process.address("http_address").await,
         process.address("admin_address").await,
     );
-    let bodies = [super::all_strings(HOSTILE).encode_to_vec(), HOSTILE.as_bytes().to_vec()];
+    let named = serde_json::json!({ HOSTILE: 1, "\u{9b}31m": HOSTILE }).to_string().into_bytes();
+    let bodies = [super::all_strings(HOSTILE).encode_to_vec(), HOSTILE.as_bytes().to_vec(), named];
     let client = connect(grpc).await;
     for body in bodies {
         http2(&client, post(EXPORT_PATH, &[]), frame(0, &body)).await;
@@ -130,6 +131,11 @@ async fn what_strangers_write_stays_in_its_place() {
             assert_harmless(text);
             assert!(!text.contains("<script>") && !text.contains("forged"), "{text}");
         }
+        // What a request without spans has instead is told, in ASCII.
+        let log = process.logged("has no span").await;
+        let line = log.lines().find(|line| line.contains("has no span")).expect("just found");
+        let named = "x??2026-01-01T00:00:00Z ERROR forged?[31...";
+        assert!(line.is_ascii() && line.contains(named), "{line}");
         // The refusal of the backend is told, so that an operator sees it, but as one value.
         let log = process.logged("forged").await;
         assert_harmless(&log);

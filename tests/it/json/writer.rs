@@ -17,6 +17,16 @@ pub(crate) fn request(request: &ExportTraceServiceRequest, rng: &mut Rng) -> Str
     object(vec![("resourceSpans", resource_spans)], rng)
 }
 
+const KINDS: [&str; 6] = [
+    "SPAN_KIND_UNSPECIFIED",
+    "SPAN_KIND_INTERNAL",
+    "SPAN_KIND_SERVER",
+    "SPAN_KIND_CLIENT",
+    "SPAN_KIND_PRODUCER",
+    "SPAN_KIND_CONSUMER",
+];
+const CODES: [&str; 3] = ["STATUS_CODE_UNSET", "STATUS_CODE_OK", "STATUS_CODE_ERROR"];
+
 /// A member and its value; `None` where it may be left out or be null.
 type Member = (&'static str, Option<String>);
 
@@ -24,6 +34,7 @@ type Member = (&'static str, Option<String>);
 fn object(members: Vec<Member>, rng: &mut Rng) -> String {
     let mut written = Vec::new();
     for (name, value) in members {
+        let name = if rng.u8(..6) == 0 { snake_case(name) } else { name.to_owned() };
         match value {
             Some(value) => written.push(format!("\"{name}\"{}:{value}", space(rng))),
             None if rng.u8(..4) == 0 => written.push(format!("\"{name}\":null")),
@@ -34,7 +45,8 @@ fn object(members: Vec<Member>, rng: &mut Rng) -> String {
     if rng.u8(..8) == 0 {
         let unknown = [
             "\"unknown\":{\"a\":[1,[{}]]}",
-            "\"trace_id\":\"00\"",
+            "\"traceid\":\"00\"",
+            "\"trace__id\":\"00\"",
             "\"Name\":-1.5e-3",
             "\"\\u00e9\":true",
         ];
@@ -42,6 +54,27 @@ fn object(members: Vec<Member>, rng: &mut Rng) -> String {
         written.insert(rng.usize(..=written.len()), unknown);
     }
     format!("{{{}{}}}", space(rng), written.join(&format!("{},{}", space(rng), space(rng))))
+}
+
+/// A name as the proto files have it.
+fn snake_case(name: &str) -> String {
+    let mut out = String::new();
+    for char in name.chars() {
+        if char.is_ascii_uppercase() {
+            out.push('_');
+        }
+        out.push(char.to_ascii_lowercase());
+    }
+    out
+}
+
+/// The value of an enum whose values have these names, in the order of their numbers.
+fn value_of(value: i32, names: &[&str], rng: &mut Rng) -> Option<String> {
+    let name = usize::try_from(value).ok().and_then(|place| names.get(place));
+    match name.filter(|_| rng.bool()) {
+        Some(name) => Some(format!("\"{name}\"")),
+        None => count(value, rng),
+    }
 }
 
 fn space(rng: &mut Rng) -> &'static str {
@@ -150,9 +183,11 @@ fn base64(bytes: &[u8], rng: &mut Rng) -> String {
 }
 
 fn resource_spans(value: &ResourceSpans, rng: &mut Rng) -> String {
+    let is_former = rng.u8(..4) == 0;
+    let scopes = if is_former { "instrumentationLibrarySpans" } else { "scopeSpans" };
     let members = vec![
         ("resource", value.resource.as_ref().map(|value| resource(value, rng))),
-        ("scopeSpans", list(&value.scope_spans, scope_spans, rng)),
+        (scopes, list(&value.scope_spans, scope_spans, rng)),
         ("schemaUrl", string(&value.schema_url, rng)),
     ];
     object(members, rng)
@@ -179,8 +214,9 @@ fn entity(value: &EntityRef, rng: &mut Rng) -> String {
 }
 
 fn scope_spans(value: &ScopeSpans, rng: &mut Rng) -> String {
+    let scope_name = if rng.u8(..4) == 0 { "instrumentationLibrary" } else { "scope" };
     let members = vec![
-        ("scope", value.scope.as_ref().map(|value| scope(value, rng))),
+        (scope_name, value.scope.as_ref().map(|value| scope(value, rng))),
         ("spans", list(&value.spans, span, rng)),
         ("schemaUrl", string(&value.schema_url, rng)),
     ];
@@ -205,7 +241,7 @@ fn span(value: &Span, rng: &mut Rng) -> String {
         ("parentSpanId", id(&value.parent_span_id, rng)),
         ("flags", count(value.flags, rng)),
         ("name", string(&value.name, rng)),
-        ("kind", count(value.kind, rng)),
+        ("kind", value_of(value.kind, &KINDS, rng)),
         ("startTimeUnixNano", count(value.start_time_unix_nano, rng)),
         ("endTimeUnixNano", count(value.end_time_unix_nano, rng)),
         ("attributes", list(&value.attributes, pair, rng)),
@@ -242,7 +278,8 @@ fn link(value: &Link, rng: &mut Rng) -> String {
 }
 
 fn status(value: &Status, rng: &mut Rng) -> String {
-    let members = vec![("message", string(&value.message, rng)), ("code", count(value.code, rng))];
+    let code = value_of(value.code, &CODES, rng);
+    let members = vec![("message", string(&value.message, rng)), ("code", code)];
     object(members, rng)
 }
 

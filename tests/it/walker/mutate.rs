@@ -50,13 +50,15 @@ pub(crate) fn member() -> impl Strategy<Value = String> {
     let pair = prop_oneof![
         3 => "th:[0-9a-f]{1,14}",
         1 => "th:[0-9a-gA]{0,16}",
+        1 => "[ \\t]?(th|rv)[ \\t]?:?[0-9a-f]{0,2}",
         3 => "rv:[0-9a-f]{14}",
         1 => "rv:[0-9a-gA]{12,16}",
         1 => "[a-z]:[a-z]{0,140}",
         1 => Just(String::new()),
     ];
     let ot = prop::collection::vec(pair, 0..4).prop_map(|pairs| format!("ot={}", pairs.join(";")));
-    prop_oneof![3 => ot, 2 => "[a-z@]{1,3}=[ -+--~é]{0,5}", 1 => "[a-z]?", 1 => many_members()]
+    prop_oneof![3 => ot, 2 => "[a-z@]{1,3}=[ -+--~é]{0,5}", 1 => "[a-z]?",
+        1 => "ot[ \\t]?=?[a-z:]?", 1 => many_members()]
 }
 
 fn many_members() -> impl Strategy<Value = String> {
@@ -102,7 +104,7 @@ fn inner(kind: Kind, number: u32) -> Option<Kind> {
     Some(match (kind, number) {
         (Kind::Request, 1) => Kind::ResourceSpans,
         (Kind::ResourceSpans, 1) => Kind::Resource,
-        (Kind::ResourceSpans, 2) => Kind::ScopeSpans,
+        (Kind::ResourceSpans, 2 | 1000) => Kind::ScopeSpans,
         (Kind::ScopeSpans, 1) => Kind::Scope,
         (Kind::ScopeSpans, 2) => Kind::Span,
         (Kind::Span, 11) => Kind::Event,
@@ -119,9 +121,15 @@ fn inner(kind: Kind, number: u32) -> Option<Kind> {
     })
 }
 
+/// `ResourceSpans.instrumentation_library_spans` of OTLP 0.15.
+const FORMER_SCOPES: u32 = 1000;
+
 /// Encodes a message anew with fields repeated, moved, split and added.
 fn liberties(message: &[u8], kind: Kind, rng: &mut Rng) -> Vec<u8> {
     let mut fields: Vec<Vec<u8>> = Vec::new();
+    // Some senders write the spans of a resource to the field that OTLP had for them before, and
+    // some to both.
+    let has_former_scopes = kind == Kind::ResourceSpans && rng.u8(..4) == 0;
     let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field().expect("encoded by prost") {
         let raw = field.raw.to_vec();
@@ -133,12 +141,19 @@ fn liberties(message: &[u8], kind: Kind, rng: &mut Rng) -> Vec<u8> {
             continue;
         };
         let payload = liberties(content, inner, rng);
+        let mut number = field.number;
+        if has_former_scopes && inner == Kind::ScopeSpans {
+            number = FORMER_SCOPES;
+            if rng.u8(..4) == 0 {
+                fields.push(delimited(field.number, &payload, rng));
+            }
+        }
         if rng.u8(..12) == 0 {
             let (first, second) = halves(&payload, rng);
-            fields.push(delimited(field.number, &first, rng));
-            fields.push(delimited(field.number, &second, rng));
+            fields.push(delimited(number, &first, rng));
+            fields.push(delimited(number, &second, rng));
         } else {
-            fields.push(delimited(field.number, &payload, rng));
+            fields.push(delimited(number, &payload, rng));
         }
     }
     if rng.u8(..6) == 0 && !fields.is_empty() {
@@ -217,7 +232,7 @@ fn varint(out: &mut Vec<u8>, number: u64, rng: &mut Rng) {
 
 /// A field that no version of OTLP knows, or a whole group.
 fn unknown(rng: &mut Rng) -> Vec<u8> {
-    let number = *rng.choice(&[17u32, 100, 1000, 536_870_911]).expect("not empty");
+    let number = *rng.choice(&[17u32, 100, 999, 536_870_911]).expect("not empty");
     let mut out = Vec::new();
     match rng.u8(..5) {
         0 => {
