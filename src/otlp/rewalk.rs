@@ -3,7 +3,8 @@
 //!
 //! Called under a shard's lock, for every buffered span of the shard when policies are reloaded,
 //! and for the requests that were walked just before. Nothing is refused any more: a value that
-//! cannot be read, because nothing asked for it when its request was accepted, meets no condition.
+//! cannot be read, because nothing asked for it when its request was accepted, meets no condition;
+//! of a list, the elements before the one that cannot be read count.
 
 use std::collections::HashMap;
 

@@ -97,11 +97,12 @@ impl Conditions for Leaves {
         attribute: Attribute<'_>,
         bits: &mut [u64],
     ) -> Result<(), Malformed> {
-        if attribute.key == SERVICE_NAME
-            && !self.service_names.is_empty()
-            && let AttributeValue::String(name) = attribute.value()?
-        {
-            self.service_names.test(name, bits);
+        if attribute.key == SERVICE_NAME && !self.service_names.is_empty() {
+            attribute.value()?.each(&mut |value| {
+                if let AttributeValue::String(name) = value {
+                    self.service_names.test(name, bits);
+                }
+            })?;
         }
         self.test_attribute(attribute, bits)
     }
@@ -131,16 +132,22 @@ impl Conditions for Leaves {
 impl Leaves {
     fn test_key(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         let Some(leaves) = self.attributes.get(attribute.key) else { return Ok(()) };
-        match attribute.value()? {
-            AttributeValue::String(text) => leaves.texts.test(text, bits),
-            AttributeValue::Int(number) => leaves.values.test(Number::Int(number), bits),
-            AttributeValue::Double(number) => leaves.values.test(Number::Double(number), bits),
+        attribute.value()?.each(&mut |value| leaves.test(value, bits))
+    }
+}
+
+impl Attributes {
+    #[inline]
+    fn test(&self, value: AttributeValue<'_>, bits: &mut [u64]) {
+        match value {
+            AttributeValue::String(text) => self.texts.test(text, bits),
+            AttributeValue::Int(number) => self.values.test(Number::Int(number), bits),
+            AttributeValue::Double(number) => self.values.test(Number::Double(number), bits),
             AttributeValue::Bool(value) => {
-                leaves.values.booleans[usize::from(value)].iter().for_each(|&bit| set(bit, bits));
+                self.values.booleans[usize::from(value)].iter().for_each(|&bit| set(bit, bits));
             }
-            AttributeValue::Other => {}
+            AttributeValue::List(_) | AttributeValue::Other => {}
         }
-        Ok(())
     }
 }
 

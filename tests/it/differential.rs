@@ -107,14 +107,20 @@ enum AnyOf {
     /// The bits, so that NaN equals itself.
     #[prost(fixed64, tag = "4")]
     Double(u64),
-    #[prost(bytes, tag = "5")]
-    Array(Vec<u8>),
+    #[prost(message, tag = "5")]
+    Array(Array),
     #[prost(bytes, tag = "6")]
     Map(Vec<u8>),
     #[prost(bytes, tag = "7")]
     Bytes(Vec<u8>),
     #[prost(int32, tag = "8")]
     Index(i32),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Array {
+    #[prost(message, repeated, tag = "1")]
+    values: Vec<AnyValue>,
 }
 
 /// The framing alone: nothing that the walker accepts may fail to be this.
@@ -188,15 +194,23 @@ impl Conditions for Everything {
     }
 
     fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
-        let value = match attribute.value()? {
-            AttributeValue::String(value) => [&b"s"[..], value].concat(),
-            AttributeValue::Bool(value) => vec![b'b', u8::from(value)],
-            AttributeValue::Int(value) => [&b"i"[..], &value.to_le_bytes()].concat(),
-            AttributeValue::Double(value) => [&b"d"[..], &value.to_bits().to_le_bytes()].concat(),
-            AttributeValue::Other => b"o".to_vec(),
-        };
-        put_bit(attribute.key, &value, bits);
-        Ok(())
+        let value = attribute.value()?;
+        if matches!(value, AttributeValue::List(_)) {
+            put_bit(attribute.key, b"list", bits);
+        }
+        value.each(&mut |value| {
+            let value = match value {
+                AttributeValue::String(value) => [&b"s"[..], value].concat(),
+                AttributeValue::Bool(value) => vec![b'b', u8::from(value)],
+                AttributeValue::Int(value) => [&b"i"[..], &value.to_le_bytes()].concat(),
+                AttributeValue::Double(value) => {
+                    [&b"d"[..], &value.to_bits().to_le_bytes()].concat()
+                }
+                AttributeValue::List(_) => panic!("its elements instead"),
+                AttributeValue::Other => b"o".to_vec(),
+            };
+            put_bit(attribute.key, &value, bits);
+        })
     }
 
     fn test_resource_attribute(
@@ -217,14 +231,24 @@ impl Conditions for Everything {
 }
 
 fn expect_bit(pair: &Pair, bits: &mut [u64]) {
-    let value = match pair.value.as_ref().and_then(|value| value.value.as_ref()) {
+    if let Some(AnyValue { value: Some(AnyOf::Array(_)) }) = &pair.value {
+        put_bit(&pair.key, b"list", bits);
+    }
+    expect_value(&pair.key, pair.value.as_ref(), bits);
+}
+
+fn expect_value(key: &[u8], value: Option<&AnyValue>, bits: &mut [u64]) {
+    let value = match value.and_then(|value| value.value.as_ref()) {
         Some(AnyOf::Text(value)) => [&b"s"[..], value].concat(),
         Some(AnyOf::Bool(value)) => vec![b'b', u8::from(*value)],
         Some(AnyOf::Int(value)) => [&b"i"[..], &value.to_le_bytes()].concat(),
         Some(AnyOf::Double(bits)) => [&b"d"[..], &bits.to_le_bytes()].concat(),
+        Some(AnyOf::Array(list)) => {
+            return list.values.iter().for_each(|value| expect_value(key, Some(value), bits));
+        }
         _ => b"o".to_vec(),
     };
-    put_bit(&pair.key, &value, bits);
+    put_bit(key, &value, bits);
 }
 
 fn put_bit(key: &[u8], value: &[u8], bits: &mut [u64]) {
@@ -320,7 +344,9 @@ fn compare_whole(bytes: &[u8], request: &ExportTraceServiceRequest, walked: &Wal
 pub(crate) fn json(bytes: &[u8]) -> bool {
     let Ok(protobuf) = json::to_protobuf(bytes) else { return false };
     assert!(protobuf.len() <= bytes.len(), "{} from {}", protobuf.len(), bytes.len());
-    Request::decode(&protobuf[..]).expect("framed as a request");
+    if let Err(error) = Request::decode(&protobuf[..]) {
+        assert!(is_too_deep(&error), "not framed as a request: {error}");
+    }
     let is_whole = walk(&protobuf);
     if let Err(error) = ExportTraceServiceRequest::decode(&protobuf[..]) {
         let is_string = error.to_string().contains("UTF-8");

@@ -190,10 +190,19 @@ fn has_status(codes: &[StatusCode], span: &Span) -> bool {
     })
 }
 
-/// Every value of a key.
+/// Every value of a key; of a list, its elements and theirs.
 fn values(attributes: &[&Vec<KeyValue>], key: &str) -> Vec<Value> {
     let pairs = attributes.iter().copied().flatten().filter(|pair| pair.key == key);
-    pairs.filter_map(|pair| pair.value.clone()?.value).collect()
+    pairs.filter_map(|pair| pair.value.clone()?.value).flat_map(elements).collect()
+}
+
+fn elements(value: Value) -> Vec<Value> {
+    match value {
+        Value::ArrayValue(list) => {
+            list.values.into_iter().filter_map(|value| value.value).flat_map(elements).collect()
+        }
+        value => vec![value],
+    }
 }
 
 fn is_text(value: &Value, values: &StringMatch) -> bool {

@@ -1,7 +1,7 @@
 //! Random policies, spans, requests and schedules.
 
 use opentelemetry_proto::tonic::{
-    common::v1::{ArrayValue, KeyValue, any_value::Value},
+    common::v1::{AnyValue, ArrayValue, KeyValue, any_value::Value},
     resource::v1::Resource,
     trace::v1::{ResourceSpans, ScopeSpans, Span},
 };
@@ -19,7 +19,7 @@ use tailwater::{
     window::Waits,
 };
 
-use crate::builders::{START, attribute, status, text};
+use crate::builders::{START, attribute, status};
 
 /// Traces that a run is about; few, so that their spans meet.
 const TRACES: usize = 7;
@@ -146,7 +146,15 @@ fn request(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Vec<ResourceSpans>> + Cl
 }
 
 fn pair() -> impl Strategy<Value = KeyValue> + Clone {
-    let string = (select(&KEYS[..]), select(&TEXTS[..])).prop_map(|(key, value)| text(key, value));
+    let flat = vec(scalar(), 0..4).prop_map(list);
+    let nested = vec(vec(scalar(), 0..3).prop_map(list), 0..3).prop_map(list);
+    let value = prop_oneof![12 => scalar(), 2 => flat, 1 => nested];
+    (select(&KEYS[..]), value).prop_map(|(key, value)| attribute(key, value))
+}
+
+/// A value that is no list with anything in it.
+fn scalar() -> impl Strategy<Value = Option<Value>> + Clone {
+    let string = select(&TEXTS[..]).prop_map(|text| Some(Value::StringValue(text.to_owned())));
     let int = select(&INTS[..]).prop_map(|number| Some(Value::IntValue(number)));
     let double = select(&DOUBLES[..]).prop_map(|number| Some(Value::DoubleValue(number)));
     let bool = any::<bool>().prop_map(|value| Some(Value::BoolValue(value)));
@@ -157,9 +165,12 @@ fn pair() -> impl Strategy<Value = KeyValue> + Clone {
         Some(Value::StringValue("7".to_owned())),
         Some(Value::StringValue("true".to_owned())),
     ]);
-    let value = prop_oneof![2 => int, 2 => double, 2 => bool, 1 => other];
-    let other = (select(&KEYS[..]), value).prop_map(|(key, value)| attribute(key, value));
-    prop_oneof![3 => string, 3 => other]
+    prop_oneof![7 => string, 2 => int, 2 => double, 2 => bool, 1 => other]
+}
+
+fn list(values: Vec<Option<Value>>) -> Option<Value> {
+    let values = values.into_iter().map(|value| AnyValue { value }).collect();
+    Some(Value::ArrayValue(ArrayValue { values }))
 }
 
 fn trace_state() -> impl Strategy<Value = String> + Clone {
