@@ -36,12 +36,17 @@ enum Type {
     StringAttribute,
     NumericAttribute,
     BooleanAttribute,
+    AttributeExists,
     Probabilistic,
     SpanCount,
     TraceState,
     TraceFlags,
     SpanName,
     ServiceName,
+    SpanKind,
+    RootSpan,
+    SpanDuration,
+    SpanEvent,
     And,
     Or,
     Not,
@@ -56,12 +61,17 @@ const TYPES: &[(&str, Type)] = &[
     ("string_attribute", Type::StringAttribute),
     ("numeric_attribute", Type::NumericAttribute),
     ("boolean_attribute", Type::BooleanAttribute),
+    ("attribute_exists", Type::AttributeExists),
     ("probabilistic", Type::Probabilistic),
     ("span_count", Type::SpanCount),
     ("trace_state", Type::TraceState),
     ("trace_flags", Type::TraceFlags),
     ("span_name", Type::SpanName),
     ("service_name", Type::ServiceName),
+    ("span_kind", Type::SpanKind),
+    ("root_span", Type::RootSpan),
+    ("span_duration", Type::SpanDuration),
+    ("span_event", Type::SpanEvent),
     ("and", Type::And),
     ("or", Type::Or),
     ("not", Type::Not),
@@ -259,11 +269,16 @@ impl Policies {
             Type::StringAttribute => conditions::string_attribute(section),
             Type::NumericAttribute => conditions::numeric_attribute(section),
             Type::BooleanAttribute => conditions::boolean_attribute(section),
+            Type::AttributeExists => conditions::attribute_exists(section),
             Type::SpanCount => conditions::span_count(section),
             Type::TraceState => conditions::trace_state(section),
             Type::TraceFlags => Some(RuleKind::TraceFlags),
             Type::SpanName => conditions::span_name(section),
             Type::ServiceName => conditions::service_name(section),
+            Type::SpanKind => conditions::span_kind(section),
+            Type::RootSpan => Some(RuleKind::RootSpan),
+            Type::SpanDuration => conditions::span_duration(section),
+            Type::SpanEvent => conditions::span_event(section),
             Type::And => self.parts(section, place.below(None)).map(RuleKind::And),
             Type::Or => self.parts(section, place.below(None)).map(RuleKind::Or),
             Type::Drop => self.parts(section, place.below(Some("drop"))).map(RuleKind::Drop),
@@ -356,8 +371,8 @@ fn misplaced(kind: Type, place: Place) -> Option<Problem> {
     if place.of_one_span && !is_of_one_span(kind) {
         let name = TYPES.iter().find(|(_, known)| *known == kind).map_or("", |(name, _)| name);
         return Some(Problem::new(format!("`{name}` is not about a single span")).hint(
-            "`same_span` takes conditions on attributes, status, name, service, flags and \
-             tracestate; put the rest beside it in an `and`",
+            "`same_span` takes conditions on attributes, status, name, kind, duration, events, \
+             service, flags and tracestate; put the rest beside it in an `and`",
         ));
     }
     None

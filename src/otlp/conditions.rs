@@ -1,9 +1,10 @@
 //! What is asked of spans while they are walked: [`Conditions`], each of which is a bit, and what
-//! they are shown, attributes whose values are read only when a key is wanted, and a few fields.
+//! they are shown: attributes whose values are read only when a key is wanted, events, and a few
+//! fields.
 
 use super::wire::{BYTES, Malformed, Reader, Value, tag};
 #[cfg(doc)]
-use crate::trace::StatusCode;
+use crate::trace::{SpanKind, StatusCode};
 
 /// Values within values that leave as they came; what is nested deeper does not.
 const LEVELS_MAX: usize = 64;
@@ -17,8 +18,12 @@ pub trait Conditions {
     /// Whether any attribute of a span needs to be read.
     fn reads_attributes(&self) -> bool;
 
-    /// Whether [`Self::test_span`] is to be called, so that name and flags need to be read.
+    /// Whether [`Self::test_span`] is to be called, so that name, kind and flags need to be read.
     fn reads_fields(&self) -> bool;
+
+    /// Whether [`Self::test_event`] is to be called, so that events need to be read. Only where
+    /// [`Self::reads_fields`], too.
+    fn reads_events(&self) -> bool;
 
     /// Sets the bits of the conditions that one attribute of a span meets.
     ///
@@ -37,8 +42,14 @@ pub trait Conditions {
         bits: &mut [u64],
     ) -> Result<(), Malformed>;
 
+    /// Sets the bits of the conditions that one event of a span meets.
+    ///
+    /// # Errors
+    /// [`Malformed`] where it cannot be read.
+    fn test_event(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed>;
+
     /// Sets the bits of the conditions that a span meets as a whole. Comes last: `bits` has those
-    /// of all its attributes and of its resource.
+    /// of all its attributes and events and of its resource.
     fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]);
 }
 
@@ -56,11 +67,19 @@ impl Conditions for () {
         false
     }
 
+    fn reads_events(&self) -> bool {
+        false
+    }
+
     fn test_attribute(&self, _: Attribute<'_>, _: &mut [u64]) -> Result<(), Malformed> {
         Ok(())
     }
 
     fn test_resource_attribute(&self, _: Attribute<'_>, _: &mut [u64]) -> Result<(), Malformed> {
+        Ok(())
+    }
+
+    fn test_event(&self, _: Event<'_>, _: &mut [u64]) -> Result<(), Malformed> {
         Ok(())
     }
 
@@ -78,6 +97,38 @@ pub struct SpanFields<'a> {
     pub flags: u32,
     /// [`StatusCode::mask`] of its status; 0 for codes that OTLP does not define.
     pub status_mask: u8,
+    /// [`SpanKind::mask`] of its kind; 0 for kinds that OTLP does not define.
+    pub kind_mask: u8,
+    /// Whether it has no parent.
+    pub is_root: bool,
+    /// From its start to its end, 0 where the end comes first; none where either is missing.
+    pub duration_nanos: Option<u64>,
+}
+
+/// An event of a span as it stands in the bytes; read only when asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a>(pub(super) &'a [u8]);
+
+impl<'a> Event<'a> {
+    /// Calls `test` with each attribute, and returns the name, which is not checked to be UTF-8.
+    ///
+    /// # Errors
+    /// [`Malformed`] where the event cannot be read, or what `test` returns.
+    pub fn read(
+        self,
+        mut test: impl FnMut(Attribute<'a>) -> Result<(), Malformed>,
+    ) -> Result<&'a [u8], Malformed> {
+        let mut name = &[][..];
+        let mut reader = Reader::new(self.0);
+        while let Some(tag) = reader.next_tag()? {
+            match tag {
+                EVENT_NAME => name = reader.bytes()?,
+                EVENT_ATTRIBUTE => test(Attribute::read(reader.bytes()?)?)?,
+                _ => reader.skip_unless(tag, &[2, 3])?,
+            }
+        }
+        Ok(name)
+    }
 }
 
 /// A key-value pair as it stands in the bytes; its value is read only when asked for.
@@ -251,6 +302,8 @@ fn last_key(pair: &[u8]) -> Result<&[u8], Malformed> {
 
 const KEY: u32 = tag(1, BYTES);
 const VALUE: u32 = tag(2, BYTES);
+const EVENT_NAME: u32 = tag(2, BYTES);
+const EVENT_ATTRIBUTE: u32 = tag(3, BYTES);
 /// An element of a list.
 const ELEMENT: u32 = tag(1, BYTES);
 const KEY_BYTE: u8 = KEY as u8;

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use super::{
-    conditions::{Attribute, Conditions, SpanFields},
+    conditions::{Attribute, Conditions, Event, SpanFields},
     context::{Context, Resource},
     walk::{read_resource, read_span},
     wire::Malformed,
@@ -91,6 +91,11 @@ impl<C: Conditions> Conditions for Lenient<'_, C> {
     }
 
     #[inline(always)]
+    fn reads_events(&self) -> bool {
+        self.0.reads_events()
+    }
+
+    #[inline(always)]
     fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         let _ = self.0.test_attribute(attribute, bits);
         Ok(())
@@ -102,6 +107,11 @@ impl<C: Conditions> Conditions for Lenient<'_, C> {
         bits: &mut [u64],
     ) -> Result<(), Malformed> {
         let _ = self.0.test_resource_attribute(attribute, bits);
+        Ok(())
+    }
+
+    fn test_event(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        let _ = self.0.test_event(event, bits);
         Ok(())
     }
 

@@ -5,6 +5,8 @@
 //! clock, no network, no window. Source of the algebra: OpenTelemetry specification, "Probability
 //! Sampling".
 
+mod builder;
+mod compile;
 mod leaves;
 mod limit;
 mod node;
@@ -19,7 +21,7 @@ pub use limit::Candidate;
 pub use number::{Number, NumberRange};
 pub use plan::{Evidence, POLICY_NAMES_MAX, Plan, PolicyId, TooManyNames, Verdict};
 pub use review::{Remark, review};
-pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, StringMatch};
+pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch};
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 //!
 //! Every policy is a probability: an expression ([`super::node`]) that evaluates to a
 //! [`Threshold`]. The set of policies is an `or` of them, the minimum: exact, since all are
-//! compared with the same randomness. Compiling pushes `not` down to the conditions (De Morgan).
+//! compared with the same randomness.
 //!
 //! Evaluation is a pure function of facts, bits, randomness and the plan, costs a few nanoseconds a
 //! node and never reads a span.
@@ -16,10 +16,12 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    leaves::{Leaves, LeavesBuilder, Text},
+    builder::LeavesBuilder,
+    compile::compile,
+    leaves::Leaves,
     limit::{Candidate, Limit},
-    node::{Condition, Node},
-    spec::{LimitSpec, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    node::Node,
+    spec::{LimitSpec, PolicySpec, RuleKind},
 };
 use crate::trace::{Facts, Randomness, Threshold};
 
@@ -252,82 +254,4 @@ fn ids(names: &mut Vec<String>, specs: &[PolicySpec]) -> Vec<PolicyId> {
         PolicyId(id)
     };
     specs.iter().map(id).collect()
-}
-
-/// The expression of a rule, or, if `negated`, of its opposite.
-pub(super) fn compile(rule: &RuleSpec, negated: bool, leaves: &mut LeavesBuilder) -> Node {
-    let node = compile_kind(&rule.kind, negated, leaves);
-    let threshold = Threshold::from_percentage(rule.sampling_percentage);
-    if threshold == Threshold::ALWAYS {
-        return node;
-    }
-    // A percentage on a combination is an intersection with it, never a product.
-    Node::And(vec![node, Node::Constant(threshold)])
-}
-
-fn compile_kind(kind: &RuleKind, negated: bool, leaves: &mut LeavesBuilder) -> Node {
-    let leaf = |bit, invert| Node::Condition {
-        condition: Condition::Leaf(bit),
-        negated: negated != invert,
-    };
-    match kind {
-        RuleKind::AlwaysSample if negated => Node::Or(Vec::new()),
-        RuleKind::AlwaysSample => Node::Constant(Threshold::ALWAYS),
-        RuleKind::StatusCode { codes } => {
-            let mask = codes.iter().fold(0, |mask, code| mask | code.mask());
-            Node::Condition { condition: Condition::Status(mask), negated }
-        }
-        RuleKind::Latency { threshold_ms, upper_threshold_ms } => {
-            let longer_than = |ms: u64| Condition::LongerThan(ms.saturating_mul(1_000_000));
-            between(longer_than(*threshold_ms), upper_threshold_ms.map(longer_than), negated)
-        }
-        RuleKind::SpanCount { min_spans, max_spans } => {
-            let from = Condition::SpansFrom(u64::from(*min_spans));
-            let above = |spans: u32| Condition::SpansFrom(u64::from(spans) + 1);
-            between(from, max_spans.map(above), negated)
-        }
-        RuleKind::StringAttribute { key, values, invert } => {
-            leaf(leaves.text(Text::Attribute(key), values), *invert)
-        }
-        RuleKind::NumericAttribute { key, range, invert } => {
-            leaf(leaves.number(key, *range), *invert)
-        }
-        RuleKind::BooleanAttribute { key, value, invert } => {
-            leaf(leaves.boolean(key, *value), *invert)
-        }
-        RuleKind::TraceState { key, values } => {
-            let values = StringMatch::Exact(values.clone());
-            leaf(leaves.text(Text::TraceState(key), &values), false)
-        }
-        RuleKind::TraceFlags => leaf(leaves.sampled(), false),
-        RuleKind::SpanName { values, invert } => leaf(leaves.text(Text::SpanName, values), *invert),
-        RuleKind::ServiceName { values, invert } => {
-            leaf(leaves.text(Text::ServiceName, values), *invert)
-        }
-        RuleKind::SameSpan(parts) => {
-            let parts = parts.iter().map(|part| compile(part, false, leaves)).collect();
-            leaf(leaves.same_span(Node::And(parts)), false)
-        }
-        RuleKind::And(parts) | RuleKind::Drop(parts) => {
-            all_of(parts.iter().map(|part| compile(part, negated, leaves)).collect(), negated)
-        }
-        RuleKind::Or(parts) => {
-            all_of(parts.iter().map(|part| compile(part, negated, leaves)).collect(), !negated)
-        }
-        RuleKind::Not(part) => compile(part, !negated, leaves),
-    }
-}
-
-/// From the one condition on, and up to where the other begins.
-fn between(from: Condition, until: Option<Condition>, negated: bool) -> Node {
-    let mut bounds = vec![Node::Condition { condition: from, negated }];
-    if let Some(condition) = until {
-        bounds.push(Node::Condition { condition, negated: !negated });
-    }
-    all_of(bounds, negated)
-}
-
-/// The intersection of the parts, or, below a negation, their union.
-fn all_of(parts: Vec<Node>, negated: bool) -> Node {
-    if negated { Node::Or(parts) } else { Node::And(parts) }
 }

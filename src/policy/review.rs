@@ -13,9 +13,9 @@
 use std::cell::Cell;
 
 use super::{
-    leaves::{Leaf, LeavesBuilder},
+    builder::{Leaf, LeavesBuilder},
+    compile::compile,
     node::{Condition, Node},
-    plan::compile,
     spec::{PolicySpec, RuleKind},
 };
 use crate::trace::Threshold;
@@ -186,7 +186,13 @@ impl Review<'_> {
             (Some(Leaf::SameSpan(a)), Some(Leaf::SameSpan(b))) => self.covers(b, a, NO_HIGHER),
             (Some(Leaf::SameSpan(a)), _) => self.covers(&node(other), a, NO_HIGHER),
             (_, Some(Leaf::SameSpan(b))) => self.covers(b, &node(one), NO_HIGHER),
+            (Some(Leaf::SameEvent(a)), Some(Leaf::SameEvent(b))) => self.covers(b, a, NO_HIGHER),
             (Some(a), Some(b)) => a.implies(b),
+            (Some(Leaf::Duration(of_span)), None) => match other {
+                // The trace lasts at least as long as any of its spans.
+                Condition::LongerThan(nanos) => of_span.over >= nanos,
+                _ => false,
+            },
             _ => false,
         }
     }

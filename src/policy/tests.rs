@@ -5,10 +5,11 @@ use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{AnyValue, KeyValue, any_value::Value},
     resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, Status},
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::Event},
 };
 use prost::Message as _;
 use regex::bytes::RegexSet;
+use std::ops::Bound::{Included, Unbounded};
 
 use super::*;
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
         conditions::Conditions as _,
         walk::{self, Walked},
     },
-    trace::{Facts, Randomness, StatusCode, Threshold},
+    trace::{Facts, Randomness, SpanKind, StatusCode, Threshold},
 };
 
 const ROUNDS: u64 = 400;
@@ -67,25 +68,50 @@ fn regex(patterns: &[&str]) -> StringMatch {
 }
 
 fn string(key: &str, values: StringMatch, invert: bool) -> RuleSpec {
-    rule(RuleKind::StringAttribute { key: key.to_owned(), values, invert })
+    rule(RuleKind::StringAttribute { key: key.to_owned(), scope: Scope::Any, values, invert })
 }
 
 fn numeric(key: &str, min: i64, invert: bool) -> RuleSpec {
-    let range = NumberRange { min: Some(Number::Int(min)), max: None };
-    rule(RuleKind::NumericAttribute { key: key.to_owned(), range, invert })
+    let range = NumberRange { lower: Included(Number::Int(min)), upper: Unbounded };
+    rule(RuleKind::NumericAttribute { key: key.to_owned(), scope: Scope::Any, range, invert })
+}
+
+fn boolean(key: &str, invert: bool) -> RuleSpec {
+    let (key, scope) = (key.to_owned(), Scope::Any);
+    rule(RuleKind::BooleanAttribute { key, scope, value: true, invert })
+}
+
+fn event(names: &[&str], key: Option<&str>, values: &[&str], invert: bool) -> RuleSpec {
+    let listed = |values: &[&str]| (!values.is_empty()).then(|| exact(values));
+    let (names, values) = (listed(names), listed(values));
+    rule(RuleKind::SpanEvent { names, key: key.map(str::to_owned), values, invert })
 }
 
 /// A condition that one span can meet.
 fn leaf_of_one_span(random: &mut Rng) -> RuleSpec {
     let invert = random.bool();
-    match random.u8(0..8) {
+    let scope = [Scope::Any, Scope::Span, Scope::Resource][random.usize(0..3)];
+    match random.u8(0..13) {
         0 => rule(RuleKind::StatusCode { codes: vec![StatusCode::Error] }),
         1 => string("route", exact(&[["/a", "/b"][random.usize(0..2)]]), invert),
         2 => string("route", regex(&["^/"]), invert),
         3 => numeric("size", random.i64(0..3), invert),
-        4 => rule(RuleKind::BooleanAttribute { key: "hit".to_owned(), value: true, invert }),
+        4 => boolean("hit", invert),
         5 => rule(RuleKind::TraceFlags),
         6 => rule(RuleKind::SpanName { values: exact(&["get"]), invert }),
+        7 => rule(RuleKind::AttributeExists { key: "route".to_owned(), scope, invert }),
+        8 => rule(RuleKind::SpanKind {
+            kinds: [SpanKind::Server, SpanKind::Client][random.usize(0..2)..].to_vec(),
+        }),
+        9 => rule(RuleKind::RootSpan),
+        10 => rule(RuleKind::SpanDuration {
+            threshold_ms: random.u64(0..3),
+            upper_threshold_ms: random.bool().then_some(3),
+        }),
+        11 => {
+            let names = [&["retry"][..], &[]][random.usize(0..2)];
+            event(names, Some("why"), &["timeout", "reset"][..random.usize(0..3)], invert)
+        }
         _ => rule(RuleKind::ServiceName { values: exact(&["shop"]), invert }),
     }
 }
@@ -150,6 +176,13 @@ fn span(name: &str, attributes: Vec<KeyValue>) -> Span {
     }
 }
 
+fn event_of_span(random: &mut Rng) -> Event {
+    let why = text("why", ["timeout", "reset", "x"][random.usize(0..3)]);
+    let name = ["retry", "done"][random.usize(0..2)].to_owned();
+    let attributes = [why].into_iter().filter(|_| random.bool()).collect();
+    Event { name, attributes, ..Default::default() }
+}
+
 fn trace(random: &mut Rng, spans: usize) -> Trace {
     let spans = (0..spans).map(|_| {
         let pairs = [
@@ -162,6 +195,9 @@ fn trace(random: &mut Rng, spans: usize) -> Trace {
         let mut span = span(["get", "put"][random.usize(0..2)], attributes);
         span.end_time_unix_nano += random.u64(0..5) * 1_000_000;
         span.flags = random.u32(0..2);
+        span.kind = random.i32(1..4);
+        span.parent_span_id = vec![random.u8(0..2); 8];
+        span.events = (0..random.u8(0..3)).map(|_| event_of_span(random)).collect();
         span.status = Some(Status { code: random.i32(0..3), message: String::new() });
         (["shop", "pay"][random.usize(0..2)], span)
     });
@@ -308,8 +344,7 @@ fn what_can_still_turn_does_not_veto_when_forced() {
     let error = rule(RuleKind::StatusCode { codes: vec![StatusCode::Error] });
     let get = |invert| rule(RuleKind::SpanName { values: exact(&["get"]), invert });
     let put = |invert| rule(RuleKind::ServiceName { values: exact(&["other"]), invert });
-    let hit =
-        |invert| rule(RuleKind::BooleanAttribute { key: "hit".to_owned(), value: true, invert });
+    let hit = |invert| boolean("hit", invert);
     let rising = [
         slow(None),
         spans(None),
@@ -421,7 +456,8 @@ fn equal_conditions_share_a_bit() {
     let five = numeric("k", 5, false);
     let float = rule(RuleKind::NumericAttribute {
         key: "k".to_owned(),
-        range: NumberRange { min: Some(Number::Double(5.0)), max: None },
+        scope: Scope::Any,
+        range: NumberRange { lower: Included(Number::Double(5.0)), upper: Unbounded },
         invert: true,
     });
     assert_eq!(bits_of(&[a.clone(), b.clone(), not(&a)]), 1);

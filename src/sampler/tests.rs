@@ -12,13 +12,14 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
-    policy::{PolicyId, PolicySpec, RuleKind, RuleSpec, StringMatch, Verdict},
+    policy::{PolicyId, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch, Verdict},
     trace::Trigger,
 };
 
 fn policy(name: &str) -> PolicySpec {
     let values = StringMatch::Exact(vec![name.to_owned()]);
-    let kind = RuleKind::StringAttribute { key: "k".into(), values, invert: false };
+    let (key, scope) = ("k".into(), Scope::Any);
+    let kind = RuleKind::StringAttribute { key, scope, values, invert: false };
     PolicySpec {
         name: name.to_owned(),
         rule: RuleSpec { kind, sampling_percentage: 100.0 },

@@ -13,7 +13,9 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use regex::bytes::RegexSet;
 use tailwater::{
-    policy::{POLICY_NAMES_MAX, Plan, PolicyId, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    policy::{
+        POLICY_NAMES_MAX, Plan, PolicyId, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch,
+    },
     sampler::{Decided, Hold, Sampler, Scratch, Which},
     window::Millis,
 };
@@ -31,7 +33,8 @@ fn exact(value: &str) -> StringMatch {
 }
 
 fn has(key: &str, value: &str) -> RuleSpec {
-    certain(RuleKind::StringAttribute { key: key.into(), values: exact(value), invert: false })
+    let (key, scope) = (key.into(), Scope::Any);
+    certain(RuleKind::StringAttribute { key, scope, values: exact(value), invert: false })
 }
 
 fn gold() -> PolicySpec {
