@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use crate::{
     clock::Clock,
     config::{self, Config, Diagnostics, Severity},
+    decider,
     metrics::Metrics,
     policy::{Plan, TooManyNames},
     sampler::{Hold, Sampler},
@@ -110,6 +111,7 @@ impl Reload {
         let Some(config) = loaded.config else { return Err(Refused::Invalid(loaded.diagnostics)) };
         log(&loaded.diagnostics);
         let plan = Arc::new(self.sampler.plan().successor(&config.policies)?);
+        decider::expire(&plan);
         let longest_stall = self.swap(&plan);
         let changed = self.config.differences(&config).join(", ");
         if !changed.is_empty() {
@@ -127,6 +129,7 @@ impl Reload {
             Hold::Begins => since = self.clock.elapsed(),
             Hold::Ended => longest = longest.max(self.clock.elapsed() - since),
         });
+        self.metrics.policies_in_force(plan);
         longest
     }
 }

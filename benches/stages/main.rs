@@ -343,7 +343,7 @@ fn specs() -> Vec<PolicySpec> {
         baseline,
     ];
     let specs = rules.into_iter().zip(["errors", "slow", "tier", "baseline"]);
-    specs.map(|(rule, name)| PolicySpec { name: name.into(), rule, limit: None }).collect()
+    specs.map(|(rule, name)| PolicySpec::new(name, rule)).collect()
 }
 
 /// So many policies with four conditions each on keys that most spans have, 10 listed values each, an
@@ -379,7 +379,7 @@ fn many_specs(policies: usize) -> Vec<PolicySpec> {
         ];
         let kind =
             if n.is_multiple_of(4) { RuleKind::SameSpan(parts) } else { RuleKind::And(parts) };
-        PolicySpec { name: format!("p{n}"), rule: rule(kind), limit: None }
+        PolicySpec::new(format!("p{n}"), rule(kind))
     };
     (0..policies).map(policy).collect()
 }

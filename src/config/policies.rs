@@ -90,6 +90,12 @@ const TYPES_OF_THE_COLLECTOR: &[(&str, &str)] = &[
 const LIMIT_HINT: &str =
     "give a policy a limit: limit = { spans_per_second = 500 } or bytes_per_second";
 
+/// What a policy at the top level may have besides its rule.
+struct Top {
+    limit: Option<LimitSpec>,
+    expires: Option<u64>,
+}
+
 /// Where a rule stands.
 #[derive(Clone, Copy)]
 struct Place {
@@ -113,8 +119,8 @@ impl Place {
 }
 
 /// The policies read so far, over all files.
-#[derive(Default)]
 pub(super) struct Policies {
+    now_unix_millis: u64,
     specs: Vec<PolicySpec>,
     /// A warning at the name of each of `specs` that has nothing to say yet.
     places: Vec<Diagnostic>,
@@ -126,6 +132,19 @@ pub(super) struct Policies {
 }
 
 impl Policies {
+    /// None yet; those that end by now are warned about.
+    pub(super) fn new(now_unix_millis: u64) -> Self {
+        Policies {
+            now_unix_millis,
+            specs: Vec::new(),
+            places: Vec::new(),
+            names: BTreeMap::new(),
+            tables: 0,
+            conditions: 0,
+            found: false,
+        }
+    }
+
     /// Whether any file tried to have a policy, be it a wrong one.
     pub(super) fn found(&self) -> bool {
         self.found
@@ -163,9 +182,9 @@ impl Policies {
             Read::Set(_, span) => section.warning_at(span.clone()),
             _ => section.warning_at(section.span()),
         };
-        let rule = self.limited_rule(section, Place::TOP);
-        if let (Some(name), Some((rule, limit))) = (name.good(), rule) {
-            self.specs.push(PolicySpec { name, rule, limit });
+        let rule = self.whole_rule(section, Place::TOP);
+        if let (Some(name), Some((rule, Top { limit, expires }))) = (name.good(), rule) {
+            self.specs.push(PolicySpec { name, rule, limit, expires });
             self.places.push(place);
         }
     }
@@ -207,15 +226,15 @@ impl Policies {
 
     /// Reads a nested policy.
     fn rule(&mut self, section: Section<'_, '_>, place: Place) -> Option<RuleSpec> {
-        self.limited_rule(section, place).map(|(rule, _)| rule)
+        self.whole_rule(section, place).map(|(rule, _)| rule)
     }
 
     /// Reads everything of a policy but its name.
-    fn limited_rule(
+    fn whole_rule(
         &mut self,
         mut section: Section<'_, '_>,
         place: Place,
-    ) -> Option<(RuleSpec, Option<LimitSpec>)> {
+    ) -> Option<(RuleSpec, Top)> {
         if place.depth > DEPTH_MAX {
             let span = section.span();
             section.error(span, Problem::new("policies are nested more than 64 levels deep"));
@@ -242,15 +261,33 @@ impl Policies {
 
         let kind_spec = self.kind(&mut section, kind, place);
         let percentage = percentage(&mut section, kind, place);
+        let top = self.top(&mut section, kind, place);
+        section.finish();
+        Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, top))
+    }
+
+    /// The keys that only a policy at the top level may have.
+    fn top(&self, section: &mut Section<'_, '_>, kind: Type, place: Place) -> Top {
         let limit = match limit_misplaced(kind, place) {
             Some(problem) => {
                 section.refuse("limit", problem);
                 None
             }
-            None => limits::limit(&mut section).good(),
+            None => limits::limit(section).good(),
         };
-        section.finish();
-        Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, limit))
+        if place.depth > 1 {
+            let problem = Problem::new("a nested policy has no `expires`");
+            section.refuse("expires", problem.hint("only the [[policy]] around it ends"));
+            return Top { limit, expires: None };
+        }
+        let expires = section.instant("expires");
+        if let Read::Set(at, span) = &expires
+            && *at <= self.now_unix_millis
+        {
+            let problem = Problem::new("the policy has expired: it matches nothing any more");
+            section.warn(span.clone(), problem.hint("remove it, or let it end later"));
+        }
+        Top { limit, expires: expires.good() }
     }
 
     fn kind(

@@ -13,8 +13,9 @@ mod histogram;
 mod policies;
 
 use std::{
+    fmt::Write as _,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -30,6 +31,7 @@ use crate::{
     clock,
     grpc::{code_name, codes},
     otlp::encode::Faults,
+    policy::Plan,
     sampler::{Buffered, Decided},
     supervise::Task,
     trace::Trigger,
@@ -150,6 +152,9 @@ pub struct Metrics {
     stalled: Counter,
     forgotten: Counter,
     gauges: Gauges,
+    /// Written by hand: a series of the crate's cannot be taken back, and a policy that no longer
+    /// ends must not look as if it had.
+    expiries: Mutex<Vec<(String, u64)>>,
     lag: Histogram,
     duration: Histogram,
     spans: Histogram,
@@ -225,6 +230,7 @@ impl Metrics {
             stalled: counter!("tailwater_stalled_seconds_total"),
             forgotten: counter!("tailwater_decisions_forgotten_early_total"),
             gauges: Gauges::register(),
+            expiries: Mutex::default(),
             lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
             duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
             spans: Histogram::new("trace_spans", "", &TRACE_SPANS),
@@ -239,6 +245,12 @@ impl Metrics {
     /// The series of policies that are new among all names since the start, at 0.
     pub fn add_policies(&self, names: &[String]) {
         with_local_recorder(&*self.recorder, || self.policies.add(names));
+    }
+
+    /// The plan that decides from now on; its policies have been added.
+    pub fn policies_in_force(&self, plan: &Plan) {
+        let expiries = plan.expiries().into_iter().map(|(id, at)| (plan.name(id).to_owned(), at));
+        *self.expiries.lock().unwrap_or_else(PoisonError::into_inner) = expiries.collect();
     }
 
     /// The policies were loaded, at the start or again, or could not be.
@@ -371,6 +383,7 @@ impl Metrics {
         }
         self.stalled.absolute(readings.stalled.as_secs());
         let mut text = self.handle.render();
+        self.write_expiries(&mut text);
         for histogram in [&self.lag, &self.duration, &self.spans] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);
@@ -380,6 +393,24 @@ impl Metrics {
             histogram.write(&mut text);
         }
         text
+    }
+
+    fn write_expiries(&self, text: &mut String) {
+        let expiries = self.expiries.lock().unwrap_or_else(PoisonError::into_inner);
+        if expiries.is_empty() {
+            return;
+        }
+        let name = "tailwater_policy_expiry_timestamp_seconds";
+        let _ = writeln!(
+            text,
+            "# HELP {name} When a policy stops matching anything, in Unix seconds; only of policies \
+             with `expires`.\n# TYPE {name} gauge"
+        );
+        for (policy, unix_millis) in &*expiries {
+            let seconds = *unix_millis as f64 / 1e3;
+            let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {seconds}");
+        }
+        text.push('\n');
     }
 }
 

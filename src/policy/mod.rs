@@ -7,6 +7,7 @@
 
 mod builder;
 mod compile;
+mod expiry;
 mod leaves;
 mod limit;
 mod node;

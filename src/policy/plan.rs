@@ -18,6 +18,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     builder::LeavesBuilder,
     compile::compile,
+    expiry::Expiry,
     leaves::Leaves,
     limit::{Candidate, Limit},
     node::Node,
@@ -79,6 +80,8 @@ struct Policy {
     is_veto: bool,
     /// Index into the plan's limits.
     limit: Option<usize>,
+    /// Where it ends at a time.
+    expiry: Option<Arc<Expiry>>,
 }
 
 /// What a trace is decided on.
@@ -126,6 +129,10 @@ impl Plan {
                     let kept = before.and_then(|before| before.limit(id, &limit));
                     limits.push(kept.unwrap_or_else(|| Arc::new(Limit::new(limit))));
                     limits.len() - 1
+                }),
+                expiry: spec.expires.map(|at| {
+                    let kept = before.and_then(|before| before.expiry(id, at));
+                    kept.unwrap_or_else(|| Arc::new(Expiry::new(at)))
                 }),
             })
             .collect();
@@ -180,6 +187,27 @@ impl Plan {
         let policy = self.policies.iter().find(|policy| policy.id == id)?;
         let limit = &self.limits[policy.limit?];
         (limit.spec() == spec).then(|| Arc::clone(limit))
+    }
+
+    /// The expiry of a policy, if it is at the same time.
+    fn expiry(&self, id: PolicyId, unix_millis: u64) -> Option<Arc<Expiry>> {
+        let policy = self.policies.iter().find(|policy| policy.id == id)?;
+        policy.expiry.clone().filter(|expiry| expiry.unix_millis() == unix_millis)
+    }
+
+    /// Says what time it is. From its time on a policy matches nothing; those whose time has come
+    /// since the last call are returned. Called before the plan decides anything, and once a tick.
+    pub fn expire(&self, now_unix_millis: u64) -> Vec<PolicyId> {
+        let has_come = |policy: &&Policy| {
+            policy.expiry.as_ref().is_some_and(|expiry| expiry.has_come(now_unix_millis))
+        };
+        self.policies.iter().filter(has_come).map(|policy| policy.id).collect()
+    }
+
+    /// The policies that end at a time, with that time in Unix milliseconds.
+    pub fn expiries(&self) -> Vec<(PolicyId, u64)> {
+        let at = |policy: &Policy| Some((policy.id, policy.expiry.as_ref()?.unix_millis()));
+        self.policies.iter().filter_map(at).collect()
     }
 
     /// Whether any policy has a limit. Without one, ticks and charges are nothing.
@@ -237,6 +265,9 @@ impl Plan {
 impl Policy {
     /// The threshold it proposes where there is no limit.
     fn propose(&self, evidence: &Evidence<'_>) -> Threshold {
+        if self.expiry.as_ref().is_some_and(|expiry| expiry.is_over()) {
+            return Threshold::NEVER;
+        }
         self.node.evaluate(evidence.facts, evidence.bits, self.is_veto && evidence.forced)
     }
 }

@@ -52,13 +52,20 @@ struct Policy {
     is_veto: bool,
     /// It may propose more than its expression says.
     is_limited: bool,
+    /// When it ends.
+    expires: Option<u64>,
 }
 
 impl Policy {
     fn new(spec: &PolicySpec, leaves: &mut LeavesBuilder) -> Self {
         let is_veto = matches!(spec.rule.kind, RuleKind::Drop(_));
         let node = compile(&spec.rule, false, leaves);
-        Policy { node, is_veto, is_limited: spec.limit.is_some() }
+        Policy { node, is_veto, is_limited: spec.limit.is_some(), expires: spec.expires }
+    }
+
+    /// Whether the other is still in force when this one no longer is.
+    fn ends_before(&self, other: &Policy) -> bool {
+        self.expires.is_some_and(|end| other.expires.is_none_or(|later| end < later))
     }
 }
 
@@ -110,7 +117,7 @@ impl Review<'_> {
     /// keeps are no rivals, and what a limit raises is not known here.
     fn comes_first(&self, policies: &[Policy], first: usize, second: usize) -> bool {
         let (a, b) = (&policies[first], &policies[second]);
-        if a.is_veto != b.is_veto || a.is_limited {
+        if a.is_veto != b.is_veto || a.is_limited || a.ends_before(b) {
             return false;
         }
         if first < second {

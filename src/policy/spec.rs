@@ -19,6 +19,15 @@ pub struct PolicySpec {
     pub rule: RuleSpec,
     /// What it may keep at most; not for `drop`.
     pub limit: Option<LimitSpec>,
+    /// When it ends, in Unix milliseconds: from then on it matches nothing.
+    pub expires: Option<u64>,
+}
+
+impl PolicySpec {
+    /// A policy that is in force for good and without a limit.
+    pub fn new(name: impl Into<String>, rule: RuleSpec) -> Self {
+        PolicySpec { name: name.into(), rule, limit: None, expires: None }
+    }
 }
 
 /// `limit`: at least one rate.

@@ -52,7 +52,7 @@ fn same_span(parts: &[&RuleSpec]) -> RuleSpec {
 }
 
 fn policy(name: &str, rule: &RuleSpec) -> PolicySpec {
-    PolicySpec { name: name.to_owned(), rule: rule.clone(), limit: None }
+    PolicySpec::new(name, rule.clone())
 }
 
 fn drop_rule(part: &RuleSpec) -> RuleSpec {
@@ -206,11 +206,7 @@ fn trace(random: &mut Rng, spans: usize) -> Trace {
 
 /// What policies of these rules make of a trace whose randomness is 1.
 fn decide(rules: &[RuleSpec], trace: &Trace, forced: bool) -> Verdict {
-    let named = |(n, rule): (usize, &RuleSpec)| PolicySpec {
-        name: format!("p{n}"),
-        rule: rule.clone(),
-        limit: None,
-    };
+    let named = |(n, rule): (usize, &RuleSpec)| PolicySpec::new(format!("p{n}"), rule.clone());
     let plan = Plan::compile(&rules.iter().enumerate().map(named).collect::<Vec<_>>());
     let of_span = |(service, span): &(&str, Span)| {
         let attributes = vec![text("service.name", service)];
@@ -441,7 +437,7 @@ fn the_upper_bound_of_latency_is_inclusive_and_of_the_whole_trace() {
 fn bits_of(rules: &[RuleSpec]) -> i64 {
     let is_too_much = |fillers: &i64| {
         let fillers = (0..*fillers).map(|n| numeric("filler", n, false));
-        let policy = |rule| PolicySpec { name: "p".to_owned(), rule, limit: None };
+        let policy = |rule| PolicySpec::new("p", rule);
         let specs: Vec<_> = fillers.chain(rules.iter().cloned()).map(policy).collect();
         Plan::compile(&specs).leaves().words() > 1
     };
@@ -482,7 +478,7 @@ fn many_policies_on_one_key_find_what_lists_the_value() {
     let expression = |n: usize| string("k", regex(&[&format!("^value {n}$"), "^none$"]), false);
     let mut rules: Vec<_> = (0..256).map(listing).collect();
     rules.extend((0..50).map(expression));
-    let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule, limit: None };
+    let named = |(n, rule)| PolicySpec::new(format!("p{n}"), rule);
     let plan = Plan::compile(&rules.into_iter().enumerate().map(named).collect::<Vec<_>>());
     let matched = |text: &[u8]| {
         let mut bits = vec![0; plan.leaves().words()];
@@ -527,4 +523,37 @@ fn texts_that_are_not_utf_8_are_bytes() {
     // The replacement character comes only with the repair, when the span leaves.
     assert_eq!(bits(b"caf\xe9"), 0b10);
     assert_eq!(bits("caf\u{fffd}".as_bytes()), 0b11);
+}
+
+#[test]
+fn a_policy_that_has_ended_matches_nothing() {
+    let ending = |rule: &RuleSpec, expires| PolicySpec { expires, ..policy("p", rule) };
+    let always = rule(RuleKind::AlwaysSample);
+    let facts = Facts { spans: 1, ..Facts::default() };
+    let evidence = Evidence { facts: &facts, bits: &[], randomness: Randomness(0), forced: false };
+    let decides = |plan: &Plan| {
+        let mut matched = Vec::new();
+        let verdict = plan.decide(&evidence, &mut matched);
+        assert_eq!(verdict.kept, matched.contains(&PolicyId(0)));
+        verdict.kept
+    };
+    let plan = Plan::compile(&[ending(&always, Some(1_000))]);
+    assert_eq!(plan.expiries(), [(PolicyId(0), 1_000)]);
+    assert_eq!(plan.expire(999), []);
+    assert!(decides(&plan));
+    // A successor that ends at the same time shares the flag, whichever is told.
+    let same = plan.successor(&[ending(&always, Some(1_000))]).expect("few names");
+    let later = plan.successor(&[ending(&always, Some(1_001))]).expect("few names");
+    assert_eq!(same.expire(1_000), [PolicyId(0)]);
+    assert_eq!(plan.expire(1_000), []);
+    assert!(!decides(&plan) && !decides(&same) && decides(&later));
+    // A clock that is set back.
+    assert_eq!(plan.expire(999), []);
+    assert!(decides(&plan) && decides(&same));
+    assert_eq!(plan.expire(5_000), [PolicyId(0)]);
+
+    let veto = Plan::compile(&[policy("keeps", &always), ending(&drop_rule(&always), Some(7))]);
+    assert!(!veto.decide(&evidence, &mut Vec::new()).kept);
+    assert_eq!(veto.expire(7), [PolicyId(1)]);
+    assert!(veto.decide(&evidence, &mut Vec::new()).kept);
 }

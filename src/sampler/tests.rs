@@ -20,11 +20,7 @@ fn policy(name: &str) -> PolicySpec {
     let values = StringMatch::Exact(vec![name.to_owned()]);
     let (key, scope) = ("k".into(), Scope::Any);
     let kind = RuleKind::StringAttribute { key, scope, values, invert: false };
-    PolicySpec {
-        name: name.to_owned(),
-        rule: RuleSpec { kind, sampling_percentage: 100.0 },
-        limit: None,
-    }
+    PolicySpec::new(name, RuleSpec { kind, sampling_percentage: 100.0 })
 }
 
 fn request(value: &str) -> Vec<u8> {

@@ -277,6 +277,19 @@ async fn slow_database_calls() {
     check(&["default.toml", "slow-database-calls.toml"], cases).await;
 }
 
+/// Scenario: traces of the service in question and of others.
+/// Guarantees: those of the one are kept whole while the policy has not ended and within its rate.
+#[tokio::test]
+async fn incident() {
+    let of = |number: u64, services| Trace::new(number).of(services);
+    let cases = [
+        (of(UNLUCKY | 1, ["payment", "shop"]), Kept("incident", WHOLE)),
+        (of(UNLUCKY | 2, ["shop", "payment"]).failing(), Kept("errors", WHOLE)),
+        (of(UNLUCKY | 3, ["shop", "cart"]), Dropped("baseline")),
+    ];
+    check(&["default.toml", "incident.toml"], cases).await;
+}
+
 /// Scenario: requests that take long for the one who asks, and traces that go on for long after the
 /// answer or have no server at their root.
 /// Guarantees: only the root's own duration counts, and only a server's.
@@ -434,6 +447,7 @@ const ADDITIONS: &[&str] = &[
     "business-routes.toml",
     "force-sample.toml",
     "health-checks.toml",
+    "incident.toml",
     "slow-database-calls.toml",
     "slow-requests.toml",
     "timeouts.toml",

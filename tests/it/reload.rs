@@ -2,6 +2,7 @@
 //! meanwhile, and counters and names outlive it.
 
 mod buffered;
+mod expiry;
 
 use std::{
     path::PathBuf,

@@ -116,6 +116,9 @@ ADDITIONS = {
             "health-checks", None, attributes={"user_agent.original": "kube-probe/1.34"}
         ),
     },
+    "incident.toml": {
+        "of the service": Kind("incident", 100, services=("gateway", "payment")),
+    },
     "slow-database-calls.toml": {
         # The child takes four fifths of the time.
         "slow call": Kind("slow-database-call", 100, ms=150, attributes=POSTGRES),

@@ -12,6 +12,7 @@ use super::{
 
 mod conditions;
 mod credentials;
+mod expires;
 mod files;
 mod limits;
 mod policies;
@@ -30,7 +31,9 @@ fn host() -> Host {
         "ESCAPE" => Ok("\u{1b}[31m".to_owned()),
         _ => Err(VarError::NotPresent),
     };
-    Host { variable, memory_default: MemoryLimit::configured(1 << 30) }
+    // 2026-11-21T00:00:00Z.
+    let now_unix_millis = 1_795_219_200_000;
+    Host { variable, memory_default: MemoryLimit::configured(1 << 30), now_unix_millis }
 }
 
 fn parse(text: &str) -> (Loaded, KnownKeys) {

@@ -265,7 +265,7 @@ pub(super) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
         .prop_map(|parts| RuleSpec { kind: RuleKind::Drop(parts), sampling_percentage: 100.0 });
     let rule = prop_oneof![5 => probabilistic(), 1 => veto];
     (vec(rule, 1..6), 0..4usize).prop_map(|(rules, first)| {
-        let named = |(n, rule)| PolicySpec { name: format!("p{}", first + n), rule, limit: None };
+        let named = |(n, rule)| PolicySpec::new(format!("p{}", first + n), rule);
         rules.into_iter().enumerate().map(named).collect()
     })
 }
