@@ -414,7 +414,7 @@ pub fn expire(plan: &Plan) {
         let policy = plan.name(id);
         warn!(
             policy,
-            "the policy has expired and matches nothing from now on: remove it, or set a later `expires`"
+            "policy expired: it matches nothing from now on. Remove it, or extend `expires`"
         );
     }
 }

@@ -123,13 +123,12 @@ impl Reload {
     /// Puts the plan in force; the longest that a shard was locked for it.
     fn swap(&self, plan: &Arc<Plan>) -> Duration {
         // First, so that there is a counter for whatever is decided by them.
-        self.metrics.add_policies(plan.names());
+        self.metrics.policies_in_force(plan);
         let (mut longest, mut since) = (Duration::ZERO, Duration::ZERO);
         self.sampler.reload(plan, |hold| match hold {
             Hold::Begins => since = self.clock.elapsed(),
             Hold::Ended => longest = longest.max(self.clock.elapsed() - since),
         });
-        self.metrics.policies_in_force(plan);
         longest
     }
 }

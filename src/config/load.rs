@@ -48,7 +48,8 @@ pub struct Loaded {
 pub(super) struct Host {
     pub(super) variable: Variable,
     pub(super) memory_default: MemoryLimit,
-    pub(super) now_unix_millis: u64,
+    /// Unix milliseconds.
+    pub(super) now: u64,
 }
 
 impl Host {
@@ -56,7 +57,7 @@ impl Host {
         Host {
             variable: |name| env::var(name),
             memory_default: MemoryLimit::detect(),
-            now_unix_millis: clock::unix_millis(),
+            now: clock::unix_millis(),
         }
     }
 }
@@ -135,7 +136,7 @@ impl Load {
         Load {
             host,
             diagnostics: Diagnostics::default(),
-            policies: Policies::new(host.now_unix_millis),
+            policies: Policies::new(host.now),
             barren: Vec::new(),
             obscured: false,
         }

@@ -94,6 +94,7 @@ const LIMIT_HINT: &str =
 struct Top {
     limit: Option<LimitSpec>,
     expires: Option<u64>,
+    shadow: bool,
 }
 
 /// Where a rule stands.
@@ -120,7 +121,8 @@ impl Place {
 
 /// The policies read so far, over all files.
 pub(super) struct Policies {
-    now_unix_millis: u64,
+    /// Unix milliseconds, as all times here.
+    now: u64,
     specs: Vec<PolicySpec>,
     /// A warning at the name of each of `specs` that has nothing to say yet.
     places: Vec<Diagnostic>,
@@ -133,9 +135,9 @@ pub(super) struct Policies {
 
 impl Policies {
     /// None yet; those that end by now are warned about.
-    pub(super) fn new(now_unix_millis: u64) -> Self {
+    pub(super) fn new(now: u64) -> Self {
         Policies {
-            now_unix_millis,
+            now,
             specs: Vec::new(),
             places: Vec::new(),
             names: BTreeMap::new(),
@@ -183,14 +185,21 @@ impl Policies {
             _ => section.warning_at(section.span()),
         };
         let rule = self.whole_rule(section, Place::TOP);
-        if let (Some(name), Some((rule, Top { limit, expires }))) = (name.good(), rule) {
-            self.specs.push(PolicySpec { name, rule, limit, expires });
+        if let (Some(name), Some((rule, Top { limit, expires, shadow }))) = (name.good(), rule) {
+            self.specs.push(PolicySpec { name, rule, limit, expires, shadow });
             self.places.push(place);
         }
     }
 
     /// Warns about policies that say something else than was meant, over all files.
     pub(super) fn review(&self, diagnostics: &mut Diagnostics) {
+        if let Some(place) = self.places.first()
+            && self.specs.iter().all(|spec| spec.shadow)
+        {
+            let problem = Problem::new("all policies are shadow policies: every trace is dropped")
+                .hint("leave `shadow` out of those that are to decide");
+            diagnostics.push(place.clone().saying(problem));
+        }
         for (index, remark) in review(&self.specs) {
             let name = &self.specs[index].name;
             let problem = match remark {
@@ -278,16 +287,19 @@ impl Policies {
         if place.depth > 1 {
             let problem = Problem::new("a nested policy has no `expires`");
             section.refuse("expires", problem.hint("only the [[policy]] around it ends"));
-            return Top { limit, expires: None };
+            let problem = Problem::new("a nested policy has no `shadow`");
+            section.refuse("shadow", problem.hint("only the [[policy]] around it can be one"));
+            return Top { limit, expires: None, shadow: false };
         }
         let expires = section.instant("expires");
         if let Read::Set(at, span) = &expires
-            && *at <= self.now_unix_millis
+            && *at <= self.now
         {
             let problem = Problem::new("the policy has expired: it matches nothing any more");
             section.warn(span.clone(), problem.hint("remove it, or let it end later"));
         }
-        Top { limit, expires: expires.good() }
+        let shadow = section.boolean("shadow").or(false);
+        Top { limit, expires: expires.good(), shadow }
     }
 
     fn kind(

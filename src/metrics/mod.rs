@@ -9,13 +9,13 @@
 
 #![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
 
+mod expiries;
 mod histogram;
 mod policies;
 
 use std::{
-    fmt::Write as _,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -26,7 +26,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use self::{histogram::Histogram, policies::Policies};
+use self::{expiries::Expiries, histogram::Histogram, policies::Policies};
 use crate::{
     clock,
     grpc::{code_name, codes},
@@ -152,9 +152,7 @@ pub struct Metrics {
     stalled: Counter,
     forgotten: Counter,
     gauges: Gauges,
-    /// Written by hand: a series of the crate's cannot be taken back, and a policy that no longer
-    /// ends must not look as if it had.
-    expiries: Mutex<Vec<(String, u64)>>,
+    expiries: Expiries,
     lag: Histogram,
     duration: Histogram,
     spans: Histogram,
@@ -230,7 +228,7 @@ impl Metrics {
             stalled: counter!("tailwater_stalled_seconds_total"),
             forgotten: counter!("tailwater_decisions_forgotten_early_total"),
             gauges: Gauges::register(),
-            expiries: Mutex::default(),
+            expiries: Expiries::default(),
             lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
             duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
             spans: Histogram::new("trace_spans", "", &TRACE_SPANS),
@@ -247,10 +245,13 @@ impl Metrics {
         with_local_recorder(&*self.recorder, || self.policies.add(names));
     }
 
-    /// The plan that decides from now on; its policies have been added.
+    /// The plan that is about to decide: adds the series of what is new in it.
     pub fn policies_in_force(&self, plan: &Plan) {
-        let expiries = plan.expiries().into_iter().map(|(id, at)| (plan.name(id).to_owned(), at));
-        *self.expiries.lock().unwrap_or_else(PoisonError::into_inner) = expiries.collect();
+        self.add_policies(plan.names());
+        with_local_recorder(&*self.recorder, || {
+            self.policies.add_shadows(plan.shadows(), plan.names());
+        });
+        self.expiries.set(plan);
     }
 
     /// The policies were loaded, at the start or again, or could not be.
@@ -383,7 +384,7 @@ impl Metrics {
         }
         self.stalled.absolute(readings.stalled.as_secs());
         let mut text = self.handle.render();
-        self.write_expiries(&mut text);
+        self.expiries.write(&mut text);
         for histogram in [&self.lag, &self.duration, &self.spans] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);
@@ -393,24 +394,6 @@ impl Metrics {
             histogram.write(&mut text);
         }
         text
-    }
-
-    fn write_expiries(&self, text: &mut String) {
-        let expiries = self.expiries.lock().unwrap_or_else(PoisonError::into_inner);
-        if expiries.is_empty() {
-            return;
-        }
-        let name = "tailwater_policy_expiry_timestamp_seconds";
-        let _ = writeln!(
-            text,
-            "# HELP {name} When a policy stops matching anything, in Unix seconds; only of policies \
-             with `expires`.\n# TYPE {name} gauge"
-        );
-        for (policy, unix_millis) in &*expiries {
-            let seconds = *unix_millis as f64 / 1e3;
-            let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {seconds}");
-        }
-        text.push('\n');
     }
 }
 
@@ -475,6 +458,8 @@ fn describe() {
     describe_counter!("tailwater_spans_kept_total", "Spans kept, late ones under the policy of their trace.");
     describe_counter!("tailwater_spans_dropped_total", "Spans dropped: with their trace, after it, or over its byte cap.");
     describe_counter!("tailwater_policy_matches_total", "Decided traces that a policy matched, credited or not.");
+    describe_counter!("tailwater_shadow_traces_total", "Decided traces that a shadow policy matched, by what it would have changed.");
+    describe_counter!("tailwater_shadow_spans_total", "Spans of traces that a shadow policy matched, late ones included, by what it would have changed.");
     describe_counter!("tailwater_decisions_total", "Decisions, by what made the trace be decided then.");
     describe_counter!("tailwater_late_spans_total", "Spans that came after their trace's decision, by that decision.");
     describe_counter!("tailwater_late_error_spans_total", "Late spans with the status ERROR, by the decision they follow.");

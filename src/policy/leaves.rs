@@ -128,8 +128,7 @@ impl Conditions for Leaves {
         if self.key_bits & key_bit(attribute.key) == 0 {
             return Ok(());
         }
-        let Some(tests) = self.attributes.get(attribute.key) else { return Ok(()) };
-        test([&tests.of_any, &tests.of_spans], attribute, bits)
+        self.test_key(attribute, bits)
     }
 
     fn test_resource_attribute(
@@ -178,6 +177,13 @@ impl Conditions for Leaves {
                 set(*bit, bits);
             }
         }
+    }
+}
+
+impl Leaves {
+    fn test_key(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        let Some(tests) = self.attributes.get(attribute.key) else { return Ok(()) };
+        test([&tests.of_any, &tests.of_spans], attribute, bits)
     }
 }
 

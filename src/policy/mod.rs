@@ -20,7 +20,9 @@ mod texts;
 pub use leaves::Leaves;
 pub use limit::Candidate;
 pub use number::{Number, NumberRange};
-pub use plan::{Evidence, POLICY_NAMES_MAX, Plan, PolicyId, TooManyNames, Verdict};
+pub use plan::{
+    Effect, Evidence, POLICY_NAMES_MAX, Plan, PolicyId, Shadowed, TooManyNames, Verdict,
+};
 pub use review::{Remark, review};
 pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch};
 

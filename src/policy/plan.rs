@@ -33,8 +33,10 @@ pub const POLICY_NAMES_MAX: usize = 10_000;
 /// The policies that decide, compiled once.
 #[derive(Debug)]
 pub struct Plan {
-    /// In the order of the file.
+    /// Those that decide, in the order of the file.
     policies: Vec<Policy>,
+    /// Those that are evaluated beside them and decide nothing, in the order of the file.
+    shadows: Vec<Policy>,
     /// Of these and of all policies before them, by id.
     names: Vec<String>,
     leaves: Leaves,
@@ -71,6 +73,27 @@ impl Verdict {
     /// Dropped, because nothing matched.
     pub const NONE: Verdict =
         Verdict { kept: false, policy: PolicyId::NONE, threshold: Threshold::NEVER };
+}
+
+/// What a shadow policy would have changed about a trace that it matches, had it been in force
+/// beside those that decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// The trace was dropped and would have been kept.
+    Kept = 0,
+    /// The trace was kept and would have been dropped.
+    Dropped = 1,
+    /// Nothing.
+    None = 2,
+}
+
+/// A shadow policy that matched, and what it would have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shadowed {
+    /// The policy.
+    pub policy: PolicyId,
+    /// What it would have changed.
+    pub effect: Effect,
 }
 
 #[derive(Debug)]
@@ -118,10 +141,9 @@ impl Plan {
         let ids = ids(&mut names, specs);
         let mut leaves = LeavesBuilder::default();
         let mut limits = Vec::new();
-        let policies = specs
-            .iter()
-            .zip(ids)
-            .map(|(spec, id)| Policy {
+        let (mut policies, mut shadows) = (Vec::new(), Vec::new());
+        for (spec, id) in specs.iter().zip(ids) {
+            let policy = Policy {
                 id,
                 node: compile(&spec.rule, false, &mut leaves),
                 is_veto: matches!(spec.rule.kind, RuleKind::Drop(_)),
@@ -134,9 +156,10 @@ impl Plan {
                     let kept = before.and_then(|before| before.expiry(id, at));
                     kept.unwrap_or_else(|| Arc::new(Expiry::new(at)))
                 }),
-            })
-            .collect();
-        Plan { policies, names, leaves: leaves.build(), limits }
+            };
+            if spec.shadow { &mut shadows } else { &mut policies }.push(policy);
+        }
+        Plan { policies, shadows, names, leaves: leaves.build(), limits }
     }
 
     /// The names of all policies since the start, by id.
@@ -169,8 +192,7 @@ impl Plan {
                 veto = veto.or(Some(id));
                 continue;
             }
-            let raised = policy.limit.map(|limit| self.limits[limit].threshold());
-            let threshold = raised.map_or(proposed, |raised| raised.max(proposed));
+            let threshold = self.raised(policy, proposed);
             if threshold < lowest.0 {
                 lowest = (threshold, id);
             }
@@ -182,32 +204,68 @@ impl Plan {
         Verdict { kept: threshold.keeps(evidence.randomness), policy, threshold }
     }
 
+    /// Says what each shadow policy that matches would have changed about the verdict of those that
+    /// decide, each of them alone. Since a set of policies takes the lowest threshold, that is one
+    /// comparison a policy.
+    pub fn shadow(&self, evidence: &Evidence<'_>, verdict: &Verdict, out: &mut Vec<Shadowed>) {
+        let is_vetoed = verdict.policy != PolicyId::NONE && !verdict.threshold.matches();
+        for policy in &self.shadows {
+            let proposed = policy.propose(evidence);
+            if !proposed.matches() {
+                continue;
+            }
+            let keeps = || self.raised(policy, proposed).keeps(evidence.randomness);
+            let effect = match (policy.is_veto, verdict.kept) {
+                (true, true) => Effect::Dropped,
+                (false, false) if !is_vetoed && keeps() => Effect::Kept,
+                _ => Effect::None,
+            };
+            out.push(Shadowed { policy: policy.id, effect });
+        }
+    }
+
+    /// The shadow policies. Without any they cost nothing.
+    pub fn shadows(&self) -> impl ExactSizeIterator<Item = PolicyId> {
+        self.shadows.iter().map(|policy| policy.id)
+    }
+
+    /// What a policy proposes, raised by its limit.
+    fn raised(&self, policy: &Policy, proposed: Threshold) -> Threshold {
+        let raised = policy.limit.map(|limit| self.limits[limit].threshold());
+        raised.map_or(proposed, |raised| raised.max(proposed))
+    }
+
+    /// Those that decide, and those that do not.
+    fn all(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.iter().chain(&self.shadows)
+    }
+
     /// The limit of a policy, if it is the same one.
     fn limit(&self, id: PolicyId, spec: &LimitSpec) -> Option<Arc<Limit>> {
-        let policy = self.policies.iter().find(|policy| policy.id == id)?;
+        let policy = self.all().find(|policy| policy.id == id)?;
         let limit = &self.limits[policy.limit?];
         (limit.spec() == spec).then(|| Arc::clone(limit))
     }
 
     /// The expiry of a policy, if it is at the same time.
-    fn expiry(&self, id: PolicyId, unix_millis: u64) -> Option<Arc<Expiry>> {
-        let policy = self.policies.iter().find(|policy| policy.id == id)?;
-        policy.expiry.clone().filter(|expiry| expiry.unix_millis() == unix_millis)
+    fn expiry(&self, id: PolicyId, at: u64) -> Option<Arc<Expiry>> {
+        let policy = self.all().find(|policy| policy.id == id)?;
+        policy.expiry.clone().filter(|expiry| expiry.at() == at)
     }
 
-    /// Says what time it is. From its time on a policy matches nothing; those whose time has come
-    /// since the last call are returned. Called before the plan decides anything, and once a tick.
-    pub fn expire(&self, now_unix_millis: u64) -> Vec<PolicyId> {
-        let has_come = |policy: &&Policy| {
-            policy.expiry.as_ref().is_some_and(|expiry| expiry.has_come(now_unix_millis))
-        };
-        self.policies.iter().filter(has_come).map(|policy| policy.id).collect()
+    /// Says what time it is, in Unix milliseconds. From its end on a policy matches nothing; those
+    /// that have ended since the last call are returned. Called before the plan decides anything,
+    /// and once a tick.
+    pub fn expire(&self, now: u64) -> Vec<PolicyId> {
+        let has_come =
+            |policy: &&Policy| policy.expiry.as_ref().is_some_and(|expiry| expiry.has_come(now));
+        self.all().filter(has_come).map(|policy| policy.id).collect()
     }
 
     /// The policies that end at a time, with that time in Unix milliseconds.
     pub fn expiries(&self) -> Vec<(PolicyId, u64)> {
-        let at = |policy: &Policy| Some((policy.id, policy.expiry.as_ref()?.unix_millis()));
-        self.policies.iter().filter_map(at).collect()
+        let at = |policy: &Policy| Some((policy.id, policy.expiry.as_ref()?.at()));
+        self.all().filter_map(at).collect()
     }
 
     /// Whether any policy has a limit. Without one, ticks and charges are nothing.
@@ -244,7 +302,7 @@ impl Plan {
 
     /// The limits that a trace counts towards, with what their policies propose without them: those
     /// of policies that would keep it, unless it is vetoed, or another policy without a limit keeps
-    /// it in any case.
+    /// it in any case. A shadow policy counts only for its own limit.
     fn limited(&self, evidence: &Evidence<'_>) -> Vec<(usize, Threshold)> {
         let mut limited = Vec::new();
         for policy in &self.policies {
@@ -256,6 +314,12 @@ impl Plan {
                 None if policy.is_veto && proposed.matches() => return Vec::new(),
                 None if proposed == Threshold::ALWAYS => return Vec::new(),
                 _ => {}
+            }
+        }
+        for shadow in &self.shadows {
+            if let Some(limit) = shadow.limit {
+                let proposed = shadow.propose(evidence);
+                limited.extend(proposed.keeps(evidence.randomness).then_some((limit, proposed)));
             }
         }
         limited

@@ -54,13 +54,20 @@ struct Policy {
     is_limited: bool,
     /// When it ends.
     expires: Option<u64>,
+    is_shadow: bool,
 }
 
 impl Policy {
     fn new(spec: &PolicySpec, leaves: &mut LeavesBuilder) -> Self {
         let is_veto = matches!(spec.rule.kind, RuleKind::Drop(_));
         let node = compile(&spec.rule, false, leaves);
-        Policy { node, is_veto, is_limited: spec.limit.is_some(), expires: spec.expires }
+        Policy {
+            node,
+            is_veto,
+            is_limited: spec.limit.is_some(),
+            expires: spec.expires,
+            is_shadow: spec.shadow,
+        }
     }
 
     /// Whether the other is still in force when this one no longer is.
@@ -114,10 +121,14 @@ impl Review<'_> {
     }
 
     /// Whether `first` comes before `second` wherever that one matches. A drop and a policy that
-    /// keeps are no rivals, and what a limit raises is not known here.
+    /// keeps are no rivals, what a limit raises is not known here, and a shadow policy decides
+    /// nothing in any case.
     fn comes_first(&self, policies: &[Policy], first: usize, second: usize) -> bool {
         let (a, b) = (&policies[first], &policies[second]);
         if a.is_veto != b.is_veto || a.is_limited || a.ends_before(b) {
+            return false;
+        }
+        if a.is_shadow || b.is_shadow {
             return false;
         }
         if first < second {

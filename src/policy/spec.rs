@@ -21,12 +21,14 @@ pub struct PolicySpec {
     pub limit: Option<LimitSpec>,
     /// When it ends, in Unix milliseconds: from then on it matches nothing.
     pub expires: Option<u64>,
+    /// Whether it only says what it would have changed, and decides nothing.
+    pub shadow: bool,
 }
 
 impl PolicySpec {
     /// A policy that is in force for good and without a limit.
     pub fn new(name: impl Into<String>, rule: RuleSpec) -> Self {
-        PolicySpec { name: name.into(), rule, limit: None, expires: None }
+        PolicySpec { name: name.into(), rule, limit: None, expires: None, shadow: false }
     }
 }
 

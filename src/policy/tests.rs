@@ -465,6 +465,10 @@ fn equal_conditions_share_a_bit() {
     let on_service = rule(RuleKind::ServiceName { values: exact(&["a", "b"]), invert: false });
     assert_eq!(bits_of(&[a, on_name, on_service]), 3);
     assert_eq!(bits_of(&[rule(RuleKind::TraceFlags), rule(RuleKind::TraceFlags)]), 1);
+    assert_eq!(bits_of(&[rule(RuleKind::RootSpan), not(&rule(RuleKind::RootSpan))]), 1);
+    // The condition, and what it asks of one event.
+    let both = |invert| event(&["n"], Some("k"), &[], invert);
+    assert_eq!(bits_of(&[both(false), both(true), event(&["n"], None, &[], false)]), 4);
 }
 
 #[test]

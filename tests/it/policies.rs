@@ -9,7 +9,7 @@ use opentelemetry_proto::tonic::{
 use tailwater::config::Config;
 
 use crate::harness::{
-    Running, attribute, config, error, request, span, string, tempfile, trace_id,
+    Metrics, Running, attribute, config, error, request, span, string, tempfile, trace_id,
 };
 
 /// Kept by a policy of 1 % and more.
@@ -105,7 +105,7 @@ fn shipped(files: &[&str]) -> Config {
 }
 
 /// Sends the traces to a service with these files and holds each to what is expected of it.
-async fn check<const N: usize>(files: &[&str], cases: [(Trace, Expected); N]) {
+async fn check<const N: usize>(files: &[&str], cases: [(Trace, Expected); N]) -> Metrics {
     let config = shipped(files);
     let policies: Vec<_> = config.policies.iter().map(|policy| policy.name.clone()).collect();
     let running = Running::start(config).await;
@@ -137,6 +137,7 @@ async fn check<const N: usize>(files: &[&str], cases: [(Trace, Expected); N]) {
     }
     assert!(counted.is_empty(), "not in {files:?}: {counted:?}");
     running.stop().await;
+    metrics
 }
 
 fn assert_outcome(trace: &Trace, sent: &[Span], expected: Expected) {
@@ -288,6 +289,30 @@ async fn incident() {
         (of(UNLUCKY | 3, ["shop", "cart"]), Dropped("baseline")),
     ];
     check(&["default.toml", "incident.toml"], cases).await;
+}
+
+/// Scenario: traces that begin with a poll, that fail, and others, under a `drop` in the shadow.
+/// Guarantees: it drops nothing, and counts those that it would have dropped.
+#[tokio::test]
+async fn rehearse_drop() {
+    let poll = |number: u64| {
+        let mut trace = Trace::new(number);
+        let root = &mut trace.spans[1].1;
+        root.kind = 5;
+        root.attributes.push(string("messaging.operation.name", "poll"));
+        trace
+    };
+    let cases = [
+        (poll(FAIR | 1), Kept("baseline", TENTH)),
+        (poll(UNLUCKY | 2), Dropped("baseline")),
+        (poll(UNLUCKY | 3).failing(), Kept("errors", WHOLE)),
+        (Trace::new(FAIR | 4), Kept("baseline", TENTH)),
+    ];
+    let metrics = check(&["default.toml", "rehearse-drop.toml"], cases).await;
+    for (effect, traces) in [("kept", 0.0), ("dropped", 1.0), ("none", 1.0)] {
+        let series = format!("shadow_traces_total{{policy=\"drop-polling\",effect=\"{effect}\"}}");
+        assert_eq!(metrics.get(&series), traces, "{effect}");
+    }
 }
 
 /// Scenario: requests that take long for the one who asks, and traces that go on for long after the
@@ -448,6 +473,7 @@ const ADDITIONS: &[&str] = &[
     "force-sample.toml",
     "health-checks.toml",
     "incident.toml",
+    "rehearse-drop.toml",
     "slow-database-calls.toml",
     "slow-requests.toml",
     "timeouts.toml",

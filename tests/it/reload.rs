@@ -3,6 +3,7 @@
 
 mod buffered;
 mod expiry;
+mod shadow;
 
 use std::{
     path::PathBuf,

@@ -119,6 +119,9 @@ ADDITIONS = {
     "incident.toml": {
         "of the service": Kind("incident", 100, services=("gateway", "payment")),
     },
+    "rehearse-drop.toml": {
+        "nothing polls": Kind("baseline", 10),
+    },
     "slow-database-calls.toml": {
         # The child takes four fifths of the time.
         "slow call": Kind("slow-database-call", 100, ms=150, attributes=POSTGRES),

@@ -250,14 +250,14 @@ fn scopes_and_exclusive_bounds() {
             "type = 'attribute_exists'\nkey = 'k'\nvalues = ['x']",
             "5:1: error: unknown key `values` in a policy of type `attribute_exists` | the keys \
              here are `name`, `type`, `key`, `scope`, `invert_match`, `sampling_percentage`, \
-             `limit`, `expires`",
+             `limit`, `expires`, `shadow`",
         ),
         ("type = 'attribute_exists'", "1:1: error: `attribute_exists` has no `key`"),
         (
             "type = 'service_name'\nvalues = ['a']\nscope = 'resource'",
             "5:1: error: unknown key `scope` in a policy of type `service_name` | the keys here \
              are `name`, `type`, `enabled_regex_matching`, `invert_match`, `values`, \
-             `sampling_percentage`, `limit`, `expires`",
+             `sampling_percentage`, `limit`, `expires`, `shadow`",
         ),
         (
             "type = 'numeric_attribute'\nkey = 'k'\nmin_value = 1\nabove = 2",
@@ -310,7 +310,7 @@ fn kinds_durations_and_events() {
         (
             "type = 'root_span'\nvalue = true",
             "4:1: error: unknown key `value` in a policy of type `root_span` | the keys here are \
-             `name`, `type`, `sampling_percentage`, `limit`, `expires`",
+             `name`, `type`, `sampling_percentage`, `limit`, `expires`, `shadow`",
         ),
         ("type = 'span_duration'", "1:1: error: `span_duration` has no `threshold_ms`"),
         (
@@ -387,7 +387,7 @@ fn counts_names_and_tracestate() {
             "type = 'service_name'\nkey = 'service.name'\nvalues = ['shop']",
             "4:1: error: unknown key `key` in a policy of type `service_name` | the keys here are \
              `name`, `type`, `enabled_regex_matching`, `invert_match`, `values`, \
-             `sampling_percentage`, `limit`, `expires`",
+             `sampling_percentage`, `limit`, `expires`, `shadow`",
         ),
         (
             "type = 'span_name'\nvalues = ['(']\nenabled_regex_matching = true",
@@ -408,7 +408,7 @@ fn counts_names_and_tracestate() {
         (
             "type = 'trace_flags'\nvalues = ['01']",
             "4:1: error: unknown key `values` in a policy of type `trace_flags` | the keys here \
-             are `name`, `type`, `sampling_percentage`, `limit`, `expires`",
+             are `name`, `type`, `sampling_percentage`, `limit`, `expires`, `shadow`",
         ),
         (
             "type = 'string_attribute'\nkey = 'k'\nvalues = ['x']\ncache_max_size = 10",

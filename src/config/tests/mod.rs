@@ -19,6 +19,7 @@ mod policies;
 mod review;
 mod schema;
 mod sections;
+mod shadow;
 mod text;
 
 /// A policy that makes a file complete.
@@ -32,8 +33,8 @@ fn host() -> Host {
         _ => Err(VarError::NotPresent),
     };
     // 2026-11-21T00:00:00Z.
-    let now_unix_millis = 1_795_219_200_000;
-    Host { variable, memory_default: MemoryLimit::configured(1 << 30), now_unix_millis }
+    let now = 1_795_219_200_000;
+    Host { variable, memory_default: MemoryLimit::configured(1 << 30), now }
 }
 
 fn parse(text: &str) -> (Loaded, KnownKeys) {

@@ -164,7 +164,7 @@ fn types() {
             "type = 'status_code'\nstatus_codes = ['OK']\nthreshold_ms = 5",
             "5:1: error: unknown key `threshold_ms` in a policy of type `status_code` | the \
              keys here are \
-             `name`, `type`, `status_codes`, `sampling_percentage`, `limit`, `expires`",
+             `name`, `type`, `status_codes`, `sampling_percentage`, `limit`, `expires`, `shadow`",
         ),
     ]);
 }

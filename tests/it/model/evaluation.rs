@@ -7,7 +7,7 @@ use opentelemetry_proto::tonic::{
     trace::v1::{Span, span::Event},
 };
 use tailwater::{
-    policy::{Number, NumberRange, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch},
+    policy::{Effect, Number, NumberRange, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch},
     trace::StatusCode,
 };
 
@@ -25,6 +25,8 @@ pub(super) struct Verdict {
     pub(super) randomness: u64,
     pub(super) explicit: Option<u64>,
     pub(super) matched: Vec<String>,
+    /// Shadow policies that matched, each with what it would have changed.
+    pub(super) shadowed: Vec<(String, Effect)>,
 }
 
 /// The explicit randomness of one span, read by hand.
@@ -44,7 +46,31 @@ fn threshold(percentage: f64) -> u64 {
     NEVER - (whole * percentage / 100.0).round() as u64
 }
 
+/// What the policies make of a trace, and each shadow policy beside those that decide.
 pub(super) fn verdict(
+    policies: &[PolicySpec],
+    id: [u8; 16],
+    spans: &[Stored],
+    forced: bool,
+) -> Verdict {
+    let (shadows, active): (Vec<_>, Vec<_>) = policies.iter().cloned().partition(|p| p.shadow);
+    let mut verdict = verdict_of_all(&active, id, spans, forced);
+    for shadow in shadows {
+        let with_it = [&active[..], std::slice::from_ref(&shadow)].concat();
+        let with_it = verdict_of_all(&with_it, id, spans, forced);
+        if with_it.matched.contains(&shadow.name) {
+            let effect = match (verdict.kept, with_it.kept) {
+                (false, true) => Effect::Kept,
+                (true, false) => Effect::Dropped,
+                _ => Effect::None,
+            };
+            verdict.shadowed.push((shadow.name, effect));
+        }
+    }
+    verdict
+}
+
+fn verdict_of_all(
     policies: &[PolicySpec],
     id: [u8; 16],
     spans: &[Stored],
@@ -77,7 +103,7 @@ pub(super) fn verdict(
         Some(name) => (false, name.clone(), NEVER),
         None => (randomness >= best.0, best.1.to_owned(), best.0),
     };
-    Verdict { kept, policy, threshold, randomness, explicit, matched }
+    Verdict { kept, policy, threshold, randomness, explicit, matched, shadowed: Vec::new() }
 }
 
 /// The threshold that a rule proposes for these spans, [`NEVER`] where it does not match.

@@ -264,8 +264,12 @@ pub(super) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
     let veto = vec(condition(), 1..3)
         .prop_map(|parts| RuleSpec { kind: RuleKind::Drop(parts), sampling_percentage: 100.0 });
     let rule = prop_oneof![5 => probabilistic(), 1 => veto];
+    let rule = (rule, prop::bool::weighted(0.25));
     (vec(rule, 1..6), 0..4usize).prop_map(|(rules, first)| {
-        let named = |(n, rule)| PolicySpec::new(format!("p{}", first + n), rule);
+        let named = |(n, (rule, shadow))| PolicySpec {
+            shadow,
+            ..PolicySpec::new(format!("p{}", first + n), rule)
+        };
         rules.into_iter().enumerate().map(named).collect()
     })
 }
