@@ -220,9 +220,15 @@ impl Admin {
             "threshold": verdict.threshold.matches().then(|| verdict.threshold.to_string()),
             "randomness": Randomness::to_string(&randomness),
         });
-        if let Some(Logged { record, matched, decided_at }) = logged {
-            let names: Vec<_> = matched.iter().map(|&policy| plan.name(policy)).collect();
-            body["matched_policies"] = json!(names);
+        if let Some(Logged { record, matched, shadow_matched, decided_at }) = logged {
+            let names = |policies: &[_]| -> Vec<_> {
+                policies.iter().map(|&policy| plan.name(policy).to_owned()).collect()
+            };
+            body["matched_policies"] = json!(names(matched));
+            // Where nobody uses shadow policies, answers are as they were.
+            if plan.shadows().len() > 0 || !shadow_matched.is_empty() {
+                body["shadow_matched"] = json!(names(shadow_matched));
+            }
             body["spans"] = json!(record.spans);
             body["bytes"] = json!(record.bytes);
             body["duration_ms"] = json!(record.duration_nanos as f64 / 1e6);

@@ -1,6 +1,7 @@
 //! The only readings of a clock: monotonic time for everything that waits, and wall time for
-//! people. Wall time is compared with nothing but the dates of certificates (by rustls, with a
-//! reading of its own), so that a step of it decides nothing.
+//! people. Wall time is compared with nothing but dates that people wrote: those of certificates
+//! (by rustls, with a reading of its own) and `expires` of policies. A step of it moves no trace's
+//! deadline.
 //!
 //! Traces wait in the time of a [`WindowClock`], in which a stretch that the process did not run
 //! (SIGSTOP, a paused container, a machine with no CPU to spare) takes a moment at most. What was

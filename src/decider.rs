@@ -28,6 +28,7 @@ use crate::{
         encode::{Batch, KeptSpan, TraceStamp},
         tracestate::Stamp,
     },
+    policy::Plan,
     sampler::{Decided, KeptTrace, Progress, Sampler, Which},
     supervise::{Supervisor, Task},
     throttle::Throttle,
@@ -260,6 +261,8 @@ impl Decider {
 
     fn begin_tick(&mut self) {
         let now = self.clock.now();
+        // Before the limits, which only see policies in force.
+        expire(&self.sampler.plan());
         self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
         self.tick_began = now;
         if let Some(bytes) = budget::resident_bytes() {
@@ -405,10 +408,21 @@ impl Decider {
     }
 }
 
+/// Ends the policies of a plan whose time has come by the wall clock, and logs each.
+pub fn expire(plan: &Plan) {
+    for id in plan.expire(clock::unix_millis()) {
+        let policy = plan.name(id);
+        warn!(
+            policy,
+            "policy expired: it matches nothing from now on. Remove it, or extend `expires`"
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{policy::Plan, sampler::Limits, window::Waits};
+    use crate::{sampler::Limits, window::Waits};
 
     #[test]
     fn what_a_panic_takes_along_is_counted() {

@@ -29,7 +29,7 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 
 use crate::{
     budget::{Budget, Hold, Holder},
-    policy::{PolicyId, Verdict},
+    policy::{PolicyId, Shadowed, Verdict},
     trace::{Randomness, Threshold, TraceId, Trigger},
     window::Millis,
 };
@@ -90,6 +90,12 @@ struct Generation {
     randomness: HashMap<u64, Randomness, foldhash::fast::RandomState>,
     /// Of kept traces, where there is a cap on them.
     used_bytes: HashMap<u64, u64, foldhash::fast::RandomState>,
+    /// Of traces that shadow policies match, where there are any.
+    shadowed: HashMap<u64, Arc<[Shadowed]>, foldhash::fast::RandomState>,
+    /// Those given last: traces mostly have one of a few.
+    last_shadowed: Vec<Arc<[Shadowed]>>,
+    /// What those of `shadowed` take by themselves.
+    shadowed_bytes: usize,
 }
 
 impl Default for Generation {
@@ -98,6 +104,9 @@ impl Default for Generation {
             decisions: std::iter::repeat_with(HashTable::new).take(TABLES).collect(),
             randomness: HashMap::default(),
             used_bytes: HashMap::default(),
+            shadowed: HashMap::default(),
+            last_shadowed: Vec::new(),
+            shadowed_bytes: 0,
         }
     }
 }
@@ -110,6 +119,20 @@ impl Generation {
     fn remember(&mut self, fingerprint: u64, packed: Packed) {
         let table = &mut self.decisions[table_of(fingerprint)];
         table.insert_unique(fingerprint, packed, Packed::fingerprint);
+    }
+
+    fn remember_shadowed(&mut self, fingerprint: u64, shadowed: &[Shadowed]) {
+        let known = self.last_shadowed.iter().find(|known| ***known == *shadowed);
+        let shadowed = known.cloned().unwrap_or_else(|| {
+            let shadowed: Arc<[Shadowed]> = shadowed.into();
+            self.shadowed_bytes += 16 + size_of_val(&*shadowed);
+            if self.last_shadowed.len() == LAST_SHADOWED_MAX {
+                self.last_shadowed.remove(0);
+            }
+            self.last_shadowed.push(Arc::clone(&shadowed));
+            shadowed
+        });
+        self.shadowed.insert(fingerprint, shadowed);
     }
 
     fn recall(&self, fingerprint: u64) -> Option<Decision> {
@@ -128,7 +151,8 @@ impl Generation {
 
     fn bytes(&self) -> usize {
         let sides = self.randomness.capacity() + self.used_bytes.capacity();
-        self.decisions.iter().map(HashTable::allocation_size).sum::<usize>() + sides * 17
+        let shadowed = self.shadowed.capacity() * 25 + self.shadowed_bytes;
+        self.decisions.iter().map(HashTable::allocation_size).sum::<usize>() + sides * 17 + shadowed
     }
 
     /// Forgets everything but keeps the room for as much, which the next generation will need.
@@ -140,8 +164,14 @@ impl Generation {
         }
         self.randomness = HashMap::default();
         self.used_bytes = HashMap::default();
+        self.shadowed = HashMap::default();
+        self.last_shadowed = Vec::new();
+        self.shadowed_bytes = 0;
     }
 }
+
+/// Kept to be shared, of each generation.
+const LAST_SHADOWED_MAX: usize = 32;
 
 fn table_of(fingerprint: u64) -> usize {
     (fingerprint >> 32) as usize % TABLES
@@ -186,6 +216,24 @@ impl Remembered {
     /// The decision of a trace, as long as it is remembered.
     pub fn recall(&self, fingerprint: u64) -> Option<Decision> {
         self.current.recall(fingerprint).or_else(|| self.previous.recall(fingerprint))
+    }
+
+    /// Remembers what shadow policies would have changed about a trace, for its late spans.
+    pub fn remember_shadowed(&mut self, fingerprint: u64, shadowed: &[Shadowed]) {
+        if !shadowed.is_empty() {
+            self.current.remember_shadowed(fingerprint, shadowed);
+        }
+    }
+
+    /// What shadow policies would have changed about a trace whose decision is remembered.
+    pub fn recall_shadowed(&self, fingerprint: u64) -> &[Shadowed] {
+        if self.current.shadowed.is_empty() && self.previous.shadowed.is_empty() {
+            return &[];
+        }
+        // A trace that is decided again is in the current one, be it without shadow policies.
+        let of = |generation: &'_ Generation| generation.recall(fingerprint).is_some();
+        let generation = if of(&self.current) { &self.current } else { &self.previous };
+        generation.shadowed.get(&fingerprint).map_or(&[], |shadowed| shadowed)
     }
 
     /// Remembers how many bytes of a kept trace have left.
@@ -258,6 +306,8 @@ pub struct DecisionRecord {
     pub lag_millis: u32,
     /// The policies that matched, as a range of [`Decisions::matched`].
     pub matched: Range<u32>,
+    /// The shadow policies that matched, as a range of [`Decisions::shadowed`].
+    pub shadowed: Range<u32>,
 }
 
 /// Decisions made under one lock.
@@ -267,6 +317,8 @@ pub struct Decisions {
     pub records: Vec<DecisionRecord>,
     /// The policies that matched, of all records.
     pub matched: Vec<PolicyId>,
+    /// The shadow policies that matched, of all records.
+    pub shadowed: Vec<Shadowed>,
 }
 
 impl Decisions {
@@ -275,9 +327,15 @@ impl Decisions {
         &self.matched[record.matched.start as usize..record.matched.end as usize]
     }
 
+    /// The shadow policies that matched one of the records.
+    pub fn shadowed(&self, record: &DecisionRecord) -> &[Shadowed] {
+        &self.shadowed[record.shadowed.start as usize..record.shadowed.end as usize]
+    }
+
     fn bytes(&self) -> usize {
         self.records.capacity() * size_of::<DecisionRecord>()
             + self.matched.capacity() * size_of::<PolicyId>()
+            + self.shadowed.capacity() * size_of::<Shadowed>()
     }
 }
 
@@ -295,6 +353,8 @@ pub struct Logged {
     pub record: DecisionRecord,
     /// Every policy that matched.
     pub matched: Vec<PolicyId>,
+    /// Every shadow policy that matched.
+    pub shadow_matched: Vec<PolicyId>,
     /// When, in Unix milliseconds.
     pub decided_at: u64,
 }
@@ -348,7 +408,9 @@ impl DecisionLog {
             .filter_map(|(number, chunk)| in_chunk(&chunk).map(|record| (*number, chunk, record)))
             .max_by_key(|(number, ..)| *number)?;
         let matched = chunk.decisions.matched(&record).to_vec();
-        Some(Logged { record, matched, decided_at: chunk.decided_at })
+        let shadowed = chunk.decisions.shadowed(&record).iter();
+        let shadow_matched = shadowed.map(|shadowed| shadowed.policy).collect();
+        Some(Logged { record, matched, shadow_matched, decided_at: chunk.decided_at })
     }
 }
 
@@ -361,6 +423,7 @@ impl std::fmt::Debug for DecisionLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Effect;
 
     fn decision(kept: bool, percentage: f64) -> Decision {
         let threshold = Threshold::from_percentage(percentage);
@@ -386,6 +449,34 @@ mod tests {
         assert_eq!(remembered.recall(1), None);
         drop(remembered);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn what_shadow_policies_would_have_changed_is_remembered_as_long_as_the_decision() {
+        let budget = Budget::new(1 << 24);
+        let mut remembered = Remembered::new(1000, 1 << 24, &budget);
+        let of = |number: u64| {
+            let policy = |policy| Shadowed { policy: PolicyId(policy), effect: Effect::Dropped };
+            // More sets than are kept to be shared.
+            vec![policy(number as u16 % 100), policy(7)]
+        };
+        for number in 0..1_000 {
+            remembered.remember(number, &decision(true, 10.0));
+            remembered.remember_shadowed(number, &of(number));
+        }
+        remembered.remember(2_000, &decision(true, 10.0));
+        remembered.remember_shadowed(2_000, &[]);
+        remembered.rotate(Millis(1000));
+        assert!(budget.held(Holder::Decisions) > 1_000 * 25);
+        for number in 0..1_000 {
+            assert_eq!(remembered.recall_shadowed(number), of(number));
+        }
+        assert!(remembered.recall_shadowed(2_000).is_empty());
+        // Decided again, and no shadow policy matches this time.
+        remembered.remember(5, &decision(true, 10.0));
+        assert!(remembered.recall_shadowed(5).is_empty());
+        remembered.rotate(Millis(2000));
+        assert!(remembered.recall_shadowed(1).is_empty());
     }
 
     #[test]
@@ -422,10 +513,12 @@ mod tests {
             duration_nanos: 0,
             lag_millis: 0,
             matched: 0..1,
+            shadowed: 0..1,
         };
         for id in 0..100_000 {
             let records = vec![record(id, 1), record(7, id as u32)];
-            log.push(&Decisions { records, matched: vec![PolicyId(3)] }, id);
+            let shadowed = vec![Shadowed { policy: PolicyId(4), effect: Effect::Kept }];
+            log.push(&Decisions { records, matched: vec![PolicyId(3)], shadowed }, id);
         }
         log.chunks.run_pending_tasks();
         assert!(log.chunks.weighted_size() <= 1000);
@@ -433,6 +526,7 @@ mod tests {
         let newest = log.find(TraceId(7u128.to_be_bytes())).expect("logged");
         assert_eq!((newest.record.spans, newest.decided_at), (99_999, 99_999));
         assert_eq!(newest.matched, [PolicyId(3)]);
+        assert_eq!(newest.shadow_matched, [PolicyId(4)]);
         assert!(budget.held(Holder::Decisions) < 1000 * 200);
     }
 
@@ -448,8 +542,10 @@ mod tests {
             duration_nanos: 0,
             lag_millis: 0,
             matched: 0..0,
+            shadowed: 0..0,
         };
-        log.push(&Decisions { records: (0..7).map(record).collect(), matched: Vec::new() }, 1);
+        let records = (0..7).map(record).collect();
+        log.push(&Decisions { records, ..Decisions::default() }, 1);
         log.chunks.run_pending_tasks();
         let has = |id: u64| log.find(TraceId(u128::from(id).to_be_bytes())).is_some();
         assert_eq!((0..7).filter(|&id| has(id)).collect::<Vec<_>>(), [4, 5, 6]);

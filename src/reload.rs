@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use crate::{
     clock::Clock,
     config::{self, Config, Diagnostics, Severity},
+    decider,
     metrics::Metrics,
     policy::{Plan, TooManyNames},
     sampler::{Hold, Sampler},
@@ -110,6 +111,7 @@ impl Reload {
         let Some(config) = loaded.config else { return Err(Refused::Invalid(loaded.diagnostics)) };
         log(&loaded.diagnostics);
         let plan = Arc::new(self.sampler.plan().successor(&config.policies)?);
+        decider::expire(&plan);
         let longest_stall = self.swap(&plan);
         let changed = self.config.differences(&config).join(", ");
         if !changed.is_empty() {
@@ -121,7 +123,7 @@ impl Reload {
     /// Puts the plan in force; the longest that a shard was locked for it.
     fn swap(&self, plan: &Arc<Plan>) -> Duration {
         // First, so that there is a counter for whatever is decided by them.
-        self.metrics.add_policies(plan.names());
+        self.metrics.policies_in_force(plan);
         let (mut longest, mut since) = (Duration::ZERO, Duration::ZERO);
         self.sampler.reload(plan, |hold| match hold {
             Hold::Begins => since = self.clock.elapsed(),

@@ -49,7 +49,7 @@ use crate::{
     clock::{Clock, WindowClock},
     config::Config,
     credentials::{Faults, Live, Tokens, Watch},
-    decider::{Decider, Outbox, Parts, Settings},
+    decider::{self, Decider, Outbox, Parts, Settings},
     exporter::{Client, ClientError, Consumer, Queue},
     grpc::TRACE_SERVICE,
     metrics::{Metrics, Transport},
@@ -129,10 +129,12 @@ struct Shared {
 impl Shared {
     fn new(config: &Config, shards: usize, hasher: Hasher) -> Self {
         let plan = Arc::new(Plan::compile(&config.policies));
+        decider::expire(&plan);
         let budget = Budget::new(config.sampling.memory_limit_bytes);
         let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from);
         info!(mib, from, "memory limit");
         let metrics = Arc::new(Metrics::new(plan.names()));
+        metrics.policies_in_force(&plan);
         // Each shard keeps a segment open: together they may take an eighth of the limit.
         let shards = shards.min(budget.limit() / (8 * SEGMENT_BYTES)).max(1);
         let limits = limits(config);

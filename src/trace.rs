@@ -126,6 +126,30 @@ impl StatusCode {
     }
 }
 
+/// A span's `kind` as OTLP numbers it. Numbers outside 0..=5 count as none of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanKind {
+    /// No kind, or kind 0.
+    Unspecified = 0,
+    /// Kind 1.
+    Internal = 1,
+    /// Kind 2.
+    Server = 2,
+    /// Kind 3.
+    Client = 3,
+    /// Kind 4.
+    Producer = 4,
+    /// Kind 5.
+    Consumer = 5,
+}
+
+impl SpanKind {
+    /// This kind's bit in a mask of kinds.
+    pub fn mask(self) -> u8 {
+        1 << self as u8
+    }
+}
+
 /// What made a trace be decided when it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trigger {

@@ -21,6 +21,7 @@ mod measured;
 mod parts;
 
 use std::{
+    ops::Bound::{Included, Unbounded},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,7 +36,7 @@ use tailwater::{
         tracestate::Stamp,
         walk::{self, Walked},
     },
-    policy::{Number, NumberRange, Plan, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    policy::{Number, NumberRange, Plan, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch},
     sampler::{Decided, Hold, Limits, Progress, Sampler, Scratch, Which},
     trace::{StatusCode, Trigger},
     window::{Millis, Waits},
@@ -328,6 +329,7 @@ fn specs() -> Vec<PolicySpec> {
     let rule = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
     let tier = RuleKind::StringAttribute {
         key: traffic::TIER_KEY.into(),
+        scope: Scope::Any,
         values: StringMatch::Exact(vec![traffic::TIER_WANTED.into()]),
         invert: false,
     };
@@ -341,7 +343,7 @@ fn specs() -> Vec<PolicySpec> {
         baseline,
     ];
     let specs = rules.into_iter().zip(["errors", "slow", "tier", "baseline"]);
-    specs.map(|(rule, name)| PolicySpec { name: name.into(), rule, limit: None }).collect()
+    specs.map(|(rule, name)| PolicySpec::new(name, rule)).collect()
 }
 
 /// So many policies with four conditions each on keys that most spans have, 10 listed values each, an
@@ -349,7 +351,8 @@ fn specs() -> Vec<PolicySpec> {
 fn many_specs(policies: usize) -> Vec<PolicySpec> {
     let rule = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
     let text = |key: &str, values| {
-        rule(RuleKind::StringAttribute { key: key.to_owned(), values, invert: false })
+        let (key, scope) = (key.to_owned(), Scope::Any);
+        rule(RuleKind::StringAttribute { key, scope, values, invert: false })
     };
     let listed = |first: &str, n: usize| {
         let others = (1..10).map(|i| format!("{first} {n} {i}"));
@@ -359,9 +362,15 @@ fn many_specs(policies: usize) -> Vec<PolicySpec> {
         let expression = RegexSet::new([format!("^/api/v{n}/")]).expect("valid");
         let path =
             if n.is_multiple_of(8) { StringMatch::Regex(expression) } else { listed("/none", n) };
-        let at_least = NumberRange { min: Some(Number::Int(200 + n as i64)), max: None };
+        let lower = Included(Number::Int(200 + n as i64));
+        let at_least = NumberRange { lower, upper: Unbounded };
         let status = "http.response.status_code".to_owned();
-        let number = RuleKind::NumericAttribute { key: status, range: at_least, invert: false };
+        let number = RuleKind::NumericAttribute {
+            key: status,
+            scope: Scope::Any,
+            range: at_least,
+            invert: false,
+        };
         let parts = vec![
             text("http.route", listed(&format!("/route/{n}"), n)),
             text("server.address", listed("shop.example.net", n)),
@@ -370,7 +379,7 @@ fn many_specs(policies: usize) -> Vec<PolicySpec> {
         ];
         let kind =
             if n.is_multiple_of(4) { RuleKind::SameSpan(parts) } else { RuleKind::And(parts) };
-        PolicySpec { name: format!("p{n}"), rule: rule(kind), limit: None }
+        PolicySpec::new(format!("p{n}"), rule(kind))
     };
     (0..policies).map(policy).collect()
 }

@@ -1,12 +1,18 @@
 //! The parameters of the conditions: every policy type that has no parts.
 
-use std::{fmt::Display, ops::RangeInclusive};
+use std::{
+    fmt::Display,
+    ops::{
+        Bound::{self, Excluded, Included, Unbounded},
+        RangeInclusive,
+    },
+};
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
 use crate::{
-    policy::{Number, NumberRange, RuleKind, StringMatch},
-    trace::StatusCode,
+    policy::{Number, NumberRange, RuleKind, Scope, StringMatch},
+    trace::{SpanKind, StatusCode},
 };
 
 use super::{
@@ -25,26 +31,46 @@ const REGEX_BYTES_MAX: usize = 1 << 20;
 const STATUS_CODES: &[(&str, StatusCode)] =
     &[("OK", StatusCode::Ok), ("ERROR", StatusCode::Error), ("UNSET", StatusCode::Unset)];
 
+const SPAN_KINDS: &[(&str, SpanKind)] = &[
+    ("INTERNAL", SpanKind::Internal),
+    ("SERVER", SpanKind::Server),
+    ("CLIENT", SpanKind::Client),
+    ("PRODUCER", SpanKind::Producer),
+    ("CONSUMER", SpanKind::Consumer),
+    ("UNSPECIFIED", SpanKind::Unspecified),
+];
+
+const SCOPES: &[(&str, Scope)] =
+    &[("any", Scope::Any), ("span", Scope::Span), ("resource", Scope::Resource)];
+
 pub(super) fn status_code(section: &mut Section<'_, '_>) -> Option<RuleKind> {
-    let written = non_empty(section, "status_codes")?;
-    let mut codes = Vec::with_capacity(written.len());
-    for (text, span) in &written {
-        match values::choice("status_codes", text, STATUS_CODES) {
-            Ok(code) => codes.push(code),
-            Err(problem) => section.error(span.clone(), problem),
-        }
-    }
-    (codes.len() == written.len()).then_some(RuleKind::StatusCode { codes })
+    choices(section, "status_codes", STATUS_CODES).map(|codes| RuleKind::StatusCode { codes })
+}
+
+pub(super) fn span_kind(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    choices(section, "kinds", SPAN_KINDS).map(|kinds| RuleKind::SpanKind { kinds })
 }
 
 pub(super) fn latency(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let (threshold_ms, upper_threshold_ms) = thresholds(section, "latency", "trace")?;
+    Some(RuleKind::Latency { threshold_ms, upper_threshold_ms })
+}
+
+pub(super) fn span_duration(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let (threshold_ms, upper_threshold_ms) = thresholds(section, "span_duration", "span")?;
+    Some(RuleKind::SpanDuration { threshold_ms, upper_threshold_ms })
+}
+
+/// `threshold_ms` and `upper_threshold_ms` of a policy type about the duration of this.
+fn thresholds(section: &mut Section<'_, '_>, kind: &str, of: &str) -> Option<(u64, Option<u64>)> {
     let threshold = section.integer_within("threshold_ms", LATENCY_MS);
-    section.require("threshold_ms", &threshold, Problem::new("`latency` has no `threshold_ms`"));
+    let missing = Problem::new(format!("`{kind}` has no `threshold_ms`"));
+    section.require("threshold_ms", &threshold, missing);
     let upper = section.integer_within("upper_threshold_ms", LATENCY_MS);
     match (&threshold, &upper) {
         (_, Read::Set(0, span)) => {
-            let problem = Problem::new("`upper_threshold_ms` is 0, and no trace is that short");
-            section.error(span.clone(), problem.hint(NO_UPPER_BOUND));
+            let message = format!("`upper_threshold_ms` is 0, and no {of} is that short");
+            section.error(span.clone(), Problem::new(message).hint(NO_UPPER_BOUND));
         }
         (Read::Set(lower, _), Read::Set(upper, span)) if upper <= lower => {
             let problem =
@@ -53,8 +79,8 @@ pub(super) fn latency(section: &mut Section<'_, '_>) -> Option<RuleKind> {
         }
         _ => {}
     }
-    let upper_threshold_ms = upper.good();
-    threshold.good().map(|threshold_ms| RuleKind::Latency { threshold_ms, upper_threshold_ms })
+    let upper = upper.good();
+    threshold.good().map(|threshold| (threshold, upper))
 }
 
 pub(super) fn span_count(section: &mut Section<'_, '_>) -> Option<RuleKind> {
@@ -77,40 +103,98 @@ pub(super) fn span_count(section: &mut Section<'_, '_>) -> Option<RuleKind> {
 }
 
 pub(super) fn string_attribute(section: &mut Section<'_, '_>) -> Option<RuleKind> {
-    let key = attribute_key(section, "`string_attribute` has no `key`");
+    let (key, scope) = attribute(section, "`string_attribute` has no `key`");
     let (values, invert) = string_match(section)?;
-    Some(RuleKind::StringAttribute { key: key?, values, invert })
+    Some(RuleKind::StringAttribute { key: key?, scope: scope?, values, invert })
 }
 
 pub(super) fn numeric_attribute(section: &mut Section<'_, '_>) -> Option<RuleKind> {
-    let key = attribute_key(section, "`numeric_attribute` has no `key`");
+    let (key, scope) = attribute(section, "`numeric_attribute` has no `key`");
     let invert = section.boolean("invert_match").or(false);
-    let min = section.number("min_value");
-    let max = section.number("max_value");
-    match (&min, &max) {
+    let lower = limit(section, ["min_value", "above"], "lower");
+    let upper = limit(section, ["max_value", "below"], "upper");
+    match (&lower, &upper) {
+        (Read::Bad, _) | (_, Read::Bad) => return None,
         (Read::Unset, Read::Unset) => {
-            let problem = Problem::new("`numeric_attribute` has no `min_value` and no `max_value`");
-            section.require_any(&["min_value", "max_value"], problem.hint("give one or both"));
+            let message = "`numeric_attribute` has no `min_value`, `above`, `max_value` or `below`";
+            let problem = Problem::new(message).hint("give a lower bound, an upper one, or both");
+            section.require_any(&["min_value", "above", "max_value", "below"], problem);
             return None;
         }
-        (Read::Set(min, _), Read::Set(max, span)) if max < min => {
-            let none_in_the_collector = *max == Number::Int(0);
-            let hint = none_in_the_collector.then(|| NO_UPPER_BOUND.to_owned());
-            let problem = never(("max_value", max), "below", ("min_value", min)).maybe_hint(hint);
-            section.error(span.clone(), problem);
+        (Read::Set(lower, _), Read::Set(upper, span)) => {
+            if let Some(problem) = lower.leaves_nothing(upper) {
+                section.error(span.clone(), problem);
+            }
         }
         _ => {}
     }
-    let range = NumberRange { min: min.good(), max: max.good() };
-    Some(RuleKind::NumericAttribute { key: key?, range, invert })
+    let range = NumberRange { lower: Limit::bound(lower), upper: Limit::bound(upper) };
+    Some(RuleKind::NumericAttribute { key: key?, scope: scope?, range, invert })
+}
+
+/// A bound on numbers as it is written.
+struct Limit {
+    key: &'static str,
+    number: Number,
+    is_included: bool,
+}
+
+/// Reads a bound by the key that includes it or the key that does not.
+fn limit(
+    section: &mut Section<'_, '_>,
+    [included, excluded]: [&'static str; 2],
+    which: &str,
+) -> Read<Limit> {
+    let mut read =
+        |key, is_included| section.number(key).map(|number| Limit { key, number, is_included });
+    match (read(included, true), read(excluded, false)) {
+        (Read::Set(..), Read::Set(_, span)) => {
+            let message = format!("`{included}` and `{excluded}` are two {which} bounds");
+            let hint = format!("keep one: `{included}` includes its number, `{excluded}` does not");
+            section.error(span, Problem::new(message).hint(hint));
+            Read::Bad
+        }
+        (Read::Bad, _) | (_, Read::Bad) => Read::Bad,
+        (Read::Unset, limit) | (limit, Read::Unset) => limit,
+    }
+}
+
+impl Limit {
+    fn bound(limit: Read<Limit>) -> Bound<Number> {
+        match limit.good() {
+            Some(Limit { number, is_included: true, .. }) => Included(number),
+            Some(Limit { number, .. }) => Excluded(number),
+            None => Unbounded,
+        }
+    }
+
+    /// What is wrong where no number lies between this lower bound and that upper one.
+    fn leaves_nothing(&self, upper: &Limit) -> Option<Problem> {
+        let relation = if self.is_included && upper.is_included {
+            (upper.number < self.number).then_some("below")
+        } else {
+            (upper.number <= self.number).then_some("not above")
+        };
+        let none_in_the_collector = upper.key == "max_value" && upper.number == Number::Int(0);
+        let hint = none_in_the_collector.then(|| NO_UPPER_BOUND.to_owned());
+        let bounds = ((upper.key, upper.number), (self.key, self.number));
+        relation.map(|relation| never(bounds.0, relation, bounds.1).maybe_hint(hint))
+    }
 }
 
 pub(super) fn boolean_attribute(section: &mut Section<'_, '_>) -> Option<RuleKind> {
-    let key = attribute_key(section, "`boolean_attribute` has no `key`");
+    let (key, scope) = attribute(section, "`boolean_attribute` has no `key`");
     let invert = section.boolean("invert_match").or(false);
     let value = section.boolean("value");
     section.require("value", &value, Problem::new("`boolean_attribute` has no `value`"));
-    Some(RuleKind::BooleanAttribute { key: key?, value: value.good()?, invert })
+    let (key, scope, value) = (key?, scope?, value.good()?);
+    Some(RuleKind::BooleanAttribute { key, scope, value, invert })
+}
+
+pub(super) fn attribute_exists(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let (key, scope) = attribute(section, "`attribute_exists` has no `key`");
+    let invert = section.boolean("invert_match").or(false);
+    Some(RuleKind::AttributeExists { key: key?, scope: scope?, invert })
 }
 
 pub(super) fn span_name(section: &mut Section<'_, '_>) -> Option<RuleKind> {
@@ -119,6 +203,36 @@ pub(super) fn span_name(section: &mut Section<'_, '_>) -> Option<RuleKind> {
 
 pub(super) fn service_name(section: &mut Section<'_, '_>) -> Option<RuleKind> {
     string_match(section).map(|(values, invert)| RuleKind::ServiceName { values, invert })
+}
+
+/// `span_event`: names, an attribute, or both, of one and the same event.
+pub(super) fn span_event(section: &mut Section<'_, '_>) -> Option<RuleKind> {
+    let names = optional(section, "names");
+    let key = attribute_key(section);
+    let written = optional(section, "values");
+    let is_regex = section.boolean("enabled_regex_matching");
+    let invert = section.boolean("invert_match").or(false);
+    if matches!((&names, &key), (Read::Unset, Read::Unset)) {
+        let problem = Problem::new("`span_event` has no `names` and no `key`");
+        section.require_any(&["names", "key"], problem.hint("give one or both"));
+    } else if matches!(written, Read::Set(..)) {
+        let problem = Problem::new("`values` are those of an attribute, and there is no `key`");
+        section.require("key", &key, problem.hint("names of events go into `names`"));
+    }
+    let mut matching = |list: Read<Vec<(String, Span)>>| match list {
+        Read::Set(list, _) => matching(section, list, &is_regex).map(Some),
+        Read::Unset => Some(None),
+        Read::Bad => None,
+    };
+    let (names, values) = (matching(names), matching(written));
+    let (names, values) = (names?, values?);
+    match key {
+        Read::Set(key, _) => Some(RuleKind::SpanEvent { names, key: Some(key), values, invert }),
+        Read::Unset if names.is_some() && values.is_none() => {
+            Some(RuleKind::SpanEvent { names, key: None, values: None, invert })
+        }
+        Read::Unset | Read::Bad => None,
+    }
 }
 
 /// `trace_state`. Keys and values that tracestate has no way to carry are errors; what W3C forbids
@@ -163,13 +277,39 @@ fn never(
     ))
 }
 
-fn attribute_key(section: &mut Section<'_, '_>, missing: &str) -> Option<String> {
-    let key = section.literal("key", |text| match text {
+/// `key` and `scope` of a condition on attributes.
+fn attribute(section: &mut Section<'_, '_>, missing: &str) -> (Option<String>, Option<Scope>) {
+    let key = attribute_key(section);
+    section.require("key", &key, Problem::new(missing));
+    let scope = match section.literal("scope", |text| values::choice("scope", text, SCOPES)) {
+        Read::Unset => Some(Scope::Any),
+        scope => scope.good(),
+    };
+    (key.good(), scope)
+}
+
+fn attribute_key(section: &mut Section<'_, '_>) -> Read<String> {
+    section.literal("key", |text| match text {
         "" => Err(Problem::new("`key` is empty")),
         key => Ok(key.to_owned()),
-    });
-    section.require("key", &key, Problem::new(missing));
-    key.good()
+    })
+}
+
+/// A required list of words that is not empty.
+fn choices<T: Copy>(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    words: &[(&'static str, T)],
+) -> Option<Vec<T>> {
+    let written = non_empty(section, key)?;
+    let mut chosen = Vec::with_capacity(written.len());
+    for (text, span) in &written {
+        match values::choice(key, text, words) {
+            Ok(word) => chosen.push(word),
+            Err(problem) => section.error(span.clone(), problem),
+        }
+    }
+    (chosen.len() == written.len()).then_some(chosen)
 }
 
 /// `values`, `enabled_regex_matching` and `invert_match`.
@@ -177,29 +317,41 @@ fn string_match(section: &mut Section<'_, '_>) -> Option<(StringMatch, bool)> {
     let is_regex = section.boolean("enabled_regex_matching");
     let invert = section.boolean("invert_match").or(false);
     let written = non_empty(section, "values");
-    let values = match is_regex {
-        Read::Set(true, _) => StringMatch::Regex(regexes(section, &written?)?),
+    Some((matching(section, written?, &is_regex)?, invert))
+}
+
+/// How texts are compared, by `enabled_regex_matching`.
+fn matching(
+    section: &mut Section<'_, '_>,
+    written: Vec<(String, Span)>,
+    is_regex: &Read<bool>,
+) -> Option<StringMatch> {
+    match is_regex {
+        Read::Set(true, _) => regexes(section, &written).map(StringMatch::Regex),
         Read::Set(false, _) | Read::Unset => {
-            StringMatch::Exact(written?.into_iter().map(|(text, _)| text).collect())
+            Some(StringMatch::Exact(written.into_iter().map(|(text, _)| text).collect()))
         }
-        Read::Bad => return None,
-    };
-    Some((values, invert))
+        Read::Bad => None,
+    }
 }
 
 /// A required list of strings that is not empty.
 fn non_empty(section: &mut Section<'_, '_>, key: &'static str) -> Option<Vec<(String, Span)>> {
-    let list = section.literals(key);
+    let list = optional(section, key);
     section.require(key, &list, Problem::new(format!("the policy has no `{key}`")));
-    let Read::Set(list, span) = list else {
-        return None;
-    };
-    if list.is_empty() {
-        let problem = Problem::new(format!("`{key}` is empty: the policy can never match"));
-        section.error(span, problem);
-        return None;
+    list.good()
+}
+
+/// A list of strings that is not empty where there is one.
+fn optional(section: &mut Section<'_, '_>, key: &'static str) -> Read<Vec<(String, Span)>> {
+    match section.literals(key) {
+        Read::Set(list, span) if list.is_empty() => {
+            let problem = Problem::new(format!("`{key}` is empty: the policy can never match"));
+            section.error(span, problem);
+            Read::Bad
+        }
+        list => list,
     }
-    Some(list)
 }
 
 fn regexes(section: &mut Section<'_, '_>, written: &[(String, Span)]) -> Option<RegexSet> {

@@ -24,6 +24,7 @@ use super::{
     source::Source,
     syntax,
 };
+use crate::clock;
 
 /// The policies of a service that was given no configuration.
 const EMBEDDED_POLICIES: &str = include_str!("../../policies/default.toml");
@@ -47,11 +48,17 @@ pub struct Loaded {
 pub(super) struct Host {
     pub(super) variable: Variable,
     pub(super) memory_default: MemoryLimit,
+    /// Unix milliseconds.
+    pub(super) now: u64,
 }
 
 impl Host {
     fn detect() -> Self {
-        Host { variable: |name| env::var(name), memory_default: MemoryLimit::detect() }
+        Host {
+            variable: |name| env::var(name),
+            memory_default: MemoryLimit::detect(),
+            now: clock::unix_millis(),
+        }
     }
 }
 
@@ -129,7 +136,7 @@ impl Load {
         Load {
             host,
             diagnostics: Diagnostics::default(),
-            policies: Policies::default(),
+            policies: Policies::new(host.now),
             barren: Vec::new(),
             obscured: false,
         }

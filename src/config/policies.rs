@@ -36,12 +36,17 @@ enum Type {
     StringAttribute,
     NumericAttribute,
     BooleanAttribute,
+    AttributeExists,
     Probabilistic,
     SpanCount,
     TraceState,
     TraceFlags,
     SpanName,
     ServiceName,
+    SpanKind,
+    RootSpan,
+    SpanDuration,
+    SpanEvent,
     And,
     Or,
     Not,
@@ -56,12 +61,17 @@ const TYPES: &[(&str, Type)] = &[
     ("string_attribute", Type::StringAttribute),
     ("numeric_attribute", Type::NumericAttribute),
     ("boolean_attribute", Type::BooleanAttribute),
+    ("attribute_exists", Type::AttributeExists),
     ("probabilistic", Type::Probabilistic),
     ("span_count", Type::SpanCount),
     ("trace_state", Type::TraceState),
     ("trace_flags", Type::TraceFlags),
     ("span_name", Type::SpanName),
     ("service_name", Type::ServiceName),
+    ("span_kind", Type::SpanKind),
+    ("root_span", Type::RootSpan),
+    ("span_duration", Type::SpanDuration),
+    ("span_event", Type::SpanEvent),
     ("and", Type::And),
     ("or", Type::Or),
     ("not", Type::Not),
@@ -79,6 +89,13 @@ const TYPES_OF_THE_COLLECTOR: &[(&str, &str)] = &[
 
 const LIMIT_HINT: &str =
     "give a policy a limit: limit = { spans_per_second = 500 } or bytes_per_second";
+
+/// What a policy at the top level may have besides its rule.
+struct Top {
+    limit: Option<LimitSpec>,
+    expires: Option<u64>,
+    shadow: bool,
+}
 
 /// Where a rule stands.
 #[derive(Clone, Copy)]
@@ -103,8 +120,9 @@ impl Place {
 }
 
 /// The policies read so far, over all files.
-#[derive(Default)]
 pub(super) struct Policies {
+    /// Unix milliseconds, as all times here.
+    now: u64,
     specs: Vec<PolicySpec>,
     /// A warning at the name of each of `specs` that has nothing to say yet.
     places: Vec<Diagnostic>,
@@ -116,6 +134,19 @@ pub(super) struct Policies {
 }
 
 impl Policies {
+    /// None yet; those that end by now are warned about.
+    pub(super) fn new(now: u64) -> Self {
+        Policies {
+            now,
+            specs: Vec::new(),
+            places: Vec::new(),
+            names: BTreeMap::new(),
+            tables: 0,
+            conditions: 0,
+            found: false,
+        }
+    }
+
     /// Whether any file tried to have a policy, be it a wrong one.
     pub(super) fn found(&self) -> bool {
         self.found
@@ -153,15 +184,22 @@ impl Policies {
             Read::Set(_, span) => section.warning_at(span.clone()),
             _ => section.warning_at(section.span()),
         };
-        let rule = self.limited_rule(section, Place::TOP);
-        if let (Some(name), Some((rule, limit))) = (name.good(), rule) {
-            self.specs.push(PolicySpec { name, rule, limit });
+        let rule = self.whole_rule(section, Place::TOP);
+        if let (Some(name), Some((rule, Top { limit, expires, shadow }))) = (name.good(), rule) {
+            self.specs.push(PolicySpec { name, rule, limit, expires, shadow });
             self.places.push(place);
         }
     }
 
     /// Warns about policies that say something else than was meant, over all files.
     pub(super) fn review(&self, diagnostics: &mut Diagnostics) {
+        if let Some(place) = self.places.first()
+            && self.specs.iter().all(|spec| spec.shadow)
+        {
+            let problem = Problem::new("all policies are shadow policies: every trace is dropped")
+                .hint("leave `shadow` out of those that are to decide");
+            diagnostics.push(place.clone().saying(problem));
+        }
         for (index, remark) in review(&self.specs) {
             let name = &self.specs[index].name;
             let problem = match remark {
@@ -197,15 +235,15 @@ impl Policies {
 
     /// Reads a nested policy.
     fn rule(&mut self, section: Section<'_, '_>, place: Place) -> Option<RuleSpec> {
-        self.limited_rule(section, place).map(|(rule, _)| rule)
+        self.whole_rule(section, place).map(|(rule, _)| rule)
     }
 
     /// Reads everything of a policy but its name.
-    fn limited_rule(
+    fn whole_rule(
         &mut self,
         mut section: Section<'_, '_>,
         place: Place,
-    ) -> Option<(RuleSpec, Option<LimitSpec>)> {
+    ) -> Option<(RuleSpec, Top)> {
         if place.depth > DEPTH_MAX {
             let span = section.span();
             section.error(span, Problem::new("policies are nested more than 64 levels deep"));
@@ -232,15 +270,36 @@ impl Policies {
 
         let kind_spec = self.kind(&mut section, kind, place);
         let percentage = percentage(&mut section, kind, place);
+        let top = self.top(&mut section, kind, place);
+        section.finish();
+        Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, top))
+    }
+
+    /// The keys that only a policy at the top level may have.
+    fn top(&self, section: &mut Section<'_, '_>, kind: Type, place: Place) -> Top {
         let limit = match limit_misplaced(kind, place) {
             Some(problem) => {
                 section.refuse("limit", problem);
                 None
             }
-            None => limits::limit(&mut section).good(),
+            None => limits::limit(section).good(),
         };
-        section.finish();
-        Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, limit))
+        if place.depth > 1 {
+            let problem = Problem::new("a nested policy has no `expires`");
+            section.refuse("expires", problem.hint("only the [[policy]] around it ends"));
+            let problem = Problem::new("a nested policy has no `shadow`");
+            section.refuse("shadow", problem.hint("only the [[policy]] around it can be one"));
+            return Top { limit, expires: None, shadow: false };
+        }
+        let expires = section.instant("expires");
+        if let Read::Set(at, span) = &expires
+            && *at <= self.now
+        {
+            let problem = Problem::new("the policy has expired: it matches nothing any more");
+            section.warn(span.clone(), problem.hint("remove it, or let it end later"));
+        }
+        let shadow = section.boolean("shadow").or(false);
+        Top { limit, expires: expires.good(), shadow }
     }
 
     fn kind(
@@ -259,11 +318,16 @@ impl Policies {
             Type::StringAttribute => conditions::string_attribute(section),
             Type::NumericAttribute => conditions::numeric_attribute(section),
             Type::BooleanAttribute => conditions::boolean_attribute(section),
+            Type::AttributeExists => conditions::attribute_exists(section),
             Type::SpanCount => conditions::span_count(section),
             Type::TraceState => conditions::trace_state(section),
             Type::TraceFlags => Some(RuleKind::TraceFlags),
             Type::SpanName => conditions::span_name(section),
             Type::ServiceName => conditions::service_name(section),
+            Type::SpanKind => conditions::span_kind(section),
+            Type::RootSpan => Some(RuleKind::RootSpan),
+            Type::SpanDuration => conditions::span_duration(section),
+            Type::SpanEvent => conditions::span_event(section),
             Type::And => self.parts(section, place.below(None)).map(RuleKind::And),
             Type::Or => self.parts(section, place.below(None)).map(RuleKind::Or),
             Type::Drop => self.parts(section, place.below(Some("drop"))).map(RuleKind::Drop),
@@ -356,8 +420,8 @@ fn misplaced(kind: Type, place: Place) -> Option<Problem> {
     if place.of_one_span && !is_of_one_span(kind) {
         let name = TYPES.iter().find(|(_, known)| *known == kind).map_or("", |(name, _)| name);
         return Some(Problem::new(format!("`{name}` is not about a single span")).hint(
-            "`same_span` takes conditions on attributes, status, name, service, flags and \
-             tracestate; put the rest beside it in an `and`",
+            "`same_span` takes conditions on attributes, status, name, kind, duration, events, \
+             service, flags and tracestate; put the rest beside it in an `and`",
         ));
     }
     None

@@ -141,6 +141,11 @@ impl<'r, 't> Section<'r, 't> {
         self.read(key, |value| values::percentage(key, value))
     }
 
+    /// A date-time with an offset, as Unix milliseconds.
+    pub(super) fn instant(&mut self, key: &'static str) -> Read<u64> {
+        self.read(key, |value| values::instant(key, value))
+    }
+
     pub(super) fn number(&mut self, key: &'static str) -> Read<Number> {
         self.read(key, |value| values::number(key, value))
     }

@@ -7,11 +7,14 @@ use std::{
     fmt::Display,
     net::{Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use http::{HeaderName, HeaderValue};
-use toml::de::{DeInteger, DeValue};
+use toml::{
+    de::{DeInteger, DeValue},
+    value::{Datetime, Offset},
+};
 
 use super::diagnostics::{Problem, did_you_mean, quote};
 use crate::policy::Number;
@@ -136,6 +139,41 @@ pub(super) fn duration(
     let min = humantime::format_duration(*range.start());
     let max = humantime::format_duration(*range.end());
     Err(Problem::new(format!("`{key}` must be between {min} and {max}, found {}", quote(text))))
+}
+
+/// A date-time with an offset, as Unix milliseconds.
+pub(super) fn instant(key: &str, value: &DeValue<'_>) -> Result<u64, Problem> {
+    let wanted = |value| wrong_type(key, "a date and time with an offset from UTC", value);
+    let written = match value {
+        DeValue::Datetime(written) => written,
+        DeValue::String(text) if text.parse::<Datetime>().is_ok() => {
+            return Err(wanted(value).hint(format!("write {text} without quotes")));
+        }
+        _ => return Err(wanted(value).hint(format!("write {key} = 2026-12-24T18:00:00Z"))),
+    };
+    let (Some(date), Some(time)) = (written.date, written.time) else {
+        return Err(wanted(value).hint(format!("write {key} = 2026-12-24T18:00:00Z")));
+    };
+    let Some(offset) = written.offset else {
+        let message =
+            format!("`{key}` has no offset from UTC: {written} is another time in each zone");
+        return Err(Problem::new(message)
+            .hint(format!("write {written}Z for UTC, or an offset such as {written}+01:00")));
+    };
+    let minutes = match offset {
+        Offset::Z => 0,
+        Offset::Custom { minutes } => i64::from(minutes),
+    };
+    // TOML may leave the seconds out.
+    let seconds = time.second.unwrap_or(0);
+    let as_utc = format!("{date}T{:02}:{:02}:{seconds:02}Z", time.hour, time.minute);
+    let millis = humantime::parse_rfc3339(&as_utc).ok().and_then(|as_utc| {
+        let since = as_utc.duration_since(UNIX_EPOCH).ok()?.as_millis();
+        let fraction = i64::from(time.nanosecond.unwrap_or(0) / 1_000_000);
+        let millis = i64::try_from(since).ok()? + fraction - minutes * 60_000;
+        u64::try_from(millis).ok()
+    });
+    millis.ok_or_else(|| Problem::new(format!("`{key}` must be after 1970, found {written}")))
 }
 
 /// One of a few words.

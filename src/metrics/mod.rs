@@ -9,6 +9,7 @@
 
 #![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
 
+mod expiries;
 mod histogram;
 mod policies;
 
@@ -25,11 +26,12 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use self::{histogram::Histogram, policies::Policies};
+use self::{expiries::Expiries, histogram::Histogram, policies::Policies};
 use crate::{
     clock,
     grpc::{code_name, codes},
     otlp::encode::Faults,
+    policy::Plan,
     sampler::{Buffered, Decided},
     supervise::Task,
     trace::Trigger,
@@ -151,6 +153,7 @@ pub struct Metrics {
     stalled: Counter,
     forgotten: Counter,
     gauges: Gauges,
+    expiries: Expiries,
     lag: Histogram,
     duration: Histogram,
     spans: Histogram,
@@ -227,6 +230,7 @@ impl Metrics {
             stalled: counter!("tailwater_stalled_seconds_total"),
             forgotten: counter!("tailwater_decisions_forgotten_early_total"),
             gauges: Gauges::register(),
+            expiries: Expiries::default(),
             lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
             duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
             spans: Histogram::new("trace_spans", "", &TRACE_SPANS),
@@ -241,6 +245,15 @@ impl Metrics {
     /// The series of policies that are new among all names since the start, at 0.
     pub fn add_policies(&self, names: &[String]) {
         with_local_recorder(&*self.recorder, || self.policies.add(names));
+    }
+
+    /// The plan that is about to decide: adds the series of what is new in it.
+    pub fn policies_in_force(&self, plan: &Plan) {
+        self.add_policies(plan.names());
+        with_local_recorder(&*self.recorder, || {
+            self.policies.add_shadows(plan.shadows(), plan.names());
+        });
+        self.expiries.set(plan);
     }
 
     /// The policies were loaded, at the start or again, or could not be.
@@ -378,6 +391,7 @@ impl Metrics {
         }
         self.stalled.absolute(readings.stalled.as_secs());
         let mut text = self.handle.render();
+        self.expiries.write(&mut text);
         for histogram in [&self.lag, &self.duration, &self.spans] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);
@@ -452,6 +466,8 @@ fn describe() {
     describe_counter!("tailwater_spans_kept_total", "Spans kept, late ones under the policy of their trace.");
     describe_counter!("tailwater_spans_dropped_total", "Spans dropped: with their trace, after it, or over its byte cap.");
     describe_counter!("tailwater_policy_matches_total", "Decided traces that a policy matched, credited or not.");
+    describe_counter!("tailwater_shadow_traces_total", "Decided traces that a shadow policy matched, by what it would have changed.");
+    describe_counter!("tailwater_shadow_spans_total", "Spans of traces that a shadow policy matched, late ones included, by what it would have changed.");
     describe_counter!("tailwater_decisions_total", "Decisions, by what made the trace be decided then.");
     describe_counter!("tailwater_late_spans_total", "Spans that came after their trace's decision, by that decision.");
     describe_counter!("tailwater_late_error_spans_total", "Late spans with the status ERROR, by the decision they follow.");

@@ -7,12 +7,15 @@ use metrics::{Counter, counter};
 
 use crate::{
     decisions::DecisionRecord,
-    policy::PolicyId,
+    policy::{PolicyId, Shadowed},
     sampler::{Decided, Late},
 };
 
 /// Why spans were dropped, in the order of the handles.
 const DROPPED: [&str; 3] = ["decision", "late", "trace_bytes"];
+
+/// What a shadow policy would have changed, in the order of its numbers.
+const EFFECTS: [&str; 3] = ["kept", "dropped", "none"];
 
 /// The counters of `none`, then those of each policy by its id. Locked for reading once for what is
 /// decided together, for writing once a reload.
@@ -30,6 +33,15 @@ impl Policies {
         let new = names.get(known..).unwrap_or_default();
         let mut new = new.iter().map(|name| PolicyCounters::register(name)).collect();
         self.0.write().unwrap_or_else(PoisonError::into_inner).append(&mut new);
+    }
+
+    /// Adds what is counted of shadow policies, which are there already, at 0.
+    pub(super) fn add_shadows(&self, shadows: impl Iterator<Item = PolicyId>, names: &[String]) {
+        let mut counters = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for policy in shadows {
+            let counters = &mut counters[index(policy)].shadow;
+            counters.get_or_insert_with(|| ShadowCounters::register(&names[usize::from(policy.0)]));
+        }
     }
 
     /// How many there are, without `none`.
@@ -53,6 +65,16 @@ impl Policies {
             for &policy in &decided.decisions.matched {
                 tally[index(policy)].matches += 1;
             }
+            for record in &decided.decisions.records {
+                for Shadowed { policy, effect } in decided.decisions.shadowed(record) {
+                    let [traces, spans] = &mut tally[index(*policy)].shadow[*effect as usize];
+                    *traces += 1;
+                    *spans += u64::from(record.spans);
+                }
+            }
+            for (Shadowed { policy, effect }, spans) in &decided.late_shadowed {
+                tally[index(*policy)].shadow[*effect as usize][1] += spans;
+            }
             for (counters, tally) in counters.iter().zip(&tally) {
                 counters.add(tally);
             }
@@ -74,6 +96,33 @@ struct PolicyCounters {
     spans_kept: Counter,
     spans_dropped: [Counter; 3],
     matches: Counter,
+    /// Where it is a shadow policy, or was one.
+    shadow: Option<ShadowCounters>,
+}
+
+/// What a shadow policy would have changed, in the order of [`EFFECTS`].
+struct ShadowCounters {
+    traces: [Counter; 3],
+    spans: [Counter; 3],
+}
+
+impl ShadowCounters {
+    fn register(policy: &str) -> Self {
+        let by_effect = |name: &'static str| {
+            EFFECTS.map(|effect| counter!(name, "policy" => policy.to_owned(), "effect" => effect))
+        };
+        ShadowCounters {
+            traces: by_effect("tailwater_shadow_traces_total"),
+            spans: by_effect("tailwater_shadow_spans_total"),
+        }
+    }
+
+    fn add(&self, tally: &[[u64; 2]; 3]) {
+        for ((traces, spans), tally) in self.traces.iter().zip(&self.spans).zip(tally) {
+            traces.increment(tally[0]);
+            spans.increment(tally[1]);
+        }
+    }
 }
 
 /// What one policy did to one chunk.
@@ -84,6 +133,8 @@ struct PolicyTally {
     /// In the order of [`DROPPED`].
     spans_dropped: [u64; 3],
     matches: u64,
+    /// Traces and spans, in the order of [`EFFECTS`].
+    shadow: [[u64; 2]; 3],
 }
 
 impl PolicyTally {
@@ -120,6 +171,7 @@ impl PolicyCounters {
                 counter!(name, "policy" => policy.clone(), "reason" => reason)
             }),
             matches: by_policy("tailwater_policy_matches_total"),
+            shadow: None,
         }
     }
 
@@ -135,5 +187,8 @@ impl PolicyCounters {
             counter.increment(spans);
         }
         self.matches.increment(tally.matches);
+        if let Some(shadow) = &self.shadow {
+            shadow.add(&tally.shadow);
+        }
     }
 }

@@ -1,9 +1,13 @@
 //! What is asked of spans while they are walked: [`Conditions`], each of which is a bit, and what
-//! they are shown, attributes whose values are read only when a key is wanted, and a few fields.
+//! they are shown: attributes whose values are read only when a key is wanted, events, and a few
+//! fields.
 
 use super::wire::{BYTES, Malformed, Reader, Value, tag};
 #[cfg(doc)]
-use crate::trace::StatusCode;
+use crate::trace::{SpanKind, StatusCode};
+
+/// Values within values that leave as they came; what is nested deeper does not.
+const LEVELS_MAX: usize = 64;
 
 /// What the compiled policies ask of spans, as the walker sees it: each condition is a bit, and a
 /// span's bits are set while it is walked.
@@ -14,8 +18,12 @@ pub trait Conditions {
     /// Whether any attribute of a span needs to be read.
     fn reads_attributes(&self) -> bool;
 
-    /// Whether [`Self::test_span`] is to be called, so that name and flags need to be read.
+    /// Whether [`Self::test_span`] is to be called, so that name, kind and flags need to be read.
     fn reads_fields(&self) -> bool;
+
+    /// Whether [`Self::test_event`] is to be called, so that events need to be read. Only where
+    /// [`Self::reads_fields`], too.
+    fn reads_events(&self) -> bool;
 
     /// Sets the bits of the conditions that one attribute of a span meets.
     ///
@@ -34,8 +42,14 @@ pub trait Conditions {
         bits: &mut [u64],
     ) -> Result<(), Malformed>;
 
+    /// Sets the bits of the conditions that one event of a span meets.
+    ///
+    /// # Errors
+    /// [`Malformed`] where it cannot be read.
+    fn test_event(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed>;
+
     /// Sets the bits of the conditions that a span meets as a whole. Comes last: `bits` has those
-    /// of all its attributes and of its resource.
+    /// of all its attributes and events and of its resource.
     fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]);
 }
 
@@ -53,11 +67,19 @@ impl Conditions for () {
         false
     }
 
+    fn reads_events(&self) -> bool {
+        false
+    }
+
     fn test_attribute(&self, _: Attribute<'_>, _: &mut [u64]) -> Result<(), Malformed> {
         Ok(())
     }
 
     fn test_resource_attribute(&self, _: Attribute<'_>, _: &mut [u64]) -> Result<(), Malformed> {
+        Ok(())
+    }
+
+    fn test_event(&self, _: Event<'_>, _: &mut [u64]) -> Result<(), Malformed> {
         Ok(())
     }
 
@@ -75,6 +97,38 @@ pub struct SpanFields<'a> {
     pub flags: u32,
     /// [`StatusCode::mask`] of its status; 0 for codes that OTLP does not define.
     pub status_mask: u8,
+    /// [`SpanKind::mask`] of its kind; 0 for kinds that OTLP does not define.
+    pub kind_mask: u8,
+    /// Whether it has no parent.
+    pub is_root: bool,
+    /// From its start to its end, 0 where the end comes first; none where either is missing.
+    pub duration_nanos: Option<u64>,
+}
+
+/// An event of a span as it stands in the bytes; read only when asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a>(pub(super) &'a [u8]);
+
+impl<'a> Event<'a> {
+    /// Calls `test` with each attribute, and returns the name, which is not checked to be UTF-8.
+    ///
+    /// # Errors
+    /// [`Malformed`] where the event cannot be read, or what `test` returns.
+    pub fn read(
+        self,
+        mut test: impl FnMut(Attribute<'a>) -> Result<(), Malformed>,
+    ) -> Result<&'a [u8], Malformed> {
+        let mut name = &[][..];
+        let mut reader = Reader::new(self.0);
+        while let Some(tag) = reader.next_tag()? {
+            match tag {
+                EVENT_NAME => name = reader.bytes()?,
+                EVENT_ATTRIBUTE => test(Attribute::read(reader.bytes()?)?)?,
+                _ => reader.skip_unless(tag, &[2, 3])?,
+            }
+        }
+        Ok(name)
+    }
 }
 
 /// A key-value pair as it stands in the bytes; its value is read only when asked for.
@@ -96,8 +150,46 @@ pub enum AttributeValue<'a> {
     Int(i64),
     /// A double.
     Double(f64),
-    /// Absent, an array, a map or bytes.
+    /// A list, whose elements are read only when asked for.
+    List(List<'a>),
+    /// Absent, a map or bytes.
     Other,
+}
+
+impl<'a> AttributeValue<'a> {
+    /// Calls `test` with the value, or, if it is a list, with each of its elements and theirs. What
+    /// is nested over [`LEVELS_MAX`] levels does not leave as it came and counts as
+    /// [`AttributeValue::Other`].
+    ///
+    /// # Errors
+    /// [`Malformed`] where an element cannot be read.
+    #[inline]
+    pub fn each(self, test: &mut impl FnMut(AttributeValue<'a>)) -> Result<(), Malformed> {
+        match self {
+            AttributeValue::List(list) => list.each(1, test),
+            value => {
+                test(value);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The elements of a list as they stand in the bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct List<'a> {
+    place: Place<'a>,
+    /// Values set in the same place before the list, which it replaced.
+    replaced: usize,
+}
+
+/// Where a value stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place<'a> {
+    /// In a key-value pair, perhaps in several parts, which protobuf merges.
+    Pair(&'a [u8]),
+    /// In a list: this is the whole of it.
+    Element(&'a [u8]),
 }
 
 impl<'a> Attribute<'a> {
@@ -119,16 +211,80 @@ impl<'a> Attribute<'a> {
     /// # Errors
     /// [`Malformed`] where it cannot be read.
     pub fn value(&self) -> Result<AttributeValue<'a>, Malformed> {
-        let mut last = AttributeValue::Other;
-        let mut reader = Reader::new(self.pair);
+        Place::Pair(self.pair).value()
+    }
+}
+
+impl<'a> Place<'a> {
+    fn value(self) -> Result<AttributeValue<'a>, Malformed> {
+        let (mut last, mut count) = (AttributeValue::Other, 0);
+        self.each_part(|part| read_any_value(part, self, &mut last, &mut count))?;
+        Ok(last)
+    }
+
+    /// The parts of the value, mostly one.
+    #[inline]
+    fn each_part(
+        self,
+        mut read: impl FnMut(&'a [u8]) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        let pair = match self {
+            Place::Pair(pair) => pair,
+            Place::Element(whole) => return read(whole),
+        };
+        let mut reader = Reader::new(pair);
         while let Some(tag) = reader.next_tag()? {
             match tag {
-                VALUE => read_any_value(reader.bytes()?, &mut last)?,
+                VALUE => read(reader.bytes()?)?,
                 _ => reader.skip_unless(tag, &[2])?,
             }
         }
-        Ok(last)
+        Ok(())
     }
+}
+
+impl<'a> List<'a> {
+    fn each(
+        self,
+        level: usize,
+        test: &mut impl FnMut(AttributeValue<'a>),
+    ) -> Result<(), Malformed> {
+        if level == LEVELS_MAX {
+            test(AttributeValue::Other);
+            return Ok(());
+        }
+        let mut count = 0;
+        self.place.each_part(|part| {
+            let mut reader = Reader::new(part);
+            while let Some(field) = reader.next_field()? {
+                let is_set = usize::from(matches!(field.number, 1..=8));
+                count += is_set;
+                if is_set == 1 && count > self.replaced {
+                    each_element(field.value.bytes()?, level, test)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The elements of one `ArrayValue`, which stands this deep.
+fn each_element<'a>(
+    array: &'a [u8],
+    level: usize,
+    test: &mut impl FnMut(AttributeValue<'a>),
+) -> Result<(), Malformed> {
+    let mut reader = Reader::new(array);
+    while let Some(tag) = reader.next_tag()? {
+        match tag {
+            ELEMENT => match Place::Element(reader.bytes()?).value()? {
+                AttributeValue::List(list) => list.each(level + 1, test)?,
+                value => test(value),
+            },
+            _ => reader.skip_unless(tag, &[1])?,
+        }
+    }
+    Ok(())
 }
 
 #[inline(never)]
@@ -146,21 +302,37 @@ fn last_key(pair: &[u8]) -> Result<&[u8], Malformed> {
 
 const KEY: u32 = tag(1, BYTES);
 const VALUE: u32 = tag(2, BYTES);
+const EVENT_NAME: u32 = tag(2, BYTES);
+const EVENT_ATTRIBUTE: u32 = tag(3, BYTES);
+/// An element of a list.
+const ELEMENT: u32 = tag(1, BYTES);
 const KEY_BYTE: u8 = KEY as u8;
 const VALUE_BYTE: u8 = VALUE as u8;
 
-fn read_any_value<'a>(any_value: &'a [u8], last: &mut AttributeValue<'a>) -> Result<(), Malformed> {
-    let mut reader = Reader::new(any_value);
+/// Reads one part of the value that stands in `place`, of which `count` values were set before.
+fn read_any_value<'a>(
+    part: &'a [u8],
+    place: Place<'a>,
+    last: &mut AttributeValue<'a>,
+    count: &mut usize,
+) -> Result<(), Malformed> {
+    let mut reader = Reader::new(part);
     while let Some(field) = reader.next_field()? {
         *last = match (field.number, field.value) {
             (1, Value::Bytes(text)) => AttributeValue::String(text),
             (2, Value::Varint(number)) => AttributeValue::Bool(number != 0),
             (3, Value::Varint(number)) => AttributeValue::Int(number.cast_signed()),
             (4, Value::Fixed64(bits)) => AttributeValue::Double(f64::from_bits(bits)),
-            (5..=7, Value::Bytes(_)) | (8, Value::Varint(_)) => AttributeValue::Other,
+            // A list that follows a list is appended to it.
+            (5, Value::Bytes(_)) => match *last {
+                AttributeValue::List(list) => AttributeValue::List(list),
+                _ => AttributeValue::List(List { place, replaced: *count }),
+            },
+            (6 | 7, Value::Bytes(_)) | (8, Value::Varint(_)) => AttributeValue::Other,
             (1..=8, _) => return Err(Malformed("wrong wire type in an attribute value")),
-            _ => *last,
+            _ => continue,
         };
+        *count += 1;
     }
     Ok(())
 }

@@ -3,12 +3,13 @@
 //!
 //! Called under a shard's lock, for every buffered span of the shard when policies are reloaded,
 //! and for the requests that were walked just before. Nothing is refused any more: a value that
-//! cannot be read, because nothing asked for it when its request was accepted, meets no condition.
+//! cannot be read, because nothing asked for it when its request was accepted, meets no condition;
+//! of a list, the elements before the one that cannot be read count.
 
 use std::collections::HashMap;
 
 use super::{
-    conditions::{Attribute, Conditions, SpanFields},
+    conditions::{Attribute, Conditions, Event, SpanFields},
     context::{Context, Resource},
     walk::{read_resource, read_span},
     wire::Malformed,
@@ -90,6 +91,11 @@ impl<C: Conditions> Conditions for Lenient<'_, C> {
     }
 
     #[inline(always)]
+    fn reads_events(&self) -> bool {
+        self.0.reads_events()
+    }
+
+    #[inline(always)]
     fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         let _ = self.0.test_attribute(attribute, bits);
         Ok(())
@@ -101,6 +107,11 @@ impl<C: Conditions> Conditions for Lenient<'_, C> {
         bits: &mut [u64],
     ) -> Result<(), Malformed> {
         let _ = self.0.test_resource_attribute(attribute, bits);
+        Ok(())
+    }
+
+    fn test_event(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        let _ = self.0.test_event(event, bits);
         Ok(())
     }
 

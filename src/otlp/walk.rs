@@ -3,9 +3,9 @@
 //!
 //! Called by the receiver's connection tasks for each request, before any lock. It reads framing
 //! down to the span, the ids, the times, the status, `tracestate` where there is one, and, only
-//! when a policy compares them, the attributes' keys, the name and the flags ([`Conditions`]); it
-//! allocates nothing per span, since the caller lends a [`Walked`] that keeps its capacity. What it
-//! does not read it carries along untouched.
+//! when a policy compares them, the attributes' keys, name, kind, flags and events
+//! ([`Conditions`]); it allocates nothing per span, since the caller lends a [`Walked`] that keeps
+//! its capacity. What it does not read it carries along untouched.
 //!
 //! Repeated scalar fields: the last one wins; repeated messages merge; unknown fields and groups
 //! are skipped: the rules of protobuf, and a property test and a fuzz target hold them equal to
@@ -21,7 +21,7 @@
 use std::sync::Arc;
 
 use super::{
-    conditions::{Attribute, Conditions, SpanFields},
+    conditions::{Attribute, Conditions, Event, SpanFields},
     context::{Context, Contexts},
     schema, tracestate,
     wire::{BYTES, Malformed, Reader, VARINT, tag},
@@ -268,7 +268,7 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let (mut trace_id, mut span_id, mut parent, mut trace_state) =
         (&[][..], &[][..], &[][..], &[][..]);
     let (mut start, mut end, mut code) = (0, 0, 0);
-    let (mut name, mut flags) = (&[][..], 0);
+    let (mut name, mut kind, mut flags) = (&[][..], 0, 0);
     let mut reader = Reader::new(span);
     while let Some(tag) = reader.next_tag()? {
         match tag {
@@ -290,29 +290,38 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
             // With no condition on attributes they are skipped like any field that is not read.
             span_tag::ATTRIBUTE => reader.skip(tag)?,
             span_tag::NAME if FIELDS => name = reader.bytes()?,
+            // Cut to 32 bits, as the status.
+            span_tag::KIND if FIELDS => kind = reader.varint()? as i32,
             span_tag::FLAGS if FIELDS => flags = reader.fixed32()?,
-            _ if FIELDS => reader.skip_unless(tag, &[1, 2, 3, 4, 5, 7, 8, 9, 15, 16])?,
+            span_tag::EVENT if FIELDS && conditions.reads_events() => {
+                conditions.test_event(Event(reader.bytes()?), bits)?;
+            }
+            span_tag::EVENT if FIELDS => reader.skip(tag)?,
+            _ if FIELDS => reader.skip_unless(tag, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 15, 16])?,
             _ => reader.skip_unless(tag, &[1, 2, 3, 4, 7, 8, 9, 15])?,
         }
     }
-    let Ok(trace_id) = <[u8; 16]>::try_from(trace_id) else { return Ok(None) };
-    let is_root = match parent {
-        [] | [0, 0, 0, 0, 0, 0, 0, 0] => true,
-        id if id.len() == 8 => false,
-        _ => return Ok(None),
-    };
-    if trace_id == [0; 16] || span_id.len() != 8 || span_id == [0; 8] {
-        return Ok(None);
-    }
+    let Some((trace_id, is_root)) = sound_ids(trace_id, span_id, parent) else { return Ok(None) };
     let status_mask = status_mask(code);
+    let end = if end == 0 { 0 } else { end.max(start) };
     if FIELDS {
-        let fields = SpanFields { name, trace_state, flags, status_mask };
+        let duration_nanos = (start != 0 && end != 0).then(|| end - start);
+        let kind_mask = if (0..=5).contains(&kind) { 1 << kind } else { 0 };
+        let fields = SpanFields {
+            name,
+            trace_state,
+            flags,
+            status_mask,
+            kind_mask,
+            is_root,
+            duration_nanos,
+        };
         conditions.test_span(&fields, bits);
     }
     Ok(Some(SpanMeta {
-        trace_id: TraceId(trace_id),
+        trace_id,
         start_unix_nano: start,
-        end_unix_nano: if end == 0 { 0 } else { end.max(start) },
+        end_unix_nano: end,
         explicit_randomness: tracestate::randomness(trace_state),
         offset: 0,
         len: span.len() as u32,
@@ -322,18 +331,33 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     }))
 }
 
+/// The trace id, and whether the span is a root; `None` where an id is malformed.
+#[inline(always)]
+fn sound_ids(trace_id: &[u8], span_id: &[u8], parent: &[u8]) -> Option<(TraceId, bool)> {
+    let trace_id = <[u8; 16]>::try_from(trace_id).ok()?;
+    let is_root = match parent {
+        [] | [0, 0, 0, 0, 0, 0, 0, 0] => true,
+        id if id.len() == 8 => false,
+        _ => return None,
+    };
+    let is_sound = trace_id != [0; 16] && span_id.len() == 8 && span_id != [0; 8];
+    is_sound.then_some((TraceId(trace_id), is_root))
+}
+
 /// The fields of a `Span` that are read.
 mod span_tag {
-    use crate::otlp::wire::{BYTES, FIXED32, FIXED64, tag};
+    use crate::otlp::wire::{BYTES, FIXED32, FIXED64, VARINT, tag};
 
     pub(super) const TRACE_ID: u32 = tag(1, BYTES);
     pub(super) const SPAN_ID: u32 = tag(2, BYTES);
     pub(super) const TRACE_STATE: u32 = tag(3, BYTES);
     pub(super) const PARENT: u32 = tag(4, BYTES);
     pub(super) const NAME: u32 = tag(5, BYTES);
+    pub(super) const KIND: u32 = tag(6, VARINT);
     pub(super) const START: u32 = tag(7, FIXED64);
     pub(super) const END: u32 = tag(8, FIXED64);
     pub(super) const ATTRIBUTE: u32 = tag(9, BYTES);
+    pub(super) const EVENT: u32 = tag(11, BYTES);
     pub(super) const STATUS: u32 = tag(15, BYTES);
     pub(super) const FLAGS: u32 = tag(16, FIXED32);
 }

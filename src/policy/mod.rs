@@ -5,6 +5,9 @@
 //! clock, no network, no window. Source of the algebra: OpenTelemetry specification, "Probability
 //! Sampling".
 
+mod builder;
+mod compile;
+mod expiry;
 mod leaves;
 mod limit;
 mod node;
@@ -17,9 +20,11 @@ mod tick;
 
 pub use leaves::Leaves;
 pub use number::{Number, NumberRange};
-pub use plan::{Evidence, POLICY_NAMES_MAX, Plan, PolicyId, TooManyNames, Verdict};
+pub use plan::{
+    Effect, Evidence, POLICY_NAMES_MAX, Plan, PolicyId, Shadowed, TooManyNames, Verdict,
+};
 pub use review::{Remark, review};
-pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, StringMatch};
+pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch};
 pub use tick::{Begins, Tick};
 
 #[cfg(test)]

@@ -3,7 +3,14 @@
 //! The order is that of the numbers themselves. An `i64` beyond 2^53 is never rounded to a double:
 //! the identifiers and byte counts that one compares there would fall on their neighbours.
 
-use std::{cmp::Ordering, fmt};
+use std::{
+    cmp::Ordering,
+    fmt,
+    ops::{
+        Bound::{self, Excluded, Included, Unbounded},
+        RangeBounds as _,
+    },
+};
 
 /// An integer or a double.
 #[derive(Clone, Copy, Debug)]
@@ -60,25 +67,41 @@ fn compare(int: i64, double: f64) -> Option<Ordering> {
     int.cmp(&whole).then_with(|| 0.0.partial_cmp(&double.fract()).unwrap_or(Ordering::Equal)).into()
 }
 
-/// Inclusive bounds, at least one of which is set; neither is NaN.
+/// Bounds, at least one of which is set; neither is NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NumberRange {
     /// No number below it.
-    pub min: Option<Number>,
+    pub lower: Bound<Number>,
     /// No number above it.
-    pub max: Option<Number>,
+    pub upper: Bound<Number>,
 }
 
 impl NumberRange {
     /// Whether the number lies within the bounds; NaN never does.
     pub fn contains(&self, number: Number) -> bool {
-        self.min.is_none_or(|min| number >= min) && self.max.is_none_or(|max| number <= max)
+        (self.lower, self.upper).contains(&number)
     }
 
-    /// Whether the other contains every number that this one does.
+    /// Whether the other contains every number that this one does, as far as its bounds tell.
     pub fn is_within(&self, other: &NumberRange) -> bool {
-        other.min.is_none_or(|bound| self.min.is_some_and(|min| min >= bound))
-            && other.max.is_none_or(|bound| self.max.is_some_and(|max| max <= bound))
+        is_within(self.lower, other.lower, Ordering::Greater)
+            && is_within(self.upper, other.upper, Ordering::Less)
+    }
+}
+
+/// Whether a bound lies within the other; `inwards` is how one compares that lies further in.
+fn is_within(bound: Bound<Number>, other: Bound<Number>, inwards: Ordering) -> bool {
+    let (number, other, may_be_equal) = match (bound, other) {
+        (_, Unbounded) => return true,
+        (Unbounded, _) => return false,
+        (Included(number), Excluded(other)) => (number, other, false),
+        (Included(number) | Excluded(number), Included(other) | Excluded(other)) => {
+            (number, other, true)
+        }
+    };
+    match number.partial_cmp(&other) {
+        Some(Ordering::Equal) => may_be_equal,
+        found => found == Some(inwards),
     }
 }
 
@@ -127,20 +150,48 @@ mod tests {
     }
 
     #[test]
-    fn ranges_include_their_bounds() {
-        let range = |min, max| NumberRange { min, max };
-        let (min, max) = (Some(Number::Int(2)), Some(Number::Double(4.5)));
-        for (number, below, above, both) in [
-            (Number::Double(1.9), true, false, false),
-            (Number::Double(2.0), true, true, true),
-            (Number::Int(4), true, true, true),
-            (Number::Double(4.5), true, true, true),
-            (Number::Int(5), false, true, false),
-            (Number::Double(f64::INFINITY), false, true, false),
-            (Number::Double(f64::NAN), false, false, false),
+    fn ranges_include_their_bounds_or_not() {
+        let (two, four) = (Number::Int(2), Number::Double(4.5));
+        let ranges = [
+            (Unbounded, Included(four)),
+            (Included(two), Unbounded),
+            (Included(two), Included(four)),
+            (Unbounded, Excluded(four)),
+            (Excluded(two), Unbounded),
+            (Excluded(two), Excluded(four)),
+        ];
+        for (number, expected) in [
+            (Number::Double(1.9), [true, false, false, true, false, false]),
+            (Number::Double(2.0), [true, true, true, true, false, false]),
+            (Number::Int(4), [true; 6]),
+            (Number::Double(4.5), [true, true, true, false, true, false]),
+            (Number::Int(5), [false, true, false, false, true, false]),
+            (Number::Double(f64::INFINITY), [false, true, false, false, true, false]),
+            (Number::Double(f64::NAN), [false; 6]),
         ] {
-            let found = [range(None, max), range(min, None), range(min, max)];
-            assert_eq!(found.map(|range| range.contains(number)), [below, above, both], "{number}");
+            let found = ranges.map(|(lower, upper)| NumberRange { lower, upper }.contains(number));
+            assert_eq!(found, expected, "{number}");
         }
+    }
+
+    #[test]
+    fn a_range_within_another_has_no_number_of_its_own() {
+        let numbers = [1, 2, 3, 4, 5].map(Number::Int);
+        let bounds = || {
+            let set = numbers[1..4].iter().flat_map(|&n| [Included(n), Excluded(n)]);
+            set.chain([Unbounded])
+        };
+        let mut within = 0;
+        let ranges =
+            || bounds().flat_map(|lower| bounds().map(move |upper| NumberRange { lower, upper }));
+        for one in ranges() {
+            for other in ranges().filter(|other| one.is_within(other)) {
+                within += 1;
+                let own = numbers.iter().find(|&&n| one.contains(n) && !other.contains(n));
+                assert!(own.is_none(), "{one:?} {other:?} {own:?}");
+            }
+            assert!(one.is_within(&one));
+        }
+        assert_eq!(within, 28 * 28);
     }
 }

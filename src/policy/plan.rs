@@ -3,7 +3,7 @@
 //!
 //! Every policy is a probability: an expression ([`super::node`]) that evaluates to a
 //! [`Threshold`]. The set of policies is an `or` of them, the minimum: exact, since all are
-//! compared with the same randomness. Compiling pushes `not` down to the conditions (De Morgan).
+//! compared with the same randomness.
 //!
 //! Evaluation is a pure function of facts, bits, randomness and the plan, costs a few nanoseconds a
 //! node and never reads a span.
@@ -16,10 +16,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    leaves::{Leaves, LeavesBuilder, Text},
+    builder::LeavesBuilder,
+    compile::compile,
+    expiry::Expiry,
+    leaves::Leaves,
     limit::Limit,
-    node::{Condition, Node},
-    spec::{LimitSpec, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    node::Node,
+    spec::{LimitSpec, PolicySpec, RuleKind},
 };
 use crate::trace::{Facts, Randomness, Threshold};
 
@@ -30,8 +33,10 @@ pub const POLICY_NAMES_MAX: usize = 10_000;
 /// The policies that decide, compiled once.
 #[derive(Debug)]
 pub struct Plan {
-    /// In the order of the file.
+    /// Those that decide, in the order of the file.
     policies: Vec<Policy>,
+    /// Those that are evaluated beside them and decide nothing, in the order of the file.
+    shadows: Vec<Policy>,
     /// Of these and of all policies before them, by id.
     names: Vec<String>,
     leaves: Leaves,
@@ -70,6 +75,27 @@ impl Verdict {
         Verdict { kept: false, policy: PolicyId::NONE, threshold: Threshold::NEVER };
 }
 
+/// What a shadow policy would have changed about a trace that it matches, had it been in force
+/// beside those that decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// The trace was dropped and would have been kept.
+    Kept = 0,
+    /// The trace was kept and would have been dropped.
+    Dropped = 1,
+    /// Nothing.
+    None = 2,
+}
+
+/// A shadow policy that matched, and what it would have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shadowed {
+    /// The policy.
+    pub policy: PolicyId,
+    /// What it would have changed.
+    pub effect: Effect,
+}
+
 #[derive(Debug)]
 struct Policy {
     id: PolicyId,
@@ -77,6 +103,8 @@ struct Policy {
     is_veto: bool,
     /// Index into the plan's limits.
     limit: Option<usize>,
+    /// Where it ends at a time.
+    expiry: Option<Arc<Expiry>>,
 }
 
 /// What a trace is decided on.
@@ -113,10 +141,9 @@ impl Plan {
         let ids = ids(&mut names, specs);
         let mut leaves = LeavesBuilder::default();
         let mut limits = Vec::new();
-        let policies = specs
-            .iter()
-            .zip(ids)
-            .map(|(spec, id)| Policy {
+        let (mut policies, mut shadows) = (Vec::new(), Vec::new());
+        for (spec, id) in specs.iter().zip(ids) {
+            let policy = Policy {
                 id,
                 node: compile(&spec.rule, false, &mut leaves),
                 is_veto: matches!(spec.rule.kind, RuleKind::Drop(_)),
@@ -125,9 +152,14 @@ impl Plan {
                     limits.push(kept.unwrap_or_else(|| Arc::new(Limit::new(limit))));
                     limits.len() - 1
                 }),
-            })
-            .collect();
-        Plan { policies, names, leaves: leaves.build(), limits }
+                expiry: spec.expires.map(|at| {
+                    let kept = before.and_then(|before| before.expiry(id, at));
+                    kept.unwrap_or_else(|| Arc::new(Expiry::new(at)))
+                }),
+            };
+            if spec.shadow { &mut shadows } else { &mut policies }.push(policy);
+        }
+        Plan { policies, shadows, names, leaves: leaves.build(), limits }
     }
 
     /// The names of all policies since the start, by id.
@@ -160,8 +192,7 @@ impl Plan {
                 veto = veto.or(Some(id));
                 continue;
             }
-            let raised = policy.limit.map(|limit| self.limits[limit].threshold());
-            let threshold = raised.map_or(proposed, |raised| raised.max(proposed));
+            let threshold = self.raised(policy, proposed);
             if threshold < lowest.0 {
                 lowest = (threshold, id);
             }
@@ -173,11 +204,68 @@ impl Plan {
         Verdict { kept: threshold.keeps(evidence.randomness), policy, threshold }
     }
 
+    /// Says what each shadow policy that matches would have changed about the verdict of those that
+    /// decide, each of them alone. Since a set of policies takes the lowest threshold, that is one
+    /// comparison a policy.
+    pub fn shadow(&self, evidence: &Evidence<'_>, verdict: &Verdict, out: &mut Vec<Shadowed>) {
+        let is_vetoed = verdict.policy != PolicyId::NONE && !verdict.threshold.matches();
+        for policy in &self.shadows {
+            let proposed = policy.propose(evidence);
+            if !proposed.matches() {
+                continue;
+            }
+            let keeps = || self.raised(policy, proposed).keeps(evidence.randomness);
+            let effect = match (policy.is_veto, verdict.kept) {
+                (true, true) => Effect::Dropped,
+                (false, false) if !is_vetoed && keeps() => Effect::Kept,
+                _ => Effect::None,
+            };
+            out.push(Shadowed { policy: policy.id, effect });
+        }
+    }
+
+    /// The shadow policies. Without any they cost nothing.
+    pub fn shadows(&self) -> impl ExactSizeIterator<Item = PolicyId> {
+        self.shadows.iter().map(|policy| policy.id)
+    }
+
+    /// What a policy proposes, raised by its limit.
+    fn raised(&self, policy: &Policy, proposed: Threshold) -> Threshold {
+        let raised = policy.limit.map(|limit| self.limits[limit].threshold());
+        raised.map_or(proposed, |raised| raised.max(proposed))
+    }
+
+    /// Those that decide, and those that do not.
+    fn all(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.iter().chain(&self.shadows)
+    }
+
     /// The limit of a policy, if it is the same one.
     fn limit(&self, id: PolicyId, spec: &LimitSpec) -> Option<Arc<Limit>> {
-        let policy = self.policies.iter().find(|policy| policy.id == id)?;
+        let policy = self.all().find(|policy| policy.id == id)?;
         let limit = &self.limits[policy.limit?];
         (limit.spec() == spec).then(|| Arc::clone(limit))
+    }
+
+    /// The expiry of a policy, if it is at the same time.
+    fn expiry(&self, id: PolicyId, at: u64) -> Option<Arc<Expiry>> {
+        let policy = self.all().find(|policy| policy.id == id)?;
+        policy.expiry.clone().filter(|expiry| expiry.at() == at)
+    }
+
+    /// Says what time it is, in Unix milliseconds. From its end on a policy matches nothing; those
+    /// that have ended since the last call are returned. Called before the plan decides anything,
+    /// and once a tick.
+    pub fn expire(&self, now: u64) -> Vec<PolicyId> {
+        let has_come =
+            |policy: &&Policy| policy.expiry.as_ref().is_some_and(|expiry| expiry.has_come(now));
+        self.all().filter(has_come).map(|policy| policy.id).collect()
+    }
+
+    /// The policies that end at a time, with that time in Unix milliseconds.
+    pub fn expiries(&self) -> Vec<(PolicyId, u64)> {
+        let at = |policy: &Policy| Some((policy.id, policy.expiry.as_ref()?.at()));
+        self.all().filter_map(at).collect()
     }
 
     /// Whether any policy has a limit. Without one, ticks and charges are nothing.
@@ -213,7 +301,7 @@ impl Plan {
 
     /// The limits that a trace counts towards, with what their policies propose without them: those
     /// of policies that would keep it, unless it is vetoed, or another policy without a limit keeps
-    /// it in any case.
+    /// it in any case. A shadow policy counts only for its own limit.
     pub(super) fn limited(&self, evidence: &Evidence<'_>) -> Vec<(usize, Threshold)> {
         let mut limited = Vec::new();
         for policy in &self.policies {
@@ -227,6 +315,12 @@ impl Plan {
                 _ => {}
             }
         }
+        for shadow in &self.shadows {
+            if let Some(limit) = shadow.limit {
+                let proposed = shadow.propose(evidence);
+                limited.extend(proposed.keeps(evidence.randomness).then_some((limit, proposed)));
+            }
+        }
         limited
     }
 }
@@ -234,6 +328,9 @@ impl Plan {
 impl Policy {
     /// The threshold it proposes where there is no limit.
     fn propose(&self, evidence: &Evidence<'_>) -> Threshold {
+        if self.expiry.as_ref().is_some_and(|expiry| expiry.is_over()) {
+            return Threshold::NEVER;
+        }
         self.node.evaluate(evidence.facts, evidence.bits, self.is_veto && evidence.forced)
     }
 }
@@ -251,82 +348,4 @@ fn ids(names: &mut Vec<String>, specs: &[PolicySpec]) -> Vec<PolicyId> {
         PolicyId(id)
     };
     specs.iter().map(id).collect()
-}
-
-/// The expression of a rule, or, if `negated`, of its opposite.
-pub(super) fn compile(rule: &RuleSpec, negated: bool, leaves: &mut LeavesBuilder) -> Node {
-    let node = compile_kind(&rule.kind, negated, leaves);
-    let threshold = Threshold::from_percentage(rule.sampling_percentage);
-    if threshold == Threshold::ALWAYS {
-        return node;
-    }
-    // A percentage on a combination is an intersection with it, never a product.
-    Node::And(vec![node, Node::Constant(threshold)])
-}
-
-fn compile_kind(kind: &RuleKind, negated: bool, leaves: &mut LeavesBuilder) -> Node {
-    let leaf = |bit, invert| Node::Condition {
-        condition: Condition::Leaf(bit),
-        negated: negated != invert,
-    };
-    match kind {
-        RuleKind::AlwaysSample if negated => Node::Or(Vec::new()),
-        RuleKind::AlwaysSample => Node::Constant(Threshold::ALWAYS),
-        RuleKind::StatusCode { codes } => {
-            let mask = codes.iter().fold(0, |mask, code| mask | code.mask());
-            Node::Condition { condition: Condition::Status(mask), negated }
-        }
-        RuleKind::Latency { threshold_ms, upper_threshold_ms } => {
-            let longer_than = |ms: u64| Condition::LongerThan(ms.saturating_mul(1_000_000));
-            between(longer_than(*threshold_ms), upper_threshold_ms.map(longer_than), negated)
-        }
-        RuleKind::SpanCount { min_spans, max_spans } => {
-            let from = Condition::SpansFrom(u64::from(*min_spans));
-            let above = |spans: u32| Condition::SpansFrom(u64::from(spans) + 1);
-            between(from, max_spans.map(above), negated)
-        }
-        RuleKind::StringAttribute { key, values, invert } => {
-            leaf(leaves.text(Text::Attribute(key), values), *invert)
-        }
-        RuleKind::NumericAttribute { key, range, invert } => {
-            leaf(leaves.number(key, *range), *invert)
-        }
-        RuleKind::BooleanAttribute { key, value, invert } => {
-            leaf(leaves.boolean(key, *value), *invert)
-        }
-        RuleKind::TraceState { key, values } => {
-            let values = StringMatch::Exact(values.clone());
-            leaf(leaves.text(Text::TraceState(key), &values), false)
-        }
-        RuleKind::TraceFlags => leaf(leaves.sampled(), false),
-        RuleKind::SpanName { values, invert } => leaf(leaves.text(Text::SpanName, values), *invert),
-        RuleKind::ServiceName { values, invert } => {
-            leaf(leaves.text(Text::ServiceName, values), *invert)
-        }
-        RuleKind::SameSpan(parts) => {
-            let parts = parts.iter().map(|part| compile(part, false, leaves)).collect();
-            leaf(leaves.same_span(Node::And(parts)), false)
-        }
-        RuleKind::And(parts) | RuleKind::Drop(parts) => {
-            all_of(parts.iter().map(|part| compile(part, negated, leaves)).collect(), negated)
-        }
-        RuleKind::Or(parts) => {
-            all_of(parts.iter().map(|part| compile(part, negated, leaves)).collect(), !negated)
-        }
-        RuleKind::Not(part) => compile(part, !negated, leaves),
-    }
-}
-
-/// From the one condition on, and up to where the other begins.
-fn between(from: Condition, until: Option<Condition>, negated: bool) -> Node {
-    let mut bounds = vec![Node::Condition { condition: from, negated }];
-    if let Some(condition) = until {
-        bounds.push(Node::Condition { condition, negated: !negated });
-    }
-    all_of(bounds, negated)
-}
-
-/// The intersection of the parts, or, below a negation, their union.
-fn all_of(parts: Vec<Node>, negated: bool) -> Node {
-    if negated { Node::Or(parts) } else { Node::And(parts) }
 }

@@ -13,9 +13,9 @@
 use std::cell::Cell;
 
 use super::{
-    leaves::{Leaf, LeavesBuilder},
+    builder::{Leaf, LeavesBuilder},
+    compile::compile,
     node::{Condition, Node},
-    plan::compile,
     spec::{PolicySpec, RuleKind},
 };
 use crate::trace::Threshold;
@@ -52,13 +52,27 @@ struct Policy {
     is_veto: bool,
     /// It may propose more than its expression says.
     is_limited: bool,
+    /// When it ends.
+    expires: Option<u64>,
+    is_shadow: bool,
 }
 
 impl Policy {
     fn new(spec: &PolicySpec, leaves: &mut LeavesBuilder) -> Self {
         let is_veto = matches!(spec.rule.kind, RuleKind::Drop(_));
         let node = compile(&spec.rule, false, leaves);
-        Policy { node, is_veto, is_limited: spec.limit.is_some() }
+        Policy {
+            node,
+            is_veto,
+            is_limited: spec.limit.is_some(),
+            expires: spec.expires,
+            is_shadow: spec.shadow,
+        }
+    }
+
+    /// Whether the other is still in force when this one no longer is.
+    fn ends_before(&self, other: &Policy) -> bool {
+        self.expires.is_some_and(|end| other.expires.is_none_or(|later| end < later))
     }
 }
 
@@ -107,10 +121,14 @@ impl Review<'_> {
     }
 
     /// Whether `first` comes before `second` wherever that one matches. A drop and a policy that
-    /// keeps are no rivals, and what a limit raises is not known here.
+    /// keeps are no rivals, what a limit raises is not known here, and a shadow policy decides
+    /// nothing in any case.
     fn comes_first(&self, policies: &[Policy], first: usize, second: usize) -> bool {
         let (a, b) = (&policies[first], &policies[second]);
-        if a.is_veto != b.is_veto || a.is_limited {
+        if a.is_veto != b.is_veto || a.is_limited || a.ends_before(b) {
+            return false;
+        }
+        if a.is_shadow || b.is_shadow {
             return false;
         }
         if first < second {
@@ -186,7 +204,13 @@ impl Review<'_> {
             (Some(Leaf::SameSpan(a)), Some(Leaf::SameSpan(b))) => self.covers(b, a, NO_HIGHER),
             (Some(Leaf::SameSpan(a)), _) => self.covers(&node(other), a, NO_HIGHER),
             (_, Some(Leaf::SameSpan(b))) => self.covers(b, &node(one), NO_HIGHER),
+            (Some(Leaf::SameEvent(a)), Some(Leaf::SameEvent(b))) => self.covers(b, a, NO_HIGHER),
             (Some(a), Some(b)) => a.implies(b),
+            (Some(Leaf::Duration(of_span)), None) => match other {
+                // The trace lasts at least as long as any of its spans.
+                Condition::LongerThan(nanos) => of_span.over >= nanos,
+                _ => false,
+            },
             _ => false,
         }
     }

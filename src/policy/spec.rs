@@ -8,7 +8,7 @@
 use regex::bytes::RegexSet;
 
 use super::number::NumberRange;
-use crate::trace::StatusCode;
+use crate::trace::{SpanKind, StatusCode};
 
 /// One `[[policy]]`.
 #[derive(Clone, Debug)]
@@ -19,6 +19,17 @@ pub struct PolicySpec {
     pub rule: RuleSpec,
     /// What it may keep at most; not for `drop`.
     pub limit: Option<LimitSpec>,
+    /// When it ends, in Unix milliseconds: from then on it matches nothing.
+    pub expires: Option<u64>,
+    /// Whether it only says what it would have changed, and decides nothing.
+    pub shadow: bool,
+}
+
+impl PolicySpec {
+    /// A policy that is in force for good and without a limit.
+    pub fn new(name: impl Into<String>, rule: RuleSpec) -> Self {
+        PolicySpec { name: name.into(), rule, limit: None, expires: None, shadow: false }
+    }
 }
 
 /// `limit`: at least one rate.
@@ -76,6 +87,8 @@ pub enum RuleKind {
     StringAttribute {
         /// Attribute key, compared byte by byte.
         key: String,
+        /// Whose attribute.
+        scope: Scope,
         /// Values to match.
         values: StringMatch,
         /// `invert_match`.
@@ -85,6 +98,8 @@ pub enum RuleKind {
     NumericAttribute {
         /// Attribute key, compared byte by byte.
         key: String,
+        /// Whose attribute.
+        scope: Scope,
         /// The bounds.
         range: NumberRange,
         /// `invert_match`.
@@ -94,8 +109,19 @@ pub enum RuleKind {
     BooleanAttribute {
         /// Attribute key, compared byte by byte.
         key: String,
+        /// Whose attribute.
+        scope: Scope,
         /// The value to match.
         value: bool,
+        /// `invert_match`.
+        invert: bool,
+    },
+    /// Any span or its resource has the key, whatever its value; inverted: none has.
+    AttributeExists {
+        /// Attribute key, compared byte by byte.
+        key: String,
+        /// Whose attribute.
+        scope: Scope,
         /// `invert_match`.
         invert: bool,
     },
@@ -129,8 +155,34 @@ pub enum RuleKind {
         /// `invert_match`.
         invert: bool,
     },
-    /// One single span, with its own resource, meets all parts: conditions on attributes, status,
-    /// name, service, flags and tracestate, and combinations of these.
+    /// Any span is of one of the kinds.
+    SpanKind {
+        /// Not empty.
+        kinds: Vec<SpanKind>,
+    },
+    /// Any span has no parent.
+    RootSpan,
+    /// Duration of a single span in milliseconds: over the threshold, at most the upper one. A
+    /// span without a start or without an end has none.
+    SpanDuration {
+        /// Exclusive.
+        threshold_ms: u64,
+        /// Inclusive.
+        upper_threshold_ms: Option<u64>,
+    },
+    /// Any span has an event that meets all of this; inverted: none has. Names or a key are set.
+    SpanEvent {
+        /// Names to match.
+        names: Option<StringMatch>,
+        /// Key of an attribute of the event, compared byte by byte.
+        key: Option<String>,
+        /// Values of that attribute to match; any value where there are none.
+        values: Option<StringMatch>,
+        /// `invert_match`.
+        invert: bool,
+    },
+    /// One single span, with its own resource, meets all parts: whatever is about single spans,
+    /// and combinations of it.
     SameSpan(Vec<RuleSpec>),
     /// All parts match.
     And(Vec<RuleSpec>),
@@ -140,6 +192,17 @@ pub enum RuleKind {
     Not(Box<RuleSpec>),
     /// Vetoes where all parts match; top level only, nothing probabilistic inside.
     Drop(Vec<RuleSpec>),
+}
+
+/// Whose attribute a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The span's, or its resource's.
+    Any,
+    /// The span's.
+    Span,
+    /// The resource's.
+    Resource,
 }
 
 /// How a string value is compared.

@@ -5,10 +5,11 @@ use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{AnyValue, KeyValue, any_value::Value},
     resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, Status},
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::Event},
 };
 use prost::Message as _;
 use regex::bytes::RegexSet;
+use std::ops::Bound::{Included, Unbounded};
 
 use super::*;
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
         conditions::Conditions as _,
         walk::{self, Walked},
     },
-    trace::{Facts, Randomness, StatusCode, Threshold},
+    trace::{Facts, Randomness, SpanKind, StatusCode, Threshold},
 };
 
 const ROUNDS: u64 = 400;
@@ -51,7 +52,7 @@ fn same_span(parts: &[&RuleSpec]) -> RuleSpec {
 }
 
 fn policy(name: &str, rule: &RuleSpec) -> PolicySpec {
-    PolicySpec { name: name.to_owned(), rule: rule.clone(), limit: None }
+    PolicySpec::new(name, rule.clone())
 }
 
 fn drop_rule(part: &RuleSpec) -> RuleSpec {
@@ -67,25 +68,50 @@ fn regex(patterns: &[&str]) -> StringMatch {
 }
 
 fn string(key: &str, values: StringMatch, invert: bool) -> RuleSpec {
-    rule(RuleKind::StringAttribute { key: key.to_owned(), values, invert })
+    rule(RuleKind::StringAttribute { key: key.to_owned(), scope: Scope::Any, values, invert })
 }
 
 fn numeric(key: &str, min: i64, invert: bool) -> RuleSpec {
-    let range = NumberRange { min: Some(Number::Int(min)), max: None };
-    rule(RuleKind::NumericAttribute { key: key.to_owned(), range, invert })
+    let range = NumberRange { lower: Included(Number::Int(min)), upper: Unbounded };
+    rule(RuleKind::NumericAttribute { key: key.to_owned(), scope: Scope::Any, range, invert })
+}
+
+fn boolean(key: &str, invert: bool) -> RuleSpec {
+    let (key, scope) = (key.to_owned(), Scope::Any);
+    rule(RuleKind::BooleanAttribute { key, scope, value: true, invert })
+}
+
+fn event(names: &[&str], key: Option<&str>, values: &[&str], invert: bool) -> RuleSpec {
+    let listed = |values: &[&str]| (!values.is_empty()).then(|| exact(values));
+    let (names, values) = (listed(names), listed(values));
+    rule(RuleKind::SpanEvent { names, key: key.map(str::to_owned), values, invert })
 }
 
 /// A condition that one span can meet.
 fn leaf_of_one_span(random: &mut Rng) -> RuleSpec {
     let invert = random.bool();
-    match random.u8(0..8) {
+    let scope = [Scope::Any, Scope::Span, Scope::Resource][random.usize(0..3)];
+    match random.u8(0..13) {
         0 => rule(RuleKind::StatusCode { codes: vec![StatusCode::Error] }),
         1 => string("route", exact(&[["/a", "/b"][random.usize(0..2)]]), invert),
         2 => string("route", regex(&["^/"]), invert),
         3 => numeric("size", random.i64(0..3), invert),
-        4 => rule(RuleKind::BooleanAttribute { key: "hit".to_owned(), value: true, invert }),
+        4 => boolean("hit", invert),
         5 => rule(RuleKind::TraceFlags),
         6 => rule(RuleKind::SpanName { values: exact(&["get"]), invert }),
+        7 => rule(RuleKind::AttributeExists { key: "route".to_owned(), scope, invert }),
+        8 => rule(RuleKind::SpanKind {
+            kinds: [SpanKind::Server, SpanKind::Client][random.usize(0..2)..].to_vec(),
+        }),
+        9 => rule(RuleKind::RootSpan),
+        10 => rule(RuleKind::SpanDuration {
+            threshold_ms: random.u64(0..3),
+            upper_threshold_ms: random.bool().then_some(3),
+        }),
+        11 => {
+            let names = [&["retry"][..], &[]][random.usize(0..2)];
+            event(names, Some("why"), &["timeout", "reset"][..random.usize(0..3)], invert)
+        }
         _ => rule(RuleKind::ServiceName { values: exact(&["shop"]), invert }),
     }
 }
@@ -150,6 +176,13 @@ fn span(name: &str, attributes: Vec<KeyValue>) -> Span {
     }
 }
 
+fn event_of_span(random: &mut Rng) -> Event {
+    let why = text("why", ["timeout", "reset", "x"][random.usize(0..3)]);
+    let name = ["retry", "done"][random.usize(0..2)].to_owned();
+    let attributes = [why].into_iter().filter(|_| random.bool()).collect();
+    Event { name, attributes, ..Default::default() }
+}
+
 fn trace(random: &mut Rng, spans: usize) -> Trace {
     let spans = (0..spans).map(|_| {
         let pairs = [
@@ -162,6 +195,9 @@ fn trace(random: &mut Rng, spans: usize) -> Trace {
         let mut span = span(["get", "put"][random.usize(0..2)], attributes);
         span.end_time_unix_nano += random.u64(0..5) * 1_000_000;
         span.flags = random.u32(0..2);
+        span.kind = random.i32(1..4);
+        span.parent_span_id = vec![random.u8(0..2); 8];
+        span.events = (0..random.u8(0..3)).map(|_| event_of_span(random)).collect();
         span.status = Some(Status { code: random.i32(0..3), message: String::new() });
         (["shop", "pay"][random.usize(0..2)], span)
     });
@@ -170,11 +206,7 @@ fn trace(random: &mut Rng, spans: usize) -> Trace {
 
 /// What policies of these rules make of a trace whose randomness is 1.
 fn decide(rules: &[RuleSpec], trace: &Trace, forced: bool) -> Verdict {
-    let named = |(n, rule): (usize, &RuleSpec)| PolicySpec {
-        name: format!("p{n}"),
-        rule: rule.clone(),
-        limit: None,
-    };
+    let named = |(n, rule): (usize, &RuleSpec)| PolicySpec::new(format!("p{n}"), rule.clone());
     let plan = Plan::compile(&rules.iter().enumerate().map(named).collect::<Vec<_>>());
     let of_span = |(service, span): &(&str, Span)| {
         let attributes = vec![text("service.name", service)];
@@ -308,8 +340,7 @@ fn what_can_still_turn_does_not_veto_when_forced() {
     let error = rule(RuleKind::StatusCode { codes: vec![StatusCode::Error] });
     let get = |invert| rule(RuleKind::SpanName { values: exact(&["get"]), invert });
     let put = |invert| rule(RuleKind::ServiceName { values: exact(&["other"]), invert });
-    let hit =
-        |invert| rule(RuleKind::BooleanAttribute { key: "hit".to_owned(), value: true, invert });
+    let hit = |invert| boolean("hit", invert);
     let rising = [
         slow(None),
         spans(None),
@@ -406,7 +437,7 @@ fn the_upper_bound_of_latency_is_inclusive_and_of_the_whole_trace() {
 fn bits_of(rules: &[RuleSpec]) -> i64 {
     let is_too_much = |fillers: &i64| {
         let fillers = (0..*fillers).map(|n| numeric("filler", n, false));
-        let policy = |rule| PolicySpec { name: "p".to_owned(), rule, limit: None };
+        let policy = |rule| PolicySpec::new("p", rule);
         let specs: Vec<_> = fillers.chain(rules.iter().cloned()).map(policy).collect();
         Plan::compile(&specs).leaves().words() > 1
     };
@@ -421,7 +452,8 @@ fn equal_conditions_share_a_bit() {
     let five = numeric("k", 5, false);
     let float = rule(RuleKind::NumericAttribute {
         key: "k".to_owned(),
-        range: NumberRange { min: Some(Number::Double(5.0)), max: None },
+        scope: Scope::Any,
+        range: NumberRange { lower: Included(Number::Double(5.0)), upper: Unbounded },
         invert: true,
     });
     assert_eq!(bits_of(&[a.clone(), b.clone(), not(&a)]), 1);
@@ -433,6 +465,10 @@ fn equal_conditions_share_a_bit() {
     let on_service = rule(RuleKind::ServiceName { values: exact(&["a", "b"]), invert: false });
     assert_eq!(bits_of(&[a, on_name, on_service]), 3);
     assert_eq!(bits_of(&[rule(RuleKind::TraceFlags), rule(RuleKind::TraceFlags)]), 1);
+    assert_eq!(bits_of(&[rule(RuleKind::RootSpan), not(&rule(RuleKind::RootSpan))]), 1);
+    // The condition, and what it asks of one event.
+    let both = |invert| event(&["n"], Some("k"), &[], invert);
+    assert_eq!(bits_of(&[both(false), both(true), event(&["n"], None, &[], false)]), 4);
 }
 
 #[test]
@@ -446,7 +482,7 @@ fn many_policies_on_one_key_find_what_lists_the_value() {
     let expression = |n: usize| string("k", regex(&[&format!("^value {n}$"), "^none$"]), false);
     let mut rules: Vec<_> = (0..256).map(listing).collect();
     rules.extend((0..50).map(expression));
-    let named = |(n, rule)| PolicySpec { name: format!("p{n}"), rule, limit: None };
+    let named = |(n, rule)| PolicySpec::new(format!("p{n}"), rule);
     let plan = Plan::compile(&rules.into_iter().enumerate().map(named).collect::<Vec<_>>());
     let matched = |text: &[u8]| {
         let mut bits = vec![0; plan.leaves().words()];
@@ -491,4 +527,37 @@ fn texts_that_are_not_utf_8_are_bytes() {
     // The replacement character comes only with the repair, when the span leaves.
     assert_eq!(bits(b"caf\xe9"), 0b10);
     assert_eq!(bits("caf\u{fffd}".as_bytes()), 0b11);
+}
+
+#[test]
+fn a_policy_that_has_ended_matches_nothing() {
+    let ending = |rule: &RuleSpec, expires| PolicySpec { expires, ..policy("p", rule) };
+    let always = rule(RuleKind::AlwaysSample);
+    let facts = Facts { spans: 1, ..Facts::default() };
+    let evidence = Evidence { facts: &facts, bits: &[], randomness: Randomness(0), forced: false };
+    let decides = |plan: &Plan| {
+        let mut matched = Vec::new();
+        let verdict = plan.decide(&evidence, &mut matched);
+        assert_eq!(verdict.kept, matched.contains(&PolicyId(0)));
+        verdict.kept
+    };
+    let plan = Plan::compile(&[ending(&always, Some(1_000))]);
+    assert_eq!(plan.expiries(), [(PolicyId(0), 1_000)]);
+    assert_eq!(plan.expire(999), []);
+    assert!(decides(&plan));
+    // A successor that ends at the same time shares the flag, whichever is told.
+    let same = plan.successor(&[ending(&always, Some(1_000))]).expect("few names");
+    let later = plan.successor(&[ending(&always, Some(1_001))]).expect("few names");
+    assert_eq!(same.expire(1_000), [PolicyId(0)]);
+    assert_eq!(plan.expire(1_000), []);
+    assert!(!decides(&plan) && !decides(&same) && decides(&later));
+    // A clock that is set back.
+    assert_eq!(plan.expire(999), []);
+    assert!(decides(&plan) && decides(&same));
+    assert_eq!(plan.expire(5_000), [PolicyId(0)]);
+
+    let veto = Plan::compile(&[policy("keeps", &always), ending(&drop_rule(&always), Some(7))]);
+    assert!(!veto.decide(&evidence, &mut Vec::new()).kept);
+    assert_eq!(veto.expire(7), [PolicyId(1)]);
+    assert!(veto.decide(&evidence, &mut Vec::new()).kept);
 }

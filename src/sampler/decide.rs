@@ -1,6 +1,7 @@
 //! Deciding: bits and facts in, a decision out, spans of kept traces with it.
 
 use std::{
+    collections::HashMap,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
 };
@@ -9,7 +10,7 @@ use super::{Cut, Sampler, ShardState, cap::Since};
 use crate::{
     decisions::{Decision, DecisionRecord, Decisions},
     otlp::encode::KeptSpan,
-    policy::{Evidence, Verdict},
+    policy::{Evidence, Shadowed, Verdict},
     trace::{Facts, Randomness, StatusCode, Trigger},
     window::{self, Due, Freed, Millis, Position, Run, Shard, Taken},
 };
@@ -31,6 +32,9 @@ pub struct Decided {
     pub kept_bytes: usize,
     /// Spans that came after their trace's decision.
     pub late: Vec<Late>,
+    /// What shadow policies would have changed about how many late spans. Added up, since one
+    /// request may have late spans of as many traces as it has spans.
+    pub late_shadowed: HashMap<Shadowed, u64, foldhash::fast::RandomState>,
     /// Spans of kept traces that passed the cap, not among those above.
     pub cut: Vec<Cut>,
     /// Traces over which a policy panicked; they are dropped.
@@ -48,6 +52,8 @@ impl Decided {
     pub fn clear(&mut self) {
         self.decisions.records.clear();
         self.decisions.matched.clear();
+        self.decisions.shadowed.clear();
+        self.late_shadowed.clear();
         self.kept.clear();
         self.spans.clear();
         self.kept_bytes = 0;
@@ -204,8 +210,22 @@ impl Sampler {
             out.decisions.matched.truncate(matched_start as usize);
             return ControlFlow::Break(());
         }
-        if is_charged && state.plan.has_limits() {
+        let has_shadows = state.plan.shadows().len() > 0;
+        // Of a dropped trace only the limits of shadow policies could be charged.
+        if state.plan.has_limits() && (is_charged || has_shadows) {
             state.plan.charge(&evidence);
+        }
+        let shadowed_start = out.decisions.shadowed.len() as u32;
+        if has_shadows {
+            let shadowed = &mut out.decisions.shadowed;
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                state.plan.shadow(&evidence, &verdict, shadowed);
+            }));
+            // It costs what the shadow policies would have said.
+            if outcome.is_err() {
+                out.panics += 1;
+                out.decisions.shadowed.truncate(shadowed_start as usize);
+            }
         }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
         out.taken.push(window.take(due.position, verdict.kept));
@@ -218,6 +238,7 @@ impl Sampler {
             duration_nanos: facts.duration_nanos(),
             lag_millis: window.now().since(due.at),
             matched: matched_start..out.decisions.matched.len() as u32,
+            shadowed: shadowed_start..out.decisions.shadowed.len() as u32,
         });
         if verdict.kept {
             out.kept_bytes += bytes;
@@ -239,6 +260,7 @@ impl Sampler {
         for record in &out.decisions.records[since.record()..] {
             let hash = window::hash_of(&self.hasher, record.trace_id);
             state.remembered.remember(hash, &record.decision);
+            state.remembered.remember_shadowed(hash, out.decisions.shadowed(record));
         }
         state.window.empty(&mut out.taken, &mut out.spans, &mut out.freed);
         self.cut(state, since, out);
@@ -261,6 +283,10 @@ impl Sampler {
             spans: run.order.len() as u64,
             errors: spans().filter(|span| is_error(span.status_mask)).count() as u64,
         });
+        let hash = window::hash_of(&self.hasher, trace_id);
+        for shadowed in state.remembered.recall_shadowed(hash) {
+            *out.late_shadowed.entry(*shadowed).or_default() += run.order.len() as u64;
+        }
         if !verdict.kept {
             return;
         }
@@ -278,7 +304,7 @@ impl Sampler {
             is_explicit: decision.explicit_randomness.is_some(),
             spans: run.order.len(),
         });
-        self.cut_late(state, window::hash_of(&self.hasher, trace_id), out);
+        self.cut_late(state, hash, out);
     }
 }
 

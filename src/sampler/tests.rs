@@ -12,18 +12,17 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
-    policy::{LimitSpec, PolicyId, PolicySpec, Rate, RuleKind, RuleSpec, StringMatch, Verdict},
+    policy::{
+        LimitSpec, PolicyId, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch, Verdict,
+    },
     trace::Trigger,
 };
 
 fn policy(name: &str) -> PolicySpec {
     let values = StringMatch::Exact(vec![name.to_owned()]);
-    let kind = RuleKind::StringAttribute { key: "k".into(), values, invert: false };
-    PolicySpec {
-        name: name.to_owned(),
-        rule: RuleSpec { kind, sampling_percentage: 100.0 },
-        limit: None,
-    }
+    let (key, scope) = ("k".into(), Scope::Any);
+    let kind = RuleKind::StringAttribute { key, scope, values, invert: false };
+    PolicySpec::new(name, RuleSpec { kind, sampling_percentage: 100.0 })
 }
 
 fn request(value: &str) -> Vec<u8> {

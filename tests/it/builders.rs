@@ -98,7 +98,7 @@ pub(crate) fn request_of(spans: Vec<Span>) -> Vec<u8> {
 
 /// A policy of one rule.
 pub(crate) fn policy(name: &str, rule: RuleSpec) -> PolicySpec {
-    PolicySpec { name: name.to_owned(), rule, limit: None }
+    PolicySpec::new(name, rule)
 }
 
 /// The policy that keeps this many per cent of all traces.

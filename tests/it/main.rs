@@ -45,6 +45,7 @@ mod rates;
 mod reload;
 mod scaling;
 mod secrets;
+mod shadow;
 mod stamps;
 mod tidy;
 mod timing;

@@ -16,7 +16,7 @@ use prost::Message as _;
 use tailwater::{
     budget::Holder,
     otlp::encode::KeptSpan,
-    policy::{PolicySpec, Verdict},
+    policy::{Effect, PolicySpec, Shadowed, Verdict},
     sampler::{Buffered, Decided, Hold, Limits, Lookup, Progress, Which},
     trace::{TraceId, Trigger},
     window::Millis,
@@ -252,6 +252,10 @@ impl Pair {
             let matched: Vec<_> =
                 decided.decisions.matched(record).iter().map(|&id| plan.name(id)).collect();
             assert_eq!(matched, expected.verdict.matched);
+            let shadowed = decided.decisions.shadowed(record).iter();
+            let shadowed: Vec<_> =
+                shadowed.map(|s| (plan.name(s.policy).to_owned(), s.effect)).collect();
+            assert_eq!(shadowed, expected.verdict.shadowed);
         }
         self.compare_late(decided, &effects);
         self.compare_kept(decided, &effects);
@@ -283,6 +287,23 @@ impl Pair {
             let sum = expected.entry(key).or_default();
             let errors = late.spans.iter().filter(|stored| code(&stored.span) == 2).count();
             *sum = (sum.0 + late.spans.len() as u64, sum.1 + errors as u64);
+        }
+        assert_eq!(seen, expected);
+        self.compare_late_shadowed(decided, effects);
+    }
+
+    /// What shadow policies would have changed about late spans.
+    fn compare_late_shadowed(&self, decided: &Decided, effects: &Effects) {
+        let plan = self.rig.sampler.plan();
+        let mut seen: HashMap<(String, Effect), u64> = HashMap::new();
+        for (Shadowed { policy, effect }, spans) in &decided.late_shadowed {
+            *seen.entry((plan.name(*policy).to_owned(), *effect)).or_default() += spans;
+        }
+        let mut expected: HashMap<(String, Effect), u64> = HashMap::new();
+        for late in effects.late.values() {
+            for shadowed in &late.decided.verdict.shadowed {
+                *expected.entry(shadowed.clone()).or_default() += late.spans.len() as u64;
+            }
         }
         assert_eq!(seen, expected);
     }
@@ -348,6 +369,7 @@ impl Pair {
             let logged = logged.expect("in the log");
             assert_eq!(logged.record.decision, decision, "the newest decision of the trace");
             assert_eq!(logged.matched.len(), expected.verdict.matched.len());
+            assert_eq!(logged.shadow_matched.len(), expected.verdict.shadowed.len());
         }
         for id in self.sent_ids() {
             if self.naive.buffered(&id).is_none() && self.naive.decided(&id).is_none() {

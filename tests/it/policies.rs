@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
-    trace::v1::Span,
+    trace::v1::{Span, span::Event},
 };
 use tailwater::config::Config;
 
 use crate::harness::{
-    Running, attribute, config, error, request, span, string, tempfile, trace_id,
+    Metrics, Running, attribute, config, error, request, span, string, tempfile, trace_id,
 };
 
 /// Kept by a policy of 1 % and more.
@@ -24,7 +24,6 @@ const UNLUCKY: u64 = 0x0010_0000_0000_0000;
 /// The tracestates of what is kept at 100 % and less.
 const WHOLE: &str = "ot=th:0";
 const HALF: &str = "ot=th:8";
-const FIFTH: &str = "ot=th:cccccccccccccc";
 const TENTH: &str = "ot=th:e6666666666666";
 const TWENTIETH: &str = "ot=th:f3333333333333";
 const HUNDREDTH: &str = "ot=th:fd70a3d70a3d71";
@@ -106,7 +105,7 @@ fn shipped(files: &[&str]) -> Config {
 }
 
 /// Sends the traces to a service with these files and holds each to what is expected of it.
-async fn check<const N: usize>(files: &[&str], cases: [(Trace, Expected); N]) {
+async fn check<const N: usize>(files: &[&str], cases: [(Trace, Expected); N]) -> Metrics {
     let config = shipped(files);
     let policies: Vec<_> = config.policies.iter().map(|policy| policy.name.clone()).collect();
     let running = Running::start(config).await;
@@ -138,6 +137,7 @@ async fn check<const N: usize>(files: &[&str], cases: [(Trace, Expected); N]) {
     }
     assert!(counted.is_empty(), "not in {files:?}: {counted:?}");
     running.stop().await;
+    metrics
 }
 
 fn assert_outcome(trace: &Trace, sent: &[Span], expected: Expected) {
@@ -259,28 +259,106 @@ async fn health_checks() {
     check(&["default.toml", "health-checks.toml"], cases).await;
 }
 
-/// Scenario: database calls that say how long they took, on one span and spread over two, and ones
-/// that do not say it.
-/// Guarantees: a call of 100 ms is kept; duration and database on different spans are no slow call;
-/// where nobody says it, a fifth of the traces over 100 ms with a call in them.
+/// Scenario: traces with a database call that lasts over 100 ms, one that does not, and one beside
+/// another span that does; and a database named by the resource.
+/// Guarantees: it is one and the same span that is a call and slow.
 #[tokio::test]
 async fn slow_database_calls() {
     let call = |number: u64, system: &str| Trace::new(number).with_text(system, "postgresql");
-    let took = |trace: Trace, millis: f64| trace.with("db.duration_ms", Value::DoubleValue(millis));
-    let mut spread = took(Trace::new(UNLUCKY | 4), 500.0);
+    let mut spread = Trace::new(UNLUCKY | 4).lasting(500);
     spread.spans[1].1.attributes.push(string("db.system.name", "postgresql"));
     let cases = [
-        (took(call(UNLUCKY | 1, "db.system.name"), 100.0), Kept("slow-database-call", WHOLE)),
-        (took(call(UNLUCKY | 2, "db.system"), 2500.0), Kept("slow-database-call", WHOLE)),
-        (took(call(UNLUCKY | 3, "db.system.name"), 99.9), Dropped("baseline")),
+        (call(UNLUCKY | 1, "db.system.name").lasting(101), Kept("slow-database-call", WHOLE)),
+        (call(UNLUCKY | 2, "db.system").lasting(400), Kept("slow-database-call", WHOLE)),
+        (call(UNLUCKY | 3, "db.system.name").lasting(100), Dropped("baseline")),
         (spread, Dropped("baseline")),
-        (took(Trace::new(UNLUCKY | 5), 500.0), Dropped("baseline")),
-        (call(SO_SO | 6, "db.system").lasting(101), Kept("database-in-slow-trace", FIFTH)),
-        (call(UNLUCKY | 7, "db.system").lasting(101), Dropped("database-in-slow-trace")),
-        (call(SO_SO | 8, "db.system").lasting(100), Dropped("baseline")),
-        (Trace::new(SO_SO | 9).lasting(101), Dropped("baseline")),
+        (Trace::new(UNLUCKY | 5).lasting(500), Dropped("baseline")),
+        (call(FAIR | 6, "db.system"), Kept("baseline", TENTH)),
     ];
     check(&["default.toml", "slow-database-calls.toml"], cases).await;
+}
+
+/// Scenario: traces of the service in question and of others.
+/// Guarantees: those of the one are kept whole while the policy has not ended and within its rate.
+#[tokio::test]
+async fn incident() {
+    let of = |number: u64, services| Trace::new(number).of(services);
+    let cases = [
+        (of(UNLUCKY | 1, ["payment", "shop"]), Kept("incident", WHOLE)),
+        (of(UNLUCKY | 2, ["shop", "payment"]).failing(), Kept("errors", WHOLE)),
+        (of(UNLUCKY | 3, ["shop", "cart"]), Dropped("baseline")),
+    ];
+    check(&["default.toml", "incident.toml"], cases).await;
+}
+
+/// Scenario: traces that begin with a poll, that fail, and others, under a `drop` in the shadow.
+/// Guarantees: it drops nothing, and counts those that it would have dropped.
+#[tokio::test]
+async fn rehearse_drop() {
+    let poll = |number: u64| {
+        let mut trace = Trace::new(number);
+        let root = &mut trace.spans[1].1;
+        root.kind = 5;
+        root.attributes.push(string("messaging.operation.name", "poll"));
+        trace
+    };
+    let cases = [
+        (poll(FAIR | 1), Kept("baseline", TENTH)),
+        (poll(UNLUCKY | 2), Dropped("baseline")),
+        (poll(UNLUCKY | 3).failing(), Kept("errors", WHOLE)),
+        (Trace::new(FAIR | 4), Kept("baseline", TENTH)),
+    ];
+    let metrics = check(&["default.toml", "rehearse-drop.toml"], cases).await;
+    for (effect, traces) in [("kept", 0.0), ("dropped", 1.0), ("none", 1.0)] {
+        let series = format!("shadow_traces_total{{policy=\"drop-polling\",effect=\"{effect}\"}}");
+        assert_eq!(metrics.get(&series), traces, "{effect}");
+    }
+}
+
+/// Scenario: requests that take long for the one who asks, and traces that go on for long after the
+/// answer or have no server at their root.
+/// Guarantees: only the root's own duration counts, and only a server's.
+#[tokio::test]
+async fn slow_requests() {
+    let request = |number: u64, root_millis: u64, kind: i32| {
+        let mut trace = Trace::new(number).lasting(450);
+        let root = &mut trace.spans[1].1;
+        root.kind = kind;
+        root.end_time_unix_nano = root.start_time_unix_nano + root_millis * 1_000_000;
+        trace
+    };
+    let cases = [
+        (request(UNLUCKY | 1, 301, 2), Kept("slow-request", WHOLE)),
+        (request(UNLUCKY | 2, 300, 2), Dropped("baseline")),
+        (request(UNLUCKY | 3, 301, 5), Dropped("baseline")),
+        (request(UNLUCKY | 4, 20, 2).failing(), Kept("errors", WHOLE)),
+    ];
+    check(&["default.toml", "slow-requests.toml"], cases).await;
+}
+
+/// Scenario: traces with exceptions that are timeouts, with others, and with the words elsewhere.
+/// Guarantees: it is one event that is an exception and a timeout.
+#[tokio::test]
+async fn timeouts() {
+    let event = |number: u64, name: &str, kind: &str| {
+        let mut trace = Trace::new(number);
+        let attributes = vec![string("exception.type", kind)];
+        let event = Event { name: name.to_owned(), attributes, ..Event::default() };
+        trace.spans[0].1.events.push(event);
+        trace
+    };
+    let mut spread = event(UNLUCKY | 5, "exception", "ValueError");
+    let log = Event { attributes: vec![string("exception.type", "Timeout")], ..Event::default() };
+    spread.spans[0].1.events.push(log);
+    let cases = [
+        (event(UNLUCKY | 1, "exception", "ReadTimeoutError"), Kept("timeouts", WHOLE)),
+        (event(UNLUCKY | 2, "exception", "asyncio.TIME_OUT"), Kept("timeouts", WHOLE)),
+        (event(UNLUCKY | 3, "exception", "context.DeadlineExceeded"), Kept("timeouts", WHOLE)),
+        (event(UNLUCKY | 4, "exceptional", "TimeoutError"), Dropped("baseline")),
+        (spread, Dropped("baseline")),
+        (Trace::new(UNLUCKY | 6).with_text("exception.type", "Timeout"), Dropped("baseline")),
+    ];
+    check(&["default.toml", "timeouts.toml"], cases).await;
 }
 
 /// Scenario: enterprise customers, others, and failures.
@@ -394,7 +472,11 @@ const ADDITIONS: &[&str] = &[
     "business-routes.toml",
     "force-sample.toml",
     "health-checks.toml",
+    "incident.toml",
+    "rehearse-drop.toml",
     "slow-database-calls.toml",
+    "slow-requests.toml",
+    "timeouts.toml",
 ];
 
 /// Scenario: every complete file alone and with all additions; the folder and its table.
@@ -435,7 +517,7 @@ async fn all_additions_together() {
         ),
         (
             Trace::new(SO_SO | 4).lasting(200).with_text("db.system", "mysql"),
-            Kept("database-in-slow-trace", FIFTH),
+            Kept("slow-database-call", WHOLE),
         ),
         (Trace::new(FAIR | 5), Kept("baseline", TENTH)),
         (Trace::new(UNLUCKY | 6), Dropped("baseline")),

@@ -2,6 +2,8 @@
 //! meanwhile, and counters and names outlive it.
 
 mod buffered;
+mod expiry;
+mod shadow;
 
 use std::{
     path::PathBuf,

@@ -125,6 +125,36 @@ fn a_string_that_is_replaced_by_a_reference_is_no_string() {
     assert!(differential::walk(&request));
 }
 
+/// Scenario: lists with an element that cannot be read: as the value of an attribute, within
+/// another list, of an event, and as a value that a later one replaces.
+/// Guarantees: a list that counts is refused, one that does not is not read.
+#[test]
+fn a_list_must_be_readable_where_it_counts() {
+    let field = |number: u8, content: &[u8]| {
+        [&[number << 3 | 2, content.len() as u8][..], content].concat()
+    };
+    let accepts = |field_of_span: Vec<u8>| {
+        let span = [builders::root(0, 0).encode_to_vec(), field_of_span].concat();
+        let request = field(1, &field(2, &field(2, &span)));
+        let contexts = Contexts::new(tailwater::budget::Budget::new(1 << 20));
+        let mut walked = Walked::default();
+        differential::walk(&request);
+        tailwater::otlp::walk::walk(&request, &contexts, &differential::Everything, &mut walked)
+            .is_ok()
+    };
+    let attribute = |value: &[u8]| field(9, &[field(1, b"k"), field(2, value)].concat());
+    // The element is an integer with the wire type of a string.
+    let bad = field(5, &field(1, &field(3, b"x")));
+    let good = field(5, &field(1, &field(1, b"x")));
+    assert!(accepts(attribute(&good)));
+    assert!(!accepts(attribute(&bad)));
+    assert!(!accepts(attribute(&field(5, &field(1, &bad)))));
+    assert!(!accepts(attribute(&[&good[..], &bad].concat())));
+    let event = field(3, &[field(1, b"k"), field(2, &bad)].concat());
+    assert!(!accepts(field(11, &event)));
+    assert!(accepts(attribute(&[bad, field(1, b"x")].concat())));
+}
+
 /// Scenario: a request that is nothing but a thousand scopes without spans.
 /// Guarantees: nothing is kept for a scope that no span refers to.
 #[test]

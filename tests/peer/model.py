@@ -20,6 +20,7 @@ RULES = (
     "empty-strings",
     "strings-of-other-types",
     "first-duplicate-only",
+    "lists-as-a-whole",
     "ascii-classes",
     "tracestate-valid-as-a-whole",
 )
@@ -73,6 +74,7 @@ def holds(policy: dict, spans: list[Span], rules: frozenset[str]) -> bool:
             # Tailwater does.
             strict = rules & {
                 "first-duplicate-only",
+                "lists-as-a-whole",
                 "ascii-classes",
                 "tracestate-valid-as-a-whole",
             }
@@ -122,7 +124,14 @@ def meets(policy: dict, span: Span, rules: frozenset[str]) -> bool:
 
 def values(attributes: Attributes, key: str, rules: frozenset[str]) -> list[Any]:
     found = [value for k, value in attributes if k == key]
-    return found[:1] if "first-duplicate-only" in rules else found
+    found = found[:1] if "first-duplicate-only" in rules else found
+    return found if "lists-as-a-whole" in rules else elements(found)
+
+
+def elements(values: list[Any]) -> list[Any]:
+    """The values, with those of lists in the lists' place."""
+    parts = (elements(value) if isinstance(value, list) else [value] for value in values)
+    return [part for of_value in parts for part in of_value]
 
 
 def string_matches(policy: dict, value: Any, is_resource: bool, rules: frozenset[str]) -> bool:

@@ -34,6 +34,7 @@ class Kind:
     fails: bool = False
     services: tuple[str, str] = ("gateway", "inventory")
     attributes: dict[str, Any] = field(default_factory=dict)
+    thrown: str | None = None  # the type of an exception that the child records, and survives
 
     def keeps(self, trace_id: str) -> bool:
         number = int(trace_id[-14:], 16)
@@ -46,10 +47,6 @@ POSTGRES = {"db.system.name": "postgresql"}
 
 def route(path: str) -> dict[str, str]:
     return {"http.route": path}
-
-
-def took(milliseconds: float) -> dict[str, float]:
-    return {"db.duration_ms": milliseconds}
 
 
 DEFAULT = {
@@ -119,11 +116,26 @@ ADDITIONS = {
             "health-checks", None, attributes={"user_agent.original": "kube-probe/1.34"}
         ),
     },
+    "incident.toml": {
+        "of the service": Kind("incident", 100, services=("gateway", "payment")),
+    },
+    "rehearse-drop.toml": {
+        "nothing polls": Kind("baseline", 10),
+    },
     "slow-database-calls.toml": {
-        "slow call": Kind("slow-database-call", 100, attributes=POSTGRES | took(120.5)),
-        "fast call": Kind("baseline", 10, attributes=POSTGRES | took(7)),
-        "slow trace": Kind("database-in-slow-trace", 20, ms=150, attributes=POSTGRES),
-        "no call": Kind("baseline", 10, ms=150, attributes=took(120.5)),
+        # The child takes four fifths of the time.
+        "slow call": Kind("slow-database-call", 100, ms=150, attributes=POSTGRES),
+        "fast call": Kind("baseline", 10, ms=120, attributes=POSTGRES),
+        "no call": Kind("baseline", 10, ms=150),
+    },
+    "slow-requests.toml": {
+        "slow request": Kind("slow-request", 100, ms=301),
+        "fast request": Kind("baseline", 10, ms=299),
+        "almost slow": Kind("slow-request", 100, ms=499),
+    },
+    "timeouts.toml": {
+        "timeout": Kind("timeouts", 100, thrown="ReadTimeoutError"),
+        "other": Kind("baseline", 10, thrown="ValueError"),
     },
 }
 
@@ -132,7 +144,7 @@ def runs() -> dict[tuple[str, ...], dict[str, Kind]]:
     """The files of each run and its kinds of traces."""
     complete = {(file,): kinds for file, kinds in COMPLETE.items()}
     return complete | {
-        ("default.toml", file): kinds | DEFAULT for file, kinds in ADDITIONS.items()
+        ("default.toml", file): DEFAULT | kinds for file, kinds in ADDITIONS.items()
     }
 
 
@@ -176,6 +188,9 @@ def trace(
     spans[1]["attributes"] = typed_attributes(kind.attributes)
     if kind.fails:
         fail(spans[1], rng)
+    if kind.thrown:
+        thrown = typed_attributes({"exception.type": kind.thrown})
+        spans[1]["events"].append({"name": "exception", "at": spans[1]["end"], "attributes": thrown})
     incoming = None
     if randomness is not None:
         incoming = {

@@ -82,6 +82,19 @@ WRONG_POLICIES = [
     'type = "always_sample"\nlimit = { burst_capacity = 5 }',
     'type = "and"\npolicies = [{ type = "trace_flags", limit = { spans_per_second = 5 } }]',
     'type = "drop"\nlimit = { spans_per_second = 5 }\npolicies = [{ type = "trace_flags" }]',
+    'type = "attribute_exists"',
+    'type = "attribute_exists"\nkey = "k"\nscope = "event"',
+    'type = "numeric_attribute"\nkey = "k"\nmin_value = 1\nabove = 1',
+    'type = "numeric_attribute"\nkey = "k"\nmax_value = 1\nbelow = 1',
+    'type = "span_kind"\nkinds = []',
+    'type = "span_kind"\nkinds = ["client"]',
+    'type = "root_span"\ninvert_match = true',
+    'type = "span_duration"\nupper_threshold_ms = 5',
+    'type = "span_event"',
+    'type = "span_event"\nnames = ["a"]\nvalues = ["b"]',
+    'type = "and"\npolicies = [{ type = "trace_flags", expires = 2099-01-01T00:00:00Z }]',
+    'type = "and"\npolicies = [{ type = "trace_flags", shadow = true }]',
+    'type = "always_sample"\nshadow = "yes"',
 ]
 WRONG_NAMES = ['name = "a b"', 'name = "none"', "name = 3", ""]
 

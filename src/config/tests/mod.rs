@@ -12,12 +12,14 @@ use super::{
 
 mod conditions;
 mod credentials;
+mod expires;
 mod files;
 mod limits;
 mod policies;
 mod review;
 mod schema;
 mod sections;
+mod shadow;
 mod text;
 
 /// A policy that makes a file complete.
@@ -30,7 +32,9 @@ fn host() -> Host {
         "ESCAPE" => Ok("\u{1b}[31m".to_owned()),
         _ => Err(VarError::NotPresent),
     };
-    Host { variable, memory_default: MemoryLimit::configured(1 << 30) }
+    // 2026-11-21T00:00:00Z.
+    let now = 1_795_219_200_000;
+    Host { variable, memory_default: MemoryLimit::configured(1 << 30), now }
 }
 
 fn parse(text: &str) -> (Loaded, KnownKeys) {

@@ -5,7 +5,7 @@ use super::{
     problems,
 };
 use crate::{
-    policy::{PolicySpec, RuleKind, StringMatch},
+    policy::{PolicySpec, RuleKind, Scope, StringMatch},
     trace::StatusCode,
 };
 
@@ -41,9 +41,15 @@ fn every_type_becomes_its_specification() {
     ));
 
     // No environment variables in policies: the string is what it says.
-    let RuleKind::StringAttribute { key, values: StringMatch::Exact(values), invert: true } = kind(
+    let RuleKind::StringAttribute {
+        key,
+        scope: Scope::Any,
+        values: StringMatch::Exact(values),
+        invert: true,
+    } = kind(
         "type = 'string_attribute'\nkey = 'k'\nvalues = ['', '${env:PORT}']\ninvert_match = true",
-    ) else {
+    )
+    else {
         panic!("string_attribute");
     };
     assert_eq!(
@@ -139,9 +145,9 @@ fn types() {
         (
             "type = 'xyz'\nx = 3",
             "3:8: error: unknown policy type `xyz` | the types are always_sample, status_code, \
-             latency, string_attribute, numeric_attribute, boolean_attribute, probabilistic, \
-             span_count, trace_state, trace_flags, span_name, service_name, and, or, not, drop, \
-             same_span",
+             latency, string_attribute, numeric_attribute, boolean_attribute, attribute_exists, \
+             probabilistic, span_count, trace_state, trace_flags, span_name, service_name, \
+             span_kind, root_span, span_duration, span_event, and, or, not, drop, same_span",
         ),
         ("type = 3", "3:8: error: `type` must be a string, found an integer"),
         (
@@ -158,7 +164,7 @@ fn types() {
             "type = 'status_code'\nstatus_codes = ['OK']\nthreshold_ms = 5",
             "5:1: error: unknown key `threshold_ms` in a policy of type `status_code` | the \
              keys here are \
-             `name`, `type`, `status_codes`, `sampling_percentage`, `limit`",
+             `name`, `type`, `status_codes`, `sampling_percentage`, `limit`, `expires`, `shadow`",
         ),
     ]);
 }

@@ -44,6 +44,10 @@ fn not(rule: &str) -> String {
     format!("type = 'not', policy = {{ {rule} }}")
 }
 
+fn exists(key: &str, scope: &str) -> String {
+    format!("type = 'attribute_exists', key = '{key}', scope = '{scope}'")
+}
+
 fn at(percentage: f64, rule: &str) -> String {
     format!("{rule}, sampling_percentage = {percentage}")
 }
@@ -76,6 +80,62 @@ fn of_two_the_narrower_never_decides() {
         (&of("drop", &[SHOP]), &of("drop", &[CHECKOUT, ERRORS])),
     ] {
         assert_eq!(two(wide, narrow), [covered(3, "b", "a")], "{wide}\n{narrow}");
+    }
+}
+
+#[test]
+fn of_two_conditions_on_single_spans_the_narrower_never_decides() {
+    let number = |bounds: &str| format!("type = 'numeric_attribute', key = 'k', {bounds}");
+    let scoped = |scope: &str| format!("{CHECKOUT}, scope = '{scope}'");
+    let lasting = |bounds: &str| format!("type = 'span_duration', {bounds}");
+    let kinds = |kinds: &str| format!("type = 'span_kind', kinds = [{kinds}]");
+    let event = |rest: &str| format!("type = 'span_event', {rest}");
+    for (wide, narrow) in [
+        (number("min_value = 5"), number("above = 5")),
+        (number("above = 4"), number("min_value = 4.5, below = 9")),
+        (CHECKOUT.to_owned(), scoped("resource")),
+        (SHOP.to_owned(), scoped("span")),
+        (exists("k", "any"), number("above = 5")),
+        (exists("k", "any"), exists("k", "span")),
+        (exists("http.route", "any"), scoped("resource")),
+        (exists("http.route", "span"), scoped("span")),
+        (exists("b", "any"), "type = 'boolean_attribute', key = 'b', value = true".to_owned()),
+        (
+            "type = 'boolean_attribute', key = 'b', value = true".to_owned(),
+            "type = 'boolean_attribute', key = 'b', value = true, scope = 'span'".to_owned(),
+        ),
+        (exists("service.name", "resource"), "type = 'service_name', values = ['a']".to_owned()),
+        (
+            "type = 'string_attribute', key = 'service.name', values = ['a']".to_owned(),
+            "type = 'service_name', values = ['a']".to_owned(),
+        ),
+        (kinds("'SERVER', 'CLIENT'"), kinds("'CLIENT'")),
+        (lasting("threshold_ms = 5"), lasting("threshold_ms = 5, upper_threshold_ms = 9")),
+        (SLOW.to_owned(), lasting("threshold_ms = 500")),
+        (SLOW.to_owned(), of("same_span", &[ERRORS, &lasting("threshold_ms = 501")])),
+        (event("names = ['a', 'b']"), event("names = ['a']")),
+        (event("names = ['a']"), event("names = ['a'], key = 'k'")),
+        (event("key = 'k'"), event("names = ['a'], key = 'k', values = ['x']")),
+        (event("names = ['a']"), of("same_span", &[ERRORS, &event("names = ['a'], key = 'k'")])),
+        ("type = 'root_span'".to_owned(), of("same_span", &["type = 'root_span'", ERRORS])),
+        (not(&event("names = ['a']")), not(&event("names = ['b', 'a']"))),
+    ] {
+        assert_eq!(two(&wide, &narrow), [covered(3, "b", "a")], "{wide}\n{narrow}");
+    }
+    for (a, b) in [
+        (number("above = 5"), at(50.0, &number("min_value = 5"))),
+        (scoped("span"), scoped("resource")),
+        (scoped("span"), at(50.0, CHECKOUT)),
+        (exists("k", "span"), number("above = 5, scope = 'any'")),
+        (exists("other", "any"), number("above = 5")),
+        (lasting("threshold_ms = 500"), at(50.0, SLOW)),
+        (SLOW.to_owned(), lasting("threshold_ms = 499")),
+        (exists("k", "any"), event("key = 'k'")),
+        (event("names = ['a']"), event("key = 'k'")),
+        ("type = 'span_name', values = ['a']".to_owned(), event("names = ['a']")),
+        (event("names = ['a'], key = 'k'"), at(50.0, &event("names = ['a']"))),
+    ] {
+        assert_eq!(two(&a, &b), [""; 0], "{a}\n{b}");
     }
 }
 
@@ -127,6 +187,8 @@ fn policies_that_never_match() {
         of("and", &[&of("or", &[SLOW, ERRORS]), &not(&of("or", &[ERRORS, SLOW]))]),
         of("and", &[&of("same_span", &[CHECKOUT, ERRORS]), &not(SHOP)]),
         of("same_span", &[CHECKOUT, &not(SHOP)]),
+        of("and", &[CHECKOUT, &not(&exists("http.route", "any"))]),
+        of("and", &["type = 'span_duration', threshold_ms = 800", &not(SLOW)]),
         of("drop", &[CHECKOUT, &not(CHECKOUT)]),
         of("or", &[&not(ALL), &of("and", &[CHECKOUT, &format!("{SHOP}, invert_match = true")])]),
         not("type = 'span_count', min_spans = 1"),

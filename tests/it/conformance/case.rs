@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList, any_value::Value},
     resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, Status},
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::Event},
 };
 use serde::Deserialize;
 use tailwater::trace::TraceId;
@@ -60,6 +60,9 @@ struct Written {
     service: Option<String>,
     resource: Option<Toml>,
     attributes: Option<Toml>,
+    kind: Option<Toml>,
+    #[serde(default)]
+    events: Vec<WrittenEvent>,
     ms: Option<[u64; 2]>,
     ns: Option<[u64; 2]>,
     unix_ns: Option<[u64; 2]>,
@@ -70,6 +73,15 @@ struct Written {
     flags: u32,
     #[serde(default)]
     child: bool,
+}
+
+/// An event of a span as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenEvent {
+    #[serde(default)]
+    name: String,
+    attributes: Option<Toml>,
 }
 
 /// The cases of all files, in the order of the files' names.
@@ -141,6 +153,8 @@ impl Written {
             span_id: (index + 1).to_be_bytes().to_vec(),
             parent_span_id: if is_child { vec![9; 8] } else { Vec::new() },
             name: self.name.clone(),
+            kind: self.kind.as_ref().map_or(0, kind),
+            events: self.events.iter().map(WrittenEvent::event).collect(),
             start_time_unix_nano: start,
             end_time_unix_nano: end,
             attributes: pairs(self.attributes.as_ref()),
@@ -162,18 +176,32 @@ impl Written {
     }
 }
 
+impl WrittenEvent {
+    fn event(&self) -> Event {
+        let attributes = pairs(self.attributes.as_ref());
+        Event { name: self.name.clone(), attributes, time_unix_nano: START, ..Default::default() }
+    }
+}
+
 fn status(written: &Toml) -> Status {
-    let code = match written {
-        Toml::String(name) => match name.as_str() {
-            "UNSET" => 0,
-            "OK" => 1,
-            "ERROR" => 2,
-            other => panic!("no status {other:?}"),
-        },
-        Toml::Integer(code) => i32::try_from(*code).expect("an i32"),
-        other => panic!("no status {other:?}"),
-    };
-    Status { code, message: String::new() }
+    Status { code: number(written, &["UNSET", "OK", "ERROR"]), message: String::new() }
+}
+
+fn kind(written: &Toml) -> i32 {
+    let names = ["UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"];
+    number(written, &names)
+}
+
+/// A number, or the place of a name.
+fn number(written: &Toml, names: &[&str]) -> i32 {
+    match written {
+        Toml::String(name) => {
+            let place = (0..).zip(names).find(|(_, known)| **known == name.as_str());
+            place.unwrap_or_else(|| panic!("{name:?} is none of {names:?}")).0
+        }
+        Toml::Integer(number) => i32::try_from(*number).expect("an i32"),
+        other => panic!("neither a number nor one of {names:?}: {other:?}"),
+    }
 }
 
 /// A table of attributes, or a list of pairs where a key comes twice.

@@ -8,7 +8,7 @@ use tailwater::{
         tracestate::Stamp,
         wire,
     },
-    policy::{PolicySpec, RuleKind, RuleSpec, StringMatch},
+    policy::{PolicySpec, RuleKind, RuleSpec, Scope, StringMatch},
     sampler::{Decided, Which},
     trace::TraceId,
 };
@@ -94,6 +94,7 @@ fn leave(decided: Vec<Decided>) -> (Vec<u8>, Faults) {
 fn policies() -> [(PolicySpec, bool); 3] {
     let kind = RuleKind::StringAttribute {
         key: "deep".to_owned(),
+        scope: Scope::Any,
         values: StringMatch::Exact(vec!["x".to_owned()]),
         invert: true,
     };

@@ -1,15 +1,17 @@
 //! Policies read straight from their specification, over all spans of a trace.
 
+use std::ops::Bound;
+
 use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
-    trace::v1::Span,
+    trace::v1::{Span, span::Event},
 };
 use tailwater::{
-    policy::{Number, NumberRange, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    policy::{Effect, Number, NumberRange, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch},
     trace::StatusCode,
 };
 
-use super::naive::{Stored, code, duration};
+use super::naive::{Stored, code, duration, is_root};
 
 /// One above every randomness.
 const NEVER: u64 = 1 << 56;
@@ -23,6 +25,8 @@ pub(super) struct Verdict {
     pub(super) randomness: u64,
     pub(super) explicit: Option<u64>,
     pub(super) matched: Vec<String>,
+    /// Shadow policies that matched, each with what it would have changed.
+    pub(super) shadowed: Vec<(String, Effect)>,
 }
 
 /// The explicit randomness of one span, read by hand.
@@ -42,7 +46,31 @@ fn threshold(percentage: f64) -> u64 {
     NEVER - (whole * percentage / 100.0).round() as u64
 }
 
+/// What the policies make of a trace, and each shadow policy beside those that decide.
 pub(super) fn verdict(
+    policies: &[PolicySpec],
+    id: [u8; 16],
+    spans: &[Stored],
+    forced: bool,
+) -> Verdict {
+    let (shadows, active): (Vec<_>, Vec<_>) = policies.iter().cloned().partition(|p| p.shadow);
+    let mut verdict = verdict_of_all(&active, id, spans, forced);
+    for shadow in shadows {
+        let with_it = [&active[..], std::slice::from_ref(&shadow)].concat();
+        let with_it = verdict_of_all(&with_it, id, spans, forced);
+        if with_it.matched.contains(&shadow.name) {
+            let effect = match (verdict.kept, with_it.kept) {
+                (false, true) => Effect::Kept,
+                (true, false) => Effect::Dropped,
+                _ => Effect::None,
+            };
+            verdict.shadowed.push((shadow.name, effect));
+        }
+    }
+    verdict
+}
+
+fn verdict_of_all(
     policies: &[PolicySpec],
     id: [u8; 16],
     spans: &[Stored],
@@ -75,7 +103,7 @@ pub(super) fn verdict(
         Some(name) => (false, name.clone(), NEVER),
         None => (randomness >= best.0, best.1.to_owned(), best.0),
     };
-    Verdict { kept, policy, threshold, randomness, explicit, matched }
+    Verdict { kept, policy, threshold, randomness, explicit, matched, shadowed: Vec::new() }
 }
 
 /// The threshold that a rule proposes for these spans, [`NEVER`] where it does not match.
@@ -96,8 +124,8 @@ fn proposes(rule: &RuleSpec, spans: &[Stored]) -> u64 {
 /// Whether a condition without probability holds.
 fn holds(condition: &RuleKind, spans: &[Stored]) -> bool {
     let any = |meets: &dyn Fn(&Stored) -> bool| spans.iter().any(meets);
-    let any_value = |key: &str, meets: &dyn Fn(&Value) -> bool| {
-        any(&|stored| values(&[&stored.span.attributes, &stored.resource], key).iter().any(meets))
+    let any_value = |key: &str, scope: Scope, meets: &dyn Fn(&Value) -> bool| {
+        any(&|stored| values(&attributes(stored, scope), key).iter().any(meets))
     };
     match condition {
         RuleKind::AlwaysSample => true,
@@ -111,14 +139,33 @@ fn holds(condition: &RuleKind, spans: &[Stored]) -> bool {
             spans.len() >= *min_spans as usize
                 && max_spans.is_none_or(|max| spans.len() <= max as usize)
         }
-        RuleKind::StringAttribute { key, values, invert } => {
-            any_value(key, &|value| is_text(value, values)) != *invert
+        RuleKind::StringAttribute { key, scope, values, invert } => {
+            any_value(key, *scope, &|value| is_text(value, values)) != *invert
         }
-        RuleKind::NumericAttribute { key, range, invert } => {
-            any_value(key, &|value| is_within(value, range)) != *invert
+        RuleKind::NumericAttribute { key, scope, range, invert } => {
+            any_value(key, *scope, &|value| is_within(value, range)) != *invert
         }
-        RuleKind::BooleanAttribute { key, value, invert } => {
-            any_value(key, &|found| *found == Value::BoolValue(*value)) != *invert
+        RuleKind::BooleanAttribute { key, scope, value, invert } => {
+            any_value(key, *scope, &|found| *found == Value::BoolValue(*value)) != *invert
+        }
+        RuleKind::AttributeExists { key, scope, invert } => {
+            let has_key = |of: &Vec<KeyValue>| of.iter().any(|pair| pair.key == *key);
+            any(&|stored| attributes(stored, *scope).into_iter().any(has_key)) != *invert
+        }
+        RuleKind::SpanKind { kinds } => {
+            any(&|stored| kinds.iter().any(|kind| *kind as i32 == stored.span.kind))
+        }
+        RuleKind::RootSpan => any(&|stored| is_root(&stored.span)),
+        RuleKind::SpanDuration { threshold_ms, upper_threshold_ms } => any(&|stored| {
+            let Span { start_time_unix_nano: start, end_time_unix_nano: end, .. } = stored.span;
+            let nanos = u128::from(end.saturating_sub(start));
+            let over = |ms: u64| nanos > u128::from(ms) * 1_000_000;
+            start > 0 && end > 0 && over(*threshold_ms) && !upper_threshold_ms.is_some_and(over)
+        }),
+        RuleKind::SpanEvent { names, key, values, invert } => {
+            let meets =
+                |event: &Event| is_event(event, names.as_ref(), key.as_ref(), values.as_ref());
+            any(&|stored| stored.span.events.iter().any(meets)) != *invert
         }
         RuleKind::TraceState { key, values } => {
             any(&|stored| has_member(&stored.span.trace_state, key, values))
@@ -177,9 +224,37 @@ fn is_inverted(condition: &RuleKind) -> bool {
         RuleKind::StringAttribute { invert: true, .. }
             | RuleKind::NumericAttribute { invert: true, .. }
             | RuleKind::BooleanAttribute { invert: true, .. }
+            | RuleKind::AttributeExists { invert: true, .. }
+            | RuleKind::SpanEvent { invert: true, .. }
             | RuleKind::SpanName { invert: true, .. }
             | RuleKind::ServiceName { invert: true, .. }
     )
+}
+
+/// The lists of attributes that a condition looks into.
+fn attributes(stored: &Stored, scope: Scope) -> Vec<&Vec<KeyValue>> {
+    match scope {
+        Scope::Any => vec![&stored.span.attributes, &stored.resource],
+        Scope::Span => vec![&stored.span.attributes],
+        Scope::Resource => vec![&stored.resource],
+    }
+}
+
+fn is_event(
+    event: &Event,
+    names: Option<&StringMatch>,
+    key: Option<&String>,
+    texts: Option<&StringMatch>,
+) -> bool {
+    let mut pairs = event.attributes.iter().filter(|pair| Some(&pair.key) == key);
+    let has_attribute = match (key, texts) {
+        (None, _) => true,
+        (Some(_), None) => pairs.next().is_some(),
+        (Some(key), Some(texts)) => {
+            values(&[&event.attributes], key).iter().any(|value| is_text(value, texts))
+        }
+    };
+    has_attribute && names.is_none_or(|names| is_listed(&event.name, names))
 }
 
 fn has_status(codes: &[StatusCode], span: &Span) -> bool {
@@ -190,10 +265,19 @@ fn has_status(codes: &[StatusCode], span: &Span) -> bool {
     })
 }
 
-/// Every value of a key.
+/// Every value of a key; of a list, its elements and theirs.
 fn values(attributes: &[&Vec<KeyValue>], key: &str) -> Vec<Value> {
     let pairs = attributes.iter().copied().flatten().filter(|pair| pair.key == key);
-    pairs.filter_map(|pair| pair.value.clone()?.value).collect()
+    pairs.filter_map(|pair| pair.value.clone()?.value).flat_map(elements).collect()
+}
+
+fn elements(value: Value) -> Vec<Value> {
+    match value {
+        Value::ArrayValue(list) => {
+            list.values.into_iter().filter_map(|value| value.value).flat_map(elements).collect()
+        }
+        value => vec![value],
+    }
 }
 
 fn is_text(value: &Value, values: &StringMatch) -> bool {
@@ -216,8 +300,17 @@ fn is_within(value: &Value, range: &NumberRange) -> bool {
         Value::DoubleValue(number) if !number.is_nan() => Number::Double(*number),
         _ => return false,
     };
-    range.min.is_none_or(|min| is_at_most(min, number))
-        && range.max.is_none_or(|max| is_at_most(number, max))
+    let is_above = match range.lower {
+        Bound::Included(lower) => is_at_most(lower, number),
+        Bound::Excluded(lower) => !is_at_most(number, lower),
+        Bound::Unbounded => true,
+    };
+    let is_below = match range.upper {
+        Bound::Included(upper) => is_at_most(number, upper),
+        Bound::Excluded(upper) => !is_at_most(upper, number),
+        Bound::Unbounded => true,
+    };
+    is_above && is_below
 }
 
 /// By way of 128 bits, which hold every integer; infinities end at their ends.

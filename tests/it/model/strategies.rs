@@ -1,9 +1,11 @@
 //! Random policies, spans, requests and schedules.
 
+use std::ops::Bound;
+
 use opentelemetry_proto::tonic::{
-    common::v1::{ArrayValue, KeyValue, any_value::Value},
+    common::v1::{AnyValue, ArrayValue, KeyValue, any_value::Value},
     resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span},
+    trace::v1::{ResourceSpans, ScopeSpans, Span, span::Event},
 };
 use proptest::{
     collection::{btree_set, vec},
@@ -13,13 +15,13 @@ use proptest::{
 };
 use regex::bytes::RegexSet;
 use tailwater::{
-    policy::{Number, NumberRange, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    policy::{Number, NumberRange, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch},
     sampler::Limits,
-    trace::{StatusCode, Trigger},
+    trace::{SpanKind, StatusCode, Trigger},
     window::Waits,
 };
 
-use crate::builders::{START, attribute, status, text};
+use crate::builders::{START, attribute, status};
 
 /// Traces that a run is about; few, so that their spans meet.
 const TRACES: usize = 7;
@@ -146,7 +148,15 @@ fn request(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Vec<ResourceSpans>> + Cl
 }
 
 fn pair() -> impl Strategy<Value = KeyValue> + Clone {
-    let string = (select(&KEYS[..]), select(&TEXTS[..])).prop_map(|(key, value)| text(key, value));
+    let flat = vec(scalar(), 0..4).prop_map(list);
+    let nested = vec(vec(scalar(), 0..3).prop_map(list), 0..3).prop_map(list);
+    let value = prop_oneof![12 => scalar(), 2 => flat, 1 => nested];
+    (select(&KEYS[..]), value).prop_map(|(key, value)| attribute(key, value))
+}
+
+/// A value that is no list with anything in it.
+fn scalar() -> impl Strategy<Value = Option<Value>> + Clone {
+    let string = select(&TEXTS[..]).prop_map(|text| Some(Value::StringValue(text.to_owned())));
     let int = select(&INTS[..]).prop_map(|number| Some(Value::IntValue(number)));
     let double = select(&DOUBLES[..]).prop_map(|number| Some(Value::DoubleValue(number)));
     let bool = any::<bool>().prop_map(|value| Some(Value::BoolValue(value)));
@@ -157,9 +167,12 @@ fn pair() -> impl Strategy<Value = KeyValue> + Clone {
         Some(Value::StringValue("7".to_owned())),
         Some(Value::StringValue("true".to_owned())),
     ]);
-    let value = prop_oneof![2 => int, 2 => double, 2 => bool, 1 => other];
-    let other = (select(&KEYS[..]), value).prop_map(|(key, value)| attribute(key, value));
-    prop_oneof![3 => string, 3 => other]
+    prop_oneof![7 => string, 2 => int, 2 => double, 2 => bool, 1 => other]
+}
+
+fn list(values: Vec<Option<Value>>) -> Option<Value> {
+    let values = values.into_iter().map(|value| AnyValue { value }).collect();
+    Some(Value::ArrayValue(ArrayValue { values }))
 }
 
 fn trace_state() -> impl Strategy<Value = String> + Clone {
@@ -217,13 +230,17 @@ fn span(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Span> + Clone {
     let ids = (id, span_id, parent);
     let flags = select(vec![0, 0, 1, 2, 0x101, 0x300, u32::MAX]);
     let name = (select(&TEXTS[..]), padding).prop_map(|(name, n)| name.to_owned() + &"x".repeat(n));
-    (ids, code, name, flags, times(), trace_state(), vec(pair(), 0..4)).prop_map(
-        |(ids, code, name, flags, times, trace_state, attributes)| Span {
+    let kind = select(vec![0, 1, 2, 3, 4, 5, 6, -1]);
+    let rest = (times(), trace_state(), vec(pair(), 0..4), vec(event(), 0..3));
+    (ids, code, name, flags, kind, rest).prop_map(
+        |(ids, code, name, flags, kind, (times, trace_state, attributes, events))| Span {
             trace_id: ids.0,
             span_id: ids.1,
             parent_span_id: ids.2,
             trace_state,
             name,
+            kind,
+            events,
             flags,
             start_time_unix_nano: times.0,
             end_time_unix_nano: times.1,
@@ -234,12 +251,25 @@ fn span(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Span> + Clone {
     )
 }
 
+fn event() -> impl Strategy<Value = Event> + Clone {
+    (select(&TEXTS[..]), vec(pair(), 0..3)).prop_map(|(name, attributes)| Event {
+        time_unix_nano: START,
+        name: name.to_owned(),
+        attributes,
+        dropped_attributes_count: 0,
+    })
+}
+
 pub(super) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
     let veto = vec(condition(), 1..3)
         .prop_map(|parts| RuleSpec { kind: RuleKind::Drop(parts), sampling_percentage: 100.0 });
     let rule = prop_oneof![5 => probabilistic(), 1 => veto];
+    let rule = (rule, prop::bool::weighted(0.25));
     (vec(rule, 1..6), 0..4usize).prop_map(|(rules, first)| {
-        let named = |(n, rule)| PolicySpec { name: format!("p{}", first + n), rule, limit: None };
+        let named = |(n, (rule, shadow))| PolicySpec {
+            shadow,
+            ..PolicySpec::new(format!("p{}", first + n), rule)
+        };
         rules.into_iter().enumerate().map(named).collect()
     })
 }
@@ -307,12 +337,21 @@ fn leaf_of_one_span() -> impl Strategy<Value = RuleKind> {
         RuleKind::StatusCode { codes: codes.into_iter().map(|code| all[code]).collect() }
     });
     let key = || select(&KEYS[..]).prop_map(str::to_owned);
-    let string = (key(), string_match(), any::<bool>())
-        .prop_map(|(key, values, invert)| RuleKind::StringAttribute { key, values, invert });
-    let numeric = (key(), range(), any::<bool>())
-        .prop_map(|(key, range, invert)| RuleKind::NumericAttribute { key, range, invert });
-    let boolean = (key(), any::<bool>(), any::<bool>())
-        .prop_map(|(key, value, invert)| RuleKind::BooleanAttribute { key, value, invert });
+    let scope = || select(vec![Scope::Any, Scope::Any, Scope::Span, Scope::Resource]);
+    let string =
+        (key(), scope(), string_match(), any::<bool>()).prop_map(|(key, scope, values, invert)| {
+            RuleKind::StringAttribute { key, scope, values, invert }
+        });
+    let numeric =
+        (key(), scope(), range(), any::<bool>()).prop_map(|(key, scope, range, invert)| {
+            RuleKind::NumericAttribute { key, scope, range, invert }
+        });
+    let boolean =
+        (key(), scope(), any::<bool>(), any::<bool>()).prop_map(|(key, scope, value, invert)| {
+            RuleKind::BooleanAttribute { key, scope, value, invert }
+        });
+    let exists = (key(), scope(), any::<bool>())
+        .prop_map(|(key, scope, invert)| RuleKind::AttributeExists { key, scope, invert });
     let values = vec(select(vec!["a", "b", " a", "a=b", "", "x"]), 1..3);
     let trace_state = (select(vec!["vendor", "other"]), values).prop_map(|(key, values)| {
         let values = values.into_iter().map(str::to_owned).collect();
@@ -327,11 +366,51 @@ fn leaf_of_one_span() -> impl Strategy<Value = RuleKind> {
         2 => string,
         2 => numeric,
         1 => boolean,
+        1 => exists,
+        1 => kinds(),
+        1 => Just(RuleKind::RootSpan),
+        1 => span_duration(),
+        2 => span_event(),
         1 => trace_state,
         1 => Just(RuleKind::TraceFlags),
         1 => span_name,
         1 => service_name,
     ]
+}
+
+fn kinds() -> impl Strategy<Value = RuleKind> {
+    let all = [
+        SpanKind::Unspecified,
+        SpanKind::Internal,
+        SpanKind::Server,
+        SpanKind::Client,
+        SpanKind::Producer,
+        SpanKind::Consumer,
+    ];
+    vec(select(all.to_vec()), 1..3).prop_map(|kinds| RuleKind::SpanKind { kinds })
+}
+
+fn span_duration() -> impl Strategy<Value = RuleKind> {
+    let upper = option::of(select(vec![100, 500, 1_500, u64::MAX]));
+    (select(vec![0, 100, 500, 1_000, u64::MAX]), upper).prop_map(
+        |(threshold_ms, upper_threshold_ms)| RuleKind::SpanDuration {
+            threshold_ms,
+            upper_threshold_ms,
+        },
+    )
+}
+
+fn span_event() -> impl Strategy<Value = RuleKind> {
+    let key = select(&KEYS[..]).prop_map(str::to_owned);
+    let of_key = (key, option::of(string_match()));
+    (option::of(string_match()), of_key, any::<bool>(), any::<bool>()).prop_map(
+        |(names, (key, values), has_key, invert)| {
+            if names.is_some() && !has_key {
+                return RuleKind::SpanEvent { names, key: None, values: None, invert };
+            }
+            RuleKind::SpanEvent { names, key: Some(key), values, invert }
+        },
+    )
 }
 
 fn string_match() -> impl Strategy<Value = StringMatch> {
@@ -350,8 +429,14 @@ fn range() -> impl Strategy<Value = NumberRange> {
             1 => double.prop_map(Number::Double),
         ]
     };
-    (bound(), option::of(bound()), any::<bool>()).prop_map(|(one, other, is_min)| {
-        let (one, other) = if is_min { (Some(one), other) } else { (other, Some(one)) };
-        NumberRange { min: one, max: other }
+    let bound = || {
+        (bound(), any::<bool>()).prop_map(|(number, is_included)| {
+            if is_included { Bound::Included(number) } else { Bound::Excluded(number) }
+        })
+    };
+    let other = prop_oneof![Just(Bound::Unbounded), bound()];
+    (bound(), other, any::<bool>()).prop_map(|(one, other, is_lower)| {
+        let (lower, upper) = if is_lower { (one, other) } else { (other, one) };
+        NumberRange { lower, upper }
     })
 }

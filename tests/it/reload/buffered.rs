@@ -13,7 +13,9 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use regex::bytes::RegexSet;
 use tailwater::{
-    policy::{POLICY_NAMES_MAX, Plan, PolicyId, PolicySpec, RuleKind, RuleSpec, StringMatch},
+    policy::{
+        POLICY_NAMES_MAX, Plan, PolicyId, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch,
+    },
     sampler::{Decided, Hold, Sampler, Scratch, Which},
     window::Millis,
 };
@@ -31,7 +33,8 @@ fn exact(value: &str) -> StringMatch {
 }
 
 fn has(key: &str, value: &str) -> RuleSpec {
-    certain(RuleKind::StringAttribute { key: key.into(), values: exact(value), invert: false })
+    let (key, scope) = (key.into(), Scope::Any);
+    certain(RuleKind::StringAttribute { key, scope, values: exact(value), invert: false })
 }
 
 fn gold() -> PolicySpec {
@@ -169,6 +172,43 @@ fn what_cannot_be_read_meets_nothing() {
     rig.ingest(0, &request);
     reload(&rig.sampler, &[gold(), policy("user", has("user", "a"))], |_| {});
     assert_eq!(kept(&mut rig, 1), BTreeMap::from([(0, "user".to_owned())]));
+    let again = rig.sampler.ingest(Millis(0), &request, &mut rig.scratch, &mut Decided::default());
+    assert!(again.is_err(), "asked for, it refuses the request");
+}
+
+/// Scenario: an event whose attribute cannot be read, and one that can, are accepted, since nothing
+/// asks for events; then policies do.
+/// Guarantees: the one meets no condition, not even with what was read of it; the other and the
+/// rest of the span do.
+#[test]
+fn an_event_that_cannot_be_read_meets_nothing() {
+    let event = |name: &str, key: Option<&str>| {
+        let (names, key, values) = (Some(exact(name)), key.map(str::to_owned), None);
+        certain(RuleKind::SpanEvent { names, key, values, invert: false })
+    };
+    let named = |values| certain(RuleKind::SpanName { values, invert: false });
+    let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 1);
+    let mut span = child(0, 0).encode_to_vec();
+    // An event with the attribute "k" and then one whose key is a number, and the name "a".
+    span.extend([0x5a, 12, 0x1a, 3, 0x0a, 1, b'k', 0x1a, 2, 0x08, 1, 0x12, 1, b'a']);
+    // An event of the name "b".
+    span.extend([0x5a, 3, 0x12, 1, b'b']);
+    let nested = |tag: u8, inner: Vec<u8>| [&[tag, inner.len() as u8], &inner[..]].concat();
+    assert!(span.len() < 120, "lengths are one byte");
+    let request = nested(0x0a, nested(0x12, nested(0x12, span)));
+    rig.ingest(0, &request);
+    let sets = [
+        ("a", event("a", None)),
+        ("k of b", event("b", Some("k"))),
+        ("b", event("b", None)),
+        ("name", named(exact("operation 0"))),
+    ];
+    let sets = sets.map(|(name, rule)| policy(name, rule));
+    reload(&rig.sampler, &sets, |_| {});
+    let decided = rig.decide(30_000, Which::Due);
+    let plan = rig.sampler.plan();
+    let matched = decided.iter().flat_map(|decided| &decided.decisions.matched);
+    assert_eq!(matched.map(|&id| plan.name(id)).collect::<Vec<_>>(), ["b", "name"]);
     let again = rig.sampler.ingest(Millis(0), &request, &mut rig.scratch, &mut Decided::default());
     assert!(again.is_err(), "asked for, it refuses the request");
 }

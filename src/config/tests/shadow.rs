@@ -1,0 +1,58 @@
+//! `shadow` of a policy.
+
+use super::{config, each_policy_has_one_problem, policy, problems};
+
+const ALWAYS: &str = "type = 'always_sample'";
+
+#[test]
+fn a_shadow_policy_is_read_as_one() {
+    let both = |lines: &str| format!("{}[[policy]]\nname = 'q'\n{ALWAYS}\n", policy(lines));
+    for (lines, shadow) in [
+        (format!("{ALWAYS}\nshadow = true"), true),
+        (format!("{ALWAYS}\nshadow = false\nsampling_percentage = 5"), false),
+        ("type = 'drop'\npolicies = [{ type = 'trace_flags' }]\nshadow = true".to_owned(), true),
+    ] {
+        let specs = problems(&both(&lines));
+        // Of the one that is none the other takes everything, which is another test's.
+        assert_eq!(specs.len(), usize::from(!shadow), "{specs:?}");
+    }
+    let specs = config(&both(&format!("{ALWAYS}\nshadow = true"))).policies;
+    assert_eq!(specs.iter().map(|spec| spec.shadow).collect::<Vec<_>>(), [true, false]);
+}
+
+#[test]
+fn problems_of_shadow() {
+    each_policy_has_one_problem(&[
+        (
+            "type = 'always_sample'\nshadow = 'true'",
+            "4:10: error: `shadow` must be true or false, found a string | write true without \
+             quotes",
+        ),
+        (
+            "type = 'always_sample'\nshadw = true",
+            "4:1: error: unknown key `shadw` in a policy of type `always_sample` | did you mean \
+             `shadow`?",
+        ),
+        (
+            "type = 'not'\npolicy = { type = 'trace_flags', shadow = true }",
+            "4:34: error: a nested policy has no `shadow` \
+             | only the [[policy]] around it can be one",
+        ),
+        (
+            "type = 'always_sample'\nshadow = true",
+            "2:8: warning: all policies are shadow policies: every trace is dropped \
+             | leave `shadow` out of those that are to decide",
+        ),
+    ]);
+}
+
+/// It decides nothing, so that it neither takes anything from another nor has anything to lose.
+#[test]
+fn a_shadow_policy_covers_nothing_and_is_not_covered() {
+    let named = |name: &str, shadow: bool| {
+        format!("[[policy]]\nname = '{name}'\n{ALWAYS}\nshadow = {shadow}\n")
+    };
+    assert_eq!(problems(&(named("a", true) + &named("b", false))), [""; 0]);
+    assert_eq!(problems(&(named("a", false) + &named("b", true))), [""; 0]);
+    assert_eq!(problems(&(named("a", false) + &named("b", false))).len(), 1);
+}
