@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
@@ -10,7 +10,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use tailwater::{
     check,
-    commands::convert,
+    commands::{convert, replay, test},
     config::{self, Config},
     demo,
     service::Service,
@@ -38,6 +38,10 @@ enum Command {
     Demo(demo::Options),
     /// Turn a Collector's tail_sampling into policies, and name every difference
     Convert(convert::Options),
+    /// Run policy tests: what policies make of traces that are written down
+    Test(test::Options),
+    /// Decide recorded traces, and say what would be kept of them, by policy
+    Replay(replay::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -64,6 +68,17 @@ fn main() -> ExitCode {
             exit_code(!report.has_errors)
         }
         Command::Convert(options) => exit_code(convert(&options)),
+        Command::Test(options) => {
+            let tested = test::test(&options);
+            tell(&tested.diagnostics.to_string());
+            print(&tested.text);
+            exit_code(tested.is_fine)
+        }
+        Command::Replay(options) => {
+            let replayed = replay::replay(&options, &mut tell);
+            print(&replayed.text);
+            exit_code(replayed.is_fine)
+        }
         Command::Run { config } => match load(config) {
             Some(config) => {
                 start_logging(config.telemetry.log_level, config.telemetry.log_json);
@@ -96,6 +111,16 @@ fn convert(options: &convert::Options) -> bool {
         }
     };
     is_written && !conversion.diagnostics.has_errors()
+}
+
+/// Writes to standard output. Whoever has closed it wants to read no more.
+fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// Writes to standard error.
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn exit_code(is_fine: bool) -> ExitCode {

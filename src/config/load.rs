@@ -53,7 +53,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    fn detect() -> Self {
+    pub(super) fn detect() -> Self {
         Host {
             variable: |name| env::var(name),
             memory_default: MemoryLimit::detect(),
@@ -108,7 +108,7 @@ pub(super) fn parse(source: &Source, path: &Path, host: Host) -> (Loaded, KnownK
     })
 }
 
-fn on_a_large_stack<T: Send>(read: impl Fn() -> T + Sync) -> T {
+pub(super) fn on_a_large_stack<T: Send>(read: impl Fn() -> T + Sync) -> T {
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("config".to_owned()).stack_size(STACK_BYTES);
         match builder.spawn_scoped(scope, &read).map(ScopedJoinHandle::join) {
@@ -121,18 +121,18 @@ fn on_a_large_stack<T: Send>(read: impl Fn() -> T + Sync) -> T {
 }
 
 /// One load on its way from file to file.
-struct Load {
-    host: Host,
-    diagnostics: Diagnostics,
-    policies: Policies,
+pub(super) struct Load {
+    pub(super) host: Host,
+    pub(super) diagnostics: Diagnostics,
+    pub(super) policies: Policies,
     /// Globs that matched nothing.
     barren: Vec<(Span, Problem)>,
     /// Whether there may be policies that could not be read, which has been reported.
-    obscured: bool,
+    pub(super) obscured: bool,
 }
 
 impl Load {
-    fn new(host: Host) -> Self {
+    pub(super) fn new(host: Host) -> Self {
         Load {
             host,
             diagnostics: Diagnostics::default(),
@@ -142,7 +142,7 @@ impl Load {
         }
     }
 
-    fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
+    pub(super) fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let variable = self.host.variable;
@@ -155,7 +155,12 @@ impl Load {
     }
 
     /// Reads what `policy_files` names, each file once, by path.
-    fn policy_files(&mut self, source: &Source, path: &Path, patterns: &[(String, Span)]) {
+    pub(super) fn policy_files(
+        &mut self,
+        source: &Source,
+        path: &Path,
+        patterns: &[(String, Span)],
+    ) {
         let mut files: BTreeMap<PathBuf, Span> = BTreeMap::new();
         for (pattern, span) in patterns {
             match files::named(pattern, path) {
@@ -194,13 +199,13 @@ impl Load {
         reader.finish();
     }
 
-    fn unreadable(&mut self, source: &Source, span: &Span, problem: Problem) {
+    pub(super) fn unreadable(&mut self, source: &Source, span: &Span, problem: Problem) {
         self.obscured = true;
         self.diagnostics.push(source.diagnose(span.clone(), Severity::Error, problem));
     }
 
     /// No policy drops every trace, which nobody means: a mistyped glob must not do it.
-    fn require_policies(&mut self, source: &Source) {
+    pub(super) fn require_policies(&mut self, source: &Source) {
         let none = !self.policies.found() && !self.obscured;
         let severity = if none { Severity::Error } else { Severity::Warning };
         if none && self.barren.is_empty() {
@@ -213,11 +218,15 @@ impl Load {
         }
     }
 
-    fn finish(mut self, sections: Sections) -> Loaded {
-        // What is wrong with one policy is said first: it may be why the set looks odd.
+    /// What is wrong with one policy is said first: it may be why the set looks odd.
+    pub(super) fn review(&mut self) {
         if !self.diagnostics.has_errors() {
             self.policies.review(&mut self.diagnostics);
         }
+    }
+
+    fn finish(mut self, sections: Sections) -> Loaded {
+        self.review();
         self.diagnostics.sort();
         let config = Config {
             file: None,

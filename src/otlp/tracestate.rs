@@ -59,6 +59,21 @@ pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
     value.split(';').find_map(|pair| parse_randomness(pair.strip_prefix("rv:")?))
 }
 
+/// The threshold of a span that was sampled before: its `ot=th`, if the list has exactly one `ot`
+/// that is as the specification has it.
+pub fn threshold(trace_state: &[u8]) -> Option<Threshold> {
+    if trace_state.len() < "ot=th:0".len() {
+        return None;
+    }
+    let text = std::str::from_utf8(trace_state).ok()?;
+    let mut found = members(text).filter_map(ot_value);
+    let value = found.next()?;
+    if found.next().is_some() {
+        return None;
+    }
+    parse_ot(value).ok()?.threshold
+}
+
 /// Writes the stamped list to `out`, which it clears. Returns whether an incoming `th` above the
 /// trace's randomness had to be erased.
 ///

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read};
 use serde::Deserialize;
 
 use super::{
-    Next, PIECE_BYTES_MAX, Piece, Place, TraceFile, Unreadable,
+    Next, PIECE_BYTES_MAX, Part, Piece, Place, TraceFile, Unreadable,
     protobuf::{next_byte, take, unreadable},
 };
 
@@ -38,7 +38,7 @@ pub(super) struct Pieces<I> {
     at: u64,
     is_over: bool,
     /// The pieces of the frame in hand, in reverse.
-    ready: Vec<Result<Vec<u8>, Unreadable>>,
+    ready: Vec<Part>,
 }
 
 impl<I: BufRead> Pieces<I> {
@@ -85,7 +85,7 @@ impl<I: BufRead> Pieces<I> {
         }
         while let Some(piece) = file.next() {
             self.ready.push(match piece {
-                Piece::Request(request) => Ok(request),
+                Piece::Request(request) => Ok((Place::Byte(at), request)),
                 Piece::Unreadable(reason) => {
                     let place = Place::Byte(at);
                     Err(Unreadable { place, reason: format!("in its frame{reason}") })

@@ -9,7 +9,7 @@
 
 use std::io::BufRead;
 
-use super::{Next, PIECE_BYTES_MAX, Place, Unreadable, jaeger, protobuf::fill, tempo};
+use super::{Next, PIECE_BYTES_MAX, Part, Place, Unreadable, jaeger, protobuf::fill, tempo};
 use crate::otlp::json;
 
 /// What the elements of a list are.
@@ -127,12 +127,12 @@ impl<I: BufRead> Pieces<I> {
         }
     }
 
-    fn unreadable(&self, line: u64, reason: &str) -> Result<Vec<u8>, Unreadable> {
+    fn unreadable(&self, line: u64, reason: &str) -> Part {
         Err(Unreadable { place: Place::Line(line), reason: reason.to_owned() })
     }
 
     /// A document is through.
-    fn document(&mut self) -> Option<Result<Vec<u8>, Unreadable>> {
+    fn document(&mut self) -> Option<Part> {
         self.documents += 1;
         if self.documents == 1 {
             self.is_by_line = self.began == self.line;
@@ -142,7 +142,7 @@ impl<I: BufRead> Pieces<I> {
         (!found_any).then(|| self.unreadable(self.began, reason))
     }
 
-    fn element(&mut self, elements: Elements) -> Result<Vec<u8>, Unreadable> {
+    fn element(&mut self, elements: Elements) -> Part {
         let element = std::mem::take(&mut self.element);
         if std::mem::take(&mut self.is_too_large) {
             return self.unreadable(self.element_line, "an element is larger than 128 MiB");
@@ -155,7 +155,8 @@ impl<I: BufRead> Pieces<I> {
             }
             Elements::Traces => jaeger::read(&element),
         };
-        read.map_err(|reason| Unreadable { place: Place::Line(self.element_line), reason })
+        let place = Place::Line(self.element_line);
+        read.map(|request| (place, request)).map_err(|reason| Unreadable { place, reason })
     }
 
     fn step(&mut self, byte: u8) -> Step {

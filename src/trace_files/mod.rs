@@ -44,6 +44,8 @@ pub struct TraceFile<'i> {
     name: String,
     form: Form<'i>,
     share: f64,
+    /// Of the last piece.
+    place: Place,
 }
 
 type Input<'i> = Box<dyn BufRead + 'i>;
@@ -57,7 +59,7 @@ enum Form<'i> {
 }
 
 /// What of a file stands where.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Place {
     Line(u64),
     Byte(u64),
@@ -97,12 +99,20 @@ impl<'i> TraceFile<'i> {
             };
         }
         let form = form.unwrap_or_else(|| Form::Unknown("it is compressed too often".to_owned()));
-        Ok(TraceFile { name: name.to_owned(), form, share })
+        Ok(TraceFile { name: name.to_owned(), form, share, place: Place::Byte(0) })
     }
 
     /// The share of all traces that was recorded, over 0 to 1; 1 where the file does not say.
     pub fn share(&self) -> f64 {
         self.share
+    }
+
+    /// Where the last part begins: `file:line`, or `file: byte N`.
+    pub fn place(&self) -> String {
+        match self.place {
+            Place::Line(line) => format!("{}:{line}", self.name),
+            Place::Byte(byte) => format!("{}: byte {byte}", self.name),
+        }
     }
 
     /// The next part, or nothing at the end. After an error of reading there is nothing more.
@@ -118,16 +128,16 @@ impl<'i> TraceFile<'i> {
             Form::End => Ok(None),
         };
         match next {
-            Ok(Some(Ok(request))) => Some(Piece::Request(request)),
+            Ok(Some(Ok((place, request)))) => {
+                self.place = place;
+                Some(Piece::Request(request))
+            }
             Ok(Some(Err(Unreadable { place, reason }))) => {
                 if matches!(self.form, Form::Unknown(_)) {
                     self.form = Form::End;
                 }
-                let place = match place {
-                    Place::Line(line) => format!("{}:{line}", self.name),
-                    Place::Byte(byte) => format!("{}: byte {byte}", self.name),
-                };
-                Some(Piece::Unreadable(format!("{place}: {reason}")))
+                self.place = place;
+                Some(Piece::Unreadable(format!("{}: {reason}", self.place())))
             }
             Ok(None) => None,
             Err(error) => {
@@ -138,8 +148,11 @@ impl<'i> TraceFile<'i> {
     }
 }
 
+/// A piece and where it begins, or a part that cannot be read.
+type Part = Result<(Place, Vec<u8>), Unreadable>;
+
 /// The next piece, a part that cannot be read, or nothing at the end.
-type Next = io::Result<Option<Result<Vec<u8>, Unreadable>>>;
+type Next = io::Result<Option<Part>>;
 
 fn buffered<'i>(input: impl Read + 'i) -> Input<'i> {
     Box::new(BufReader::with_capacity(256 << 10, input))
