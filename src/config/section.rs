@@ -307,7 +307,8 @@ impl<'r, 't> Section<'r, 't> {
 
     /// Whether `key` is not there, but one that was probably meant for it.
     pub(super) fn mistypes(&self, key: &str) -> bool {
-        let mut names = self.table.into_iter().flatten().map(|(name, _)| name.get_ref());
+        let names = self.table.into_iter().flatten().map(|(name, _)| name.get_ref());
+        let mut names = names.filter(|name| !self.asked.contains(&name.as_ref()));
         !self.table.is_some_and(|table| table.contains_key(key))
             && names.any(|name| nearest(name, [key]).is_some())
     }

@@ -177,6 +177,10 @@ fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
         ([0x0a, ..], _) => Form::Protobuf(protobuf::Pieces::new(input)),
         // A length of four bytes, of which the first is 0 up to 16 MiB.
         ([0..=0x07, _, _, _, ..], _) => Form::Frames(frames::Pieces::new(input)),
+        // Text, perhaps the end of a line: a file that was rotated may begin within one.
+        (_, text) if text.iter().all(|&byte| byte >= b' ' || byte.is_ascii_whitespace()) => {
+            Form::Json(json::Pieces::new(input))
+        }
         _ => Form::Unknown("this is no form of traces that is known".to_owned()),
     }
 }

@@ -163,6 +163,22 @@ fn what_is_broken_is_named_and_passed_over() {
         unreadable.iter().map(|text| text.split(": ").next().expect("a place")).collect();
     assert_eq!(places, ["t:2", "t:4", "t:5"], "{unreadable:?}");
 
+    // What is broken is one part, however much there is of it.
+    let [a, b, c] = ["a", "b", "c"].map(|name| document(&[name]));
+    let crossed = a.replacen("\"spans\":[{", "\"spans\":[{]", 1);
+    for (text, places) in [
+        (format!("{a}\nno JSON at all\n\u{1}\u{2}\n{b}\n{c}"), &["t:2", "t:3"][..]),
+        (format!("{}\n{a}\n{b}\n{c}\n", &a[40..]), &["t:1"]),
+        (format!("{}\n{a}\n{b}\n{c}\n", &a[..40]), &["t:1"]),
+        (format!("{a}\n{crossed}\n{b}\n{c}\n"), &["t:2"]),
+        (format!("\u{feff}{a}\n{b}\n[1, 2]\n{c}\n"), &["t:3"]),
+    ] {
+        let (names, unreadable) = read(text.as_bytes());
+        let found: Vec<&str> = unreadable.iter().map(|text| &text[..text.len().min(3)]).collect();
+        let wanted: Vec<&str> = places.iter().map(|place| &place[..3]).collect();
+        assert_eq!((names.len(), found), (3, wanted), "{text}: {unreadable:?}");
+    }
+
     let mut cut = framed(&[protobuf(&["a"]), protobuf(&["b"])]);
     cut.truncate(cut.len() - 1);
     let (names, unreadable) = read(&cut);

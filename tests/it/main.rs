@@ -50,6 +50,7 @@ mod stamps;
 mod tidy;
 mod timing;
 mod tls;
+mod tuning;
 mod walker;
 mod window;
 mod wire;

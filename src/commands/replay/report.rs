@@ -88,7 +88,11 @@ fn text(outcome: &Outcome) -> String {
     let Sum { traces, spans, bytes } = outcome.input;
     let (traces, spans, bytes) = (grouped(traces), grouped(spans), in_units(bytes));
     let _ = writeln!(text, "input: {traces} traces, {spans} spans, {bytes}");
-    if let (Some(from), Some(to)) = (time(outcome.from), time(outcome.to)) {
+    if outcome.from > 0 {
+        let to_millis = |unix_nanos| {
+            humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(unix_nanos))
+        };
+        let (from, to) = (to_millis(outcome.from), to_millis(outcome.to));
         let _ = writeln!(text, "from {from} to {to}");
     }
     text.push_str(match outcome.is_weighted {
