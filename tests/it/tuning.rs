@@ -94,7 +94,7 @@ fn tests_are_reported_in_each_format() {
     let text = tailwater(&["test", &file]);
     assert_eq!((text.status.code(), err(&text)), (Some(1), ""));
     let expected = format!(
-        "{file}:18: error: test \"fast is kept\": expected 100 %, got 10 %\n    slow: did not match\n    \
+        "{file}:19: error: test \"fast is kept\": expected 100 %, got 10 %\n    slow: did not match\n    \
          baseline: matched\ntest result: FAILED. 1 passed; 1 failed\n"
     );
     assert_eq!(out(&text), expected);
@@ -104,7 +104,7 @@ fn tests_are_reported_in_each_format() {
         "tests": [
             { "file": file, "line": 10, "name": "slow is kept", "passed": true, "percentage": 100,
               "policy": "slow", "matched": ["slow", "baseline"] },
-            { "file": file, "line": 18, "name": "fast is kept", "passed": false, "percentage": 10,
+            { "file": file, "line": 19, "name": "fast is kept", "passed": false, "percentage": 10,
               "policy": "baseline", "matched": ["baseline"] },
         ],
         "passed": 1,
@@ -133,6 +133,10 @@ fn tests_are_reported_in_each_format() {
         "{}",
         out(&output)
     );
+    // `check` takes test files, too.
+    let output = tailwater(&["check", &fine]);
+    assert_eq!((output.status.code(), out(&output)), (Some(0), &*format!("{fine}: ok, 2 tests\n")));
+    assert_eq!(tailwater(&["check", &wrong]).status.code(), Some(1));
     assert_eq!(tailwater(&["test", "/absent.test.toml"]).status.code(), Some(1));
     assert_eq!(tailwater(&["test"]).status.code(), Some(2));
 }

@@ -108,7 +108,8 @@ fn text(outcome: &Outcome) -> String {
         );
     }
     if outcome.skipped > 0 {
-        let _ = writeln!(text, "{} parts could not be read and were skipped.", outcome.skipped);
+        let _ =
+            writeln!(text, "Parts that could not be read and were skipped: {}.", outcome.skipped);
     }
     for (name, totals) in ["kept", "kept by --against"].into_iter().zip(&outcome.totals) {
         let share = share(totals.kept.traces, outcome.input.traces);
