@@ -25,6 +25,7 @@ use crate::{
     clock::WindowClock,
     decisions::{Decision, Logged},
     exporter::Queue,
+    logging,
     metrics::{Metrics, Readings},
     receiver::{
         listen::{self, Door},
@@ -89,15 +90,16 @@ impl Admin {
             .enable_all()
             .max_blocking_threads(1)
             .build()?;
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
         let supervised = Supervised { supervisor: Arc::clone(&self.supervisor), task: Task::Admin };
+        let vital = self.supervisor.vital(Task::Admin);
         let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
         std::thread::Builder::new().name("admin".into()).spawn(move || {
-            runtime.block_on(async {
-                if let Ok(listener) = TcpListener::from_std(listener) {
-                    let door = Door { limits: limits(), tls: None, supervised };
-                    listen::serve(listener, door, answer, stop).await;
-                }
-            });
+            let door = Door { limits: limits(), tls: None, supervised };
+            runtime.block_on(vital.over(listen::serve(listener, door, answer, stop)));
         })
     }
 
@@ -134,7 +136,7 @@ impl Admin {
 
     fn ready(&self) -> Response<Full<Bytes>> {
         let why_not = match self.supervisor.failed() {
-            Some(task) => format!("not ready: the task `{}` keeps panicking\n", task.as_str()),
+            Some(failure) => format!("not ready: {failure}\n"),
             None if self.is_ready.load(Relaxed) => {
                 return response(StatusCode::OK, TEXT, "ready\n");
             }
@@ -150,7 +152,10 @@ impl Admin {
             return response(StatusCode::FORBIDDEN, TEXT, message);
         }
         let reload = Arc::clone(&self.reload);
-        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or(Err(Refused::Panicked));
+        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or_else(|_| {
+            self.supervisor.panicked(Task::Reload);
+            Err(Refused::Panicked)
+        });
         match outcome {
             Ok(reloaded) => {
                 let message = format!("reloaded, policies: {}\n", reloaded.policies);
@@ -183,6 +188,7 @@ impl Admin {
             queue_bytes: (queue_bytes, self.queue.capacity_bytes()),
             panics: self.supervisor.panics(),
             stalled: self.clock.stalled(),
+            log_lines_lost: logging::lines_lost(),
         }
     }
 

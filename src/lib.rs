@@ -24,6 +24,7 @@ pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod grpc;
+pub mod logging;
 pub mod metrics;
 pub mod supervise;
 pub mod testing;

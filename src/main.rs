@@ -1,7 +1,7 @@
-//! The command line: arguments, logging, the runtime, signals and exit codes.
+//! The command line: arguments, the runtime, signals and exit codes.
 
 use std::{
-    io::{self, IsTerminal as _},
+    io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
@@ -11,6 +11,7 @@ use tailwater::{
     check,
     config::{self, Config},
     demo,
+    logging::Log,
     service::Service,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -50,25 +51,21 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Check { schema: true, .. } => {
-            print!("{}", config::SCHEMA);
-            ExitCode::SUCCESS
-        }
+        Command::Check { schema: true, .. } => exit_code(print(config::SCHEMA)),
         Command::Check { files, format, .. } => {
             let report = check::check(&files, format);
-            print!("{}", report.text);
-            exit_code(!report.has_errors)
+            exit_code(print(&report.text) && !report.has_errors)
         }
-        Command::Run { config } => match load(config) {
-            Some(config) => {
-                start_logging(config.telemetry.log_level, config.telemetry.log_json);
-                exit_code(on_runtime(run(config)))
-            }
-            None => exit_code(false),
-        },
+        Command::Run { config } => {
+            let loaded = config::load_or_embedded(config.as_deref());
+            let level = loaded.config.as_ref().map_or(Level::INFO, |c| c.telemetry.log_level);
+            exit_code(logging(level, loaded.log_json, |log| {
+                log.tell(&loaded.diagnostics);
+                loaded.config.is_some_and(|config| on_runtime(run(config)))
+            }))
+        }
         Command::Demo(options) => {
-            start_logging(Level::WARN, false);
-            exit_code(on_runtime(demo::run(options)))
+            exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }
     }
 }
@@ -77,20 +74,32 @@ fn exit_code(is_fine: bool) -> ExitCode {
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The configuration, or `None` once every problem with it is on standard error.
-fn load(file: Option<PathBuf>) -> Option<Config> {
-    let loaded = config::load_or_embedded(file.as_deref());
-    eprint!("{}", loaded.diagnostics);
-    loaded.config
+/// Prints to standard output. Whether that went well; a reader that has read enough and gone away,
+/// such as `head`, is no failure.
+fn print(text: &str) -> bool {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(problem) if problem.kind() != io::ErrorKind::BrokenPipe => {
+            complain(&format!("cannot write to standard output: {problem}"));
+            false
+        }
+        _ => true,
+    }
 }
 
-fn start_logging(level: Level, is_json: bool) {
-    let logging = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
-    let logging = logging.with_ansi(io::stderr().is_terminal());
-    if is_json {
-        logging.json().init();
-    } else {
-        logging.init();
+/// Says on standard error, where nobody may listen, why something outside the log went wrong.
+fn complain(problem: &str) {
+    let _ = writeln!(io::stderr(), "error: {problem}");
+}
+
+/// Works with the log open. The last lines are written when this returns.
+fn logging(level: Level, is_json: bool, work: impl FnOnce(&Log) -> bool) -> bool {
+    match Log::start(level, is_json) {
+        Ok(log) => work(&log),
+        Err(problem) => {
+            complain(&format!("cannot start the thread that logs: {problem}"));
+            false
+        }
     }
 }
 
@@ -103,7 +112,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
             is_fine
         }
         Err(problem) => {
-            eprintln!("error: cannot start the runtime: {problem}");
+            error!(%problem, "cannot start the runtime");
             false
         }
     }

@@ -269,8 +269,9 @@ impl Service {
             None => credentials.client(config)?,
         };
         let consumers = spawn_consumers(config, client, &shared, consumers_give_up);
-        let decider =
-            tokio::spawn(decide(shared.decider(config), decider_stops, shared.supervisor.clone()));
+        let vital = |task| shared.supervisor.vital(task);
+        let decider = decide(shared.decider(config), decider_stops, shared.supervisor.clone());
+        let decider = tokio::spawn(vital(Task::Decider).over(decider));
         let admin = shared.admin(config, &is_ready);
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
@@ -287,11 +288,13 @@ impl Service {
         let grpc_limits = grpc_limits(config, connections_max, &shared.budget);
         let http_limits = http_limits(&grpc_limits, connections_max);
         let door = shared.door(grpc_limits, Transport::Grpc, &credentials);
-        receivers.spawn(listen::serve(grpc, door, answer, receivers_stop.clone()));
+        let grpc = listen::serve(grpc, door, answer, receivers_stop.clone());
+        receivers.spawn(vital(Task::Receiver).over(grpc));
         let service = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
         let answer = move |request| service.clone().answer(request);
         let door = shared.door(http_limits, Transport::Http, &credentials);
-        receivers.spawn(listen::serve(http, door, answer, receivers_stop));
+        let http = listen::serve(http, door, answer, receivers_stop);
+        receivers.spawn(vital(Task::Receiver).over(http));
         let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.supervisor)));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, supervisor, sampler, .. } = shared;
@@ -328,6 +331,7 @@ impl Service {
         let deadline = Instant::now() + self.shutdown_timeout;
         let failed_before = self.metrics.failed_in_all();
         self.is_ready.store(false, Relaxed);
+        self.supervisor.stop();
         for service in ["", TRACE_SERVICE] {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
             // Ends the streams of those who watch, which would hold their connections open.
@@ -345,17 +349,17 @@ impl Service {
         self.intake.turns.finish().await;
         // Received by nobody only if the decider has ended, which `await` below tells.
         let _ = self.stop_decider.send(());
-        if let Ok(mut decider) = self.decider.await {
-            let finish = async {
-                finish(&mut decider, &self.supervisor).await;
-                self.queue.drained().await;
-            };
-            // What is given up is decided and counted in the last twentieth.
-            let give_up_at = deadline - self.shutdown_timeout / 20;
-            if timeout_at(give_up_at, finish).await.is_err() {
-                self.give_up.send_replace(true);
-                self::finish(&mut decider, &self.supervisor).await;
-            }
+        // Without a decider there is still the queue to be delivered.
+        let mut decider = self.decider.await.ok();
+        let finish = async {
+            finish(decider.as_mut(), &self.supervisor).await;
+            self.queue.drained().await;
+        };
+        // What is given up is decided and counted in the last twentieth.
+        let give_up_at = deadline - self.shutdown_timeout / 20;
+        if timeout_at(give_up_at, finish).await.is_err() {
+            self.give_up.send_replace(true);
+            self::finish(decider.as_mut(), &self.supervisor).await;
         }
         self.queue.close();
         while self.consumers.join_next().await.is_some() {}
@@ -381,16 +385,18 @@ impl Service {
         let reload = Arc::clone(&self.admin.reload);
         // Reading files and walking what is buffered would hold up a worker. Dropped, this future
         // leaves the reload to its thread.
-        let _ = spawn_blocking(move || reload.run()).await;
+        if spawn_blocking(move || reload.run()).await.is_err() {
+            self.supervisor.panicked(Task::Reload);
+        }
     }
 
-    /// Waits until a task has panicked too often to go on; [`Self::shutdown`] saves what it can.
+    /// Waits until the service cannot go on; [`Self::shutdown`] saves what it can.
     pub async fn failure(&self) {
         self.supervisor.failure().await;
     }
 
     /// Contains and counts the panics of its tasks.
-    pub fn supervisor(&self) -> &Supervisor {
+    pub fn supervisor(&self) -> &Arc<Supervisor> {
         &self.supervisor
     }
 
@@ -418,21 +424,26 @@ fn spawn_consumers(
     let mut consumers = JoinSet::new();
     for _ in 0..config.exporter.queue.num_consumers {
         let consumer = consumer.clone();
-        consumers.spawn(async move {
+        let vital = shared.supervisor.vital(Task::Exporter);
+        consumers.spawn(vital.over(async move {
             let supervisor = &consumer.supervisor;
             while supervisor.run(Task::Exporter, consumer.clone().run()).await.is_err() {
-                if supervisor.failed().is_some() {
+                if supervisor.keeps_panicking() {
                     return;
                 }
             }
-        });
+        }));
     }
     consumers
 }
 
 /// Looks at certificates, keys and tokens, for as long as the service runs.
 async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
-    while !watch.is_empty() {
+    if watch.is_empty() {
+        return;
+    }
+    let _vital = supervisor.vital(Task::Credentials);
+    loop {
         tokio::time::sleep(watch.period()).await;
         let looking = Arc::clone(&watch);
         // File systems may hang, and a worker must not.
@@ -443,10 +454,11 @@ async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
 }
 
 /// Decides what is left, whatever bug one of the traces uncovers: it costs what was in hand.
-async fn finish(decider: &mut Decider, supervisor: &Supervisor) {
+async fn finish(decider: Option<&mut Decider>, supervisor: &Supervisor) {
+    let Some(decider) = decider else { return };
     while supervisor.run(Task::Decider, decider.finish()).await.is_err() {
         decider.recover();
-        if supervisor.failed().is_some() {
+        if supervisor.keeps_panicking() {
             return;
         }
     }

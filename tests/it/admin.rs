@@ -40,6 +40,7 @@ counter decisions_total trigger=decision_wait,root_received,memory,trace_limit,s
 counter late_spans_total decision=kept,dropped
 counter late_error_spans_total decision=kept,dropped
 counter decisions_forgotten_early_total
+counter log_lines_lost_total
 gauge window_traces
 gauge window_spans
 gauge window_bytes

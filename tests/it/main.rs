@@ -44,6 +44,7 @@ mod reload;
 mod scaling;
 mod secrets;
 mod stamps;
+mod stderr;
 mod tidy;
 mod timing;
 mod tls;
