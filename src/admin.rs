@@ -13,8 +13,9 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ACCEPT, ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE},
 };
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -118,7 +119,8 @@ impl Admin {
             }
             ("/-/reload", _) => not_allowed("POST"),
             (path, &Method::GET) => self.get(path),
-            _ => not_allowed("GET"),
+            (path, &Method::HEAD) => without_body(self.get(path)),
+            _ => not_allowed("GET, HEAD"),
         }
     }
 
@@ -193,8 +195,10 @@ impl Admin {
     }
 
     fn decision(&self, id: &str) -> Response<Full<Bytes>> {
-        let Some(trace_id) = TraceId::from_hex(id) else {
-            let body = json!({ "error": "a trace id is 32 hexadecimal digits" });
+        let Some(trace_id) = TraceId::from_any_form(id) else {
+            let body = json!({
+                "error": "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero"
+            });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
         };
         let (status, body) = match self.sampler.look_up(trace_id) {
@@ -236,6 +240,13 @@ impl Admin {
         }
         body
     }
+}
+
+/// The answer to HEAD: that to GET, and how long its body would be.
+fn without_body(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let length = response.body().size_hint().exact().unwrap_or_default();
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response.map(|_| Full::default())
 }
 
 fn not_allowed(method: &'static str) -> Response<Full<Bytes>> {

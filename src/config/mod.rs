@@ -131,7 +131,9 @@ pub struct HttpReceiver {
 pub struct Sampling {
     /// `decision_wait` from the first span of a trace, default 30 s.
     pub decision_wait: Duration,
-    /// `decision_wait_after_root_received`, default 5 s; `None` for "0s", which turns it off.
+    /// `decision_wait_after_root_received`, default 10 s; `None` for "0s", which turns it
+    /// off. Longer than the batch delays that a span meets on its way (the SDK's, 5 s by default,
+    /// and those of Collectors in between), or children of the root come late.
     pub decision_wait_after_root_received: Option<Duration>,
     /// `memory_limit_mib`, here in bytes. Default: 60 % of the cgroup's limit, else 1024 MiB.
     pub memory_limit_bytes: usize,

@@ -121,7 +121,8 @@ fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> HttpReceiver {
 fn listener(section: &mut Section<'_, '_>, default: &str, others: &[&String]) -> String {
     section
         .text("endpoint", |text| {
-            let endpoint = values::listener("endpoint", text)?;
+            let is_taken = |text: &str| others.iter().any(|other| *other == text);
+            let endpoint = values::listener("endpoint", text, default, is_taken)?;
             if others.contains(&&endpoint) && !endpoint.ends_with(":0") {
                 return Err(Problem::new(format!(
                     "two listeners have the endpoint {}",
@@ -143,7 +144,7 @@ fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling
             "`decision_wait_after_root_received` has no effect: `decision_wait` ends first";
         section.warn(span.clone(), Problem::new(message));
     }
-    let after_root = after_root.or(Duration::from_secs(5));
+    let after_root = after_root.or(Duration::from_secs(10));
     let ttl = section.duration("decision_cache_ttl", Duration::from_secs(1)..=DAY);
     let max_trace_mib = section.integer("max_trace_bytes_mib", 1..=1024_u32);
 
@@ -176,7 +177,7 @@ fn exporter(
     memory: Option<usize>,
 ) -> Exporter {
     let endpoint = section.text("endpoint", |text| {
-        let endpoint = values::exporter_endpoint("endpoint", text)?;
+        let endpoint = values::exporter_endpoint("endpoint", text, &grpc.endpoint)?;
         if endpoint.split_once("://").is_some_and(|(_, address)| address == grpc.endpoint) {
             let message =
                 "`endpoint` is this service's own [receiver.grpc]: spans would go in circles";

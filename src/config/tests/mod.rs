@@ -13,6 +13,7 @@ use super::{
 mod conditions;
 mod credentials;
 mod files;
+mod hints;
 mod limits;
 mod policies;
 mod review;
