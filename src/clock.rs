@@ -1,5 +1,5 @@
-//! The only readings of a clock: monotonic time for everything that waits, and wall time for
-//! people. Wall time is compared with nothing but the dates of certificates (by rustls, with a
+//! The only readings of a clock, beside tokio's for timeouts, retries and pauses: monotonic time for
+//! what is measured and for traces that wait, and wall time for people. Wall time is compared with nothing but the dates of certificates (by rustls, with a
 //! reading of its own), so that a step of it decides nothing.
 //!
 //! Traces wait in the time of a [`WindowClock`], in which a stretch that the process did not run

@@ -2,8 +2,9 @@
 //! once.
 //!
 //! [`load`] reads one file and the policy files it names and returns either a [`Config`] that the
-//! rest of the service may trust without checking again, or diagnostics. Nothing here knows a
-//! running stage.
+//! rest of the service may trust without checking again, or diagnostics. It builds the values that
+//! stages are made from (specifications of `policy`, files of `credentials`) and knows no running
+//! stage: no sampler, receiver, exporter or service.
 //!
 //! A file goes through `files` (bytes), `source` (lines and columns), `syntax` (a TOML tree and
 //! what of it is not to be trusted), `reader` and `section` (typed access that never stops at a

@@ -1,8 +1,8 @@
 //! Walking again: the bits of spans that are taken in already, by other [`Conditions`] than they
 //! were walked with.
 //!
-//! Called under a shard's lock, for every buffered span of the shard when policies are reloaded,
-//! and for the requests that were walked just before. Nothing is refused any more: a value that
+//! Called when policies are reloaded for every buffered span, without the shard's lock but for what
+//! came during the second pass, and under the lock for requests that were walked just before. Nothing is refused any more: a value that
 //! cannot be read, because nothing asked for it when its request was accepted, meets no condition.
 
 use std::collections::HashMap;
