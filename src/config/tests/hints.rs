@@ -23,7 +23,7 @@ fn suggestion(text: &str) -> Option<String> {
     if let Some(word) = between("did you mean `", "`?") {
         return Some(format!("'{word}'"));
     }
-    let shown = between("write ", " without quotes").or_else(|| between("write ", ", in "))?;
+    let shown = between("write ", ", in ").or_else(|| between("write ", " without quotes"))?;
     shown.parse::<f64>().is_ok().then_some(shown)
 }
 
