@@ -13,8 +13,9 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ACCEPT, ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE},
 };
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -25,6 +26,7 @@ use crate::{
     clock::WindowClock,
     decisions::{Decision, Logged},
     exporter::Queue,
+    logging,
     metrics::{Metrics, Readings},
     receiver::{
         listen::{self, Door},
@@ -89,15 +91,16 @@ impl Admin {
             .enable_all()
             .max_blocking_threads(1)
             .build()?;
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
         let supervised = Supervised { supervisor: Arc::clone(&self.supervisor), task: Task::Admin };
+        let vital = self.supervisor.vital(Task::Admin);
         let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
         std::thread::Builder::new().name("admin".into()).spawn(move || {
-            runtime.block_on(async {
-                if let Ok(listener) = TcpListener::from_std(listener) {
-                    let door = Door { limits: limits(), tls: None, supervised };
-                    listen::serve(listener, door, answer, stop).await;
-                }
-            });
+            let door = Door { limits: limits(), tls: None, supervised };
+            runtime.block_on(vital.over(listen::serve(listener, door, answer, stop)));
         })
     }
 
@@ -116,7 +119,8 @@ impl Admin {
             }
             ("/-/reload", _) => not_allowed("POST"),
             (path, &Method::GET) => self.get(path),
-            _ => not_allowed("GET"),
+            (path, &Method::HEAD) => without_body(self.get(path)),
+            _ => not_allowed("GET, HEAD"),
         }
     }
 
@@ -134,7 +138,7 @@ impl Admin {
 
     fn ready(&self) -> Response<Full<Bytes>> {
         let why_not = match self.supervisor.failed() {
-            Some(task) => format!("not ready: the task `{}` keeps panicking\n", task.as_str()),
+            Some(failure) => format!("not ready: {failure}\n"),
             None if self.is_ready.load(Relaxed) => {
                 return response(StatusCode::OK, TEXT, "ready\n");
             }
@@ -150,7 +154,10 @@ impl Admin {
             return response(StatusCode::FORBIDDEN, TEXT, message);
         }
         let reload = Arc::clone(&self.reload);
-        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or(Err(Refused::Panicked));
+        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or_else(|_| {
+            self.supervisor.panicked(Task::Reload);
+            Err(Refused::Panicked)
+        });
         match outcome {
             Ok(reloaded) => {
                 let message = format!("reloaded, policies: {}\n", reloaded.policies);
@@ -183,12 +190,15 @@ impl Admin {
             queue_bytes: (queue_bytes, self.queue.capacity_bytes()),
             panics: self.supervisor.panics(),
             stalled: self.clock.stalled(),
+            log_lines_lost: logging::lines_lost(),
         }
     }
 
     fn decision(&self, id: &str) -> Response<Full<Bytes>> {
-        let Some(trace_id) = TraceId::from_hex(id) else {
-            let body = json!({ "error": "a trace id is 32 hexadecimal digits" });
+        let Some(trace_id) = TraceId::from_any_form(id) else {
+            let body = json!({
+                "error": "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero"
+            });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
         };
         let (status, body) = match self.sampler.look_up(trace_id) {
@@ -236,6 +246,13 @@ impl Admin {
         }
         body
     }
+}
+
+/// The answer to HEAD: that to GET, and how long its body would be.
+fn without_body(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let length = response.body().size_hint().exact().unwrap_or_default();
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response.map(|_| Full::default())
 }
 
 fn not_allowed(method: &'static str) -> Response<Full<Bytes>> {

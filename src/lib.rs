@@ -26,6 +26,7 @@ pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod grpc;
+pub mod logging;
 pub mod metrics;
 #[cfg(test)]
 mod reference;

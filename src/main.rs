@@ -1,18 +1,14 @@
-//! The command line: arguments, logging, the runtime, signals and exit codes.
+//! The command line: arguments, the runtime, signals and exit codes.
 
-use std::{
-    fs,
-    io::{self, IsTerminal as _},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
     check,
-    commands::convert,
+    commands::{complain, convert, print},
     config::{self, Config},
     demo,
+    logging::Log,
     service::Service,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -54,68 +50,38 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Check { schema: true, .. } => {
-            print!("{}", config::SCHEMA);
-            ExitCode::SUCCESS
-        }
+        Command::Check { schema: true, .. } => exit_code(print(config::SCHEMA)),
         Command::Check { files, format, .. } => {
             let report = check::check(&files, format);
-            print!("{}", report.text);
-            exit_code(!report.has_errors)
+            exit_code(print(&report.text) && !report.has_errors)
         }
-        Command::Convert(options) => exit_code(convert(&options)),
-        Command::Run { config } => match load(config) {
-            Some(config) => {
-                start_logging(config.telemetry.log_level, config.telemetry.log_json);
-                exit_code(on_runtime(run(config)))
-            }
-            None => exit_code(false),
-        },
+        Command::Run { config } => {
+            let loaded = config::load_or_embedded(config.as_deref());
+            let level = loaded.config.as_ref().map_or(Level::INFO, |c| c.telemetry.log_level);
+            exit_code(logging(level, loaded.log_json, |log| {
+                log.tell(&loaded.diagnostics);
+                loaded.config.is_some_and(|config| on_runtime(run(config)))
+            }))
+        }
+        Command::Convert(options) => exit_code(convert::run(&options)),
         Command::Demo(options) => {
-            start_logging(Level::WARN, false);
-            exit_code(on_runtime(demo::run(options)))
+            exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }
     }
-}
-
-/// Whether all was converted and written.
-fn convert(options: &convert::Options) -> bool {
-    let conversion = convert::convert(&options.file, options.processor.as_deref());
-    eprint!("{}", conversion.diagnostics);
-    let is_written = match &options.output {
-        Some(file) if !conversion.toml.is_empty() => match fs::write(file, &conversion.toml) {
-            Ok(()) => true,
-            Err(problem) => {
-                eprintln!("error: cannot write {}: {problem}", file.display());
-                false
-            }
-        },
-        _ => {
-            print!("{}", conversion.toml);
-            true
-        }
-    };
-    is_written && !conversion.diagnostics.has_errors()
 }
 
 fn exit_code(is_fine: bool) -> ExitCode {
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The configuration, or `None` once every problem with it is on standard error.
-fn load(file: Option<PathBuf>) -> Option<Config> {
-    let loaded = config::load_or_embedded(file.as_deref());
-    eprint!("{}", loaded.diagnostics);
-    loaded.config
-}
-
-fn start_logging(level: Level, is_json: bool) {
-    let logging = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
-    let logging = logging.with_ansi(io::stderr().is_terminal());
-    if is_json {
-        logging.json().init();
-    } else {
-        logging.init();
+/// Works with the log open. The last lines are written when this returns.
+fn logging(level: Level, is_json: bool, work: impl FnOnce(&Log) -> bool) -> bool {
+    match Log::start(level, is_json) {
+        Ok(log) => work(&log),
+        Err(problem) => {
+            complain(&format!("error: cannot start the thread that logs: {problem}\n"));
+            false
+        }
     }
 }
 
@@ -128,7 +94,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
             is_fine
         }
         Err(problem) => {
-            eprintln!("error: cannot start the runtime: {problem}");
+            error!(%problem, "cannot start the runtime");
             false
         }
     }

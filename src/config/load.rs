@@ -41,6 +41,9 @@ pub struct Loaded {
     pub config: Option<Config>,
     /// Errors and warnings, sorted.
     pub diagnostics: Diagnostics,
+    /// Whether `log_format` is "json", as far as the file can be read, so that its problems can be
+    /// told in that format. False for a file that cannot be read at all.
+    pub log_json: bool,
 }
 
 /// What a configuration takes from the machine it is read on.
@@ -87,14 +90,18 @@ pub fn embedded() -> Config {
 
 /// What [`load`] makes of the file, or, where there is none, [`embedded`].
 pub fn load_or_embedded(file: Option<&Path>) -> Loaded {
-    let built_in = || Loaded { config: Some(embedded()), diagnostics: Diagnostics::default() };
+    let built_in = || {
+        let config = embedded();
+        let log_json = config.telemetry.log_json;
+        Loaded { config: Some(config), diagnostics: Diagnostics::default(), log_json }
+    };
     file.map_or_else(built_in, load)
 }
 
 fn refused(diagnostic: Diagnostic) -> Loaded {
     let mut diagnostics = Diagnostics::default();
     diagnostics.push(diagnostic);
-    Loaded { config: None, diagnostics }
+    Loaded { config: None, diagnostics, log_json: false }
 }
 
 /// Parses a main file that has been read from `path`, and returns also the keys that it may have.
@@ -129,6 +136,8 @@ struct Load {
     barren: Vec<(Span, Problem)>,
     /// Whether there may be policies that could not be read, which has been reported.
     obscured: bool,
+    /// Whether the tree has the `log_format` "json", also where the parser lost its way.
+    log_json: bool,
 }
 
 impl Load {
@@ -139,12 +148,15 @@ impl Load {
             policies: Policies::new(host.now),
             barren: Vec::new(),
             obscured: false,
+            log_json: false,
         }
     }
 
     fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
+        let log_format = table.get("telemetry").and_then(|it| it.get_ref().get("log_format"));
+        self.log_json = log_format.is_some_and(|it| it.get_ref().as_str() == Some("json"));
         let variable = self.host.variable;
         let mut reader = Reader::new(source, &damage, &mut self.diagnostics, variable);
         let mut root = reader.root(&table, "");
@@ -219,6 +231,7 @@ impl Load {
             self.policies.review(&mut self.diagnostics);
         }
         self.diagnostics.sort();
+        let log_json = self.log_json || sections.telemetry.log_json;
         let config = Config {
             file: None,
             shutdown_timeout: sections.shutdown_timeout,
@@ -232,6 +245,6 @@ impl Load {
             policies: self.policies.into_specs(),
         };
         let config = Some(config).filter(|_| !self.diagnostics.has_errors());
-        Loaded { config, diagnostics: self.diagnostics }
+        Loaded { config, diagnostics: self.diagnostics, log_json }
     }
 }

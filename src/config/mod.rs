@@ -2,8 +2,9 @@
 //! once.
 //!
 //! [`load`] reads one file and the policy files it names and returns either a [`Config`] that the
-//! rest of the service may trust without checking again, or diagnostics. Nothing here knows a
-//! running stage.
+//! rest of the service may trust without checking again, or diagnostics. It builds the values that
+//! stages are made from (specifications of `policy`, files of `credentials`) and knows no running
+//! stage: no sampler, receiver, exporter or service.
 //!
 //! A file goes through `files` (bytes), `source` (lines and columns), `syntax` (a TOML tree and
 //! what of it is not to be trusted), `reader` and `section` (typed access that never stops at a
@@ -136,7 +137,9 @@ pub struct HttpReceiver {
 pub struct Sampling {
     /// `decision_wait` from the first span of a trace, default 30 s.
     pub decision_wait: Duration,
-    /// `decision_wait_after_root_received`, default 5 s; `None` for "0s", which turns it off.
+    /// `decision_wait_after_root_received`, default 10 s; `None` for "0s", which turns it
+    /// off. Longer than the batch delays that a span meets on its way (the SDK's, 5 s by default,
+    /// and those of Collectors in between), or children of the root come late.
     pub decision_wait_after_root_received: Option<Duration>,
     /// `memory_limit_mib`, here in bytes. Default: 60 % of the cgroup's limit, else 1024 MiB.
     pub memory_limit_bytes: usize,

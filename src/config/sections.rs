@@ -106,10 +106,11 @@ fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> HttpReceiver {
 
 /// `endpoint` of a listener, which none of the `others` may have.
 fn listener(section: &mut Section<'_, '_>, others: &[&String]) -> String {
-    let default = section.default_text("endpoint").to_owned();
+    let default = section.default_text("endpoint");
     section
         .text("endpoint", |text| {
-            let endpoint = values::listener("endpoint", text)?;
+            let is_taken = |text: &str| others.iter().any(|other| *other == text);
+            let endpoint = values::listener("endpoint", text, default, is_taken)?;
             if others.contains(&&endpoint) && !endpoint.ends_with(":0") {
                 return Err(Problem::new(format!(
                     "two listeners have the endpoint {}",
@@ -118,7 +119,7 @@ fn listener(section: &mut Section<'_, '_>, others: &[&String]) -> String {
             }
             Ok(endpoint)
         })
-        .or(default)
+        .or(default.to_owned())
 }
 
 fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling {
@@ -162,7 +163,7 @@ fn exporter(
     memory: Option<usize>,
 ) -> Exporter {
     let endpoint = section.text("endpoint", |text| {
-        let endpoint = values::exporter_endpoint("endpoint", text)?;
+        let endpoint = values::exporter_endpoint("endpoint", text, &grpc.endpoint)?;
         if endpoint.split_once("://").is_some_and(|(_, address)| address == grpc.endpoint) {
             let message =
                 "`endpoint` is this service's own [receiver.grpc]: spans would go in circles";

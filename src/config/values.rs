@@ -58,7 +58,14 @@ where
     T: TryFrom<i128> + PartialOrd + Display,
 {
     let DeValue::Integer(written) = value else {
-        return Err(wrong_type(key, "an integer", value).maybe_hint(plain_number(key, value)));
+        let fits = |n: i128| T::try_from(n).is_ok_and(|n| range.contains(&n));
+        let (min, max) = (range.start(), range.end());
+        let hint = value.as_str().map(|text| {
+            plain_number(key, text, fits).unwrap_or_else(|| {
+                format!("write a number between {min} and {max}, without quotes or unit")
+            })
+        });
+        return Err(wrong_type(key, "an integer", value).maybe_hint(hint));
     };
     as_i128(written).and_then(|n| T::try_from(n).ok()).filter(|n| range.contains(n)).ok_or_else(
         || {
@@ -69,15 +76,18 @@ where
     )
 }
 
-/// How to write a number that stands in quotes.
-fn plain_number(key: &str, value: &DeValue<'_>) -> Option<String> {
-    let text = value.as_str()?;
-    match humantime::parse_duration(text) {
-        Ok(duration) if key.ends_with("_ms") => {
-            Some(format!("write {}, in milliseconds and without quotes", duration.as_millis()))
-        }
-        _ => Some("write the number without quotes or unit".to_owned()),
+/// How to write a number that stands in quotes, if it would do.
+fn plain_number(key: &str, text: &str, fits: impl Fn(i128) -> bool) -> Option<String> {
+    if let Some(duration) = humantime::parse_duration(text).ok().filter(|_| key.ends_with("_ms")) {
+        let millis = duration.as_millis();
+        return i128::try_from(millis)
+            .is_ok_and(fits)
+            .then(|| format!("write {millis}, in milliseconds and without quotes"));
     }
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let fits = text[..end].parse().is_ok_and(fits);
+    fits.then(|| "write the number without quotes or unit".to_owned())
 }
 
 fn as_i128(integer: &DeInteger<'_>) -> Option<i128> {
@@ -97,8 +107,13 @@ pub(super) fn number(key: &str, value: &DeValue<'_>) -> Result<Number, Problem> 
             }
         },
         _ => {
-            let is_quoted = value.as_str().is_some_and(|text| text.parse::<f64>().is_ok());
-            let hint = is_quoted.then(|| "write the number without quotes".to_owned());
+            let number = value.as_str().and_then(|text| text.trim().parse::<f64>().ok());
+            let number = number.filter(|number| number.is_finite());
+            // As TOML reads it: beyond 64 bits only with an exponent.
+            let hint = number.map(|number| match number.abs() < 1e15 {
+                true => format!("write {number} without quotes"),
+                false => format!("write {number:e} without quotes"),
+            });
             Err(wrong_type(key, "a number", value).maybe_hint(hint))
         }
     }
@@ -111,7 +126,8 @@ pub(super) fn percentage(key: &str, value: &DeValue<'_>) -> Result<f64, Problem>
         DeValue::Float(float) => float.as_str().parse().ok(),
         DeValue::String(text) => {
             let number = text.trim().trim_end_matches('%').trim_end();
-            let hint = number.parse::<f64>().ok().map(|n| format!("write {n} without quotes"));
+            let number = number.parse::<f64>().ok().filter(|n| (0.0..=100.0).contains(n));
+            let hint = number.map(|n| format!("write {} without quotes", n + 0.0));
             return Err(wrong_type(key, "a number", value).maybe_hint(hint));
         }
         _ => return Err(wrong_type(key, "a number", value)),
@@ -190,61 +206,121 @@ pub(super) fn choice<T: Copy>(
     Err(Problem::new(message).maybe_hint(did_you_mean(text, choices.iter().map(|(word, _)| *word))))
 }
 
-/// host:port to listen on; port 0 lets the system choose.
-pub(super) fn listener(key: &str, text: &str) -> Result<String, Problem> {
-    let wanted = format!("`{key}` must be host:port, found {}", quote(text));
-    match text.split_once("://") {
-        Some((_, rest)) => {
-            Err(Problem::new(wanted).hint(format!("leave the scheme out: \"{rest}\"")))
-        }
-        None => host_and_port(text)
-            .map(|_| text.to_owned())
-            .map_err(|hint| Problem::new(wanted).hint(hint)),
-    }
-}
-
-/// http://host:port, or https://, to export to.
-pub(super) fn exporter_endpoint(key: &str, text: &str) -> Result<String, Problem> {
-    let wanted =
-        || Problem::new(format!("`{key}` must be http://host:port, found {}", quote(text)));
-    let Some((scheme, address)) = text.split_once("://") else {
-        return Err(wanted().hint(format!("add the scheme: \"http://{text}\"")));
+/// host:port to listen on; port 0 lets the system choose. `example` is one that could be written,
+/// and has the port of a hint; no hint shows what `is_taken`.
+pub(super) fn listener(
+    key: &str,
+    text: &str,
+    example: &str,
+    is_taken: impl Fn(&str) -> bool,
+) -> Result<String, Problem> {
+    let port = example.rsplit_once(':').map_or("", |(_, port)| port);
+    let fault = |text: &str| match (text.split_once("://"), text.split_once('/')) {
+        (Some((_, rest)), _) => Some(Fault::new("leave the scheme out", Some(rest.to_owned()))),
+        (_, Some((rest, _))) => Some(Fault::new("leave the path out", Some(rest.to_owned()))),
+        _ => host_and_port(text, port).err(),
     };
-    if !matches!(scheme, "http" | "https") {
-        return Err(wanted());
-    }
-    match address.split_once('/') {
-        Some((address, _)) => {
-            Err(wanted().hint(format!("OTLP/gRPC has no path: \"{scheme}://{address}\"")))
+    let Some(first) = fault(text) else { return Ok(text.to_owned()) };
+    let problem = Problem::new(format!("`{key}` must be host:port, found {}", quote(text)));
+    Err(problem.hint(first.hint(|text| fault(text).or_else(|| is_taken(text).then(Fault::other)))))
+}
+
+/// http://host:port, or https://, to export to. `own` is where this service listens itself, which
+/// no hint shows.
+pub(super) fn exporter_endpoint(key: &str, text: &str, own: &str) -> Result<String, Problem> {
+    let fault = |text: &str| {
+        let Some((scheme, address)) = text.split_once("://") else {
+            return Some(Fault::new("add the scheme", Some(format!("http://{text}"))));
+        };
+        if !matches!(scheme, "http" | "https") {
+            let is_secure = scheme.to_ascii_lowercase().ends_with('s');
+            let scheme = if is_secure { "https" } else { "http" };
+            let mended = format!("{scheme}://{address}");
+            return Some(Fault::new("the scheme is http:// or https://", Some(mended)));
         }
-        None => match host_and_port(address) {
-            Ok(0) => Err(wanted().hint("port 0 cannot be connected to")),
-            Ok(_) => Ok(text.to_owned()),
-            Err(hint) => Err(wanted().hint(hint)),
-        },
+        if let Some((address, _)) = address.split_once('/') {
+            let mended = format!("{scheme}://{address}");
+            return Some(Fault::new("OTLP/gRPC has no path", Some(mended)));
+        }
+        match host_and_port(address, "4317") {
+            _ if is_only_a_port(address) => Some(Fault::new("name the host", None)),
+            Ok(0) => Some(Fault::new("port 0 cannot be connected to", None)),
+            Ok(_) => None,
+            Err(fault) => Some(fault.behind(&format!("{scheme}://"))),
+        }
+    };
+    let Some(first) = fault(text) else { return Ok(text.to_owned()) };
+    let is_own = |text: &str| text.split_once("://").is_some_and(|(_, address)| address == own);
+    let problem = Problem::new(format!("`{key}` must be http://host:port, found {}", quote(text)));
+    Err(problem.hint(first.hint(|text| fault(text).or_else(|| is_own(text).then(Fault::other)))))
+}
+
+fn is_only_a_port(address: &str) -> bool {
+    address.strip_prefix(':').is_some_and(|port| !port.contains(':'))
+}
+
+/// What is wrong with an address, and the address with that mended.
+struct Fault {
+    why: &'static str,
+    mended: Option<String>,
+}
+
+impl Fault {
+    fn new(why: &'static str, mended: Option<String>) -> Self {
+        Fault { why, mended }
+    }
+
+    /// One that cannot be mended, and is no first one, so that it is never told.
+    fn other() -> Self {
+        Fault::new("", None)
+    }
+
+    fn behind(self, scheme: &str) -> Self {
+        Fault { mended: self.mended.map(|address| format!("{scheme}{address}")), ..self }
+    }
+
+    /// What to do, with the whole address as it should be, if all that is wrong can be mended.
+    fn hint(self, fault: impl Fn(&str) -> Option<Fault>) -> String {
+        let mut mended = self.mended;
+        // Scheme, path, port and brackets: there is not more to mend.
+        for _ in 0..4 {
+            match mended.as_deref().map(&fault) {
+                Some(Some(next)) => mended = next.mended,
+                Some(None) | None => break,
+            }
+        }
+        match mended.filter(|mended| fault(mended).is_none()) {
+            Some(mended) => format!("{}: \"{mended}\"", self.why),
+            None => self.why.to_owned(),
+        }
     }
 }
 
-/// The port of a valid host:port, else a hint.
-fn host_and_port(text: &str) -> Result<u16, String> {
-    let Some((host, port)) = text.rsplit_once(':').filter(|(host, _)| !has_open_bracket(host))
+/// The port of a valid host:port. `port` is what a missing one may be.
+fn host_and_port(text: &str, port: &str) -> Result<u16, Fault> {
+    let Some((host, digits)) = text.rsplit_once(':').filter(|(host, _)| !has_open_bracket(host))
     else {
-        return Err(format!("add the port, such as \"{text}:4317\""));
+        return Err(Fault::new("add the port", Some(format!("{text}:{port}"))));
     };
-    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-    let Some(port) = port.parse().ok().filter(|_| digits) else {
-        return Err("the port is a number between 0 and 65535".to_owned());
+    let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    let Some(port) = digits.parse().ok().filter(|_| is_number) else {
+        return Err(Fault::new("the port is a number between 0 and 65535", None));
     };
     if host.is_empty() {
-        return Err(format!("for every address of this machine write \"0.0.0.0:{port}\""));
+        let mended = Some(format!("0.0.0.0:{port}"));
+        return Err(Fault::new("for every address of this machine", mended));
     }
     if host.parse::<Ipv6Addr>().is_ok() {
-        return Err(format!("an IPv6 address stands in brackets: \"[{host}]:{port}\""));
+        let mended = Some(format!("[{host}]:{port}"));
+        return Err(Fault::new("an IPv6 address stands in brackets", mended));
     }
     match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) if address.parse::<Ipv6Addr>().is_ok() => Ok(port),
         None if is_host(host) => Ok(port),
-        _ => Err("the host is a name, an IPv4 address, or an IPv6 address in brackets".to_owned()),
+        _ => {
+            let why = "the host is a name, an IPv4 address, or an IPv6 address in brackets";
+            Err(Fault::new(why, None))
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The OTLP/gRPC client: one attempt to export.
 //!
-//! Not tonic's client, which copies a message on its way out and reads whatever it gets: here a
+//! Over tonic's channel, but not with its gRPC client, which copies a message on its way out and reads whatever it gets: here a
 //! message is written as it is, and of an answer at most 4 MiB are read. A panic while an answer is
 //! looked at is contained here and is one failed attempt.
 

@@ -1,8 +1,8 @@
 //! Every metric: its name, labels and meaning, and the handles that stages count with.
 //!
 //! One recorder a service, not the process's global one, so that services that share a test binary
-//! keep their ledgers apart. All series exist at 0 from the start, and no label takes a value that
-//! traffic can choose. Stages add up locally and count once a request or a chunk of decisions.
+//! keep their ledgers apart. All series exist at 0 from the start, but for the end of certificates,
+//! of which there may be none; no label takes a value that traffic can choose. Stages add up locally and count once a request or a chunk of decisions.
 //!
 //! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its
 //! own would queue every sample until the next scrape, and render summaries unless told otherwise.
@@ -125,6 +125,8 @@ pub struct Readings {
     pub panics: [u64; Task::ALL.len()],
     /// How long the process did not run, longer than a moment at a time.
     pub stalled: Duration,
+    /// Lines of the log that could not be written.
+    pub log_lines_lost: u64,
 }
 
 /// The handles.
@@ -151,6 +153,7 @@ pub struct Metrics {
     faults: [Counter; 4],
     panics: [Counter; Task::ALL.len()],
     stalled: Counter,
+    log_lines_lost: Counter,
     forgotten: Counter,
     gauges: Gauges,
     expiries: Expiries,
@@ -228,6 +231,7 @@ impl Metrics {
             panics: Task::ALL
                 .map(|task| counter!("tailwater_task_restarts_total", "task" => task.as_str())),
             stalled: counter!("tailwater_stalled_seconds_total"),
+            log_lines_lost: counter!("tailwater_log_lines_lost_total"),
             forgotten: counter!("tailwater_decisions_forgotten_early_total"),
             gauges: Gauges::register(),
             expiries: Expiries::default(),
@@ -390,6 +394,7 @@ impl Metrics {
             counter.absolute(panics);
         }
         self.stalled.absolute(readings.stalled.as_secs());
+        self.log_lines_lost.absolute(readings.log_lines_lost);
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
         for histogram in [&self.lag, &self.duration, &self.spans] {
@@ -479,6 +484,7 @@ fn describe() {
     describe_counter!("tailwater_repaired_strings_total", "Strings in kept spans that were not UTF-8 and were repaired.");
     describe_counter!("tailwater_removed_links_total", "Span links with ids of wrong length, removed from kept spans.");
     describe_counter!("tailwater_task_restarts_total", "Panics that were contained, by task.");
+    describe_counter!("tailwater_log_lines_lost_total", "Log lines that could not be written to standard error.");
     describe_counter!("tailwater_decisions_forgotten_early_total", "Decisions forgotten before decision_cache_ttl, since all of them may take a quarter of the memory limit.");
     describe_counter!("tailwater_stalled_seconds_total", "Time in which the process did not run, which traces do not age by.");
     describe_gauge!("tailwater_window_traces", "Undecided traces.");

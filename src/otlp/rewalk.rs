@@ -1,9 +1,9 @@
 //! Walking again: the bits of spans that are taken in already, by other [`Conditions`] than they
 //! were walked with.
 //!
-//! Called under a shard's lock, for every buffered span of the shard when policies are reloaded,
-//! and for the requests that were walked just before. Nothing is refused any more: a value that
-//! cannot be read, because nothing asked for it when its request was accepted, meets no condition;
+//! Called when policies are reloaded for every buffered span, without the shard's lock but for what
+//! came during the second pass, and under the lock for requests that were walked just before.
+//! Nothing is refused any more: a value that cannot be read, because nothing asked for it when its request was accepted, meets no condition;
 //! of a list, the elements before the one that cannot be read count.
 
 use std::collections::HashMap;

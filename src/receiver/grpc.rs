@@ -1,8 +1,9 @@
 //! OTLP/gRPC: TraceService/Export and grpc.health.v1, and the answers of the contract.
 //!
 //! A unary call is a prefix of five bytes, a message and trailers, which is less than it takes to
-//! keep tonic's own server within bounds: it allocates what a prefix claims, inflates before
-//! anybody is asked, takes any zstd window, and answers OUT_OF_RANGE to a message over the limit,
+//! keep tonic's own server (0.14) within bounds. For a message of up to the size limit it allocates
+//! what the prefix claims before the bytes are there, and inflates it without asking the memory
+//! budget; it takes zstd windows of up to 128 MiB; and it answers OUT_OF_RANGE to a longer one,
 //! which OTLP senders retry for ever. Sources: OTLP specification, "OTLP/gRPC"; gRPC over HTTP/2.
 
 use std::{

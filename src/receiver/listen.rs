@@ -169,9 +169,7 @@ where
                 biased;
                 _ = stop.wait_for(|&stop| stop) => break,
                 Some(ended) = connections.join_next() => {
-                    if ended.is_err_and(|error| error.is_panic()) {
-                        door.supervised.supervisor.panicked(door.supervised.task);
-                    }
+                    door.supervised.note(&ended);
                     continue;
                 }
                 stream = accept(&listener, &trouble) => stream,
@@ -193,7 +191,9 @@ where
     };
     while door.supervised.run(accepting()).await.is_err() {}
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    while let Some(ended) = connections.join_next().await {
+        door.supervised.note(&ended);
+    }
 }
 
 async fn accept<L: Listen>(listener: &L, trouble: &Throttle) -> L::Stream {

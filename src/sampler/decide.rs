@@ -43,6 +43,9 @@ pub struct Decided {
     pub forgotten: u64,
     /// Decided under this lock, and still to be emptied.
     taken: Vec<Taken>,
+    /// Spans that passed the cap, to be dropped outside the lock: the last one of a segment frees
+    /// it.
+    pub(super) unfit: Vec<KeptSpan>,
     /// To be dropped outside the lock.
     freed: Freed,
 }
@@ -61,6 +64,7 @@ impl Decided {
         self.cut.clear();
         self.panics = 0;
         self.forgotten = 0;
+        self.unfit.clear();
         self.freed.clear();
     }
 

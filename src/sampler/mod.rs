@@ -4,8 +4,9 @@
 //! [`Sampler::ingest`] runs on connection tasks, [`Sampler::decide`] on the decider. Both are
 //! synchronous, take `now`, and know no network, no clock and no TOML. A shard is a mutex around
 //! its window and its remembered decisions; spans of a request are sorted by shard first, so that
-//! each shard is locked once a request. Under the lock nothing is logged, notified or freed: what
-//! was decided and what is free leaves in a [`Decided`].
+//! each shard is locked once for every 4,096 spans that a request has for it. Under the lock
+//! nothing is logged or notified, and no segment, span, context or plan is freed: what was decided
+//! and what is free leaves in a [`Decided`]. Tables of a shard do grow, shrink and forget under it.
 //!
 //! Invariants: a trace is decided exactly once while it is buffered or remembered; every span of it
 //! leaves, or does not, by that decision; `accepted = kept + dropped + buffered`, in spans, after

@@ -1,6 +1,6 @@
 //! Compaction: memory comes back from segments that a few undecided traces keep alive.
 //!
-//! With a decision 5 s after the root most records die long before the window ends, and the traces
+//! With a decision some seconds after the root most records die long before the window ends, and the traces
 //! without a root would hold every segment for the rest of it. Called by the decider once a visit
 //! to a shard, one segment at a time, under the lock.
 

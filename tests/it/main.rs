@@ -47,6 +47,7 @@ mod scaling;
 mod secrets;
 mod shadow;
 mod stamps;
+mod stderr;
 mod tidy;
 mod timing;
 mod tls;

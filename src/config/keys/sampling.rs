@@ -21,9 +21,13 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::duration(
                 "decision_wait_after_root_received",
                 [Duration::ZERO, HOUR],
-                Duration::from_secs(5),
-                "Decides a trace earlier: this long after its root span, which normally ends last. \
-                 `0s` turns it off.",
+                Duration::from_secs(10),
+                "Decides a trace earlier: this long after its root span arrived, which normally ends \
+                 last. It has to be longer than a span takes to arrive after its end: the batch delay \
+                 of the SDK that sends it (5 s by default) plus those of the Collectors it passes. A \
+                 span that comes after the decision no longer counts in it; \
+                 `tailwater_late_spans_total` counts such spans. Memory grows in proportion. `0s` \
+                 turns it off.",
             ),
             Key::integer_or_unset(
                 "memory_limit_mib",

@@ -20,6 +20,12 @@ pub(super) const SECTIONS: &[Described] = &[Described {
         ),
         Key::word("log_level", &["error", "warn", "info", "debug", "trace"], "What is logged.")
             .or("info"),
-        Key::word("log_format", &["text", "json"], "`text` for people, `json` for machines."),
+        Key::word(
+            "log_format",
+            &["text", "json"],
+            "`text` for people. With `json` every line on standard error is an object, also mistakes in \
+             this file and panics. If this file cannot be read, or `log_format` itself is wrong, the \
+             mistake is told as text.",
+        ),
     ],
 }];

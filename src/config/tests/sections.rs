@@ -31,7 +31,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.http.max_request_body_bytes, 64 << 20);
     assert_eq!(config.sampling.decision_wait, Duration::from_secs(30));
     let after_root = config.sampling.decision_wait_after_root_received;
-    assert_eq!(after_root, Some(Duration::from_secs(5)));
+    assert_eq!(after_root, Some(Duration::from_secs(10)));
     assert_eq!(config.sampling.memory_limit_bytes, 1 << 30);
     assert_eq!(config.sampling.max_trace_spans, 32_000);
     assert_eq!(config.sampling.max_trace_bytes, 16 << 20);
@@ -218,7 +218,7 @@ fn values_of_a_wrong_type_or_out_of_bounds() {
         (
             "sampling.memory_limit_mib = '1GiB'",
             "1:29: error: `memory_limit_mib` must be an integer, found a string \
-             | write the number without quotes or unit",
+             | write a number between 32 and 1048576, without quotes or unit",
         ),
         (
             "sampling.memory_limit_mib = 16",
@@ -262,27 +262,38 @@ fn endpoints() {
         assert_eq!(config(&listener(good)).telemetry.endpoint, good);
     }
     for (bad, hint) in [
-        ("localhost", "add the port, such as \"localhost:4317\""),
-        ("[::1]", "add the port, such as \"[::1]:4317\""),
+        ("localhost", "add the port: \"localhost:9464\""),
+        ("[::1]", "add the port: \"[::1]:9464\""),
+        ("[::1", "add the port"),
         ("::1:4317", "an IPv6 address stands in brackets: \"[::1]:4317\""),
-        (":4317", "for every address of this machine write \"0.0.0.0:4317\""),
+        (":4317", "for every address of this machine: \"0.0.0.0:4317\""),
         ("localhost:", "the port is a number between 0 and 65535"),
         ("localhost:+1", "the port is a number between 0 and 65535"),
         ("localhost:65536", "the port is a number between 0 and 65535"),
         ("http://localhost:4317", "leave the scheme out: \"localhost:4317\""),
         ("300.0.0.1:1", "the host is a name, an IPv4 address, or an IPv6 address in brackets"),
         ("a b:1", "the host is a name, an IPv4 address, or an IPv6 address in brackets"),
-        ("", "add the port, such as \":4317\""),
+        ("", "add the port: \"0.0.0.0:9464\""),
+        ("http://localhost/", "leave the scheme out: \"localhost:9464\""),
+        ("localhost:1/metrics", "leave the path out: \"localhost:1\""),
+        ("a b", "add the port"),
     ] {
         let message = format!("1:22: error: `endpoint` must be host:port, found `{bad}` | {hint}");
         assert_eq!(problems(&listener(bad)), [message]);
     }
     for (bad, hint) in [
         ("tempo:4317", " | add the scheme: \"http://tempo:4317\""),
-        ("http://tempo", " | add the port, such as \"tempo:4317\""),
+        ("http://tempo", " | add the port: \"http://tempo:4317\""),
+        ("tempo", " | add the scheme: \"http://tempo:4317\""),
+        ("tempo/v1/traces", " | add the scheme: \"http://tempo:4317\""),
+        ("http://::1:4327", " | an IPv6 address stands in brackets: \"http://[::1]:4327\""),
+        ("http://:4317", " | name the host"),
+        ("http://127.0.0.1", " | add the port"),
+        ("127.0.0.1:4317", " | add the scheme"),
         ("http://tempo:0", " | port 0 cannot be connected to"),
         ("http://tempo:4317/v1", " | OTLP/gRPC has no path: \"http://tempo:4317\""),
-        ("ftp://tempo:4317", ""),
+        ("grpc://tempo:4317", " | the scheme is http:// or https://: \"http://tempo:4317\""),
+        ("GRPCS://tempo", " | the scheme is http:// or https://: \"https://tempo:4317\""),
     ] {
         let text = with_policy(&format!("exporter.otlp.endpoint = '{bad}'"));
         let message =
@@ -293,7 +304,7 @@ fn endpoints() {
         (
             "exporter.otlp.endpoint = 'https://tempo'",
             "1:26: error: `endpoint` must be http://host:port, found `https://tempo` \
-             | add the port, such as \"tempo:4317\"",
+             | add the port: \"https://tempo:4317\"",
         ),
         (
             "exporter.otlp.endpoint = 'https://127.0.0.1:4317'",
