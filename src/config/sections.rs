@@ -14,8 +14,9 @@ use std::{
 use super::{
     Compression, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling, Secret,
     SendingQueue, Telemetry,
-    credentials::{exporter_tls, receiver_auth, receiver_tls},
+    credentials::{exporter_tls, exporter_token, receiver_auth, receiver_tls},
     diagnostics::{Problem, quote},
+    endpoint,
     memory::{self, MemoryLimit},
     reader::Span,
     section::{Read, Section},
@@ -77,8 +78,9 @@ pub(super) fn read(
     let sampling = sampling(section, memory.unwrap_or(memory_default));
 
     let mut section = root.section("exporter");
-    let exporter =
-        exporter(section.section("otlp"), directory, &grpc, memory.map(|limit| limit.bytes));
+    let listeners = [("receiver.grpc", &grpc.endpoint[..]), ("receiver.http", &http.endpoint[..])];
+    let memory = memory.map(|limit| limit.bytes);
+    let exporter = exporter(section.section("otlp"), directory, listeners, memory);
     section.finish();
 
     let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
@@ -172,23 +174,16 @@ fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling
 fn exporter(
     mut section: Section<'_, '_>,
     directory: &Path,
-    grpc: &GrpcReceiver,
+    listeners: [(&str, &str); 2],
     memory: Option<usize>,
 ) -> Exporter {
-    let endpoint = section.text("endpoint", |text| {
-        let endpoint = values::exporter_endpoint("endpoint", text)?;
-        if endpoint.split_once("://").is_some_and(|(_, address)| address == grpc.endpoint) {
-            let message =
-                "`endpoint` is this service's own [receiver.grpc]: spans would go in circles";
-            return Err(Problem::new(message).hint("name the backend's OTLP/gRPC address"));
-        }
-        Ok(endpoint)
-    });
+    let (endpoint, protocol) = endpoint::exporter(&mut section, listeners);
     let compressions =
         [("none", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)];
     let compression = section.choice("compression", &compressions);
     let timeout = section.duration("timeout", Duration::from_millis(10)..=HOUR);
     let headers = headers(&mut section);
+    let bearer_token_file = exporter_token(&mut section, headers.keys(), directory);
     let (queue, queue_bytes) = sending_queue(section.section("sending_queue"), memory);
     let retry = retry(section.section("retry_on_failure"));
     let max_request_bytes = max_request_bytes(&mut section, queue_bytes);
@@ -202,11 +197,13 @@ fn exporter(
     section.finish();
     Exporter {
         endpoint: endpoint.or("http://127.0.0.1:4327".to_owned()),
+        protocol,
         compression: compression.or(Compression::None),
         timeout: timeout.or(Duration::from_secs(5)),
         max_request_bytes,
         max_trace_bytes: (max_trace_kib > 0).then_some(u64::from(max_trace_kib) << 10),
         headers,
+        bearer_token_file,
         tls,
         queue,
         retry,

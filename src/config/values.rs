@@ -165,30 +165,8 @@ pub(super) fn listener(key: &str, text: &str) -> Result<String, Problem> {
     }
 }
 
-/// http://host:port, or https://, to export to.
-pub(super) fn exporter_endpoint(key: &str, text: &str) -> Result<String, Problem> {
-    let wanted =
-        || Problem::new(format!("`{key}` must be http://host:port, found {}", quote(text)));
-    let Some((scheme, address)) = text.split_once("://") else {
-        return Err(wanted().hint(format!("add the scheme: \"http://{text}\"")));
-    };
-    if !matches!(scheme, "http" | "https") {
-        return Err(wanted());
-    }
-    match address.split_once('/') {
-        Some((address, _)) => {
-            Err(wanted().hint(format!("OTLP/gRPC has no path: \"{scheme}://{address}\"")))
-        }
-        None => match host_and_port(address) {
-            Ok(0) => Err(wanted().hint("port 0 cannot be connected to")),
-            Ok(_) => Ok(text.to_owned()),
-            Err(hint) => Err(wanted().hint(hint)),
-        },
-    }
-}
-
 /// The port of a valid host:port, else a hint.
-fn host_and_port(text: &str) -> Result<u16, String> {
+pub(super) fn host_and_port(text: &str) -> Result<u16, String> {
     let Some((host, port)) = text.rsplit_once(':').filter(|(host, _)| !has_open_bracket(host))
     else {
         return Err(format!("add the port, such as \"{text}:4317\""));
@@ -233,11 +211,18 @@ pub(super) fn header_name(text: &str) -> Result<String, Problem> {
         return Err(Problem::new(message).hint("names are ASCII letters, digits, `-` and `_`"));
     };
     let name = name.as_str();
-    // gRPC owns these: a second one makes requests that servers refuse or read differently.
-    let of_grpc =
-        ["content-type", "content-length", "te", "host", "connection", "transfer-encoding"];
-    if of_grpc.contains(&name) || name.starts_with("grpc-") || name.ends_with("-bin") {
-        return Err(Problem::new(format!("the header {} is gRPC's own", quote(text))));
+    // The protocols own these: a second one makes requests that servers refuse or read differently.
+    let owned = [
+        "content-type",
+        "content-encoding",
+        "content-length",
+        "te",
+        "host",
+        "connection",
+        "transfer-encoding",
+    ];
+    if owned.contains(&name) || name.starts_with("grpc-") || name.ends_with("-bin") {
+        return Err(Problem::new(format!("the header {} is the protocol's own", quote(text))));
     }
     Ok(name.to_owned())
 }
