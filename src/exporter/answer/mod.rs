@@ -107,6 +107,17 @@ impl Outcome {
             Outcome::Panicked => tonic::Code::Unknown.into(),
         }
     }
+
+    /// The words of the backend, or of what took its place.
+    pub(super) fn message_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Outcome::Sent { message, .. }
+            | Outcome::Retry { message, .. }
+            | Outcome::TooLarge { message, .. }
+            | Outcome::Refused { message, .. } => Some(message),
+            Outcome::Panicked => None,
+        }
+    }
 }
 
 /// What was read of an answer.

@@ -42,6 +42,8 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// peer that vanished must be noticed.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter values of headers, such as names of tenants, are not hidden in the words of a backend.
+const SECRET_BYTES_MIN: usize = 8;
 const USER_AGENT: &str = concat!("tailwater/", env!("CARGO_PKG_VERSION"));
 
 /// The endpoint or a header cannot be used.
@@ -122,6 +124,27 @@ impl Client {
 
     /// Sends one request once.
     pub async fn export(&self, body: Bytes) -> Outcome {
+        let mut outcome = self.attempt_in_time(body).await;
+        if let Some(message) = outcome.message_mut() {
+            self.hide_secrets(message);
+        }
+        outcome
+    }
+
+    /// Some backends repeat the token that they do not accept, and their words are logged.
+    fn hide_secrets(&self, message: &mut String) {
+        let token = self.token.as_ref().map(|token| token.get().header().clone());
+        for value in self.headers.values().chain(&token).filter(|value| value.is_sensitive()) {
+            let value = value.to_str().unwrap_or_default();
+            // Behind the scheme, as in `Bearer TOKEN`.
+            let secret = value.rsplit(' ').next().unwrap_or_default();
+            if secret.len() >= SECRET_BYTES_MIN && message.contains(secret) {
+                *message = message.replace(secret, "(secret)");
+            }
+        }
+    }
+
+    async fn attempt_in_time(&self, body: Bytes) -> Outcome {
         match contained(tokio::time::timeout(self.timeout, self.attempt(body))).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_elapsed)) => Outcome::Retry {
