@@ -148,7 +148,7 @@ fn files_that_cannot_be_used() {
     ] {
         let text = format!("[receiver.auth]\nbearer_token_file = '@{token}'");
         let expected = format!("2:21: error: `bearer_token_file` cannot be used: {expected}");
-        assert_eq!(files.problems(&text), [expected.clone()], "{token}");
+        assert_eq!(files.problems(&text), std::slice::from_ref(&expected), "{token}");
         let text = format!("[exporter.otlp]\nbearer_token_file = '@{token}'");
         assert_eq!(files.problems(&text), [expected], "{token}");
     }

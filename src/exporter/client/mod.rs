@@ -145,7 +145,9 @@ impl Client {
     }
 
     async fn attempt_in_time(&self, body: Bytes) -> Outcome {
-        match contained(tokio::time::timeout(self.timeout, self.attempt(body))).await {
+        // On the heap, because the two ways to send make it large and consumers keep it for long.
+        let attempt = Box::pin(self.attempt(body));
+        match contained(tokio::time::timeout(self.timeout, attempt)).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_elapsed)) => Outcome::Retry {
                 code: Code::DeadlineExceeded.into(),
