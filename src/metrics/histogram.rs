@@ -36,7 +36,7 @@ impl Histogram {
             "trace_duration_seconds" => "Latest end minus earliest start of decided traces.",
             "trace_spans" => "Spans of decided traces.",
             _ => {
-                "Time from sending a request to the backend to its answer, by gRPC code or HTTP status."
+                "Time from sending a request to the backend to its answer, by gRPC or HTTP code."
             }
         };
         // Writing to a String cannot fail.

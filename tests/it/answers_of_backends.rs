@@ -188,7 +188,8 @@ pub(crate) fn http_answer(bytes: &[u8]) {
         let body = body.trim_ascii_start();
         body.get(..with.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(with))
     };
-    let is_page = kind.starts_with("text/html") || begins(b"<html") || begins(b"<!doctype html");
+    let is_html = kind.starts_with("text/html") && begins(b"<");
+    let is_page = is_html || begins(b"<html") || begins(b"<!doctype html");
     match outcome {
         Outcome::Sent { rejected, .. } => {
             assert!((200..300).contains(&status) && !is_page);

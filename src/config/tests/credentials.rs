@@ -173,8 +173,8 @@ fn the_token_of_the_exporter() {
     assert_eq!(
         files.problems(both),
         [
-            "2:21: error: `bearer_token_file` and the header `authorization` are both there, and only \
-          one of them can be sent | remove one of them"
+            "2:21: error: `bearer_token_file` and the header `authorization` are both there, and \
+          only one of them can be sent | remove one of them"
         ]
     );
 }

@@ -338,7 +338,7 @@ mod tests {
             };
         let none = "without a gRPC status";
         let html = Some(("content-type", "Text/HTML; charset=utf-8"));
-        assert_eq!(said(200, html, ""), format!("HTTP 200 with a web page, {none}"));
+        assert_eq!(said(200, html, "<p>"), format!("HTTP 200 with a web page, {none}"));
         assert_eq!(
             said(404, None, "\n<!DOCTYPE html>"),
             format!("HTTP 404 with a web page, {none}")

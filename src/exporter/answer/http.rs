@@ -238,8 +238,17 @@ mod tests {
     #[test]
     fn a_page_is_no_answer_whatever_its_status() {
         for status in [200, 202, 400, 404, 422, 500, 503] {
-            let outcome = answer(status, "text/html", b"").http_outcome(1);
-            assert!(matches!(outcome, Outcome::Retry { .. }), "{status}: {outcome:?}");
+            for page in
+                [answer(status, "text/html", b"<p>"), answer(status, "", b"\n<!DOCTYPE HTML>")]
+            {
+                let outcome = page.http_outcome(1);
+                assert!(matches!(outcome, Outcome::Retry { .. }), "{status}: {outcome:?}");
+            }
+        }
+        // As web frameworks answer for a handler that names no type.
+        for body in [&b""[..], b"OK"] {
+            let outcome = answer(200, "text/html", body).http_outcome(1);
+            assert!(matches!(outcome, Outcome::Sent { .. }), "{outcome:?}");
         }
         // But for a proxy that finds the request too large.
         let outcome = answer(413, "text/html", b"<html>").http_outcome(1);

@@ -150,16 +150,17 @@ impl Answer {
         value.eq_ignore_ascii_case(beginning.as_bytes())
     }
 
-    /// Whether it is meant for people, as those of web sites and proxies are.
+    /// Whether it is meant for people, as those of web sites and proxies are. The type alone does
+    /// not tell: web frameworks write `text/html` where a handler names no type.
     fn is_page(&self) -> bool {
         const BEGINNINGS: [&[u8]; 2] = [b"<!doctype html", b"<html"];
         let body = self.body.trim_ascii_start();
         let begins = |with: &&[u8]| {
             body.get(..with.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(with))
         };
-        self.content_type_starts_with("text/html")
-            || self.content_type_starts_with("application/xhtml")
-            || BEGINNINGS.iter().any(begins)
+        let is_html = self.content_type_starts_with("text/html")
+            || self.content_type_starts_with("application/xhtml");
+        is_html && body.starts_with(b"<") || BEGINNINGS.iter().any(begins)
     }
 
     /// What an HTTP status says that is not about spans, and what to look at.
