@@ -208,6 +208,7 @@ impl<'a> Delivery<'a> {
         if self.may_cut(part) {
             self.cut(part);
         } else {
+            self.sizes.refused_alone();
             self.fail(FailedBecause::TooLarge, part.spans, code, message);
         }
     }

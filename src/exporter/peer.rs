@@ -63,8 +63,7 @@ impl Peer {
     /// Requests of more than `bytes` are too large, as [`SizeEvidence`] has shown. Returns what is
     /// larger than requests should be from now on, if that is news.
     pub(super) fn learn(&self, bytes: usize) -> Option<usize> {
-        // A proxy in between may count a little more than the message.
-        let learnt = (bytes - bytes / 64).max(REQUEST_BYTES_MIN);
+        let learnt = bytes.max(REQUEST_BYTES_MIN);
         let is_news = learnt < self.limit();
         if is_news {
             self.lock().limit = Some((learnt, Instant::now()));
@@ -136,14 +135,16 @@ impl Peer {
 ///
 /// Words such as "larger than max" may be about a whole request or about one span in it, and only
 /// the parts tell: where size decides, every part that is refused is larger than every part that is
-/// taken. A request that holds a bad span is refused down to that span, which is smaller than
-/// parts that were taken.
+/// taken, and all spans are taken in the end. A request that holds a bad span is refused down to
+/// that span.
 #[derive(Debug, Default)]
 pub(super) struct SizeEvidence {
     /// The smallest part that was refused, and what the backend then named as its limit.
     refused: Option<(usize, Option<usize>)>,
     /// The largest part that was taken.
     taken: usize,
+    /// Whether a span was refused alone, which explains the refusal of every part that held it.
+    is_about_span: bool,
 }
 
 impl SizeEvidence {
@@ -155,27 +156,37 @@ impl SizeEvidence {
         }
     }
 
+    /// A span was too large by itself.
+    pub(super) fn refused_alone(&mut self) {
+        self.is_about_span = true;
+    }
+
     /// A part of so many bytes was taken.
     pub(super) fn taken(&mut self, bytes: usize) {
         self.taken = self.taken.max(bytes);
     }
 
-    /// The largest part of this delivery that should be sent whole.
+    /// The largest part of this delivery that should be sent whole: what was named, else half of
+    /// what was refused.
     pub(super) fn limit(&self) -> usize {
-        self.limit_below_refused().map_or(usize::MAX, |bytes| bytes.max(REQUEST_BYTES_MIN))
+        let Some((refused, _)) = self.refused else { return usize::MAX };
+        self.named().unwrap_or((refused / 2).max(self.taken)).max(REQUEST_BYTES_MIN)
     }
 
-    /// The most that the backend takes, where the parts show that there is such a limit.
+    /// The most that the backend takes, where the parts show that there is such a limit: what was
+    /// named, else what was taken.
     pub(super) fn proven_limit(&self) -> Option<usize> {
         let (refused, _) = self.refused?;
-        let is_proven = self.taken > 0 && self.taken < refused;
-        self.limit_below_refused().filter(|_| is_proven)
+        let is_proven = !self.is_about_span && self.taken > 0 && self.taken < refused;
+        is_proven.then(|| self.named().unwrap_or(self.taken))
     }
 
-    fn limit_below_refused(&self) -> Option<usize> {
+    /// The limit that the backend named, unless the parts contradict it.
+    fn named(&self) -> Option<usize> {
         let (refused, named) = self.refused?;
-        let named = named.filter(|named| (self.taken..refused).contains(named));
-        Some(named.unwrap_or((refused / 2).max(self.taken.min(refused))))
+        let named = named.filter(|named| (self.taken..refused).contains(named))?;
+        // A proxy in between may count a little more than the message.
+        Some((named - named / 64).max(self.taken))
     }
 }
 
@@ -189,17 +200,17 @@ mod tests {
     async fn the_limit_is_learnt_only_downwards_and_forgotten() {
         let peer = Peer::default();
         assert_eq!(peer.limit(), usize::MAX);
-        assert_eq!(peer.learn(2 * MIB), Some(2 * MIB - MIB / 32));
+        assert_eq!(peer.learn(2 * MIB), Some(2 * MIB));
         assert_eq!(peer.learn(4 * MIB), None);
-        assert_eq!(peer.learn(MIB), Some(MIB - MIB / 64));
+        assert_eq!(peer.learn(MIB), Some(MIB));
         assert_eq!(peer.learn(100), Some(REQUEST_BYTES_MIN));
         assert_eq!(peer.limit(), REQUEST_BYTES_MIN);
         tokio::time::advance(LIMIT_TTL).await;
         assert_eq!(peer.limit(), usize::MAX);
         peer.learn(MIB);
-        peer.took(MIB / 2);
-        assert_eq!(peer.limit(), MIB - MIB / 64);
         peer.took(MIB);
+        assert_eq!(peer.limit(), MIB);
+        peer.took(MIB + 1);
         assert_eq!(peer.limit(), usize::MAX, "it takes more than that");
     }
 
@@ -209,17 +220,20 @@ mod tests {
         let mut named = SizeEvidence::default();
         assert_eq!((named.limit(), named.proven_limit()), (usize::MAX, None));
         named.refused(10 * MIB, Some(4 * MIB));
-        assert_eq!((named.limit(), named.proven_limit()), (4 * MIB, None));
+        let a_little_less = 4 * MIB - MIB / 16;
+        assert_eq!((named.limit(), named.proven_limit()), (a_little_less, None));
         named.taken(3 * MIB);
-        assert_eq!(named.proven_limit(), Some(4 * MIB));
+        assert_eq!(named.proven_limit(), Some(a_little_less));
+        named.taken(4 * MIB);
+        assert_eq!((named.limit(), named.proven_limit()), (4 * MIB, Some(4 * MIB)));
         let mut silent = SizeEvidence::default();
         silent.refused(10 * MIB, None);
         assert_eq!(silent.limit(), 5 * MIB);
         silent.refused(5 * MIB, None);
         silent.taken(2 * MIB);
-        assert_eq!(silent.proven_limit(), Some(5 * MIB / 2));
+        assert_eq!((silent.limit(), silent.proven_limit()), (5 * MIB / 2, Some(2 * MIB)));
         silent.taken(3 * MIB);
-        assert_eq!(silent.proven_limit(), Some(3 * MIB));
+        assert_eq!((silent.limit(), silent.proven_limit()), (3 * MIB, Some(3 * MIB)));
         let mut nothing = SizeEvidence::default();
         nothing.refused(200, None);
         assert_eq!((nothing.limit(), nothing.proven_limit()), (REQUEST_BYTES_MIN, None));
@@ -236,6 +250,13 @@ mod tests {
             evidence.refused(500, None);
             assert_eq!(evidence.proven_limit(), None);
         }
+        // Also where it is larger than all others together.
+        let mut evidence = SizeEvidence::default();
+        evidence.refused(80_000, None);
+        evidence.taken(5_000);
+        evidence.refused(70_000, None);
+        evidence.refused_alone();
+        assert_eq!(evidence.proven_limit(), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -254,43 +254,46 @@ async fn the_log_says_what_the_endpoint_seems_to_be() {
     grpc.stop().await;
 }
 
-/// Scenario: a backend that refuses one span of 2,000 as "larger than max", with and without a
-/// number that could be a limit of requests, and a second request of the same size without it.
+/// Scenario: a backend that refuses one span as "larger than max", with and without a number that could
+/// be a limit of requests: a small one among 2,000, and one that is larger than all others of
+/// its request together; then a large request without it.
 /// Guarantees: that span is lost alone, counted `too_large`; nobody learns a limit from it: the
 /// second request is sent whole.
 #[tokio::test]
 async fn one_span_that_is_too_large_teaches_no_limit() {
-    let said = [
-        (8, "RESOURCE_EXHAUSTED", "attribute value larger than max"),
-        (3, "INVALID_ARGUMENT", "span attribute larger than max (70000 vs 65536)"),
-    ];
-    for (code, name, words) in said {
+    const PLAIN: &str = "attribute value larger than max";
+    const NUMBERED: &str = "span attribute larger than max (70000 vs 65536)";
+    for (code, name, words, spans, bad_bytes) in [
+        (8, "RESOURCE_EXHAUSTED", PLAIN, 2_000, 1_000),
+        (3, "INVALID_ARGUMENT", NUMBERED, 2_000, 1_000),
+        (8, "RESOURCE_EXHAUSTED", PLAIN, 20, 70_000),
+        (3, "INVALID_ARGUMENT", NUMBERED, 20, 90_000),
+    ] {
         let answer = move |request: &ExportTraceServiceRequest| {
-            let is_bad = spans_of(request).any(|span| span.span_id == 700_u64.to_be_bytes());
-            match is_bad && spans_of(request).any(|span| span.trace_id[0] == 1) {
-                true => Err(Status::new(code.into(), words)),
-                false => Ok(Bytes::new()),
-            }
+            let is_bad = spans_of(request).any(|span| span.trace_id[0] == 1);
+            if is_bad { Err(Status::new(code.into(), words)) } else { Ok(Bytes::new()) }
         };
         let running = Running::start_with(soon(), Box::new(answer)).await;
-        let of_round = |round: u8| {
-            let mut spans = roots(2_000, 1_000);
-            spans.iter_mut().for_each(|span| span.trace_id[0] = round);
-            spans
-        };
-        running.accept(of_round(1)).await;
+        let mut first = roots(spans, 1_000);
+        let bad = usize::try_from(spans / 3).expect("small");
+        first[bad] = roots(bad as u64, bad_bytes).pop().expect("one");
+        first[bad].trace_id[0] = 1;
+        running.accept(first).await;
         let lost = |metrics: &Metrics| {
             metrics.get("exporter_failed_spans_total{reason=\"too_large\"}") == 1.0
         };
         running.until("the span is lost", lost).await;
         let metrics = running.at_rest().await;
-        assert_eq!((sent(&metrics), metrics.sum("exporter_failed_spans_total")), (1_999.0, 1.0));
+        let others = spans as f64 - 1.0;
+        assert_eq!((sent(&metrics), metrics.sum("exporter_failed_spans_total")), (others, 1.0));
         let series = format!("exporter_request_duration_seconds_count{{code=\"{name}\"}}");
         assert!(metrics.get(&series) <= 24.0, "{}", metrics.get(&series));
 
         running.received.lock().expect("no panic").clear();
-        running.accept(of_round(2)).await;
-        running.until("sent", |metrics| sent(metrics) == 3_999.0).await;
+        let mut second = roots(2_000, 1_000);
+        second.iter_mut().for_each(|span| span.trace_id[0] = 2);
+        running.accept(second).await;
+        running.until("sent", |metrics| sent(metrics) == others + 2_000.0).await;
         let sizes: Vec<_> = {
             let received = running.received.lock().expect("no panic");
             received.iter().map(|request| request.encoded_len()).collect()

@@ -172,10 +172,8 @@ fn the_token_of_the_exporter() {
     let both = "[exporter.otlp]\nbearer_token_file = '@one'\nheaders = { Authorization = 'x' }";
     assert_eq!(
         files.problems(both),
-        [
-            "2:21: error: `bearer_token_file` and the header `authorization` are both there, and \
-          only one of them can be sent | remove one of them"
-        ]
+        ["2:21: error: `bearer_token_file` and the header `authorization` are both there, and \
+          only one of them can be sent | remove one of them"]
     );
 }
 
