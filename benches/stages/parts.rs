@@ -112,7 +112,7 @@ pub(crate) fn export(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let mut exporter = config::embedded().exporter;
     exporter.endpoint = sink.url();
     let within = runtime.enter();
-    let client = Client::with_connector(&exporter, Connector::new(exporter.timeout, None))?;
+    let client = Client::with_connector(&exporter, Connector::new(&exporter, None))?;
     let mut spans = 0;
     let before = thread_cpu();
     while spans < requests * SPANS_PER_REQUEST {

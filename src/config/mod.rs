@@ -18,10 +18,12 @@ use crate::{
     policy::PolicySpec,
 };
 
+mod address;
 mod conditions;
 mod credentials;
 mod described;
 mod diagnostics;
+mod endpoint;
 mod env;
 mod files;
 pub(crate) mod keys;
@@ -162,8 +164,11 @@ pub struct Sampling {
 /// `[exporter.otlp]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exporter {
-    /// `endpoint`, an `http://` or `https://` URL. Default http://127.0.0.1:4327.
+    /// `endpoint`, an `http://` or `https://` URL. Default http://127.0.0.1:4327. For OTLP/HTTP
+    /// it may have a path, behind which `/v1/traces` is added.
     pub endpoint: String,
+    /// `protocol`, default grpc.
+    pub protocol: Protocol,
     /// `compression`, default none.
     pub compression: Compression,
     /// `timeout` of one request, default 5 s.
@@ -175,12 +180,25 @@ pub struct Exporter {
     pub max_trace_bytes: Option<u64>,
     /// `headers` sent with every request, names in lower case.
     pub headers: BTreeMap<String, Secret>,
+    /// `bearer_token_file`: the token that is sent as `authorization: Bearer`; `None`, which is the
+    /// default, sends none.
+    pub bearer_token_file: Option<PathBuf>,
     /// `[exporter.otlp.tls]`; present exactly where `endpoint` is `https://`.
     pub tls: Option<ClientTls>,
     /// `[exporter.otlp.sending_queue]`.
     pub queue: SendingQueue,
     /// `[exporter.otlp.retry_on_failure]`.
     pub retry: Retry,
+}
+
+/// `protocol` of the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// `"grpc"`: OTLP/gRPC.
+    #[default]
+    Grpc,
+    /// `"http/protobuf"`: OTLP/HTTP with protobuf bodies.
+    Http,
 }
 
 /// `compression` of what is exported.

@@ -12,9 +12,10 @@ use std::{
 
 use super::{
     Compression, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling, Secret,
-    SendingQueue, Telemetry,
-    credentials::{exporter_tls, receiver_auth, receiver_tls},
+    SendingQueue, Telemetry, address,
+    credentials::{exporter_tls, exporter_token, receiver_auth, receiver_tls},
     diagnostics::{Problem, quote},
+    endpoint,
     memory::MemoryLimit,
     reader::Span,
     section::{Read, Section},
@@ -65,8 +66,9 @@ pub(super) fn read(
     let sampling = sampling(section, memory.unwrap_or(memory_default));
 
     let mut section = root.section("exporter");
-    let exporter =
-        exporter(section.section("otlp"), directory, &grpc, memory.map(|limit| limit.bytes));
+    let listeners = [("receiver.grpc", &grpc.endpoint[..]), ("receiver.http", &http.endpoint[..])];
+    let memory = memory.map(|limit| limit.bytes);
+    let exporter = exporter(section.section("otlp"), directory, listeners, memory);
     section.finish();
 
     let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
@@ -110,7 +112,7 @@ fn listener(section: &mut Section<'_, '_>, others: &[&String]) -> String {
     section
         .text("endpoint", |text| {
             let is_taken = |text: &str| others.iter().any(|other| *other == text);
-            let endpoint = values::listener("endpoint", text, default, is_taken)?;
+            let endpoint = address::listener("endpoint", text, default, is_taken)?;
             if others.contains(&&endpoint) && !endpoint.ends_with(":0") {
                 return Err(Problem::new(format!(
                     "two listeners have the endpoint {}",
@@ -159,22 +161,15 @@ fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling
 fn exporter(
     mut section: Section<'_, '_>,
     directory: &Path,
-    grpc: &GrpcReceiver,
+    listeners: [(&str, &str); 2],
     memory: Option<usize>,
 ) -> Exporter {
-    let endpoint = section.text("endpoint", |text| {
-        let endpoint = values::exporter_endpoint("endpoint", text, &grpc.endpoint)?;
-        if endpoint.split_once("://").is_some_and(|(_, address)| address == grpc.endpoint) {
-            let message =
-                "`endpoint` is this service's own [receiver.grpc]: spans would go in circles";
-            return Err(Problem::new(message).hint("name the backend's OTLP/gRPC address"));
-        }
-        Ok(endpoint)
-    });
+    let (endpoint, protocol) = endpoint::exporter(&mut section, listeners);
     let compressions = [Compression::None, Compression::Gzip, Compression::Zstd];
     let compression = section.word("compression", compressions);
     let timeout = section.duration_or_default("timeout");
     let headers = headers(&mut section);
+    let bearer_token_file = exporter_token(&mut section, headers.keys(), directory);
     let (queue, queue_bytes) = sending_queue(section.section("sending_queue"), memory);
     let retry = retry(section.section("retry_on_failure"));
     let max_request_bytes = max_request_bytes(&mut section, queue_bytes);
@@ -189,11 +184,13 @@ fn exporter(
     section.finish();
     Exporter {
         endpoint,
+        protocol,
         compression,
         timeout,
         max_request_bytes,
         max_trace_bytes: (max_trace_kib > 0).then_some(max_trace_kib << 10),
         headers,
+        bearer_token_file,
         tls,
         queue,
         retry,

@@ -5,7 +5,6 @@
 
 use std::{
     fmt::Display,
-    net::{Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     time::{Duration, UNIX_EPOCH},
 };
@@ -206,140 +205,6 @@ pub(super) fn choice<T: Copy>(
     Err(Problem::new(message).maybe_hint(did_you_mean(text, choices.iter().map(|(word, _)| *word))))
 }
 
-/// host:port to listen on; port 0 lets the system choose. `example` is one that could be written,
-/// and has the port of a hint; no hint shows what `is_taken`.
-pub(super) fn listener(
-    key: &str,
-    text: &str,
-    example: &str,
-    is_taken: impl Fn(&str) -> bool,
-) -> Result<String, Problem> {
-    let port = example.rsplit_once(':').map_or("", |(_, port)| port);
-    let fault = |text: &str| match (text.split_once("://"), text.split_once('/')) {
-        (Some((_, rest)), _) => Some(Fault::new("leave the scheme out", Some(rest.to_owned()))),
-        (_, Some((rest, _))) => Some(Fault::new("leave the path out", Some(rest.to_owned()))),
-        _ => host_and_port(text, port).err(),
-    };
-    let Some(first) = fault(text) else { return Ok(text.to_owned()) };
-    let problem = Problem::new(format!("`{key}` must be host:port, found {}", quote(text)));
-    Err(problem.hint(first.hint(|text| fault(text).or_else(|| is_taken(text).then(Fault::other)))))
-}
-
-/// http://host:port, or https://, to export to. `own` is where this service listens itself, which
-/// no hint shows.
-pub(super) fn exporter_endpoint(key: &str, text: &str, own: &str) -> Result<String, Problem> {
-    let fault = |text: &str| {
-        let Some((scheme, address)) = text.split_once("://") else {
-            return Some(Fault::new("add the scheme", Some(format!("http://{text}"))));
-        };
-        if !matches!(scheme, "http" | "https") {
-            let is_secure = scheme.to_ascii_lowercase().ends_with('s');
-            let scheme = if is_secure { "https" } else { "http" };
-            let mended = format!("{scheme}://{address}");
-            return Some(Fault::new("the scheme is http:// or https://", Some(mended)));
-        }
-        if let Some((address, _)) = address.split_once('/') {
-            let mended = format!("{scheme}://{address}");
-            return Some(Fault::new("OTLP/gRPC has no path", Some(mended)));
-        }
-        match host_and_port(address, "4317") {
-            _ if is_only_a_port(address) => Some(Fault::new("name the host", None)),
-            Ok(0) => Some(Fault::new("port 0 cannot be connected to", None)),
-            Ok(_) => None,
-            Err(fault) => Some(fault.behind(&format!("{scheme}://"))),
-        }
-    };
-    let Some(first) = fault(text) else { return Ok(text.to_owned()) };
-    let is_own = |text: &str| text.split_once("://").is_some_and(|(_, address)| address == own);
-    let problem = Problem::new(format!("`{key}` must be http://host:port, found {}", quote(text)));
-    Err(problem.hint(first.hint(|text| fault(text).or_else(|| is_own(text).then(Fault::other)))))
-}
-
-fn is_only_a_port(address: &str) -> bool {
-    address.strip_prefix(':').is_some_and(|port| !port.contains(':'))
-}
-
-/// What is wrong with an address, and the address with that mended.
-struct Fault {
-    why: &'static str,
-    mended: Option<String>,
-}
-
-impl Fault {
-    fn new(why: &'static str, mended: Option<String>) -> Self {
-        Fault { why, mended }
-    }
-
-    /// One that cannot be mended, and is no first one, so that it is never told.
-    fn other() -> Self {
-        Fault::new("", None)
-    }
-
-    fn behind(self, scheme: &str) -> Self {
-        Fault { mended: self.mended.map(|address| format!("{scheme}{address}")), ..self }
-    }
-
-    /// What to do, with the whole address as it should be, if all that is wrong can be mended.
-    fn hint(self, fault: impl Fn(&str) -> Option<Fault>) -> String {
-        let mut mended = self.mended;
-        // Scheme, path, port and brackets: there is not more to mend.
-        for _ in 0..4 {
-            match mended.as_deref().map(&fault) {
-                Some(Some(next)) => mended = next.mended,
-                Some(None) | None => break,
-            }
-        }
-        match mended.filter(|mended| fault(mended).is_none()) {
-            Some(mended) => format!("{}: \"{mended}\"", self.why),
-            None => self.why.to_owned(),
-        }
-    }
-}
-
-/// The port of a valid host:port. `port` is what a missing one may be.
-fn host_and_port(text: &str, port: &str) -> Result<u16, Fault> {
-    let Some((host, digits)) = text.rsplit_once(':').filter(|(host, _)| !has_open_bracket(host))
-    else {
-        return Err(Fault::new("add the port", Some(format!("{text}:{port}"))));
-    };
-    let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-    let Some(port) = digits.parse().ok().filter(|_| is_number) else {
-        return Err(Fault::new("the port is a number between 0 and 65535", None));
-    };
-    if host.is_empty() {
-        let mended = Some(format!("0.0.0.0:{port}"));
-        return Err(Fault::new("for every address of this machine", mended));
-    }
-    if host.parse::<Ipv6Addr>().is_ok() {
-        let mended = Some(format!("[{host}]:{port}"));
-        return Err(Fault::new("an IPv6 address stands in brackets", mended));
-    }
-    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) if address.parse::<Ipv6Addr>().is_ok() => Ok(port),
-        None if is_host(host) => Ok(port),
-        _ => {
-            let why = "the host is a name, an IPv4 address, or an IPv6 address in brackets";
-            Err(Fault::new(why, None))
-        }
-    }
-}
-
-fn has_open_bracket(host: &str) -> bool {
-    host.starts_with('[') && !host.ends_with(']')
-}
-
-/// A host name or an IPv4 address.
-fn is_host(host: &str) -> bool {
-    // A name whose last label is all digits can only be an attempt at an IPv4 address (RFC 3696,
-    // 2).
-    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
-    if last.bytes().all(|b| b.is_ascii_digit()) {
-        return host.parse::<Ipv4Addr>().is_ok();
-    }
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    host.len() <= 253 && host.bytes().all(allowed) && !host.starts_with(['.', '-'])
-}
-
 /// The name of an exported header, lower-cased as HTTP/2 wants it.
 pub(super) fn header_name(text: &str) -> Result<String, Problem> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
@@ -347,11 +212,18 @@ pub(super) fn header_name(text: &str) -> Result<String, Problem> {
         return Err(Problem::new(message).hint("names are ASCII letters, digits, `-` and `_`"));
     };
     let name = name.as_str();
-    // gRPC owns these: a second one makes requests that servers refuse or read differently.
-    let of_grpc =
-        ["content-type", "content-length", "te", "host", "connection", "transfer-encoding"];
-    if of_grpc.contains(&name) || name.starts_with("grpc-") || name.ends_with("-bin") {
-        return Err(Problem::new(format!("the header {} is gRPC's own", quote(text))));
+    // The protocols own these: a second one makes requests that servers refuse or read differently.
+    let owned = [
+        "content-type",
+        "content-encoding",
+        "content-length",
+        "te",
+        "host",
+        "connection",
+        "transfer-encoding",
+    ];
+    if owned.contains(&name) || name.starts_with("grpc-") || name.ends_with("-bin") {
+        return Err(Problem::new(format!("the header {} is the protocol's own", quote(text))));
     }
     Ok(name.to_owned())
 }

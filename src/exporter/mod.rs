@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use answer::{Answer, Outcome};
+pub use answer::{Answer, Cause, Outcome};
 pub use client::{Client, ClientError};
 pub use connect::{ConnectError, Connection, Connector, Tls};
 pub use queue::{Popped, Queue};

@@ -9,6 +9,7 @@
 
 #![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
 
+mod codes;
 mod expiries;
 mod histogram;
 mod policies;
@@ -26,6 +27,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+pub use self::codes::ExportCode;
 use self::{expiries::Expiries, histogram::Histogram, policies::Policies};
 use crate::{
     clock,
@@ -219,8 +221,8 @@ impl Metrics {
             failed: FAILED
                 .map(|why| counter!("tailwater_exporter_failed_spans_total", "reason" => why)),
             failed_in_all: AtomicU64::new(0),
-            retries: codes()
-                .map(|c| counter!("tailwater_exporter_retries_total", "code" => code_name(c)))
+            retries: ExportCode::all()
+                .map(|c| counter!("tailwater_exporter_retries_total", "code" => c.as_str()))
                 .collect(),
             faults: [
                 counter!("tailwater_unstamped_spans_total"),
@@ -238,10 +240,8 @@ impl Metrics {
             lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
             duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
             spans: Histogram::new("trace_spans", "", &TRACE_SPANS),
-            request_duration: codes()
-                .map(|c| {
-                    Histogram::new("exporter_request_duration_seconds", code_name(c), &SECONDS)
-                })
+            request_duration: ExportCode::all()
+                .map(|c| Histogram::new("exporter_request_duration_seconds", c.as_str(), &SECONDS))
                 .collect(),
         }
     }
@@ -378,13 +378,13 @@ impl Metrics {
     }
 
     /// One attempt to export.
-    pub fn exported(&self, code: tonic::Code, took: Duration) {
-        self.request_duration[code as usize].observe([took.as_secs_f64()]);
+    pub fn exported(&self, code: ExportCode, took: Duration) {
+        self.request_duration[code.index()].observe([took.as_secs_f64()]);
     }
 
     /// An attempt that will be made again.
-    pub fn retried(&self, code: tonic::Code) {
-        self.retries[code as usize].increment(1);
+    pub fn retried(&self, code: ExportCode) {
+        self.retries[code.index()].increment(1);
     }
 
     /// The exposition format, version 0.0.4.

@@ -16,7 +16,14 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::new(
                 "endpoint",
                 Kind::Url { default: "http://127.0.0.1:4327" },
-                "`http://host:port` of the backend, or `https://host:port` for TLS.",
+                "`http://host:port` of the backend, or `https://host:port` for TLS. With \
+                 `protocol = \"http/protobuf\"` it is a base URL: `/v1/traces` is added to its path, and \
+                 its port may be left out.",
+            ),
+            Key::word(
+                "protocol",
+                &["grpc", "http/protobuf"],
+                "OTLP/gRPC, usually on port 4317, or OTLP/HTTP, usually on port 4318.",
             ),
             Key::word(
                 "compression",
@@ -50,6 +57,12 @@ pub(super) const SECTIONS: &[Described] = &[
                 "headers",
                 Kind::Headers,
                 "Sent with every request, for example `{ \"X-Scope-OrgID\" = \"team-a\" }`.",
+            ),
+            Key::path(
+                "bearer_token_file",
+                "\"token\"",
+                "A file with the token that is sent as `authorization: Bearer <token>`. It is read again \
+                 within 10 s when it changes.",
             ),
         ],
     },

@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    super::{Compression, Overflow},
+    super::{Compression, Overflow, Protocol},
     POLICY, config, each_has_one_problem, parse, problems,
 };
 
@@ -39,6 +39,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.sampling.decision_log_size, 100_000);
     assert!(config.sampling.stamp_tracestate && config.sampling.stamp_policy);
     assert_eq!(config.exporter.endpoint, "http://127.0.0.1:4327");
+    assert_eq!(config.exporter.protocol, Protocol::Grpc);
+    assert_eq!(config.exporter.bearer_token_file, None);
     assert_eq!(config.exporter.compression, Compression::None);
     assert_eq!(config.exporter.timeout, Duration::from_secs(5));
     assert_eq!(config.exporter.max_request_bytes, 3584 << 10);
@@ -291,9 +293,14 @@ fn endpoints() {
         ("http://127.0.0.1", " | add the port"),
         ("127.0.0.1:4317", " | add the scheme"),
         ("http://tempo:0", " | port 0 cannot be connected to"),
-        ("http://tempo:4317/v1", " | OTLP/gRPC has no path: \"http://tempo:4317\""),
         ("grpc://tempo:4317", " | the scheme is http:// or https://: \"http://tempo:4317\""),
         ("GRPCS://tempo", " | the scheme is http:// or https://: \"https://tempo:4317\""),
+        (
+            "http://tempo:4317/v1",
+            " | OTLP/gRPC has no path: \"http://tempo:4317\"; for OTLP/HTTP set \
+             `protocol = \"http/protobuf\"`",
+        ),
+        ("ftp://tempo:4317", " | the scheme is http:// or https://: \"http://tempo:4317\""),
     ] {
         let text = with_policy(&format!("exporter.otlp.endpoint = '{bad}'"));
         let message =
@@ -309,18 +316,90 @@ fn endpoints() {
         (
             "exporter.otlp.endpoint = 'https://127.0.0.1:4317'",
             "1:26: error: `endpoint` is this service's own [receiver.grpc]: spans would go in \
-             circles | name the backend's OTLP/gRPC address",
+             circles | name the backend's OTLP address",
         ),
         (
             "exporter.otlp.endpoint = 'http://127.0.0.1:4317'",
             "1:26: error: `endpoint` is this service's own [receiver.grpc]: spans would go in \
-             circles | name the backend's OTLP/gRPC address",
+             circles | name the backend's OTLP address",
         ),
         (
             "receiver.http.endpoint = '127.0.0.1:4317'",
             "1:26: error: two listeners have the endpoint `127.0.0.1:4317`",
         ),
     ]);
+}
+
+#[test]
+fn endpoints_of_otlp_http() {
+    let text = |endpoint: &str| {
+        let protocol = "exporter.otlp.protocol = 'http/protobuf'";
+        with_policy(&format!("{protocol}\nexporter.otlp.endpoint = '{endpoint}'"))
+    };
+    for good in [
+        "http://tempo:4318",
+        "http://tempo:4318/",
+        "https://otlp.example",
+        "https://[::1]/otlp",
+        "https://[::1]:4318/otlp/",
+        "https://10.0.0.1/a/b%20c",
+    ] {
+        let config = config(&text(good));
+        assert_eq!(
+            (&config.exporter.endpoint[..], config.exporter.protocol),
+            (good, Protocol::Http)
+        );
+    }
+    let wanted = "`endpoint` must be http://host:port/path, where port and path may be left out";
+    for (bad, hint) in [
+        ("tempo:4318", " | add the scheme: \"http://tempo:4318\""),
+        ("http://tempo:0/x", " | port 0 cannot be connected to"),
+        ("http://tempo:x/", " | the port is a number between 0 and 65535"),
+        (
+            "http://user@tempo",
+            " | the host is a name, an IPv4 address, or an IPv6 address in brackets",
+        ),
+        ("http://tempo/x?token=1", " | leave out what begins with `?` or `#`: \"http://tempo/x\""),
+        ("http://tempo#x", " | leave out what begins with `?` or `#`: \"http://tempo\""),
+        ("http://tempo/a b", " | the path has characters that must be percent-encoded"),
+        ("ftp://tempo", " | the scheme is http:// or https://: \"http://tempo\""),
+    ] {
+        let message = format!("2:26: error: {wanted}, found `{bad}`{hint}");
+        assert_eq!(problems(&text(bad)), [message]);
+    }
+    for full in ["http://tempo:4318/v1/traces", "http://tempo:4318/v1/traces/"] {
+        let message = "2:26: error: `endpoint` is a base, to which /v1/traces is added \
+                       | write \"http://tempo:4318\"";
+        assert_eq!(problems(&text(full)), [message]);
+    }
+    let own = "2:26: error: `endpoint` is this service's own [receiver.http]: spans would go in \
+               circles | name the backend's OTLP address";
+    assert_eq!(problems(&text("http://127.0.0.1:4318/x")), [own]);
+}
+
+#[test]
+fn a_port_of_the_other_protocol_is_a_warning() {
+    let of = |protocol: &str, endpoint: &str| {
+        problems(&with_policy(&format!(
+            "exporter.otlp = {{ protocol = '{protocol}', endpoint = '{endpoint}' }}"
+        )))
+    };
+    assert_eq!(
+        of("http/protobuf", "http://tempo:4317/x"),
+        ["1:58: warning: the port is the usual one of `protocol = \"grpc\"` \
+          | `http/protobuf` usually has port 4318"]
+    );
+    assert_eq!(
+        of("grpc", "http://tempo:4318"),
+        ["1:49: warning: the port is the usual one of `protocol = \"http/protobuf\"` \
+          | `grpc` usually has port 4317"]
+    );
+    // One mistake is one problem.
+    assert_eq!(
+        of("http", "http://tempo:4318/v1/traces"),
+        ["1:30: error: `protocol` must be one of `grpc`, `http/protobuf`, found `http` \
+          | did you mean `http/protobuf`?"]
+    );
 }
 
 #[test]
@@ -333,8 +412,8 @@ fn headers() {
             "1:35: error: `a b` is not the name of a header \
              | names are ASCII letters, digits, `-` and `_`",
         ),
-        ("te = 'x'", "1:32: error: the header `te` is gRPC's own"),
-        ("x-bin = 'x'", "1:35: error: the header `x-bin` is gRPC's own"),
+        ("te = 'x'", "1:32: error: the header `te` is the protocol's own"),
+        ("x-bin = 'x'", "1:35: error: the header `x-bin` is the protocol's own"),
         (
             "a = 'sécret'",
             "1:31: error: the value of `a` must be visible ASCII, without spaces around it",
