@@ -157,6 +157,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             supervisor: Arc::clone(&self.supervisor),
             tokens,
+            outsized: Default::default(),
             is_draining: AtomicBool::new(false),
         })
     }

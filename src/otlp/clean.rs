@@ -46,6 +46,11 @@ impl Cleaned {
     pub fn bytes<'a>(&'a self, arrived: &'a [u8]) -> &'a [u8] {
         self.repaired.as_deref().unwrap_or(arrived)
     }
+
+    /// How many of them are held here; 0 where nothing had to be repaired.
+    pub fn repaired_bytes(&self) -> usize {
+        self.repaired.as_deref().map_or(0, <[u8]>::len)
+    }
 }
 
 /// Cleans a `Span`; borrowed where nothing had to be repaired.

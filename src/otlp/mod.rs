@@ -10,6 +10,7 @@ pub mod conditions;
 mod context;
 pub mod encode;
 pub mod json;
+pub mod outsized;
 pub mod rewalk;
 mod schema;
 pub mod split;

@@ -47,6 +47,8 @@ pub struct Limits {
     pub max_trace_spans: u32,
     /// Encoded bytes at which a trace is decided with what it has.
     pub max_trace_bytes: u32,
+    /// Encoded bytes that a resource may have, and a scope.
+    pub context_bytes_max: usize,
     /// Encoded bytes that a kept trace may come to over its whole life.
     pub kept_bytes_max: Option<u64>,
     /// How long a decision is remembered, in milliseconds.
@@ -144,7 +146,7 @@ impl Sampler {
             shards,
             hasher,
             plan: RwLock::new(plan),
-            contexts: Contexts::new(Arc::clone(budget)),
+            contexts: Contexts::with_bytes_max(Arc::clone(budget), limits.context_bytes_max),
             limits,
             log: DecisionLog::new(limits.decision_log_traces, budget),
             pool,
