@@ -219,9 +219,13 @@ impl Decider {
     }
 
     fn begin_tick(&mut self) {
-        let now = self.clock.now();
-        self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
-        self.tick_began = now;
+        // Without room nothing is decided. What is due then waits for the thresholds of the tick in
+        // which it can be decided, and is not listed again and again meanwhile.
+        if self.leaving.room() > 0 {
+            let now = self.clock.now();
+            self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
+            self.tick_began = now;
+        }
         if let Some(bytes) = budget::resident_bytes() {
             self.budget.note_resident(bytes);
         }

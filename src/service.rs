@@ -44,7 +44,7 @@ use self::{
     limits::{cores, grpc_limits, http_limits, limits, tick},
 };
 use crate::{
-    admin::Admin,
+    admin::{Admin, Scrapes},
     budget::Budget,
     clock::{Clock, WindowClock},
     config::Config,
@@ -200,6 +200,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
+            scrapes: Scrapes::default(),
         })
     }
 }

@@ -30,6 +30,9 @@ use crate::{
 /// The least that one lock may decide to keep, however small requests are.
 const STEP_BYTES_MIN: usize = 1 << 20;
 
+/// Spans for which it keeps its capacity once it is empty.
+const SPARE_SPANS: usize = 16 << 10;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Leaving {
@@ -207,6 +210,8 @@ impl Leaving {
     fn charge(&mut self) {
         if self.is_empty() {
             self.of_outbox.clear();
+            self.spans.shrink_to(SPARE_SPANS);
+            self.kept.shrink_to(SPARE_SPANS);
         }
         let listed = self.spans.capacity() * size_of::<KeptSpan>()
             + self.kept.capacity() * size_of::<KeptTrace>();

@@ -36,6 +36,9 @@ use crate::budget::{Budget, Holder};
 /// table.
 const OVERHEAD_BYTES: usize = 200;
 
+/// Entries that a table keeps room for, however few there are.
+const SPARE_ENTRIES: usize = 16 << 10;
+
 /// Bytes of the resource's id in front of a context's key.
 const ID_BYTES: usize = 8;
 
@@ -78,6 +81,13 @@ impl Contexts {
     /// Whether none is in use, and no resource either.
     pub fn is_empty(&self) -> bool {
         self.0.contexts.0.is_empty() && self.0.resources.0.is_empty()
+    }
+
+    /// Gives back the room in the tables that only many more contexts would need. Called once a
+    /// tick; looks at a few numbers unless there is something to give back.
+    pub fn trim(&self) {
+        self.0.resources.trim();
+        self.0.contexts.trim();
     }
 
     /// Whether the budget that pays for them is used up.
@@ -175,6 +185,13 @@ impl<T> Table<T> {
             }
         }
         Arc::clone(value)
+    }
+
+    fn trim(&self) {
+        let capacity = self.0.capacity();
+        if capacity > SPARE_ENTRIES && capacity / 8 > self.0.len() {
+            self.0.shrink_to_fit();
+        }
     }
 
     /// Takes out a value whose last user has gone, unless a new one stands in its place.
@@ -323,6 +340,20 @@ mod tests {
         assert_eq!(budget.used(), before + 903);
         drop(context);
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn tables_shrink_after_many_contexts() {
+        let contexts = Contexts::new(Budget::new(1 << 30));
+        let many: Vec<_> =
+            (0..100_000u32).map(|n| intern(&contexts, &n.to_le_bytes(), b"")).collect();
+        contexts.trim();
+        assert!(contexts.0.resources.0.capacity() >= 100_000);
+        drop(many);
+        contexts.trim();
+        let tables = &contexts.0;
+        let capacity = tables.resources.0.capacity() + tables.contexts.0.capacity();
+        assert!(capacity < 4_096, "{capacity}");
     }
 
     #[test]

@@ -263,6 +263,8 @@ impl Batch {
             // What one large batch took is not kept.
             self.spans.shrink_to(SPARE_SPANS);
             self.tails.shrink_to(SPARE_TAIL_BYTES);
+            self.stamped.clear();
+            self.stamped.shrink_to(SPARE_TRACESTATE_BYTES);
         }
     }
 }
@@ -270,6 +272,7 @@ impl Batch {
 /// Spans and bytes of tails for which an empty batch keeps its capacity.
 const SPARE_SPANS: usize = 16 << 10;
 const SPARE_TAIL_BYTES: usize = 1 << 20;
+const SPARE_TRACESTATE_BYTES: usize = 4 << 10;
 
 /// A request that can be written: its length is known and nothing is allocated for it.
 #[derive(Debug)]

@@ -30,7 +30,7 @@ pub use self::{
     ingest::{Ingested, Scratch},
 };
 use crate::{
-    budget::Budget,
+    budget::{Budget, Holder},
     decisions::{Decision, DecisionLog, Logged, Remembered},
     otlp::{Contexts, conditions::Conditions as _},
     policy::Plan,
@@ -188,6 +188,7 @@ impl Sampler {
             watch(Hold::Ended);
             bits.catch_up(&view);
         }
+        let _charged = self.budget.hold(Holder::Index, bits.allocated_bytes());
         let mut state = self.lock(shard);
         watch(Hold::Begins);
         let before = std::mem::replace(&mut state.plan, Arc::clone(plan));
@@ -236,6 +237,7 @@ impl Sampler {
     /// Gives memory back that has been of no use for a while. Called once a tick.
     pub fn trim(&self, now: Millis) {
         self.pool.trim(now);
+        self.contexts.trim();
     }
 
     /// What is known about a trace.

@@ -329,3 +329,32 @@ async fn json_senders_are_told_too() {
     assert_eq!(metrics.get(refused), 1.0);
     running.stop().await;
 }
+
+/// Scenario: 39 requests for /metrics over three connections, of whose answers a byte is read.
+/// Guarantees: a few are answered, the others with 503, so that little is held; once they are gone
+/// everybody is answered again.
+#[tokio::test]
+async fn unread_metrics_are_few() {
+    let running = Running::start(config(ALL)).await;
+    let address = running.service.admin_address;
+    let mut answers = Vec::new();
+    // Sixteen streams are open at once on each.
+    for _ in 0..3 {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("listening");
+        let builder = h2::client::Builder::new().initial_window_size(1).clone();
+        let (client, connection) = builder.handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        for _ in 0..13 {
+            let request = http::Request::get("http://t/metrics").body(()).expect("a request");
+            let mut client: h2::client::SendRequest<bytes::Bytes> =
+                client.clone().ready().await.expect("a stream");
+            let (answer, _) = client.send_request(request, true).expect("sent");
+            answers.push(answer.await.expect("answered"));
+        }
+    }
+    let with = |status: u16| answers.iter().filter(|answer| answer.status() == status).count();
+    assert_eq!((with(200), with(503)), (16, 23));
+    drop(answers);
+    running.until("answered again", |metrics| !metrics.0.is_empty()).await;
+    running.stop().await;
+}

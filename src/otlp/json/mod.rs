@@ -1,7 +1,7 @@
 //! OTLP/JSON to protobuf, once, at the door: from there on a request is bytes like any other.
 //!
 //! Called by the HTTP door's connection tasks. serde_json reads, `schema.rs` says what a
-//! member is, `message.rs` writes; nothing is built in between, so that what is written is never
+//! member is, `super::message` writes; nothing is built in between, so that what is written is never
 //! longer than what was read. The rules are OTLP's: names in lowerCamelCase, ids in hexadecimal of
 //! either case, enums as numbers, unknown members ignored; beyond that those of protobuf's JSON
 //! mapping: integers as numbers or strings, `"NaN"` and `"Infinity"`, base64 of either alphabet,
@@ -17,8 +17,6 @@
 //! it at 40. What is ignored is skipped without recursion.
 //! Sources: OTLP specification, "JSON Protobuf Encoding"; protobuf.dev, "ProtoJSON Format".
 
-mod message;
-
 use std::fmt;
 
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -27,9 +25,9 @@ use serde::{
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use self::message::Message;
 use super::{
     clean::NESTING_MAX,
+    message::Message,
     schema::{Field, Kind, REQUEST, Role, Schema},
 };
 
