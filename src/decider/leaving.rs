@@ -30,8 +30,8 @@ use crate::{
 /// The least that one lock may decide to keep, however small requests are.
 const STEP_BYTES_MIN: usize = 1 << 20;
 
-/// Spans for which it keeps its capacity once it is empty.
-const SPARE_SPANS: usize = 16 << 10;
+/// Spans for which it keeps its capacity once it is empty: less than a MiB, which is not charged.
+const SPARE_SPANS: usize = 4 << 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -212,6 +212,8 @@ impl Leaving {
             self.of_outbox.clear();
             self.spans.shrink_to(SPARE_SPANS);
             self.kept.shrink_to(SPARE_SPANS);
+            self.allocated = None;
+            return;
         }
         let listed = self.spans.capacity() * size_of::<KeptSpan>()
             + self.kept.capacity() * size_of::<KeptTrace>();

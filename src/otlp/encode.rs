@@ -270,8 +270,8 @@ impl Batch {
 }
 
 /// Spans and bytes of tails for which an empty batch keeps its capacity.
-const SPARE_SPANS: usize = 16 << 10;
-const SPARE_TAIL_BYTES: usize = 1 << 20;
+const SPARE_SPANS: usize = 8 << 10;
+const SPARE_TAIL_BYTES: usize = 256 << 10;
 const SPARE_TRACESTATE_BYTES: usize = 4 << 10;
 
 /// A request that can be written: its length is known and nothing is allocated for it.

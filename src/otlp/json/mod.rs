@@ -1,7 +1,7 @@
 //! OTLP/JSON to protobuf, once, at the door: from there on a request is bytes like any other.
 //!
 //! Called by the HTTP door's connection tasks. serde_json reads, `schema.rs` says what a
-//! member is, `super::message` writes; nothing is built in between, so that what is written is never
+//! member is, `message.rs` writes; nothing is built in between, so that what is written is never
 //! longer than what was read. The rules are OTLP's: names in lowerCamelCase, ids in hexadecimal of
 //! either case, enums as numbers, unknown members ignored; beyond that those of protobuf's JSON
 //! mapping: integers as numbers or strings, `"NaN"` and `"Infinity"`, base64 of either alphabet,
