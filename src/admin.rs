@@ -19,7 +19,11 @@ use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::spawn_blocking};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::spawn_blocking,
+};
 
 use crate::{
     budget::Budget,
@@ -52,6 +56,31 @@ fn limits() -> listen::Limits {
     }
 }
 
+/// Answers to /metrics that wait for their reader at once: with many policies each has megabytes.
+const SCRAPES_MAX: usize = 16;
+
+/// An answer to /metrics, counted until it is read.
+struct Scrape {
+    text: String,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Scrape {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
+/// Answers to /metrics that may be under way.
+#[derive(Debug)]
+pub struct Scrapes(Arc<Semaphore>);
+
+impl Default for Scrapes {
+    fn default() -> Self {
+        Scrapes(Arc::new(Semaphore::new(SCRAPES_MAX)))
+    }
+}
+
 /// What the answers are read from.
 #[derive(Debug)]
 pub struct Admin {
@@ -73,6 +102,8 @@ pub struct Admin {
     pub reload: Arc<Reload>,
     /// `telemetry.enable_lifecycle`.
     pub enable_lifecycle: bool,
+    /// Bounds what readers that do not read can make the service hold.
+    pub scrapes: Scrapes,
 }
 
 impl Admin {
@@ -126,7 +157,7 @@ impl Admin {
 
     fn get(&self, path: &str) -> Response<Full<Bytes>> {
         match path {
-            "/metrics" => response(StatusCode::OK, EXPOSITION, self.scrape()),
+            "/metrics" => self.metrics(),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
             path => match path.strip_prefix("/-/decisions/") {
@@ -134,6 +165,15 @@ impl Admin {
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),
             },
         }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let Ok(permit) = Arc::clone(&self.scrapes.0).try_acquire_owned() else {
+            let message = format!("{SCRAPES_MAX} answers wait to be read already\n");
+            return response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message);
+        };
+        let scrape = Scrape { text: self.scrape(), _permit: permit };
+        response(StatusCode::OK, EXPOSITION, Bytes::from_owner(scrape))
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {

@@ -47,7 +47,7 @@ use self::{
     limits::{cores, grpc_limits, http_limits, limits, tick},
 };
 use crate::{
-    admin::Admin,
+    admin::{Admin, Scrapes},
     budget::Budget,
     clock::{Clock, WindowClock},
     config::Config,
@@ -164,6 +164,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             supervisor: Arc::clone(&self.supervisor),
             tokens,
+            outsized: Default::default(),
             is_draining: AtomicBool::new(false),
         })
     }
@@ -206,6 +207,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
+            scrapes: Scrapes::default(),
         })
     }
 }

@@ -143,8 +143,11 @@ fn encoded(corpus: &mut Corpus) -> Result<Vec<(Bytes, u64)>> {
         batch.push_trace(kept, &TraceStamp { tracestate: None, policy_and_trigger: None });
     }
     let mut requests = Vec::new();
-    batch.encode(MAX_REQUEST_BYTES, &mut requests);
-    Ok(requests.into_iter().map(|request| (request.body, request.spans)).collect())
+    while let Some(next) = batch.next(MAX_REQUEST_BYTES) {
+        let request = next.encode();
+        requests.push((request.body, request.spans));
+    }
+    Ok(requests)
 }
 
 fn walked(corpus: &mut Corpus, sequence: u64, contexts: &Contexts) -> Result<(Bytes, Walked)> {

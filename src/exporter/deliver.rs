@@ -10,6 +10,10 @@
 //! - the backend is exhausted by it [`EXHAUSTED_MAX`] times in a row: with a rate limit whose burst
 //!   is smaller than a request, waiting alone never helps.
 //!
+//! A resource or scope whose spans end up in both halves is copied into each. What is copied is
+//! charged to the memory budget, and is at most as much as the request (or 256 KiB where that is
+//! more): a part that could only be cut with more copying is not cut any more.
+//!
 //! Halves are sent one after the other, in the order of their spans, by the one consumer that has
 //! the request. `max_elapsed_time` counts from the first failure since something was taken, and
 //! the last attempt is made when it is over, so that an outage of just that time loses nothing.
@@ -29,6 +33,7 @@ use super::{
     peer::{Peer, REFUSALS_MAX, SizeEvidence},
 };
 use crate::{
+    budget::Hold,
     metrics::{ExportCode, FailedBecause},
     otlp::{encode::EncodedRequest, split},
     supervise::Task,
@@ -44,6 +49,8 @@ const JITTER: f64 = 0.5;
 const CUTS_MAX: u32 = REFUSALS_MAX;
 /// Answers that the backend is exhausted, in a row, after which a part is halved.
 const EXHAUSTED_MAX: u32 = 4;
+/// What cutting a small request may copy: contexts of 4 KiB in as many cuts as it may have.
+const COPIED_BYTES_MIN: usize = 256 << 10;
 /// The most of a backend's words that is logged.
 const SAID_CHARS_MAX: usize = 300;
 
@@ -54,6 +61,9 @@ pub(super) struct Delivery<'a> {
     /// What is left of the request, the next part last.
     parts: Vec<EncodedRequest>,
     cuts_left: u32,
+    /// Bytes of contexts that further cuts may copy, and what the copies so far are charged.
+    copies_left: usize,
+    copied: Vec<Hold>,
     /// Until the next attempt.
     delay: Duration,
     /// The first failure since something was taken. By tokio's clock, as the delays are.
@@ -85,6 +95,8 @@ impl<'a> Delivery<'a> {
     pub(super) fn new(consumer: &'a mut Consumer, popped: &'a mut Popped) -> Self {
         let body = std::mem::take(&mut popped.body);
         Delivery {
+            copies_left: body.len().max(COPIED_BYTES_MIN),
+            copied: Vec::new(),
             parts: vec![EncodedRequest { body, spans: popped.unsettled() }],
             cuts_left: CUTS_MAX,
             delay: consumer.retry.initial_interval,
@@ -101,11 +113,10 @@ impl<'a> Delivery<'a> {
     pub(super) async fn run(mut self) {
         while let Some(part) = self.parts.pop() {
             let limit = self.peer().limit().min(self.sizes.limit());
-            if part.spans > 1 && part.body.len() > limit {
-                self.cut(&part);
-            } else {
-                self.deliver(part).await;
+            if part.spans > 1 && part.body.len() > limit && self.cut(&part) {
+                continue;
             }
+            self.deliver(part).await;
         }
         self.learn();
         self.log();
@@ -125,8 +136,8 @@ impl<'a> Delivery<'a> {
             };
             self.consumer.metrics.retried(again.code);
             self.rest(wait).await;
-            if self.exhausted >= EXHAUSTED_MAX && self.may_cut(&part) {
-                return self.cut(&part);
+            if self.exhausted >= EXHAUSTED_MAX && self.may_cut(&part) && self.cut(&part) {
+                return;
             }
         }
     }
@@ -168,9 +179,7 @@ impl<'a> Delivery<'a> {
             }
             Outcome::Refused { code, is_about_spans: true, message } => {
                 self.peer().refused();
-                if self.may_cut(part) {
-                    self.cut(part);
-                } else {
+                if !self.may_cut(part) || !self.cut(part) {
                     self.fail(FailedBecause::Rejected, part.spans, code, &message);
                 }
             }
@@ -200,14 +209,14 @@ impl<'a> Delivery<'a> {
         message: &str,
     ) {
         self.sizes.refused(part.body.len(), limit);
-        if part.body.len() > REQUEST_BYTES_MIN && part.spans > 1 {
-            return self.cut(part);
-        }
-        // Every backend takes so little: this is about a span.
-        self.peer().refused();
-        if self.may_cut(part) {
-            self.cut(part);
+        let may_cut = if part.body.len() > REQUEST_BYTES_MIN {
+            part.spans > 1
         } else {
+            // Every backend takes so little: this is about a span.
+            self.peer().refused();
+            self.may_cut(part)
+        };
+        if !may_cut || !self.cut(part) {
             self.sizes.refused_alone();
             self.fail(FailedBecause::TooLarge, part.spans, code, message);
         }
@@ -256,9 +265,7 @@ impl<'a> Delivery<'a> {
         let because = FailedBecause::RetryExpired;
         if again.cause != Cause::Exhausted {
             self.give_up(because, again.code, &again.said);
-        } else if self.may_cut(part) {
-            self.cut(part);
-        } else {
+        } else if !self.may_cut(part) || !self.cut(part) {
             self.fail(because, part.spans, again.code, &again.said);
         }
     }
@@ -288,12 +295,18 @@ impl<'a> Delivery<'a> {
         may
     }
 
-    /// Puts the halves of a part of several spans in its place.
-    fn cut(&mut self, part: &EncodedRequest) {
+    /// Puts the halves of a part of several spans in its place, unless too much would be copied.
+    fn cut(&mut self, part: &EncodedRequest) -> bool {
         let halves = split::halves(&part.body).ok().flatten();
         let [first, second] = halves.expect("a request of several spans, encoded by us");
         assert_eq!(first.spans + second.spans, part.spans, "a request has the spans that it says");
+        let bytes = first.body.len() + second.body.len();
+        let copied = bytes.saturating_sub(part.body.len());
+        let Some(copies_left) = self.copies_left.checked_sub(copied) else { return false };
+        self.copies_left = copies_left;
+        self.copied.push(self.popped.charge(copied));
         self.parts.extend([second, first]);
+        true
     }
 
     async fn rest(&mut self, wait: Duration) {
@@ -349,7 +362,9 @@ fn advice_on_loss(because: FailedBecause) -> &'static str {
         FailedBecause::RetryExpired => {
             "the backend did not take them for retry_on_failure.max_elapsed_time"
         }
-        FailedBecause::TooLarge => "a single one is larger than the backend takes",
+        FailedBecause::TooLarge => {
+            "a single one, with its resource and scope, is larger than the backend takes"
+        }
         FailedBecause::PartialSuccess => "the backend took the others of their request",
         _ => "the backend refuses them for good",
     }

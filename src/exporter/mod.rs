@@ -20,7 +20,7 @@ use tokio::sync::watch;
 pub use answer::{Answer, Cause, Outcome};
 pub use client::{Client, ClientError};
 pub use connect::{ConnectError, Connection, Connector, Tls};
-pub use queue::{Popped, Queue};
+pub use queue::{Place, Popped, Queue};
 
 use crate::{
     clock::Clock,

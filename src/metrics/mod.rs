@@ -34,7 +34,7 @@ use crate::{
     grpc::{code_name, codes},
     otlp::encode::Faults,
     policy::Plan,
-    sampler::{Buffered, Decided},
+    sampler::{Buffered, Decided, Ingested},
     supervise::Task,
     trace::Trigger,
 };
@@ -82,6 +82,10 @@ pub enum RefusedBecause {
 
 const REFUSED: [&str; 6] =
     ["memory", "queue_full", "draining", "too_large", "malformed", "unauthenticated"];
+
+/// Why spans were refused of a request that was taken: `too_large` are those whose resource or
+/// scope is larger than one may be.
+const REFUSED_SPANS: [&str; 2] = ["invalid_id", "too_large"];
 
 /// Why kept spans did not reach the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +141,7 @@ pub struct Metrics {
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
     accepted: [Counter; 2],
-    refused_spans: [Counter; 2],
+    refused_spans: [[Counter; 2]; 2],
     refused_requests: [[Counter; 6]; 2],
     empty_requests: [Counter; 2],
     grpc_requests: Vec<Counter>,
@@ -201,7 +205,7 @@ impl Metrics {
             accepted: per_transport("tailwater_receiver_accepted_spans_total"),
             refused_spans: TRANSPORTS.map(|transport| {
                 let name = "tailwater_receiver_refused_spans_total";
-                counter!(name, "transport" => transport, "reason" => "invalid_id")
+                REFUSED_SPANS.map(|why| counter!(name, "transport" => transport, "reason" => why))
             }),
             refused_requests: TRANSPORTS.map(|transport| {
                 let name = "tailwater_receiver_refused_requests_total";
@@ -287,10 +291,14 @@ impl Metrics {
     }
 
     /// A request that was taken.
-    pub fn accepted(&self, transport: Transport, accepted: u64, rejected: u64) {
-        self.accepted[transport as usize].increment(accepted);
-        if rejected > 0 {
-            self.refused_spans[transport as usize].increment(rejected);
+    pub fn accepted(&self, transport: Transport, ingested: &Ingested) {
+        self.accepted[transport as usize].increment(ingested.accepted);
+        let outsized = ingested.outsized.as_ref().map_or(0, |outsized| outsized.spans);
+        let refused = &self.refused_spans[transport as usize];
+        for (counter, spans) in refused.iter().zip([ingested.rejected, outsized]) {
+            if spans > 0 {
+                counter.increment(spans);
+            }
         }
     }
 
@@ -461,7 +469,7 @@ impl Gauges {
 #[rustfmt::skip]
 fn describe() {
     describe_counter!("tailwater_receiver_accepted_spans_total", "Spans acknowledged, without those rejected.");
-    describe_counter!("tailwater_receiver_refused_spans_total", "Spans rejected inside an accepted request.");
+    describe_counter!("tailwater_receiver_refused_spans_total", "Spans rejected inside an accepted request: with a malformed id, or a resource or scope over a quarter of max_request_size_kib.");
     describe_counter!("tailwater_receiver_refused_requests_total", "Requests of which nothing was consumed.");
     describe_counter!("tailwater_receiver_empty_requests_total", "Requests answered with success that carry bytes but no span.");
     describe_counter!("tailwater_receiver_requests_total", "Requests answered, by gRPC code or HTTP status.");

@@ -10,6 +10,8 @@ pub mod conditions;
 mod context;
 pub mod encode;
 pub mod json;
+mod message;
+pub mod outsized;
 pub mod outline;
 pub mod rewalk;
 mod schema;

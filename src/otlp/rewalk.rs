@@ -15,6 +15,9 @@ use super::{
     wire::Malformed,
 };
 
+/// Words of bits of resources that are remembered, 1 MiB; then they are computed anew.
+const REMEMBERED_WORDS: usize = 128 << 10;
+
 /// Computes bits by some conditions, those of each resource once.
 #[derive(Debug)]
 pub struct Rewalk<'a, C> {
@@ -58,6 +61,11 @@ impl<'a, C: Conditions> Rewalk<'a, C> {
         let id = resource.id();
         if let Some((_, start)) = self.last.filter(|(last, _)| *last == id) {
             return start;
+        }
+        // Resources are many where senders want it, and the bits of one may be larger than itself.
+        if self.of_resources.len() >= REMEMBERED_WORDS {
+            self.of_resources.clear();
+            self.starts.clear();
         }
         let start = *self.starts.entry(id).or_insert_with(|| {
             let start = self.of_resources.len();

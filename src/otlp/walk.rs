@@ -23,6 +23,7 @@ use std::sync::Arc;
 use super::{
     conditions::{Attribute, Conditions, Event, SpanFields},
     context::{Context, Contexts},
+    outsized::Outsized,
     schema, tracestate,
     wire::{BYTES, Malformed, Reader, VARINT, tag},
 };
@@ -75,6 +76,8 @@ pub struct Walked {
     pub contexts: Vec<Arc<Context>>,
     /// Spans left out because an id was malformed.
     pub rejected: u64,
+    /// Spans left out because their resource or scope is too large.
+    pub outsized: Option<Box<Outsized>>,
     /// Scratch for the resource and the scope being interned.
     resource: Vec<u8>,
     scope: Vec<u8>,
@@ -95,6 +98,7 @@ impl Walked {
         self.bits.clear();
         self.contexts.clear();
         self.rejected = 0;
+        self.outsized = None;
         self.spans.shrink_to(64 << 10);
         self.bits.shrink_to(64 << 10);
         self.contexts.shrink_to(64 << 10);
@@ -181,7 +185,7 @@ impl<C: Conditions> Walk<'_, C> {
                 self.spans::<false>(scope_spans, walked)?;
             }
             // Interned for spans that stay: what has none, or only rejected ones, costs nothing.
-            if walked.spans.len() == spans_before {
+            if walked.spans.len() == spans_before || self.is_outsized(spans_before, walked) {
                 continue;
             }
             let resource = resource.get_or_insert_with(|| self.contexts.resource(&walked.resource));
@@ -191,6 +195,22 @@ impl<C: Conditions> Walk<'_, C> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the resource or the scope just read is larger than one may be. Then the spans after
+    /// the first `spans_before`, which are its own, are taken out again.
+    fn is_outsized(&self, spans_before: usize, walked: &mut Walked) -> bool {
+        let (bytes, bytes_max) =
+            (walked.resource.len().max(walked.scope.len()), self.contexts.bytes_max());
+        if bytes <= bytes_max {
+            return false;
+        }
+        let spans = walked.spans.len() - spans_before;
+        walked.spans.truncate(spans_before);
+        walked.bits.truncate(spans_before * self.conditions.words());
+        let outsized = walked.outsized.get_or_insert_default();
+        outsized.add(spans, bytes, bytes_max, &walked.resource);
+        true
     }
 
     /// The spans of one scope, and the raw bytes of all else that belongs to it. Compiled twice, so

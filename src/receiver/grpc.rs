@@ -34,7 +34,7 @@ use super::{
     listen::LongLived,
     turns::work,
 };
-use crate::{grpc::EXPORT_PATH, metrics::Transport, sampler::Ingested};
+use crate::{grpc::EXPORT_PATH, metrics::Transport, otlp::outsized::Outsized, sampler::Ingested};
 
 const GRPC: &str = "application/grpc";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -237,15 +237,27 @@ pub(super) fn acknowledgement(ingested: &Ingested) -> Bytes {
 
 /// What was left out of a request that was taken.
 pub(super) fn partial_success(ingested: &Ingested) -> Option<ExportTracePartialSuccess> {
-    (ingested.rejected > 0).then(|| ExportTracePartialSuccess {
-        rejected_spans: i64::try_from(ingested.rejected).unwrap_or(i64::MAX),
-        error_message:
-            "spans with malformed ids were rejected: a trace id has 16 bytes, a span id 8, \
-                        a parent span id 0 or 8, in JSON written in hexadecimal; neither of the \
-                        first two is all zero"
-                .into(),
+    let outsized = ingested.outsized.as_deref();
+    let rejected = ingested.rejected + outsized.map_or(0, |outsized| outsized.spans);
+    let mut messages = Vec::new();
+    if ingested.rejected > 0 {
+        messages.push(INVALID_IDS.to_owned());
+    }
+    if let Some(Outsized { spans, bytes, bytes_max, .. }) = outsized {
+        messages.push(format!(
+            "{spans} spans were rejected: their resource or scope has {bytes} bytes, and one may \
+             have {bytes_max}"
+        ));
+    }
+    (rejected > 0).then(|| ExportTracePartialSuccess {
+        rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
+        error_message: messages.join("; "),
     })
 }
+
+const INVALID_IDS: &str = "spans with malformed ids were rejected: a trace id has 16 bytes, a span \
+                           id 8, a parent span id 0 or 8, in JSON written in hexadecimal; neither of \
+                           the first two is all zero";
 
 fn is_grpc<B>(request: &http::Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);

@@ -28,6 +28,8 @@ use std::{
     time::Duration,
 };
 
+use tracing::warn;
+
 use self::{
     admission::SMALL_BYTES_MAX,
     empty::{EmptyRequests, Sent},
@@ -42,9 +44,10 @@ use crate::{
     decider::Outbox,
     exporter::Queue,
     metrics::{FailedBecause, Metrics, RefusedBecause, Transport},
-    otlp::{json::InvalidJson, walk::Unwalked},
+    otlp::{json::InvalidJson, outsized::Outsized, walk::Unwalked},
     sampler::{Decided, Ingested, Sampler, Scratch},
     supervise::{Panicked, Supervisor, Task},
+    throttle::Throttle,
 };
 use ::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 
@@ -161,6 +164,8 @@ pub struct Intake {
     pub supervisor: Arc<Supervisor>,
     /// Who may send; anyone where there are no tokens.
     pub tokens: Option<Arc<Live<Tokens>>>,
+    /// Lines about spans with a resource or scope that is too large.
+    pub outsized: Throttle,
     /// Set once the service stops accepting.
     pub is_draining: AtomicBool,
 }
@@ -214,20 +219,40 @@ impl Intake {
         let ingested =
             self.supervisor.contained_now(Task::Receiver, ingest).map_err(|panicked| {
                 BUFFERS.with_borrow_mut(|(scratch, decided)| {
-                    self.metrics.accepted(transport, scratch.taken(), 0);
+                    let taken = Ingested { accepted: scratch.taken(), ..Ingested::default() };
+                    self.metrics.accepted(transport, &taken);
                     self.metrics.failed(FailedBecause::Malformed, decided.give_up());
                     self.pass_on(decided);
                     (*scratch, *decided) = Default::default();
                 });
                 Refusal::from(panicked)
             })??;
-        self.metrics.accepted(transport, ingested.accepted, ingested.rejected);
+        self.metrics.accepted(transport, &ingested);
+        if let Some(outsized) = &ingested.outsized {
+            self.log_outsized(outsized);
+        }
         Ok(ingested)
     }
 
     /// Counts and logs a request that was taken though it has no span.
     fn notice_empty(&self, transport: Transport, sent: Sent<'_>, ingested: &Ingested) {
         self.empty.notice(&self.metrics, transport, sent, ingested);
+    }
+
+    /// What a sender of one such resource sends again and again.
+    #[cold]
+    fn log_outsized(&self, outsized: &Outsized) {
+        let Some(spans) = self.outsized.add(outsized.spans) else { return };
+        let Outsized { bytes, bytes_max, service, .. } = outsized;
+        warn!(
+            spans,
+            service,
+            bytes,
+            bytes_max,
+            "refused spans: their resource or scope is larger than a quarter of \
+             exporter.otlp.max_request_size_kib, and would be sent again with every request. \
+             Let the service send smaller resource attributes, or raise max_request_size_kib"
+        );
     }
 
     /// Hands on what a request has brought about.

@@ -76,7 +76,7 @@ mod tests {
         let worker = thread::current().id();
         let is_here = move || {
             let accepted = u64::from(thread::current().id() == worker);
-            Ok(Ingested { accepted, rejected: 0 })
+            Ok(Ingested { accepted, ..Ingested::default() })
         };
         let here = work(false, is_here).await.expect("done");
         let there = work(true, is_here).await.expect("done");

@@ -17,6 +17,8 @@ use crate::{
 
 /// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
 const TRACES_PER_LOCK: usize = 256;
+/// Entries that each list of a [`Decided`] keeps room for when it is cleared.
+const SPARE_ENTRIES: usize = 16 << 10;
 
 /// What was decided under one lock, or while one request was taken in. Buffers are reused: clear
 /// it.
@@ -51,7 +53,8 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Forgets everything, and frees what the window has given up.
+    /// Forgets everything, and frees what the window has given up. What an unusual request took is
+    /// not kept.
     pub fn clear(&mut self) {
         self.decisions.records.clear();
         self.decisions.matched.clear();
@@ -66,6 +69,11 @@ impl Decided {
         self.forgotten = 0;
         self.unfit.clear();
         self.freed.clear();
+        self.decisions.records.shrink_to(SPARE_ENTRIES);
+        self.decisions.matched.shrink_to(SPARE_ENTRIES);
+        self.kept.shrink_to(SPARE_ENTRIES);
+        self.spans.shrink_to(SPARE_ENTRIES);
+        self.late.shrink_to(SPARE_ENTRIES);
     }
 
     /// Spans that have left the window, or never came into it, kept or not.
@@ -133,7 +141,7 @@ pub enum Progress {
     Done,
     /// The lock was given up with, perhaps, more to do.
     More,
-    /// The next trace is kept and larger than the room that was left.
+    /// The next trace is larger than the room that was left. It was not judged.
     NoRoom,
 }
 
@@ -186,7 +194,9 @@ impl Sampler {
     }
 
     /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow.
-    /// Breaks, and leaves it there, if it is kept but there is no room for it.
+    /// Breaks, and leaves it there, if there would be no room for it. It is not judged then: a
+    /// trace that was kept by one tick's threshold and had to wait would be judged again by
+    /// another, which biases the counts that limits are to leave unbiased.
     pub(super) fn decide_trace(
         &self,
         state: &mut ShardState,
@@ -196,6 +206,10 @@ impl Sampler {
     ) -> ControlFlow<()> {
         let window = &mut state.window;
         let (trace_id, facts) = (window.trace_id(due.position), window.facts(due.position));
+        let bytes = facts.bytes as usize;
+        if out.kept_bytes > 0 && out.kept_bytes + bytes > room {
+            return ControlFlow::Break(());
+        }
         let explicit_randomness = window.explicit_randomness(due.position);
         let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
         let randomness = evidence.randomness;
@@ -209,11 +223,6 @@ impl Sampler {
             out.decisions.matched.truncate(matched_start as usize);
             Verdict::NONE
         });
-        let bytes = facts.bytes as usize;
-        if verdict.kept && out.kept_bytes > 0 && out.kept_bytes + bytes > room {
-            out.decisions.matched.truncate(matched_start as usize);
-            return ControlFlow::Break(());
-        }
         let has_shadows = state.plan.shadows().len() > 0;
         // Of a dropped trace only the limits of shadow policies could be charged.
         if state.plan.has_limits() && (is_charged || has_shadows) {

@@ -11,6 +11,7 @@ use crate::{
     decisions::Decision,
     otlp::{
         conditions::Conditions as _,
+        outsized::Outsized,
         rewalk::Rewalk,
         walk::{self, SpanMeta, Unwalked, Walked},
     },
@@ -114,12 +115,14 @@ impl ShardState {
 }
 
 /// What became of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ingested {
     /// Spans buffered, or following their trace's decision.
     pub accepted: u64,
     /// Spans left out because an id was malformed.
     pub rejected: u64,
+    /// Spans left out because their resource or scope is too large.
+    pub outsized: Option<Box<Outsized>>,
 }
 
 /// Computes the bits of some spans of a request by another plan than it was walked with: a reload
@@ -170,12 +173,12 @@ impl Sampler {
             }
             rests.retain(|rest| !rest.is_empty());
         }
-        let rejected = walked.rejected;
+        let (rejected, outsized) = (walked.rejected, walked.outsized.take());
         // The contexts of a request must not live on in an idle connection.
         walked.clear();
         let accepted = std::mem::take(taken);
         scratch.shrink();
-        Ok(Ingested { accepted, rejected })
+        Ok(Ingested { accepted, rejected, outsized })
     }
 
     fn ingest_locked(

@@ -33,7 +33,7 @@ pub use self::{
     ingest::{Ingested, Scratch},
 };
 use crate::{
-    budget::Budget,
+    budget::{Budget, Holder},
     decisions::{Decision, DecisionLog, Logged, Remembered},
     otlp::{Contexts, conditions::Conditions as _},
     policy::Plan,
@@ -50,6 +50,8 @@ pub struct Limits {
     pub max_trace_spans: u32,
     /// Encoded bytes at which a trace is decided with what it has.
     pub max_trace_bytes: u32,
+    /// Encoded bytes that a resource may have, and a scope.
+    pub context_bytes_max: usize,
     /// Encoded bytes that a kept trace may come to over its whole life.
     pub kept_bytes_max: Option<u64>,
     /// How long a decision is remembered, in milliseconds.
@@ -149,7 +151,7 @@ impl Sampler {
             shards,
             hasher,
             plan: RwLock::new(plan),
-            contexts: Contexts::new(Arc::clone(budget)),
+            contexts: Contexts::with_bytes_max(Arc::clone(budget), limits.context_bytes_max),
             limits,
             log: DecisionLog::new(limits.decision_log_traces, budget),
             pool,
@@ -194,6 +196,7 @@ impl Sampler {
             watch(Hold::Ended);
             bits.catch_up(&view);
         }
+        let _charged = self.budget.hold(Holder::Index, bits.allocated_bytes());
         let mut state = self.lock(shard);
         watch(Hold::Begins);
         let before = std::mem::replace(&mut state.plan, Arc::clone(plan));
@@ -242,6 +245,7 @@ impl Sampler {
     /// Gives memory back that has been of no use for a while. Called once a tick.
     pub fn trim(&self, now: Millis) {
         self.pool.trim(now);
+        self.contexts.trim();
     }
 
     /// What is known about a trace.

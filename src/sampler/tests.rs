@@ -57,6 +57,7 @@ const LIMITS: Limits = Limits {
     waits: Waits { decision_wait: 10, after_root: None },
     max_trace_spans: 10,
     max_trace_bytes: 1 << 10,
+    context_bytes_max: usize::MAX,
     kept_bytes_max: None,
     decision_ttl_millis: 10,
     decision_log_traces: 0,
@@ -156,4 +157,27 @@ fn a_reload_in_progress_leaves_no_shard_out_of_a_tick() {
         {}
     }
     assert_eq!((decided.left_spans(), decided.kept.len()), (200, 20));
+}
+
+#[test]
+fn a_trace_without_room_is_not_judged() {
+    let plan = Arc::new(Plan::compile(&[policy("a")]));
+    let sampler = Sampler::new(plan, LIMITS, &Budget::new(1 << 30), 1);
+    let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+    let mut take = |value: &str, trace: u8| {
+        let bytes = request_of(value, trace..=trace);
+        sampler.ingest(Millis(0), &bytes, &mut scratch, &mut Decided::default()).expect("valid");
+    };
+    // The second one would be dropped, and still waits: what becomes of a trace for want of room
+    // must not depend on how it is judged.
+    take("a", 1);
+    take("b", 2);
+    let which = Which::Oldest(Trigger::Memory);
+    let bytes = sampler.buffered().bytes as usize / 2;
+    assert_eq!(sampler.decide(0, Millis(0), which, bytes, &mut decided), Progress::NoRoom);
+    assert_eq!((decided.decisions.records.len(), sampler.buffered().traces), (1, 1));
+    assert!(decided.decisions.matched.len() == 1 && decided.kept.len() == 1);
+    decided.clear();
+    assert_eq!(sampler.decide(0, Millis(0), which, bytes, &mut decided), Progress::Done);
+    assert_eq!((decided.decisions.records.len(), sampler.buffered().traces), (1, 0));
 }

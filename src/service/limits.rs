@@ -17,6 +17,9 @@ const TICK_MAX: Duration = Duration::from_millis(100);
 /// Connections one HTTP listener may have.
 const HTTP_CONNECTIONS_MAX: usize = 1024;
 
+/// A quarter of the smallest `max_request_size_kib`.
+const CONTEXT_BYTES_MIN: usize = 4 << 10;
+
 /// Cores that the process may use.
 pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -38,6 +41,7 @@ pub(super) fn limits(config: &Config) -> Limits {
         },
         max_trace_spans: sampling.max_trace_spans,
         max_trace_bytes: sampling.max_trace_bytes,
+        context_bytes_max: (config.exporter.max_request_bytes / 4).max(CONTEXT_BYTES_MIN),
         kept_bytes_max: config.exporter.max_trace_bytes,
         decision_ttl_millis: millis(sampling.decision_cache_ttl),
         decision_log_traces: sampling.decision_log_size,

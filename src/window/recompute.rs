@@ -49,6 +49,11 @@ impl<'a, C: Conditions> NewBits<'a, C> {
         }
     }
 
+    /// Bytes allocated for the bits, which the shard then holds in place of its own.
+    pub fn allocated_bytes(&self) -> usize {
+        self.bits.capacity() * size_of::<u64>() + self.done.capacity() * size_of::<Mark>()
+    }
+
     /// Walks what of a view has not been walked. Views of one shard, each later than the ones
     /// before.
     pub fn catch_up(&mut self, view: &View) {

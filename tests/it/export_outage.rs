@@ -74,8 +74,9 @@ impl Exporter {
     pub fn push(&mut self, spans: u64) {
         let body: Bytes = request("shop", roots(spans, 100)).encode_to_vec().into();
         self.kept += spans;
-        if self.queue.try_push(EncodedRequest { body, spans }).is_err() {
-            self.metrics.failed(FailedBecause::QueueFull, spans);
+        match self.queue.place_within(body.len()) {
+            Some(place) => place.fill(EncodedRequest { body, spans }),
+            None => self.metrics.failed(FailedBecause::QueueFull, spans),
         }
     }
 

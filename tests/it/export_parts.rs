@@ -297,7 +297,8 @@ async fn what_a_panic_takes_along_is_counted() {
         supervisor: Arc::clone(&supervisor),
     };
     for spans in [3, 1] {
-        queue.push(EncodedRequest { body: Bytes::from_static(&[0x7a, 0]), spans });
+        let request = EncodedRequest { body: Bytes::from_static(&[0x7a, 0]), spans };
+        queue.place(request.body.len()).expect("room").fill(request);
     }
     queue.close();
     consumer.run().await;

@@ -9,6 +9,7 @@
 
 mod abuse;
 mod admin;
+mod amplification;
 mod answers;
 mod answers_of_backends;
 mod auth;
