@@ -26,7 +26,7 @@ use crate::{
     decisions::{Decision, Logged},
     exporter::Queue,
     metrics::{Metrics, Readings},
-    receiver::{
+    net::{
         listen::{self, Door},
         windows::Windows,
     },

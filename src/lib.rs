@@ -25,6 +25,7 @@ pub mod config;
 pub mod credentials;
 pub mod grpc;
 pub mod metrics;
+pub mod net;
 pub mod supervise;
 pub mod testing;
 pub mod throttle;

@@ -17,7 +17,7 @@ use tonic::{
 
 use crate::{
     grpc::RawCodec,
-    receiver::{
+    net::{
         listen::{self, BindError, Door, Limits},
         windows::Windows,
     },

@@ -28,11 +28,14 @@ use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
     compression::{Encoding, inflate},
-    deadline::in_time,
-    listen::LongLived,
     turns::work,
 };
-use crate::{grpc::EXPORT_PATH, metrics::Transport, sampler::Ingested};
+use crate::{
+    grpc::EXPORT_PATH,
+    metrics::Transport,
+    net::{deadline::in_time, listen::LongLived},
+    sampler::Ingested,
+};
 
 const GRPC: &str = "application/grpc";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -22,11 +22,12 @@ use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
     compression::{Encoding, inflate},
-    deadline::in_time,
     grpc::{acknowledgement, partial_success},
     turns::work,
 };
-use crate::{metrics::Transport, otlp::json, sampler::Ingested, supervise::Task};
+use crate::{
+    metrics::Transport, net::deadline::in_time, otlp::json, sampler::Ingested, supervise::Task,
+};
 
 /// Where traces are posted.
 const TRACES_PATH: &str = "/v1/traces";

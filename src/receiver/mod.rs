@@ -1,22 +1,15 @@
 //! Receiving: from an accepted connection to spans in the window, and the answer to the sender.
 //!
-//! [`Intake`] is what both doors share: it says who may send and whether a request may come in at
+//! [`Intake`] is what both receivers share: it says who may send and whether a request may come in at
 //! all (before its body is read), walks and buffers it, counts, and names the reason of a refusal.
-//! [`grpc`] and [`http`] turn that into answers, [`listen`] owns sockets and connections,
-//! [`handshake`] is TLS in front of them. Acknowledged means buffered. A refused request is refused
-//! whole: nothing of it was consumed.
+//! [`grpc`] and [`http`] turn that into answers; `net` owns sockets and connections. Acknowledged means
+//! buffered. A refused request is refused whole: nothing of it was consumed.
 
 mod admission;
 mod compression;
-mod deadline;
-pub mod descriptors;
 pub mod grpc;
-pub mod handshake;
 pub mod http;
-pub mod listen;
-mod preface;
 pub mod turns;
-pub mod windows;
 
 use std::{
     cell::RefCell,
@@ -129,7 +122,7 @@ pub fn buffers(count_max: usize) -> Arc<Buffers> {
     Buffers::new(64 << 10..=SMALL_BYTES_MAX, count_max)
 }
 
-/// What both doors share.
+/// What both receivers share.
 #[derive(Debug)]
 pub struct Intake {
     /// Buffers the spans.

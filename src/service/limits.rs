@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::{
     budget::Budget,
     config::Config,
-    receiver::{listen, windows::Windows},
+    net::{listen, windows::Windows},
     sampler::Limits,
     window::Waits,
 };

@@ -29,7 +29,7 @@ use tailwater::{
     config::{Compression, Config, Overflow},
     exporter::{Client, Connector},
     grpc::{code_name, codes},
-    receiver::listen,
+    net::listen,
     testing,
 };
 use tokio::{net::TcpListener, sync::watch};

@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use prost::Message as _;
-use tailwater::{grpc::RawCodec, receiver::listen, testing};
+use tailwater::{grpc::RawCodec, net::listen, testing};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tonic::{
     Code, Request, Response, Status,
