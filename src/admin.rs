@@ -27,7 +27,7 @@ use crate::{
     exporter::Queue,
     metrics::{Metrics, Readings},
     net::{
-        listen::{self, Door},
+        listen::{self, Terms},
         windows::Windows,
     },
     reload::{Refused, Reload},
@@ -44,6 +44,7 @@ const JSON: &str = "application/json";
 fn limits() -> listen::Limits {
     listen::Limits {
         max_connections: 64,
+        max_age: None,
         max_concurrent_streams: 16,
         windows: Windows::new(1 << 20, None),
         http2_only: false,
@@ -94,8 +95,9 @@ impl Admin {
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             runtime.block_on(async {
                 if let Ok(listener) = TcpListener::from_std(listener) {
-                    let door = Door { limits: limits(), tls: None, supervised };
-                    listen::serve(listener, door, answer, stop).await;
+                    let limits = limits();
+                    let terms = Terms { limits, tls: None, supervised, tally: None };
+                    listen::serve(listener, terms, answer, stop).await;
                 }
             });
         })

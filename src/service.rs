@@ -41,7 +41,7 @@ use tracing::{error, info, warn};
 
 use self::{
     credentials::Credentials,
-    limits::{cores, grpc_limits, http_limits, limits, tick},
+    limits::{cores, grpc_limits, http_limits, http_settings, limits, tick},
 };
 use crate::{
     admin::Admin,
@@ -56,7 +56,8 @@ use crate::{
     net::{
         descriptors,
         handshake::Handshake,
-        listen::{self, BindError, Door, Listen},
+        listen::{self, BindError, Listen, Terms},
+        tally::Tally,
     },
     policy::Plan,
     receiver::{self, Intake, grpc::GrpcService, http::HttpService, turns::Turns},
@@ -159,11 +160,12 @@ impl Shared {
         })
     }
 
-    fn door(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Door {
+    fn terms(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Terms {
         let handshake = |server| Handshake::new(server, transport, &self.metrics);
         let supervisor = Arc::clone(&self.supervisor);
         let supervised = Supervised { supervisor, task: Task::Receiver };
-        Door { limits, tls: with.server.as_ref().map(handshake), supervised }
+        let tally = Some(Tally::new(&self.metrics, transport));
+        Terms { limits, tls: with.server.as_ref().map(handshake), supervised, tally }
     }
 
     fn decider(&self, config: &Config) -> Decider {
@@ -283,13 +285,13 @@ impl Service {
         let answer = move |request| service.clone().answer(request);
         let connections_max = descriptors::connections_max(2);
         let grpc_limits = grpc_limits(config, connections_max, &shared.budget);
-        let http_limits = http_limits(&grpc_limits, connections_max);
-        let door = shared.door(grpc_limits, Transport::Grpc, &credentials);
-        receivers.spawn(listen::serve(grpc, door, answer, receivers_stop.clone()));
-        let service = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
+        let http_limits = http_limits(config, &grpc_limits, connections_max);
+        let terms = shared.terms(grpc_limits, Transport::Grpc, &credentials);
+        receivers.spawn(listen::serve(grpc, terms, answer, receivers_stop.clone()));
+        let service = HttpService::new(Arc::clone(&intake), http_settings(config));
         let answer = move |request| service.clone().answer(request);
-        let door = shared.door(http_limits, Transport::Http, &credentials);
-        receivers.spawn(listen::serve(http, door, answer, receivers_stop));
+        let terms = shared.terms(http_limits, Transport::Http, &credentials);
+        receivers.spawn(listen::serve(http, terms, answer, receivers_stop));
         let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.supervisor)));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, supervisor, sampler, .. } = shared;

@@ -7,6 +7,7 @@
 
 mod admission;
 mod compression;
+pub mod cors;
 pub mod grpc;
 pub mod http;
 pub mod turns;
@@ -30,6 +31,7 @@ use crate::{
     decider::Outbox,
     exporter::Queue,
     metrics::{FailedBecause, Metrics, RefusedBecause, Transport},
+    net::deadline::REQUEST_TIMEOUT,
     otlp::{json::InvalidJson, walk::Unwalked},
     sampler::{Decided, Ingested, Sampler, Scratch},
     supervise::{Panicked, Supervisor, Task},
@@ -70,6 +72,9 @@ pub enum Refusal {
     /// Undecodable.
     #[error("the request is not a valid ExportTraceServiceRequest: {0}")]
     Malformed(String),
+    /// Its body did not come in time, or the turn of a large one did not.
+    #[error("the request took longer than {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
     /// The sender went away before its request was whole.
     #[error("the request ended early")]
     Abandoned,
@@ -111,6 +116,7 @@ impl Refusal {
             Refusal::Draining => Some(RefusedBecause::Draining),
             Refusal::TooLarge { .. } | Refusal::WindowTooLarge => Some(RefusedBecause::TooLarge),
             Refusal::Malformed(_) => Some(RefusedBecause::Malformed),
+            Refusal::Timeout => Some(RefusedBecause::Timeout),
             Refusal::Abandoned | Refusal::Panicked => None,
         }
     }

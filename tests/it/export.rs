@@ -106,7 +106,7 @@ where
 {
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
-        listen::serve(listener, testing::door(), answer, stops).await;
+        listen::serve(listener, testing::terms(), answer, stops).await;
         // Whoever drops the sender ends the server.
         drop(stop);
     });

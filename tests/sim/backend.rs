@@ -113,7 +113,7 @@ impl Backend {
             async move { Grpc::new(RawCodec).unary(call, request).await }
         };
         inner.running =
-            Some((tokio::spawn(listen::serve(port, testing::door(), answer, stops)), stop));
+            Some((tokio::spawn(listen::serve(port, testing::terms(), answer, stops)), stop));
     }
 
     async fn answer(&self, request: ExportTraceServiceRequest) -> Result<Response<Bytes>, Status> {
