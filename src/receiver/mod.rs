@@ -1,9 +1,9 @@
 //! Receiving: from an accepted connection to spans in the window, and the answer to the sender.
 //!
-//! [`Intake`] is what both receivers share: it says who may send and whether a request may come in at
-//! all (before its body is read), walks and buffers it, counts, and names the reason of a refusal.
-//! [`grpc`] and [`http`] turn that into answers; `net` owns sockets and connections. Acknowledged means
-//! buffered. A refused request is refused whole: nothing of it was consumed.
+//! [`Intake`] is what both receivers share: it says who may send and whether a request may come in
+//! at all (before its body is read), walks and buffers it, counts, and names the reason of a
+//! refusal. [`grpc`] and [`http`] turn that into answers; `net` owns sockets and connections.
+//! Acknowledged means buffered. A refused request is refused whole: nothing of it was consumed.
 
 mod admission;
 mod compression;

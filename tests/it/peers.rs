@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use prost::Message as _;
 use tailwater::{config::CorsPolicy, grpc::EXPORT_PATH};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

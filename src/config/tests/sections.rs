@@ -124,18 +124,9 @@ fn every_key_changes_the_configuration() {
         receiver.grpc.max_recv_msg_size_mib = 1
         receiver.grpc.max_concurrent_streams = 2
         receiver.grpc.max_connections = 3
-        receiver.grpc.max_connection_age = "30m"
-        [receiver.http]
-        endpoint = "otel.example:${env:PORT}"
-        max_request_body_size_mib = 1_024
-        traces_url_path = "/otlp/v1/traces"
-        max_connection_age = "1s"
-        cors = { allowed_origins = ["https://*.example", "*"], allowed_headers = ["X-Team"] }
-        [telemetry]
-        endpoint = "0.0.0.0:0"
-        enable_lifecycle = true
-        log_level = "warn"
-        log_format = "json"
+        receiver.http = { endpoint = "otel.example:${env:PORT}", max_request_body_size_mib = 1_024 }
+        telemetry = { endpoint = "0.0.0.0:0",
+             enable_lifecycle = true, log_level = "warn", log_format = "json" }
         [sampling]
         decision_wait = "1m 30s"
         decision_wait_after_root_received = "0s"
@@ -162,11 +153,6 @@ fn every_key_changes_the_configuration() {
     assert_eq!((changed.grpc.max_concurrent_streams, changed.grpc.max_connections), (2, 3));
     assert_eq!(changed.http.endpoint, "otel.example:4444");
     assert_eq!(changed.http.max_request_body_bytes, 1 << 30);
-    assert_eq!(changed.grpc.max_connection_age, Some(Duration::from_secs(1800)));
-    assert_eq!(changed.http.max_connection_age, Some(Duration::from_secs(1)));
-    assert_eq!(changed.http.traces_url_path, "/otlp/v1/traces");
-    assert_eq!(changed.http.cors.allowed_origins, ["https://*.example", "*"]);
-    assert_eq!(changed.http.cors.allowed_headers, ["X-Team"]);
     assert_eq!(changed.telemetry.endpoint, "0.0.0.0:0");
     assert_eq!(changed.telemetry.log_level, tracing::Level::WARN);
     assert!(changed.telemetry.log_json && changed.telemetry.enable_lifecycle);
@@ -224,52 +210,6 @@ fn values_of_a_wrong_type_or_out_of_bounds() {
             "1:32: error: `max_trace_bytes_mib` must be between 1 and 1024, found `1025`",
         ),
         (
-            "receiver.http.max_connection_age = '1ms'",
-            "1:36: error: `max_connection_age` must be at least 1s, found `1ms` \
-             | \"0s\" turns it off; \"30m\" is long enough for senders to notice new replicas",
-        ),
-        (
-            "receiver.http.traces_url_path = 'v1/traces'",
-            "1:33: error: `traces_url_path` must be a path, found `v1/traces` \
-             | begin with a slash: \"/v1/traces\"",
-        ),
-        (
-            "receiver.http.traces_url_path = 'http://t/v1/traces'",
-            "1:33: error: `traces_url_path` must be a path, found `http://t/v1/traces` \
-             | leave the scheme and the host out: \"/v1/traces\"",
-        ),
-        (
-            "receiver.http.traces_url_path = '/v1/traces?x'",
-            "1:33: error: `traces_url_path` must be a path, found `/v1/traces?x` \
-             | percent-encode what is no letter, and leave `?` and `#` out",
-        ),
-        (
-            "receiver.http.cors.allowed_origins = ['shop.example']",
-            "1:39: error: an origin must be https://host:port or `*`, found `shop.example` \
-             | add the scheme: \"https://shop.example\"",
-        ),
-        (
-            "receiver.http.cors.allowed_origins = ['https://shop.example/']",
-            "1:39: error: an origin must be https://host:port or `*`, \
-             found `https://shop.example/` | origins have no path: \"https://shop.example\"",
-        ),
-        (
-            "receiver.http.cors.allowed_origins = ['https://*.*.example']",
-            "1:39: error: an origin must be https://host:port or `*`, \
-             found `https://*.*.example` \
-             | an origin may have one `*`, which stands for any characters",
-        ),
-        (
-            "receiver.http.cors = { allowed_origins = ['*'], allowed_headers = ['x team'] }",
-            "1:68: error: `x team` is not the name of a header \
-             | names are ASCII letters, digits, `-` and `_`; `*` is all",
-        ),
-        (
-            "receiver.http.cors.allowed_headers = ['x-team']",
-            "1:38: warning: `allowed_headers` has no effect without `allowed_origins` \
-             | name the sites that may send from a browser",
-        ),
-        (
             "receiver.grpc.max_connections = -1",
             "1:33: error: `max_connections` must be between 1 and 100000, found `-1`",
         ),
@@ -316,6 +256,76 @@ fn values_of_a_wrong_type_or_out_of_bounds() {
              | write [\"...\"]",
         ),
     ]);
+}
+
+#[test]
+fn what_receivers_take_is_checked() {
+    each_line_has_one_problem(&[
+        (
+            "receiver.http.max_connection_age = '1ms'",
+            "1:36: error: `max_connection_age` must be at least 1s, found `1ms` \
+             | \"0s\" turns it off; \"30m\" is long enough for senders to notice new replicas",
+        ),
+        (
+            "receiver.http.traces_url_path = 'v1/traces'",
+            "1:33: error: `traces_url_path` must be a path, found `v1/traces` \
+             | begin with a slash: \"/v1/traces\"",
+        ),
+        (
+            "receiver.http.traces_url_path = 'http://t/v1/traces'",
+            "1:33: error: `traces_url_path` must be a path, found `http://t/v1/traces` \
+             | leave the scheme and the host out: \"/v1/traces\"",
+        ),
+        (
+            "receiver.http.traces_url_path = '/v1/traces?x'",
+            "1:33: error: `traces_url_path` must be a path, found `/v1/traces?x` \
+             | percent-encode what is no letter, and leave `?` and `#` out",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['shop.example']",
+            "1:39: error: an origin must be https://host:port or `*`, found `shop.example` \
+             | add the scheme: \"https://shop.example\"",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['https://shop.example/']",
+            "1:39: error: an origin must be https://host:port or `*`, \
+             found `https://shop.example/` | origins have no path: \"https://shop.example\"",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['https://*.*.example']",
+            "1:39: error: an origin must be https://host:port or `*`, \
+             found `https://*.*.example` \
+             | an origin may have one `*`, which stands for any characters",
+        ),
+        (
+            "receiver.http.cors = { allowed_origins = ['*'], allowed_headers = ['x team'] }",
+            "1:68: error: `x team` is not the name of a header \
+             | names are ASCII letters, digits, `-` and `_`; `*` is all",
+        ),
+        (
+            "receiver.http.cors.allowed_headers = ['x-team']",
+            "1:38: warning: `allowed_headers` has no effect without `allowed_origins` \
+             | name the sites that may send from a browser",
+        ),
+    ]);
+}
+
+#[test]
+fn every_key_of_the_receivers_changes_the_configuration() {
+    let changed = config(&with_policy(
+        r#"
+        receiver.grpc.max_connection_age = "30m"
+        [receiver.http]
+        traces_url_path = "/otlp/v1/traces"
+        max_connection_age = "1s"
+        cors = { allowed_origins = ["https://*.example", "*"], allowed_headers = ["X-Team"] }
+        "#,
+    ));
+    assert_eq!(changed.grpc.max_connection_age, Some(Duration::from_secs(1800)));
+    assert_eq!(changed.http.max_connection_age, Some(Duration::from_secs(1)));
+    assert_eq!(changed.http.traces_url_path, "/otlp/v1/traces");
+    assert_eq!(changed.http.cors.allowed_origins, ["https://*.example", "*"]);
+    assert_eq!(changed.http.cors.allowed_headers, ["X-Team"]);
 }
 
 #[test]
