@@ -32,8 +32,8 @@ use crate::{
     exporter::Queue,
     logging,
     metrics::{Metrics, Readings},
-    receiver::{
-        listen::{self, Door},
+    net::{
+        listen::{self, Terms},
         windows::Windows,
     },
     reload::{Refused, Reload},
@@ -50,6 +50,7 @@ const JSON: &str = "application/json";
 fn limits() -> listen::Limits {
     listen::Limits {
         max_connections: 64,
+        max_age: None,
         max_concurrent_streams: 16,
         windows: Windows::new(1 << 20, None),
         http2_only: false,
@@ -130,8 +131,8 @@ impl Admin {
         let vital = self.supervisor.vital(Task::Admin);
         let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
         std::thread::Builder::new().name("admin".into()).spawn(move || {
-            let door = Door { limits: limits(), tls: None, supervised };
-            runtime.block_on(vital.over(listen::serve(listener, door, answer, stop)));
+            let terms = Terms { limits: limits(), tls: None, supervised, tally: None };
+            runtime.block_on(vital.over(listen::serve(listener, terms, answer, stop)));
         })
     }
 

@@ -28,6 +28,7 @@ pub mod credentials;
 pub mod grpc;
 pub mod logging;
 pub mod metrics;
+pub mod net;
 #[cfg(test)]
 mod reference;
 pub mod supervise;

@@ -44,7 +44,7 @@ use tracing::{error, info, warn};
 
 use self::{
     credentials::Credentials,
-    limits::{cores, grpc_limits, http_limits, limits, tick},
+    limits::{cores, grpc_limits, http_limits, http_settings, limits, tick},
 };
 use crate::{
     admin::{Admin, Scrapes},
@@ -56,15 +56,15 @@ use crate::{
     exporter::{Client, ClientError, Consumer, Queue},
     grpc::TRACE_SERVICE,
     metrics::{Metrics, Transport},
+    net::{
+        descriptors,
+        handshake::Handshake,
+        listen::{self, BindError, Listen, Terms},
+        tally::Tally,
+    },
     policy::Plan,
     receiver::{
-        self, Intake, descriptors,
-        empty::EmptyRequests,
-        grpc::GrpcService,
-        handshake::Handshake,
-        http::HttpService,
-        listen::{self, BindError, Door, Listen},
-        turns::Turns,
+        self, Intake, empty::EmptyRequests, grpc::GrpcService, http::HttpService, turns::Turns,
     },
     reload::Reload,
     sampler::Sampler,
@@ -169,11 +169,12 @@ impl Shared {
         })
     }
 
-    fn door(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Door {
+    fn terms(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Terms {
         let handshake = |server| Handshake::new(server, transport, &self.metrics);
         let supervisor = Arc::clone(&self.supervisor);
         let supervised = Supervised { supervisor, task: Task::Receiver };
-        Door { limits, tls: with.server.as_ref().map(handshake), supervised }
+        let tally = Some(Tally::new(&self.metrics, transport));
+        Terms { limits, tls: with.server.as_ref().map(handshake), supervised, tally }
     }
 
     fn decider(&self, config: &Config) -> Decider {
@@ -295,14 +296,14 @@ impl Service {
         let answer = move |request| service.clone().answer(request);
         let connections_max = descriptors::connections_max(2);
         let grpc_limits = grpc_limits(config, connections_max, &shared.budget);
-        let http_limits = http_limits(&grpc_limits, connections_max);
-        let door = shared.door(grpc_limits, Transport::Grpc, &credentials);
-        let grpc = listen::serve(grpc, door, answer, receivers_stop.clone());
+        let http_limits = http_limits(config, &grpc_limits, connections_max);
+        let terms = shared.terms(grpc_limits, Transport::Grpc, &credentials);
+        let grpc = listen::serve(grpc, terms, answer, receivers_stop.clone());
         receivers.spawn(vital(Task::Receiver).over(grpc));
-        let service = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
+        let service = HttpService::new(Arc::clone(&intake), http_settings(config));
         let answer = move |request| service.clone().answer(request);
-        let door = shared.door(http_limits, Transport::Http, &credentials);
-        let http = listen::serve(http, door, answer, receivers_stop);
+        let terms = shared.terms(http_limits, Transport::Http, &credentials);
+        let http = listen::serve(http, terms, answer, receivers_stop);
         receivers.spawn(vital(Task::Receiver).over(http));
         let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.supervisor)));
         is_ready.store(true, Relaxed);

@@ -41,7 +41,7 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// What panics are counted under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// The gRPC and HTTP doors: accept loops, connections, requests.
+    /// The gRPC and HTTP receivers: accept loops, connections, requests.
     Receiver = 0,
     /// The decider.
     Decider = 1,

@@ -80,10 +80,12 @@ impl Section<'_, '_> {
         self.text(key, |text| values::choice(key, text, &choices))
     }
 
-    /// The default of a listener or a URL.
+    /// The default of a listener, a URL or its path.
     pub(super) fn default_text(&self, key: &'static str) -> &'static str {
         match self.kind(key) {
-            Kind::Listener { default } | Kind::Url { default } => default,
+            Kind::Listener { default } | Kind::UrlPath { default } | Kind::Url { default } => {
+                default
+            }
             _ => unlike(key),
         }
     }

@@ -65,10 +65,10 @@ pub struct Config {
     pub grpc: GrpcReceiver,
     /// `[receiver.http]`.
     pub http: HttpReceiver,
-    /// `[receiver.tls]`, for both doors; `None` for plaintext, which is the default.
+    /// `[receiver.tls]`, for both receivers; `None` for plaintext, which is the default.
     pub tls: Option<ServerTls>,
-    /// `[receiver.auth] bearer_token_file`, for both doors; `None`, which is the default, lets
-    /// anyone send.
+    /// `[receiver.auth] bearer_token_file`, for both receivers; `None`, which is the default,
+    /// lets anyone send.
     pub bearer_token_file: Option<PathBuf>,
     /// `[sampling]`.
     pub sampling: Sampling,
@@ -123,6 +123,9 @@ pub struct GrpcReceiver {
     pub max_concurrent_streams: u32,
     /// `max_connections`, default 1024.
     pub max_connections: usize,
+    /// `max_connection_age`, after which, 10 % more or less, a connection is told to leave; `None`
+    /// for "0s", which is the default: connections may stay.
+    pub max_connection_age: Option<Duration>,
 }
 
 /// `[receiver.http]`.
@@ -132,6 +135,22 @@ pub struct HttpReceiver {
     pub endpoint: String,
     /// `max_request_body_size_mib`, here in bytes, before and after decompression. Default 64 MiB.
     pub max_request_body_bytes: usize,
+    /// `traces_url_path`, default /v1/traces.
+    pub traces_url_path: String,
+    /// `max_connection_age`, as for gRPC.
+    pub max_connection_age: Option<Duration>,
+    /// `[receiver.http.cors]`.
+    pub cors: CorsPolicy,
+}
+
+/// `[receiver.http.cors]`: who may send from a browser.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CorsPolicy {
+    /// `allowed_origins`, each with at most one `*`. None by default: browsers keep pages of other
+    /// origins from sending.
+    pub allowed_origins: Vec<String>,
+    /// `allowed_headers` besides those that are always allowed, or `*`.
+    pub allowed_headers: Vec<String>,
 }
 
 /// `[sampling]`.

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Compression, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling, Secret,
-    SendingQueue, Telemetry, address,
+    Compression, CorsPolicy, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling,
+    Secret, SendingQueue, Telemetry, address,
     credentials::{exporter_tls, exporter_token, receiver_auth, receiver_tls},
     diagnostics::{Problem, quote},
     endpoint,
@@ -91,6 +91,7 @@ fn grpc(mut section: Section<'_, '_>) -> GrpcReceiver {
         max_recv_msg_bytes: section.integer_or_default::<usize>("max_recv_msg_size_mib") * MIB,
         max_concurrent_streams: section.integer_or_default("max_concurrent_streams"),
         max_connections: section.integer_or_default("max_connections"),
+        max_connection_age: max_connection_age(&mut section),
     };
     section.finish();
     config
@@ -98,12 +99,61 @@ fn grpc(mut section: Section<'_, '_>) -> GrpcReceiver {
 
 fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> HttpReceiver {
     let max_request_body_mib: usize = section.integer_or_default("max_request_body_size_mib");
+    let traces_url_path =
+        section.text("traces_url_path", |text| values::url_path("traces_url_path", text));
+    let traces_url_path = traces_url_path.or(section.default_text("traces_url_path").to_owned());
     let config = HttpReceiver {
         endpoint: listener(&mut section, &[&grpc.endpoint]),
         max_request_body_bytes: max_request_body_mib * MIB,
+        traces_url_path,
+        max_connection_age: max_connection_age(&mut section),
+        cors: cors(section.section("cors")),
     };
     section.finish();
     config
+}
+
+/// `None` for "0s". A connection that lives for less than a second costs more than it brings.
+fn max_connection_age(section: &mut Section<'_, '_>) -> Option<Duration> {
+    let age = section.duration("max_connection_age");
+    if let Read::Set(age, span) = &age
+        && !age.is_zero()
+        && *age < Duration::from_secs(1)
+    {
+        let message = format!(
+            "`max_connection_age` must be at least 1s, found `{}`",
+            humantime::format_duration(*age)
+        );
+        let hint = "\"0s\" turns it off; \"30m\" is long enough for senders to notice new replicas";
+        section.error(span.clone(), Problem::new(message).hint(hint));
+    }
+    age.good().filter(|age| !age.is_zero())
+}
+
+fn cors(mut section: Section<'_, '_>) -> CorsPolicy {
+    let mut checked = |key: &'static str, check: fn(&str) -> Result<(), Problem>| {
+        let mut good = Vec::new();
+        let read = section.texts(key);
+        let is_set = match &read {
+            Read::Set(texts, span) if !texts.is_empty() => Some(span.clone()),
+            _ => None,
+        };
+        for (text, span) in read.or(Vec::new()) {
+            match check(&text) {
+                Ok(()) => good.push(text),
+                Err(problem) => section.error(span, problem),
+            }
+        }
+        (good, is_set)
+    };
+    let (allowed_origins, origins) = checked("allowed_origins", values::origin);
+    let (allowed_headers, headers) = checked("allowed_headers", values::allowed_header);
+    if let (None, Some(span)) = (origins, headers) {
+        let problem = Problem::new("`allowed_headers` has no effect without `allowed_origins`");
+        section.warn(span, problem.hint("name the sites that may send from a browser"));
+    }
+    section.finish();
+    CorsPolicy { allowed_origins, allowed_headers }
 }
 
 /// `endpoint` of a listener, which none of the `others` may have.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, uri::PathAndQuery};
 use toml::{
     de::{DeInteger, DeValue},
     value::{Datetime, Offset},
@@ -203,6 +203,57 @@ pub(super) fn choice<T: Copy>(
     let words: Vec<String> = choices.iter().map(|(word, _)| format!("`{word}`")).collect();
     let message = format!("`{key}` must be one of {}, found {}", words.join(", "), quote(text));
     Err(Problem::new(message).maybe_hint(did_you_mean(text, choices.iter().map(|(word, _)| *word))))
+}
+
+/// The path of a URL.
+pub(super) fn url_path(key: &str, text: &str) -> Result<String, Problem> {
+    let wanted = || Problem::new(format!("`{key}` must be a path, found {}", quote(text)));
+    if text.contains("://") {
+        return Err(wanted().hint("leave the scheme and the host out: \"/v1/traces\""));
+    }
+    if !text.starts_with('/') {
+        return Err(wanted().hint(format!("begin with a slash: \"/{text}\"")));
+    }
+    match text.parse::<PathAndQuery>() {
+        Ok(parsed) if parsed.path() == text => Ok(text.to_owned()),
+        _ => Err(wanted().hint("percent-encode what is no letter, and leave `?` and `#` out")),
+    }
+}
+
+/// An origin as browsers send it, with at most one `*` for any characters.
+pub(super) fn origin(text: &str) -> Result<(), Problem> {
+    let wanted = || {
+        let message = format!("an origin must be https://host:port or `*`, found {}", quote(text));
+        Problem::new(message)
+    };
+    if text == "*" {
+        return Ok(());
+    }
+    let Some((scheme, host)) = text.split_once("://").filter(|(scheme, _)| !scheme.is_empty())
+    else {
+        return Err(wanted().hint(format!("add the scheme: \"https://{text}\"")));
+    };
+    if text.matches('*').count() > 1 {
+        return Err(wanted().hint("an origin may have one `*`, which stands for any characters"));
+    }
+    if let Some((host, _)) = host.split_once('/') {
+        return Err(wanted().hint(format!("origins have no path: \"{scheme}://{host}\"")));
+    }
+    let is_good = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'@' | b',');
+    if host.is_empty() || !text.bytes().all(is_good) {
+        return Err(wanted());
+    }
+    Ok(())
+}
+
+/// The name of a header that browsers may send, or `*`.
+pub(super) fn allowed_header(text: &str) -> Result<(), Problem> {
+    // `*` would be a name as well.
+    if text == "*" || !text.contains('*') && HeaderName::from_bytes(text.as_bytes()).is_ok() {
+        return Ok(());
+    }
+    let message = format!("{} is not the name of a header", quote(text));
+    Err(Problem::new(message).hint("names are ASCII letters, digits, `-` and `_`; `*` is all"))
 }
 
 /// The name of an exported header, lower-cased as HTTP/2 wants it.

@@ -10,6 +10,7 @@
 #![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
 
 mod codes;
+mod connections;
 mod expiries;
 mod histogram;
 mod policies;
@@ -27,8 +28,16 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-pub use self::codes::ExportCode;
-use self::{expiries::Expiries, histogram::Histogram, policies::Policies};
+pub use self::{
+    codes::ExportCode,
+    connections::{Closed, Transport},
+};
+use self::{
+    connections::{Connections, TRANSPORTS},
+    expiries::Expiries,
+    histogram::Histogram,
+    policies::Policies,
+};
 use crate::{
     clock,
     grpc::{code_name, codes},
@@ -49,19 +58,8 @@ const TRACE_SPANS: [f64; 16] = [
     16384.0, 32768.0,
 ];
 
-/// How spans came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// OTLP/gRPC.
-    Grpc = 0,
-    /// OTLP/HTTP.
-    Http = 1,
-}
-
-const TRANSPORTS: [&str; 2] = ["grpc", "http"];
-
 /// HTTP answers that are counted; any other is counted as 500.
-const HTTP_CODES: [u16; 9] = [200, 400, 401, 404, 405, 413, 415, 500, 503];
+const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503];
 
 /// Why a whole request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +76,22 @@ pub enum RefusedBecause {
     Malformed = 4,
     /// Missing or wrong credentials.
     Unauthenticated = 5,
+    /// Its body, or the turn that a large one waits for, did not come in time.
+    Timeout = 6,
+    /// More headers or gRPC metadata than is taken.
+    HeadersTooLarge = 7,
 }
 
-const REFUSED: [&str; 6] =
-    ["memory", "queue_full", "draining", "too_large", "malformed", "unauthenticated"];
+const REFUSED: [&str; 8] = [
+    "memory",
+    "queue_full",
+    "draining",
+    "too_large",
+    "malformed",
+    "unauthenticated",
+    "timeout",
+    "headers_too_large",
+];
 
 /// Why spans were refused of a request that was taken: `too_large` are those whose resource or
 /// scope is larger than one may be.
@@ -142,8 +152,9 @@ pub struct Metrics {
     handle: PrometheusHandle,
     accepted: [Counter; 2],
     refused_spans: [[Counter; 2]; 2],
-    refused_requests: [[Counter; 6]; 2],
+    refused_requests: [[Counter; REFUSED.len()]; 2],
     empty_requests: [Counter; 2],
+    connections: Connections,
     grpc_requests: Vec<Counter>,
     not_grpc_requests: Counter,
     handshake_failures: [Counter; 2],
@@ -212,6 +223,7 @@ impl Metrics {
                 REFUSED.map(|why| counter!(name, "transport" => transport, "reason" => why))
             }),
             empty_requests: per_transport("tailwater_receiver_empty_requests_total"),
+            connections: Connections::register(),
             grpc_requests: codes().map(|code| requests("grpc", code_name(code).into())).collect(),
             not_grpc_requests: requests("grpc", "415".into()),
             handshake_failures: per_transport("tailwater_receiver_tls_handshake_failures_total"),
@@ -285,6 +297,21 @@ impl Metrics {
         gauge.set(unix_seconds as f64);
     }
 
+    /// A connection of a sender that is served.
+    pub fn connection_opened(&self, transport: Transport) {
+        self.connections.opened(transport);
+    }
+
+    /// The end of a connection that was served.
+    pub fn connection_closed(&self, transport: Transport, why: Closed) {
+        self.connections.closed(transport, why);
+    }
+
+    /// A connection that was closed at once, since too many are open.
+    pub fn connection_turned_away(&self, transport: Transport) {
+        self.connections.turned_away(transport, Closed::MaxConnections);
+    }
+
     /// A connection that never became a TLS connection.
     pub fn handshake_failed(&self, transport: Transport) {
         self.handshake_failures[transport as usize].increment(1);
@@ -317,7 +344,7 @@ impl Metrics {
         self.grpc_requests[code as usize].increment(1);
     }
 
-    /// A request to the gRPC door that was not gRPC, answered 415.
+    /// A request to the gRPC receiver that was not gRPC, answered 415.
     pub fn answered_not_grpc(&self) {
         self.not_grpc_requests.increment(1);
     }

@@ -29,12 +29,16 @@ use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
     compression::{CODINGS, Encoding, inflate},
-    deadline::in_time,
     empty::Sent,
-    listen::LongLived,
     turns::work,
 };
-use crate::{grpc::EXPORT_PATH, metrics::Transport, otlp::outsized::Outsized, sampler::Ingested};
+use crate::{
+    grpc::EXPORT_PATH,
+    metrics::Transport,
+    net::{deadline::in_time, listen::LongLived},
+    otlp::outsized::Outsized,
+    sampler::Ingested,
+};
 
 const GRPC: &str = "application/grpc";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -44,7 +48,7 @@ const PREFIX_BYTES: usize = 5;
 type HealthServer =
     tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
 
-/// The gRPC door. Clones share everything.
+/// The gRPC receiver. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct GrpcService {
     intake: Arc<Intake>,
@@ -89,7 +93,7 @@ impl GrpcService {
         let exchange = Box::pin(self.exchange(request.into_body(), encoding));
         match in_time(&self.intake.clock, exchange).await {
             Some(outcome) => outcome.map_err(|refusal| self.refuse(&refusal)),
-            None => Err(Status::deadline_exceeded("the request took longer than 30 s")),
+            None => Err(self.refuse(&Refusal::Timeout)),
         }
     }
 
@@ -150,6 +154,8 @@ impl GrpcService {
             }
             // Final: the same bytes would never decode.
             Refusal::Malformed(_) => Status::invalid_argument(message),
+            // Retryable: a stall says nothing about the request.
+            Refusal::Timeout => Status::deadline_exceeded(message),
             Refusal::Abandoned => Status::cancelled(message),
             Refusal::Panicked => Status::internal(message),
         }

@@ -1,23 +1,17 @@
 //! Receiving: from an accepted connection to spans in the window, and the answer to the sender.
 //!
-//! [`Intake`] is what both doors share: it says who may send and whether a request may come in at
-//! all (before its body is read), walks and buffers it, counts, and names the reason of a refusal.
-//! [`grpc`] and [`http`] turn that into answers, [`listen`] owns sockets and connections,
-//! [`handshake`] is TLS in front of them. Acknowledged means buffered. A refused request is refused
-//! whole: nothing of it was consumed.
+//! [`Intake`] is what both receivers share: it says who may send and whether a request may come in
+//! at all (before its body is read), walks and buffers it, counts, and names the reason of a
+//! refusal. [`grpc`] and [`http`] turn that into answers; `net` owns sockets and connections.
+//! Acknowledged means buffered. A refused request is refused whole: nothing of it was consumed.
 
 mod admission;
 mod compression;
-mod deadline;
-pub mod descriptors;
+pub mod cors;
 pub mod empty;
 pub mod grpc;
-pub mod handshake;
 pub mod http;
-pub mod listen;
-mod preface;
 pub mod turns;
-pub mod windows;
 
 use std::{
     cell::RefCell,
@@ -44,6 +38,7 @@ use crate::{
     decider::Outbox,
     exporter::Queue,
     metrics::{FailedBecause, Metrics, RefusedBecause, Transport},
+    net::deadline::REQUEST_TIMEOUT,
     otlp::{json::InvalidJson, outsized::Outsized, walk::Unwalked},
     sampler::{Decided, Ingested, Sampler, Scratch},
     supervise::{Panicked, Supervisor, Task},
@@ -85,6 +80,9 @@ pub enum Refusal {
     /// Undecodable.
     #[error("the request is not a valid ExportTraceServiceRequest: {0}")]
     Malformed(String),
+    /// Its body did not come in time, or the turn of a large one did not.
+    #[error("the request took longer than {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
     /// The sender went away before its request was whole.
     #[error("the request ended early")]
     Abandoned,
@@ -126,6 +124,7 @@ impl Refusal {
             Refusal::Draining => Some(RefusedBecause::Draining),
             Refusal::TooLarge { .. } | Refusal::WindowTooLarge => Some(RefusedBecause::TooLarge),
             Refusal::Malformed(_) => Some(RefusedBecause::Malformed),
+            Refusal::Timeout => Some(RefusedBecause::Timeout),
             Refusal::Abandoned | Refusal::Panicked => None,
         }
     }
@@ -137,7 +136,7 @@ pub fn buffers(count_max: usize) -> Arc<Buffers> {
     Buffers::new(64 << 10..=SMALL_BYTES_MAX, count_max)
 }
 
-/// What both doors share.
+/// What both receivers share.
 #[derive(Debug)]
 pub struct Intake {
     /// Buffers the spans.

@@ -24,14 +24,19 @@ counter receiver_accepted_spans_total transport=grpc,http
 counter receiver_refused_spans_total transport=grpc,http reason=invalid_id
 counter receiver_refused_requests_total transport=grpc,http reason=memory,queue_full,draining
 counter receiver_refused_requests_total transport=grpc,http reason=too_large,malformed
-counter receiver_refused_requests_total transport=grpc,http reason=unauthenticated
+counter receiver_refused_requests_total transport=grpc,http reason=unauthenticated,timeout
+counter receiver_refused_requests_total transport=grpc,http reason=headers_too_large
+gauge receiver_connections transport=grpc,http
+counter receiver_connections_closed_total transport=grpc,http reason=client,idle,handshake
+counter receiver_connections_closed_total transport=grpc,http reason=max_connections,max_age
+counter receiver_connections_closed_total transport=grpc,http reason=drain,unresponsive,error
 counter receiver_requests_total transport=grpc code=OK,CANCELLED,UNKNOWN,INVALID_ARGUMENT
 counter receiver_requests_total transport=grpc code=DEADLINE_EXCEEDED,NOT_FOUND,ALREADY_EXISTS
 counter receiver_requests_total transport=grpc code=PERMISSION_DENIED,RESOURCE_EXHAUSTED
 counter receiver_requests_total transport=grpc code=FAILED_PRECONDITION,ABORTED,OUT_OF_RANGE
 counter receiver_requests_total transport=grpc code=UNIMPLEMENTED,INTERNAL,UNAVAILABLE,DATA_LOSS
 counter receiver_requests_total transport=grpc code=UNAUTHENTICATED,415
-counter receiver_requests_total transport=http code=200,400,401,404,405,413,415,500,503
+counter receiver_requests_total transport=http code=200,204,400,401,404,405,413,415,500,503
 counter traces_kept_total policy=errors,half,none
 counter traces_dropped_total policy=errors,half,none
 counter spans_kept_total policy=errors,half,none

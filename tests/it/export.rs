@@ -29,7 +29,7 @@ use tailwater::{
     config::{Compression, Config, Overflow},
     exporter::{Client, Connector},
     grpc::{code_name, codes},
-    receiver::listen,
+    net::listen,
     testing,
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -106,7 +106,7 @@ where
 {
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
-        listen::serve(listener, testing::door(), answer, stops).await;
+        listen::serve(listener, testing::terms(), answer, stops).await;
         // Whoever drops the sender ends the server.
         drop(stop);
     });

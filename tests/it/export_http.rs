@@ -17,7 +17,7 @@ use http::{Response, Version};
 use http_body::Frame;
 use tailwater::{
     config::{Compression, Config},
-    receiver::listen,
+    net::listen,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -23,8 +23,8 @@ use tailwater::{
     config::Config,
     exporter::{Consumer, Queue},
     metrics::{FailedBecause, Metrics as Counters, Readings},
+    net::listen,
     otlp::encode::EncodedRequest,
-    receiver::listen,
     testing::Sink,
 };
 use tokio::{

@@ -162,7 +162,7 @@ async fn what_is_not_a_request_is_refused() {
         let encoding = format!("content-encoding: {encoding}");
         assert_refused(&send(&running, POST, &[PROTOBUF, &encoding], body).await, 400);
     }
-    for path in ["/v1/metrics", "/v1/logs", "/", "/v1/traces/"] {
+    for path in ["/v1/metrics", "/v1/logs", "/", "/v1/traces/x"] {
         let line = format!("POST {path} HTTP/1.1");
         assert_refused(&send(&running, &line, &[PROTOBUF], &good).await, 404);
     }

@@ -41,6 +41,7 @@ mod mangled;
 mod model;
 #[cfg(debug_assertions)]
 mod panics;
+mod peers;
 mod pipeline;
 mod policies;
 mod probability;

@@ -48,6 +48,10 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("grpc", &["crate::"]),
     ("logging", &["crate::service", "crate::receiver", "crate::metrics", "tokio", "tonic"]),
     ("metrics", &["crate::config", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
+    (
+        "net",
+        &["crate::config", "crate::receiver", "crate::otlp", "crate::sampler", "crate::exporter"],
+    ),
     ("supervise", &["crate::"]),
     ("testing", &["crate::service", "crate::sampler", "crate::decider"]),
     ("throttle", &["crate::config", "crate::metrics", "tokio", "tonic"]),
@@ -58,7 +62,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
 /// Where tasks and threads begin, and why not in `service.rs`.
 const SPAWN: &[(&str, &str)] = &[
     ("service.rs", "the wiring"),
-    ("receiver/listen.rs", "one task a connection, which only the accept loop sees come"),
+    ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),
     ("admin.rs", "the thread that answers while the runtime is busy, and one for a reload"),
     ("logging.rs", "a thread that may wait for whoever reads standard error"),

@@ -16,7 +16,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use tailwater::{
     config::{Config, Protocol},
-    receiver::listen,
+    net::listen,
     testing,
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -119,11 +119,11 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut door = testing::door();
-    door.limits.http2_only = false;
+    let mut terms = testing::terms();
+    terms.limits.http2_only = false;
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
-        listen::serve(listener, door, answer, stops).await;
+        listen::serve(listener, terms, answer, stops).await;
         // Whoever drops the sender ends the server.
         drop(stop);
     });

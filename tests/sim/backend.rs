@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use prost::Message as _;
 use tailwater::{
     grpc::{EXPORT_PATH, RawCodec},
-    receiver::listen,
+    net::listen,
     testing,
 };
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
@@ -119,9 +119,9 @@ impl Backend {
             let backend = Arc::clone(&backend);
             async move { respond(backend, request).await }
         };
-        let mut door = testing::door();
-        door.limits.http2_only = false;
-        inner.running = Some((tokio::spawn(listen::serve(port, door, answer, stops)), stop));
+        let mut terms = testing::terms();
+        terms.limits.http2_only = false;
+        inner.running = Some((tokio::spawn(listen::serve(port, terms, answer, stops)), stop));
     }
 
     async fn take(&self, body: Bytes) -> Result<Response<Bytes>, Status> {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use hyper_util::{client::legacy::connect, rt::TokioIo};
-use tailwater::receiver::listen::{Connected, Listen};
+use tailwater::net::listen::{Connected, Listen};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf},
     sync::{mpsc, watch},

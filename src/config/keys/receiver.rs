@@ -1,6 +1,8 @@
 //! `[receiver.*]`.
 
-use super::{Described, Key, Need};
+use std::time::Duration;
+
+use super::{DAY, Described, Key, Kind, Need};
 
 /// Largest message of a sender: 1 GiB, since gRPC's framing has a length of 32 bits.
 const MESSAGE_MIB: [u64; 2] = [1, 1024];
@@ -46,6 +48,14 @@ pub(super) const SECTIONS: &[Described] = &[
                  connection replaces the one that has been silent longest since it was opened. If \
                  every connection has carried a request, the new one is closed.",
             ),
+            Key::duration(
+                "max_connection_age",
+                [Duration::ZERO, DAY],
+                Duration::ZERO,
+                "After this time, 10 % more or less, a connection is told to leave (GOAWAY), and closed 30 seconds \
+                 later. Behind a load balancer that spreads connections, such as a Kubernetes Service, it \
+                 lets senders find new replicas. `0s` turns it off; else at least `1s`.",
+            ),
         ],
     },
     Described {
@@ -59,6 +69,38 @@ pub(super) const SECTIONS: &[Described] = &[
                 MESSAGE_MIB,
                 64,
                 "Largest body in MiB, compressed and decompressed.",
+            ),
+            Key::new(
+                "traces_url_path",
+                Kind::UrlPath { default: "/v1/traces" },
+                "The path that traces are posted to. A slash behind it is forgiven.",
+            ),
+            Key::duration(
+                "max_connection_age",
+                [Duration::ZERO, DAY],
+                Duration::ZERO,
+                "As for gRPC; an HTTP/1.1 connection is closed after an answer.",
+            ),
+        ],
+    },
+    Described {
+        path: "receiver.http.cors",
+        words: "Which web pages may send from a browser (CORS).",
+        is_optional: false,
+        keys: &[
+            Key::new(
+                "allowed_origins",
+                Kind::Texts,
+                "Sites whose pages may send, such as `https://shop.example` or \
+                 `https://*.shop.example`; `*` is all of them. Empty: browsers keep pages of other \
+                 sites from sending.",
+            ),
+            Key::new(
+                "allowed_headers",
+                Kind::Texts,
+                "Headers that these pages may send beside `Accept`, `Accept-Language`, \
+                 `Content-Language` and `Content-Type`; `*` is all of them. Empty: \
+                 `X-Requested-With` is allowed as well.",
             ),
         ],
     },

@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    super::{Compression, Overflow, Protocol},
+    super::{Compression, CorsPolicy, Overflow, Protocol},
     POLICY, config, each_has_one_problem, parse, problems,
 };
 
@@ -27,6 +27,9 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.grpc.max_recv_msg_bytes, 64 << 20);
     assert_eq!(config.grpc.max_concurrent_streams, 100);
     assert_eq!(config.grpc.max_connections, 1024);
+    assert_eq!((config.grpc.max_connection_age, config.http.max_connection_age), (None, None));
+    assert_eq!(config.http.traces_url_path, "/v1/traces");
+    assert_eq!(config.http.cors, CorsPolicy::default());
     assert_eq!(config.http.endpoint, "127.0.0.1:4318");
     assert_eq!(config.http.max_request_body_bytes, 64 << 20);
     assert_eq!(config.sampling.decision_wait, Duration::from_secs(30));
@@ -255,6 +258,76 @@ fn values_of_a_wrong_type_or_out_of_bounds() {
              | write [\"...\"]",
         ),
     ]);
+}
+
+#[test]
+fn what_receivers_take_is_checked() {
+    each_line_has_one_problem(&[
+        (
+            "receiver.http.max_connection_age = '1ms'",
+            "1:36: error: `max_connection_age` must be at least 1s, found `1ms` \
+             | \"0s\" turns it off; \"30m\" is long enough for senders to notice new replicas",
+        ),
+        (
+            "receiver.http.traces_url_path = 'v1/traces'",
+            "1:33: error: `traces_url_path` must be a path, found `v1/traces` \
+             | begin with a slash: \"/v1/traces\"",
+        ),
+        (
+            "receiver.http.traces_url_path = 'http://t/v1/traces'",
+            "1:33: error: `traces_url_path` must be a path, found `http://t/v1/traces` \
+             | leave the scheme and the host out: \"/v1/traces\"",
+        ),
+        (
+            "receiver.http.traces_url_path = '/v1/traces?x'",
+            "1:33: error: `traces_url_path` must be a path, found `/v1/traces?x` \
+             | percent-encode what is no letter, and leave `?` and `#` out",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['shop.example']",
+            "1:39: error: an origin must be https://host:port or `*`, found `shop.example` \
+             | add the scheme: \"https://shop.example\"",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['https://shop.example/']",
+            "1:39: error: an origin must be https://host:port or `*`, \
+             found `https://shop.example/` | origins have no path: \"https://shop.example\"",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['https://*.*.example']",
+            "1:39: error: an origin must be https://host:port or `*`, \
+             found `https://*.*.example` \
+             | an origin may have one `*`, which stands for any characters",
+        ),
+        (
+            "receiver.http.cors = { allowed_origins = ['*'], allowed_headers = ['x team'] }",
+            "1:68: error: `x team` is not the name of a header \
+             | names are ASCII letters, digits, `-` and `_`; `*` is all",
+        ),
+        (
+            "receiver.http.cors.allowed_headers = ['x-team']",
+            "1:38: warning: `allowed_headers` has no effect without `allowed_origins` \
+             | name the sites that may send from a browser",
+        ),
+    ]);
+}
+
+#[test]
+fn every_key_of_the_receivers_changes_the_configuration() {
+    let changed = config(&with_policy(
+        r#"
+        receiver.grpc.max_connection_age = "30m"
+        [receiver.http]
+        traces_url_path = "/otlp/v1/traces"
+        max_connection_age = "1s"
+        cors = { allowed_origins = ["https://*.example", "*"], allowed_headers = ["X-Team"] }
+        "#,
+    ));
+    assert_eq!(changed.grpc.max_connection_age, Some(Duration::from_secs(1800)));
+    assert_eq!(changed.http.max_connection_age, Some(Duration::from_secs(1)));
+    assert_eq!(changed.http.traces_url_path, "/otlp/v1/traces");
+    assert_eq!(changed.http.cors.allowed_origins, ["https://*.example", "*"]);
+    assert_eq!(changed.http.cors.allowed_headers, ["X-Team"]);
 }
 
 #[test]
