@@ -42,7 +42,8 @@ impl Outbox {
 
     /// Takes over the kept spans of `decided`, which count as queued from now on.
     pub fn put(&self, decided: &mut Decided) {
-        if decided.kept.is_empty() {
+        // Of a trace over its cap nothing may be left.
+        if decided.spans.is_empty() {
             return;
         }
         let listed = decided.spans.len() * SPAN_BYTES + decided.kept.len() * size_of::<KeptTrace>();
