@@ -56,16 +56,15 @@ fn grpc<'t>(text: &'t str, is_own: impl Fn(&str) -> bool) -> Result<&'t str, Pro
         };
         if let Some((address, _)) = address.split_once('/') {
             let mended = format!("{scheme}://{address}");
-            return Some(Fault::new("OTLP/gRPC has no path", Some(mended)));
+            let why = "OTLP/gRPC has no path (for OTLP/HTTP set `protocol`)";
+            return Some(Fault::new(why, Some(mended)));
         }
         host_fault(scheme, address, "4317")
     };
     let Some(first) = fault(text) else { return Ok(without_scheme(text)) };
-    let has_path = without_scheme(text).contains('/');
     let is_own = |text: &str| is_own(without_scheme(text)).then(Fault::other);
     let hint = first.hint(|text| fault(text).or_else(|| is_own(text)));
-    let http = if has_path { "; for OTLP/HTTP set `protocol = \"http/protobuf\"`" } else { "" };
-    Err(wrong(text, "http://host:port").hint(format!("{hint}{http}")))
+    Err(wrong(text, "http://host:port").hint(hint))
 }
 
 /// host:port, or the host alone, of a base URL for OTLP/HTTP.

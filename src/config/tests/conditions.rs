@@ -283,8 +283,7 @@ fn scopes_and_exclusive_bounds() {
         ),
         (
             "type = 'numeric_attribute'\nkey = 'k'\nabove = '5'",
-            "5:9: error: `above` must be a number, found a string \
-             | write the number without quotes",
+            "5:9: error: `above` must be a number, found a string | write 5 without quotes",
         ),
     ]);
 }

@@ -370,8 +370,7 @@ fn endpoints() {
         ("GRPCS://tempo", " | the scheme is http:// or https://: \"https://tempo:4317\""),
         (
             "http://tempo:4317/v1",
-            " | OTLP/gRPC has no path: \"http://tempo:4317\"; for OTLP/HTTP set \
-             `protocol = \"http/protobuf\"`",
+            " | OTLP/gRPC has no path (for OTLP/HTTP set `protocol`): \"http://tempo:4317\"",
         ),
         ("ftp://tempo:4317", " | the scheme is http:// or https://: \"http://tempo:4317\""),
     ] {
