@@ -1,7 +1,7 @@
-//! The only readings of a clock, beside tokio's for timeouts, retries and pauses: monotonic time for
-//! what is measured and for traces that wait, and wall time for people. Wall time is compared with
-//! nothing but the dates of certificates (by rustls, with a reading of its own), so that a step of
-//! it decides nothing.
+//! The only readings of a clock, beside tokio's for timeouts, retries and pauses: monotonic time
+//! for what is measured and for traces that wait, and wall time for people. Wall time is compared
+//! with nothing but the dates of certificates (by rustls, with a reading of its own), so that a
+//! step of it decides nothing.
 //!
 //! Traces wait in the time of a [`WindowClock`], in which a stretch that the process did not run
 //! (SIGSTOP, a paused container, a machine with no CPU to spare) takes a moment at most. What was

@@ -1,8 +1,8 @@
 //! The OTLP/gRPC client: one attempt to export.
 //!
-//! Over tonic's channel, but not with its gRPC client, which copies a message on its way out and reads whatever it gets: here a
-//! message is written as it is, and of an answer at most 4 MiB are read. A panic while an answer is
-//! looked at is contained here and is one failed attempt.
+//! Over tonic's channel, but not with its gRPC client, which copies a message on its way out and
+//! reads whatever it gets: here a message is written as it is, and of an answer at most 4 MiB are
+//! read. A panic while an answer is looked at is contained here and is one failed attempt.
 
 use std::{
     convert::Infallible,

@@ -2,8 +2,9 @@
 //! were walked with.
 //!
 //! Called when policies are reloaded for every buffered span, without the shard's lock but for what
-//! came during the second pass, and under the lock for requests that were walked just before. Nothing is refused any more: a value that
-//! cannot be read, because nothing asked for it when its request was accepted, meets no condition.
+//! came during the second pass, and under the lock for requests that were walked just before.
+//! Nothing is refused any more: a value that cannot be read, because nothing asked for it when its
+//! request was accepted, meets no condition.
 
 use std::collections::HashMap;
 
