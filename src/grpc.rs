@@ -1,5 +1,5 @@
-//! What all sides of OTLP/gRPC share: the method's path, the names of codes, and a codec that leaves
-//! bytes alone.
+//! What all sides of OTLP/gRPC share: the method's path, the names of codes, and a codec that
+//! leaves bytes alone.
 //!
 //! The receiver and the exporter frame, limit and compress messages themselves and use only the
 //! paths and names. The codec is for those that use tonic's server and client: the sink, the

@@ -7,12 +7,12 @@
 //! admin thread: reads all of them
 //! ```
 //!
-//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`]. Signals: a watch each
-//! for "stop accepting", "give up delivering" and "stop the admin thread", a oneshot for "stop
+//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`]. Signals: a watch
+//! each for "stop accepting", "give up delivering" and "stop the admin thread", a oneshot for "stop
 //! deciding", and the [`Supervisor`]'s watch for "the service cannot go on". Tasks: one a listener,
 //! the decider, `num_consumers` consumers, the admin thread, and, where there are files to watch,
-//! one that looks at certificates, keys and tokens; each of these is [vital](Supervisor::vital).
-//! A listener spawns one task a connection, and hyper one a stream of HTTP/2. Large requests, the
+//! one that looks at certificates, keys and tokens; each of these is [vital](Supervisor::vital). A
+//! listener spawns one task a connection, and hyper one a stream of HTTP/2. Large requests, the
 //! look at files once a second and a reload by SIGHUP borrow a blocking thread, POST /-/reload one
 //! of the admin runtime.
 

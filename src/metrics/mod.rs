@@ -2,7 +2,8 @@
 //!
 //! One recorder a service, not the process's global one, so that services that share a test binary
 //! keep their ledgers apart. All series exist at 0 from the start, but for the end of certificates,
-//! of which there may be none; no label takes a value that traffic can choose. Stages add up locally and count once a request or a chunk of decisions.
+//! of which there may be none; no label takes a value that traffic can choose. Stages add up
+//! locally and count once a request or a chunk of decisions.
 //!
 //! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its
 //! own would queue every sample until the next scrape, and render summaries unless told otherwise.

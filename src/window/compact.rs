@@ -1,8 +1,8 @@
 //! Compaction: memory comes back from segments that a few undecided traces keep alive.
 //!
-//! With a decision some seconds after the root most records die long before the window ends, and the traces
-//! without a root would hold every segment for the rest of it. Called by the decider once a visit
-//! to a shard, one segment at a time, under the lock.
+//! With a decision some seconds after the root most records die long before the window ends, and
+//! the traces without a root would hold every segment for the rest of it. Called by the decider
+//! once a visit to a shard, one segment at a time, under the lock.
 
 use std::{collections::HashSet, sync::Arc};
 

@@ -128,7 +128,9 @@ proptest! {
 
     #[test]
     fn whatever_expression_a_hint_shows_can_be_written(
-        expression in pieces(&[r"\d", r"\/", r"\.", "a", r"\w+", "[a-z]", r"\p{L}", "'", r"\\", " "]),
+        expression in pieces(&[
+            r"\d", r"\/", r"\.", "a", r"\w+", "[a-z]", r"\p{L}", "'", r"\\", " ",
+        ]),
     ) {
         let lines = "type = 'span_name'\nenabled_regex_matching = true\nvalues = [{}]";
         assert_applies(&policy(lines), &format!("\"{expression}\""));
