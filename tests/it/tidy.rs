@@ -25,7 +25,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("reload", &["crate::otlp", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
     ("check", &["crate::sampler", "crate::receiver", "crate::exporter", "tokio", "tonic"]),
     ("commands", &["crate::receiver", "crate::exporter", "crate::window"]),
-    ("trace_files", &["crate::policy", "crate::sampler", "crate::config", "tokio", "tonic"]),
+    ("trace_files", &["crate::policy", "crate::sampler", "crate::config", "tokio"]),
     ("demo", &["crate::window", "crate::decisions"]),
     ("budget", &["crate::", "tokio", "tonic"]),
     ("buffers", &["crate::", "tokio", "tonic"]),

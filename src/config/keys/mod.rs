@@ -200,8 +200,8 @@ static TOP: Described = Described {
         "shutdown_timeout",
         [SECOND, HOUR],
         Duration::from_secs(30),
-        "The longest a graceful shutdown may take: deciding what is buffered and delivering what is \
-         kept. Give the container a little more time before it is killed.",
+        "The longest a graceful shutdown may take: deciding what is buffered and delivering what \
+         is kept. Give the container a little more time before it is killed.",
     )],
 };
 
