@@ -129,7 +129,7 @@ impl Shared {
     fn new(config: &Config, shards: usize, hasher: Hasher) -> Self {
         let plan = Arc::new(Plan::compile(&config.policies));
         let budget = Budget::new(config.sampling.memory_limit_bytes);
-        let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from);
+        let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from.as_str());
         info!(mib, from, "memory limit");
         let metrics = Arc::new(Metrics::new(plan.names()));
         // Each shard keeps a segment open: together they may take an eighth of the limit.

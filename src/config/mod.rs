@@ -17,6 +17,7 @@ use crate::{
     policy::PolicySpec,
 };
 
+mod cgroup;
 mod conditions;
 mod credentials;
 mod diagnostics;
@@ -136,7 +137,7 @@ pub struct Sampling {
     /// `memory_limit_mib`, here in bytes. Default: 60 % of the cgroup's limit, else 1024 MiB.
     pub memory_limit_bytes: usize,
     /// Where that comes from, for the log.
-    pub memory_limit_from: &'static str,
+    pub memory_limit_from: String,
     /// `max_trace_spans`, default 32,000.
     pub max_trace_spans: u32,
     /// `max_trace_bytes_mib`, here in bytes. Default 16 MiB.

@@ -55,7 +55,7 @@ pub(super) struct Sections {
 pub(super) fn read(
     root: &mut Section<'_, '_>,
     directory: &Path,
-    memory_default: MemoryLimit,
+    memory_default: &MemoryLimit,
 ) -> Sections {
     let shutdown_timeout = root.duration("shutdown_timeout", Duration::from_secs(1)..=HOUR);
 
@@ -71,14 +71,18 @@ pub(super) fn read(
     let memory = section.integer("memory_limit_mib", memory::BYTES_MIN / MIB..=MIB);
     let memory = match memory.map(|mib| mib * MIB) {
         Read::Set(bytes, _) => Some(MemoryLimit::configured(bytes)),
-        Read::Unset => Some(memory_default),
+        Read::Unset => Some(memory_default.clone()),
         Read::Bad => None,
     };
-    let sampling = sampling(section, memory.unwrap_or(memory_default));
+    let sampling = sampling(section, memory.as_ref().unwrap_or(memory_default));
 
     let mut section = root.section("exporter");
-    let exporter =
-        exporter(section.section("otlp"), directory, &grpc, memory.map(|limit| limit.bytes));
+    let exporter = exporter(
+        section.section("otlp"),
+        directory,
+        &grpc,
+        memory.as_ref().map(|limit| limit.bytes),
+    );
     section.finish();
 
     let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
@@ -133,7 +137,7 @@ fn listener(section: &mut Section<'_, '_>, default: &str, others: &[&String]) ->
         .or(default.to_owned())
 }
 
-fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling {
+fn sampling(mut section: Section<'_, '_>, memory_limit: &MemoryLimit) -> Sampling {
     let wait = section.duration("decision_wait", Duration::from_millis(10)..=HOUR);
     let after_root = section.duration("decision_wait_after_root_received", Duration::ZERO..=HOUR);
     if let (Read::Set(wait, _), Read::Set(after_root, span)) = (&wait, &after_root)
@@ -156,7 +160,7 @@ fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling
         decision_wait: wait.or(Duration::from_secs(30)),
         decision_wait_after_root_received: Some(after_root).filter(|wait| !wait.is_zero()),
         memory_limit_bytes: memory_limit.bytes,
-        memory_limit_from: memory_limit.from,
+        memory_limit_from: memory_limit.from.clone(),
         max_trace_spans: section.integer("max_trace_spans", 1..=10_000_000).or(32_000),
         max_trace_bytes: max_trace_mib.or(16) << 20,
         decision_cache_ttl: ttl.or(Duration::from_secs(120)),
