@@ -151,7 +151,7 @@ impl Shared {
             queue: Arc::clone(&self.queue),
             overflow: config.exporter.queue.overflow,
             budget: Arc::clone(&self.budget),
-            buffers: receiver::buffers(4 * cores()),
+            buffers: receiver::buffers(cores(), &self.budget),
             turns: Turns::new(cores()),
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),

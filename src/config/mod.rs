@@ -23,6 +23,7 @@ mod credentials;
 mod diagnostics;
 mod env;
 mod files;
+mod fit;
 mod limits;
 mod load;
 mod memory;
@@ -134,7 +135,8 @@ pub struct Sampling {
     pub decision_wait: Duration,
     /// `decision_wait_after_root_received`, default 5 s; `None` for "0s", which turns it off.
     pub decision_wait_after_root_received: Option<Duration>,
-    /// `memory_limit_mib`, here in bytes. Default: 60 % of the cgroup's limit, else 1024 MiB.
+    /// `memory_limit_mib`, here in bytes. Default: 60 % of the lowest limit of the process's cgroup
+    /// and those above it, else 1024 MiB.
     pub memory_limit_bytes: usize,
     /// Where that comes from, for the log.
     pub memory_limit_from: String,
@@ -144,7 +146,8 @@ pub struct Sampling {
     pub max_trace_bytes: u32,
     /// `decision_cache_ttl`, default 120 s.
     pub decision_cache_ttl: Duration,
-    /// `decision_log_size` in traces, default 100,000; 0 turns the log off.
+    /// `decision_log_size` in traces, default 100,000, as far as they fit into a sixteenth of the
+    /// memory limit; 0 turns the log off.
     pub decision_log_size: usize,
     /// `[sampling.stamp] tracestate`, default true.
     pub stamp_tracestate: bool,

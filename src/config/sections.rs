@@ -16,6 +16,7 @@ use super::{
     SendingQueue, Telemetry,
     credentials::{exporter_tls, receiver_auth, receiver_tls},
     diagnostics::{Problem, quote},
+    fit::{self, Wanted},
     memory::{self, MemoryLimit},
     reader::Span,
     section::{Read, Section},
@@ -32,6 +33,12 @@ const DAY: Duration = Duration::from_hours(24);
 /// Largest message of a sender: 1 GiB, since a length in gRPC's framing is 32 bits and has to be
 /// held.
 const MESSAGE_MIB: RangeInclusive<usize> = 1..=1024;
+
+/// Largest message where the file sets none: what OTLP's specification recommends.
+const MESSAGE_BYTES_DEFAULT: usize = 64 * MIB;
+
+/// `decision_log_size` where the file sets none.
+const DECISION_LOG_SIZE_DEFAULT: usize = 100_000;
 
 /// `max_request_size_kib` where it is not set and the queue is large enough.
 const REQUEST_BYTES_DEFAULT: usize = 3584 * KIB;
@@ -60,8 +67,8 @@ pub(super) fn read(
     let shutdown_timeout = root.duration("shutdown_timeout", Duration::from_secs(1)..=HOUR);
 
     let mut receiver = root.section("receiver");
-    let grpc = grpc(receiver.section("grpc"));
-    let http = http(receiver.section("http"), &grpc);
+    let (grpc, grpc_message) = grpc(receiver.section("grpc"));
+    let (http, http_message) = http(receiver.section("http"), &grpc);
     let tls = receiver_tls(receiver.section("tls"), directory);
     let bearer_token_file = receiver_auth(receiver.section("auth"), directory);
     receiver.finish();
@@ -69,12 +76,16 @@ pub(super) fn read(
     let mut section = root.section("sampling");
     let policy_files = section.texts("policy_files").or(Vec::new());
     let memory = section.integer("memory_limit_mib", memory::BYTES_MIN / MIB..=MIB);
-    let memory = match memory.map(|mib| mib * MIB) {
-        Read::Set(bytes, _) => Some(MemoryLimit::configured(bytes)),
-        Read::Unset => Some(memory_default.clone()),
-        Read::Bad => None,
+    let (memory, memory_span) = match memory.map(|mib| mib * MIB) {
+        Read::Set(bytes, span) => (Some(MemoryLimit::configured(bytes)), Some(span)),
+        Read::Unset => (Some(memory_default.clone()), None),
+        Read::Bad => (None, None),
     };
-    let sampling = sampling(section, memory.as_ref().unwrap_or(memory_default));
+    let (sampling, log) = sampling(section, memory.as_ref().unwrap_or(memory_default));
+    if let Some(limit) = &memory {
+        let messages: Vec<_> = [grpc_message, http_message].into_iter().flatten().collect();
+        fit::review(root, limit, memory_span.as_ref(), &messages, log.as_ref());
+    }
 
     let mut section = root.section("exporter");
     let exporter = exporter(
@@ -100,25 +111,32 @@ pub(super) fn read(
     }
 }
 
-fn grpc(mut section: Section<'_, '_>) -> GrpcReceiver {
+fn grpc(mut section: Section<'_, '_>) -> (GrpcReceiver, Option<Wanted>) {
+    let (message, message_bytes) = message(&mut section, "max_recv_msg_size_mib");
     let config = GrpcReceiver {
         endpoint: listener(&mut section, "127.0.0.1:4317", &[]),
-        max_recv_msg_bytes: section.integer("max_recv_msg_size_mib", MESSAGE_MIB).or(64) * MIB,
+        max_recv_msg_bytes: message_bytes,
         max_concurrent_streams: section.integer("max_concurrent_streams", 1..=10_000).or(100),
         max_connections: section.integer("max_connections", 1..=100_000).or(1024),
     };
     section.finish();
-    config
+    (config, message)
 }
 
-fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> HttpReceiver {
+fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> (HttpReceiver, Option<Wanted>) {
+    let (message, message_bytes) = message(&mut section, "max_request_body_size_mib");
     let config = HttpReceiver {
         endpoint: listener(&mut section, "127.0.0.1:4318", &[&grpc.endpoint]),
-        max_request_body_bytes: section.integer("max_request_body_size_mib", MESSAGE_MIB).or(64)
-            * MIB,
+        max_request_body_bytes: message_bytes,
     };
     section.finish();
-    config
+    (config, message)
+}
+
+/// The size of the largest message, as something that has to fit, and in bytes.
+fn message(section: &mut Section<'_, '_>, key: &'static str) -> (Option<Wanted>, usize) {
+    let bytes = section.integer(key, MESSAGE_MIB).map(|mib| mib * MIB);
+    (Wanted::new(key, &bytes, MESSAGE_BYTES_DEFAULT), bytes.or(MESSAGE_BYTES_DEFAULT))
 }
 
 /// `endpoint` of a listener, which none of the `others` may have.
@@ -137,7 +155,10 @@ fn listener(section: &mut Section<'_, '_>, default: &str, others: &[&String]) ->
         .or(default.to_owned())
 }
 
-fn sampling(mut section: Section<'_, '_>, memory_limit: &MemoryLimit) -> Sampling {
+fn sampling(
+    mut section: Section<'_, '_>,
+    memory_limit: &MemoryLimit,
+) -> (Sampling, Option<Wanted>) {
     let wait = section.duration("decision_wait", Duration::from_millis(10)..=HOUR);
     let after_root = section.duration("decision_wait_after_root_received", Duration::ZERO..=HOUR);
     if let (Read::Set(wait, _), Read::Set(after_root, span)) = (&wait, &after_root)
@@ -156,6 +177,10 @@ fn sampling(mut section: Section<'_, '_>, memory_limit: &MemoryLimit) -> Samplin
     let stamp_policy = stamp.choice("policy", &[("root", true), ("off", false)]).or(true);
     stamp.finish();
 
+    let log_key = "decision_log_size";
+    let log_size = section.integer(log_key, 0..=10_000_000);
+    let log = Wanted::new(log_key, &log_size, DECISION_LOG_SIZE_DEFAULT);
+
     let config = Sampling {
         decision_wait: wait.or(Duration::from_secs(30)),
         decision_wait_after_root_received: Some(after_root).filter(|wait| !wait.is_zero()),
@@ -164,12 +189,12 @@ fn sampling(mut section: Section<'_, '_>, memory_limit: &MemoryLimit) -> Samplin
         max_trace_spans: section.integer("max_trace_spans", 1..=10_000_000).or(32_000),
         max_trace_bytes: max_trace_mib.or(16) << 20,
         decision_cache_ttl: ttl.or(Duration::from_secs(120)),
-        decision_log_size: section.integer("decision_log_size", 0..=10_000_000).or(100_000),
+        decision_log_size: log_size.or(DECISION_LOG_SIZE_DEFAULT),
         stamp_tracestate,
         stamp_policy,
     };
     section.finish();
-    config
+    (config, log)
 }
 
 /// `memory` is absent where `memory_limit_mib` is wrong.

@@ -71,6 +71,15 @@ pub enum Refusal {
         /// The limit, before and after decompression.
         limit_bytes: usize,
     },
+    /// Larger than memory can ever hold.
+    #[error(
+        "the request needs {needed_bytes} bytes of memory while it is taken in, more than the \
+         memory limit can ever spare: send smaller requests, or raise memory_limit_mib"
+    )]
+    NeverFits {
+        /// Of the request itself, and of what it becomes.
+        needed_bytes: usize,
+    },
     /// To inflate it would take more than a decoder may hold.
     #[error("the zstd frame needs a window larger than 32 MiB")]
     WindowTooLarge,
@@ -83,15 +92,6 @@ pub enum Refusal {
     /// A bug: walking or buffering it panicked. The panic is counted.
     #[error("internal error")]
     Panicked,
-}
-
-impl From<Unwalked> for Refusal {
-    fn from(unwalked: Unwalked) -> Self {
-        match unwalked {
-            Unwalked::Malformed(malformed) => Refusal::Malformed(malformed.to_string()),
-            Unwalked::NoRoom => Refusal::Memory,
-        }
-    }
 }
 
 impl From<InvalidJson> for Refusal {
@@ -116,16 +116,20 @@ impl Refusal {
             Refusal::Memory => Some(RefusedBecause::Memory),
             Refusal::QueueFull => Some(RefusedBecause::QueueFull),
             Refusal::Draining => Some(RefusedBecause::Draining),
-            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => Some(RefusedBecause::TooLarge),
+            Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
+                Some(RefusedBecause::TooLarge)
+            }
             Refusal::Malformed(_) => Some(RefusedBecause::Malformed),
             Refusal::Abandoned | Refusal::Panicked => None,
         }
     }
 }
 
-/// Buffers to put requests together in, of which `count_max` wait for the next ones. Of those that
-/// take turns there is one at a time, and it would be much to keep.
-pub fn buffers(count_max: usize) -> Arc<Buffers> {
+/// Buffers to put requests together in. Four a core wait for the next requests, but no more than
+/// take a 32nd of the memory limit, since nobody is charged for them. Of those that take turns
+/// there is one at a time, and it would be much to keep.
+pub fn buffers(cores: usize, budget: &Budget) -> Arc<Buffers> {
+    let count_max = (budget.limit() / 32 / SMALL_BYTES_MAX).clamp(1, 4 * cores);
     Buffers::new(64 << 10..=SMALL_BYTES_MAX, count_max)
 }
 
@@ -190,7 +194,8 @@ impl Intake {
     /// Buffers the spans of one decoded request, whose bytes the caller has charged to the budget.
     ///
     /// # Errors
-    /// [`Refusal::Malformed`], [`Refusal::Memory`], or [`Refusal::Panicked`].
+    /// [`Refusal::Malformed`], [`Refusal::Memory`], [`Refusal::NeverFits`], or
+    /// [`Refusal::Panicked`].
     pub fn take(&self, transport: Transport, request: &[u8]) -> Result<Ingested, Refusal> {
         thread_local! {
             // One of each a worker thread: there is no await between here and the acknowledgement.
@@ -204,8 +209,10 @@ impl Intake {
                 ingested
             })
         };
-        let ingested =
-            self.supervisor.contained_now(Task::Receiver, ingest).map_err(|panicked| {
+        let ingested = self
+            .supervisor
+            .contained_now(Task::Receiver, ingest)
+            .map_err(|panicked| {
                 BUFFERS.with_borrow_mut(|(scratch, decided)| {
                     self.metrics.accepted(transport, scratch.taken(), 0);
                     self.metrics.failed(FailedBecause::Malformed, decided.give_up());
@@ -213,9 +220,22 @@ impl Intake {
                     (*scratch, *decided) = Default::default();
                 });
                 Refusal::from(panicked)
-            })??;
+            })?
+            .map_err(|unwalked| self.refusal_of(unwalked, request.len()))?;
         self.metrics.accepted(transport, ingested.accepted, ingested.rejected);
         Ok(ingested)
+    }
+
+    fn refusal_of(&self, unwalked: Unwalked, request_bytes: usize) -> Refusal {
+        match unwalked {
+            Unwalked::Malformed(malformed) => Refusal::Malformed(malformed.to_string()),
+            Unwalked::NoRoom { bytes } => match request_bytes + bytes {
+                needed_bytes if self.budget.never_fits(needed_bytes) => {
+                    Refusal::NeverFits { needed_bytes }
+                }
+                _ => Refusal::Memory,
+            },
+        }
     }
 
     /// Hands on what a request has brought about.

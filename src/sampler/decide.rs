@@ -17,6 +17,9 @@ use crate::{
 
 /// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
 const TRACES_PER_LOCK: usize = 256;
+/// Kept spans after which no further trace is decided under the same lock: each takes 40 bytes on
+/// its way out beside its own.
+const KEPT_SPANS_PER_LOCK: usize = 8 << 10;
 
 /// What was decided under one lock, or while one request was taken in. Buffers are reused: clear
 /// it.
@@ -145,7 +148,11 @@ impl Sampler {
         let now = state.window.now();
         let mut progress = Progress::More;
         let since = Since::now(out);
+        let (mut kept_traces, mut kept_spans) = (out.kept.len(), 0);
         for _ in 0..TRACES_PER_LOCK {
+            if kept_spans >= KEPT_SPANS_PER_LOCK {
+                break;
+            }
             let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
                 Which::Due => state.window.next_due(by),
@@ -164,6 +171,10 @@ impl Sampler {
             if self.decide_trace(&mut state, due, room, out).is_break() {
                 progress = Progress::NoRoom;
                 break;
+            }
+            if let Some(trace) = out.kept.last().filter(|_| out.kept.len() > kept_traces) {
+                kept_traces = out.kept.len();
+                kept_spans += trace.spans;
             }
         }
         self.conclude(&mut state, since, out);

@@ -30,9 +30,9 @@ pub use self::{
     ingest::{Ingested, Scratch},
 };
 use crate::{
-    budget::Budget,
+    budget::{Budget, Holder},
     decisions::{Decision, DecisionLog, Logged, Remembered},
-    otlp::{Contexts, conditions::Conditions as _},
+    otlp::{Contexts, conditions::Conditions as _, walked::Bounds},
     policy::Plan,
     trace::TraceId,
     window::{self, Hasher, Millis, NewBits, Pool, Shard, Waits},
@@ -66,6 +66,8 @@ pub struct Sampler {
     plan: RwLock<Arc<Plan>>,
     contexts: Contexts,
     limits: Limits,
+    /// Of what is known of the spans of a request while they are taken in.
+    bounds: Bounds,
     log: DecisionLog,
     pool: Arc<Pool>,
     budget: Arc<Budget>,
@@ -129,6 +131,10 @@ impl Sampler {
         let shards = shards.next_power_of_two();
         // However many traces are decided, the window keeps most of the memory.
         let remembered_bytes_max = budget.limit() / 4 / shards;
+        // There are four shards a core, and as many walks at once as there are cores, or half more.
+        let piece_bytes = (budget.limit() / 64).clamp(256 << 10, 8 << 20);
+        let bounds =
+            Bounds { piece_bytes, kept_bytes: piece_bytes.min(budget.limit() / 8 / shards) };
         let ttl = limits.decision_ttl_millis;
         let shards: Box<[_]> = (0..shards)
             .map(|_| {
@@ -146,6 +152,7 @@ impl Sampler {
             plan: RwLock::new(plan),
             contexts: Contexts::new(Arc::clone(budget)),
             limits,
+            bounds,
             log: DecisionLog::new(limits.decision_log_traces, budget),
             pool,
             budget: Arc::clone(budget),
@@ -176,6 +183,7 @@ impl Sampler {
 
     fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
         let mut bits = NewBits::new(plan.leaves());
+        let mut _held;
         // The second time only what came during the first, so that the lock is held for what came
         // during the second.
         for _ in 0..2 {
@@ -184,6 +192,8 @@ impl Sampler {
             let view = state.window.view();
             drop(state);
             watch(Hold::Ended);
+            // Without asking: that it is charged makes room, by deciding the oldest traces.
+            _held = self.budget.hold(Holder::Index, bits.bytes_for(&view));
             bits.catch_up(&view);
         }
         let mut state = self.lock(shard);

@@ -37,7 +37,8 @@ fn padded(span: Span, bytes: usize) -> Span {
 fn segments_in_use(rig: &Rig) -> usize {
     let held = |holder| rig.budget.held(holder);
     assert_eq!((held(Holder::Receiving), held(Holder::Export)), (0, 0));
-    let others = held(Holder::Index) + held(Holder::Contexts) + held(Holder::Decisions);
+    let others = [Holder::Index, Holder::Contexts, Holder::Decisions, Holder::DecisionLog];
+    let others = others.into_iter().map(held).sum::<usize>() + held(Holder::Walking);
     rig.sampler.memory_used() - others
 }
 
