@@ -134,7 +134,7 @@ impl Shared {
         let plan = Arc::new(Plan::compile(&config.policies));
         decider::expire(&plan);
         let budget = Budget::new(config.sampling.memory_limit_bytes);
-        let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from);
+        let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from.as_str());
         info!(mib, from, "memory limit");
         let metrics = Arc::new(Metrics::new(plan.names()));
         metrics.policies_in_force(&plan);
@@ -157,7 +157,7 @@ impl Shared {
             queue: Arc::clone(&self.queue),
             overflow: config.exporter.queue.overflow,
             budget: Arc::clone(&self.budget),
-            buffers: receiver::buffers(4 * cores()),
+            buffers: receiver::buffers(cores(), &self.budget),
             turns: Turns::new(cores()),
             empty: EmptyRequests::default(),
             metrics: Arc::clone(&self.metrics),

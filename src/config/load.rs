@@ -47,7 +47,7 @@ pub struct Loaded {
 }
 
 /// What a configuration takes from the machine it is read on.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Host {
     pub(super) variable: Variable,
     pub(super) memory_default: MemoryLimit,
@@ -107,7 +107,7 @@ fn refused(diagnostic: Diagnostic) -> Loaded {
 /// Parses a main file that has been read from `path`, and returns also the keys that it may have.
 pub(super) fn parse(source: &Source, path: &Path, host: Host) -> (Loaded, KnownKeys) {
     on_a_large_stack(|| {
-        let mut load = Load::new(host);
+        let mut load = Load::new(host.clone());
         let (sections, known) = load.main_file(source, path.parent().unwrap_or(Path::new("")));
         load.policy_files(source, path, &sections.policy_files);
         load.require_policies(source);
@@ -143,9 +143,9 @@ struct Load {
 impl Load {
     fn new(host: Host) -> Self {
         Load {
+            policies: Policies::new(host.now),
             host,
             diagnostics: Diagnostics::default(),
-            policies: Policies::new(host.now),
             barren: Vec::new(),
             obscured: false,
             log_json: false,
@@ -160,7 +160,7 @@ impl Load {
         let variable = self.host.variable;
         let mut reader = Reader::new(source, &damage, &mut self.diagnostics, variable);
         let mut root = reader.root(&table, "");
-        let sections = sections::read(&mut root, directory, self.host.memory_default);
+        let sections = sections::read(&mut root, directory, &self.host.memory_default);
         self.policies.read(&mut root);
         root.finish();
         (sections, reader.finish())

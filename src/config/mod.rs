@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod address;
+mod cgroup;
 mod conditions;
 mod credentials;
 mod described;
@@ -27,6 +28,7 @@ mod endpoint;
 mod env;
 mod files;
 pub(crate) mod keys;
+mod fit;
 mod limits;
 mod load;
 mod memory;
@@ -162,17 +164,19 @@ pub struct Sampling {
     /// off. Longer than the batch delays that a span meets on its way (the SDK's, 5 s by default,
     /// and those of Collectors in between), or children of the root come late.
     pub decision_wait_after_root_received: Option<Duration>,
-    /// `memory_limit_mib`, here in bytes. Default: 60 % of the cgroup's limit, else 1024 MiB.
+    /// `memory_limit_mib`, here in bytes. Default: 60 % of the lowest limit of the process's cgroup
+    /// and those above it, else 1024 MiB.
     pub memory_limit_bytes: usize,
     /// Where that comes from, for the log.
-    pub memory_limit_from: &'static str,
+    pub memory_limit_from: String,
     /// `max_trace_spans`, default 32,000.
     pub max_trace_spans: u32,
     /// `max_trace_bytes_mib`, here in bytes. Default 16 MiB.
     pub max_trace_bytes: u32,
     /// `decision_cache_ttl`, default 120 s.
     pub decision_cache_ttl: Duration,
-    /// `decision_log_size` in traces, default 100,000; 0 turns the log off.
+    /// `decision_log_size` in traces, default 100,000, as far as they fit into a sixteenth of the
+    /// memory limit; 0 turns the log off.
     pub decision_log_size: usize,
     /// `[sampling.stamp] tracestate`, default true.
     pub stamp_tracestate: bool,

@@ -90,9 +90,14 @@ impl Contexts {
         self.0.contexts.trim();
     }
 
-    /// Whether the budget that pays for them is used up.
-    pub(super) fn has_no_room(&self) -> bool {
-        self.0.budget.used() > self.0.budget.limit()
+    /// Whether the budget has room for a resource or scope of so many bytes, or for both.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.0.budget.used() + bytes <= self.0.budget.limit()
+    }
+
+    /// What pays for them.
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.0.budget
     }
 
     /// The resource of these bytes.
@@ -230,7 +235,8 @@ impl Resource {
         cleaned.as_ref().map_err(|unfit| *unfit)
     }
 
-    fn cost_bytes(&self) -> usize {
+    /// What it is charged for.
+    pub(super) fn cost_bytes(&self) -> usize {
         self.arrived.len() + repaired_bytes(self.cleaned.get()) + OVERHEAD_BYTES
     }
 }
@@ -278,7 +284,8 @@ impl Context {
         cleaned.as_ref().map_err(|unfit| *unfit)
     }
 
-    fn cost_bytes(&self) -> usize {
+    /// What it is charged for.
+    pub(super) fn cost_bytes(&self) -> usize {
         self.key.len() + repaired_bytes(self.cleaned.get()) + OVERHEAD_BYTES
     }
 }

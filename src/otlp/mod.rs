@@ -18,6 +18,7 @@ mod schema;
 pub mod split;
 pub mod tracestate;
 pub mod walk;
+pub mod walked;
 pub mod wire;
 
 pub use context::{Context, Contexts};

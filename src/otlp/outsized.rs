@@ -26,11 +26,10 @@ pub struct Outsized {
 }
 
 impl Outsized {
-    /// Adds spans of a resource, of which these are the fields of its `ResourceSpans`; `bytes` are
-    /// those of the resource or of the scope.
+    /// Notes a resource, of which these are the fields of its `ResourceSpans`; `bytes` are those of
+    /// the resource or of the scope.
     #[cold]
-    pub(super) fn add(&mut self, spans: usize, bytes: usize, bytes_max: usize, resource: &[u8]) {
-        self.spans += spans as u64;
+    pub(super) fn note(&mut self, bytes: usize, bytes_max: usize, resource: &[u8]) {
         self.bytes = self.bytes.max(bytes);
         self.bytes_max = bytes_max;
         let name = service_name(resource).ok().flatten().unwrap_or_default();

@@ -118,7 +118,10 @@ impl GrpcService {
                 Some(length) if length > bytes_max => {
                     return Err(Refusal::TooLarge { limit_bytes: bytes_max });
                 }
-                Some(length) => receiving.expect(PREFIX_BYTES + length),
+                Some(length) => {
+                    let is_compressed = receiving.bytes()[0] == 1;
+                    receiving.expect(PREFIX_BYTES + length, is_compressed)?;
+                }
                 None => {}
             }
         }
@@ -149,7 +152,7 @@ impl GrpcService {
                 unavailable(message, self.intake.retry_delay(refusal))
             }
             // Without RetryInfo this is final, as it must be: the same message would never fit.
-            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => {
+            Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
                 Status::resource_exhausted(message)
             }
             // Final: the same bytes would never decode.

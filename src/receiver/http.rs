@@ -148,6 +148,9 @@ impl HttpService {
         let charge = Charge::new(&self.intake.budget, format.held_bytes(bytes_max));
         let mut receiving =
             Receiving::new(request.into_body(), bytes_max, charge, &self.intake.buffers);
+        if let Some(length) = receiving.announced_bytes().filter(|&length| length <= bytes_max) {
+            receiving.expect(length, encoding.is_some())?;
+        }
         while receiving.more().await? {}
         let (body, charge) = receiving.finish();
         let mut message = inflate(encoding, body, charge, bytes_max, &self.intake.turns).await?;
@@ -182,7 +185,7 @@ impl HttpService {
             // Likewise: a stall says nothing about the request. Senders do not repeat 408.
             Refusal::Timeout => (StatusCode::SERVICE_UNAVAILABLE, Code::DeadlineExceeded),
             // Final: the same body would never fit.
-            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => {
+            Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted)
             }
             // Final: the same bytes would never decode.

@@ -74,6 +74,15 @@ pub enum Refusal {
         /// The limit, before and after decompression.
         limit_bytes: usize,
     },
+    /// Larger than memory can ever hold.
+    #[error(
+        "the request needs {needed_bytes} bytes of memory while it is taken in, more than the \
+         memory limit can ever spare: send smaller requests, or raise memory_limit_mib"
+    )]
+    NeverFits {
+        /// Of the request itself, and of what it becomes.
+        needed_bytes: usize,
+    },
     /// To inflate it would take more than a decoder may hold.
     #[error("the zstd frame needs a window larger than 32 MiB")]
     WindowTooLarge,
@@ -89,15 +98,6 @@ pub enum Refusal {
     /// A bug: walking or buffering it panicked. The panic is counted.
     #[error("internal error")]
     Panicked,
-}
-
-impl From<Unwalked> for Refusal {
-    fn from(unwalked: Unwalked) -> Self {
-        match unwalked {
-            Unwalked::Malformed(malformed) => Refusal::Malformed(malformed.to_string()),
-            Unwalked::NoRoom => Refusal::Memory,
-        }
-    }
 }
 
 impl From<InvalidJson> for Refusal {
@@ -122,7 +122,9 @@ impl Refusal {
             Refusal::Memory => Some(RefusedBecause::Memory),
             Refusal::QueueFull => Some(RefusedBecause::QueueFull),
             Refusal::Draining => Some(RefusedBecause::Draining),
-            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => Some(RefusedBecause::TooLarge),
+            Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
+                Some(RefusedBecause::TooLarge)
+            }
             Refusal::Malformed(_) => Some(RefusedBecause::Malformed),
             Refusal::Timeout => Some(RefusedBecause::Timeout),
             Refusal::Abandoned | Refusal::Panicked => None,
@@ -130,9 +132,11 @@ impl Refusal {
     }
 }
 
-/// Buffers to put requests together in, of which `count_max` wait for the next ones. Of those that
-/// take turns there is one at a time, and it would be much to keep.
-pub fn buffers(count_max: usize) -> Arc<Buffers> {
+/// Buffers to put requests together in. Four a core wait for the next requests, but no more than
+/// take a 32nd of the memory limit, since nobody is charged for them. Of those that take turns
+/// there is one at a time, and it would be much to keep.
+pub fn buffers(cores: usize, budget: &Budget) -> Arc<Buffers> {
+    let count_max = (budget.limit() / 32 / SMALL_BYTES_MAX).clamp(1, 4 * cores);
     Buffers::new(64 << 10..=SMALL_BYTES_MAX, count_max)
 }
 
@@ -201,7 +205,8 @@ impl Intake {
     /// Buffers the spans of one decoded request, whose bytes the caller has charged to the budget.
     ///
     /// # Errors
-    /// [`Refusal::Malformed`], [`Refusal::Memory`], or [`Refusal::Panicked`].
+    /// [`Refusal::Malformed`], [`Refusal::Memory`], [`Refusal::NeverFits`], or
+    /// [`Refusal::Panicked`].
     pub fn take(&self, transport: Transport, request: &[u8]) -> Result<Ingested, Refusal> {
         thread_local! {
             // One of each a worker thread: there is no await between here and the acknowledgement.
@@ -215,8 +220,10 @@ impl Intake {
                 ingested
             })
         };
-        let ingested =
-            self.supervisor.contained_now(Task::Receiver, ingest).map_err(|panicked| {
+        let ingested = self
+            .supervisor
+            .contained_now(Task::Receiver, ingest)
+            .map_err(|panicked| {
                 BUFFERS.with_borrow_mut(|(scratch, decided)| {
                     let taken = Ingested { accepted: scratch.taken(), ..Ingested::default() };
                     self.metrics.accepted(transport, &taken);
@@ -225,12 +232,25 @@ impl Intake {
                     (*scratch, *decided) = Default::default();
                 });
                 Refusal::from(panicked)
-            })??;
+            })?
+            .map_err(|unwalked| self.refusal_of(unwalked, request.len()))?;
         self.metrics.accepted(transport, &ingested);
         if let Some(outsized) = &ingested.outsized {
             self.log_outsized(outsized);
         }
         Ok(ingested)
+    }
+
+    fn refusal_of(&self, unwalked: Unwalked, request_bytes: usize) -> Refusal {
+        match unwalked {
+            Unwalked::Malformed(malformed) => Refusal::Malformed(malformed.to_string()),
+            Unwalked::NoRoom { bytes } => match request_bytes + bytes {
+                needed_bytes if self.budget.never_fits(needed_bytes) => {
+                    Refusal::NeverFits { needed_bytes }
+                }
+                _ => Refusal::Memory,
+            },
+        }
     }
 
     /// Counts and logs a request that was taken though it has no span.

@@ -19,6 +19,9 @@ use crate::{
 const TRACES_PER_LOCK: usize = 256;
 /// Entries that each list of a [`Decided`] keeps room for when it is cleared.
 const SPARE_ENTRIES: usize = 16 << 10;
+/// Kept spans after which no further trace is decided under the same lock: each takes 40 bytes on
+/// its way out beside its own.
+const KEPT_SPANS_PER_LOCK: usize = 8 << 10;
 
 /// What was decided under one lock, or while one request was taken in. Buffers are reused: clear
 /// it.
@@ -162,7 +165,11 @@ impl Sampler {
         let now = state.window.now();
         let mut progress = Progress::More;
         let since = Since::now(out);
+        let (mut kept_traces, mut kept_spans) = (out.kept.len(), 0);
         for _ in 0..TRACES_PER_LOCK {
+            if kept_spans >= KEPT_SPANS_PER_LOCK {
+                break;
+            }
             let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
                 Which::Due => by.and_then(|by| state.window.next_due(by)),
@@ -181,6 +188,10 @@ impl Sampler {
             if self.decide_trace(&mut state, due, room, out).is_break() {
                 progress = Progress::NoRoom;
                 break;
+            }
+            if let Some(trace) = out.kept.last().filter(|_| out.kept.len() > kept_traces) {
+                kept_traces = out.kept.len();
+                kept_spans += trace.spans;
             }
         }
         self.conclude(&mut state, since, out);

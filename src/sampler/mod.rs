@@ -35,7 +35,7 @@ pub use self::{
 use crate::{
     budget::{Budget, Holder},
     decisions::{Decision, DecisionLog, Logged, Remembered},
-    otlp::{Contexts, conditions::Conditions as _},
+    otlp::{Contexts, conditions::Conditions as _, walked::Bounds},
     policy::Plan,
     trace::TraceId,
     window::{self, Hasher, Millis, NewBits, Pool, Shard, Waits},
@@ -71,6 +71,8 @@ pub struct Sampler {
     plan: RwLock<Arc<Plan>>,
     contexts: Contexts,
     limits: Limits,
+    /// Of what is known of the spans of a request while they are taken in.
+    bounds: Bounds,
     log: DecisionLog,
     pool: Arc<Pool>,
     budget: Arc<Budget>,
@@ -135,6 +137,10 @@ impl Sampler {
         let shards = shards.next_power_of_two();
         // However many traces are decided, the window keeps most of the memory.
         let remembered_bytes_max = budget.limit() / 4 / shards;
+        // There are four shards a core, and as many walks at once as there are cores, or half more.
+        let piece_bytes = (budget.limit() / 64).clamp(256 << 10, 8 << 20);
+        let bounds =
+            Bounds { piece_bytes, kept_bytes: piece_bytes.min(budget.limit() / 8 / shards) };
         let ttl = limits.decision_ttl_millis;
         let shards: Box<[_]> = (0..shards)
             .map(|_| {
@@ -153,6 +159,7 @@ impl Sampler {
             plan: RwLock::new(plan),
             contexts: Contexts::with_bytes_max(Arc::clone(budget), limits.context_bytes_max),
             limits,
+            bounds,
             log: DecisionLog::new(limits.decision_log_traces, budget),
             pool,
             budget: Arc::clone(budget),
@@ -186,6 +193,7 @@ impl Sampler {
 
     fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
         let mut bits = NewBits::new(plan.leaves());
+        let mut _held;
         // The second time only what came during the first, so that the lock is held for what came
         // during the second.
         for _ in 0..2 {
@@ -194,9 +202,10 @@ impl Sampler {
             let view = state.window.view();
             drop(state);
             watch(Hold::Ended);
+            // Without asking: that it is charged makes room, by deciding the oldest traces.
+            _held = self.budget.hold(Holder::Index, bits.bytes_for(&view));
             bits.catch_up(&view);
         }
-        let _charged = self.budget.hold(Holder::Index, bits.allocated_bytes());
         let mut state = self.lock(shard);
         watch(Hold::Begins);
         let before = std::mem::replace(&mut state.plan, Arc::clone(plan));

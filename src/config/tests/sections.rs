@@ -126,7 +126,7 @@ fn every_key_changes_the_configuration() {
         receiver.grpc.max_recv_msg_size_mib = 1
         receiver.grpc.max_concurrent_streams = 2
         receiver.grpc.max_connections = 3
-        receiver.http = { endpoint = "otel.example:${env:PORT}", max_request_body_size_mib = 1_024 }
+        receiver.http = { endpoint = "otel.example:${env:PORT}", max_request_body_size_mib = 8 }
         telemetry = { endpoint = "0.0.0.0:0",
              enable_lifecycle = true, log_level = "warn", log_format = "json" }
         [sampling]
@@ -154,7 +154,7 @@ fn every_key_changes_the_configuration() {
     assert_eq!(changed.grpc.max_recv_msg_bytes, 1 << 20);
     assert_eq!((changed.grpc.max_concurrent_streams, changed.grpc.max_connections), (2, 3));
     assert_eq!(changed.http.endpoint, "otel.example:4444");
-    assert_eq!(changed.http.max_request_body_bytes, 1 << 30);
+    assert_eq!(changed.http.max_request_body_bytes, 8 << 20);
     assert_eq!(changed.telemetry.endpoint, "0.0.0.0:0");
     assert_eq!(changed.telemetry.log_level, tracing::Level::WARN);
     assert!(changed.telemetry.log_json && changed.telemetry.enable_lifecycle);
@@ -182,7 +182,10 @@ fn every_key_changes_the_configuration() {
 
 #[test]
 fn the_default_request_shrinks_with_a_small_queue() {
-    let small = config(&with_policy("[sampling]\nmemory_limit_mib = 32"));
+    let small = config(&with_policy(
+        "[receiver]\ngrpc.max_recv_msg_size_mib = 8\nhttp.max_request_body_size_mib = 8\n\
+         [sampling]\nmemory_limit_mib = 32\ndecision_log_size = 1_000",
+    ));
     assert_eq!(small.exporter.queue.queue_bytes_max, 8 << 20);
     assert_eq!(small.exporter.max_request_bytes, 2 << 20);
     let small = config(&with_policy("[exporter.otlp.sending_queue]\nqueue_size_mib = 1"));
@@ -507,10 +510,10 @@ fn headers() {
 fn values_that_bound_each_other() {
     each_line_has_one_problem(&[
         (
-            "[sampling]\nmemory_limit_mib = 100\n[exporter.otlp.sending_queue]\nqueue_size_mib \
-             = 51",
-            "4:18: error: `queue_size_mib` may be at most half of the memory limit, 50 MiB, \
-             found 51 \
+            "[sampling]\nmemory_limit_mib = 300\n[exporter.otlp.sending_queue]\nqueue_size_mib \
+             = 151",
+            "4:18: error: `queue_size_mib` may be at most half of the memory limit, 150 MiB, \
+             found 151 \
              | make it smaller, or raise `memory_limit_mib` in [sampling]",
         ),
         (
@@ -606,4 +609,38 @@ fn environment_variables() {
     ]);
     let waits = config(&with_policy("sampling.decision_wait = '${env:WAIT:-7s}'"));
     assert_eq!(waits.sampling.decision_wait, Duration::from_secs(7));
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_said() {
+    let of = |text: &str| problems(&with_policy(text));
+    let fits = [
+        "[sampling]\nmemory_limit_mib = 256",
+        "[receiver.grpc]\nmax_recv_msg_size_mib = 256",
+        "[sampling]\ndecision_log_size = 684_000",
+    ];
+    for text in fits {
+        assert_eq!(of(text), [""; 0], "{text}");
+    }
+    let small = of("[sampling]\nmemory_limit_mib = 32");
+    assert_eq!(
+        small,
+        [
+            "2:20: warning: a message of 64 MiB may not fit into the memory limit of 32 MiB: it is \
+             held twice while it is taken in, and is then refused as too large; up to 8 MiB always \
+             fit | set `max_recv_msg_size_mib` and `max_request_body_size_mib` to 8 or less",
+            "2:20: warning: the decision log will hold at most 21399 traces, not \
+             `decision_log_size` = 100000: it may take a sixteenth of the memory limit of 32 MiB \
+             | set `decision_log_size` to 21399 or less, or raise `memory_limit_mib`",
+        ]
+    );
+    let large = of("[receiver.http]\nmax_request_body_size_mib = 257");
+    assert!(large.len() == 1 && large[0].starts_with("2:29: warning: a message of 257 MiB"));
+    let log = of("[sampling]\ndecision_log_size = 700_000");
+    assert!(log.len() == 1 && log[0].starts_with("2:21: warning: the decision log will hold"));
+    let set = "[receiver]\ngrpc.max_recv_msg_size_mib = 60\nhttp.max_request_body_size_mib = 20\n\
+               [sampling]\nmemory_limit_mib = 100\ndecision_log_size = 1_000";
+    assert_eq!(of(set).len(), 1, "{:?}", of(set));
+    // A limit that is wrong itself bounds nothing.
+    assert_eq!(of("[sampling]\nmemory_limit_mib = 1\ndecision_log_size = 1_000_000").len(), 1);
 }
