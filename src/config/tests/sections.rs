@@ -617,7 +617,7 @@ fn what_does_not_fit_into_memory_is_said() {
     let fits = [
         "[sampling]\nmemory_limit_mib = 256",
         "[receiver.grpc]\nmax_recv_msg_size_mib = 256",
-        "[sampling]\ndecision_log_size = 684_000",
+        "[sampling]\ndecision_log_size = 633_000",
     ];
     for text in fits {
         assert_eq!(of(text), [""; 0], "{text}");
@@ -629,9 +629,9 @@ fn what_does_not_fit_into_memory_is_said() {
             "2:20: warning: a message of 64 MiB may not fit into the memory limit of 32 MiB: it is \
              held twice while it is taken in, and is then refused as too large; up to 8 MiB always \
              fit | set `max_recv_msg_size_mib` and `max_request_body_size_mib` to 8 or less",
-            "2:20: warning: the decision log will hold at most 21399 traces, not \
+            "2:20: warning: the decision log will hold at most 19784 traces, not \
              `decision_log_size` = 100000: it may take a sixteenth of the memory limit of 32 MiB \
-             | set `decision_log_size` to 21399 or less, or raise `memory_limit_mib`",
+             | set `decision_log_size` to 19784 or less, or raise `memory_limit_mib`",
         ]
     );
     let large = of("[receiver.http]\nmax_request_body_size_mib = 257");
