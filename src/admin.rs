@@ -13,21 +13,27 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ACCEPT, ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE},
 };
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::spawn_blocking};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::spawn_blocking,
+};
 
 use crate::{
     budget::Budget,
     clock::WindowClock,
     decisions::{Decision, Logged},
     exporter::Queue,
+    logging,
     metrics::{Metrics, Readings},
-    receiver::{
-        listen::{self, Door},
+    net::{
+        listen::{self, Terms},
         windows::Windows,
     },
     reload::{Refused, Reload},
@@ -44,9 +50,35 @@ const JSON: &str = "application/json";
 fn limits() -> listen::Limits {
     listen::Limits {
         max_connections: 64,
+        max_age: None,
         max_concurrent_streams: 16,
         windows: Windows::new(1 << 20, None),
         http2_only: false,
+    }
+}
+
+/// Answers to /metrics that wait for their reader at once: with many policies each has megabytes.
+const SCRAPES_MAX: usize = 16;
+
+/// An answer to /metrics, counted until it is read.
+struct Scrape {
+    text: String,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Scrape {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
+/// Answers to /metrics that may be under way.
+#[derive(Debug)]
+pub struct Scrapes(Arc<Semaphore>);
+
+impl Default for Scrapes {
+    fn default() -> Self {
+        Scrapes(Arc::new(Semaphore::new(SCRAPES_MAX)))
     }
 }
 
@@ -71,6 +103,8 @@ pub struct Admin {
     pub reload: Arc<Reload>,
     /// `telemetry.enable_lifecycle`.
     pub enable_lifecycle: bool,
+    /// Bounds what readers that do not read can make the service hold.
+    pub scrapes: Scrapes,
 }
 
 impl Admin {
@@ -89,15 +123,16 @@ impl Admin {
             .enable_all()
             .max_blocking_threads(1)
             .build()?;
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
         let supervised = Supervised { supervisor: Arc::clone(&self.supervisor), task: Task::Admin };
+        let vital = self.supervisor.vital(Task::Admin);
         let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
         std::thread::Builder::new().name("admin".into()).spawn(move || {
-            runtime.block_on(async {
-                if let Ok(listener) = TcpListener::from_std(listener) {
-                    let door = Door { limits: limits(), tls: None, supervised };
-                    listen::serve(listener, door, answer, stop).await;
-                }
-            });
+            let terms = Terms { limits: limits(), tls: None, supervised, tally: None };
+            runtime.block_on(vital.over(listen::serve(listener, terms, answer, stop)));
         })
     }
 
@@ -116,13 +151,14 @@ impl Admin {
             }
             ("/-/reload", _) => not_allowed("POST"),
             (path, &Method::GET) => self.get(path),
-            _ => not_allowed("GET"),
+            (path, &Method::HEAD) => without_body(self.get(path)),
+            _ => not_allowed("GET, HEAD"),
         }
     }
 
     fn get(&self, path: &str) -> Response<Full<Bytes>> {
         match path {
-            "/metrics" => response(StatusCode::OK, EXPOSITION, self.scrape()),
+            "/metrics" => self.metrics(),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
             path => match path.strip_prefix("/-/decisions/") {
@@ -132,9 +168,18 @@ impl Admin {
         }
     }
 
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let Ok(permit) = Arc::clone(&self.scrapes.0).try_acquire_owned() else {
+            let message = format!("{SCRAPES_MAX} answers wait to be read already\n");
+            return response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message);
+        };
+        let scrape = Scrape { text: self.scrape(), _permit: permit };
+        response(StatusCode::OK, EXPOSITION, Bytes::from_owner(scrape))
+    }
+
     fn ready(&self) -> Response<Full<Bytes>> {
         let why_not = match self.supervisor.failed() {
-            Some(task) => format!("not ready: the task `{}` keeps panicking\n", task.as_str()),
+            Some(failure) => format!("not ready: {failure}\n"),
             None if self.is_ready.load(Relaxed) => {
                 return response(StatusCode::OK, TEXT, "ready\n");
             }
@@ -150,7 +195,10 @@ impl Admin {
             return response(StatusCode::FORBIDDEN, TEXT, message);
         }
         let reload = Arc::clone(&self.reload);
-        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or(Err(Refused::Panicked));
+        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or_else(|_| {
+            self.supervisor.panicked(Task::Reload);
+            Err(Refused::Panicked)
+        });
         match outcome {
             Ok(reloaded) => {
                 let message = format!("reloaded, policies: {}\n", reloaded.policies);
@@ -183,12 +231,15 @@ impl Admin {
             queue_bytes: (queue_bytes, self.queue.capacity_bytes()),
             panics: self.supervisor.panics(),
             stalled: self.clock.stalled(),
+            log_lines_lost: logging::lines_lost(),
         }
     }
 
     fn decision(&self, id: &str) -> Response<Full<Bytes>> {
-        let Some(trace_id) = TraceId::from_hex(id) else {
-            let body = json!({ "error": "a trace id is 32 hexadecimal digits" });
+        let Some(trace_id) = TraceId::from_any_form(id) else {
+            let body = json!({
+                "error": "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero"
+            });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
         };
         let (status, body) = match self.sampler.look_up(trace_id) {
@@ -236,6 +287,13 @@ impl Admin {
         }
         body
     }
+}
+
+/// The answer to HEAD: that to GET, and how long its body would be.
+fn without_body(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let length = response.body().size_hint().exact().unwrap_or_default();
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response.map(|_| Full::default())
 }
 
 fn not_allowed(method: &'static str) -> Response<Full<Bytes>> {

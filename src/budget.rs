@@ -2,13 +2,31 @@
 //!
 //! Every part of the service that keeps bytes for longer than a call charges them here, so that
 //! `memory_used_bytes` is one number and the limit one place. Requests ask ([`Budget::try_hold`])
-//! and are refused retryably at the hard limit; what an admitted request grows into (segments,
-//! index, requests to export) is charged without asking ([`Budget::charge`]), since its room was
-//! taken at the door and refusing it there would lose acknowledged spans.
+//! and are refused at the hard limit; what an admitted request becomes (segments, index) is charged
+//! without asking ([`Budget::charge`]), because refusing it there would lose acknowledged spans. A
+//! request of more than a few thousand spans asks for that room before its first span is taken.
 //!
 //! Limits: soft = 80 % of the limit, where the oldest traces begin to be decided early, until 75 %;
 //! hard = the limit, where requests begin to be refused, until 90 %. Relaxed atomics: the numbers
 //! are independent sums, nothing else is ordered by them.
+//!
+//! Every holder either yields or has a share that is bounded at the start. At rest, with an empty
+//! window and queue, the shares leave room, so that only the window and the queue can refuse intake
+//! for long:
+//!
+//! - Segments, index and contexts in use: no share; above the soft limit the oldest traces are
+//!   decided. Spare segments: freed above the soft limit, and after 10 s without use.
+//! - One open segment a shard: 1/8, since less memory has fewer shards; the last trace frees it.
+//! - The index of an empty window: 256 KiB a shard, so 1/8 at most, mostly far less.
+//! - Remembered decisions: 1/4; the oldest are forgotten. Decision log: 1/16; the oldest leave.
+//! - Buffers of walking: a thread keeps its part of 1/32 and takes up to 1/64 (at least 256 KiB,
+//!   at most 8 MiB) for a large request, which asks.
+//! - Requests being received: 1/8 for those up to 1 MiB, and what the largest message needs for
+//!   larger ones, which ask; until they are answered.
+//! - Export: the queue, 1/4 by default and 1/2 at most, and what waits for it; the backend takes
+//!   it.
+//! - HTTP/2 flow control windows (reserved): 1/8, beyond it 64 KiB a connection; until it ends.
+//! - Not charged: spare receive buffers, 1/32, and two spare export buffers of the largest request.
 //!
 //! What is charged is what was asked for; the kernel counts pages, and kills by that. What the
 //! process has beyond its charges (freed memory that the allocator keeps, stacks, code) is its
@@ -21,6 +39,14 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
+/// The decision log may take the limit divided by this.
+pub const DECISION_LOG_PART: usize = 16;
+/// Bytes of a logged decision beside the two for each policy that matched.
+pub const LOGGED_TRACE_BYTES: usize = 104;
+/// A request may need the limit divided by this even when everything else that is bounded at the
+/// start has taken its share.
+pub const REQUEST_PART: usize = 2;
+
 /// Who holds bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
@@ -30,8 +56,12 @@ pub enum Holder {
     Index,
     /// Interned resources and scopes.
     Contexts,
-    /// Remembered decisions and the decision log.
+    /// Remembered decisions.
     Decisions,
+    /// The decision log.
+    DecisionLog,
+    /// What walking a request takes, and room for the spans of a large one until they are there.
+    Walking,
     /// Requests being received and walked.
     Receiving,
     /// Large ones, which must not keep the others out.
@@ -40,7 +70,7 @@ pub enum Holder {
     Export,
 }
 
-const HOLDERS: usize = 7;
+const HOLDERS: usize = 9;
 
 /// Bytes held, by holder, against one limit.
 #[derive(Debug)]
@@ -49,6 +79,8 @@ pub struct Budget {
     held: [AtomicUsize; HOLDERS],
     used: AtomicUsize,
     overhead: AtomicUsize,
+    /// The least overhead that was noted, `usize::MAX` before the first.
+    overhead_least: AtomicUsize,
     reserved: AtomicUsize,
     is_refusing: AtomicBool,
 }
@@ -57,7 +89,8 @@ impl Budget {
     /// A budget of `limit` bytes with nothing held.
     pub fn new(limit: usize) -> Arc<Self> {
         let (held, used, overhead, reserved, is_refusing) = Default::default();
-        Arc::new(Budget { limit, held, used, overhead, reserved, is_refusing })
+        let overhead_least = AtomicUsize::new(usize::MAX);
+        Arc::new(Budget { limit, held, used, overhead, overhead_least, reserved, is_refusing })
     }
 
     /// The hard limit in bytes.
@@ -79,6 +112,7 @@ impl Budget {
     pub fn note_resident(&self, bytes: usize) {
         let overhead = bytes.saturating_sub(self.used()).min(self.limit / 5);
         self.overhead.store(overhead, Relaxed);
+        self.overhead_least.fetch_min(overhead, Relaxed);
     }
 
     /// See the module.
@@ -98,7 +132,21 @@ impl Budget {
         self.limit - unavailable.min(self.limit / 2)
     }
 
-    /// Charges bytes whose room was taken at the door.
+    /// Whether a request that needs so many bytes would be refused even if the window and the queue
+    /// were empty, so that its sender must not try again. Counts the decisions that are remembered
+    /// and logged now, the share of walking, and the part of the overhead that has always been
+    /// there: the rest of it comes and goes.
+    pub fn never_fits(&self, bytes: usize) -> bool {
+        let overhead = match self.overhead_least.load(Relaxed) {
+            usize::MAX => 0,
+            least => least,
+        };
+        let unavailable = (overhead + self.reserved.load(Relaxed)).min(self.limit / 2);
+        let kept = self.held(Holder::Decisions) + self.held(Holder::DecisionLog) + self.limit / 32;
+        bytes.saturating_add(unavailable + kept) > self.limit
+    }
+
+    /// Charges bytes whose room was taken before.
     pub fn charge(&self, holder: Holder, bytes: usize) {
         self.held[holder as usize].fetch_add(bytes, Relaxed);
         self.used.fetch_add(bytes, Relaxed);
@@ -193,6 +241,23 @@ impl Hold {
         self.holder = holder;
     }
 
+    /// Holds less.
+    pub fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.release(self.holder, bytes);
+    }
+
+    /// One more for the same holder, which holds nothing yet.
+    pub fn another(&self) -> Hold {
+        self.budget.hold(self.holder, 0)
+    }
+
+    /// Whether it is charged to this budget.
+    pub fn is_of(&self, budget: &Arc<Budget>) -> bool {
+        Arc::ptr_eq(&self.budget, budget)
+    }
+
     /// Holds more, if the limit allows it.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let Some(mut more) = self.budget.try_hold(self.holder, bytes) else { return false };
@@ -266,6 +331,25 @@ mod tests {
         assert_eq!(budget.soft_limit(), 500 / 5 * 4);
         drop((reserve, more));
         assert_eq!(budget.soft_limit(), 800 / 5 * 4);
+    }
+
+    #[test]
+    fn what_never_fits_is_told_from_what_does_not_fit_now() {
+        let budget = Budget::new(3200);
+        assert!(!budget.never_fits(3100) && budget.never_fits(3101));
+        let _window = budget.hold(Holder::Segments, 3200);
+        assert!(!budget.never_fits(3100), "the window can be decided");
+        let _decisions = budget.hold(Holder::Decisions, 800);
+        let mut log = budget.hold(Holder::DecisionLog, 300);
+        assert!(!budget.never_fits(2000) && budget.never_fits(2001));
+        log.shrink(200);
+        assert!(!budget.never_fits(2200) && budget.never_fits(2201));
+        let _reserve = budget.reserve(200);
+        budget.note_resident(4500);
+        assert!(!budget.never_fits(1600) && budget.never_fits(1601));
+        budget.note_resident(9999);
+        assert!(!budget.never_fits(1600), "overhead that was not always there may go");
+        assert!(budget.never_fits(usize::MAX));
     }
 
     #[test]

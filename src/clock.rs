@@ -1,5 +1,5 @@
-//! The only readings of a clock: monotonic time for everything that waits, and wall time for
-//! people. Wall time is compared with nothing but dates that people wrote: those of certificates
+//! The only readings of a clock, beside tokio's for timeouts, retries and pauses: monotonic time
+//! for what is measured and for traces that wait, and wall time for people. Wall time is compared with nothing but dates that people wrote: those of certificates
 //! (by rustls, with a reading of its own) and `expires` of policies. A step of it moves no trace's
 //! deadline.
 //!

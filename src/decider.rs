@@ -2,34 +2,33 @@
 //! queue.
 //!
 //! Each tick (100 ms, or a tenth of a shorter `decision_wait`) is spread over the shards, one at a
-//! time, at most 256 traces a lock: a tick that walked everything at once made acknowledgements
-//! wait 26 ms at the 99th percentile. Kept spans of all shards are encoded together at the end of a
-//! tick, earlier when they fill a request. Late spans and traces at their limit come through the
-//! [`Outbox`].
+//! time, at most 256 traces and about a request of kept spans a lock: a tick that walked everything
+//! at once made acknowledgements wait 26 ms at the 99th percentile. Kept spans of all shards are
+//! encoded together at the end of a tick, earlier when they fill a request (`decider/leaving.rs`).
+//! Late spans and traces at their limit come through the [`Outbox`].
 //!
 //! Above the soft memory limit the oldest traces are decided early, by the same policies. With
 //! `overflow = "block"` nothing is decided without room in the queue, so due traces wait in the
-//! window.
+//! window. Room is looked for before a trace is judged, so that a trace that has to wait is judged
+//! once. The last decisions of a shutdown wait for room whatever `overflow` says.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod leaving;
+mod outbox;
 
-use tracing::{error, info, warn};
+use std::{sync::Arc, time::Duration};
 
+use tracing::{info, warn};
+
+use self::leaving::Leaving;
+pub use self::outbox::Outbox;
 use crate::{
-    budget::{self, Budget, Hold, Holder},
+    budget::{self, Budget},
     clock::{self, WindowClock},
     config::Overflow,
     exporter::Queue,
     metrics::{FailedBecause, Metrics},
-    otlp::{
-        encode::{Batch, KeptSpan, TraceStamp},
-        tracestate::Stamp,
-    },
     policy::Plan,
-    sampler::{Decided, KeptTrace, Progress, Sampler, Which},
+    sampler::{Decided, Progress, Sampler, Which},
     supervise::{Supervisor, Task},
     throttle::Throttle,
     trace::Trigger,
@@ -38,59 +37,6 @@ use crate::{
 
 /// Shorter stalls are a busy machine's everyday life.
 const STALL_LOGGED_MIN: Duration = Duration::from_secs(1);
-
-/// What connection tasks have decided on the way in: late spans and traces at their limit. The
-/// decider empties it many times a tick; what is in it is charged to the budget.
-#[derive(Debug)]
-pub struct Outbox {
-    waiting: Mutex<Waiting>,
-    queue: Arc<Queue>,
-    budget: Arc<Budget>,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    kept: Vec<KeptTrace>,
-    spans: Vec<KeptSpan>,
-    holds: Vec<Hold>,
-}
-
-impl Outbox {
-    /// An empty outbox whose spans will go to `queue`.
-    pub fn new(queue: &Arc<Queue>, budget: &Arc<Budget>) -> Arc<Self> {
-        let (queue, budget) = (Arc::clone(queue), Arc::clone(budget));
-        Arc::new(Outbox { waiting: Mutex::default(), queue, budget })
-    }
-
-    /// Takes over the kept spans of `decided`, which count as queued from now on.
-    pub fn put(&self, decided: &mut Decided) {
-        if decided.kept.is_empty() {
-            return;
-        }
-        let hold = self.budget.hold(Holder::Export, decided.kept_bytes);
-        let mut waiting = self.lock();
-        self.queue.announce(decided.spans.len() as u64);
-        waiting.kept.append(&mut decided.kept);
-        waiting.spans.append(&mut decided.spans);
-        waiting.holds.push(hold);
-    }
-
-    fn take(&self) -> Waiting {
-        std::mem::take(&mut *self.lock())
-    }
-
-    /// Settles the announced spans that do not wait in here, and returns their number.
-    fn settle_others(&self) -> u64 {
-        let waiting = self.lock();
-        let others = self.queue.announced() - waiting.spans.len() as u64;
-        self.queue.settle(others);
-        others
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What kept spans are stamped with, and how large requests may be.
 #[derive(Clone, Copy, Debug)]
@@ -117,8 +63,8 @@ pub struct Decider {
     budget: Arc<Budget>,
     clock: Arc<WindowClock>,
     supervisor: Arc<Supervisor>,
-    settings: Settings,
-    batch: Batch,
+    tick: Duration,
+    leaving: Leaving,
     decided: Decided,
     is_relieving: bool,
     next_shard: usize,
@@ -126,9 +72,7 @@ pub struct Decider {
     tick_began: Millis,
     /// How long the process had not run by then.
     stalled: Duration,
-    /// An outage fills the queue for as long as it lasts: a line at times, not one a request.
-    lost: Throttle,
-    /// So does overload for as long as it lasts.
+    /// Overload lasts: a line at times, not one a lock.
     forgotten: Throttle,
 }
 
@@ -155,6 +99,7 @@ impl Decider {
     /// A decider that has decided nothing yet.
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let Parts { sampler, outbox, queue, metrics, budget, clock, supervisor } = parts;
+        let leaving = Leaving::new(&queue, &metrics, &budget, settings);
         Decider {
             sampler,
             outbox,
@@ -163,14 +108,13 @@ impl Decider {
             budget,
             clock,
             supervisor,
-            settings,
-            batch: Batch::default(),
+            tick: settings.tick,
+            leaving,
             decided: Decided::default(),
             is_relieving: false,
             next_shard: 0,
             tick_began: Millis::default(),
             stalled: Duration::ZERO,
-            lost: Throttle::default(),
             forgotten: Throttle::default(),
         }
     }
@@ -180,7 +124,7 @@ impl Decider {
         let shards = self.sampler.shards();
         // A timer has milliseconds: with more shards than that in a tick, several are visited at
         // once.
-        let tick_millis = u32::try_from(self.settings.tick.as_millis()).unwrap_or(u32::MAX).max(1);
+        let tick_millis = u32::try_from(self.tick.as_millis()).unwrap_or(u32::MAX).max(1);
         let at_once = shards.div_ceil(tick_millis as usize);
         let steps = u32::try_from(shards.div_ceil(at_once)).unwrap_or(u32::MAX);
         let mut interval = tokio::time::interval(Duration::from_millis(tick_millis.into()) / steps);
@@ -190,9 +134,11 @@ impl Decider {
             interval.tick().await;
             self.empty_outbox();
             // With nothing to decide one visit to all is enough: waking is what idling costs.
-            let is_idle = self.next_shard == 0 && self.sampler.buffered().traces == 0;
+            let is_idle = self.next_shard == 0
+                && self.sampler.buffered().traces == 0
+                && self.leaving.is_empty();
             if is_idle {
-                interval.reset_after(self.settings.tick);
+                interval.reset_after(self.tick);
             }
             for _ in 0..if is_idle { shards } else { at_once } {
                 // Kept across restarts: a shard that panics must not starve those after it.
@@ -211,8 +157,11 @@ impl Decider {
         }
     }
 
-    /// Decides everything that is buffered, due or not, as long as the queue takes it.
+    /// Decides everything that is buffered, due or not, and queues what is kept as the queue takes
+    /// it. Can be cancelled between two polls and called again.
     pub async fn finish(&mut self) {
+        // Nothing more comes in, and there is time: nothing has to be dropped for want of room.
+        self.leaving.wait_for_room();
         self.empty_outbox();
         let queue = Arc::clone(&self.queue);
         for shard in 0..self.sampler.shards() {
@@ -229,13 +178,20 @@ impl Decider {
                 }
             }
         }
-        self.empty_outbox();
-        self.flush();
+        loop {
+            let departure = queue.departure();
+            self.empty_outbox();
+            self.flush();
+            if self.leaving.is_empty() {
+                return;
+            }
+            departure.await;
+        }
     }
 
     /// After a panic: gives up what was in hand, so that it cannot panic again, and counts it.
     pub fn recover(&mut self) {
-        self.batch = Batch::default();
+        self.leaving.give_up();
         let mut decided = std::mem::take(&mut self.decided);
         let lost = decided.give_up() + self.outbox.settle_others();
         self.metrics.failed(FailedBecause::Malformed, lost);
@@ -244,15 +200,19 @@ impl Decider {
 
     async fn decide_shard(&mut self, shard: usize, which: Which) -> Progress {
         loop {
-            let room = self.room();
+            let (room, step) = (self.leaving.room(), self.leaving.step_bytes());
             if room == 0 {
                 return Progress::NoRoom;
             }
             let now = self.decide_by();
-            let progress = self.sampler.decide(shard, now, which, room, &mut self.decided);
+            let room_now = room.min(step);
+            let progress = self.sampler.decide(shard, now, which, room_now, &mut self.decided);
             self.absorb();
-            if progress != Progress::More {
-                return progress;
+            match progress {
+                Progress::Done => return progress,
+                // The queue has no room. Otherwise the step was too short for the next trace.
+                Progress::NoRoom if room <= step => return progress,
+                Progress::NoRoom | Progress::More => {}
             }
             // Others of this thread get their turn between two locks.
             tokio::task::yield_now().await;
@@ -260,11 +220,15 @@ impl Decider {
     }
 
     fn begin_tick(&mut self) {
-        let now = self.clock.now();
         // Before the limits, which only see policies in force.
         expire(&self.sampler.plan());
-        self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
-        self.tick_began = now;
+        // Without room nothing is decided. What is due then waits for the thresholds of the tick in
+        // which it can be decided, and is not listed again and again meanwhile.
+        if self.leaving.room() > 0 {
+            let now = self.clock.now();
+            self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
+            self.tick_began = now;
+        }
         if let Some(bytes) = budget::resident_bytes() {
             self.budget.note_resident(bytes);
         }
@@ -279,14 +243,6 @@ impl Decider {
     /// found for exactly those traces.
     fn decide_by(&self) -> Millis {
         if self.sampler.plan().has_limits() { self.tick_began } else { self.clock.now() }
-    }
-
-    /// Bytes of spans that may be kept now.
-    fn room(&self) -> usize {
-        match self.settings.overflow {
-            Overflow::Block => self.queue.room().saturating_sub(self.batch.body_bytes()),
-            Overflow::Drop => usize::MAX,
-        }
     }
 
     fn absorb(&mut self) {
@@ -305,68 +261,32 @@ impl Decider {
                  More memory_limit_mib lets more be remembered"
             );
         }
-        self.stamp(&decided.kept, &mut decided.spans);
+        self.leaving.add(&mut decided.kept, &mut decided.spans);
         decided.clear();
         self.decided = decided;
+        self.leaving.stamp(&self.sampler.plan());
     }
 
+    /// Takes over what connection tasks have decided, unless the queue has no room for what was
+    /// taken before.
     fn empty_outbox(&mut self) {
-        let mut waiting = self.outbox.take();
-        self.stamp(&waiting.kept, &mut waiting.spans);
-        if !waiting.holds.is_empty() {
-            // What is stamped is charged again as soon as it is encoded.
+        if self.leaving.is_waiting() {
+            self.flush();
+            if self.leaving.is_waiting() {
+                return;
+            }
+        }
+        let waiting = self.outbox.take();
+        if !waiting.kept.is_empty() {
+            self.leaving.take(waiting);
+            // At once, so that what it is charged is given back.
             self.flush();
         }
     }
 
-    fn stamp(&mut self, kept: &[KeptTrace], spans: &mut Vec<KeptSpan>) {
-        let plan = self.sampler.plan();
-        let mut spans = spans.drain(..);
-        for trace in kept {
-            let stamp = Stamp {
-                threshold: trace.verdict.threshold,
-                randomness: trace.randomness,
-                explicit: trace.is_explicit,
-            };
-            let policy = plan.name(trace.verdict.policy);
-            let trigger = trace.trigger.filter(|_| self.settings.stamp_policy);
-            let stamp = TraceStamp {
-                tracestate: self.settings.stamp_tracestate.then_some(stamp),
-                policy_and_trigger: trigger.map(|trigger| (policy, trigger.as_str())),
-            };
-            self.batch.push_trace(spans.by_ref().take(trace.spans), &stamp);
-            // A little before the limit, so that it mostly becomes one request and not one and a
-            // bit.
-            if self.batch.body_bytes() >= self.settings.max_request_bytes / 16 * 15 {
-                self.flush();
-            }
-        }
-    }
-
-    /// Encodes what waits and queues it.
+    /// Encodes what waits and queues it, as far as the queue takes it.
     fn flush(&mut self) {
-        let mut requests = Vec::new();
-        self.batch.encode(self.settings.max_request_bytes, &mut requests);
-        let faults = self.batch.take_faults();
-        self.metrics.encoded(&faults);
-        let encoded: u64 = requests.iter().map(|request| request.spans).sum();
-        let mut lost = 0;
-        for request in requests {
-            match self.settings.overflow {
-                Overflow::Block => self.queue.push(request),
-                Overflow::Drop => {
-                    if let Err(request) = self.queue.try_push(request) {
-                        self.metrics.failed(FailedBecause::QueueFull, request.spans);
-                        lost += request.spans;
-                    }
-                }
-            }
-        }
-        if let Some(spans) = self.lost.add(lost) {
-            error!(spans, "the sending queue is full: kept spans are lost");
-        }
-        // Only now, so that a span is counted twice for a moment rather than not at all.
-        self.queue.settle(encoded + faults.malformed_spans);
+        self.leaving.flush(&self.sampler.plan());
     }
 
     /// Decides the oldest traces until memory is below the soft target: in one visit those of the
@@ -387,7 +307,7 @@ impl Decider {
         let Some(oldest) = self.sampler.oldest_arrival(now) else { return };
         let which = Which::ArrivedBy(oldest.after(now.since(oldest) / 16), Trigger::Memory);
         for shard in 0..self.sampler.shards() {
-            let room = self.room();
+            let room = self.leaving.room().min(self.leaving.step_bytes());
             if room == 0 {
                 return;
             }
@@ -433,6 +353,7 @@ mod tests {
             waits: Waits { decision_wait: 10, after_root: None },
             max_trace_spans: 10,
             max_trace_bytes: 1 << 10,
+            context_bytes_max: usize::MAX,
             kept_bytes_max: None,
             decision_ttl_millis: 10,
             decision_log_traces: 0,

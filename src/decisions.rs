@@ -10,27 +10,20 @@
 //! one of n remembered ones with a probability of n / 2^64: at 10,000 traces a second, remembered
 //! for 240 s, that is once in 24 years.
 //!
-//! [`DecisionLog`] holds the details of the last traces in `moka`, bounded by number. One cache
-//! entry is the chunk of up to 256 decisions made under one lock, because an insertion a trace cost
-//! as much as deciding it; look-ups, which people make, search the chunks. Its policy is LRU:
-//! moka's default refuses newcomers when full, and the newest decisions are the ones asked for.
+//! [`DecisionLog`] holds the details of the last traces.
 
-use std::{
-    collections::HashMap,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
+mod log;
+
+use std::{collections::HashMap, sync::Arc};
 
 use hashbrown::HashTable;
-use moka::{policy::EvictionPolicy, sync::Cache};
+
+pub use self::log::{DecisionLog, DecisionRecord, Decisions, Logged};
 
 use crate::{
-    budget::{Budget, Hold, Holder},
+    budget::{Budget, Holder},
     policy::{PolicyId, Shadowed, Verdict},
-    trace::{Randomness, Threshold, TraceId, Trigger},
+    trace::{Randomness, Threshold, Trigger},
     window::Millis,
 };
 
@@ -287,139 +280,6 @@ impl std::fmt::Debug for Remembered {
     }
 }
 
-/// One decision with its details.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DecisionRecord {
-    /// Of which trace.
-    pub trace_id: TraceId,
-    /// What was decided.
-    pub decision: Decision,
-    /// What it was compared with, explicit or not.
-    pub randomness: Randomness,
-    /// Spans decided on.
-    pub spans: u32,
-    /// Their encoded bytes.
-    pub bytes: u32,
-    /// Latest end minus earliest start.
-    pub duration_nanos: u64,
-    /// Milliseconds from the moment it was due to the decision.
-    pub lag_millis: u32,
-    /// The policies that matched, as a range of [`Decisions::matched`].
-    pub matched: Range<u32>,
-    /// The shadow policies that matched, as a range of [`Decisions::shadowed`].
-    pub shadowed: Range<u32>,
-}
-
-/// Decisions made under one lock.
-#[derive(Clone, Debug, Default)]
-pub struct Decisions {
-    /// In the order they were made.
-    pub records: Vec<DecisionRecord>,
-    /// The policies that matched, of all records.
-    pub matched: Vec<PolicyId>,
-    /// The shadow policies that matched, of all records.
-    pub shadowed: Vec<Shadowed>,
-}
-
-impl Decisions {
-    /// The policies that matched one of the records.
-    pub fn matched(&self, record: &DecisionRecord) -> &[PolicyId] {
-        &self.matched[record.matched.start as usize..record.matched.end as usize]
-    }
-
-    /// The shadow policies that matched one of the records.
-    pub fn shadowed(&self, record: &DecisionRecord) -> &[Shadowed] {
-        &self.shadowed[record.shadowed.start as usize..record.shadowed.end as usize]
-    }
-
-    fn bytes(&self) -> usize {
-        self.records.capacity() * size_of::<DecisionRecord>()
-            + self.matched.capacity() * size_of::<PolicyId>()
-            + self.shadowed.capacity() * size_of::<Shadowed>()
-    }
-}
-
-struct Chunk {
-    decisions: Decisions,
-    /// Unix milliseconds.
-    decided_at: u64,
-    _hold: Hold,
-}
-
-/// A logged decision, for whoever asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Logged {
-    /// The decision and its details.
-    pub record: DecisionRecord,
-    /// Every policy that matched.
-    pub matched: Vec<PolicyId>,
-    /// Every shadow policy that matched.
-    pub shadow_matched: Vec<PolicyId>,
-    /// When, in Unix milliseconds.
-    pub decided_at: u64,
-}
-
-/// The details of the last decisions.
-pub struct DecisionLog {
-    chunks: Cache<u64, Arc<Chunk>>,
-    next: AtomicU64,
-    budget: Arc<Budget>,
-}
-
-impl DecisionLog {
-    /// Holds the last `traces` decisions; none for 0.
-    pub fn new(traces: usize, budget: &Arc<Budget>) -> Self {
-        let chunks = Cache::builder()
-            .max_capacity(traces as u64)
-            .weigher(|_, chunk: &Arc<Chunk>| {
-                u32::try_from(chunk.decisions.records.len()).unwrap_or(u32::MAX)
-            })
-            .eviction_policy(EvictionPolicy::lru())
-            .build();
-        DecisionLog { chunks, next: AtomicU64::new(0), budget: Arc::clone(budget) }
-    }
-
-    /// Logs decisions made at a Unix time in milliseconds. Never called under a shard's lock: the
-    /// cache does its maintenance on the caller.
-    pub fn push(&self, decisions: &Decisions, decided_at: u64) {
-        if decisions.records.is_empty() || self.chunks.policy().max_capacity() == Some(0) {
-            return;
-        }
-        // The caller keeps its buffers; a clone is exactly as large as what is in it.
-        let mut decisions = decisions.clone();
-        // A chunk larger than the whole log would not be taken in at all.
-        let capacity = self.chunks.policy().max_capacity().unwrap_or(u64::MAX);
-        let surplus = (decisions.records.len() as u64).saturating_sub(capacity);
-        decisions.records.drain(..surplus as usize);
-        let hold = self.budget.hold(Holder::Decisions, decisions.bytes());
-        let chunk = Chunk { decisions, decided_at, _hold: hold };
-        self.chunks.insert(self.next.fetch_add(1, Relaxed), Arc::new(chunk));
-    }
-
-    /// The newest logged decision about a trace. Searches the whole log: about a millisecond.
-    pub fn find(&self, trace_id: TraceId) -> Option<Logged> {
-        let in_chunk = |chunk: &Chunk| {
-            let of_trace = |record: &&DecisionRecord| record.trace_id == trace_id;
-            chunk.decisions.records.iter().rev().find(of_trace).cloned()
-        };
-        let (_, chunk, record) = self
-            .chunks
-            .iter()
-            .filter_map(|(number, chunk)| in_chunk(&chunk).map(|record| (*number, chunk, record)))
-            .max_by_key(|(number, ..)| *number)?;
-        let matched = chunk.decisions.matched(&record).to_vec();
-        let shadowed = chunk.decisions.shadowed(&record).iter();
-        let shadow_matched = shadowed.map(|shadowed| shadowed.policy).collect();
-        Some(Logged { record, matched, shadow_matched, decided_at: chunk.decided_at })
-    }
-}
-
-impl std::fmt::Debug for DecisionLog {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DecisionLog").finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,56 +358,5 @@ mod tests {
         assert_eq!(forgotten + left as u64, 200_000);
         let last = (200_000 - left as u64)..200_000;
         assert!(last.into_iter().all(|number| is_left(&number)));
-    }
-
-    #[test]
-    fn the_log_is_bounded_and_finds_the_newest() {
-        let budget = Budget::new(1 << 30);
-        let log = DecisionLog::new(1000, &budget);
-        let record = |id: u64, spans| DecisionRecord {
-            trace_id: TraceId(u128::from(id).to_be_bytes()),
-            decision: decision(true, 10.0),
-            randomness: Randomness(id),
-            spans,
-            bytes: 0,
-            duration_nanos: 0,
-            lag_millis: 0,
-            matched: 0..1,
-            shadowed: 0..1,
-        };
-        for id in 0..100_000 {
-            let records = vec![record(id, 1), record(7, id as u32)];
-            let shadowed = vec![Shadowed { policy: PolicyId(4), effect: Effect::Kept }];
-            log.push(&Decisions { records, matched: vec![PolicyId(3)], shadowed }, id);
-        }
-        log.chunks.run_pending_tasks();
-        assert!(log.chunks.weighted_size() <= 1000);
-        assert_eq!(log.find(TraceId(1u128.to_be_bytes())), None);
-        let newest = log.find(TraceId(7u128.to_be_bytes())).expect("logged");
-        assert_eq!((newest.record.spans, newest.decided_at), (99_999, 99_999));
-        assert_eq!(newest.matched, [PolicyId(3)]);
-        assert_eq!(newest.shadow_matched, [PolicyId(4)]);
-        assert!(budget.held(Holder::Decisions) < 1000 * 200);
-    }
-
-    #[test]
-    fn a_chunk_larger_than_the_log_leaves_its_newest() {
-        let log = DecisionLog::new(3, &Budget::new(1 << 20));
-        let record = |id: u64| DecisionRecord {
-            trace_id: TraceId(u128::from(id).to_be_bytes()),
-            decision: decision(true, 10.0),
-            randomness: Randomness(id),
-            spans: 1,
-            bytes: 0,
-            duration_nanos: 0,
-            lag_millis: 0,
-            matched: 0..0,
-            shadowed: 0..0,
-        };
-        let records = (0..7).map(record).collect();
-        log.push(&Decisions { records, ..Decisions::default() }, 1);
-        log.chunks.run_pending_tasks();
-        let has = |id: u64| log.find(TraceId(u128::from(id).to_be_bytes())).is_some();
-        assert_eq!((0..7).filter(|&id| has(id)).collect::<Vec<_>>(), [4, 5, 6]);
     }
 }

@@ -1,8 +1,9 @@
-//! What server and client side of OTLP/gRPC share: the method's path and a codec that leaves bytes
-//! alone.
+//! What all sides of OTLP/gRPC share: the method's path, the names of codes, and a codec that
+//! leaves bytes alone.
 //!
-//! `tonic` frames, limits and compresses; the message stays the bytes that arrived or leave.
-//! Handing over what tonic has buffered copies nothing.
+//! The receiver and the exporter frame, limit and compress messages themselves and use only the
+//! paths and names. The codec is for those that use tonic's server and client: the sink, the
+//! demo's traffic and tests. tonic then frames and compresses, and the message stays bytes.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::{
@@ -15,7 +16,7 @@ pub const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceServ
 /// The service it belongs to, as health checks name it.
 pub const TRACE_SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
 
-/// A codec from bytes to bytes.
+/// A codec from bytes to bytes, for tonic's own server and client.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RawCodec;
 

@@ -26,7 +26,9 @@ pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod grpc;
+pub mod logging;
 pub mod metrics;
+pub mod net;
 #[cfg(test)]
 mod reference;
 pub mod supervise;

@@ -1,18 +1,14 @@
-//! The command line: arguments, logging, the runtime, signals and exit codes.
+//! The command line: arguments, the runtime, signals and exit codes.
 
-use std::{
-    fs,
-    io::{self, IsTerminal as _, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
     check,
-    commands::{convert, replay, test},
+    commands::{complain, convert, print, replay, test},
     config::{self, Config},
     demo,
+    logging::Log,
     service::Service,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -58,89 +54,40 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Check { schema: true, .. } => {
-            print!("{}", config::SCHEMA);
-            ExitCode::SUCCESS
-        }
+        Command::Check { schema: true, .. } => exit_code(print(config::SCHEMA)),
         Command::Check { files, format, .. } => {
             let report = check::check(&files, format);
-            print!("{}", report.text);
-            exit_code(!report.has_errors)
+            exit_code(print(&report.text) && !report.has_errors)
         }
-        Command::Convert(options) => exit_code(convert(&options)),
-        Command::Test(options) => {
-            let tested = test::test(&options);
-            tell(&tested.diagnostics.to_string());
-            print(&tested.text);
-            exit_code(tested.is_fine)
+        Command::Run { config } => {
+            let loaded = config::load_or_embedded(config.as_deref());
+            let level = loaded.config.as_ref().map_or(Level::INFO, |c| c.telemetry.log_level);
+            exit_code(logging(level, loaded.log_json, |log| {
+                log.tell(&loaded.diagnostics);
+                loaded.config.is_some_and(|config| on_runtime(run(config)))
+            }))
         }
-        Command::Replay(options) => {
-            let replayed = replay::replay(&options, &mut tell);
-            print(&replayed.text);
-            exit_code(replayed.is_fine)
-        }
-        Command::Run { config } => match load(config) {
-            Some(config) => {
-                start_logging(config.telemetry.log_level, config.telemetry.log_json);
-                exit_code(on_runtime(run(config)))
-            }
-            None => exit_code(false),
-        },
+        Command::Convert(options) => exit_code(convert::run(&options)),
+        Command::Test(options) => exit_code(test::run(&options)),
+        Command::Replay(options) => exit_code(replay::run(&options)),
         Command::Demo(options) => {
-            start_logging(Level::WARN, false);
-            exit_code(on_runtime(demo::run(options)))
+            exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }
     }
-}
-
-/// Whether all was converted and written.
-fn convert(options: &convert::Options) -> bool {
-    let conversion = convert::convert(&options.file, options.processor.as_deref());
-    eprint!("{}", conversion.diagnostics);
-    let is_written = match &options.output {
-        Some(file) if !conversion.toml.is_empty() => match fs::write(file, &conversion.toml) {
-            Ok(()) => true,
-            Err(problem) => {
-                eprintln!("error: cannot write {}: {problem}", file.display());
-                false
-            }
-        },
-        _ => {
-            print!("{}", conversion.toml);
-            true
-        }
-    };
-    is_written && !conversion.diagnostics.has_errors()
-}
-
-/// Writes to standard output. Whoever has closed it wants to read no more.
-fn print(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
-}
-
-/// Writes to standard error.
-fn tell(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn exit_code(is_fine: bool) -> ExitCode {
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The configuration, or `None` once every problem with it is on standard error.
-fn load(file: Option<PathBuf>) -> Option<Config> {
-    let loaded = config::load_or_embedded(file.as_deref());
-    eprint!("{}", loaded.diagnostics);
-    loaded.config
-}
-
-fn start_logging(level: Level, is_json: bool) {
-    let logging = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
-    let logging = logging.with_ansi(io::stderr().is_terminal());
-    if is_json {
-        logging.json().init();
-    } else {
-        logging.init();
+/// Works with the log open. The last lines are written when this returns.
+fn logging(level: Level, is_json: bool, work: impl FnOnce(&Log) -> bool) -> bool {
+    match Log::start(level, is_json) {
+        Ok(log) => work(&log),
+        Err(problem) => {
+            complain(&format!("error: cannot start the thread that logs: {problem}\n"));
+            false
+        }
     }
 }
 
@@ -153,7 +100,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
             is_fine
         }
         Err(problem) => {
-            eprintln!("error: cannot start the runtime: {problem}");
+            error!(%problem, "cannot start the runtime");
             false
         }
     }

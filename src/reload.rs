@@ -18,16 +18,14 @@ use tracing::{error, info, warn};
 
 use crate::{
     clock::Clock,
-    config::{self, Config, Diagnostics, Severity},
+    config::{self, Config, Diagnostics},
     decider,
+    logging::log_problems,
     metrics::Metrics,
     policy::{Plan, TooManyNames},
     sampler::{Hold, Sampler},
     supervise::{Supervisor, Task},
 };
-
-/// Problems of one reload that are logged; a file can have a thousand.
-const PROBLEMS_LOGGED_MAX: usize = 20;
 
 /// Reloads the policies of one service.
 #[derive(Debug)]
@@ -98,7 +96,7 @@ impl Reload {
                 info!(policies, ?longest_stall, "policies reloaded");
             }
             Err(Refused::Invalid(diagnostics)) => {
-                log(diagnostics);
+                log_problems(diagnostics);
                 error!("policies not reloaded: the configuration has errors, the old ones stay");
             }
             Err(refused) => error!("policies not reloaded: {refused}"),
@@ -109,7 +107,7 @@ impl Reload {
     fn apply(&self) -> Result<Reloaded, Refused> {
         let loaded = config::load_or_embedded(self.config.file.as_deref());
         let Some(config) = loaded.config else { return Err(Refused::Invalid(loaded.diagnostics)) };
-        log(&loaded.diagnostics);
+        log_problems(&loaded.diagnostics);
         let plan = Arc::new(self.sampler.plan().successor(&config.policies)?);
         decider::expire(&plan);
         let longest_stall = self.swap(&plan);
@@ -130,22 +128,5 @@ impl Reload {
             Hold::Ended => longest = longest.max(self.clock.elapsed() - since),
         });
         longest
-    }
-}
-
-/// One line a problem, with its place.
-fn log(diagnostics: &Diagnostics) {
-    let all = diagnostics.iter().len();
-    for problem in diagnostics.iter().take(PROBLEMS_LOGGED_MAX) {
-        let place = format!("{}:{}:{}", problem.file, problem.line, problem.column);
-        let hint = problem.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
-        match problem.severity {
-            Severity::Error => error!("{place}: {}{hint}", problem.message),
-            Severity::Warning => warn!("{place}: {}{hint}", problem.message),
-            Severity::Note => info!("{place}: {}{hint}", problem.message),
-        }
-    }
-    if all > PROBLEMS_LOGGED_MAX {
-        error!("and {} more: `tailwater check` has them all", all - PROBLEMS_LOGGED_MAX);
     }
 }

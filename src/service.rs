@@ -7,11 +7,14 @@
 //! admin thread: reads all of them
 //! ```
 //!
-//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`], and three watches
-//! (stop accepting, give up delivering, stop the admin thread). Tasks: one a listener, one a
-//! connection (spawned by its listener), the decider, `num_consumers` consumers, one that looks at
-//! certificates, and the admin thread. SIGHUP borrows a blocking thread for a reload, as does that
-//! look once a second; POST /-/reload borrows one of the admin runtime.
+//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`]. Signals: a watch
+//! each for "stop accepting", "give up delivering" and "stop the admin thread", a oneshot for "stop
+//! deciding", and the [`Supervisor`]'s watch for "the service cannot go on". Tasks: one a listener,
+//! the decider, `num_consumers` consumers, the admin thread, and, where there are files to watch,
+//! one that looks at certificates, keys and tokens; each of these is [vital](Supervisor::vital). A
+//! listener spawns one task a connection, and hyper one a stream of HTTP/2. Large requests, the
+//! look at files once a second and a reload by SIGHUP borrow a blocking thread, POST /-/reload one
+//! of the admin runtime.
 
 mod credentials;
 mod limits;
@@ -41,10 +44,10 @@ use tracing::{error, info, warn};
 
 use self::{
     credentials::Credentials,
-    limits::{cores, grpc_limits, http_limits, limits, tick},
+    limits::{cores, grpc_limits, http_limits, http_settings, limits, tick},
 };
 use crate::{
-    admin::Admin,
+    admin::{Admin, Scrapes},
     budget::Budget,
     clock::{Clock, WindowClock},
     config::Config,
@@ -53,15 +56,15 @@ use crate::{
     exporter::{Client, ClientError, Consumer, Queue},
     grpc::TRACE_SERVICE,
     metrics::{Metrics, Transport},
+    net::{
+        descriptors,
+        handshake::Handshake,
+        listen::{self, BindError, Listen, Terms},
+        tally::Tally,
+    },
     policy::Plan,
     receiver::{
-        self, Intake, descriptors,
-        empty::EmptyRequests,
-        grpc::GrpcService,
-        handshake::Handshake,
-        http::HttpService,
-        listen::{self, BindError, Door, Listen},
-        turns::Turns,
+        self, Intake, empty::EmptyRequests, grpc::GrpcService, http::HttpService, turns::Turns,
     },
     reload::Reload,
     sampler::Sampler,
@@ -131,7 +134,7 @@ impl Shared {
         let plan = Arc::new(Plan::compile(&config.policies));
         decider::expire(&plan);
         let budget = Budget::new(config.sampling.memory_limit_bytes);
-        let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from);
+        let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from.as_str());
         info!(mib, from, "memory limit");
         let metrics = Arc::new(Metrics::new(plan.names()));
         metrics.policies_in_force(&plan);
@@ -154,22 +157,24 @@ impl Shared {
             queue: Arc::clone(&self.queue),
             overflow: config.exporter.queue.overflow,
             budget: Arc::clone(&self.budget),
-            buffers: receiver::buffers(4 * cores()),
+            buffers: receiver::buffers(cores(), &self.budget),
             turns: Turns::new(cores()),
             empty: EmptyRequests::default(),
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),
             supervisor: Arc::clone(&self.supervisor),
             tokens,
+            outsized: Default::default(),
             is_draining: AtomicBool::new(false),
         })
     }
 
-    fn door(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Door {
+    fn terms(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Terms {
         let handshake = |server| Handshake::new(server, transport, &self.metrics);
         let supervisor = Arc::clone(&self.supervisor);
         let supervised = Supervised { supervisor, task: Task::Receiver };
-        Door { limits, tls: with.server.as_ref().map(handshake), supervised }
+        let tally = Some(Tally::new(&self.metrics, transport));
+        Terms { limits, tls: with.server.as_ref().map(handshake), supervised, tally }
     }
 
     fn decider(&self, config: &Config) -> Decider {
@@ -203,6 +208,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
+            scrapes: Scrapes::default(),
         })
     }
 }
@@ -273,8 +279,9 @@ impl Service {
             None => credentials.client(config)?,
         };
         let consumers = spawn_consumers(config, client, &shared, consumers_give_up);
-        let decider =
-            tokio::spawn(decide(shared.decider(config), decider_stops, shared.supervisor.clone()));
+        let vital = |task| shared.supervisor.vital(task);
+        let decider = decide(shared.decider(config), decider_stops, shared.supervisor.clone());
+        let decider = tokio::spawn(vital(Task::Decider).over(decider));
         let admin = shared.admin(config, &is_ready);
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
@@ -289,13 +296,15 @@ impl Service {
         let answer = move |request| service.clone().answer(request);
         let connections_max = descriptors::connections_max(2);
         let grpc_limits = grpc_limits(config, connections_max, &shared.budget);
-        let http_limits = http_limits(&grpc_limits, connections_max);
-        let door = shared.door(grpc_limits, Transport::Grpc, &credentials);
-        receivers.spawn(listen::serve(grpc, door, answer, receivers_stop.clone()));
-        let service = HttpService::new(Arc::clone(&intake), config.http.max_request_body_bytes);
+        let http_limits = http_limits(config, &grpc_limits, connections_max);
+        let terms = shared.terms(grpc_limits, Transport::Grpc, &credentials);
+        let grpc = listen::serve(grpc, terms, answer, receivers_stop.clone());
+        receivers.spawn(vital(Task::Receiver).over(grpc));
+        let service = HttpService::new(Arc::clone(&intake), http_settings(config));
         let answer = move |request| service.clone().answer(request);
-        let door = shared.door(http_limits, Transport::Http, &credentials);
-        receivers.spawn(listen::serve(http, door, answer, receivers_stop));
+        let terms = shared.terms(http_limits, Transport::Http, &credentials);
+        let http = listen::serve(http, terms, answer, receivers_stop);
+        receivers.spawn(vital(Task::Receiver).over(http));
         let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.supervisor)));
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, supervisor, sampler, .. } = shared;
@@ -332,6 +341,7 @@ impl Service {
         let deadline = Instant::now() + self.shutdown_timeout;
         let failed_before = self.metrics.failed_in_all();
         self.is_ready.store(false, Relaxed);
+        self.supervisor.stop();
         for service in ["", TRACE_SERVICE] {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
             // Ends the streams of those who watch, which would hold their connections open.
@@ -349,17 +359,17 @@ impl Service {
         self.intake.turns.finish().await;
         // Received by nobody only if the decider has ended, which `await` below tells.
         let _ = self.stop_decider.send(());
-        if let Ok(mut decider) = self.decider.await {
-            let finish = async {
-                finish(&mut decider, &self.supervisor).await;
-                self.queue.drained().await;
-            };
-            // What is given up is decided and counted in the last twentieth.
-            let give_up_at = deadline - self.shutdown_timeout / 20;
-            if timeout_at(give_up_at, finish).await.is_err() {
-                self.give_up.send_replace(true);
-                self::finish(&mut decider, &self.supervisor).await;
-            }
+        // Without a decider there is still the queue to be delivered.
+        let mut decider = self.decider.await.ok();
+        let finish = async {
+            finish(decider.as_mut(), &self.supervisor).await;
+            self.queue.drained().await;
+        };
+        // What is given up is decided and counted in the last twentieth.
+        let give_up_at = deadline - self.shutdown_timeout / 20;
+        if timeout_at(give_up_at, finish).await.is_err() {
+            self.give_up.send_replace(true);
+            self::finish(decider.as_mut(), &self.supervisor).await;
         }
         self.queue.close();
         while self.consumers.join_next().await.is_some() {}
@@ -385,16 +395,18 @@ impl Service {
         let reload = Arc::clone(&self.admin.reload);
         // Reading files and walking what is buffered would hold up a worker. Dropped, this future
         // leaves the reload to its thread.
-        let _ = spawn_blocking(move || reload.run()).await;
+        if spawn_blocking(move || reload.run()).await.is_err() {
+            self.supervisor.panicked(Task::Reload);
+        }
     }
 
-    /// Waits until a task has panicked too often to go on; [`Self::shutdown`] saves what it can.
+    /// Waits until the service cannot go on; [`Self::shutdown`] saves what it can.
     pub async fn failure(&self) {
         self.supervisor.failure().await;
     }
 
     /// Contains and counts the panics of its tasks.
-    pub fn supervisor(&self) -> &Supervisor {
+    pub fn supervisor(&self) -> &Arc<Supervisor> {
         &self.supervisor
     }
 
@@ -422,21 +434,26 @@ fn spawn_consumers(
     let mut consumers = JoinSet::new();
     for _ in 0..config.exporter.queue.num_consumers {
         let consumer = consumer.clone();
-        consumers.spawn(async move {
+        let vital = shared.supervisor.vital(Task::Exporter);
+        consumers.spawn(vital.over(async move {
             let supervisor = &consumer.supervisor;
             while supervisor.run(Task::Exporter, consumer.clone().run()).await.is_err() {
-                if supervisor.failed().is_some() {
+                if supervisor.keeps_panicking() {
                     return;
                 }
             }
-        });
+        }));
     }
     consumers
 }
 
 /// Looks at certificates, keys and tokens, for as long as the service runs.
 async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
-    while !watch.is_empty() {
+    if watch.is_empty() {
+        return;
+    }
+    let _vital = supervisor.vital(Task::Credentials);
+    loop {
         tokio::time::sleep(watch.period()).await;
         let looking = Arc::clone(&watch);
         // File systems may hang, and a worker must not.
@@ -447,10 +464,11 @@ async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
 }
 
 /// Decides what is left, whatever bug one of the traces uncovers: it costs what was in hand.
-async fn finish(decider: &mut Decider, supervisor: &Supervisor) {
+async fn finish(decider: Option<&mut Decider>, supervisor: &Supervisor) {
+    let Some(decider) = decider else { return };
     while supervisor.run(Task::Decider, decider.finish()).await.is_err() {
         decider.recover();
-        if supervisor.failed().is_some() {
+        if supervisor.keeps_panicking() {
             return;
         }
     }

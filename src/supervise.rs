@@ -4,7 +4,8 @@
 //! attempt to export) costs that item, however often: nobody may stop the service by sending the
 //! same thing again. The *loop* of a task is restarted after a pause, and when one panics more than
 //! [`PANICS_MAX`] times within [`PANICS_WITHIN`] the service is not ready any more and ends, since
-//! whoever restarts it does more for it than it can.
+//! whoever restarts it does more for it than it can. A task that has ended before it was told to,
+//! for whatever reason, ends the service likewise: each holds a [`Vital`], which notices.
 //!
 //! In debug builds, which tests are, a test can have the next poll of either panic
 //! ([`Supervisor::arm`]); release builds know nothing of it.
@@ -16,14 +17,16 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::Poll,
+    thread,
     time::Duration,
 };
 
 use tokio::{
     sync::watch,
+    task::JoinError,
     time::{Instant, sleep_until},
 };
 use tracing::error;
@@ -38,7 +41,7 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// What panics are counted under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// The gRPC and HTTP doors: accept loops, connections, requests.
+    /// The gRPC and HTTP receivers: accept loops, connections, requests.
     Receiver = 0,
     /// The decider.
     Decider = 1,
@@ -109,13 +112,26 @@ pub enum Scope {
     Now = 2,
 }
 
-/// Counts the panics of one service and says when there are too many.
+/// Why a service cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The loop of a task panics again and again.
+    #[error("the task `{}` keeps panicking", .0.as_str())]
+    KeepsPanicking(Task),
+    /// A task is gone that should run until the service stops.
+    #[error("the task `{}` has ended", .0.as_str())]
+    Ended(Task),
+}
+
+/// Counts the panics of one service and says when it cannot go on.
 #[derive(Debug)]
 pub struct Supervisor {
     panics: [AtomicU64; Task::ALL.len()],
     /// Of each loop, when it panicked lately.
     recent: Mutex<[VecDeque<Instant>; Task::ALL.len()]>,
-    failed: watch::Sender<Option<Task>>,
+    failed: watch::Sender<Option<Failure>>,
+    /// Tasks may end now.
+    is_stopping: AtomicBool,
     #[cfg(debug_assertions)]
     armed: [[AtomicU64; 3]; Task::ALL.len()],
 }
@@ -126,6 +142,7 @@ impl Default for Supervisor {
             panics: Default::default(),
             recent: Mutex::default(),
             failed: watch::Sender::new(None),
+            is_stopping: AtomicBool::new(false),
             #[cfg(debug_assertions)]
             armed: Default::default(),
         }
@@ -179,7 +196,27 @@ impl Supervisor {
     /// Counts a panic that was contained elsewhere.
     pub fn panicked(&self, task: Task) {
         self.panics[task as usize].fetch_add(1, Relaxed);
-        error!(task = task.as_str(), "contained a panic: what was in hand is lost and counted");
+        tell(|| {
+            error!(task = task.as_str(), "contained a panic: what was in hand is lost and counted");
+        });
+    }
+
+    /// Has the end of a task noticed that must run until [`Self::stop`]. The task holds what this
+    /// returns.
+    pub fn vital(self: &Arc<Self>, task: Task) -> Vital {
+        Vital { supervisor: Arc::clone(self), task }
+    }
+
+    /// From now on tasks may end.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Relaxed);
+    }
+
+    fn ended(&self, task: Task) {
+        if !self.is_stopping.load(Relaxed) && self.failed().is_none() {
+            tell(|| error!(task = task.as_str(), "the task has ended: the service cannot go on"));
+            self.failed.send_replace(Some(Failure::Ended(task)));
+        }
     }
 
     fn note_restart(&self, task: Task) {
@@ -188,9 +225,10 @@ impl Supervisor {
         let recent = &mut all[task as usize];
         recent.retain(|&at| now - at < PANICS_WITHIN);
         recent.push_back(now);
-        if recent.len() > PANICS_MAX && self.failed().is_none() {
-            error!(task = task.as_str(), "panicked {} times in a minute: giving up", recent.len());
-            self.failed.send_replace(Some(task));
+        if recent.len() > PANICS_MAX && !self.keeps_panicking() {
+            let times = recent.len();
+            tell(|| error!(task = task.as_str(), "panicked {times} times in a minute: giving up"));
+            self.failed.send_replace(Some(Failure::KeepsPanicking(task)));
         }
     }
 
@@ -204,12 +242,17 @@ impl Supervisor {
         Task::ALL.map(|task| self.panics[task as usize].load(Relaxed))
     }
 
-    /// The task that has panicked too often, if one has.
-    pub fn failed(&self) -> Option<Task> {
+    /// Why the service cannot go on, if it cannot.
+    pub fn failed(&self) -> Option<Failure> {
         *self.failed.borrow()
     }
 
-    /// Waits until a task has panicked too often.
+    /// Whether a loop has panicked so often that none should be run again.
+    pub fn keeps_panicking(&self) -> bool {
+        matches!(self.failed(), Some(Failure::KeepsPanicking(_)))
+    }
+
+    /// Waits until the service cannot go on.
     pub async fn failure(&self) {
         // Ends early only if the sender were gone, and that is `self`.
         let _ = self.failed.subscribe().wait_for(Option::is_some).await;
@@ -242,6 +285,35 @@ impl Supervisor {
     }
 }
 
+/// Logs a line. Whoever contains a panic must not fail over saying so.
+fn tell(log: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(log));
+}
+
+/// Held by a task that must run until the service stops. Notices its end, however it comes about:
+/// it returns, it panics, it is aborted, or it was never run.
+#[derive(Debug)]
+pub struct Vital {
+    supervisor: Arc<Supervisor>,
+    task: Task,
+}
+
+impl Vital {
+    /// The task.
+    pub async fn over<F: Future>(self, work: F) -> F::Output {
+        pin!(work).await
+    }
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.supervisor.panicked(self.task);
+        }
+        self.supervisor.ended(self.task);
+    }
+}
+
 /// A supervisor and the task that its holder belongs to.
 #[derive(Clone, Debug)]
 pub struct Supervised {
@@ -258,6 +330,13 @@ impl Supervised {
     /// [`Panicked`]: the item is lost.
     pub async fn contained<F: Future>(&self, item: F) -> Result<F::Output, Panicked> {
         self.supervisor.contained(self.task, pin!(item)).await
+    }
+
+    /// Counts the panic that a spawned part of the task has ended with, if it has.
+    pub fn note(&self, ended: &Result<(), JoinError>) {
+        if ended.as_ref().is_err_and(JoinError::is_panic) {
+            self.supervisor.panicked(self.task);
+        }
     }
 
     /// See [`Supervisor::run`].
@@ -301,11 +380,36 @@ mod tests {
         // Those of another task, and those that are long ago, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;
-        for expected in [vec![None; PANICS_MAX], vec![Some(Task::Decider)]].concat() {
+        for expected in
+            [vec![None; PANICS_MAX], vec![Some(Failure::KeepsPanicking(Task::Decider))]].concat()
+        {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
             assert_eq!(supervisor.failed(), expected);
         }
         supervisor.failure().await;
+    }
+
+    #[tokio::test]
+    async fn a_vital_task_that_ends_is_a_failure_until_the_service_stops() {
+        for ends in 0..4 {
+            let supervisor = Arc::new(Supervisor::default());
+            let task = supervisor.vital(Task::Admin);
+            match ends {
+                0 => task.over(ready(())).await,
+                1 => assert!(tokio::spawn(task.over(async { panic!("a bug") })).await.is_err()),
+                2 => tokio::spawn(task.over(pending::<()>())).abort(),
+                _ => drop(thread::spawn(move || drop(task)).join()),
+            }
+            tokio::task::yield_now().await;
+            supervisor.failure().await;
+            assert_eq!(supervisor.failed(), Some(Failure::Ended(Task::Admin)), "{ends}");
+            assert_eq!(supervisor.panics()[Task::Admin as usize], u64::from(ends == 1));
+        }
+        let supervisor = Arc::new(Supervisor::default());
+        let task = supervisor.vital(Task::Admin);
+        supervisor.stop();
+        drop(task);
+        assert_eq!(supervisor.failed(), None);
     }
 
     #[tokio::test]

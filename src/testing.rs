@@ -17,8 +17,8 @@ use tonic::{
 
 use crate::{
     grpc::RawCodec,
-    receiver::{
-        listen::{self, BindError, Door, Limits},
+    net::{
+        listen::{self, BindError, Limits, Terms},
         windows::Windows,
     },
     supervise::{Supervised, Task},
@@ -28,15 +28,16 @@ use crate::{
 pub const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// For a server that stands outside of the service.
-pub fn door() -> Door {
+pub fn terms() -> Terms {
     let limits = Limits {
         max_connections: 64,
+        max_age: None,
         max_concurrent_streams: 100,
         windows: Windows::new(64 << 20, None),
         http2_only: true,
     };
     let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
-    Door { limits, tls: None, supervised }
+    Terms { limits, tls: None, supervised, tally: None }
 }
 
 /// A backend that runs until it is dropped.
@@ -70,7 +71,7 @@ impl Sink {
             let call = Call(Arc::clone(&answer));
             async move { respond(call, request).await }
         };
-        let task = tokio::spawn(listen::serve(listener, door(), serve, stops));
+        let task = tokio::spawn(listen::serve(listener, terms(), serve, stops));
         Ok(Sink { address, stop, task })
     }
 

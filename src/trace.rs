@@ -11,6 +11,10 @@
 
 use std::fmt;
 
+/// Characters of a UUID, and where its dashes are.
+const UUID_CHARS: usize = 36;
+const UUID_DASHES: [usize; 4] = [8, 13, 18, 23];
+
 /// A W3C trace id, 16 bytes, never all zero once it has passed the walker.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TraceId(pub [u8; 16]);
@@ -22,6 +26,17 @@ impl TraceId {
             return None;
         }
         u128::from_str_radix(text, 16).ok().map(|id| TraceId(id.to_be_bytes()))
+    }
+
+    /// Parses an id in a form in which tools show it: 32 hexadecimal digits, fewer where leading
+    /// zeros are left out, or a UUID, in any case. `None` for anything else, and for zero.
+    pub fn from_any_form(text: &str) -> Option<Self> {
+        let is_uuid = text.len() == UUID_CHARS
+            && text.bytes().enumerate().all(|(at, b)| (b == b'-') == UUID_DASHES.contains(&at));
+        let digits = if is_uuid { text.replace('-', "") } else { text.to_owned() };
+        // One digit at least, and no more than fit. 33 digits are an id that was copied wrongly.
+        let id = (1..=32).contains(&digits.len()).then(|| format!("{digits:0>32}"))?;
+        Self::from_hex(&id).filter(|id| id.0 != [0; 16])
     }
 
     /// The randomness that the id itself carries: its low 56 bits.
@@ -268,5 +283,30 @@ mod tests {
         assert_eq!(id.to_string(), "0123456789abcdeffedcba9876543210");
         assert_eq!(TraceId::from_hex("+123456789abcdeffedcba9876543210"), None);
         assert_eq!(TraceId::from_hex("01"), None);
+        let parsed = |text: &str| TraceId::from_any_form(text).map(|id| id.to_string());
+        let id = "000000000000000000000000000a1b2c";
+        let uuid = "00000000-0000-0000-0000-0000000A1B2C";
+        for text in [id, "a1b2c", "0A1b2C", uuid, &uuid.to_lowercase()] {
+            assert_eq!(parsed(text).as_deref(), Some(id), "{text}");
+        }
+        let full = "01234567-89ab-cdef-FEDC-ba9876543210";
+        assert_eq!(parsed(full).as_deref(), Some("0123456789abcdeffedcba9876543210"));
+        for text in [
+            "",
+            "0",
+            "x",
+            "+1",
+            "-1",
+            "1-",
+            &format!("0{id}"),
+            &id.replace("a1b2c", "00000"),
+            "0123456789ab-cdef-fedc-ba98-76543210",
+            "01234567-89ab-cdef-fedc-ba987654321",
+            "01234567-89ab-cdef-fedc-ba98765-3210",
+            "é1234567-89ab-cdef-fedc-ba987654321",
+            "{01234567-89ab-cdef-fedc-ba9876543210}",
+        ] {
+            assert_eq!(parsed(text), None, "{text}");
+        }
     }
 }

@@ -64,7 +64,7 @@ fn main() -> Result<ExitCode> {
     }
     let options = Options::parse();
     // The attackers hold tens of thousands of connections.
-    tailwater::receiver::descriptors::connections_max(1);
+    tailwater::net::descriptors::connections_max(1);
     let server = match (&options.tailwater, &options.collector) {
         (Some(binary), _) => target::Server::Tailwater(binary.clone()),
         (None, Some(binary)) => target::Server::Collector(binary.clone()),

@@ -272,6 +272,7 @@ fn limits(waits: Waits) -> Limits {
         waits,
         max_trace_spans: 32_000,
         max_trace_bytes: 16 << 20,
+        context_bytes_max: usize::MAX,
         kept_bytes_max: None,
         decision_ttl_millis: 120_000,
         decision_log_traces: 100_000,
@@ -300,7 +301,11 @@ impl Tick<'_> {
             }
         }
         let mut requests = Vec::new();
-        measured::encode(&mut times.encode, || batch.encode(MAX_REQUEST_BYTES, &mut requests));
+        measured::encode(&mut times.encode, || {
+            while let Some(next) = batch.next(MAX_REQUEST_BYTES) {
+                requests.push(next.encode());
+            }
+        });
     }
 }
 

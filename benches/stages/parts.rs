@@ -112,7 +112,7 @@ pub(crate) fn export(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let mut exporter = config::embedded().exporter;
     exporter.endpoint = sink.url();
     let within = runtime.enter();
-    let client = Client::with_connector(&exporter, Connector::new(exporter.timeout, None))?;
+    let client = Client::with_connector(&exporter, Connector::new(&exporter, None))?;
     let mut spans = 0;
     let before = thread_cpu();
     while spans < requests * SPANS_PER_REQUEST {
@@ -143,8 +143,11 @@ fn encoded(corpus: &mut Corpus) -> Result<Vec<(Bytes, u64)>> {
         batch.push_trace(kept, &TraceStamp { tracestate: None, policy_and_trigger: None });
     }
     let mut requests = Vec::new();
-    batch.encode(MAX_REQUEST_BYTES, &mut requests);
-    Ok(requests.into_iter().map(|request| (request.body, request.spans)).collect())
+    while let Some(next) = batch.next(MAX_REQUEST_BYTES) {
+        let request = next.encode();
+        requests.push((request.body, request.spans));
+    }
+    Ok(requests)
 }
 
 fn walked(corpus: &mut Corpus, sequence: u64, contexts: &Contexts) -> Result<(Bytes, Walked)> {

@@ -355,6 +355,13 @@ fn optional(section: &mut Section<'_, '_>, key: &'static str) -> Read<Vec<(Strin
 }
 
 fn regexes(section: &mut Section<'_, '_>, written: &[(String, Span)]) -> Option<RegexSet> {
+    for (text, span) in written {
+        if text.contains('\u{8}') {
+            let message = format!("the expression {} holds a backspace", quote(text));
+            let hint = "in double quotes TOML makes a backspace of `\\b`: use single quotes";
+            section.warn(span.clone(), Problem::new(message).hint(hint));
+        }
+    }
     let error = match compile(written.iter().map(|(text, _)| text.as_str())) {
         Ok(set) => return Some(set),
         Err(error) => error,
@@ -379,6 +386,19 @@ fn compile<'v>(written: impl IntoIterator<Item = &'v str>) -> Result<RegexSet, r
     RegexSetBuilder::new(written).size_limit(REGEX_BYTES_MAX).build()
 }
 
+/// What to do about what other engines have and this one, which is linear in time, has not.
+const REGEX_HINTS: &[(&str, &str)] = &[
+    (
+        "look-around",
+        "instead of `(?!...)` and `(?<!...)` write an expression for what must not match, and set \
+         `invert_match = true`; beside another condition, in an `and`",
+    ),
+    (
+        "backreferences",
+        "write out what may be repeated, as alternatives: `aa|bb`, or one more string in `values`",
+    ),
+];
+
 fn invalid_regex(text: &str, error: &regex::Error) -> Problem {
     let reason = match error {
         regex::Error::CompiledTooBig(limit) => {
@@ -392,5 +412,7 @@ fn invalid_regex(text: &str, error: &regex::Error) -> Problem {
             last.trim_start_matches("error: ").to_owned()
         }
     };
-    Problem::new(format!("invalid regular expression {}: {reason}", quote(text)))
+    let hint = REGEX_HINTS.iter().find(|(start, _)| reason.starts_with(start));
+    let problem = Problem::new(format!("invalid regular expression {}: {reason}", quote(text)));
+    problem.maybe_hint(hint.map(|(_, hint)| (*hint).to_owned()))
 }

@@ -1,4 +1,5 @@
-//! `[receiver.tls]`, `[receiver.auth]` and `[exporter.otlp.tls]`, with every file that they name.
+//! `[receiver.tls]`, `[receiver.auth]`, `[exporter.otlp.tls]` and the exporter's token, with every
+//! file that they name.
 //!
 //! The files are read here as the service will read them, so that `check` finds what would keep it
 //! from starting. No message quotes a file, or its path: a token that is written where its file
@@ -58,6 +59,25 @@ pub(super) fn receiver_auth(mut section: Section<'_, '_>, directory: &Path) -> O
         report(&mut section, &faults, &[(Role::Token, "bearer_token_file", &token)]);
     }
     section.finish();
+    token.good()
+}
+
+/// Reads `bearer_token_file` of `[exporter.otlp]`, which has these `headers`.
+pub(super) fn exporter_token<'h>(
+    section: &mut Section<'_, '_>,
+    mut headers: impl Iterator<Item = &'h String>,
+    directory: &Path,
+) -> Option<PathBuf> {
+    let token = section.file("bearer_token_file", directory);
+    let Read::Set(file, span) = &token else { return None };
+    if headers.any(|name| name == "authorization") {
+        let message = "`bearer_token_file` and the header `authorization` are both there, and \
+                       only one of them can be sent";
+        section.error(span.clone(), Problem::new(message).hint("remove one of them"));
+    }
+    if let Err(faults) = credentials::read_bearer(file) {
+        report(section, &faults, &[(Role::Token, "bearer_token_file", &token)]);
+    }
     token.good()
 }
 
@@ -134,6 +154,7 @@ fn problem(key: &str, fault: &Fault) -> Problem {
         ),
         Fault::BadKey => problem.hint("RSA from 2048 bits, ECDSA P-256, P-384 and Ed25519 work"),
         Fault::NoToken => problem.hint("write one token a line"),
+        Fault::ManyTokens => problem.hint("leave the one token that the backend expects"),
         Fault::TooLarge | Fault::BadToken | Fault::NoSystemAuthorities => problem,
     }
 }

@@ -64,17 +64,28 @@ impl Section<'_, '_> {
     /// words of the description.
     pub(super) fn word<T: Copy, const N: usize>(&mut self, key: &'static str, of: [T; N]) -> T {
         let Kind::Word { words, default } = self.kind(key) else { unlike(key) };
-        assert_eq!(words.len(), N, "`{key}` has a value for each word");
-        let choices: Vec<_> = words.iter().copied().zip(of).collect();
-        let chosen = self.text(key, |text| values::choice(key, text, &choices));
         let default = words.iter().position(|word| *word == default);
-        chosen.or(of[default.expect("the default is one of the words")])
+        self.word_read(key, of).or(of[default.expect("the default is one of the words")])
     }
 
-    /// The default of a listener or a URL.
+    /// The value that belongs to the word, where the file has one.
+    pub(super) fn word_read<T: Copy, const N: usize>(
+        &mut self,
+        key: &'static str,
+        of: [T; N],
+    ) -> Read<T> {
+        let Kind::Word { words, .. } = self.kind(key) else { unlike(key) };
+        assert_eq!(words.len(), N, "`{key}` has a value for each word");
+        let choices: Vec<_> = words.iter().copied().zip(of).collect();
+        self.text(key, |text| values::choice(key, text, &choices))
+    }
+
+    /// The default of a listener, a URL or its path.
     pub(super) fn default_text(&self, key: &'static str) -> &'static str {
         match self.kind(key) {
-            Kind::Listener { default } | Kind::Url { default } => default,
+            Kind::Listener { default } | Kind::UrlPath { default } | Kind::Url { default } => {
+                default
+            }
             _ => unlike(key),
         }
     }

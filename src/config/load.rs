@@ -41,10 +41,13 @@ pub struct Loaded {
     pub config: Option<Config>,
     /// Errors and warnings, sorted.
     pub diagnostics: Diagnostics,
+    /// Whether `log_format` is "json", as far as the file can be read, so that its problems can be
+    /// told in that format. False for a file that cannot be read at all.
+    pub log_json: bool,
 }
 
 /// What a configuration takes from the machine it is read on.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Host {
     pub(super) variable: Variable,
     pub(super) memory_default: MemoryLimit,
@@ -87,20 +90,24 @@ pub fn embedded() -> Config {
 
 /// What [`load`] makes of the file, or, where there is none, [`embedded`].
 pub fn load_or_embedded(file: Option<&Path>) -> Loaded {
-    let built_in = || Loaded { config: Some(embedded()), diagnostics: Diagnostics::default() };
+    let built_in = || {
+        let config = embedded();
+        let log_json = config.telemetry.log_json;
+        Loaded { config: Some(config), diagnostics: Diagnostics::default(), log_json }
+    };
     file.map_or_else(built_in, load)
 }
 
 fn refused(diagnostic: Diagnostic) -> Loaded {
     let mut diagnostics = Diagnostics::default();
     diagnostics.push(diagnostic);
-    Loaded { config: None, diagnostics }
+    Loaded { config: None, diagnostics, log_json: false }
 }
 
 /// Parses a main file that has been read from `path`, and returns also the keys that it may have.
 pub(super) fn parse(source: &Source, path: &Path, host: Host) -> (Loaded, KnownKeys) {
     on_a_large_stack(|| {
-        let mut load = Load::new(host);
+        let mut load = Load::new(host.clone());
         let (sections, known) = load.main_file(source, path.parent().unwrap_or(Path::new("")));
         load.policy_files(source, path, &sections.policy_files);
         load.require_policies(source);
@@ -129,26 +136,31 @@ pub(super) struct Load {
     barren: Vec<(Span, Problem)>,
     /// Whether there may be policies that could not be read, which has been reported.
     pub(super) obscured: bool,
+    /// Whether the tree has the `log_format` "json", also where the parser lost its way.
+    log_json: bool,
 }
 
 impl Load {
     pub(super) fn new(host: Host) -> Self {
         Load {
+            policies: Policies::new(host.now),
             host,
             diagnostics: Diagnostics::default(),
-            policies: Policies::new(host.now),
             barren: Vec::new(),
             obscured: false,
+            log_json: false,
         }
     }
 
     pub(super) fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
+        let log_format = table.get("telemetry").and_then(|it| it.get_ref().get("log_format"));
+        self.log_json = log_format.is_some_and(|it| it.get_ref().as_str() == Some("json"));
         let variable = self.host.variable;
         let mut reader = Reader::new(source, &damage, &mut self.diagnostics, variable);
         let mut root = reader.root(&table, "");
-        let sections = sections::read(&mut root, directory, self.host.memory_default);
+        let sections = sections::read(&mut root, directory, &self.host.memory_default);
         self.policies.read(&mut root);
         root.finish();
         (sections, reader.finish())
@@ -228,6 +240,7 @@ impl Load {
     fn finish(mut self, sections: Sections) -> Loaded {
         self.review();
         self.diagnostics.sort();
+        let log_json = self.log_json || sections.telemetry.log_json;
         let config = Config {
             file: None,
             shutdown_timeout: sections.shutdown_timeout,
@@ -241,6 +254,6 @@ impl Load {
             policies: self.policies.into_specs(),
         };
         let config = Some(config).filter(|_| !self.diagnostics.has_errors());
-        Loaded { config, diagnostics: self.diagnostics }
+        Loaded { config, diagnostics: self.diagnostics, log_json }
     }
 }

@@ -2,8 +2,9 @@
 //! once.
 //!
 //! [`load`] reads one file and the policy files it names and returns either a [`Config`] that the
-//! rest of the service may trust without checking again, or diagnostics. Nothing here knows a
-//! running stage.
+//! rest of the service may trust without checking again, or diagnostics. It builds the values that
+//! stages are made from (specifications of `policy`, files of `credentials`) and knows no running
+//! stage: no sampler, receiver, exporter or service.
 //!
 //! A file goes through `files` (bytes), `source` (lines and columns), `syntax` (a TOML tree and
 //! what of it is not to be trusted), `reader` and `section` (typed access that never stops at a
@@ -17,13 +18,17 @@ use crate::{
     policy::PolicySpec,
 };
 
+mod address;
+mod cgroup;
 mod conditions;
 mod credentials;
 mod described;
 mod diagnostics;
+mod endpoint;
 mod env;
 mod files;
 pub(crate) mod keys;
+mod fit;
 mod limits;
 mod load;
 mod memory;
@@ -67,10 +72,10 @@ pub struct Config {
     pub grpc: GrpcReceiver,
     /// `[receiver.http]`.
     pub http: HttpReceiver,
-    /// `[receiver.tls]`, for both doors; `None` for plaintext, which is the default.
+    /// `[receiver.tls]`, for both receivers; `None` for plaintext, which is the default.
     pub tls: Option<ServerTls>,
-    /// `[receiver.auth] bearer_token_file`, for both doors; `None`, which is the default, lets
-    /// anyone send.
+    /// `[receiver.auth] bearer_token_file`, for both receivers; `None`, which is the default,
+    /// lets anyone send.
     pub bearer_token_file: Option<PathBuf>,
     /// `[sampling]`.
     pub sampling: Sampling,
@@ -125,6 +130,9 @@ pub struct GrpcReceiver {
     pub max_concurrent_streams: u32,
     /// `max_connections`, default 1024.
     pub max_connections: usize,
+    /// `max_connection_age`, after which, 10 % more or less, a connection is told to leave; `None`
+    /// for "0s", which is the default: connections may stay.
+    pub max_connection_age: Option<Duration>,
 }
 
 /// `[receiver.http]`.
@@ -134,6 +142,22 @@ pub struct HttpReceiver {
     pub endpoint: String,
     /// `max_request_body_size_mib`, here in bytes, before and after decompression. Default 64 MiB.
     pub max_request_body_bytes: usize,
+    /// `traces_url_path`, default /v1/traces.
+    pub traces_url_path: String,
+    /// `max_connection_age`, as for gRPC.
+    pub max_connection_age: Option<Duration>,
+    /// `[receiver.http.cors]`.
+    pub cors: CorsPolicy,
+}
+
+/// `[receiver.http.cors]`: who may send from a browser.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CorsPolicy {
+    /// `allowed_origins`, each with at most one `*`. None by default: browsers keep pages of other
+    /// origins from sending.
+    pub allowed_origins: Vec<String>,
+    /// `allowed_headers` besides those that are always allowed, or `*`.
+    pub allowed_headers: Vec<String>,
 }
 
 /// `[sampling]`.
@@ -141,19 +165,23 @@ pub struct HttpReceiver {
 pub struct Sampling {
     /// `decision_wait` from the first span of a trace, default 30 s.
     pub decision_wait: Duration,
-    /// `decision_wait_after_root_received`, default 5 s; `None` for "0s", which turns it off.
+    /// `decision_wait_after_root_received`, default 10 s; `None` for "0s", which turns it
+    /// off. Longer than the batch delays that a span meets on its way (the SDK's, 5 s by default,
+    /// and those of Collectors in between), or children of the root come late.
     pub decision_wait_after_root_received: Option<Duration>,
-    /// `memory_limit_mib`, here in bytes. Default: 60 % of the cgroup's limit, else 1024 MiB.
+    /// `memory_limit_mib`, here in bytes. Default: 60 % of the lowest limit of the process's cgroup
+    /// and those above it, else 1024 MiB.
     pub memory_limit_bytes: usize,
     /// Where that comes from, for the log.
-    pub memory_limit_from: &'static str,
+    pub memory_limit_from: String,
     /// `max_trace_spans`, default 32,000.
     pub max_trace_spans: u32,
     /// `max_trace_bytes_mib`, here in bytes. Default 16 MiB.
     pub max_trace_bytes: u32,
     /// `decision_cache_ttl`, default 120 s.
     pub decision_cache_ttl: Duration,
-    /// `decision_log_size` in traces, default 100,000; 0 turns the log off.
+    /// `decision_log_size` in traces, default 100,000, as far as they fit into a sixteenth of the
+    /// memory limit; 0 turns the log off.
     pub decision_log_size: usize,
     /// `[sampling.stamp] tracestate`, default true.
     pub stamp_tracestate: bool,
@@ -164,8 +192,11 @@ pub struct Sampling {
 /// `[exporter.otlp]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exporter {
-    /// `endpoint`, an `http://` or `https://` URL. Default http://127.0.0.1:4327.
+    /// `endpoint`, an `http://` or `https://` URL. Default http://127.0.0.1:4327. For OTLP/HTTP
+    /// it may have a path, behind which `/v1/traces` is added.
     pub endpoint: String,
+    /// `protocol`, default grpc.
+    pub protocol: Protocol,
     /// `compression`, default none.
     pub compression: Compression,
     /// `timeout` of one request, default 5 s.
@@ -177,12 +208,25 @@ pub struct Exporter {
     pub max_trace_bytes: Option<u64>,
     /// `headers` sent with every request, names in lower case.
     pub headers: BTreeMap<String, Secret>,
+    /// `bearer_token_file`: the token that is sent as `authorization: Bearer`; `None`, which is the
+    /// default, sends none.
+    pub bearer_token_file: Option<PathBuf>,
     /// `[exporter.otlp.tls]`; present exactly where `endpoint` is `https://`.
     pub tls: Option<ClientTls>,
     /// `[exporter.otlp.sending_queue]`.
     pub queue: SendingQueue,
     /// `[exporter.otlp.retry_on_failure]`.
     pub retry: Retry,
+}
+
+/// `protocol` of the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// `"grpc"`: OTLP/gRPC.
+    #[default]
+    Grpc,
+    /// `"http/protobuf"`: OTLP/HTTP with protobuf bodies.
+    Http,
 }
 
 /// `compression` of what is exported.

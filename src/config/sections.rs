@@ -11,10 +11,12 @@ use std::{
 };
 
 use super::{
-    Compression, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling, Secret,
-    SendingQueue, Telemetry,
-    credentials::{exporter_tls, receiver_auth, receiver_tls},
+    Compression, CorsPolicy, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling,
+    Secret, SendingQueue, Telemetry, address,
+    credentials::{exporter_tls, exporter_token, receiver_auth, receiver_tls},
     diagnostics::{Problem, quote},
+    endpoint,
+    fit::{self, Wanted},
     memory::MemoryLimit,
     reader::Span,
     section::{Read, Section},
@@ -44,29 +46,35 @@ pub(super) struct Sections {
 pub(super) fn read(
     root: &mut Section<'_, '_>,
     directory: &Path,
-    memory_default: MemoryLimit,
+    memory_default: &MemoryLimit,
 ) -> Sections {
     let shutdown_timeout = root.duration_or_default("shutdown_timeout");
 
     let mut receiver = root.section("receiver");
-    let grpc = grpc(receiver.section("grpc"));
-    let http = http(receiver.section("http"), &grpc);
+    let (grpc, grpc_message) = grpc(receiver.section("grpc"));
+    let (http, http_message) = http(receiver.section("http"), &grpc);
     let tls = receiver_tls(receiver.section("tls"), directory);
     let bearer_token_file = receiver_auth(receiver.section("auth"), directory);
     receiver.finish();
 
     let mut section = root.section("sampling");
     let policy_files = section.texts("policy_files").or(Vec::new());
-    let memory = match section.integer::<usize>("memory_limit_mib").map(|mib| mib * MIB) {
-        Read::Set(bytes, _) => Some(MemoryLimit::configured(bytes)),
-        Read::Unset => Some(memory_default),
-        Read::Bad => None,
+    let memory = section.integer::<usize>("memory_limit_mib").map(|mib| mib * MIB);
+    let (memory, memory_span) = match memory {
+        Read::Set(bytes, span) => (Some(MemoryLimit::configured(bytes)), Some(span)),
+        Read::Unset => (Some(memory_default.clone()), None),
+        Read::Bad => (None, None),
     };
-    let sampling = sampling(section, memory.unwrap_or(memory_default));
+    let (sampling, log) = sampling(section, memory.as_ref().unwrap_or(memory_default));
+    if let Some(limit) = &memory {
+        let messages: Vec<_> = [grpc_message, http_message].into_iter().flatten().collect();
+        fit::review(root, limit, memory_span.as_ref(), &messages, log.as_ref());
+    }
 
     let mut section = root.section("exporter");
-    let exporter =
-        exporter(section.section("otlp"), directory, &grpc, memory.map(|limit| limit.bytes));
+    let listeners = [("receiver.grpc", &grpc.endpoint[..]), ("receiver.http", &http.endpoint[..])];
+    let memory = memory.map(|limit| limit.bytes);
+    let exporter = exporter(section.section("otlp"), directory, listeners, memory);
     section.finish();
 
     let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
@@ -83,33 +91,92 @@ pub(super) fn read(
     }
 }
 
-fn grpc(mut section: Section<'_, '_>) -> GrpcReceiver {
+fn grpc(mut section: Section<'_, '_>) -> (GrpcReceiver, Option<Wanted>) {
+    let (message, message_bytes) = message(&mut section, "max_recv_msg_size_mib");
     let config = GrpcReceiver {
         endpoint: listener(&mut section, &[]),
-        max_recv_msg_bytes: section.integer_or_default::<usize>("max_recv_msg_size_mib") * MIB,
+        max_recv_msg_bytes: message_bytes,
         max_concurrent_streams: section.integer_or_default("max_concurrent_streams"),
         max_connections: section.integer_or_default("max_connections"),
+        max_connection_age: max_connection_age(&mut section),
     };
     section.finish();
-    config
+    (config, message)
 }
 
-fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> HttpReceiver {
-    let max_request_body_mib: usize = section.integer_or_default("max_request_body_size_mib");
+fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> (HttpReceiver, Option<Wanted>) {
+    let (message, message_bytes) = message(&mut section, "max_request_body_size_mib");
+    let traces_url_path =
+        section.text("traces_url_path", |text| values::url_path("traces_url_path", text));
+    let traces_url_path = traces_url_path.or(section.default_text("traces_url_path").to_owned());
     let config = HttpReceiver {
         endpoint: listener(&mut section, &[&grpc.endpoint]),
-        max_request_body_bytes: max_request_body_mib * MIB,
+        max_request_body_bytes: message_bytes,
+        traces_url_path,
+        max_connection_age: max_connection_age(&mut section),
+        cors: cors(section.section("cors")),
     };
     section.finish();
-    config
+    (config, message)
+}
+
+/// The size of the largest message, as something that has to fit, and in bytes.
+fn message(section: &mut Section<'_, '_>, key: &'static str) -> (Option<Wanted>, usize) {
+    let default = section.default_integer::<usize>(key) * MIB;
+    let bytes = section.integer::<usize>(key).map(|mib| mib * MIB);
+    (Wanted::new(key, &bytes, default), bytes.or(default))
+}
+
+/// `None` for "0s". A connection that lives for less than a second costs more than it brings.
+fn max_connection_age(section: &mut Section<'_, '_>) -> Option<Duration> {
+    let age = section.duration("max_connection_age");
+    if let Read::Set(age, span) = &age
+        && !age.is_zero()
+        && *age < Duration::from_secs(1)
+    {
+        let message = format!(
+            "`max_connection_age` must be at least 1s, found `{}`",
+            humantime::format_duration(*age)
+        );
+        let hint = "\"0s\" turns it off; \"30m\" is long enough for senders to notice new replicas";
+        section.error(span.clone(), Problem::new(message).hint(hint));
+    }
+    age.good().filter(|age| !age.is_zero())
+}
+
+fn cors(mut section: Section<'_, '_>) -> CorsPolicy {
+    let mut checked = |key: &'static str, check: fn(&str) -> Result<(), Problem>| {
+        let mut good = Vec::new();
+        let read = section.texts(key);
+        let is_set = match &read {
+            Read::Set(texts, span) if !texts.is_empty() => Some(span.clone()),
+            _ => None,
+        };
+        for (text, span) in read.or(Vec::new()) {
+            match check(&text) {
+                Ok(()) => good.push(text),
+                Err(problem) => section.error(span, problem),
+            }
+        }
+        (good, is_set)
+    };
+    let (allowed_origins, origins) = checked("allowed_origins", values::origin);
+    let (allowed_headers, headers) = checked("allowed_headers", values::allowed_header);
+    if let (None, Some(span)) = (origins, headers) {
+        let problem = Problem::new("`allowed_headers` has no effect without `allowed_origins`");
+        section.warn(span, problem.hint("name the sites that may send from a browser"));
+    }
+    section.finish();
+    CorsPolicy { allowed_origins, allowed_headers }
 }
 
 /// `endpoint` of a listener, which none of the `others` may have.
 fn listener(section: &mut Section<'_, '_>, others: &[&String]) -> String {
-    let default = section.default_text("endpoint").to_owned();
+    let default = section.default_text("endpoint");
     section
         .text("endpoint", |text| {
-            let endpoint = values::listener("endpoint", text)?;
+            let is_taken = |text: &str| others.iter().any(|other| *other == text);
+            let endpoint = address::listener("endpoint", text, default, is_taken)?;
             if others.contains(&&endpoint) && !endpoint.ends_with(":0") {
                 return Err(Problem::new(format!(
                     "two listeners have the endpoint {}",
@@ -118,10 +185,13 @@ fn listener(section: &mut Section<'_, '_>, others: &[&String]) -> String {
             }
             Ok(endpoint)
         })
-        .or(default)
+        .or(default.to_owned())
 }
 
-fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling {
+fn sampling(
+    mut section: Section<'_, '_>,
+    memory_limit: &MemoryLimit,
+) -> (Sampling, Option<Wanted>) {
     let wait = section.duration("decision_wait");
     let after_root = section.duration("decision_wait_after_root_received");
     if let (Read::Set(wait, _), Read::Set(after_root, span)) = (&wait, &after_root)
@@ -138,42 +208,39 @@ fn sampling(mut section: Section<'_, '_>, memory_limit: MemoryLimit) -> Sampling
     let stamp_policy = stamp.word("policy", [true, false]);
     stamp.finish();
 
+    let log_key = "decision_log_size";
+    let (log_size, log_default) = (section.integer(log_key), section.default_integer(log_key));
+    let log = Wanted::new(log_key, &log_size, log_default);
+
     let config = Sampling {
         decision_wait: wait.or(section.default_duration("decision_wait")),
         decision_wait_after_root_received: Some(after_root).filter(|wait| !wait.is_zero()),
         memory_limit_bytes: memory_limit.bytes,
-        memory_limit_from: memory_limit.from,
+        memory_limit_from: memory_limit.from.clone(),
         max_trace_spans: section.integer_or_default("max_trace_spans"),
         max_trace_bytes: section.integer_or_default::<u32>("max_trace_bytes_mib") << 20,
         decision_cache_ttl: section.duration_or_default("decision_cache_ttl"),
-        decision_log_size: section.integer_or_default("decision_log_size"),
+        decision_log_size: log_size.or(log_default),
         stamp_tracestate,
         stamp_policy,
     };
     section.finish();
-    config
+    (config, log)
 }
 
 /// `memory` is absent where `memory_limit_mib` is wrong.
 fn exporter(
     mut section: Section<'_, '_>,
     directory: &Path,
-    grpc: &GrpcReceiver,
+    listeners: [(&str, &str); 2],
     memory: Option<usize>,
 ) -> Exporter {
-    let endpoint = section.text("endpoint", |text| {
-        let endpoint = values::exporter_endpoint("endpoint", text)?;
-        if endpoint.split_once("://").is_some_and(|(_, address)| address == grpc.endpoint) {
-            let message =
-                "`endpoint` is this service's own [receiver.grpc]: spans would go in circles";
-            return Err(Problem::new(message).hint("name the backend's OTLP/gRPC address"));
-        }
-        Ok(endpoint)
-    });
+    let (endpoint, protocol) = endpoint::exporter(&mut section, listeners);
     let compressions = [Compression::None, Compression::Gzip, Compression::Zstd];
     let compression = section.word("compression", compressions);
     let timeout = section.duration_or_default("timeout");
     let headers = headers(&mut section);
+    let bearer_token_file = exporter_token(&mut section, headers.keys(), directory);
     let (queue, queue_bytes) = sending_queue(section.section("sending_queue"), memory);
     let retry = retry(section.section("retry_on_failure"));
     let max_request_bytes = max_request_bytes(&mut section, queue_bytes);
@@ -188,11 +255,13 @@ fn exporter(
     section.finish();
     Exporter {
         endpoint,
+        protocol,
         compression,
         timeout,
         max_request_bytes,
         max_trace_bytes: (max_trace_kib > 0).then_some(max_trace_kib << 10),
         headers,
+        bearer_token_file,
         tls,
         queue,
         retry,

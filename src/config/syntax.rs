@@ -19,6 +19,9 @@ use super::{
     source::Source,
 };
 
+/// The longest string that a hint shows as it should be.
+const SHOWN_BYTES_MAX: usize = 60;
+
 /// What of a tree is invented.
 #[derive(Debug, Default)]
 pub(super) struct Damage {
@@ -68,7 +71,7 @@ pub(super) fn parse<'t>(
     for mut error in errors {
         error.blame(source, &extents, &mut damage);
         if damage.lines.insert(source.line(error.span.start)) {
-            let problem = Problem::new(error.message);
+            let problem = Problem::new(error.message).maybe_hint(error.hint);
             diagnostics.push(source.diagnose(error.span, Severity::Error, problem));
         }
     }
@@ -79,12 +82,14 @@ pub(super) fn parse<'t>(
 struct SyntaxError {
     message: String,
     span: Range<usize>,
+    hint: Option<String>,
 }
 
 impl SyntaxError {
     fn new(error: &Error) -> Self {
         // Only "recursion limit" comes without a place: a key of more than 80 dotted parts.
-        SyntaxError { message: error.message().to_owned(), span: error.span().unwrap_or(0..0) }
+        let span = error.span().unwrap_or(0..0);
+        SyntaxError { message: error.message().to_owned(), span, hint: None }
     }
 
     /// Records what the parser invented because of this error, and says it better where we can.
@@ -105,6 +110,7 @@ impl SyntaxError {
         if !extent.is_scalar {
             return;
         }
+        self.hint = escape_hint(&self.message, source, extent.span.clone());
         let Range { start, end } = extent.span;
         damage.scalars.push(start..end.max(start + 1));
         if start == end {
@@ -117,6 +123,33 @@ impl SyntaxError {
             damage.lose_from(start);
         }
     }
+}
+
+/// What to do about a backslash that TOML takes for the start of an escape, as in regular
+/// expressions that stand in double quotes.
+fn escape_hint(message: &str, source: &Source, string: Range<usize>) -> Option<String> {
+    let about_escapes = [
+        "missing escaped value",
+        "too few unicode value digits",
+        "invalid value, expected unicode",
+    ];
+    if !about_escapes.iter().any(|start| message.starts_with(start)) {
+        return None;
+    }
+    let written = source.text().get(string)?;
+    let quotes = if written.starts_with("\"\"\"") { 3 } else { 1 };
+    let inside = written.get(quotes..written.len().checked_sub(quotes)?)?;
+    // Where TOML's own escapes are among them, nobody can tell what was meant.
+    let is_plain = !inside.contains("\\\\")
+        && !inside.contains("\\\"")
+        && !inside.contains(|c: char| c == '\'' || c.is_control())
+        && inside.len() <= SHOWN_BYTES_MAX;
+    Some(match is_plain {
+        true => format!("in double quotes `\\` begins an escape of TOML: write '{inside}'"),
+        false => "in double quotes `\\` begins an escape of TOML: use single quotes, or write \
+                  `\\\\` for it"
+            .to_owned(),
+    })
 }
 
 /// A scalar, or the outside of an array or table.
@@ -184,5 +217,6 @@ fn summarize_unclosed(source: &Source, opened_at: usize, errors: &mut Vec<Syntax
     errors.push(SyntaxError {
         message: format!("this {} is never closed", quote(bracket)),
         span: opened_at..opened_at + 1,
+        hint: None,
     });
 }

@@ -5,12 +5,11 @@
 
 use std::{
     fmt::Display,
-    net::{Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     time::{Duration, UNIX_EPOCH},
 };
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, uri::PathAndQuery};
 use toml::{
     de::{DeInteger, DeValue},
     value::{Datetime, Offset},
@@ -58,7 +57,14 @@ where
     T: TryFrom<i128> + PartialOrd + Display,
 {
     let DeValue::Integer(written) = value else {
-        return Err(wrong_type(key, "an integer", value).maybe_hint(plain_number(key, value)));
+        let fits = |n: i128| T::try_from(n).is_ok_and(|n| range.contains(&n));
+        let (min, max) = (range.start(), range.end());
+        let hint = value.as_str().map(|text| {
+            plain_number(key, text, fits).unwrap_or_else(|| {
+                format!("write a number between {min} and {max}, without quotes or unit")
+            })
+        });
+        return Err(wrong_type(key, "an integer", value).maybe_hint(hint));
     };
     as_i128(written).and_then(|n| T::try_from(n).ok()).filter(|n| range.contains(n)).ok_or_else(
         || {
@@ -69,15 +75,18 @@ where
     )
 }
 
-/// How to write a number that stands in quotes.
-fn plain_number(key: &str, value: &DeValue<'_>) -> Option<String> {
-    let text = value.as_str()?;
-    match humantime::parse_duration(text) {
-        Ok(duration) if key.ends_with("_ms") => {
-            Some(format!("write {}, in milliseconds and without quotes", duration.as_millis()))
-        }
-        _ => Some("write the number without quotes or unit".to_owned()),
+/// How to write a number that stands in quotes, if it would do.
+fn plain_number(key: &str, text: &str, fits: impl Fn(i128) -> bool) -> Option<String> {
+    if let Some(duration) = humantime::parse_duration(text).ok().filter(|_| key.ends_with("_ms")) {
+        let millis = duration.as_millis();
+        return i128::try_from(millis)
+            .is_ok_and(fits)
+            .then(|| format!("write {millis}, in milliseconds and without quotes"));
     }
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let fits = text[..end].parse().is_ok_and(fits);
+    fits.then(|| "write the number without quotes or unit".to_owned())
 }
 
 fn as_i128(integer: &DeInteger<'_>) -> Option<i128> {
@@ -97,8 +106,13 @@ pub(super) fn number(key: &str, value: &DeValue<'_>) -> Result<Number, Problem> 
             }
         },
         _ => {
-            let is_quoted = value.as_str().is_some_and(|text| text.parse::<f64>().is_ok());
-            let hint = is_quoted.then(|| "write the number without quotes".to_owned());
+            let number = value.as_str().and_then(|text| text.trim().parse::<f64>().ok());
+            let number = number.filter(|number| number.is_finite());
+            // As TOML reads it: beyond 64 bits only with an exponent.
+            let hint = number.map(|number| match number.abs() < 1e15 {
+                true => format!("write {number} without quotes"),
+                false => format!("write {number:e} without quotes"),
+            });
             Err(wrong_type(key, "a number", value).maybe_hint(hint))
         }
     }
@@ -111,7 +125,8 @@ pub(super) fn percentage(key: &str, value: &DeValue<'_>) -> Result<f64, Problem>
         DeValue::Float(float) => float.as_str().parse().ok(),
         DeValue::String(text) => {
             let number = text.trim().trim_end_matches('%').trim_end();
-            let hint = number.parse::<f64>().ok().map(|n| format!("write {n} without quotes"));
+            let number = number.parse::<f64>().ok().filter(|n| (0.0..=100.0).contains(n));
+            let hint = number.map(|n| format!("write {} without quotes", n + 0.0));
             return Err(wrong_type(key, "a number", value).maybe_hint(hint));
         }
         _ => return Err(wrong_type(key, "a number", value)),
@@ -190,78 +205,55 @@ pub(super) fn choice<T: Copy>(
     Err(Problem::new(message).maybe_hint(did_you_mean(text, choices.iter().map(|(word, _)| *word))))
 }
 
-/// host:port to listen on; port 0 lets the system choose.
-pub(super) fn listener(key: &str, text: &str) -> Result<String, Problem> {
-    let wanted = format!("`{key}` must be host:port, found {}", quote(text));
-    match text.split_once("://") {
-        Some((_, rest)) => {
-            Err(Problem::new(wanted).hint(format!("leave the scheme out: \"{rest}\"")))
-        }
-        None => host_and_port(text)
-            .map(|_| text.to_owned())
-            .map_err(|hint| Problem::new(wanted).hint(hint)),
+/// The path of a URL.
+pub(super) fn url_path(key: &str, text: &str) -> Result<String, Problem> {
+    let wanted = || Problem::new(format!("`{key}` must be a path, found {}", quote(text)));
+    if text.contains("://") {
+        return Err(wanted().hint("leave the scheme and the host out: \"/v1/traces\""));
+    }
+    if !text.starts_with('/') {
+        return Err(wanted().hint(format!("begin with a slash: \"/{text}\"")));
+    }
+    match text.parse::<PathAndQuery>() {
+        Ok(parsed) if parsed.path() == text => Ok(text.to_owned()),
+        _ => Err(wanted().hint("percent-encode what is no letter, and leave `?` and `#` out")),
     }
 }
 
-/// http://host:port, or https://, to export to.
-pub(super) fn exporter_endpoint(key: &str, text: &str) -> Result<String, Problem> {
-    let wanted =
-        || Problem::new(format!("`{key}` must be http://host:port, found {}", quote(text)));
-    let Some((scheme, address)) = text.split_once("://") else {
-        return Err(wanted().hint(format!("add the scheme: \"http://{text}\"")));
+/// An origin as browsers send it, with at most one `*` for any characters.
+pub(super) fn origin(text: &str) -> Result<(), Problem> {
+    let wanted = || {
+        let message = format!("an origin must be https://host:port or `*`, found {}", quote(text));
+        Problem::new(message)
     };
-    if !matches!(scheme, "http" | "https") {
+    if text == "*" {
+        return Ok(());
+    }
+    let Some((scheme, host)) = text.split_once("://").filter(|(scheme, _)| !scheme.is_empty())
+    else {
+        return Err(wanted().hint(format!("add the scheme: \"https://{text}\"")));
+    };
+    if text.matches('*').count() > 1 {
+        return Err(wanted().hint("an origin may have one `*`, which stands for any characters"));
+    }
+    if let Some((host, _)) = host.split_once('/') {
+        return Err(wanted().hint(format!("origins have no path: \"{scheme}://{host}\"")));
+    }
+    let is_good = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'@' | b',');
+    if host.is_empty() || !text.bytes().all(is_good) {
         return Err(wanted());
     }
-    match address.split_once('/') {
-        Some((address, _)) => {
-            Err(wanted().hint(format!("OTLP/gRPC has no path: \"{scheme}://{address}\"")))
-        }
-        None => match host_and_port(address) {
-            Ok(0) => Err(wanted().hint("port 0 cannot be connected to")),
-            Ok(_) => Ok(text.to_owned()),
-            Err(hint) => Err(wanted().hint(hint)),
-        },
-    }
+    Ok(())
 }
 
-/// The port of a valid host:port, else a hint.
-fn host_and_port(text: &str) -> Result<u16, String> {
-    let Some((host, port)) = text.rsplit_once(':').filter(|(host, _)| !has_open_bracket(host))
-    else {
-        return Err(format!("add the port, such as \"{text}:4317\""));
-    };
-    let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-    let Some(port) = port.parse().ok().filter(|_| digits) else {
-        return Err("the port is a number between 0 and 65535".to_owned());
-    };
-    if host.is_empty() {
-        return Err(format!("for every address of this machine write \"0.0.0.0:{port}\""));
+/// The name of a header that browsers may send, or `*`.
+pub(super) fn allowed_header(text: &str) -> Result<(), Problem> {
+    // `*` would be a name as well.
+    if text == "*" || !text.contains('*') && HeaderName::from_bytes(text.as_bytes()).is_ok() {
+        return Ok(());
     }
-    if host.parse::<Ipv6Addr>().is_ok() {
-        return Err(format!("an IPv6 address stands in brackets: \"[{host}]:{port}\""));
-    }
-    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) if address.parse::<Ipv6Addr>().is_ok() => Ok(port),
-        None if is_host(host) => Ok(port),
-        _ => Err("the host is a name, an IPv4 address, or an IPv6 address in brackets".to_owned()),
-    }
-}
-
-fn has_open_bracket(host: &str) -> bool {
-    host.starts_with('[') && !host.ends_with(']')
-}
-
-/// A host name or an IPv4 address.
-fn is_host(host: &str) -> bool {
-    // A name whose last label is all digits can only be an attempt at an IPv4 address (RFC 3696,
-    // 2).
-    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
-    if last.bytes().all(|b| b.is_ascii_digit()) {
-        return host.parse::<Ipv4Addr>().is_ok();
-    }
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    host.len() <= 253 && host.bytes().all(allowed) && !host.starts_with(['.', '-'])
+    let message = format!("{} is not the name of a header", quote(text));
+    Err(Problem::new(message).hint("names are ASCII letters, digits, `-` and `_`; `*` is all"))
 }
 
 /// The name of an exported header, lower-cased as HTTP/2 wants it.
@@ -271,11 +263,18 @@ pub(super) fn header_name(text: &str) -> Result<String, Problem> {
         return Err(Problem::new(message).hint("names are ASCII letters, digits, `-` and `_`"));
     };
     let name = name.as_str();
-    // gRPC owns these: a second one makes requests that servers refuse or read differently.
-    let of_grpc =
-        ["content-type", "content-length", "te", "host", "connection", "transfer-encoding"];
-    if of_grpc.contains(&name) || name.starts_with("grpc-") || name.ends_with("-bin") {
-        return Err(Problem::new(format!("the header {} is gRPC's own", quote(text))));
+    // The protocols own these: a second one makes requests that servers refuse or read differently.
+    let owned = [
+        "content-type",
+        "content-encoding",
+        "content-length",
+        "te",
+        "host",
+        "connection",
+        "transfer-encoding",
+    ];
+    if owned.contains(&name) || name.starts_with("grpc-") || name.ends_with("-bin") {
+        return Err(Problem::new(format!("the header {} is the protocol's own", quote(text))));
     }
     Ok(name.to_owned())
 }

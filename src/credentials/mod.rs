@@ -25,7 +25,7 @@ use rustls::pki_types::ServerName;
 
 pub use pem::{Fault, Faults, FileFault, Role};
 pub use side::{ClientSide, Dates, ServerSide};
-pub use token::Tokens;
+pub use token::{Bearer, Tokens};
 pub use watch::{Live, Watch};
 
 /// `[receiver.tls]`.
@@ -84,10 +84,18 @@ impl ClientTls {
     }
 }
 
-/// Reads a file of bearer tokens. Blocks.
+/// Reads a file of the bearer tokens that senders may show. Blocks.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn read_tokens(file: &Path) -> Result<Tokens, Faults> {
     Tokens::read(file)
+}
+
+/// Reads the file of the one bearer token that is shown to the backend. Blocks.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read_bearer(file: &Path) -> Result<Bearer, Faults> {
+    Bearer::read(file)
 }

@@ -69,6 +69,9 @@ pub enum Fault {
     /// A token in it could never be sent.
     #[error("a line of it is no token: there are spaces, or other than visible ASCII characters")]
     BadToken,
+    /// There is more than one token in it, where one is to be sent.
+    #[error("it holds more than one token")]
+    ManyTokens,
     /// The system trusts nobody.
     #[error("there are no authorities that this system trusts")]
     NoSystemAuthorities,

@@ -43,7 +43,9 @@ pub struct ServerSide {
 /// How connections are made.
 pub struct ClientSide {
     /// Speaks HTTP/2 alone.
-    pub config: Arc<ClientConfig>,
+    pub grpc: Arc<ClientConfig>,
+    /// Speaks HTTP/1.1 too.
+    pub http: Arc<ClientConfig>,
     /// The certificate that is shown to a backend that asks.
     pub certificate: Option<Dates>,
 }
@@ -122,7 +124,9 @@ impl ClientSide {
         };
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![H2.into()];
-        Ok(ClientSide { config: Arc::new(config), certificate })
+        let grpc = Arc::new(config.clone());
+        config.alpn_protocols.push(HTTP1.into());
+        Ok(ClientSide { grpc, http: Arc::new(config), certificate })
     }
 }
 

@@ -1,12 +1,16 @@
 //! Bearer tokens, and the one place where they are compared.
 //!
-//! A file holds one token a line, so that a new one can be let in before the old one is taken away.
-//! Only digests are kept: they have one length, nobody can choose them byte by byte, and no dump of
-//! memory holds a token that was read. Each of them is compared, in a time that does not depend on
-//! where they differ.
+//! A file of the receivers holds one token a line, so that a new one can be let in before the old
+//! one is taken away. Only digests are kept: they have one length, nobody can choose them byte by
+//! byte, and no dump of memory holds a token that was read. Each of them is compared, in a time
+//! that does not depend on where they differ.
+//!
+//! The exporter's file holds the one token that it shows to the backend. That one is kept, as the
+//! value of a header that is marked as sensitive.
 
 use std::{fmt, path::Path};
 
+use http::HeaderValue;
 use subtle::{Choice, ConstantTimeEq as _};
 
 use super::pem::{self, Fault, Faults, FileFault, Role};
@@ -37,20 +41,53 @@ impl fmt::Debug for Tokens {
     }
 }
 
-impl Tokens {
+/// The tokens of a file, one a line, without the whitespace around them; at least one.
+fn tokens(file: &Path) -> Result<Vec<Vec<u8>>, FileFault> {
+    let contents = pem::contents(Role::Token, file)?;
+    let contents = contents.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&contents);
+    let lines = contents.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let tokens: Vec<_> = lines.filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect();
+    if tokens.is_empty() {
+        return Err(FileFault::new(Role::Token, file, Fault::NoToken));
+    }
+    if tokens.iter().any(|token| !token.iter().all(u8::is_ascii_graphic)) {
+        return Err(FileFault::new(Role::Token, file, Fault::BadToken));
+    }
+    Ok(tokens)
+}
+
+/// The token that the exporter shows to the backend.
+#[derive(Clone)]
+pub struct Bearer(HeaderValue);
+
+impl fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Bearer {
     pub(super) fn read(file: &Path) -> Result<Self, Faults> {
         let fault = |fault| Faults(vec![FileFault::new(Role::Token, file, fault)]);
-        let contents = pem::contents(Role::Token, file).map_err(|fault| Faults(vec![fault]))?;
-        let contents = contents.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&contents);
-        let lines = contents.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-        let tokens: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
-        if tokens.is_empty() {
-            return Err(fault(Fault::NoToken));
-        }
-        if tokens.iter().any(|token| !token.iter().all(u8::is_ascii_graphic)) {
-            return Err(fault(Fault::BadToken));
-        }
-        Ok(Tokens(tokens.into_iter().map(Digest::of).collect()))
+        let tokens = tokens(file).map_err(|fault| Faults(vec![fault]))?;
+        let [token] = &tokens[..] else { return Err(fault(Fault::ManyTokens)) };
+        let value = [b"Bearer ", &token[..]].concat();
+        let mut value = HeaderValue::try_from(value).map_err(|_| fault(Fault::BadToken))?;
+        // Not for any log, and not for the table of HTTP/2 header compression.
+        value.set_sensitive(true);
+        Ok(Bearer(value))
+    }
+
+    /// The value of the `authorization` header.
+    pub fn header(&self) -> &HeaderValue {
+        &self.0
+    }
+}
+
+impl Tokens {
+    pub(super) fn read(file: &Path) -> Result<Self, Faults> {
+        let tokens = tokens(file).map_err(|fault| Faults(vec![fault]))?;
+        Ok(Tokens(tokens.iter().map(|token| Digest::of(token)).collect()))
     }
 
     /// Whether the value of an `authorization` header has one of them.

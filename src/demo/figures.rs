@@ -157,11 +157,15 @@ other_window_spans 5
 
     #[test]
     fn what_the_service_writes_is_what_is_read() {
-        use crate::metrics::{FailedBecause, Metrics, Readings, Transport};
+        use crate::{
+            metrics::{FailedBecause, Metrics, Readings, Transport},
+            sampler::Ingested,
+        };
         let policies = names(&["errors", "none"]);
         let metrics = Metrics::new(&policies[..1]);
-        metrics.accepted(Transport::Grpc, 5, 1);
-        metrics.accepted(Transport::Http, 2, 0);
+        let taken = |accepted, rejected| Ingested { accepted, rejected, outsized: None };
+        metrics.accepted(Transport::Grpc, &taken(5, 1));
+        metrics.accepted(Transport::Http, &taken(2, 0));
         metrics.sent(3);
         metrics.failed(FailedBecause::Rejected, 2);
         let readings =

@@ -36,7 +36,7 @@ use tracing::{error, warn};
 use crate::{
     config::{self, Config},
     exporter::ClientError,
-    receiver::listen::BindError,
+    net::listen::BindError,
     service::{Service, StartError},
     testing::Sink,
 };

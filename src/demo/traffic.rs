@@ -19,14 +19,13 @@ use tokio::{
     task::JoinSet,
     time::MissedTickBehavior,
 };
-use tonic::Code;
 use tracing::warn;
 
 use super::{routes::Service, shop::Shop, spans::resource_spans, verify::Verifier};
 use crate::{
     clock::{self, Clock},
     config::Exporter,
-    exporter::{Client, ClientError, Connector, Outcome},
+    exporter::{Cause, Client, ClientError, Connector, Outcome},
     trace::TraceId,
 };
 
@@ -79,7 +78,7 @@ impl Traffic {
         let mut outgoing = Vec::new();
         for service in Service::ALL {
             let (batches, waiting) = mpsc::channel(BATCHES_MAX);
-            let client = Client::with_connector(exporter, Connector::new(exporter.timeout, None))?;
+            let client = Client::with_connector(exporter, Connector::new(exporter, None))?;
             senders.spawn(send(client, waiting, Arc::clone(verifier)));
             outgoing.push(Outgoing { service, spans: Vec::new(), batches });
         }
@@ -162,7 +161,7 @@ async fn deliver(client: &Client, body: Bytes) -> Result<(), String> {
         attempts += 1;
         let (after, message) = match client.export(body.clone()).await {
             Outcome::Sent { rejected: 0, .. } => return Ok(()),
-            Outcome::Retry { code: Code::Unavailable, after: Some(after), message } => {
+            Outcome::Retry { cause: Cause::Unavailable, after: Some(after), message, .. } => {
                 (after, message)
             }
             Outcome::Sent { message, .. }
@@ -182,7 +181,7 @@ async fn deliver(client: &Client, body: Bytes) -> Result<(), String> {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-    use tonic::Status;
+    use tonic::{Code, Status};
     use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;

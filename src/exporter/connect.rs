@@ -4,6 +4,9 @@
 //! Called by the channel of [`Client`](super::Client) whenever it has no connection; consumers wait
 //! for it, and retry. That it fails is logged here, once every ten seconds, because this is the one
 //! place that knows why; the exporter only sees that the backend is unavailable.
+//!
+//! The first bytes that the backend sends tell whether it speaks the protocol that is configured. A
+//! connection on which it does not is ended with an error that says what it speaks instead.
 
 use std::{
     future::Future,
@@ -16,7 +19,10 @@ use std::{
 };
 
 use http::Uri;
-use hyper_util::rt::TokioIo;
+use hyper_util::{
+    client::legacy::connect::{self, Connected},
+    rt::TokioIo,
+};
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -29,6 +35,7 @@ use tower_service::Service;
 use tracing::{debug, warn};
 
 use crate::{
+    config::{Exporter, Protocol},
     credentials::{ClientSide, Live},
     throttle::Throttle,
 };
@@ -67,14 +74,16 @@ pub struct Tls {
 #[derive(Clone, Debug)]
 pub struct Connector {
     timeout: Duration,
+    protocol: Protocol,
     tls: Option<Tls>,
     throttle: Arc<Throttle>,
 }
 
 impl Connector {
-    /// With `timeout` for all that a connection takes.
-    pub fn new(timeout: Duration, tls: Option<Tls>) -> Self {
-        Connector { timeout, tls, throttle: Arc::default() }
+    /// Connections for the protocol of this exporter, each within its `timeout`.
+    pub fn new(config: &Exporter, tls: Option<Tls>) -> Self {
+        let (timeout, protocol) = (config.timeout, config.protocol);
+        Connector { timeout, protocol, tls, throttle: Arc::default() }
     }
 
     async fn connect(&self, uri: &Uri) -> Result<Connection, ConnectError> {
@@ -82,22 +91,31 @@ impl Connector {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         // A little less than what tonic gives, which would end it without a word.
         let deadline = Instant::now() + self.timeout * 9 / 10;
-        let address = (host, uri.port_u16().unwrap_or(4317));
+        let default_port = if self.tls.is_some() { 443 } else { 80 };
+        let address = (host, uri.port_u16().unwrap_or(default_port));
         let (stream, address) = tcp(address, deadline).await?;
-        let Some(tls) = &self.tls else {
-            return Ok(Connection { stream: Stream::Plain(stream), address });
+        let connection = |stream| Connection {
+            stream,
+            address,
+            expected: Some(self.protocol),
+            throttle: Arc::clone(&self.throttle),
         };
+        let Some(tls) = &self.tls else { return Ok(connection(Stream::Plain(stream))) };
         let name = match &tls.server_name {
             Some(name) => name.clone(),
             None => ServerName::try_from(host.to_owned()).map_err(|_| ConnectError::Name)?,
         };
-        let connector = TlsConnector::from(Arc::clone(&tls.certificates.get().config));
+        let side = tls.certificates.get();
+        let config = match self.protocol {
+            Protocol::Grpc => &side.grpc,
+            Protocol::Http => &side.http,
+        };
+        let connector = TlsConnector::from(Arc::clone(config));
         let handshake = timeout_at(deadline, connector.connect(name, stream)).await;
         let stream = handshake
             .unwrap_or_else(timed_out)
             .map_err(|error| ConnectError::Tls(address, error))?;
-        let throttle = Arc::clone(&self.throttle);
-        Ok(Connection { stream: Stream::Tls(Box::new(stream), throttle), address })
+        Ok(connection(Stream::Tls(Box::new(stream))))
     }
 }
 
@@ -165,12 +183,64 @@ impl Service<Uri> for Connector {
 pub struct Connection {
     stream: Stream,
     address: SocketAddr,
+    /// What its first bytes must be of, until they are here.
+    expected: Option<Protocol>,
+    throttle: Arc<Throttle>,
 }
 
 #[derive(Debug)]
 enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>, Arc<Throttle>),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection {
+    /// Whether TLS has agreed on HTTP/2.
+    fn is_http2(&self) -> bool {
+        match &self.stream {
+            Stream::Plain(_) => false,
+            Stream::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
+    /// Looks at the first bytes that the backend sends.
+    fn look_at(&mut self, beginning: &[u8]) -> io::Result<()> {
+        let Some(protocol) = self.expected.take_if(|_| !beginning.is_empty()) else {
+            return Ok(());
+        };
+        let expects_http2 = protocol == Protocol::Grpc || self.is_http2();
+        let Some(seems) = seems(beginning, expects_http2) else { return Ok(()) };
+        if let Some(left_out) = self.throttle.ask() {
+            warn!(left_out, "the backend at {} answers {seems}", self.address);
+        }
+        Err(io::Error::other(format!("the backend answers {seems}")))
+    }
+}
+
+/// What the first bytes of a backend are, where they are not of the protocol that is expected, and
+/// what to do about it.
+fn seems(beginning: &[u8], expects_http2: bool) -> Option<&'static str> {
+    const SETTINGS: u8 = 4;
+    match beginning {
+        // An alert, which is what TLS servers say to anything else.
+        [0x15, 3, ..] => Some("TLS: write https:// in exporter.otlp.endpoint"),
+        [b'H', b'T', b'T', b'P', b'/', ..] if expects_http2 => Some(
+            "HTTP/1.1 and not gRPC: use the port of OTLP/gRPC, often 4317, or set \
+             exporter.otlp.protocol = \"http/protobuf\"",
+        ),
+        [0, 0, _, SETTINGS, ..] if !expects_http2 => Some(
+            "HTTP/2 without TLS, as OTLP/gRPC does: use the port of OTLP/HTTP, often 4318, or set \
+             exporter.otlp.protocol = \"grpc\"",
+        ),
+        _ => None,
+    }
+}
+
+impl connect::Connection for Connection {
+    fn connected(&self) -> Connected {
+        let connected = Connected::new();
+        if self.is_http2() { connected.negotiated_h2() } else { connected }
+    }
 }
 
 /// Calls a method of whatever is below.
@@ -178,7 +248,7 @@ macro_rules! below {
     ($self:ident, $method:ident($($argument:expr),*)) => {
         match &mut $self.stream {
             Stream::Plain(stream) => Pin::new(stream).$method($($argument),*),
-            Stream::Tls(stream, _) => Pin::new(stream).$method($($argument),*),
+            Stream::Tls(stream) => Pin::new(stream).$method($($argument),*),
         }
     };
 }
@@ -189,16 +259,17 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let filled = buffer.filled().len();
         let read = ready!(below!(self, poll_read(context, buffer)));
         // A backend that refuses this service's certificate says so only after the handshake.
-        if let (Stream::Tls(_, throttle), Err(error)) = (&self.stream, &read)
+        if let Err(error) = &read
             && error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
-            && let Some(left_out) = throttle.ask()
+            && let Some(left_out) = self.throttle.ask()
         {
             let address = self.address;
             warn!(left_out, "the backend ended the connection: TLS with {address}: {error}");
         }
-        Poll::Ready(read)
+        Poll::Ready(read.and_then(|()| self.look_at(&buffer.filled()[filled..])))
     }
 }
 
@@ -222,7 +293,7 @@ impl AsyncWrite for Connection {
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
             Stream::Plain(stream) => stream.is_write_vectored(),
-            Stream::Tls(stream, _) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -232,5 +303,28 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         below!(self, poll_shutdown(context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_what_a_backend_speaks() {
+        let settings = [0, 0, 0x12, 4, 0, 0, 0, 0, 0];
+        for (beginning, expects_http2, expected) in [
+            (&settings[..], true, None),
+            (&settings, false, Some("HTTP/2 without TLS")),
+            (b"HTTP/1.1 400 Bad Request\r\n", true, Some("HTTP/1.1 and not gRPC")),
+            (b"HTTP/1.1 200 OK\r\n", false, None),
+            (&[0x15, 3, 1, 0, 2], true, Some("TLS")),
+            (&[0x15, 3, 3, 0, 2], false, Some("TLS")),
+            (b"SSH-2.0", true, None),
+        ] {
+            let told = seems(beginning, expects_http2);
+            let is_so = told.zip(expected).is_some_and(|(told, begins)| told.starts_with(begins));
+            assert!(is_so || told.is_none() && expected.is_none(), "{beginning:?}: {told:?}");
+        }
     }
 }

@@ -17,10 +17,10 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use answer::{Answer, Outcome};
+pub use answer::{Answer, Cause, Outcome};
 pub use client::{Client, ClientError};
 pub use connect::{ConnectError, Connection, Connector, Tls};
-pub use queue::{Popped, Queue};
+pub use queue::{Place, Popped, Queue};
 
 use crate::{
     clock::Clock,
@@ -51,13 +51,25 @@ pub struct Consumer {
 impl Consumer {
     /// Delivers until the queue is closed and empty.
     pub async fn run(mut self) {
-        while let Some(mut popped) = self.queue.pop().await {
+        while let Some(popped) = self.queue.pop().await {
+            let mut in_hand = InHand { popped, metrics: Arc::clone(&self.metrics) };
             let supervisor = Arc::clone(&self.supervisor);
-            let delivery = deliver::Delivery::new(&mut self, &mut popped).run();
-            if supervisor.contained(Task::Exporter, delivery).await.is_err() {
-                // Given up, so that it cannot panic again, and counted, as the decider's are.
-                self.metrics.failed(FailedBecause::Malformed, popped.unsettled());
-            }
+            let delivery = deliver::Delivery::new(&mut self, &mut in_hand.popped).run();
+            // After a panic the request is given up, so that it cannot panic again.
+            let _ = supervisor.contained(Task::Exporter, delivery).await;
         }
+    }
+}
+
+/// The request that a consumer works on. What of it is neither sent nor counted when this is
+/// dropped, however that comes about, is counted as the decider's losses by a panic are.
+struct InHand {
+    popped: Popped,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.metrics.failed(FailedBecause::Malformed, self.popped.unsettled());
     }
 }

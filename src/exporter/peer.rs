@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::answer::REQUEST_BYTES_MIN;
+use super::answer::{Cause, REQUEST_BYTES_MIN};
 use crate::throttle::Throttle;
 
 /// How long the largest request that the backend takes is remembered. Then one request goes out
@@ -49,7 +49,8 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Failing {
     since: Instant,
-    is_said: bool,
+    /// What the log has said about it.
+    said: Option<Cause>,
 }
 
 impl Peer {
@@ -59,12 +60,10 @@ impl Peer {
         learnt.map_or(usize::MAX, |(bytes, _)| bytes)
     }
 
-    /// A request of `request_bytes` was too large; the backend may have named its limit. Returns
-    /// what is larger than requests should be from now on, if that is news.
-    pub(super) fn too_large(&self, request_bytes: usize, named: Option<usize>) -> Option<usize> {
-        // A proxy in between may count a little more than the message.
-        let named = named.map(|bytes| bytes - bytes / 64);
-        let learnt = named.unwrap_or(request_bytes / 2).max(REQUEST_BYTES_MIN);
+    /// Requests of more than `bytes` are too large, as [`SizeEvidence`] has shown. Returns what is
+    /// larger than requests should be from now on, if that is news.
+    pub(super) fn learn(&self, bytes: usize) -> Option<usize> {
+        let learnt = bytes.max(REQUEST_BYTES_MIN);
         let is_news = learnt < self.limit();
         if is_news {
             self.lock().limit = Some((learnt, Instant::now()));
@@ -72,26 +71,33 @@ impl Peer {
         is_news.then_some(learnt)
     }
 
-    /// It has taken something. Returns for how long it had not, if the log has said so.
-    pub(super) fn took(&self) -> Option<Duration> {
+    /// It has taken a request of so many bytes. Returns for how long it had taken none, if the log
+    /// has said so.
+    pub(super) fn took(&self, request_bytes: usize) -> Option<Duration> {
         let mut state = self.lock();
         state.refusals = 0;
+        // The limit is no longer what it was.
+        state.limit = state.limit.filter(|(limit, _)| request_bytes <= *limit);
         let failing = state.failing.take()?;
-        failing.is_said.then(|| failing.since.elapsed())
+        failing.said.map(|_| failing.since.elapsed())
     }
 
     /// An attempt failed and will be made again. Returns whether the log should say so: once for
-    /// as long as nothing is taken.
-    pub(super) fn failed(&self) -> bool {
+    /// each cause, as long as nothing is taken.
+    pub(super) fn failed(&self, cause: Cause) -> bool {
         let mut state = self.lock();
         let since = Instant::now();
-        let failing = state.failing.get_or_insert(Failing { since, is_said: false });
+        let failing = state.failing.get_or_insert(Failing { since, said: None });
         // An attempt that fails now and then is no news; retrying is there for it.
-        if failing.is_said || failing.since.elapsed() < FAILING_MIN {
+        if failing.said == Some(cause) || failing.since.elapsed() < FAILING_MIN {
             return false;
         }
-        failing.is_said = true;
-        self.failing.ask().is_some()
+        // Where the throttle does not let it, one of the next attempts says it.
+        let may_be_said = self.failing.ask().is_some();
+        if may_be_said {
+            failing.said = Some(cause);
+        }
+        may_be_said
     }
 
     /// It has refused a request for what is in it.
@@ -125,6 +131,65 @@ impl Peer {
     }
 }
 
+/// What the attempts of one delivery tell about the size that the backend takes.
+///
+/// Words such as "larger than max" may be about a whole request or about one span in it, and only
+/// the parts tell: where size decides, every part that is refused is larger than every part that is
+/// taken, and all spans are taken in the end. A request that holds a bad span is refused down to
+/// that span.
+#[derive(Debug, Default)]
+pub(super) struct SizeEvidence {
+    /// The smallest part that was refused, and what the backend then named as its limit.
+    refused: Option<(usize, Option<usize>)>,
+    /// The largest part that was taken.
+    taken: usize,
+    /// Whether a span was refused alone, which explains the refusal of every part that held it.
+    is_about_span: bool,
+}
+
+impl SizeEvidence {
+    /// A part of so many bytes was too large; the backend may have named its limit.
+    pub(super) fn refused(&mut self, bytes: usize, named: Option<usize>) {
+        if self.refused.is_none_or(|(smallest, _)| bytes < smallest) {
+            let named = named.or_else(|| self.refused.and_then(|(_, named)| named));
+            self.refused = Some((bytes, named));
+        }
+    }
+
+    /// A span was too large by itself.
+    pub(super) fn refused_alone(&mut self) {
+        self.is_about_span = true;
+    }
+
+    /// A part of so many bytes was taken.
+    pub(super) fn taken(&mut self, bytes: usize) {
+        self.taken = self.taken.max(bytes);
+    }
+
+    /// The largest part of this delivery that should be sent whole: what was named, else half of
+    /// what was refused.
+    pub(super) fn limit(&self) -> usize {
+        let Some((refused, _)) = self.refused else { return usize::MAX };
+        self.named().unwrap_or((refused / 2).max(self.taken)).max(REQUEST_BYTES_MIN)
+    }
+
+    /// The most that the backend takes, where the parts show that there is such a limit: what was
+    /// named, else what was taken.
+    pub(super) fn proven_limit(&self) -> Option<usize> {
+        let (refused, _) = self.refused?;
+        let is_proven = !self.is_about_span && self.taken > 0 && self.taken < refused;
+        is_proven.then(|| self.named().unwrap_or(self.taken))
+    }
+
+    /// The limit that the backend named, unless the parts contradict it.
+    fn named(&self) -> Option<usize> {
+        let (refused, named) = self.refused?;
+        let named = named.filter(|named| (self.taken..refused).contains(named))?;
+        // A proxy in between may count a little more than the message.
+        Some((named - named / 64).max(self.taken))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,13 +200,63 @@ mod tests {
     async fn the_limit_is_learnt_only_downwards_and_forgotten() {
         let peer = Peer::default();
         assert_eq!(peer.limit(), usize::MAX);
-        assert_eq!(peer.too_large(3 * MIB, Some(2 * MIB)), Some(2 * MIB - MIB / 32));
-        assert_eq!(peer.too_large(3 * MIB, Some(4 * MIB)), None);
-        assert_eq!(peer.too_large(MIB, None), Some(MIB / 2));
-        assert_eq!(peer.too_large(100, None), Some(REQUEST_BYTES_MIN));
+        assert_eq!(peer.learn(2 * MIB), Some(2 * MIB));
+        assert_eq!(peer.learn(4 * MIB), None);
+        assert_eq!(peer.learn(MIB), Some(MIB));
+        assert_eq!(peer.learn(100), Some(REQUEST_BYTES_MIN));
         assert_eq!(peer.limit(), REQUEST_BYTES_MIN);
         tokio::time::advance(LIMIT_TTL).await;
         assert_eq!(peer.limit(), usize::MAX);
+        peer.learn(MIB);
+        peer.took(MIB);
+        assert_eq!(peer.limit(), MIB);
+        peer.took(MIB + 1);
+        assert_eq!(peer.limit(), usize::MAX, "it takes more than that");
+    }
+
+    #[test]
+    fn a_limit_is_proven_by_parts_that_are_taken() {
+        // A limit of 4 MiB that is named, one that is not, and a backend that refuses everything.
+        let mut named = SizeEvidence::default();
+        assert_eq!((named.limit(), named.proven_limit()), (usize::MAX, None));
+        named.refused(10 * MIB, Some(4 * MIB));
+        let a_little_less = 4 * MIB - MIB / 16;
+        assert_eq!((named.limit(), named.proven_limit()), (a_little_less, None));
+        named.taken(3 * MIB);
+        assert_eq!(named.proven_limit(), Some(a_little_less));
+        named.taken(4 * MIB);
+        assert_eq!((named.limit(), named.proven_limit()), (4 * MIB, Some(4 * MIB)));
+        let mut silent = SizeEvidence::default();
+        silent.refused(10 * MIB, None);
+        assert_eq!(silent.limit(), 5 * MIB);
+        silent.refused(5 * MIB, None);
+        silent.taken(2 * MIB);
+        assert_eq!((silent.limit(), silent.proven_limit()), (5 * MIB / 2, Some(2 * MIB)));
+        silent.taken(3 * MIB);
+        assert_eq!((silent.limit(), silent.proven_limit()), (3 * MIB, Some(3 * MIB)));
+        let mut nothing = SizeEvidence::default();
+        nothing.refused(200, None);
+        assert_eq!((nothing.limit(), nothing.proven_limit()), (REQUEST_BYTES_MIN, None));
+    }
+
+    #[test]
+    fn one_bad_span_proves_no_limit() {
+        for named in [None, Some(70_000)] {
+            let mut evidence = SizeEvidence::default();
+            evidence.refused(2 * MIB, named);
+            evidence.taken(60_000);
+            evidence.refused(61_000, None);
+            evidence.taken(30_000);
+            evidence.refused(500, None);
+            assert_eq!(evidence.proven_limit(), None);
+        }
+        // Also where it is larger than all others together.
+        let mut evidence = SizeEvidence::default();
+        evidence.refused(80_000, None);
+        evidence.taken(5_000);
+        evidence.refused(70_000, None);
+        evidence.refused_alone();
+        assert_eq!(evidence.proven_limit(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -150,7 +265,7 @@ mod tests {
         let refuse = || (0..REFUSALS_MAX).for_each(|_| peer.refused());
         refuse();
         assert!(!peer.takes_some());
-        assert_eq!(peer.took(), None);
+        assert_eq!(peer.took(1), None);
         assert!(peer.takes_some());
         refuse();
         tokio::time::advance(REFUSAL_PAUSE / 2).await;
@@ -163,10 +278,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_is_said_once_and_losses_every_ten_seconds() {
         let peer = Peer::default();
-        assert!(!peer.failed());
+        let down = Cause::Unavailable;
+        assert!(!peer.failed(down));
         tokio::time::advance(FAILING_MIN).await;
-        assert!(peer.failed() && !peer.failed());
-        assert_eq!(peer.took(), Some(FAILING_MIN));
+        assert!(peer.failed(down) && !peer.failed(down));
+        assert!(!peer.failed(Cause::Credentials), "ten seconds have not passed");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!(!peer.failed(down) && peer.failed(Cause::Credentials), "another cause is news");
+        assert_eq!(peer.took(1), Some(FAILING_MIN + Duration::from_secs(10)));
         assert_eq!((peer.lost(0), peer.lost(1), peer.lost(2)), (None, Some(1), None));
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!((peer.lost(0), peer.lost(0)), (Some(2), None));

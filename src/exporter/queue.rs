@@ -6,6 +6,11 @@
 //! that are not encoded yet are announced, and count too. With `overflow = "block"` the decider
 //! looks for room before it decides, and intake is refused from 75 % on, so that late spans and
 //! traces at their limit, which cannot wait, still find room.
+//!
+//! A request takes its [`Place`] before it is encoded: from then on its bytes count and are charged
+//! to the memory budget. With `overflow = "block"` there is a place as long as the queue is not
+//! full, so the queue passes its size by less than one request; with `"drop"` a request must fit,
+//! unless the queue is empty.
 
 use std::{
     collections::VecDeque,
@@ -62,6 +67,11 @@ impl Popped {
         self.unsettled
     }
 
+    /// Charges what cutting the request has copied, for as long as the [`Hold`] lives.
+    pub fn charge(&self, bytes: usize) -> Hold {
+        self.queue.budget.hold(Holder::Export, bytes)
+    }
+
     /// Spans have been counted as sent or as failed.
     pub fn settle(&mut self, spans: u64) {
         self.unsettled -= spans;
@@ -77,6 +87,37 @@ impl Drop for Popped {
         drop(state);
         // Notified after the lock, so that the woken task does not run into it.
         self.queue.left.notify_waiters();
+    }
+}
+
+/// Room for one request that is not encoded yet. Dropped, it gives the room back.
+#[derive(Debug)]
+pub struct Place<'a> {
+    queue: &'a Queue,
+    bytes: usize,
+    /// None once the request is here.
+    hold: Option<Hold>,
+}
+
+impl Place<'_> {
+    /// Queues the request, of as many bytes as its place was asked for.
+    pub fn fill(mut self, request: EncodedRequest) {
+        debug_assert_eq!(request.body.len(), self.bytes, "a request has the length it claimed");
+        let Some(hold) = self.hold.take() else { return };
+        let mut state = self.queue.lock();
+        state.spans += request.spans;
+        state.waiting.push_back((request, hold));
+        drop(state);
+        self.queue.arrived.notify_one();
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.hold.take().is_some() {
+            self.queue.lock().bytes -= self.bytes;
+            self.queue.left.notify_waiters();
+        }
     }
 }
 
@@ -128,32 +169,28 @@ impl Queue {
         self.held().0 as f64 / self.capacity_bytes as f64
     }
 
-    /// Adds a request whose room was looked for before its traces were decided.
-    pub fn push(&self, request: EncodedRequest) {
-        self.add(self.lock(), request);
+    /// A place for a request of `bytes` where the queue is not full, even if the request makes it
+    /// fuller than full. `None` where it has to wait for a [`Self::departure`].
+    pub fn place(&self, bytes: usize) -> Option<Place<'_>> {
+        self.place_below(self.capacity_bytes, bytes)
     }
 
-    /// Adds a request if it fits, or if the queue is empty: a request larger than the queue must
-    /// not wait for ever.
-    ///
-    /// # Errors
-    /// Gives the request back when there is no room.
-    pub fn try_push(&self, request: EncodedRequest) -> Result<(), EncodedRequest> {
-        let state = self.lock();
-        if state.bytes > 0 && state.bytes + request.body.len() > self.capacity_bytes {
-            return Err(request);
+    /// A place for a request of `bytes` if the request fits, or if the queue is empty: a request
+    /// larger than the queue must not wait for ever.
+    pub fn place_within(&self, bytes: usize) -> Option<Place<'_>> {
+        self.place_below(self.capacity_bytes.saturating_add(1).saturating_sub(bytes), bytes)
+    }
+
+    /// A place where fewer bytes than `bound` are held, or none.
+    fn place_below(&self, bound: usize, bytes: usize) -> Option<Place<'_>> {
+        let mut state = self.lock();
+        if state.bytes > 0 && state.bytes >= bound {
+            return None;
         }
-        self.add(state, request);
-        Ok(())
-    }
-
-    fn add(&self, mut state: MutexGuard<'_, State>, request: EncodedRequest) {
-        state.bytes += request.body.len();
-        state.spans += request.spans;
-        let hold = self.budget.hold(Holder::Export, request.body.len());
-        state.waiting.push_back((request, hold));
+        state.bytes += bytes;
         drop(state);
-        self.arrived.notify_one();
+        let hold = Some(self.budget.hold(Holder::Export, bytes));
+        Some(Place { queue: self, bytes, hold })
     }
 
     /// The oldest request that waits; `None` once the queue is closed and nothing waits any more.
@@ -225,24 +262,43 @@ mod tests {
         EncodedRequest { body: vec![0; bytes].into(), spans: 1 }
     }
 
+    fn put(queue: &Queue, bytes: usize) -> bool {
+        let place = queue.place_within(bytes);
+        place.map(|place| place.fill(request(bytes))).is_some()
+    }
+
     #[tokio::test]
     async fn what_is_under_way_still_counts() {
         let budget = Budget::new(1000);
         let queue = Queue::new(100, &budget);
-        queue.try_push(request(60)).expect("fits");
-        assert!(queue.try_push(request(41)).is_err());
+        assert!(put(&queue, 60) && !put(&queue, 41));
         let mut popped = queue.pop().await.expect("one waits");
         assert_eq!((queue.held(), queue.room()), ((60, 1), 40));
         popped.settle(1);
         assert_eq!((queue.held(), popped.unsettled()), ((60, 0), 0));
-        assert!(queue.try_push(request(41)).is_err());
+        assert!(!put(&queue, 41));
         drop(popped);
         assert_eq!((queue.held(), budget.used()), ((0, 0), 0));
-        queue.try_push(request(500)).expect("an empty queue takes anything");
+        assert!(put(&queue, 500), "an empty queue takes anything");
         queue.close();
         assert!(queue.pop().await.is_some());
         assert!(queue.pop().await.is_none());
         assert!(queue.pop().await.is_none());
         queue.drained().await;
+    }
+
+    #[test]
+    fn a_place_is_charged_before_it_is_filled_and_passes_the_size_once() {
+        let budget = Budget::new(1000);
+        let queue = Queue::new(100, &budget);
+        let first = queue.place(99).expect("empty");
+        assert_eq!((queue.held(), budget.used()), ((99, 0), 99));
+        let second = queue.place(70).expect("not full");
+        assert!(queue.place(1).is_none() && queue.place_within(1).is_none());
+        second.fill(request(70));
+        assert_eq!((queue.held(), budget.used()), ((169, 1), 169));
+        drop(first);
+        assert_eq!((queue.held(), budget.used()), ((70, 1), 70));
+        assert!(queue.place_within(31).is_none() && queue.place_within(30).is_some());
     }
 }

@@ -35,7 +35,7 @@ impl Histogram {
             "decision_lag_seconds" => "Time from the moment a trace was due to its decision.",
             "trace_duration_seconds" => "Latest end minus earliest start of decided traces.",
             "trace_spans" => "Spans of decided traces.",
-            _ => "Time from sending a request to the backend to its answer, by gRPC code.",
+            _ => "Time from sending a request to the backend to its answer, by gRPC or HTTP code.",
         };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "# HELP tailwater_{name} {help}");

@@ -1,14 +1,17 @@
 //! Every metric: its name, labels and meaning, and the handles that stages count with.
 //!
 //! One recorder a service, not the process's global one, so that services that share a test binary
-//! keep their ledgers apart. All series exist at 0 from the start, and no label takes a value that
-//! traffic can choose. Stages add up locally and count once a request or a chunk of decisions.
+//! keep their ledgers apart. All series exist at 0 from the start, but for the end of certificates,
+//! of which there may be none; no label takes a value that traffic can choose. Stages add up
+//! locally and count once a request or a chunk of decisions.
 //!
 //! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its
 //! own would queue every sample until the next scrape, and render summaries unless told otherwise.
 
 #![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
 
+mod codes;
+mod connections;
 mod expiries;
 mod histogram;
 mod policies;
@@ -26,13 +29,22 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use self::{expiries::Expiries, histogram::Histogram, policies::Policies};
+pub use self::{
+    codes::ExportCode,
+    connections::{Closed, Transport},
+};
+use self::{
+    connections::{Connections, TRANSPORTS},
+    expiries::Expiries,
+    histogram::Histogram,
+    policies::Policies,
+};
 use crate::{
     clock,
     grpc::{code_name, codes},
     otlp::encode::Faults,
     policy::Plan,
-    sampler::{Buffered, Decided},
+    sampler::{Buffered, Decided, Ingested},
     supervise::Task,
     trace::Trigger,
 };
@@ -47,19 +59,8 @@ const TRACE_SPANS: [f64; 16] = [
     16384.0, 32768.0,
 ];
 
-/// How spans came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// OTLP/gRPC.
-    Grpc = 0,
-    /// OTLP/HTTP.
-    Http = 1,
-}
-
-const TRANSPORTS: [&str; 2] = ["grpc", "http"];
-
 /// HTTP answers that are counted; any other is counted as 500.
-const HTTP_CODES: [u16; 9] = [200, 400, 401, 404, 405, 413, 415, 500, 503];
+const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503];
 
 /// Why a whole request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,10 +77,26 @@ pub enum RefusedBecause {
     Malformed = 4,
     /// Missing or wrong credentials.
     Unauthenticated = 5,
+    /// Its body, or the turn that a large one waits for, did not come in time.
+    Timeout = 6,
+    /// More headers or gRPC metadata than is taken.
+    HeadersTooLarge = 7,
 }
 
-const REFUSED: [&str; 6] =
-    ["memory", "queue_full", "draining", "too_large", "malformed", "unauthenticated"];
+const REFUSED: [&str; 8] = [
+    "memory",
+    "queue_full",
+    "draining",
+    "too_large",
+    "malformed",
+    "unauthenticated",
+    "timeout",
+    "headers_too_large",
+];
+
+/// Why spans were refused of a request that was taken: `too_large` are those whose resource or
+/// scope is larger than one may be.
+const REFUSED_SPANS: [&str; 2] = ["invalid_id", "too_large"];
 
 /// Why kept spans did not reach the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +142,8 @@ pub struct Readings {
     pub panics: [u64; Task::ALL.len()],
     /// How long the process did not run, longer than a moment at a time.
     pub stalled: Duration,
+    /// Lines of the log that could not be written.
+    pub log_lines_lost: u64,
 }
 
 /// The handles.
@@ -133,9 +152,10 @@ pub struct Metrics {
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
     accepted: [Counter; 2],
-    refused_spans: [Counter; 2],
-    refused_requests: [[Counter; 6]; 2],
+    refused_spans: [[Counter; 2]; 2],
+    refused_requests: [[Counter; REFUSED.len()]; 2],
     empty_requests: [Counter; 2],
+    connections: Connections,
     grpc_requests: Vec<Counter>,
     not_grpc_requests: Counter,
     handshake_failures: [Counter; 2],
@@ -151,6 +171,7 @@ pub struct Metrics {
     faults: [Counter; 4],
     panics: [Counter; Task::ALL.len()],
     stalled: Counter,
+    log_lines_lost: Counter,
     forgotten: Counter,
     gauges: Gauges,
     expiries: Expiries,
@@ -196,13 +217,14 @@ impl Metrics {
             accepted: per_transport("tailwater_receiver_accepted_spans_total"),
             refused_spans: TRANSPORTS.map(|transport| {
                 let name = "tailwater_receiver_refused_spans_total";
-                counter!(name, "transport" => transport, "reason" => "invalid_id")
+                REFUSED_SPANS.map(|why| counter!(name, "transport" => transport, "reason" => why))
             }),
             refused_requests: TRANSPORTS.map(|transport| {
                 let name = "tailwater_receiver_refused_requests_total";
                 REFUSED.map(|why| counter!(name, "transport" => transport, "reason" => why))
             }),
             empty_requests: per_transport("tailwater_receiver_empty_requests_total"),
+            connections: Connections::register(),
             grpc_requests: codes().map(|code| requests("grpc", code_name(code).into())).collect(),
             not_grpc_requests: requests("grpc", "415".into()),
             handshake_failures: per_transport("tailwater_receiver_tls_handshake_failures_total"),
@@ -216,8 +238,8 @@ impl Metrics {
             failed: FAILED
                 .map(|why| counter!("tailwater_exporter_failed_spans_total", "reason" => why)),
             failed_in_all: AtomicU64::new(0),
-            retries: codes()
-                .map(|c| counter!("tailwater_exporter_retries_total", "code" => code_name(c)))
+            retries: ExportCode::all()
+                .map(|c| counter!("tailwater_exporter_retries_total", "code" => c.as_str()))
                 .collect(),
             faults: [
                 counter!("tailwater_unstamped_spans_total"),
@@ -228,16 +250,15 @@ impl Metrics {
             panics: Task::ALL
                 .map(|task| counter!("tailwater_task_restarts_total", "task" => task.as_str())),
             stalled: counter!("tailwater_stalled_seconds_total"),
+            log_lines_lost: counter!("tailwater_log_lines_lost_total"),
             forgotten: counter!("tailwater_decisions_forgotten_early_total"),
             gauges: Gauges::register(),
             expiries: Expiries::default(),
             lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
             duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
             spans: Histogram::new("trace_spans", "", &TRACE_SPANS),
-            request_duration: codes()
-                .map(|c| {
-                    Histogram::new("exporter_request_duration_seconds", code_name(c), &SECONDS)
-                })
+            request_duration: ExportCode::all()
+                .map(|c| Histogram::new("exporter_request_duration_seconds", c.as_str(), &SECONDS))
                 .collect(),
         }
     }
@@ -277,16 +298,35 @@ impl Metrics {
         gauge.set(unix_seconds as f64);
     }
 
+    /// A connection of a sender that is served.
+    pub fn connection_opened(&self, transport: Transport) {
+        self.connections.opened(transport);
+    }
+
+    /// The end of a connection that was served.
+    pub fn connection_closed(&self, transport: Transport, why: Closed) {
+        self.connections.closed(transport, why);
+    }
+
+    /// A connection that was closed at once, since too many are open.
+    pub fn connection_turned_away(&self, transport: Transport) {
+        self.connections.turned_away(transport, Closed::MaxConnections);
+    }
+
     /// A connection that never became a TLS connection.
     pub fn handshake_failed(&self, transport: Transport) {
         self.handshake_failures[transport as usize].increment(1);
     }
 
     /// A request that was taken.
-    pub fn accepted(&self, transport: Transport, accepted: u64, rejected: u64) {
-        self.accepted[transport as usize].increment(accepted);
-        if rejected > 0 {
-            self.refused_spans[transport as usize].increment(rejected);
+    pub fn accepted(&self, transport: Transport, ingested: &Ingested) {
+        self.accepted[transport as usize].increment(ingested.accepted);
+        let outsized = ingested.outsized.as_ref().map_or(0, |outsized| outsized.spans);
+        let refused = &self.refused_spans[transport as usize];
+        for (counter, spans) in refused.iter().zip([ingested.rejected, outsized]) {
+            if spans > 0 {
+                counter.increment(spans);
+            }
         }
     }
 
@@ -305,7 +345,7 @@ impl Metrics {
         self.grpc_requests[code as usize].increment(1);
     }
 
-    /// A request to the gRPC door that was not gRPC, answered 415.
+    /// A request to the gRPC receiver that was not gRPC, answered 415.
     pub fn answered_not_grpc(&self) {
         self.not_grpc_requests.increment(1);
     }
@@ -374,13 +414,13 @@ impl Metrics {
     }
 
     /// One attempt to export.
-    pub fn exported(&self, code: tonic::Code, took: Duration) {
-        self.request_duration[code as usize].observe([took.as_secs_f64()]);
+    pub fn exported(&self, code: ExportCode, took: Duration) {
+        self.request_duration[code.index()].observe([took.as_secs_f64()]);
     }
 
     /// An attempt that will be made again.
-    pub fn retried(&self, code: tonic::Code) {
-        self.retries[code as usize].increment(1);
+    pub fn retried(&self, code: ExportCode) {
+        self.retries[code.index()].increment(1);
     }
 
     /// The exposition format, version 0.0.4.
@@ -390,6 +430,7 @@ impl Metrics {
             counter.absolute(panics);
         }
         self.stalled.absolute(readings.stalled.as_secs());
+        self.log_lines_lost.absolute(readings.log_lines_lost);
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
         for histogram in [&self.lag, &self.duration, &self.spans] {
@@ -456,7 +497,7 @@ impl Gauges {
 #[rustfmt::skip]
 fn describe() {
     describe_counter!("tailwater_receiver_accepted_spans_total", "Spans acknowledged, without those rejected.");
-    describe_counter!("tailwater_receiver_refused_spans_total", "Spans rejected inside an accepted request.");
+    describe_counter!("tailwater_receiver_refused_spans_total", "Spans rejected inside an accepted request: with a malformed id, or a resource or scope over a quarter of max_request_size_kib.");
     describe_counter!("tailwater_receiver_refused_requests_total", "Requests of which nothing was consumed.");
     describe_counter!("tailwater_receiver_empty_requests_total", "Requests answered with success that carry bytes but no span.");
     describe_counter!("tailwater_receiver_requests_total", "Requests answered, by gRPC code or HTTP status.");
@@ -479,6 +520,7 @@ fn describe() {
     describe_counter!("tailwater_repaired_strings_total", "Strings in kept spans that were not UTF-8 and were repaired.");
     describe_counter!("tailwater_removed_links_total", "Span links with ids of wrong length, removed from kept spans.");
     describe_counter!("tailwater_task_restarts_total", "Panics that were contained, by task.");
+    describe_counter!("tailwater_log_lines_lost_total", "Log lines that could not be written to standard error.");
     describe_counter!("tailwater_decisions_forgotten_early_total", "Decisions forgotten before decision_cache_ttl, since all of them may take a quarter of the memory limit.");
     describe_counter!("tailwater_stalled_seconds_total", "Time in which the process did not run, which traces do not age by.");
     describe_gauge!("tailwater_window_traces", "Undecided traces.");

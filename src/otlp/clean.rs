@@ -12,6 +12,7 @@
 use std::borrow::Cow;
 
 use super::{
+    message::Message,
     schema::{Kind, RESOURCE_SPANS, Role, SCOPE_SPANS, SPAN, Schema},
     wire::{self, Malformed, Reader, Value},
 };
@@ -46,6 +47,11 @@ impl Cleaned {
     pub fn bytes<'a>(&'a self, arrived: &'a [u8]) -> &'a [u8] {
         self.repaired.as_deref().unwrap_or(arrived)
     }
+
+    /// How many of them are held here; 0 where nothing had to be repaired.
+    pub fn repaired_bytes(&self) -> usize {
+        self.repaired.as_deref().map_or(0, <[u8]>::len)
+    }
 }
 
 /// Cleans a `Span`; borrowed where nothing had to be repaired.
@@ -57,7 +63,7 @@ pub fn span(arrived: &[u8]) -> Result<(Cow<'_, [u8]>, Repairs), Unfit> {
     if repairs == Repairs::default() {
         return Ok((Cow::Borrowed(arrived), repairs));
     }
-    Ok((Cow::Owned(rewrite(arrived, &SPAN)?), repairs))
+    Ok((Cow::Owned(rewritten(arrived, &SPAN)?), repairs))
 }
 
 /// Cleans the fields of a `ResourceSpans` that are not spans.
@@ -81,7 +87,7 @@ fn message(arrived: &[u8], schema: &Schema) -> Result<Cleaned, Unfit> {
     let repaired = if repairs == Repairs::default() {
         None
     } else {
-        Some(rewrite(arrived, schema)?.into_boxed_slice())
+        Some(rewritten(arrived, schema)?.into_boxed_slice())
     };
     Ok(Cleaned { repaired, repairs })
 }
@@ -175,30 +181,33 @@ fn link_is_sound(link: &[u8]) -> Result<bool, Unfit> {
     Ok(trace_id.len() == 16 && span_id.len() == 8)
 }
 
-/// Writes a checked message again with its repairs.
-fn rewrite(message: &[u8], schema: &Schema) -> Result<Vec<u8>, Unfit> {
-    let mut out = Vec::with_capacity(message.len() + 16);
+/// Writes a checked message again with its repairs: each byte once, however deep it lies, so that a
+/// value at the limit of nesting does not cost a hundred buffers of its size.
+fn rewritten(message: &[u8], schema: &Schema) -> Result<Vec<u8>, Unfit> {
+    let mut out = Message::with_capacity(message.len() + 16);
+    rewrite(message, schema, &mut out)?;
+    Ok(out.finish())
+}
+
+fn rewrite(message: &[u8], schema: &Schema, out: &mut Message) -> Result<(), Unfit> {
     let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field()? {
         match (schema.kind(field.number), field.value) {
             (Kind::Text, Value::Bytes(text)) => {
-                put_field(&mut out, field.number, String::from_utf8_lossy(text).as_bytes());
+                out.put_bytes(field.number, String::from_utf8_lossy(text).as_bytes());
             }
             (Kind::Message(schema), Value::Bytes(inner)) => {
                 if schema.role == Role::Link && !link_is_sound(inner)? {
                     continue;
                 }
-                put_field(&mut out, field.number, &rewrite(inner, schema)?);
+                let begun = out.begin(field.number);
+                rewrite(inner, schema, out)?;
+                out.end(&begun);
             }
-            _ => out.extend_from_slice(field.raw),
+            _ => out.put_raw(field.raw),
         }
     }
-    Ok(out)
-}
-
-fn put_field(out: &mut Vec<u8>, number: u32, payload: &[u8]) {
-    wire::put_length_delimited(out, number, payload.len());
-    out.extend_from_slice(payload);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -210,6 +219,11 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+
+    fn put_field(out: &mut Vec<u8>, number: u32, payload: &[u8]) {
+        wire::put_length_delimited(out, number, payload.len());
+        out.extend_from_slice(payload);
+    }
 
     fn nested(levels: usize) -> Span {
         let mut value = AnyValue { value: Some(any_value::Value::IntValue(7)) };
@@ -234,6 +248,31 @@ mod tests {
     fn nesting_ends_at_64_levels() {
         assert!(span(&nested(NESTING_MAX).encode_to_vec()).is_ok());
         assert_eq!(span(&nested(NESTING_MAX + 1).encode_to_vec()), Err(Unfit));
+    }
+
+    #[test]
+    fn a_string_at_the_deepest_level_is_repaired_in_one_buffer() {
+        let mut bytes = nested(NESTING_MAX).encode_to_vec();
+        let mut text = vec![0xe9; 1 << 20];
+        text.push(b'!');
+        let mut value = Vec::new();
+        put_field(&mut value, 1, &text);
+        for _ in 0..NESTING_MAX {
+            let (mut array, mut outer) = (Vec::new(), Vec::new());
+            put_field(&mut array, 1, &value);
+            put_field(&mut outer, 5, &array);
+            value = outer;
+        }
+        let (mut pair, mut attribute) = (Vec::new(), Vec::new());
+        put_field(&mut pair, 2, &value);
+        put_field(&mut attribute, 9, &pair);
+        bytes.extend(attribute);
+        let (clean, repairs) = span(&bytes).expect("fit");
+        assert_eq!(repairs, Repairs { strings: 1, links: 0 });
+        // Decoding ends at 100 levels of messages; what is looked for is in the bytes.
+        let end = "\u{fffd}\u{fffd}!".as_bytes();
+        assert!(clean.ends_with(end) && clean.len() > 3 << 20 && clean.len() < (3 << 20) + 4_096);
+        assert_eq!(span(&clean).expect("fit").1, Repairs::default(), "framed as it was");
     }
 
     #[test]

@@ -180,16 +180,16 @@ impl<'a> AttributeValue<'a> {
 pub struct List<'a> {
     place: Place<'a>,
     /// Values set in the same place before the list, which it replaced.
-    replaced: usize,
+    replaced: u32,
 }
 
 /// Where a value stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Place<'a> {
-    /// In a key-value pair, perhaps in several parts, which protobuf merges.
-    Pair(&'a [u8]),
-    /// In a list: this is the whole of it.
-    Element(&'a [u8]),
+struct Place<'a> {
+    message: &'a [u8],
+    /// Whether the message is the pair of key and value, in which a value may be in several parts,
+    /// which protobuf merges. Else it is an element of a list, and the whole value.
+    is_pair: bool,
 }
 
 impl<'a> Attribute<'a> {
@@ -211,11 +211,12 @@ impl<'a> Attribute<'a> {
     /// # Errors
     /// [`Malformed`] where it cannot be read.
     pub fn value(&self) -> Result<AttributeValue<'a>, Malformed> {
-        Place::Pair(self.pair).value()
+        Place { message: self.pair, is_pair: true }.value()
     }
 }
 
 impl<'a> Place<'a> {
+    #[inline]
     fn value(self) -> Result<AttributeValue<'a>, Malformed> {
         let (mut last, mut count) = (AttributeValue::Other, 0);
         self.each_part(|part| read_any_value(part, self, &mut last, &mut count))?;
@@ -228,11 +229,10 @@ impl<'a> Place<'a> {
         self,
         mut read: impl FnMut(&'a [u8]) -> Result<(), Malformed>,
     ) -> Result<(), Malformed> {
-        let pair = match self {
-            Place::Pair(pair) => pair,
-            Place::Element(whole) => return read(whole),
-        };
-        let mut reader = Reader::new(pair);
+        if !self.is_pair {
+            return read(self.message);
+        }
+        let mut reader = Reader::new(self.message);
         while let Some(tag) = reader.next_tag()? {
             match tag {
                 VALUE => read(reader.bytes()?)?,
@@ -257,7 +257,7 @@ impl<'a> List<'a> {
         self.place.each_part(|part| {
             let mut reader = Reader::new(part);
             while let Some(field) = reader.next_field()? {
-                let is_set = usize::from(matches!(field.number, 1..=8));
+                let is_set = u32::from(matches!(field.number, 1..=8));
                 count += is_set;
                 if is_set == 1 && count > self.replaced {
                     each_element(field.value.bytes()?, level, test)?;
@@ -277,7 +277,7 @@ fn each_element<'a>(
     let mut reader = Reader::new(array);
     while let Some(tag) = reader.next_tag()? {
         match tag {
-            ELEMENT => match Place::Element(reader.bytes()?).value()? {
+            ELEMENT => match (Place { message: reader.bytes()?, is_pair: false }).value()? {
                 AttributeValue::List(list) => list.each(level + 1, test)?,
                 value => test(value),
             },
@@ -314,7 +314,7 @@ fn read_any_value<'a>(
     part: &'a [u8],
     place: Place<'a>,
     last: &mut AttributeValue<'a>,
-    count: &mut usize,
+    count: &mut u32,
 ) -> Result<(), Malformed> {
     let mut reader = Reader::new(part);
     while let Some(field) = reader.next_field()? {

@@ -11,6 +11,11 @@
 //! it, so unbounded resources do not leak. What policies make of a resource is not kept here: it
 //! belongs to one set of policies, and a context outlives a reload.
 //!
+//! Every outgoing request repeats the contexts of its spans. A resource and a scope may therefore
+//! each have at most a quarter of the largest request, as they arrived and as they leave. Half of a
+//! request is then left to spans, and each request that a context is repeated in carries about a
+//! quarter of its length in spans, or more.
+//!
 //! Called by connection tasks without a shard lock; the lock of a `dashmap` shard is held for one
 //! look-up.
 
@@ -31,6 +36,9 @@ use crate::budget::{Budget, Holder};
 /// table.
 const OVERHEAD_BYTES: usize = 200;
 
+/// Entries that a table keeps room for, however few there are.
+const SPARE_ENTRIES: usize = 16 << 10;
+
 /// Bytes of the resource's id in front of a context's key.
 const ID_BYTES: usize = 8;
 
@@ -43,13 +51,26 @@ struct Tables {
     contexts: Table<Context>,
     next_id: AtomicU64,
     budget: Arc<Budget>,
+    /// The most bytes of a resource, and of a scope.
+    bytes_max: usize,
 }
 
 impl Contexts {
-    /// Empty tables that charge what they hold to `budget`.
+    /// Empty tables that charge what they hold to `budget`, for resources and scopes of any size.
     pub fn new(budget: Arc<Budget>) -> Self {
+        Self::with_bytes_max(budget, usize::MAX)
+    }
+
+    /// The same for resources of up to `bytes_max` and scopes of as much.
+    pub fn with_bytes_max(budget: Arc<Budget>, bytes_max: usize) -> Self {
         let (resources, contexts) = (Table::default(), Table::default());
-        Contexts(Arc::new(Tables { resources, contexts, next_id: AtomicU64::new(0), budget }))
+        let next_id = AtomicU64::new(0);
+        Contexts(Arc::new(Tables { resources, contexts, next_id, budget, bytes_max }))
+    }
+
+    /// The most bytes of a resource, and of a scope, that spans may have.
+    pub fn bytes_max(&self) -> usize {
+        self.0.bytes_max
     }
 
     /// Contexts in use.
@@ -62,9 +83,21 @@ impl Contexts {
         self.0.contexts.0.is_empty() && self.0.resources.0.is_empty()
     }
 
-    /// Whether the budget that pays for them is used up.
-    pub(super) fn has_no_room(&self) -> bool {
-        self.0.budget.used() > self.0.budget.limit()
+    /// Gives back the room in the tables that only many more contexts would need. Called once a
+    /// tick; looks at a few numbers unless there is something to give back.
+    pub fn trim(&self) {
+        self.0.resources.trim();
+        self.0.contexts.trim();
+    }
+
+    /// Whether the budget has room for a resource or scope of so many bytes, or for both.
+    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
+        self.0.budget.used() + bytes <= self.0.budget.limit()
+    }
+
+    /// What pays for them.
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.0.budget
     }
 
     /// The resource of these bytes.
@@ -105,6 +138,25 @@ impl Contexts {
     }
 }
 
+impl Contexts {
+    /// Charges what repairing took, until the resource or scope is dropped; a result that is too
+    /// large to leave is dropped at once.
+    fn charged(&self, cleaned: Result<Cleaned, Unfit>) -> Result<Cleaned, Unfit> {
+        let cleaned = cleaned.and_then(|cleaned| {
+            if cleaned.repaired_bytes() > self.0.bytes_max { Err(Unfit) } else { Ok(cleaned) }
+        });
+        self.0.budget.charge(Holder::Contexts, repaired_bytes(Some(&cleaned)));
+        cleaned
+    }
+}
+
+fn repaired_bytes(cleaned: Option<&Result<Cleaned, Unfit>>) -> usize {
+    match cleaned {
+        Some(Ok(cleaned)) => cleaned.repaired_bytes(),
+        Some(Err(_)) | None => 0,
+    }
+}
+
 impl fmt::Debug for Contexts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Contexts").field("len", &self.len()).finish_non_exhaustive()
@@ -140,6 +192,13 @@ impl<T> Table<T> {
         Arc::clone(value)
     }
 
+    fn trim(&self) {
+        let capacity = self.0.capacity();
+        if capacity > SPARE_ENTRIES && capacity / 8 > self.0.len() {
+            self.0.shrink_to_fit();
+        }
+    }
+
     /// Takes out a value whose last user has gone, unless a new one stands in its place.
     fn forget(&self, key: &[u8]) {
         self.0.remove_if(key, |_, weak| weak.strong_count() == 0);
@@ -168,14 +227,17 @@ impl Resource {
     /// The same as the backend may get them, checked and repaired once, on first use.
     ///
     /// # Errors
-    /// [`Unfit`] where they are undecodable or nested too deep: no span of this resource can leave.
+    /// [`Unfit`] where they are undecodable, nested too deep, or too large once their strings are
+    /// repaired: no span of this resource can leave.
     pub fn cleaned(&self) -> Result<&Cleaned, Unfit> {
-        let cleaned = self.cleaned.get_or_init(|| clean::resource(&self.arrived));
+        let cleaned =
+            self.cleaned.get_or_init(|| self.owner.charged(clean::resource(&self.arrived)));
         cleaned.as_ref().map_err(|unfit| *unfit)
     }
 
-    fn cost_bytes(&self) -> usize {
-        self.arrived.len() + OVERHEAD_BYTES
+    /// What it is charged for.
+    pub(super) fn cost_bytes(&self) -> usize {
+        self.arrived.len() + repaired_bytes(self.cleaned.get()) + OVERHEAD_BYTES
     }
 }
 
@@ -214,14 +276,17 @@ impl Context {
     /// The same as the backend may get them, checked and repaired once, on first use.
     ///
     /// # Errors
-    /// [`Unfit`] where they are undecodable or nested too deep: no span of this scope can leave.
+    /// [`Unfit`] where they are undecodable, nested too deep, or too large once their strings are
+    /// repaired: no span of this scope can leave.
     pub fn cleaned(&self) -> Result<&Cleaned, Unfit> {
-        let cleaned = self.cleaned.get_or_init(|| clean::scope(self.scope()));
+        let owner = &self.resource.owner;
+        let cleaned = self.cleaned.get_or_init(|| owner.charged(clean::scope(self.scope())));
         cleaned.as_ref().map_err(|unfit| *unfit)
     }
 
-    fn cost_bytes(&self) -> usize {
-        self.key.len() + OVERHEAD_BYTES
+    /// What it is charged for.
+    pub(super) fn cost_bytes(&self) -> usize {
+        self.key.len() + repaired_bytes(self.cleaned.get()) + OVERHEAD_BYTES
     }
 }
 
@@ -262,6 +327,40 @@ mod tests {
         drop((first, other_split));
         assert!(contexts.is_empty());
         assert_eq!(contexts.0.budget.used(), 0);
+    }
+
+    #[test]
+    fn repairs_are_charged_and_bounded() {
+        let latin1 = |letters: usize| {
+            let mut schema_url = Vec::new();
+            crate::otlp::wire::put_length_delimited(&mut schema_url, 3, letters);
+            schema_url.resize(schema_url.len() + letters, 0xe9);
+            schema_url
+        };
+        let budget = Budget::new(1 << 20);
+        let contexts = Contexts::with_bytes_max(Arc::clone(&budget), 1_000);
+        let context = intern(&contexts, &latin1(300), &latin1(400));
+        let before = budget.used();
+        assert!(context.resource().cleaned().is_ok_and(|cleaned| cleaned.repairs.strings == 1));
+        assert_eq!(budget.used(), before + 903, "three bytes a letter, and a tag");
+        assert_eq!(context.cleaned().map(|_| ()), Err(Unfit), "1,200 bytes are too many");
+        assert_eq!(budget.used(), before + 903);
+        drop(context);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn tables_shrink_after_many_contexts() {
+        let contexts = Contexts::new(Budget::new(1 << 30));
+        let many: Vec<_> =
+            (0..100_000u32).map(|n| intern(&contexts, &n.to_le_bytes(), b"")).collect();
+        contexts.trim();
+        assert!(contexts.0.resources.0.capacity() >= 100_000);
+        drop(many);
+        contexts.trim();
+        let tables = &contexts.0;
+        let capacity = tables.resources.0.capacity() + tables.contexts.0.capacity();
+        assert!(capacity < 4_096, "{capacity}");
     }
 
     #[test]

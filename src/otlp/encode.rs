@@ -1,6 +1,8 @@
 //! Kept spans to export requests: cleaned, stamped, grouped by context across traces, copied once.
 //!
-//! Called by the decider with the kept traces of a tick. A span leaves as the bytes that arrived,
+//! Called by the decider with the kept traces of a tick. Requests are planned and written one at a
+//! time ([`Batch::next`]), so that the caller can find room for each before a byte of it is copied.
+//! A span leaves as the bytes that arrived,
 //! minus its `tracestate` field where it is stamped, plus a tail with the new one and the two
 //! attributes. The order of fields carries no meaning in protobuf, so nothing is re-encoded and a
 //! span's bytes are copied exactly once, from the segment (or the late request) to the request that
@@ -12,10 +14,13 @@
 //! unless one span alone does. Backends that take 4 MiB are the most repeated way in which users
 //! lose traces.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+mod plan;
+
+use std::{borrow::Cow, collections::VecDeque, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
+use self::plan::RequestPlan;
 use super::{
     Context, clean,
     conditions::Attribute,
@@ -107,9 +112,14 @@ impl Outgoing {
 /// Kept spans that wait to be encoded together.
 #[derive(Debug)]
 pub struct Batch {
-    spans: Vec<Outgoing>,
+    /// Those of the next request first, where they are grouped.
+    spans: VecDeque<Outgoing>,
+    /// Whether they are sorted by context and contiguous.
+    is_grouped: bool,
     tails: Vec<u8>,
     body_bytes: usize,
+    /// Copies of spans in which strings were repaired, since the batch was last empty.
+    repaired_bytes: usize,
     faults: Faults,
     stamped: String,
     /// What requests are written to.
@@ -119,9 +129,11 @@ pub struct Batch {
 impl Default for Batch {
     fn default() -> Self {
         Batch {
-            spans: Vec::new(),
+            spans: VecDeque::new(),
+            is_grouped: false,
             tails: Vec::new(),
             body_bytes: 0,
+            repaired_bytes: 0,
             faults: Faults::default(),
             stamped: String::new(),
             // One is on its way while the next one is written.
@@ -136,6 +148,17 @@ impl Batch {
         self.body_bytes
     }
 
+    /// Whether no span waits.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// Bytes that the batch has allocated for what waits; the spans themselves are slices of
+    /// segments.
+    pub fn allocated_bytes(&self) -> usize {
+        self.spans.capacity() * size_of::<Outgoing>() + self.tails.capacity() + self.repaired_bytes
+    }
+
     /// What was lost since the last call.
     pub fn take_faults(&mut self) -> Faults {
         std::mem::take(&mut self.faults)
@@ -144,6 +167,7 @@ impl Batch {
     /// Cleans and stamps the spans of one trace, given in the order they arrived.
     pub fn push_trace(&mut self, spans: impl Iterator<Item = KeptSpan>, stamp: &TraceStamp<'_>) {
         let first = self.spans.len();
+        self.is_grouped = false;
         let (mut root, mut repaired) = (None, Vec::new());
         for span in spans {
             let index = self.spans.len();
@@ -194,10 +218,13 @@ impl Batch {
         self.faults.removed_links += repairs.links;
         let (bytes, is_state_repaired) = match bytes {
             Cow::Borrowed(_) => (span.bytes, false),
-            Cow::Owned(repaired) => (repaired.into(), has_unreadable_state(&span.bytes)),
+            Cow::Owned(repaired) => {
+                self.repaired_bytes += repaired.capacity();
+                (repaired.into(), has_unreadable_state(&span.bytes))
+            }
         };
         let located = locate(&bytes).expect(CLEAN);
-        self.spans.push(Outgoing {
+        self.spans.push_back(Outgoing {
             bytes,
             cut: located.trace_state,
             tail: 0..0,
@@ -211,6 +238,7 @@ impl Batch {
         let span = &mut self.spans[index];
         if let Some(bytes) = without_own_attributes(&span.bytes) {
             span.cut = locate(&bytes).expect(CLEAN).trace_state;
+            self.repaired_bytes += bytes.capacity();
             span.bytes = bytes.into();
         }
     }
@@ -238,148 +266,73 @@ impl Batch {
         span.tail = start..self.tails.len();
     }
 
-    /// Encodes everything that waits into requests of at most `max_request_bytes` and is empty
-    /// again.
-    pub fn encode(&mut self, max_request_bytes: usize, out: &mut Vec<EncodedRequest>) {
-        // Stable, so spans of one context stay in the order of their arrival.
-        let address = |span: &Outgoing| {
-            let context = &span.context;
-            (Arc::as_ptr(context.resource()).addr(), Arc::as_ptr(context).addr())
-        };
-        self.spans.sort_by_key(address);
-        let mut rest = &self.spans[..];
-        while !rest.is_empty() {
-            let plan = RequestPlan::of(rest, max_request_bytes);
-            let (now, later) = rest.split_at(plan.spans);
-            let body = self.bodies.take(plan.bytes);
-            let mut body = body.unwrap_or_else(|| Vec::with_capacity(plan.bytes));
-            plan.write(now, &self.tails, &mut self.faults.repaired_strings, &mut body);
-            out.push(EncodedRequest { body: self.bodies.lend(body), spans: now.len() as u64 });
-            rest = later;
+    /// The next request of at most `max_request_bytes`, planned but not written yet; `None` where
+    /// no span waits. Dropped, it leaves its spans where they are.
+    pub fn next(&mut self, max_request_bytes: usize) -> Option<Planned<'_>> {
+        if self.spans.is_empty() {
+            return None;
         }
-        self.spans.clear();
-        self.tails.clear();
-        self.body_bytes = 0;
-    }
-}
-
-/// How much of the waiting spans fits into one request, and the lengths that its framing needs.
-#[derive(Default)]
-struct RequestPlan {
-    resources: Vec<ResourceGroup>,
-    spans: usize,
-    bytes: usize,
-}
-
-/// Consecutive spans of one resource in one request.
-struct ResourceGroup {
-    scopes: Vec<ScopeGroup>,
-    spans: usize,
-    resource_len: usize,
-    scopes_len: usize,
-}
-
-/// Consecutive spans of one scope of it.
-struct ScopeGroup {
-    spans: usize,
-    spans_len: usize,
-    scope_len: usize,
-}
-
-impl RequestPlan {
-    fn of(spans: &[Outgoing], max_request_bytes: usize) -> Self {
-        let mut plan = RequestPlan::default();
-        for of_resource in spans.chunk_by(Outgoing::same_resource) {
-            let room = max_request_bytes.saturating_sub(plan.bytes);
-            let group = ResourceGroup::of(of_resource, room, plan.spans == 0);
-            if group.spans == 0 {
-                break;
-            }
-            plan.spans += group.spans;
-            plan.bytes += length_delimited_len(1, group.len());
-            let is_full = group.spans < of_resource.len();
-            plan.resources.push(group);
-            if is_full {
-                break;
-            }
+        if !self.is_grouped {
+            // Stable, so spans of one context stay in the order of their arrival.
+            self.spans.make_contiguous().sort_by_key(|span| {
+                let context = &span.context;
+                (Arc::as_ptr(context.resource()).addr(), Arc::as_ptr(context).addr())
+            });
+            self.is_grouped = true;
         }
-        plan
+        let plan = RequestPlan::of(self.spans.as_slices().0, max_request_bytes);
+        Some(Planned { batch: self, plan })
     }
 
-    fn write(
-        &self,
-        spans: &[Outgoing],
-        tails: &[u8],
-        repaired_strings: &mut u64,
-        body: &mut Vec<u8>,
-    ) {
-        let mut rest = spans;
-        for group in &self.resources {
-            let resource = rest[0].context.resource();
-            let cleaned = resource.cleaned().expect(CLEAN);
-            *repaired_strings += cleaned.repairs.strings;
-            wire::put_length_delimited(body, 1, group.len());
-            body.extend_from_slice(cleaned.bytes(resource.arrived()));
-            for scope in &group.scopes {
-                let (now, later) = rest.split_at(scope.spans);
-                rest = later;
-                let context = &now[0].context;
-                let cleaned = context.cleaned().expect(CLEAN);
-                *repaired_strings += cleaned.repairs.strings;
-                wire::put_length_delimited(body, 2, scope.len());
-                body.extend_from_slice(cleaned.bytes(context.scope()));
-                for span in now {
-                    span.write(tails, body);
-                }
-            }
+    /// Frees the first spans, and with the last one what is kept for all of them.
+    fn free(&mut self, spans: usize) {
+        let freed = self.spans.drain(..spans).map(|span| span.body_len());
+        self.body_bytes -= freed.sum::<usize>();
+        if self.spans.is_empty() {
+            self.tails.clear();
+            self.repaired_bytes = 0;
+            // What one large batch took is not kept.
+            self.spans.shrink_to(SPARE_SPANS);
+            self.tails.shrink_to(SPARE_TAIL_BYTES);
+            self.stamped.clear();
+            self.stamped.shrink_to(SPARE_TRACESTATE_BYTES);
         }
-        debug_assert_eq!(body.len(), self.bytes, "the plan's lengths are those written");
     }
 }
 
-impl ResourceGroup {
-    /// As many of `spans`, all of one resource, as fit into `room` with their framing; the first
-    /// one in any case where `is_first` of the request.
-    fn of(spans: &[Outgoing], room: usize, is_first: bool) -> Self {
-        let resource = spans[0].context.resource();
-        let resource_len = resource.cleaned().expect(CLEAN).bytes(resource.arrived()).len();
-        let mut group = ResourceGroup { scopes: Vec::new(), spans: 0, resource_len, scopes_len: 0 };
-        for of_scope in spans.chunk_by(Outgoing::same_context) {
-            let context = &of_scope[0].context;
-            let scope_len = context.cleaned().expect(CLEAN).bytes(context.scope()).len();
-            let mut scope = ScopeGroup { spans: 0, spans_len: 0, scope_len };
-            for span in of_scope {
-                let added = length_delimited_len(2, span.body_len());
-                let with_it = length_delimited_len(2, scope.len() + added);
-                let is_forced = is_first && group.spans + scope.spans == 0;
-                if length_delimited_len(1, group.len() + with_it) > room && !is_forced {
-                    break;
-                }
-                scope.spans_len += added;
-                scope.spans += 1;
-            }
-            if scope.spans == 0 {
-                break;
-            }
-            group.spans += scope.spans;
-            group.scopes_len += length_delimited_len(2, scope.len());
-            let is_full = scope.spans < of_scope.len();
-            group.scopes.push(scope);
-            if is_full {
-                break;
-            }
-        }
-        group
-    }
+/// Spans and bytes of tails for which an empty batch keeps its capacity.
+const SPARE_SPANS: usize = 8 << 10;
+const SPARE_TAIL_BYTES: usize = 256 << 10;
+const SPARE_TRACESTATE_BYTES: usize = 4 << 10;
 
-    fn len(&self) -> usize {
-        self.resource_len + self.scopes_len
-    }
+/// A request that can be written: its length is known and nothing is allocated for it.
+#[derive(Debug)]
+pub struct Planned<'a> {
+    batch: &'a mut Batch,
+    plan: RequestPlan,
 }
 
-impl ScopeGroup {
-    fn len(&self) -> usize {
-        self.scope_len + self.spans_len
+impl Planned<'_> {
+    /// The length of the request.
+    pub fn bytes(&self) -> usize {
+        self.plan.bytes
+    }
+
+    /// Writes the request and frees its spans.
+    pub fn encode(self) -> EncodedRequest {
+        let Planned { batch, plan } = self;
+        let body = batch.bodies.take(plan.bytes);
+        let mut body = body.unwrap_or_else(|| Vec::with_capacity(plan.bytes));
+        let spans = batch.spans.as_slices().0;
+        plan.write(spans, &batch.tails, &mut batch.faults.repaired_strings, &mut body);
+        batch.free(plan.spans);
+        EncodedRequest { body: batch.bodies.lend(body), spans: plan.spans as u64 }
+    }
+
+    /// Frees the spans without writing them. Returns their number.
+    pub fn give_up(self) -> u64 {
+        self.batch.free(self.plan.spans);
+        self.plan.spans as u64
     }
 }
 

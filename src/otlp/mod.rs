@@ -10,12 +10,15 @@ pub mod conditions;
 mod context;
 pub mod encode;
 pub mod json;
+mod message;
+pub mod outsized;
 pub mod outline;
 pub mod rewalk;
 mod schema;
 pub mod split;
 pub mod tracestate;
 pub mod walk;
+pub mod walked;
 pub mod wire;
 
 pub use context::{Context, Contexts};

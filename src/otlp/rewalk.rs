@@ -1,9 +1,9 @@
 //! Walking again: the bits of spans that are taken in already, by other [`Conditions`] than they
 //! were walked with.
 //!
-//! Called under a shard's lock, for every buffered span of the shard when policies are reloaded,
-//! and for the requests that were walked just before. Nothing is refused any more: a value that
-//! cannot be read, because nothing asked for it when its request was accepted, meets no condition;
+//! Called when policies are reloaded for every buffered span, without the shard's lock but for what
+//! came during the second pass, and under the lock for requests that were walked just before.
+//! Nothing is refused any more: a value that cannot be read, because nothing asked for it when its request was accepted, meets no condition;
 //! of a list, the elements before the one that cannot be read count.
 
 use std::collections::HashMap;
@@ -14,6 +14,9 @@ use super::{
     walk::{read_resource, read_span},
     wire::Malformed,
 };
+
+/// Words of bits of resources that are remembered, 1 MiB; then they are computed anew.
+const REMEMBERED_WORDS: usize = 128 << 10;
 
 /// Computes bits by some conditions, those of each resource once.
 #[derive(Debug)]
@@ -58,6 +61,11 @@ impl<'a, C: Conditions> Rewalk<'a, C> {
         let id = resource.id();
         if let Some((_, start)) = self.last.filter(|(last, _)| *last == id) {
             return start;
+        }
+        // Resources are many where senders want it, and the bits of one may be larger than itself.
+        if self.of_resources.len() >= REMEMBERED_WORDS {
+            self.of_resources.clear();
+            self.starts.clear();
         }
         let start = *self.starts.entry(id).or_insert_with(|| {
             let start = self.of_resources.len();

@@ -158,6 +158,8 @@ fn parse_ot(value: &str) -> Result<OtMember<'_>, Unstampable> {
         }
         match pair.strip_prefix("rv:").and_then(parse_randomness) {
             Some(randomness) if ot.randomness.is_none() => ot.randomness = Some(randomness),
+            // Of two characters and a separator each, so many cannot stand in one value.
+            _ if ot.others.len() >= OT_CHARS_MAX => return Err(Unstampable),
             _ => ot.others.push(pair),
         }
     }

@@ -4,8 +4,11 @@
 //! Called by the receiver's connection tasks for each request, before any lock. It reads framing
 //! down to the span, the ids, the times, the status, `tracestate` where there is one, and, only
 //! when a policy compares them, the attributes' keys, name, kind, flags and events
-//! ([`Conditions`]); it allocates nothing per span, since the caller lends a [`Walked`] that keeps
-//! its capacity. What it does not read it carries along untouched.
+//! ([`Conditions`]). What it does not read it carries along untouched.
+//!
+//! The caller lends a [`Walked`] (`walked.rs`) that keeps its capacity from request to request and
+//! charges what it grows by. A request with more spans than it may hold is walked twice: first to
+//! its end, so that it is known to be decodable, and then piece by piece ([`walk_in_pieces`]).
 //!
 //! Repeated scalar fields: the last one wins; repeated messages merge; unknown fields and groups
 //! are skipped: the rules of protobuf, and a property test and a fuzz target hold them equal to
@@ -18,11 +21,10 @@
 //! would double the cost of this pass, so it is left to [`super::clean`], which sees a tenth of the
 //! spans.
 
-use std::sync::Arc;
-
+pub use super::walked::Walked;
 use super::{
     conditions::{Attribute, Conditions, Event, SpanFields},
-    context::{Context, Contexts},
+    context::Contexts,
     schema, tracestate,
     wire::{BYTES, Malformed, Reader, VARINT, tag},
 };
@@ -74,55 +76,18 @@ pub enum Unwalked {
     /// The bytes are not the message down to the span.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// A resource and a scope of a few bytes cost hundreds once interned, so a request can ask for
-    /// many times its own length; it must end where memory does.
-    #[error("no memory is left for resources and scopes")]
-    NoRoom,
+    /// What it takes to walk and buffer it, which may be many times its own length, is more than
+    /// the memory limit allows.
+    #[error("no memory is left for {bytes} bytes that the request needs beside its own")]
+    NoRoom {
+        /// Bytes, those that it had been given included.
+        bytes: usize,
+    },
 }
 
-/// The result of one walk. Reused from request to request so that a walk allocates nothing per
-/// span.
-#[derive(Debug, Default)]
-pub struct Walked {
-    /// Spans in the order of the request, those with malformed ids left out.
-    pub spans: Vec<SpanMeta>,
-    /// Bits of the conditions that hold for each span with its resource: `words` per span.
-    pub bits: Vec<u64>,
-    /// The contexts that the spans refer to.
-    pub contexts: Vec<Arc<Context>>,
-    /// Spans left out because an id was malformed.
-    pub rejected: u64,
-    /// Scratch for the resource and the scope being interned.
-    resource: Vec<u8>,
-    scope: Vec<u8>,
-    key: Vec<u8>,
-    /// Scratch for the bits of the resource, with which those of its spans begin.
-    resource_bits: Vec<u64>,
-}
-
-impl Walked {
-    /// Spans that were met so far, those with malformed ids included.
-    fn seen(&self) -> u64 {
-        self.spans.len() as u64 + self.rejected
-    }
-
-    /// Forgets a request but keeps the capacity that one of up to 64 Ki spans needs.
-    pub fn clear(&mut self) {
-        self.spans.clear();
-        self.bits.clear();
-        self.contexts.clear();
-        self.rejected = 0;
-        self.spans.shrink_to(64 << 10);
-        self.bits.shrink_to(64 << 10);
-        self.contexts.shrink_to(64 << 10);
-        for scratch in [&mut self.resource, &mut self.scope, &mut self.key] {
-            scratch.clear();
-            scratch.shrink_to(64 << 10);
-        }
-    }
-}
-
-/// Walks one request into `walked`, which must be clear.
+/// Walks one request into `walked`, which must be clear. If the request has more spans than it may
+/// hold ([`Walked::is_whole`] tells), the spans that it has are of no use, and [`walk_in_pieces`]
+/// has to follow.
 ///
 /// # Errors
 /// [`Unwalked`]; `walked` must not be used then.
@@ -135,15 +100,24 @@ pub fn walk<C: Conditions>(
     if u32::try_from(request.len()).is_err() {
         return Err(Malformed("request of 4 GiB or more").into());
     }
-    let walk = Walk { request, contexts, conditions };
-    let mut reader = Reader::new(request);
-    while let Some(tag) = reader.next_tag()? {
-        match tag {
-            RESOURCE_SPANS => walk.resource_spans(reader.bytes()?, walked)?,
-            _ => reader.skip_unless(tag, &[1])?,
-        }
-    }
-    Ok(())
+    walked.prepare(contexts, conditions.words());
+    let mut walk =
+        Walk { request, contexts: Some(contexts), conditions, next_context: 0, piece: &mut |_| {} };
+    walk.request(walked)
+}
+
+/// Walks again a request that [`walk`] has walked into the same `walked`, and calls `piece` with as
+/// many of its spans at a time as fit.
+pub fn walk_in_pieces<C: Conditions>(
+    request: &[u8],
+    conditions: &C,
+    walked: &mut Walked,
+    piece: &mut dyn FnMut(&Walked),
+) {
+    walked.begin_again();
+    let mut walk = Walk { request, contexts: None, conditions, next_context: 0, piece };
+    walk.request(walked).expect("the same bytes were walked with the same room");
+    (walk.piece)(walked);
 }
 
 const RESOURCE_SPANS: u32 = tag(1, BYTES);
@@ -156,27 +130,43 @@ const FORMER_SCOPES: u32 = tag(schema::FORMER_SCOPES, BYTES);
 /// What a walk works with.
 struct Walk<'a, C> {
     request: &'a [u8],
-    contexts: &'a Contexts,
+    /// Absent in a second walk, which finds in [`Walked::contexts`] what the first has interned.
+    contexts: Option<&'a Contexts>,
     conditions: &'a C,
+    /// The index of the context whose spans are walked.
+    next_context: u32,
+    /// Takes the spans when there is no room for more.
+    piece: &'a mut dyn FnMut(&Walked),
 }
 
 impl<C: Conditions> Walk<'_, C> {
-    fn resource_spans(&self, message: &[u8], walked: &mut Walked) -> Result<(), Unwalked> {
+    fn request(&mut self, walked: &mut Walked) -> Result<(), Unwalked> {
+        let mut reader = Reader::new(self.request);
+        while let Some(tag) = reader.next_tag()? {
+            match tag {
+                RESOURCE_SPANS => self.resource_spans(reader.bytes()?, walked)?,
+                _ => reader.skip_unless(tag, &[1])?,
+            }
+        }
+        Ok(())
+    }
+
+    fn resource_spans(&mut self, message: &[u8], walked: &mut Walked) -> Result<(), Unwalked> {
         // The resource may follow its spans, so what belongs to it is collected first; skipping the
         // spans costs one length a block.
-        walked.resource.clear();
-        let has_former_scopes = collect_resource(message, &mut walked.resource)?;
-        let before = walked.seen();
+        walked.begin_resource();
+        let has_former_scopes = collect_resource(message, walked)?;
+        let before = walked.spans_met();
         self.scopes(message, CHILDREN, walked)?;
         // A sender may write the same spans in both fields; only one of them counts.
-        if has_former_scopes && walked.seen() == before {
+        if has_former_scopes && walked.spans_met() == before {
             self.scopes(message, FORMER_SCOPES, walked)?;
         }
         Ok(())
     }
 
     /// The scopes of a `ResourceSpans` in its fields with this tag.
-    fn scopes(&self, message: &[u8], scopes: u32, walked: &mut Walked) -> Result<(), Unwalked> {
+    fn scopes(&mut self, message: &[u8], scopes: u32, walked: &mut Walked) -> Result<(), Unwalked> {
         let (mut resource, mut is_resource_read) = (None, false);
         let mut reader = Reader::new(message);
         while let Some(tag) = reader.next_tag()? {
@@ -187,25 +177,27 @@ impl<C: Conditions> Walk<'_, C> {
             let scope_spans = reader.bytes()?;
             if !is_resource_read && has_spans(scope_spans)? {
                 is_resource_read = true;
-                walked.resource_bits.clear();
-                walked.resource_bits.resize(self.conditions.words(), 0);
-                read_resource(self.conditions, &walked.resource, &mut walked.resource_bits)?;
+                let (fields, bits) = walked.resource_and_bits();
+                bits.clear();
+                bits.resize(self.conditions.words(), 0);
+                read_resource(self.conditions, fields, bits)?;
             }
-            let spans_before = walked.spans.len();
+            walked.refuse_outsized(scope_spans)?;
+            let spans_before = walked.spans_seen();
             if self.conditions.reads_fields() {
                 self.spans::<true>(scope_spans, walked)?;
             } else {
                 self.spans::<false>(scope_spans, walked)?;
             }
-            // Interned for spans that stay: what has none, or only rejected ones, costs nothing.
-            if walked.spans.len() == spans_before {
+            // Interned for spans that stay: what has none, or only refused ones, costs nothing.
+            if walked.spans_seen() == spans_before {
                 continue;
             }
-            let resource = resource.get_or_insert_with(|| self.contexts.resource(&walked.resource));
-            walked.contexts.push(self.contexts.context(resource, &walked.scope, &mut walked.key));
-            if self.contexts.has_no_room() {
-                return Err(Unwalked::NoRoom);
+            if let Some(contexts) = self.contexts {
+                walked.intern(contexts, &mut resource)?;
             }
+            self.next_context =
+                self.next_context.checked_add(1).ok_or(Malformed("too many scopes"))?;
         }
         Ok(())
     }
@@ -213,36 +205,43 @@ impl<C: Conditions> Walk<'_, C> {
     /// The spans of one scope, and the raw bytes of all else that belongs to it. Compiled twice, so
     /// that where no condition reads `FIELDS` they cost nothing.
     fn spans<const FIELDS: bool>(
-        &self,
+        &mut self,
         scope_spans: &[u8],
         walked: &mut Walked,
-    ) -> Result<(), Malformed> {
-        let context =
-            u32::try_from(walked.contexts.len()).map_err(|_| Malformed("too many scopes"))?;
-        walked.scope.clear();
+    ) -> Result<(), Unwalked> {
+        let context = self.next_context;
+        walked.begin_scope();
         let mut reader = Reader::new(scope_spans);
         let mut rest = scope_spans;
         while let Some(tag) = reader.next_tag()? {
             if tag != CHILDREN {
                 reader.skip_unless(tag, &[2])?;
-                walked.scope.extend_from_slice(&rest[..rest.len() - reader.remaining()]);
+                walked.add_to_scope(&rest[..rest.len() - reader.remaining()])?;
                 rest = &rest[rest.len() - reader.remaining()..];
                 continue;
             }
-            let bits_start = walked.bits.len();
-            walked.bits.extend_from_slice(&walked.resource_bits);
-            let bits = &mut walked.bits[bits_start..];
+            if walked.is_full() {
+                self.make_room(walked)?;
+            }
+            let bits = walked.bits_of_next_span();
             let span = reader.bytes()?;
             rest = &rest[rest.len() - reader.remaining()..];
             // A span is a part of its request, and a request is shorter than 4 GiB.
             let offset = (span.as_ptr().addr() - self.request.as_ptr().addr()) as u32;
             match read_span::<FIELDS, _>(self.conditions, span, bits)? {
-                Some(span) => walked.spans.push(SpanMeta { offset, context, ..span }),
-                None => {
-                    walked.bits.truncate(bits_start);
-                    walked.rejected += 1;
-                }
+                Some(span) => walked.add_span(SpanMeta { offset, context, ..span }),
+                None => walked.reject(),
             }
+        }
+        Ok(())
+    }
+
+    /// Makes room for more spans, or for the next piece.
+    #[cold]
+    fn make_room(&mut self, walked: &mut Walked) -> Result<(), Unwalked> {
+        if !walked.grow()? {
+            (self.piece)(walked);
+            walked.begin_piece();
         }
         Ok(())
     }
@@ -379,9 +378,9 @@ mod span_tag {
     pub(super) const FLAGS: u32 = tag(16, FIXED32);
 }
 
-/// Appends the raw bytes of all fields of a `ResourceSpans` but those that hold scopes. Returns
+/// Collects the raw bytes of all fields of a `ResourceSpans` but those that hold scopes. Returns
 /// whether there are scopes under their former number.
-fn collect_resource(message: &[u8], resource: &mut Vec<u8>) -> Result<bool, Malformed> {
+fn collect_resource(message: &[u8], walked: &mut Walked) -> Result<bool, Unwalked> {
     let mut has_former_scopes = false;
     let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field()? {
@@ -393,10 +392,24 @@ fn collect_resource(message: &[u8], resource: &mut Vec<u8>) -> Result<bool, Malf
                 field.value.bytes()?;
                 has_former_scopes = true;
             }
-            _ => resource.extend_from_slice(field.raw),
+            _ => walked.add_to_resource(field.raw)?,
         }
     }
     Ok(has_former_scopes)
+}
+
+/// The bytes of all fields of a `ScopeSpans` but its spans.
+pub(super) fn scope_bytes(scope_spans: &[u8]) -> Result<usize, Malformed> {
+    let mut reader = Reader::new(scope_spans);
+    let (mut bytes, mut before) = (0, scope_spans.len());
+    while let Some(tag) = reader.next_tag()? {
+        reader.skip(tag)?;
+        if tag != CHILDREN {
+            bytes += before - reader.remaining();
+        }
+        before = reader.remaining();
+    }
+    Ok(bytes)
 }
 
 /// Whether a `ScopeSpans` has any span.

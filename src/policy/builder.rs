@@ -107,7 +107,9 @@ struct TestsBuilder {
 
 impl TestsBuilder {
     fn build(self) -> Tests {
-        Tests { exists: self.exists, texts: self.texts.build(), values: self.values }
+        let texts = self.texts.build();
+        let values_are_read = !texts.is_empty() || !self.values.are_none();
+        Tests { exists: self.exists, texts, values: self.values, values_are_read }
     }
 }
 
@@ -234,9 +236,9 @@ impl LeavesBuilder {
             }
             let of_key: &mut Attributes = leaves.attributes.entry(boxed(key)).or_default();
             match scope {
-                Scope::Any => of_key.of_any = tests,
-                Scope::Span => of_key.of_spans = tests,
-                Scope::Resource => of_key.of_resources = tests,
+                Scope::Any => of_key.of_any = Some(tests),
+                Scope::Span => of_key.of_spans = Some(tests),
+                Scope::Resource => of_key.of_resources = Some(tests),
             }
         }
         let trace_states = self.trace_states.into_iter();

@@ -46,9 +46,9 @@ pub struct Leaves {
 /// The conditions on attributes of one key, by whose attribute it is.
 #[derive(Debug, Default)]
 pub(super) struct Attributes {
-    pub(super) of_any: Tests,
-    pub(super) of_spans: Tests,
-    pub(super) of_resources: Tests,
+    pub(super) of_any: Option<Tests>,
+    pub(super) of_spans: Option<Tests>,
+    pub(super) of_resources: Option<Tests>,
 }
 
 /// Conditions on an attribute.
@@ -58,6 +58,8 @@ pub(super) struct Tests {
     pub(super) exists: Option<u32>,
     pub(super) texts: Texts,
     pub(super) values: Values,
+    /// Whether there is more than the bit of existence.
+    pub(super) values_are_read: bool,
 }
 
 /// The bits of conditions on values that are no texts.
@@ -190,7 +192,7 @@ impl Leaves {
 impl Events {
     fn test(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         let name = event.read(|attribute| match self.attributes.get(attribute.key) {
-            Some(tests) => test([tests], attribute, bits),
+            Some(tests) => tests.test_attribute(attribute, bits),
             None => Ok(()),
         })?;
         self.names.test(name, bits);
@@ -207,23 +209,27 @@ impl Events {
     }
 }
 
-/// Sets the bits of the conditions that an attribute meets.
-fn test<const N: usize>(
-    tests: [&Tests; N],
+/// Sets the bits of the conditions that an attribute meets. Nearly all keys are asked for in one
+/// scope, so that the value is read once.
+#[inline]
+fn test(
+    tests: [&Option<Tests>; 2],
     attribute: Attribute<'_>,
     bits: &mut [u64],
 ) -> Result<(), Malformed> {
-    tests.iter().filter_map(|tests| tests.exists).for_each(|bit| set(bit, bits));
-    if !tests.iter().any(|tests| tests.read_values()) {
-        return Ok(());
-    }
-    attribute.value()?.each(&mut |value| tests.iter().for_each(|tests| tests.test(value, bits)))
+    tests.into_iter().flatten().try_for_each(|tests| tests.test_attribute(attribute, bits))
 }
 
 impl Tests {
-    /// Whether the value makes a difference.
-    fn read_values(&self) -> bool {
-        !self.texts.is_empty() || !self.values.are_none()
+    #[inline]
+    fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        if let Some(bit) = self.exists {
+            set(bit, bits);
+        }
+        if !self.values_are_read {
+            return Ok(());
+        }
+        attribute.value()?.each(&mut |value| self.test(value, bits))
     }
 
     #[inline]
@@ -241,7 +247,7 @@ impl Tests {
 }
 
 impl Values {
-    fn are_none(&self) -> bool {
+    pub(super) fn are_none(&self) -> bool {
         self.numbers.is_empty() && self.booleans == [None; 2]
     }
 

@@ -3,7 +3,9 @@
 //! Requests of at most 1 MiB may hold an eighth of the memory limit together. Larger ones may hold
 //! as much again, or what the largest message needs where that is more: as it came, inflated, what
 //! a decoder holds, and turned from JSON into protobuf. A frame beyond that ends its request with a
-//! retryable refusal. Frames are copied into one buffer as they come, whose capacity is charged:
+//! refusal: a retryable one, unless the request needs more than would be left for it with an empty
+//! window and queue ([`Budget::never_fits`]). Where its length is announced, that is found before
+//! the body is read. Frames are copied into one buffer as they come, whose capacity is charged:
 //! kept as they are, a frame of one byte would hold many more than it is charged for.
 
 use std::sync::Arc;
@@ -27,6 +29,8 @@ pub(super) struct Charge {
     hold: Hold,
     budget: Arc<Budget>,
     large_bytes_max: usize,
+    /// What the same request holds apart.
+    beside_bytes: usize,
 }
 
 impl Charge {
@@ -37,19 +41,32 @@ impl Charge {
             hold: budget.hold(Holder::Receiving, 0),
             budget: Arc::clone(budget),
             large_bytes_max: (budget.limit() / 8).max(held_bytes_max),
+            beside_bytes: 0,
         }
     }
 
-    /// One more of the same kind, which holds nothing yet.
+    /// One more of the same request, which holds nothing yet.
     pub(super) fn another(&self) -> Self {
         let (hold, budget) = (self.budget.hold(Holder::Receiving, 0), Arc::clone(&self.budget));
-        Charge { hold, budget, large_bytes_max: self.large_bytes_max }
+        let (large_bytes_max, beside_bytes) = (self.large_bytes_max, self.hold.bytes());
+        Charge { hold, budget, large_bytes_max, beside_bytes }
+    }
+
+    /// Whether a request that will need so many bytes can ever be taken.
+    ///
+    /// # Errors
+    /// [`Refusal::NeverFits`].
+    pub(super) fn expect(&self, bytes: usize) -> Result<(), Refusal> {
+        if self.budget.never_fits(bytes) {
+            return Err(Refusal::NeverFits { needed_bytes: bytes });
+        }
+        Ok(())
     }
 
     /// Holds more.
     ///
     /// # Errors
-    /// [`Refusal::Memory`] at a limit.
+    /// [`Refusal::Memory`] at a limit, [`Refusal::NeverFits`] where it is no use to try again.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
         let (holder, most) = if self.hold.bytes() + bytes > SMALL_BYTES_MAX {
             self.hold.pass_to(Holder::ReceivingLarge);
@@ -59,6 +76,7 @@ impl Charge {
             (Holder::Receiving, (self.budget.limit() / 8).max(2 * SMALL_BYTES_MAX))
         };
         if self.budget.held(holder) + bytes > most || !self.hold.try_grow(bytes) {
+            self.expect(self.beside_bytes + self.hold.bytes() + bytes)?;
             return Err(Refusal::Memory);
         }
         Ok(())
@@ -91,9 +109,23 @@ impl Receiving {
         Receiving { body, bytes, bytes_max, expected_bytes, charge, buffers }
     }
 
-    /// The body says that it will be so long.
-    pub(super) fn expect(&mut self, bytes: usize) {
+    /// The body says that it will be so long. What is not compressed is there twice once it is
+    /// taken in, as a request and in the window; what is compressed, at least once.
+    ///
+    /// # Errors
+    /// [`Refusal::NeverFits`].
+    pub(super) fn expect(&mut self, bytes: usize, is_compressed: bool) -> Result<(), Refusal> {
         self.expected_bytes = bytes;
+        if bytes <= SMALL_BYTES_MAX {
+            // Fits into the smallest limit that can be configured.
+            return Ok(());
+        }
+        self.charge.expect(if is_compressed { bytes } else { bytes.saturating_mul(2) })
+    }
+
+    /// How long it will be, where its headers say so.
+    pub(super) fn announced_bytes(&self) -> Option<usize> {
+        self.body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok())
     }
 
     /// What has arrived so far.

@@ -214,7 +214,13 @@ async fn read(
     while bytes.len() < bytes_max {
         let step = STEP_BYTES.min(bytes_max - bytes.len());
         let in_window = step.min(window_bytes.saturating_sub(bytes.len()));
-        charge.grow(step + in_window)?;
+        let (length, capacity) = (bytes.len(), bytes.capacity());
+        if length + step > capacity {
+            let grown = (2 * capacity).max(length + step).min(bytes_max);
+            charge.grow(grown - capacity)?;
+            bytes.reserve_exact(grown - length);
+        }
+        charge.grow(in_window)?;
         let mut limited = decoder.by_ref().take(step as u64);
         if limited.read_to_end(&mut bytes).map_err(refusal_of)? < step {
             return Ok(Some(bytes.into()));

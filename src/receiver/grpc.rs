@@ -1,8 +1,9 @@
 //! OTLP/gRPC: TraceService/Export and grpc.health.v1, and the answers of the contract.
 //!
 //! A unary call is a prefix of five bytes, a message and trailers, which is less than it takes to
-//! keep tonic's own server within bounds: it allocates what a prefix claims, inflates before
-//! anybody is asked, takes any zstd window, and answers OUT_OF_RANGE to a message over the limit,
+//! keep tonic's own server (0.14) within bounds. For a message of up to the size limit it allocates
+//! what the prefix claims before the bytes are there, and inflates it without asking the memory
+//! budget; it takes zstd windows of up to 128 MiB; and it answers OUT_OF_RANGE to a longer one,
 //! which OTLP senders retry for ever. Sources: OTLP specification, "OTLP/gRPC"; gRPC over HTTP/2.
 
 use std::{
@@ -28,12 +29,16 @@ use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
     compression::{CODINGS, Encoding, inflate},
-    deadline::in_time,
     empty::Sent,
-    listen::LongLived,
     turns::work,
 };
-use crate::{grpc::EXPORT_PATH, metrics::Transport, sampler::Ingested};
+use crate::{
+    grpc::EXPORT_PATH,
+    metrics::Transport,
+    net::{deadline::in_time, listen::LongLived},
+    otlp::outsized::Outsized,
+    sampler::Ingested,
+};
 
 const GRPC: &str = "application/grpc";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -43,7 +48,7 @@ const PREFIX_BYTES: usize = 5;
 type HealthServer =
     tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
 
-/// The gRPC door. Clones share everything.
+/// The gRPC receiver. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct GrpcService {
     intake: Arc<Intake>,
@@ -88,7 +93,7 @@ impl GrpcService {
         let exchange = Box::pin(self.exchange(request.into_body(), encoding));
         match in_time(&self.intake.clock, exchange).await {
             Some(outcome) => outcome.map_err(|refusal| self.refuse(&refusal)),
-            None => Err(Status::deadline_exceeded("the request took longer than 30 s")),
+            None => Err(self.refuse(&Refusal::Timeout)),
         }
     }
 
@@ -113,7 +118,10 @@ impl GrpcService {
                 Some(length) if length > bytes_max => {
                     return Err(Refusal::TooLarge { limit_bytes: bytes_max });
                 }
-                Some(length) => receiving.expect(PREFIX_BYTES + length),
+                Some(length) => {
+                    let is_compressed = receiving.bytes()[0] == 1;
+                    receiving.expect(PREFIX_BYTES + length, is_compressed)?;
+                }
                 None => {}
             }
         }
@@ -144,11 +152,13 @@ impl GrpcService {
                 unavailable(message, self.intake.retry_delay(refusal))
             }
             // Without RetryInfo this is final, as it must be: the same message would never fit.
-            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => {
+            Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
                 Status::resource_exhausted(message)
             }
             // Final: the same bytes would never decode.
             Refusal::Malformed(_) => Status::invalid_argument(message),
+            // Retryable: a stall says nothing about the request.
+            Refusal::Timeout => Status::deadline_exceeded(message),
             Refusal::Abandoned => Status::cancelled(message),
             Refusal::Panicked => Status::internal(message),
         }
@@ -236,15 +246,27 @@ pub(super) fn acknowledgement(ingested: &Ingested) -> Bytes {
 
 /// What was left out of a request that was taken.
 pub(super) fn partial_success(ingested: &Ingested) -> Option<ExportTracePartialSuccess> {
-    (ingested.rejected > 0).then(|| ExportTracePartialSuccess {
-        rejected_spans: i64::try_from(ingested.rejected).unwrap_or(i64::MAX),
-        error_message:
-            "spans with malformed ids were rejected: a trace id has 16 bytes, a span id 8, \
-                        a parent span id 0 or 8, in JSON written in hexadecimal; neither of the \
-                        first two is all zero"
-                .into(),
+    let outsized = ingested.outsized.as_deref();
+    let rejected = ingested.rejected + outsized.map_or(0, |outsized| outsized.spans);
+    let mut messages = Vec::new();
+    if ingested.rejected > 0 {
+        messages.push(INVALID_IDS.to_owned());
+    }
+    if let Some(Outsized { spans, bytes, bytes_max, .. }) = outsized {
+        messages.push(format!(
+            "{spans} spans were rejected: their resource or scope has {bytes} bytes, and one may \
+             have {bytes_max}"
+        ));
+    }
+    (rejected > 0).then(|| ExportTracePartialSuccess {
+        rejected_spans: i64::try_from(rejected).unwrap_or(i64::MAX),
+        error_message: messages.join("; "),
     })
 }
+
+const INVALID_IDS: &str = "spans with malformed ids were rejected: a trace id has 16 bytes, a span \
+                           id 8, a parent span id 0 or 8, in JSON written in hexadecimal; neither of \
+                           the first two is all zero";
 
 fn is_grpc<B>(request: &http::Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);

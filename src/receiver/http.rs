@@ -1,4 +1,4 @@
-//! OTLP/HTTP: POST /v1/traces with protobuf or JSON bodies, as they are or compressed.
+//! OTLP/HTTP: POST to `traces_url_path` with protobuf or JSON bodies, as they are or compressed.
 //!
 //! Shares admission, limits and the walker with gRPC; JSON becomes protobuf first. Answers are of
 //! the type of their request; errors carry a `google.rpc.Status` as the specification asks.
@@ -24,23 +24,34 @@ use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
     compression::{CODINGS, Encoding, UnknownCoding, inflate},
-    deadline::in_time,
+    cors::Cors,
     empty::Sent,
     grpc::{acknowledgement, partial_success},
     turns::work,
 };
-use crate::{metrics::Transport, otlp::json, sampler::Ingested, supervise::Task};
+use crate::{
+    metrics::Transport, net::deadline::in_time, otlp::json, sampler::Ingested, supervise::Task,
+};
 
-/// Where traces are posted.
-const TRACES_PATH: &str = "/v1/traces";
 /// What turning JSON into protobuf takes, in lengths of the JSON.
 const JSON_NEEDS: usize = 2;
 
-/// The HTTP door. Clones share everything.
+/// The HTTP receiver. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct HttpService {
     intake: Arc<Intake>,
-    max_body_bytes: usize,
+    settings: Arc<Settings>,
+}
+
+/// What the HTTP receiver takes.
+#[derive(Debug)]
+pub struct Settings {
+    /// The largest body, before and after decompression.
+    pub max_body_bytes: usize,
+    /// Where traces are posted; a slash behind it is forgiven.
+    pub traces_path: String,
+    /// Who may send from a browser; nobody without it.
+    pub cors: Option<Cors>,
 }
 
 /// Why a request got no further than its headers.
@@ -59,21 +70,49 @@ enum Format {
 }
 
 impl HttpService {
-    /// Serves `intake`. `max_body_bytes` holds before and after decompression.
-    pub fn new(intake: Arc<Intake>, max_body_bytes: usize) -> Self {
-        HttpService { intake, max_body_bytes }
+    /// Serves `intake`.
+    pub fn new(intake: Arc<Intake>, settings: Settings) -> Self {
+        HttpService { intake, settings: Arc::new(settings) }
     }
 
     /// Answers one request.
     pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        // Who writes neither is answered in the one that every sender of OTLP can read.
-        let format = format_of(&request).unwrap_or(Format::Protobuf);
-        let response = match self.intake.authenticate(request.headers()) {
-            Ok(()) => self.answer_known(request, format).await,
-            Err(refusal) => self.refuse(&refusal, format),
+        let cors = self.settings.cors.as_ref().filter(|_| self.is_traces(&request));
+        let response = match cors {
+            None => self.answer_any(request).await,
+            Some(cors) if Cors::is_preflight(&request) => {
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                cors.answer_preflight(request.headers(), &mut response);
+                response
+            }
+            Some(cors) => {
+                let allowed = cors.allowed(request.headers());
+                let mut response = self.answer_any(request).await;
+                Cors::mark(allowed, &mut response);
+                response
+            }
         };
         self.intake.metrics.answered_http(response.status().as_u16());
         response
+    }
+
+    /// Whether the path is that of traces.
+    fn is_traces<B>(&self, request: &Request<B>) -> bool {
+        fn bare(path: &str) -> &str {
+            path.strip_suffix('/').unwrap_or(path)
+        }
+        bare(request.uri().path()) == bare(&self.settings.traces_path)
+    }
+
+    /// Answers a request from wherever it comes.
+    async fn answer_any(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        // Who writes neither is answered in the one that every sender of OTLP can read.
+        let format = format_of(&request).unwrap_or(Format::Protobuf);
+        match self.intake.authenticate(request.headers()) {
+            Ok(()) => self.answer_known(request, format).await,
+            Err(refusal) => self.refuse(&refusal, format),
+        }
     }
 
     /// Answers a sender that may send.
@@ -82,9 +121,11 @@ impl HttpService {
         request: Request<Incoming>,
         format: Format,
     ) -> Response<Full<Bytes>> {
-        let encoding = match encoding_of(&request) {
+        let encoding =
+            if self.is_traces(&request) { encoding_of(&request) } else { Err(Unfit::NotFound) };
+        let encoding = match encoding {
             Ok(encoding) => encoding,
-            Err(unfit) => return unfit_response(&unfit, format),
+            Err(unfit) => return self.unfit(&unfit, format),
         };
         let exchange = Box::pin(self.exchange(request, format, encoding));
         match in_time(&self.intake.clock, exchange).await {
@@ -92,10 +133,7 @@ impl HttpService {
                 response(StatusCode::OK, format, format.acknowledgement(&ingested))
             }
             Some(Err(refusal)) => self.refuse(&refusal, format),
-            None => {
-                let late = Refusal::Malformed("the body took longer than 30 s".into());
-                self.refuse(&late, format)
-            }
+            None => self.refuse(&Refusal::Timeout, format),
         }
     }
 
@@ -106,10 +144,13 @@ impl HttpService {
         encoding: Option<Encoding>,
     ) -> Result<Ingested, Refusal> {
         self.intake.admit()?;
-        let bytes_max = self.max_body_bytes;
+        let bytes_max = self.settings.max_body_bytes;
         let charge = Charge::new(&self.intake.budget, format.held_bytes(bytes_max));
         let mut receiving =
             Receiving::new(request.into_body(), bytes_max, charge, &self.intake.buffers);
+        if let Some(length) = receiving.announced_bytes().filter(|&length| length <= bytes_max) {
+            receiving.expect(length, encoding.is_some())?;
+        }
         while receiving.more().await? {}
         let (body, charge) = receiving.finish();
         let mut message = inflate(encoding, body, charge, bytes_max, &self.intake.turns).await?;
@@ -141,8 +182,10 @@ impl HttpService {
             Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
+            // Likewise: a stall says nothing about the request. Senders do not repeat 408.
+            Refusal::Timeout => (StatusCode::SERVICE_UNAVAILABLE, Code::DeadlineExceeded),
             // Final: the same body would never fit.
-            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => {
+            Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted)
             }
             // Final: the same bytes would never decode.
@@ -159,6 +202,41 @@ impl HttpService {
             // Whole seconds, which is all that the Node SDK reads.
             let seconds = self.intake.retry_delay(refusal).as_secs_f64().round() as u64;
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    fn unfit(&self, unfit: &Unfit, format: Format) -> Response<Full<Bytes>> {
+        let path = &self.settings.traces_path;
+        let unsupported = (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument);
+        let ((status, code), message) = match unfit {
+            Unfit::NotFound => {
+                ((StatusCode::NOT_FOUND, Code::NotFound), format!("post traces to {path}"))
+            }
+            Unfit::NotPost => {
+                let not_allowed = (StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented);
+                (not_allowed, format!("{path} takes POST"))
+            }
+            Unfit::UnknownType => {
+                let known = "application/x-protobuf or application/json";
+                (unsupported, format!("the content type must be {known}"))
+            }
+            Unfit::UnknownCoding(UnknownCoding::Name) => {
+                let known = "gzip, deflate, zstd or identity";
+                (unsupported, format!("the content encoding must be {known}"))
+            }
+            Unfit::UnknownCoding(UnknownCoding::Several) => {
+                let message = "the body is compressed more than once; only one content encoding is \
+                               taken";
+                (unsupported, message.to_owned())
+            }
+        };
+        let mut response = error(status, code, message, format);
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        if matches!(unfit, Unfit::UnknownCoding(_)) {
+            response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
         }
         response
     }
@@ -216,9 +294,6 @@ fn format_of<B>(request: &Request<B>) -> Option<Format> {
 }
 
 fn encoding_of<B>(request: &Request<B>) -> Result<Option<Encoding>, Unfit> {
-    if request.uri().path() != TRACES_PATH {
-        return Err(Unfit::NotFound);
-    }
     if request.method() != Method::POST {
         return Err(Unfit::NotPost);
     }
@@ -227,38 +302,6 @@ fn encoding_of<B>(request: &Request<B>) -> Result<Option<Encoding>, Unfit> {
     }
     let codings = request.headers().get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
     Encoding::of(codings).map_err(Unfit::UnknownCoding)
-}
-
-fn unfit_response(unfit: &Unfit, format: Format) -> Response<Full<Bytes>> {
-    let (status, code, message) = match unfit {
-        Unfit::NotFound => (StatusCode::NOT_FOUND, Code::NotFound, "post traces to /v1/traces"),
-        Unfit::NotPost => {
-            (StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, "/v1/traces takes POST")
-        }
-        Unfit::UnknownType => (
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Code::InvalidArgument,
-            "the content type must be application/x-protobuf or application/json",
-        ),
-        Unfit::UnknownCoding(UnknownCoding::Name) => (
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Code::InvalidArgument,
-            "the content encoding must be gzip, deflate, zstd or identity",
-        ),
-        Unfit::UnknownCoding(UnknownCoding::Several) => (
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Code::InvalidArgument,
-            "the body is compressed more than once; only one content encoding is taken",
-        ),
-    };
-    let mut response = error(status, code, message.to_owned(), format);
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-    }
-    if matches!(unfit, Unfit::UnknownCoding(_)) {
-        response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
-    }
-    response
 }
 
 fn error(status: StatusCode, code: Code, message: String, format: Format) -> Response<Full<Bytes>> {

@@ -1,23 +1,17 @@
 //! Receiving: from an accepted connection to spans in the window, and the answer to the sender.
 //!
-//! [`Intake`] is what both doors share: it says who may send and whether a request may come in at
-//! all (before its body is read), walks and buffers it, counts, and names the reason of a refusal.
-//! [`grpc`] and [`http`] turn that into answers, [`listen`] owns sockets and connections,
-//! [`handshake`] is TLS in front of them. Acknowledged means buffered. A refused request is refused
-//! whole: nothing of it was consumed.
+//! [`Intake`] is what both receivers share: it says who may send and whether a request may come in
+//! at all (before its body is read), walks and buffers it, counts, and names the reason of a
+//! refusal. [`grpc`] and [`http`] turn that into answers; `net` owns sockets and connections.
+//! Acknowledged means buffered. A refused request is refused whole: nothing of it was consumed.
 
 mod admission;
 mod compression;
-mod deadline;
-pub mod descriptors;
+pub mod cors;
 pub mod empty;
 pub mod grpc;
-pub mod handshake;
 pub mod http;
-pub mod listen;
-mod preface;
 pub mod turns;
-pub mod windows;
 
 use std::{
     cell::RefCell,
@@ -27,6 +21,8 @@ use std::{
     },
     time::Duration,
 };
+
+use tracing::warn;
 
 use self::{
     admission::SMALL_BYTES_MAX,
@@ -42,9 +38,11 @@ use crate::{
     decider::Outbox,
     exporter::Queue,
     metrics::{FailedBecause, Metrics, RefusedBecause, Transport},
-    otlp::{json::InvalidJson, walk::Unwalked},
+    net::deadline::REQUEST_TIMEOUT,
+    otlp::{json::InvalidJson, outsized::Outsized, walk::Unwalked},
     sampler::{Decided, Ingested, Sampler, Scratch},
     supervise::{Panicked, Supervisor, Task},
+    throttle::Throttle,
 };
 use ::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 
@@ -76,27 +74,30 @@ pub enum Refusal {
         /// The limit, before and after decompression.
         limit_bytes: usize,
     },
+    /// Larger than memory can ever hold.
+    #[error(
+        "the request needs {needed_bytes} bytes of memory while it is taken in, more than the \
+         memory limit can ever spare: send smaller requests, or raise memory_limit_mib"
+    )]
+    NeverFits {
+        /// Of the request itself, and of what it becomes.
+        needed_bytes: usize,
+    },
     /// To inflate it would take more than a decoder may hold.
     #[error("the zstd frame needs a window larger than 32 MiB")]
     WindowTooLarge,
     /// Undecodable.
     #[error("the request is not a valid ExportTraceServiceRequest: {0}")]
     Malformed(String),
+    /// Its body did not come in time, or the turn of a large one did not.
+    #[error("the request took longer than {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
     /// The sender went away before its request was whole.
     #[error("the request ended early")]
     Abandoned,
     /// A bug: walking or buffering it panicked. The panic is counted.
     #[error("internal error")]
     Panicked,
-}
-
-impl From<Unwalked> for Refusal {
-    fn from(unwalked: Unwalked) -> Self {
-        match unwalked {
-            Unwalked::Malformed(malformed) => Refusal::Malformed(malformed.to_string()),
-            Unwalked::NoRoom => Refusal::Memory,
-        }
-    }
 }
 
 impl From<InvalidJson> for Refusal {
@@ -121,20 +122,25 @@ impl Refusal {
             Refusal::Memory => Some(RefusedBecause::Memory),
             Refusal::QueueFull => Some(RefusedBecause::QueueFull),
             Refusal::Draining => Some(RefusedBecause::Draining),
-            Refusal::TooLarge { .. } | Refusal::WindowTooLarge => Some(RefusedBecause::TooLarge),
+            Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
+                Some(RefusedBecause::TooLarge)
+            }
             Refusal::Malformed(_) => Some(RefusedBecause::Malformed),
+            Refusal::Timeout => Some(RefusedBecause::Timeout),
             Refusal::Abandoned | Refusal::Panicked => None,
         }
     }
 }
 
-/// Buffers to put requests together in, of which `count_max` wait for the next ones. Of those that
-/// take turns there is one at a time, and it would be much to keep.
-pub fn buffers(count_max: usize) -> Arc<Buffers> {
+/// Buffers to put requests together in. Four a core wait for the next requests, but no more than
+/// take a 32nd of the memory limit, since nobody is charged for them. Of those that take turns
+/// there is one at a time, and it would be much to keep.
+pub fn buffers(cores: usize, budget: &Budget) -> Arc<Buffers> {
+    let count_max = (budget.limit() / 32 / SMALL_BYTES_MAX).clamp(1, 4 * cores);
     Buffers::new(64 << 10..=SMALL_BYTES_MAX, count_max)
 }
 
-/// What both doors share.
+/// What both receivers share.
 #[derive(Debug)]
 pub struct Intake {
     /// Buffers the spans.
@@ -161,6 +167,8 @@ pub struct Intake {
     pub supervisor: Arc<Supervisor>,
     /// Who may send; anyone where there are no tokens.
     pub tokens: Option<Arc<Live<Tokens>>>,
+    /// Lines about spans with a resource or scope that is too large.
+    pub outsized: Throttle,
     /// Set once the service stops accepting.
     pub is_draining: AtomicBool,
 }
@@ -197,7 +205,8 @@ impl Intake {
     /// Buffers the spans of one decoded request, whose bytes the caller has charged to the budget.
     ///
     /// # Errors
-    /// [`Refusal::Malformed`], [`Refusal::Memory`], or [`Refusal::Panicked`].
+    /// [`Refusal::Malformed`], [`Refusal::Memory`], [`Refusal::NeverFits`], or
+    /// [`Refusal::Panicked`].
     pub fn take(&self, transport: Transport, request: &[u8]) -> Result<Ingested, Refusal> {
         thread_local! {
             // One of each a worker thread: there is no await between here and the acknowledgement.
@@ -211,23 +220,58 @@ impl Intake {
                 ingested
             })
         };
-        let ingested =
-            self.supervisor.contained_now(Task::Receiver, ingest).map_err(|panicked| {
+        let ingested = self
+            .supervisor
+            .contained_now(Task::Receiver, ingest)
+            .map_err(|panicked| {
                 BUFFERS.with_borrow_mut(|(scratch, decided)| {
-                    self.metrics.accepted(transport, scratch.taken(), 0);
+                    let taken = Ingested { accepted: scratch.taken(), ..Ingested::default() };
+                    self.metrics.accepted(transport, &taken);
                     self.metrics.failed(FailedBecause::Malformed, decided.give_up());
                     self.pass_on(decided);
                     (*scratch, *decided) = Default::default();
                 });
                 Refusal::from(panicked)
-            })??;
-        self.metrics.accepted(transport, ingested.accepted, ingested.rejected);
+            })?
+            .map_err(|unwalked| self.refusal_of(unwalked, request.len()))?;
+        self.metrics.accepted(transport, &ingested);
+        if let Some(outsized) = &ingested.outsized {
+            self.log_outsized(outsized);
+        }
         Ok(ingested)
+    }
+
+    fn refusal_of(&self, unwalked: Unwalked, request_bytes: usize) -> Refusal {
+        match unwalked {
+            Unwalked::Malformed(malformed) => Refusal::Malformed(malformed.to_string()),
+            Unwalked::NoRoom { bytes } => match request_bytes + bytes {
+                needed_bytes if self.budget.never_fits(needed_bytes) => {
+                    Refusal::NeverFits { needed_bytes }
+                }
+                _ => Refusal::Memory,
+            },
+        }
     }
 
     /// Counts and logs a request that was taken though it has no span.
     fn notice_empty(&self, transport: Transport, sent: Sent<'_>, ingested: &Ingested) {
         self.empty.notice(&self.metrics, transport, sent, ingested);
+    }
+
+    /// What a sender of one such resource sends again and again.
+    #[cold]
+    fn log_outsized(&self, outsized: &Outsized) {
+        let Some(spans) = self.outsized.add(outsized.spans) else { return };
+        let Outsized { bytes, bytes_max, service, .. } = outsized;
+        warn!(
+            spans,
+            service,
+            bytes,
+            bytes_max,
+            "refused spans: their resource or scope is larger than a quarter of \
+             exporter.otlp.max_request_size_kib, and would be sent again with every request. \
+             Let the service send smaller resource attributes, or raise max_request_size_kib"
+        );
     }
 
     /// Hands on what a request has brought about.

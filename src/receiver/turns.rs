@@ -5,7 +5,7 @@
 //! be the one that polls all sockets, and it wakes nobody for a single task. So the work is done on
 //! a thread of its own, of which there are at most half as many as there are cores.
 
-use std::sync::Arc;
+use std::{panic::resume_unwind, sync::Arc};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -15,7 +15,7 @@ use tokio::{
 use super::Refusal;
 use crate::sampler::Ingested;
 
-/// See the module.
+/// Turns of large requests.
 #[derive(Debug)]
 pub struct Turns {
     free: Arc<Semaphore>,
@@ -43,15 +43,25 @@ impl Turns {
     }
 }
 
-/// Does what is left to do for a request, a large one as the module says.
+/// Does what is left to do for a request: a large one on a thread of its own. A panic goes on in
+/// the caller, where the request is contained and the panic counted.
 ///
 /// # Errors
-/// Those of `work`; [`Refusal::Panicked`] also where the runtime is shut down before.
+/// Those of `work`; [`Refusal::Panicked`] where the runtime is shut down before.
 pub(super) async fn work(
     is_large: bool,
     work: impl FnOnce() -> Result<Ingested, Refusal> + Send + 'static,
 ) -> Result<Ingested, Refusal> {
-    if is_large { spawn_blocking(work).await.unwrap_or(Err(Refusal::Panicked)) } else { work() }
+    if !is_large {
+        return work();
+    }
+    match spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_cancelled) => Err(Refusal::Panicked),
+        },
+    }
 }
 
 #[cfg(test)]
@@ -59,18 +69,22 @@ mod tests {
     use std::{thread, time::Duration};
 
     use super::*;
+    use crate::supervise::Panicked;
 
     #[tokio::test]
     async fn only_large_requests_leave_their_worker() {
         let worker = thread::current().id();
         let is_here = move || {
             let accepted = u64::from(thread::current().id() == worker);
-            Ok(Ingested { accepted, rejected: 0 })
+            Ok(Ingested { accepted, ..Ingested::default() })
         };
         let here = work(false, is_here).await.expect("done");
         let there = work(true, is_here).await.expect("done");
         assert_eq!((here.accepted, there.accepted), (1, 0));
-        assert_eq!(work(true, || panic!("a bug")).await, Err(Refusal::Panicked));
+        for is_large in [false, true] {
+            let panics = work(is_large, || panic!("a bug"));
+            assert_eq!(crate::supervise::contained(panics).await, Err(Panicked));
+        }
     }
 
     #[tokio::test]

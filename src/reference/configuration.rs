@@ -61,6 +61,7 @@ fn kind(key: &Key) -> String {
             words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ")
         }
         Kind::Listener { .. } => "`host:port`".to_owned(),
+        Kind::UrlPath { .. } => "path of a URL".to_owned(),
         Kind::Url { .. } => "URL".to_owned(),
         Kind::Path => "path".to_owned(),
         Kind::Text => "string".to_owned(),

@@ -81,6 +81,7 @@ fn property(key: &Key) -> Value {
             "default": default,
         }),
         Kind::Listener { default } => json!({ "$ref": "#/$defs/listener", "default": default }),
+        Kind::UrlPath { default } => json!({ "$ref": "#/$defs/url_path", "default": default }),
         Kind::Url { default } => json!({ "$ref": "#/$defs/url", "default": default }),
         Kind::Path => json!({ "$ref": "#/$defs/path" }),
         Kind::Text => json!({ "type": "string" }),

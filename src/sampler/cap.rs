@@ -31,6 +31,7 @@ impl Sampler {
                     out.spans.push(span);
                 } else {
                     out.kept_bytes -= span.bytes.len();
+                    out.unfit.push(span);
                 }
             }
             let fitting = out.spans.len() - before;
@@ -49,7 +50,14 @@ impl Sampler {
         let late = out.spans.split_off(out.spans.len() - trace.spans);
         let before = out.spans.len();
         out.kept_bytes -= late.iter().map(|span| span.bytes.len()).sum::<usize>();
-        out.spans.extend(late.into_iter().filter(|span| fits(&mut used, span.bytes.len(), cap)));
+        for span in late {
+            let target = if fits(&mut used, span.bytes.len(), cap) {
+                &mut out.spans
+            } else {
+                &mut out.unfit
+            };
+            target.push(span);
+        }
         out.kept_bytes += out.spans[before..].iter().map(|span| span.bytes.len()).sum::<usize>();
         let fitting = out.spans.len() - before;
         note_cut(&mut out.cut, trace, trace.spans - fitting);

@@ -17,6 +17,11 @@ use crate::{
 
 /// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
 const TRACES_PER_LOCK: usize = 256;
+/// Entries that each list of a [`Decided`] keeps room for when it is cleared.
+const SPARE_ENTRIES: usize = 16 << 10;
+/// Kept spans after which no further trace is decided under the same lock: each takes 40 bytes on
+/// its way out beside its own.
+const KEPT_SPANS_PER_LOCK: usize = 8 << 10;
 
 /// What was decided under one lock, or while one request was taken in. Buffers are reused: clear
 /// it.
@@ -43,12 +48,16 @@ pub struct Decided {
     pub forgotten: u64,
     /// Decided under this lock, and still to be emptied.
     taken: Vec<Taken>,
+    /// Spans that passed the cap, to be dropped outside the lock: the last one of a segment frees
+    /// it.
+    pub(super) unfit: Vec<KeptSpan>,
     /// To be dropped outside the lock.
     freed: Freed,
 }
 
 impl Decided {
-    /// Forgets everything, and frees what the window has given up.
+    /// Forgets everything, and frees what the window has given up. What an unusual request took is
+    /// not kept.
     pub fn clear(&mut self) {
         self.decisions.records.clear();
         self.decisions.matched.clear();
@@ -61,7 +70,13 @@ impl Decided {
         self.cut.clear();
         self.panics = 0;
         self.forgotten = 0;
+        self.unfit.clear();
         self.freed.clear();
+        self.decisions.records.shrink_to(SPARE_ENTRIES);
+        self.decisions.matched.shrink_to(SPARE_ENTRIES);
+        self.kept.shrink_to(SPARE_ENTRIES);
+        self.spans.shrink_to(SPARE_ENTRIES);
+        self.late.shrink_to(SPARE_ENTRIES);
     }
 
     /// Spans that have left the window, or never came into it, kept or not.
@@ -129,7 +144,7 @@ pub enum Progress {
     Done,
     /// The lock was given up with, perhaps, more to do.
     More,
-    /// The next trace is kept and larger than the room that was left.
+    /// The next trace is larger than the room that was left. It was not judged.
     NoRoom,
 }
 
@@ -150,7 +165,11 @@ impl Sampler {
         let now = state.window.now();
         let mut progress = Progress::More;
         let since = Since::now(out);
+        let (mut kept_traces, mut kept_spans) = (out.kept.len(), 0);
         for _ in 0..TRACES_PER_LOCK {
+            if kept_spans >= KEPT_SPANS_PER_LOCK {
+                break;
+            }
             let early = |(position, _), trigger| Due { position, trigger, at: now };
             let due = match which {
                 Which::Due => by.and_then(|by| state.window.next_due(by)),
@@ -170,6 +189,10 @@ impl Sampler {
                 progress = Progress::NoRoom;
                 break;
             }
+            if let Some(trace) = out.kept.last().filter(|_| out.kept.len() > kept_traces) {
+                kept_traces = out.kept.len();
+                kept_spans += trace.spans;
+            }
         }
         self.conclude(&mut state, since, out);
         if which == Which::Due && state.window.compact(&mut out.freed) && progress == Progress::Done
@@ -182,7 +205,9 @@ impl Sampler {
     }
 
     /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow.
-    /// Breaks, and leaves it there, if it is kept but there is no room for it.
+    /// Breaks, and leaves it there, if there would be no room for it. It is not judged then: a
+    /// trace that was kept by one tick's threshold and had to wait would be judged again by
+    /// another, which biases the counts that limits are to leave unbiased.
     pub(super) fn decide_trace(
         &self,
         state: &mut ShardState,
@@ -192,6 +217,10 @@ impl Sampler {
     ) -> ControlFlow<()> {
         let window = &mut state.window;
         let (trace_id, facts) = (window.trace_id(due.position), window.facts(due.position));
+        let bytes = facts.bytes as usize;
+        if out.kept_bytes > 0 && out.kept_bytes + bytes > room {
+            return ControlFlow::Break(());
+        }
         let explicit_randomness = window.explicit_randomness(due.position);
         let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
         let randomness = evidence.randomness;
@@ -205,11 +234,6 @@ impl Sampler {
             out.decisions.matched.truncate(matched_start as usize);
             Verdict::NONE
         });
-        let bytes = facts.bytes as usize;
-        if verdict.kept && out.kept_bytes > 0 && out.kept_bytes + bytes > room {
-            out.decisions.matched.truncate(matched_start as usize);
-            return ControlFlow::Break(());
-        }
         let has_shadows = state.plan.shadows().len() > 0;
         // Of a dropped trace only the limits of shadow policies could be charged.
         if state.plan.has_limits() && (is_charged || has_shadows) {

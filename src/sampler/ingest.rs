@@ -1,4 +1,9 @@
 //! Taking a request in: walk, sort by shard and trace, append under one lock a shard.
+//!
+//! A request of up to some tens of thousands of spans is walked once and sorted as a whole. One
+//! with more is walked to its end first, since it is taken whole or not at all, and then in pieces,
+//! so that what is known of its spans never takes more than 8 MiB. Before the first span of a large
+//! request is taken, the budget is asked for what all of them will need.
 
 use std::{
     ops::Range,
@@ -8,9 +13,12 @@ use std::{
 
 use super::{Decided, Sampler, ShardState, cap::Since};
 use crate::{
+    budget::{Budget, Hold, Holder},
     decisions::Decision,
     otlp::{
+        Context,
         conditions::Conditions as _,
+        outsized::Outsized,
         rewalk::Rewalk,
         walk::{self, SpanMeta, Unwalked, Walked},
     },
@@ -22,16 +30,21 @@ use crate::{
 /// Spans taken in under one lock, a millisecond or two of work: others wait for the shard.
 const SPANS_PER_LOCK: usize = 4096;
 
+/// Requests of at most so many bytes, whose spans take as many beside their own, are taken without
+/// asking for the room that they need in the window: what admits them leaves more than that.
+const UNASKED_BYTES: usize = 1 << 20;
+
+/// What a span takes once it is taken in, beside its own bytes: in a segment 6 bytes, and where it
+/// is the only one of its record 32 more; where it is the only one of its trace, 64 for the entry
+/// and about 10 in the index; or, if it is late, 130 on its way out.
+/// Not the bits of its trace.
+const TAKEN_SPAN_BYTES: usize = 130;
+
 /// Buffers of one ingest, kept from request to request.
 #[derive(Debug, Default)]
 pub struct Scratch {
     walked: Walked,
-    hashes: Vec<u64>,
-    /// Indices of spans, by shard and within a shard by trace.
-    order: Vec<u32>,
-    counts: Vec<u32>,
-    /// What is left of `order` for each shard.
-    rests: Vec<Range<usize>>,
+    sorted: Sorted,
     appending: Appending,
     /// Spans of the request that were taken in so far.
     taken: u64,
@@ -43,17 +56,28 @@ impl Scratch {
         self.taken
     }
 
-    /// Keeps the capacity that a request of up to 64 Ki spans needs: what one larger request took
-    /// is not to stay with each worker.
+    /// Keeps no more than the spans that are kept have use for.
     fn shrink(&mut self) {
-        const SPANS: usize = 64 << 10;
-        self.hashes.truncate(SPANS);
-        self.hashes.shrink_to(SPANS);
-        self.order.truncate(SPANS);
-        self.order.shrink_to(SPANS);
-        self.appending.sought.truncate(SPANS);
-        self.appending.sought.shrink_to(SPANS);
+        self.walked.clear();
+        let Sorted { hashes, order, .. } = &mut self.sorted;
+        let room = self.walked.room();
+        hashes.truncate(room);
+        hashes.shrink_to(room);
+        order.truncate(room);
+        order.shrink_to(room);
+        self.appending.slots.shrink();
     }
+}
+
+/// The spans of a piece, sorted.
+#[derive(Debug, Default)]
+struct Sorted {
+    hashes: Vec<u64>,
+    /// Indices of spans, by shard and within a shard by trace.
+    order: Vec<u32>,
+    counts: Vec<u32>,
+    /// What is left of `order` for each shard.
+    rests: Vec<Range<usize>>,
 }
 
 /// Buffers of appending to a shard.
@@ -62,14 +86,23 @@ struct Appending {
     /// The traces of the spans.
     sought: Vec<Sought>,
     slots: ContextSlots,
-    /// Bits by the plan of the shard, where that is not the one the request was walked with.
-    rewalked: Vec<u64>,
+}
+
+/// A request that is being taken in.
+struct Taking<'a> {
+    now: Millis,
+    request: &'a [u8],
+    plan: &'a Arc<Plan>,
+    /// Room for the spans that are still to come, and how much of it each has.
+    room: Option<(Hold, usize)>,
 }
 
 /// The spans of a request that belong to one shard.
 struct OfShard<'a> {
     request: &'a [u8],
-    walked: &'a Walked,
+    contexts: &'a [Arc<Context>],
+    spans: &'a [SpanMeta],
+    bits: &'a [u64],
     hashes: &'a [u64],
     order: &'a [u32],
     plan: &'a Arc<Plan>,
@@ -114,26 +147,48 @@ impl ShardState {
 }
 
 /// What became of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ingested {
     /// Spans buffered, or following their trace's decision.
     pub accepted: u64,
     /// Spans left out because an id was malformed.
     pub rejected: u64,
+    /// Spans left out because their resource or scope is too large.
+    pub outsized: Option<Box<Outsized>>,
 }
 
-/// Computes the bits of some spans of a request by another plan than it was walked with: a reload
+/// Some spans of a request with their bits by another plan than they were walked with: a reload
 /// has come to their shard, or is on its way to it.
-fn walk_again(request: &[u8], walked: &Walked, spans: &[u32], plan: &Plan, bits: &mut Vec<u64>) {
-    let words = plan.leaves().words();
-    bits.clear();
-    bits.resize(walked.spans.len() * words, 0);
-    let mut rewalk = Rewalk::new(plan.leaves());
-    for &index in spans {
-        let span = &walked.spans[index as usize];
-        let bytes = &request[span.offset as usize..][..span.len as usize];
-        let context = &walked.contexts[span.context as usize];
-        rewalk.add(context, bytes, &mut bits[index as usize * words..][..words]);
+struct WalkedAgain {
+    spans: Vec<SpanMeta>,
+    hashes: Vec<u64>,
+    bits: Vec<u64>,
+    order: Vec<u32>,
+    _hold: Hold,
+}
+
+impl WalkedAgain {
+    fn new(of_shard: &OfShard<'_>, plan: &Plan, budget: &Arc<Budget>) -> Self {
+        let (words, order) = (plan.leaves().words(), of_shard.order);
+        // Those of one lock: they are few enough not to be asked for.
+        let bytes = order.len() * (size_of::<SpanMeta>() + 8 + 8 * words + 4);
+        let hold = budget.hold(Holder::Walking, bytes);
+        let spans: Vec<_> = order.iter().map(|&index| of_shard.spans[index as usize]).collect();
+        let hashes = order.iter().map(|&index| of_shard.hashes[index as usize]).collect();
+        let mut bits = vec![0; spans.len() * words];
+        let mut rewalk = Rewalk::new(plan.leaves());
+        for (index, span) in spans.iter().enumerate() {
+            let bytes = &of_shard.request[span.offset as usize..][..span.len as usize];
+            let context = &of_shard.contexts[span.context as usize];
+            rewalk.add(context, bytes, &mut bits[index * words..][..words]);
+        }
+        let order = (0..).take(spans.len()).collect();
+        WalkedAgain { spans, hashes, bits, order, _hold: hold }
+    }
+
+    fn of_shard<'a>(&'a self, before: &OfShard<'a>) -> OfShard<'a> {
+        let WalkedAgain { spans, hashes, bits, order, .. } = self;
+        OfShard { spans, hashes, bits, order, ..*before }
     }
 }
 
@@ -142,7 +197,7 @@ impl Sampler {
     /// that reach a limit) are added to `out`.
     ///
     /// # Errors
-    /// [`Unwalked`] when it is undecodable or there is no memory for its contexts; nothing of it
+    /// [`Unwalked`] when it is undecodable or there is no memory for what it needs; nothing of it
     /// was taken then.
     pub fn ingest(
         &self,
@@ -151,13 +206,60 @@ impl Sampler {
         scratch: &mut Scratch,
         out: &mut Decided,
     ) -> Result<Ingested, Unwalked> {
-        scratch.walked.clear();
-        let plan = self.plan();
-        walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked)
-            .inspect_err(|_| scratch.walked.clear())?;
-        self.sort(scratch);
-        let Scratch { walked, hashes, order, rests, appending, taken, .. } = scratch;
+        scratch.walked.bound(self.bounds);
+        let plan = &self.plan();
+        let walked = walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked);
+        let room = walked.and_then(|()| self.room_for(request, &scratch.walked));
+        // What it had is given back before anybody answers.
+        let room = room.inspect_err(|_| scratch.shrink())?;
+        let mut taking = Taking { now, request, plan, room };
+        let Scratch { walked, sorted, appending, taken } = scratch;
         appending.slots.reset(walked.contexts.len());
+        let mut ingest = |walked: &Walked| {
+            self.ingest_piece(&mut taking, walked, sorted, (appending, out, taken))
+        };
+        if walked.is_whole() {
+            ingest(walked);
+        } else {
+            walk::walk_in_pieces(request, plan.leaves(), walked, &mut ingest);
+        }
+        let rejected = walked.rejected;
+        let outsized = walked.outsized.take().filter(|outsized| outsized.spans > 0);
+        let accepted = std::mem::take(taken);
+        // The contexts of a request must not live on in an idle connection.
+        scratch.shrink();
+        Ok(Ingested { accepted, rejected, outsized })
+    }
+
+    /// Room for what the spans of a large request will need, and how much of it each has.
+    fn room_for(&self, request: &[u8], walked: &Walked) -> Result<Option<(Hold, usize)>, Unwalked> {
+        let bits_bytes = 8 * walked.words();
+        let beside = walked.spans.len() * (TAKEN_SPAN_BYTES + bits_bytes);
+        if walked.is_whole() && request.len().max(beside) <= UNASKED_BYTES {
+            return Ok(None);
+        }
+        // A request is shorter than 4 GiB, and so has fewer spans.
+        let seen = walked.seen();
+        let [spans, bytes, runs] = [seen.spans, seen.bytes, seen.runs].map(|sum| sum as usize);
+        let needed = bytes + spans * TAKEN_SPAN_BYTES + runs * bits_bytes;
+        match self.budget.try_hold(Holder::Walking, needed) {
+            Some(hold) => Ok(Some((hold, needed / spans.max(1)))),
+            None => Err(Unwalked::NoRoom { bytes: walked.charged() + needed }),
+        }
+    }
+
+    /// Takes in the spans of a piece.
+    fn ingest_piece(
+        &self,
+        taking: &mut Taking<'_>,
+        walked: &Walked,
+        sorted: &mut Sorted,
+        (appending, out, taken): (&mut Appending, &mut Decided, &mut u64),
+    ) {
+        self.sort(walked, sorted);
+        let Sorted { hashes, order, rests, .. } = sorted;
+        let &mut Taking { now, request, plan, .. } = taking;
+        let Walked { contexts, spans, bits, .. } = walked;
         // A giant request comes back to a shard once all others had their turn: whoever waits for
         // the lock in between gets it.
         while !rests.is_empty() {
@@ -165,17 +267,14 @@ impl Sampler {
                 let now_taken = rest.start..rest.end.min(rest.start + SPANS_PER_LOCK);
                 rest.start = now_taken.end;
                 let order = &order[now_taken];
-                let of_shard = OfShard { request, walked, hashes, order, plan: &plan };
+                let of_shard = OfShard { request, contexts, spans, bits, hashes, order, plan };
                 self.ingest_locked(now, &of_shard, appending, out, taken);
+                if let Some((room, of_span)) = &mut taking.room {
+                    room.shrink(order.len() * *of_span);
+                }
             }
             rests.retain(|rest| !rest.is_empty());
         }
-        let rejected = walked.rejected;
-        // The contexts of a request must not live on in an idle connection.
-        walked.clear();
-        let accepted = std::mem::take(taken);
-        scratch.shrink();
-        Ok(Ingested { accepted, rejected })
     }
 
     fn ingest_locked(
@@ -192,7 +291,12 @@ impl Sampler {
         let before = state.window.spans() + out.left_spans();
         // Under the lock, since only there the difference is what this request has added.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            self.ingest_shard(&mut state, of_shard, appending, out);
+            if Arc::ptr_eq(&state.plan, of_shard.plan) {
+                self.ingest_shard(&mut state, of_shard, appending, out);
+            } else {
+                let again = WalkedAgain::new(of_shard, &state.plan, &self.budget);
+                self.ingest_shard(&mut state, &again.of_shard(of_shard), appending, out);
+            }
         }));
         *taken += state.window.spans() + out.left_spans() - before;
         drop(state);
@@ -206,17 +310,11 @@ impl Sampler {
         appending: &mut Appending,
         out: &mut Decided,
     ) {
-        let &OfShard { request, walked, hashes, order, plan } = of_shard;
-        let Appending { sought, slots, rewalked } = appending;
-        let bits = if Arc::ptr_eq(&state.plan, plan) {
-            &walked.bits
-        } else {
-            walk_again(request, walked, order, &state.plan, rewalked);
-            &*rewalked
-        };
+        let &OfShard { request, contexts, spans, bits, hashes, order, .. } = of_shard;
+        let Appending { sought, slots } = appending;
         // All look-ups first, and those that depend on one another in turns: they wait for
         // memory together, where with an append in between each would wait alone.
-        let trace_of = |&index: &u32| walked.spans[index as usize].trace_id;
+        let trace_of = |&index: &u32| spans[index as usize].trace_id;
         let runs = order.chunk_by(|a, b| trace_of(a) == trace_of(b));
         sought.clear();
         sought.extend(runs.map(|run| {
@@ -241,7 +339,6 @@ impl Sampler {
         for sought in &*sought {
             let (order, later) = rest.split_at(sought.spans);
             rest = later;
-            let (contexts, spans) = (&walked.contexts, &walked.spans);
             let run = Run { request, contexts, spans, bits, order };
             self.ingest_run(state, sought, &run, slots, out);
         }
@@ -250,10 +347,12 @@ impl Sampler {
 
     /// Counting sort by the hash's middle bits, with about as many buckets as spans: shards become
     /// contiguous, and the spans of a trace as good as always, in their order of arrival.
-    fn sort(&self, scratch: &mut Scratch) {
-        let Scratch { walked, hashes, order, counts, rests, .. } = scratch;
+    fn sort(&self, walked: &Walked, sorted: &mut Sorted) {
+        let Sorted { hashes, order, counts, rests } = sorted;
         let spans = &walked.spans;
+        // As much room as the spans have, which is charged.
         hashes.clear();
+        hashes.reserve_exact(walked.room());
         hashes.extend(spans.iter().map(|span| window::hash_of(&self.hasher, span.trace_id)));
         let bucket_bits =
             spans.len().next_power_of_two().trailing_zeros().clamp(self.shard_bits, 16);
@@ -269,6 +368,7 @@ impl Sampler {
             start += std::mem::replace(count, start);
         }
         order.clear();
+        order.reserve_exact(walked.room());
         order.resize(spans.len(), 0);
         for (index, &hash) in (0..).zip(hashes.iter()) {
             let place = &mut counts[bucket_of(hash)];

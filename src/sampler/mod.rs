@@ -4,8 +4,9 @@
 //! [`Sampler::ingest`] runs on connection tasks, [`Sampler::decide`] on the decider. Both are
 //! synchronous, take `now`, and know no network, no clock and no TOML. A shard is a mutex around
 //! its window and its remembered decisions; spans of a request are sorted by shard first, so that
-//! each shard is locked once a request. Under the lock nothing is logged, notified or freed: what
-//! was decided and what is free leaves in a [`Decided`].
+//! each shard is locked once for every 4,096 spans that a request has for it. Under the lock
+//! nothing is logged or notified, and no segment, span, context or plan is freed: what was decided
+//! and what is free leaves in a [`Decided`]. Tables of a shard do grow, shrink and forget under it.
 //!
 //! Invariants: a trace is decided exactly once while it is buffered or remembered; every span of it
 //! leaves, or does not, by that decision; `accepted = kept + dropped + buffered`, in spans, after
@@ -32,9 +33,9 @@ pub use self::{
     ingest::{Ingested, Scratch},
 };
 use crate::{
-    budget::Budget,
+    budget::{Budget, Holder},
     decisions::{Decision, DecisionLog, Logged, Remembered},
-    otlp::{Contexts, conditions::Conditions as _},
+    otlp::{Contexts, conditions::Conditions as _, walked::Bounds},
     policy::Plan,
     trace::TraceId,
     window::{self, Hasher, Millis, NewBits, Pool, Shard, Waits},
@@ -49,6 +50,8 @@ pub struct Limits {
     pub max_trace_spans: u32,
     /// Encoded bytes at which a trace is decided with what it has.
     pub max_trace_bytes: u32,
+    /// Encoded bytes that a resource may have, and a scope.
+    pub context_bytes_max: usize,
     /// Encoded bytes that a kept trace may come to over its whole life.
     pub kept_bytes_max: Option<u64>,
     /// How long a decision is remembered, in milliseconds.
@@ -68,6 +71,8 @@ pub struct Sampler {
     plan: RwLock<Arc<Plan>>,
     contexts: Contexts,
     limits: Limits,
+    /// Of what is known of the spans of a request while they are taken in.
+    bounds: Bounds,
     log: DecisionLog,
     pool: Arc<Pool>,
     budget: Arc<Budget>,
@@ -132,6 +137,10 @@ impl Sampler {
         let shards = shards.next_power_of_two();
         // However many traces are decided, the window keeps most of the memory.
         let remembered_bytes_max = budget.limit() / 4 / shards;
+        // There are four shards a core, and as many walks at once as there are cores, or half more.
+        let piece_bytes = (budget.limit() / 64).clamp(256 << 10, 8 << 20);
+        let bounds =
+            Bounds { piece_bytes, kept_bytes: piece_bytes.min(budget.limit() / 8 / shards) };
         let ttl = limits.decision_ttl_millis;
         let shards: Box<[_]> = (0..shards)
             .map(|_| {
@@ -148,8 +157,9 @@ impl Sampler {
             shards,
             hasher,
             plan: RwLock::new(plan),
-            contexts: Contexts::new(Arc::clone(budget)),
+            contexts: Contexts::with_bytes_max(Arc::clone(budget), limits.context_bytes_max),
             limits,
+            bounds,
             log: DecisionLog::new(limits.decision_log_traces, budget),
             pool,
             budget: Arc::clone(budget),
@@ -183,6 +193,7 @@ impl Sampler {
 
     fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
         let mut bits = NewBits::new(plan.leaves());
+        let mut _held;
         // The second time only what came during the first, so that the lock is held for what came
         // during the second.
         for _ in 0..2 {
@@ -191,6 +202,8 @@ impl Sampler {
             let view = state.window.view();
             drop(state);
             watch(Hold::Ended);
+            // Without asking: that it is charged makes room, by deciding the oldest traces.
+            _held = self.budget.hold(Holder::Index, bits.bytes_for(&view));
             bits.catch_up(&view);
         }
         let mut state = self.lock(shard);
@@ -241,6 +254,7 @@ impl Sampler {
     /// Gives memory back that has been of no use for a while. Called once a tick.
     pub fn trim(&self, now: Millis) {
         self.pool.trim(now);
+        self.contexts.trim();
     }
 
     /// What is known about a trace.

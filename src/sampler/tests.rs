@@ -12,6 +12,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
+    otlp::walk::Unwalked,
     policy::{
         LimitSpec, PolicyId, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch, Verdict,
     },
@@ -57,6 +58,7 @@ const LIMITS: Limits = Limits {
     waits: Waits { decision_wait: 10, after_root: None },
     max_trace_spans: 10,
     max_trace_bytes: 1 << 10,
+    context_bytes_max: usize::MAX,
     kept_bytes_max: None,
     decision_ttl_millis: 10,
     decision_log_traces: 0,
@@ -156,4 +158,105 @@ fn a_reload_in_progress_leaves_no_shard_out_of_a_tick() {
         {}
     }
     assert_eq!((decided.left_spans(), decided.kept.len()), (200, 20));
+}
+
+#[test]
+fn a_trace_without_room_is_not_judged() {
+    let plan = Arc::new(Plan::compile(&[policy("a")]));
+    let sampler = Sampler::new(plan, LIMITS, &Budget::new(1 << 30), 1);
+    let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+    let mut take = |value: &str, trace: u8| {
+        let bytes = request_of(value, trace..=trace);
+        sampler.ingest(Millis(0), &bytes, &mut scratch, &mut Decided::default()).expect("valid");
+    };
+    // The second one would be dropped, and still waits: what becomes of a trace for want of room
+    // must not depend on how it is judged.
+    take("a", 1);
+    take("b", 2);
+    let which = Which::Oldest(Trigger::Memory);
+    let bytes = sampler.buffered().bytes as usize / 2;
+    assert_eq!(sampler.decide(0, Millis(0), which, bytes, &mut decided), Progress::NoRoom);
+    assert_eq!((decided.decisions.records.len(), sampler.buffered().traces), (1, 1));
+    assert!(decided.decisions.matched.len() == 1 && decided.kept.len() == 1);
+    decided.clear();
+    assert_eq!(sampler.decide(0, Millis(0), which, bytes, &mut decided), Progress::Done);
+    assert_eq!((decided.decisions.records.len(), sampler.buffered().traces), (1, 0));
+}
+
+/// A request of so many spans of 30 bytes, each of a trace of its own.
+fn bare_spans(count: u128) -> Vec<u8> {
+    let span = |id: u128| Span {
+        trace_id: id.to_be_bytes().into(),
+        span_id: vec![1; 8],
+        ..Span::default()
+    };
+    let scope = ScopeSpans { spans: (1..=count).map(span).collect(), ..ScopeSpans::default() };
+    let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
+    ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec()
+}
+
+#[test]
+fn a_giant_request_is_taken_whole_in_pieces_or_not_at_all() {
+    // 640 conditions are ten words a span.
+    let policies: Vec<_> = (0..640).map(|n| policy(&format!("n{n}"))).collect();
+    let plan = Arc::new(Plan::compile(&policies));
+    let request = bare_spans(50_000);
+    for (mib, is_taken) in [(4, false), (64, true)] {
+        let budget = Budget::new(mib << 20);
+        let sampler = Sampler::new(Arc::clone(&plan), LIMITS, &budget, 4);
+        let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+        let kept_bytes = sampler.bounds.kept_bytes;
+        for round in 1..=2 {
+            let taken = sampler.ingest(Millis(0), &request, &mut scratch, &mut decided);
+            match taken {
+                Ok(taken) if is_taken => assert_eq!(taken.accepted, 50_000),
+                Err(Unwalked::NoRoom { bytes }) => {
+                    assert!(!is_taken && bytes + request.len() > mib << 20, "{bytes}");
+                    assert_eq!(sampler.buffered().spans, 0);
+                }
+                other => panic!("{mib} MiB: {other:?}"),
+            }
+            assert!(budget.held(Holder::Walking) <= kept_bytes, "given back");
+            for shard in 0..4 {
+                let which = Which::Oldest(Trigger::Shutdown);
+                while sampler.decide(shard, Millis(0), which, usize::MAX, &mut decided)
+                    == Progress::More
+                {
+                    decided.clear();
+                }
+            }
+            decided.clear();
+            assert_eq!(sampler.buffered().spans, 0, "round {round}");
+        }
+    }
+}
+
+#[test]
+fn what_is_held_returns_to_the_same_figure_at_rest() {
+    let budget = Budget::new(64 << 20);
+    // 1,000 conditions: the bits of a thousand entries of a ring would take 128 KB.
+    let policies: Vec<_> = (0..1_000).map(|n| policy(&format!("n{n}"))).collect();
+    let sampler = Sampler::new(Arc::new(Plan::compile(&policies)), LIMITS, &budget, 4);
+    let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
+    let mut at_rest = Vec::new();
+    for (round, count) in (1_u32..).zip([1_000, 10, 3_000, 1, 1_000]) {
+        let now = Millis(round * 1_000_000);
+        sampler.ingest(now, &bare_spans(count), &mut scratch, &mut decided).expect("fits");
+        let which = Which::Oldest(Trigger::Shutdown);
+        for _ in 0..3 {
+            for shard in 0..4 {
+                while sampler.decide(shard, now, which, usize::MAX, &mut decided) == Progress::More
+                {
+                }
+                decided.clear();
+            }
+        }
+        sampler.trim(now);
+        sampler.trim(Millis(now.0 + 20_000));
+        sampler.trim(Millis(now.0 + 40_000));
+        at_rest.push((budget.held(Holder::Index), budget.held(Holder::Segments)));
+    }
+    let most = at_rest.iter().map(|(index, _)| *index).max().expect("some");
+    assert!(most <= 4 * (256 << 10), "{at_rest:?}");
+    assert!(at_rest.iter().all(|(_, segments)| *segments == 0), "{at_rest:?}");
 }

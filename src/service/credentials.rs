@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     config::Config,
-    credentials::{self, Faults, Live, ServerSide, Tokens, Watch},
+    credentials::{self, Bearer, Faults, Live, ServerSide, Tokens, Watch},
     exporter::{Client, ClientError, Connector, Tls},
     metrics::Metrics,
 };
@@ -15,6 +15,8 @@ pub(super) struct Credentials {
     pub(super) server: Option<Arc<Live<ServerSide>>>,
     pub(super) tokens: Option<Arc<Live<Tokens>>>,
     backend: Option<Tls>,
+    /// What is shown to the backend.
+    bearer: Option<Arc<Live<Bearer>>>,
 }
 
 impl Credentials {
@@ -44,13 +46,20 @@ impl Credentials {
             });
             certificates.map(|certificates| Tls { certificates, server_name })
         });
+        let bearer = config
+            .exporter
+            .bearer_token_file
+            .clone()
+            .map(|file| watch.add(vec![file.clone()], move || credentials::read_bearer(&file)));
         let (server, tokens) = (server.transpose()?, tokens.transpose()?);
-        Ok(Credentials { watch: Arc::new(watch), server, tokens, backend: backend.transpose()? })
+        let (backend, bearer) = (backend.transpose()?, bearer.transpose()?);
+        Ok(Credentials { watch: Arc::new(watch), server, tokens, backend, bearer })
     }
 
     /// The exporter's client, over TCP or TLS.
     pub(super) fn client(&self, config: &Config) -> Result<Client, ClientError> {
-        let connector = Connector::new(config.exporter.timeout, self.backend.clone());
-        Client::with_connector(&config.exporter, connector)
+        let connector = Connector::new(&config.exporter, self.backend.clone());
+        let client = Client::with_connector(&config.exporter, connector)?;
+        Ok(client.with_token(self.bearer.clone()))
     }
 }

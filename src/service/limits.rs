@@ -7,7 +7,8 @@ use tracing::warn;
 use crate::{
     budget::Budget,
     config::Config,
-    receiver::{listen, windows::Windows},
+    net::{listen, windows::Windows},
+    receiver::{cors::Cors, http::Settings},
     sampler::Limits,
     window::Waits,
 };
@@ -16,6 +17,9 @@ use crate::{
 const TICK_MAX: Duration = Duration::from_millis(100);
 /// Connections one HTTP listener may have.
 const HTTP_CONNECTIONS_MAX: usize = 1024;
+
+/// A quarter of the smallest `max_request_size_kib`.
+const CONTEXT_BYTES_MIN: usize = 4 << 10;
 
 /// Cores that the process may use.
 pub(super) fn cores() -> usize {
@@ -38,13 +42,14 @@ pub(super) fn limits(config: &Config) -> Limits {
         },
         max_trace_spans: sampling.max_trace_spans,
         max_trace_bytes: sampling.max_trace_bytes,
+        context_bytes_max: (config.exporter.max_request_bytes / 4).max(CONTEXT_BYTES_MIN),
         kept_bytes_max: config.exporter.max_trace_bytes,
         decision_ttl_millis: millis(sampling.decision_cache_ttl),
         decision_log_traces: sampling.decision_log_size,
     }
 }
 
-/// Of connections to the gRPC door, of which descriptors allow so many.
+/// Of connections to the gRPC receiver, of which descriptors allow so many.
 pub(super) fn grpc_limits(
     config: &Config,
     connections_max: usize,
@@ -56,14 +61,33 @@ pub(super) fn grpc_limits(
     }
     listen::Limits {
         max_connections: wanted.min(connections_max),
+        max_age: config.grpc.max_connection_age,
         max_concurrent_streams: config.grpc.max_concurrent_streams,
         windows: Windows::new(budget.limit() / 8, Some(budget)),
         http2_only: true,
     }
 }
 
-/// Of those to the HTTP door. Both grant windows from one eighth.
-pub(super) fn http_limits(grpc: &listen::Limits, connections_max: usize) -> listen::Limits {
-    let max_connections = HTTP_CONNECTIONS_MAX.min(connections_max);
-    listen::Limits { max_connections, http2_only: false, ..grpc.clone() }
+/// Of those to the HTTP receiver. Both grant flow control from one eighth.
+pub(super) fn http_limits(
+    config: &Config,
+    grpc: &listen::Limits,
+    connections_max: usize,
+) -> listen::Limits {
+    listen::Limits {
+        max_connections: HTTP_CONNECTIONS_MAX.min(connections_max),
+        max_age: config.http.max_connection_age,
+        http2_only: false,
+        ..grpc.clone()
+    }
+}
+
+/// What the HTTP receiver takes.
+pub(super) fn http_settings(config: &Config) -> Settings {
+    let http = &config.http;
+    Settings {
+        max_body_bytes: http.max_request_body_bytes,
+        traces_path: http.traces_url_path.clone(),
+        cors: Cors::new(&http.cors.allowed_origins, &http.cors.allowed_headers),
+    }
 }

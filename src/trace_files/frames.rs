@@ -83,7 +83,7 @@ impl<I: BufRead> Pieces<I> {
         if matches!(file.form, super::Form::Frames(_)) {
             file.form = super::Form::Unknown("this is no request".to_owned());
         }
-        while let Some(piece) = file.next() {
+        while let Some(piece) = file.next_piece() {
             self.ready.push(match piece {
                 Piece::Request(request) => Ok((Place::Byte(at), request)),
                 Piece::Unreadable(reason) => {

@@ -116,7 +116,7 @@ impl<'i> TraceFile<'i> {
     }
 
     /// The next part, or nothing at the end. After an error of reading there is nothing more.
-    pub fn next(&mut self) -> Option<Piece> {
+    pub fn next_piece(&mut self) -> Option<Piece> {
         let next = match &mut self.form {
             Form::Json(pieces) => pieces.next(),
             Form::Protobuf(pieces) => pieces.next(),

@@ -31,7 +31,7 @@ fn read(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
 fn read_in_steps_of(bytes: &[u8], step: usize) -> (Vec<String>, Vec<String>) {
     let mut file = TraceFile::open("t", Crumbs(bytes, step)).expect("to open");
     let (mut names, mut unreadable) = (Vec::new(), Vec::new());
-    while let Some(piece) = file.next() {
+    while let Some(piece) = file.next_piece() {
         match piece {
             Piece::Request(request) => {
                 let request = ExportTraceServiceRequest::decode(request.as_slice());
@@ -131,8 +131,8 @@ fn jaeger_is_read_with_its_kinds_status_and_parents() {
         {"traceID":"af7651916cd43dd8448eb211c80319c","spanID":"1","operationName":"child","references":[{"refType":"CHILD_OF","traceID":"af7651916cd43dd8448eb211c80319c","spanID":"b7ad6b7169203331"}],"startTime":1000100,"duration":50,"tags":[{"key":"otel.status_code","type":"string","value":"OK"}],"processID":"p2"}
       ],"processes":{"p1":{"serviceName":"gateway","tags":[]},"p2":{"serviceName":"cart","tags":[]}}}],"total":0}"#;
     let mut file = TraceFile::open("t", text.as_bytes()).expect("to open");
-    let Some(Piece::Request(request)) = file.next() else { panic!("no request") };
-    assert_eq!(file.next(), None);
+    let Some(Piece::Request(request)) = file.next_piece() else { panic!("no request") };
+    assert_eq!(file.next_piece(), None);
     let request = ExportTraceServiceRequest::decode(request.as_slice()).expect("protobuf");
     let spans: Vec<_> =
         request.resource_spans.iter().map(|of| &of.scope_spans[0].spans[0]).collect();

@@ -1,10 +1,12 @@
 //! Compaction: memory comes back from segments that a few undecided traces keep alive.
 //!
-//! With a decision 5 s after the root most records die long before the window ends, and the traces
+//! With a decision some seconds after the root most records die long before the window ends, and the traces
 //! without a root would hold every segment for the rest of it. Called by the decider once a visit
-//! to a shard, one segment at a time, under the lock.
+//! to a shard, under the lock. One call moves about 256 KiB, or looks at a few thousand records,
+//! and the next one goes on from there: a segment may hold records of a thousand traces, each of
+//! which has others in hundreds of segments, and all of them move with it.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     Freed, Position, Shard, hash_of,
@@ -12,23 +14,29 @@ use super::{
 };
 use crate::trace::TraceId;
 
+/// Bytes after which a call ends, however much is left. A trace moves whole, so that one call may
+/// move as much as one trace has.
+const MOVED_BYTES_MAX: usize = 256 << 10;
+/// What looking at a record counts for, as if so many bytes were moved: it waits for memory about
+/// as long.
+const LOOK_BYTES: usize = 64;
+
 /// How long a segment must have been mostly dead before its survivors are moved.
 pub const COMPACT_AFTER_MILLIS: u32 = 500;
 
 impl Shard {
-    /// Empties one segment that has been mostly dead for long enough. Whether there was one, and so
-    /// may be another.
+    /// Empties one segment that has been mostly dead for long enough, or a part of it. Whether
+    /// there was one, and so may be more to do.
     pub fn compact(&mut self, freed: &mut Freed) -> bool {
         while let Some(&(since, slot, id)) = self.cold.front() {
             if self.now.since(since) < COMPACT_AFTER_MILLIS {
                 return false;
             }
-            self.cold.pop_front();
-            let in_slot = self.slots[slot as usize].as_ref();
-            if in_slot.is_some_and(|segment| segment.id == id) {
-                self.evacuate(slot, freed);
+            if self.is_in_slot(slot, id) && self.evacuate(slot, freed) {
                 return true;
             }
+            self.cold.pop_front();
+            self.evacuated = 0;
         }
         false
     }
@@ -42,25 +50,35 @@ impl Shard {
         }
     }
 
+    fn is_in_slot(&self, slot: u32, id: u64) -> bool {
+        self.slots[slot as usize].as_ref().is_some_and(|segment| segment.id == id)
+    }
+
     /// Appends the undecided traces of a segment again, whole: records refer to older ones, which
     /// are sealed, so a record cannot move alone. A trace moves at most once for each time its new
-    /// segments become mostly dead in turn.
-    fn evacuate(&mut self, slot: u32, freed: &mut Freed) {
+    /// segments become mostly dead in turn. Returns whether it did anything.
+    fn evacuate(&mut self, slot: u32, freed: &mut Freed) -> bool {
         let view = self.segment(slot).view();
-        let mut seen = HashSet::with_hasher(self.hasher.clone());
-        for record in view.records() {
-            let trace_id = record.trace_id();
-            let found = self.find(hash_of(&self.hasher, trace_id), trace_id);
-            let Some(position) = found.filter(|&position| seen.insert(position)) else { continue };
-            if self.is_in_chain(position, slot) {
-                self.append_again(position, freed);
-            }
+        let (begun_at, mut worked) = (self.evacuated, 0);
+        for number in begun_at..view.records() {
             // The last undecided record has freed the slot, and it may already hold another
             // segment.
-            if self.slots[slot as usize].as_ref().is_none_or(|segment| segment.id != view.id) {
-                return;
+            if worked >= MOVED_BYTES_MAX || !self.is_in_slot(slot, view.id) {
+                break;
+            }
+            self.evacuated += 1;
+            worked += LOOK_BYTES;
+            let trace_id = view.record(number).0.trace_id();
+            let Some(position) = self.find(hash_of(&self.hasher, trace_id), trace_id) else {
+                continue;
+            };
+            let is_there = self.is_in_chain(position, slot);
+            worked += LOOK_BYTES * self.chain.len();
+            if is_there {
+                worked += self.append_again(position, freed);
             }
         }
+        self.evacuated > begun_at
     }
 
     /// Fills `chain` with the places of a trace's records, the newest first.
@@ -80,13 +98,14 @@ impl Shard {
         self.chain.iter().any(|location| location.slot == slot)
     }
 
-    fn append_again(&mut self, position: Position, freed: &mut Freed) {
+    /// Appends again the records that `chain` has the places of. Returns how many bytes.
+    fn append_again(&mut self, position: Position, freed: &mut Freed) -> usize {
         let entry = *self.entry(position);
-        self.collect_chain(entry.last_record);
         let old = std::mem::take(&mut self.chain);
-        let mut last = Location::NONE;
+        let (mut last, mut moved) = (Location::NONE, 0);
         for &location in old.iter().rev() {
             let needed = self.segment(location.slot).record_len(location.record);
+            moved += needed;
             let slot = self.open_segment(needed);
             last = self.copy_record(location, slot, entry.trace_id, last);
         }
@@ -95,6 +114,7 @@ impl Shard {
             self.release(location, freed);
         }
         self.chain = old;
+        moved
     }
 
     /// Copies a record into the open segment, contexts included.

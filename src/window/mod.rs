@@ -92,6 +92,9 @@ pub struct Run<'a> {
     pub order: &'a [u32],
 }
 
+/// Contexts that a [`ContextSlots`] keeps room for between two requests.
+const CONTEXTS_KEPT: usize = 4 << 10;
+
 /// Remembers, for each context of a request, its index in the segment being written. Kept by the
 /// caller from shard to shard of one request, so that the table of a segment is searched once a
 /// context.
@@ -102,7 +105,14 @@ impl ContextSlots {
     /// Forgets a request and makes room for one with this many contexts.
     pub fn reset(&mut self, contexts: usize) {
         self.0.clear();
+        self.0.reserve_exact(contexts);
         self.0.resize(contexts, (u64::MAX, 0));
+    }
+
+    /// Keeps room for as many contexts as requests mostly have.
+    pub fn shrink(&mut self) {
+        self.0.truncate(CONTEXTS_KEPT);
+        self.0.shrink_to(CONTEXTS_KEPT);
     }
 
     fn find(&mut self, segment: &mut Segment, contexts: &[Arc<Context>], context: u32) {

@@ -49,6 +49,13 @@ impl<'a, C: Conditions> NewBits<'a, C> {
         }
     }
 
+    /// Bytes that it takes, with the view, once that has been walked.
+    pub fn bytes_for(&self, view: &View) -> usize {
+        let traces = self.done.len().max(view.last_records.len());
+        let of_trace = size_of::<Location>() + size_of::<Mark>() + 8 * self.words;
+        traces * of_trace + super::SEGMENT_BYTES
+    }
+
     /// Walks what of a view has not been walked. Views of one shard, each later than the ones
     /// before.
     pub fn catch_up(&mut self, view: &View) {

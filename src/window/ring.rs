@@ -8,6 +8,10 @@
 //! Entries live in chunks of 1024, so growing moves nothing, and memory at the front comes back as
 //! traces are decided. An entry decided before its turn stays as a dead one until the front reaches
 //! it: 64 bytes for at most one `decision_wait`.
+//!
+//! With many conditions the bits of a trace are much larger than its entry, 1.3 MB a chunk for
+//! 10,000: their vector then grows with the entries instead of being allocated whole, and an empty
+//! ring gives it back, so that shards without traces leave the memory to others.
 
 use std::collections::VecDeque;
 
@@ -15,6 +19,9 @@ use super::{Millis, segment::Location};
 use crate::trace::{Facts, Randomness, TraceId};
 
 const CHUNK: usize = 1024;
+/// Words of bits in a chunk up to which they are allocated together and kept while the ring is
+/// empty.
+const WORDS_KEPT: usize = 8 << 10;
 
 /// The position of a trace: a sequence number of which the ring holds a contiguous range. 32 bits
 /// are enough: a shard would have to hold four thousand million traces before one came back.
@@ -138,13 +145,29 @@ impl Ring {
             self.base = self.base.wrapping_add(CHUNK as u32);
             self.front = 0;
         }
+        if self.words_per_chunk() > WORDS_KEPT && self.front().is_none() {
+            self.give_back_words();
+        }
+    }
+
+    /// Frees the bits of an empty ring. Under the lock, but only a vector, and only with more than
+    /// 500 conditions.
+    fn give_back_words(&mut self) {
+        self.spare = None;
+        if let Some(chunk) = self.chunks.front_mut() {
+            // Positions go on where they were.
+            self.base = self.base.wrapping_add(self.front as u32);
+            self.front = 0;
+            chunk.entries.clear();
+            chunk.words = Vec::new();
+        }
     }
 
     pub(super) fn push(&mut self, entry: Entry) -> Position {
         if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
             let mut chunk = self.spare.take().unwrap_or_else(|| Chunk {
                 entries: Vec::with_capacity(CHUNK),
-                words: Vec::with_capacity(self.words_per_chunk()),
+                words: Vec::with_capacity(self.words_at_first()),
             });
             chunk.entries.clear();
             chunk.words.clear();
@@ -161,6 +184,11 @@ impl Ring {
 
     fn words_per_chunk(&self) -> usize {
         if self.words > 1 { self.words * CHUNK } else { 0 }
+    }
+
+    /// Words that a chunk has room for before it has any entry.
+    fn words_at_first(&self) -> usize {
+        Some(self.words_per_chunk()).filter(|&words| words <= WORDS_KEPT).unwrap_or(0)
     }
 
     fn index(&self, position: Position) -> (usize, usize) {
@@ -206,7 +234,7 @@ impl Ring {
     pub(super) fn reset_bits(&mut self, words: usize) {
         self.words = words;
         self.spare = None;
-        let capacity = self.words_per_chunk();
+        let capacity = self.words_at_first();
         for chunk in &mut self.chunks {
             chunk.entries.iter_mut().for_each(|entry| entry.word = 0);
             chunk.words = Vec::with_capacity(capacity);
@@ -230,8 +258,15 @@ impl Ring {
 
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
-        let chunk = CHUNK * size_of::<Entry>() + 8 * self.words_per_chunk();
-        (self.chunks.len() + usize::from(self.spare.is_some())) * chunk
+        let chunks = self.chunks.len() + usize::from(self.spare.is_some());
+        let words = match self.words_at_first() {
+            // Grown with the entries.
+            0 if self.words > 1 => {
+                self.chunks.iter().chain(&self.spare).map(|chunk| chunk.words.capacity()).sum()
+            }
+            words => chunks * words,
+        };
+        chunks * CHUNK * size_of::<Entry>() + 8 * words
     }
 }
 

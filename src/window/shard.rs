@@ -56,6 +56,8 @@ pub struct Shard {
     /// Those of the next open segment, empty.
     tables: Tables,
     pub(super) cold: VecDeque<(Millis, u32, u64)>,
+    /// Records of the segment at the front of `cold` that compaction has looked at.
+    pub(super) evacuated: u32,
     pub(super) chain: Vec<Location>,
     chains: Vec<Link>,
     spans: u64,
@@ -89,6 +91,7 @@ impl Shard {
             open: None,
             tables: Tables::default(),
             cold: VecDeque::new(),
+            evacuated: 0,
             chain: Vec::new(),
             chains: Vec::new(),
             spans: 0,

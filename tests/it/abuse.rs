@@ -6,7 +6,7 @@
 mod connections;
 mod data;
 #[path = "../../benches/abuse/frames.rs"]
-mod frames;
+pub(crate) mod frames;
 mod http2;
 
 use std::{cell::Cell, future::Future, net::SocketAddr};
@@ -68,14 +68,14 @@ enum Outcome {
 }
 
 /// A connection that speaks frames.
-struct Raw {
-    writer: OwnedWriteHalf,
+pub(crate) struct Raw {
+    pub(crate) writer: OwnedWriteHalf,
     reader: OwnedReadHalf,
     read: Vec<u8>,
 }
 
 impl Raw {
-    async fn connect(address: SocketAddr, settings: &[(u16, u32)]) -> Self {
+    pub(crate) async fn connect(address: SocketAddr, settings: &[(u16, u32)]) -> Self {
         let stream = TcpStream::connect(address).await.expect("listening");
         let (reader, writer) = stream.into_split();
         let mut raw = Raw { writer, reader, read: Vec::new() };
@@ -83,12 +83,12 @@ impl Raw {
         raw
     }
 
-    async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.writer.write_all(bytes).await.expect("sent");
     }
 
     /// The next frame; `None` when the connection is closed.
-    async fn next(&mut self) -> Option<Frame> {
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
         next(&mut self.reader, &mut self.read).await
     }
 

@@ -24,14 +24,19 @@ counter receiver_accepted_spans_total transport=grpc,http
 counter receiver_refused_spans_total transport=grpc,http reason=invalid_id
 counter receiver_refused_requests_total transport=grpc,http reason=memory,queue_full,draining
 counter receiver_refused_requests_total transport=grpc,http reason=too_large,malformed
-counter receiver_refused_requests_total transport=grpc,http reason=unauthenticated
+counter receiver_refused_requests_total transport=grpc,http reason=unauthenticated,timeout
+counter receiver_refused_requests_total transport=grpc,http reason=headers_too_large
+gauge receiver_connections transport=grpc,http
+counter receiver_connections_closed_total transport=grpc,http reason=client,idle,handshake
+counter receiver_connections_closed_total transport=grpc,http reason=max_connections,max_age
+counter receiver_connections_closed_total transport=grpc,http reason=drain,unresponsive,error
 counter receiver_requests_total transport=grpc code=OK,CANCELLED,UNKNOWN,INVALID_ARGUMENT
 counter receiver_requests_total transport=grpc code=DEADLINE_EXCEEDED,NOT_FOUND,ALREADY_EXISTS
 counter receiver_requests_total transport=grpc code=PERMISSION_DENIED,RESOURCE_EXHAUSTED
 counter receiver_requests_total transport=grpc code=FAILED_PRECONDITION,ABORTED,OUT_OF_RANGE
 counter receiver_requests_total transport=grpc code=UNIMPLEMENTED,INTERNAL,UNAVAILABLE,DATA_LOSS
 counter receiver_requests_total transport=grpc code=UNAUTHENTICATED,415
-counter receiver_requests_total transport=http code=200,400,401,404,405,413,415,500,503
+counter receiver_requests_total transport=http code=200,204,400,401,404,405,413,415,500,503
 counter traces_kept_total policy=errors,half,none
 counter traces_dropped_total policy=errors,half,none
 counter spans_kept_total policy=errors,half,none
@@ -40,6 +45,7 @@ counter decisions_total trigger=decision_wait,root_received,memory,trace_limit,s
 counter late_spans_total decision=kept,dropped
 counter late_error_spans_total decision=kept,dropped
 counter decisions_forgotten_early_total
+counter log_lines_lost_total
 gauge window_traces
 gauge window_spans
 gauge window_bytes
@@ -166,10 +172,23 @@ async fn health_and_readiness() {
     for path in ["/-/healthy", "/-/ready"] {
         assert_eq!(ask(address, "GET", path).await.status, 200, "{path}");
     }
+    for path in ["/-/healthy", "/-/ready", "/-/decisions/1", "/-/decisions/x", "/", "/metrics"] {
+        let (get, head) = (ask(address, "GET", path).await, ask(address, "HEAD", path).await);
+        assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+        let length = head.header("content-length").parse::<usize>().expect("a length");
+        // The metrics are longer or shorter the next time.
+        assert!(length == get.body.len() || (path == "/metrics" && length > 1_000), "{path}");
+    }
+    assert_eq!(ask(running.service.http_address, "HEAD", "/v1/traces").await.status, 405);
     for method in ["POST", "PUT", "DELETE"] {
         for path in ["/metrics", "/-/ready", "/-/decisions/00"] {
             let answer = ask(address, method, path).await;
-            assert_eq!((answer.status, answer.header("allow")), (405, "GET"), "{method} {path}");
+            assert_eq!(
+                (answer.status, answer.header("allow")),
+                (405, "GET, HEAD"),
+                "{method} {path}"
+            );
         }
     }
     for path in ["/", "/metrics/", "/-/", "/-/decisions"] {
@@ -216,10 +235,37 @@ async fn decisions_can_be_looked_up() {
     assert_eq!((&dropped["decision"], &dropped["policy"]), (&json!("dropped"), &json!("half")));
     assert_eq!(dropped["matched_policies"], json!(["half"]));
     assert_eq!(decision(&running, &hex(7)).await.0, 404);
-    for id in ["", "0", "xyz", &hex(1)[1..], &format!("{}0", hex(1)), "%00", "../metrics"] {
+    let of_two = hex(LOW | 2);
+    let uuid = [&of_two[..8], &of_two[8..12], &of_two[12..16], &of_two[16..20], &of_two[20..]];
+    for id in [uuid.join("-"), uuid.join("-").to_uppercase()] {
+        assert_eq!(decision(&running, &id).await, (200, dropped.clone()), "{id}");
+    }
+    assert_eq!(decision(&running, &hex(1)[1..]).await.0, 404);
+    for id in ["", "0", "xyz", &hex(1)[1..].replace('b', "-"), &format!("{}0", hex(1)), "%00"] {
         assert_eq!(decision(&running, id).await.0, 400, "{id}");
     }
     assert_eq!(attribute(&running.spans()[0], "tailwater.trigger"), Some("decision_wait"));
+    running.stop().await;
+}
+
+/// Scenario: look-ups of an id that begins with zeros, as it is, as Grafana shows it and as a UUID.
+/// Guarantees: each is answered with the decision about that trace.
+#[tokio::test]
+async fn ids_are_taken_as_tools_show_them() {
+    let running = Running::start(config(ALL)).await;
+    let id = (u128::from(HIGH) << 4) | 0xabc;
+    let trace_id = id.to_be_bytes().to_vec();
+    running.accept(vec![Span { trace_id, ..span(HIGH, 1, None) }]).await;
+    running.at_rest().await;
+    let full = format!("{id:032x}");
+    let uuid = [&full[..8], &full[8..12], &full[12..16], &full[16..20], &full[20..]].join("-");
+    let short = format!("{id:x}");
+    assert!(short.len() < 20);
+    for shown in [&full, &short, &short.to_uppercase(), &uuid, &uuid.to_uppercase()] {
+        let (status, answer) = decision(&running, shown).await;
+        assert_eq!((status, &answer["trace_id"]), (200, &json!(full)), "{shown}");
+        assert_eq!(answer["decision"], "kept");
+    }
     running.stop().await;
 }
 

@@ -308,14 +308,18 @@ async fn strings_that_are_not_utf8_are_repaired() {
 }
 
 /// Scenario: a memory limit that a request passes by itself, or together with one under way.
-/// Guarantees: UNAVAILABLE with a delay, nothing consumed; what was under way is taken when whole.
+/// Guarantees: the first is refused for good, the second with UNAVAILABLE and a delay, and nothing
+/// of either is consumed; what was under way is taken when whole.
 #[tokio::test]
 async fn at_the_memory_limit_senders_are_asked_to_come_back() {
     let mut config = config(ALL);
-    config.sampling.memory_limit_bytes = 8 << 20;
+    config.sampling.memory_limit_bytes = 11 << 20;
     let running = Running::start(config).await;
-    let large = running.export_bytes(of_length(1, 9 << 20)).await;
-    assert_retryable(&large.expect_err("no memory"));
+    for length in [12 << 20, 15 << 19] {
+        let large = running.export_bytes(of_length(1, length)).await.expect_err("never fits");
+        assert_eq!(large.code(), Code::ResourceExhausted, "{large:?}");
+        assert!(large.get_details_retry_info().is_none(), "{large:?}");
+    }
 
     let client = connect(running.service.grpc_address).await;
     let (response, mut body) = open(&client, post(EXPORT_PATH, &[])).await;
@@ -330,8 +334,8 @@ async fn at_the_memory_limit_senders_are_asked_to_come_back() {
     assert_eq!(answer(response).await.expect("answered").header("grpc-status"), "0");
 
     let metrics = running.at_rest().await;
-    assert_eq!(refused(&metrics, "memory"), 2.0);
-    assert_eq!(answered(&metrics, "UNAVAILABLE"), 2.0);
+    assert_eq!((refused(&metrics, "memory"), refused(&metrics, "too_large")), (1.0, 2.0));
+    assert_eq!(answered(&metrics, "UNAVAILABLE"), 1.0);
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), 1.0);
     assert_eq!(running.traces().into_keys().collect::<Vec<_>>(), [trace_id(2)]);
     drop(client);

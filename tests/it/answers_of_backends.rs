@@ -10,7 +10,9 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 use tailwater::{
-    exporter::{Answer, Outcome},
+    config::Protocol,
+    exporter::{Answer, Cause, Outcome},
+    metrics::ExportCode,
     otlp::split,
 };
 use tonic::{Code, Status};
@@ -63,7 +65,7 @@ pub(crate) fn status(bytes: &[u8]) {
     let status = Status::with_details(code, "slow down", details.to_vec().into());
     status.add_header(&mut headers).expect("valid headers");
     let answer = Answer { headers, ..Answer::default() };
-    let outcome = answer.outcome(1 << 20);
+    let outcome = answer.outcome(Protocol::Grpc, 1 << 20);
     let delay = retry_delay(details);
     let is_retried = match code {
         Code::Cancelled
@@ -71,18 +73,21 @@ pub(crate) fn status(bytes: &[u8]) {
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unavailable
-        | Code::DataLoss => true,
+        | Code::DataLoss
+        | Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::Unimplemented => true,
         Code::ResourceExhausted => delay.is_some(),
         _ => false,
     };
     match outcome {
         Outcome::Sent { rejected, .. } => assert_eq!((code, rejected), (Code::Ok, 0)),
         Outcome::Retry { code: said, after, .. } => {
-            assert!(is_retried && said == code);
+            assert!(is_retried && said == code.into());
             let capped = delay.map(|delay| delay.min(Duration::from_secs(300)));
             assert_eq!(after, capped, "the delay is the backend's, up to five minutes");
         }
-        Outcome::Refused { code: said, .. } => assert!(!is_retried && said == code),
+        Outcome::Refused { code: said, .. } => assert!(!is_retried && said == code.into()),
         Outcome::TooLarge { .. } | Outcome::Panicked => panic!("{outcome:?}"),
     }
 }
@@ -120,7 +125,7 @@ pub(crate) fn answer(bytes: &[u8]) {
     if let Ok(words) = HeaderValue::from_bytes(body) {
         answer.trailers.insert("grpc-message", words);
     }
-    let outcome = answer.outcome(1 << 20);
+    let outcome = answer.outcome(Protocol::Grpc, 1 << 20);
     let framed = body.split_first_chunk::<5>().filter(|([flag, length @ ..], message)| {
         *flag == 0 && u32::from_be_bytes(*length) as usize == message.len()
     });
@@ -141,7 +146,72 @@ pub(crate) fn answer(bytes: &[u8]) {
             assert!(!is_taken);
             assert!(limit.is_none_or(|limit| (16 << 10..1 << 20).contains(&limit)));
         }
-        Outcome::Retry { .. } | Outcome::Refused { .. } => assert!(!is_taken),
+        // Without a status there is nothing about spans.
+        Outcome::Refused { .. } => assert!(!is_taken && *grpc < 20),
+        Outcome::Retry { .. } => assert!(!is_taken),
+        Outcome::Panicked => panic!("it did not"),
+    }
+}
+
+/// Any bytes as the body of an answer over OTLP/HTTP; before it stand the status, what kind of
+/// content it is and flags, and the length of a Retry-After that follows them.
+pub(crate) fn http_answer(bytes: &[u8]) {
+    const STATUSES: [u16; 16] =
+        [200, 200, 202, 204, 302, 400, 401, 404, 413, 422, 429, 500, 502, 503, 504, 522];
+    const TYPES: [&str; 5] =
+        ["application/x-protobuf", "application/json", "text/plain", "text/html; x", ""];
+    let Some(([status, kind, flags, after_bytes], rest)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let (after, body) = rest.split_at(usize::from(*after_bytes).min(rest.len()));
+    let status = STATUSES[usize::from(status % 16)];
+    let kind = TYPES[usize::from(kind % 5)];
+    let mut answer = Answer {
+        status: StatusCode::from_u16(status).expect("valid"),
+        body: body.to_vec().into(),
+        is_cut: flags & 1 != 0,
+        ..Answer::default()
+    };
+    if !kind.is_empty() {
+        answer.headers.insert("content-type", HeaderValue::from_static(kind));
+    }
+    if let Ok(after) = HeaderValue::from_bytes(after) {
+        answer.headers.insert("retry-after", after);
+    }
+    if flags & 2 != 0 {
+        let date = HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT");
+        answer.headers.insert("date", date);
+    }
+    let outcome = answer.outcome(Protocol::Http, 1 << 20);
+    assert_eq!(outcome.code(), ExportCode::Http(status));
+    let begins = |with: &[u8]| {
+        let body = body.trim_ascii_start();
+        body.get(..with.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(with))
+    };
+    let is_html = kind.starts_with("text/html") && begins(b"<");
+    let is_page = is_html || begins(b"<html") || begins(b"<!doctype html");
+    match outcome {
+        Outcome::Sent { rejected, .. } => {
+            assert!((200..300).contains(&status) && !is_page);
+            assert!(!answer.is_cut || rejected == 0);
+            if !kind.contains("json") && !answer.is_cut {
+                let said = ExportTraceServiceResponse::decode(body).unwrap_or_default();
+                let said = said.partial_success.unwrap_or_default();
+                assert_eq!(rejected, u64::try_from(said.rejected_spans).unwrap_or(0));
+            }
+        }
+        Outcome::TooLarge { limit, .. } => {
+            assert!(status >= 400 && (status == 413 || !is_page));
+            assert!(limit.is_none_or(|limit| (16 << 10..1 << 20).contains(&limit)));
+        }
+        Outcome::Refused { is_about_spans, .. } => {
+            assert!(is_about_spans && !is_page && [400, 422, 500].contains(&status));
+        }
+        Outcome::Retry { after, cause, .. } => {
+            assert!(after.is_none_or(|after| after <= Duration::from_secs(300)));
+            assert_eq!(cause == Cause::Exhausted, status == 429);
+            assert_ne!(status, 413);
+        }
         Outcome::Panicked => panic!("it did not"),
     }
 }

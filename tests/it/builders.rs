@@ -112,6 +112,7 @@ pub(crate) fn limits() -> Limits {
         waits: Waits { decision_wait: 30_000, after_root: Some(5_000) },
         max_trace_spans: u32::MAX,
         max_trace_bytes: u32::MAX,
+        context_bytes_max: usize::MAX,
         kept_bytes_max: None,
         decision_ttl_millis: 120_000,
         decision_log_traces: 0,

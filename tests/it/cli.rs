@@ -47,23 +47,29 @@ impl Process {
 
     /// The same, logging what is of this level.
     pub fn start_logging(more: &str, backend: &str, level: &str) -> Self {
-        Self::start_by(Command::new(BINARY), more, backend, level)
+        Self::start_exporting(more, &format!("endpoint = \"{backend}\""), level)
+    }
+
+    /// Likewise, with these lines in `[exporter.otlp]`.
+    pub fn start_exporting(more: &str, exporter: &str, level: &str) -> Self {
+        Self::start_by(Command::new(BINARY), more, exporter, level)
     }
 
     /// Likewise, with so few descriptors.
     pub fn start_with_descriptors(descriptors: u32, backend: &str) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), BINARY]);
-        Self::start_by(shell, "shutdown_timeout = \"1s\"", backend, "info")
+        let exporter = format!("endpoint = \"{backend}\"");
+        Self::start_by(shell, "shutdown_timeout = \"1s\"", &exporter, "info")
     }
 
-    fn start_by(mut command: Command, more: &str, backend: &str, level: &str) -> Self {
+    fn start_by(mut command: Command, more: &str, exporter: &str, level: &str) -> Self {
         let zero = "endpoint = \"127.0.0.1:0\"\n";
         let config = format!(
             "{more}\n[receiver.grpc]\n{zero}[receiver.http]\n{zero}[telemetry]\n{zero}\
              log_format = \"json\"\nlog_level = \"{level}\"\n[sampling]\ndecision_wait = \"1h\"\n\
              decision_wait_after_root_received = \"0s\"\n\
-             [exporter.otlp]\nendpoint = \"{backend}\"\n{ALL}"
+             [exporter.otlp]\n{exporter}\n{ALL}"
         );
         let directory = Directory::new();
         let config = directory.file("tailwater.toml", &config);

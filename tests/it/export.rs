@@ -29,7 +29,7 @@ use tailwater::{
     config::{Compression, Config, Overflow},
     exporter::{Client, Connector},
     grpc::{code_name, codes},
-    receiver::listen,
+    net::listen,
     testing,
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -92,7 +92,7 @@ pub const OK: Trailers = &[("grpc-status", "0")];
 
 /// The exporter's client, as the service makes it.
 pub fn backend_client(config: &Config) -> Client {
-    let connector = Connector::new(config.exporter.timeout, None);
+    let connector = Connector::new(&config.exporter, None);
     Client::with_connector(&config.exporter, connector).expect("valid")
 }
 
@@ -106,7 +106,7 @@ where
 {
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
-        listen::serve(listener, testing::door(), answer, stops).await;
+        listen::serve(listener, testing::terms(), answer, stops).await;
         // Whoever drops the sender ends the server.
         drop(stop);
     });
@@ -140,7 +140,8 @@ pub async fn raw_backend(answers: &'static [Trailers]) -> (String, Seen) {
 }
 
 /// Scenario: the backend answers each gRPC code once, then takes everything.
-/// Guarantees: OTLP's table decides which spans are sent again; the others are counted `rejected`.
+/// Guarantees: OTLP's table decides which spans are sent again, and so are those about which nothing
+/// was said: a missing permission, another service. The others are counted `rejected`.
 #[tokio::test]
 async fn each_code_is_retried_or_final_as_otlp_says() {
     let code_of = |id: u64| Code::from_i32(i32::try_from(id).expect("small"));
@@ -148,16 +149,16 @@ async fn each_code_is_retried_or_final_as_otlp_says() {
     let running = Running::start_with(one_by_one(), answer).await;
     running.accept(roots(16, 0)).await;
     let metrics = running.at_rest().await;
-    let retried: HashSet<_> = [1, 4, 10, 11, 14, 15].map(code_of).into();
+    let retried: HashSet<_> = [1, 4, 7, 10, 11, 12, 14, 15, 16].map(code_of).into();
     for code in codes().skip(1) {
         let series = format!("exporter_retries_total{{code=\"{}\"}}", code_name(code));
         assert_eq!(metrics.get(&series), f64::from(u8::from(retried.contains(&code))), "{code:?}");
         let took = "exporter_request_duration_seconds_count";
         assert_eq!(metrics.get(&format!("{took}{{code=\"{}\"}}", code_name(code))), 1.0);
     }
-    assert_eq!(metrics.get("exporter_sent_spans_total"), 6.0);
-    assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"rejected\"}"), 10.0);
-    assert_eq!(running.spans().len(), 6);
+    assert_eq!(metrics.get("exporter_sent_spans_total"), 9.0);
+    assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"rejected\"}"), 7.0);
+    assert_eq!(running.spans().len(), 9);
     running.stop().await;
 }
 
@@ -192,15 +193,15 @@ async fn absurd_retry_info_is_bounded() {
     let running = Running::start_with(config, answer).await;
     running.accept(roots(16 * DELAYS.len() as u64, 0)).await;
     let metrics = running.at_rest().await;
-    let retried = [1, 4, 8, 10, 11, 14, 15].map(Code::from_i32);
+    let retried = [1, 4, 7, 8, 10, 11, 12, 14, 15, 16].map(Code::from_i32);
     for code in codes().skip(1) {
         let series = format!("exporter_retries_total{{code=\"{}\"}}", code_name(code));
         let expected = if retried.contains(&code) { 4.0 } else { 0.0 };
         assert_eq!(metrics.get(&series), expected, "{code:?}");
     }
-    assert_eq!(metrics.sum("exporter_sent_spans_total"), 28.0);
-    assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"retry_expired\"}"), 7.0);
-    assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"rejected\"}"), 45.0);
+    assert_eq!(metrics.sum("exporter_sent_spans_total"), 40.0);
+    assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"retry_expired\"}"), 10.0);
+    assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"rejected\"}"), 30.0);
     assert_eq!(metrics.sum("task_restarts_total"), 0.0);
     running.stop().await;
 }

@@ -56,8 +56,12 @@ fn kept(request: &[u8]) -> Vec<KeptSpan> {
 
 fn encode(batch: &mut Batch, max_request_bytes: usize) -> Vec<EncodedRequest> {
     let mut out = Vec::new();
-    batch.encode(max_request_bytes, &mut out);
-    assert_eq!(batch.body_bytes(), 0, "nothing waits any more");
+    while let Some(next) = batch.next(max_request_bytes) {
+        let (bytes, request) = (next.bytes(), next.encode());
+        assert_eq!(request.body.len(), bytes, "as long as it was said to become");
+        out.push(request);
+    }
+    assert!(batch.is_empty() && batch.body_bytes() == 0, "nothing waits any more");
     out
 }
 

@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use http::Response;
 use hyper::body::{Frame, Incoming};
-use tailwater::receiver::listen;
+use tailwater::net::listen;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},

@@ -23,8 +23,8 @@ use tailwater::{
     config::Config,
     exporter::{Consumer, Queue},
     metrics::{FailedBecause, Metrics as Counters, Readings},
+    net::listen,
     otlp::encode::EncodedRequest,
-    receiver::listen,
     testing::Sink,
 };
 use tokio::{
@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// The exporter of a configuration, as the service starts it.
-struct Exporter {
+pub struct Exporter {
     queue: Arc<Queue>,
     metrics: Arc<Counters>,
     consumers: JoinSet<()>,
@@ -49,7 +49,7 @@ struct Exporter {
 }
 
 impl Exporter {
-    fn start(config: &Config) -> Self {
+    pub fn start(config: &Config) -> Self {
         let budget = Budget::new(1 << 30);
         let queue = Queue::new(config.exporter.queue.queue_bytes_max, &budget);
         let metrics = Arc::new(Counters::new(&[]));
@@ -71,11 +71,12 @@ impl Exporter {
     }
 
     /// Queues a request of so many spans, as `overflow = "drop"` does it.
-    fn push(&mut self, spans: u64) {
+    pub fn push(&mut self, spans: u64) {
         let body: Bytes = request("shop", roots(spans, 100)).encode_to_vec().into();
         self.kept += spans;
-        if self.queue.try_push(EncodedRequest { body, spans }).is_err() {
-            self.metrics.failed(FailedBecause::QueueFull, spans);
+        match self.queue.place_within(body.len()) {
+            Some(place) => place.fill(EncodedRequest { body, spans }),
+            None => self.metrics.failed(FailedBecause::QueueFull, spans),
         }
     }
 
@@ -95,7 +96,7 @@ impl Exporter {
     }
 
     /// Waits until nothing is queued, and ends the consumers.
-    async fn stop(mut self) -> Metrics {
+    pub async fn stop(mut self) -> Metrics {
         self.queue.drained().await;
         self.queue.close();
         while let Some(ended) = self.consumers.join_next().await {
@@ -106,7 +107,7 @@ impl Exporter {
 }
 
 /// The product's waits, not the shortened ones of other tests.
-fn defaults() -> Config {
+pub fn defaults() -> Config {
     let mut config = config(ALL);
     config.exporter.retry.initial_interval = Duration::from_secs(1);
     config

@@ -187,17 +187,6 @@ async fn spans_that_the_backend_refuses_are_lost_alone() {
     }
 }
 
-/// Scenario: codes that are about the sender and not about spans.
-/// Guarantees: one attempt, and no search for the span.
-#[tokio::test]
-async fn refusals_of_the_sender_are_final_at_once() {
-    for code in [Code::Unauthenticated, Code::PermissionDenied, Code::Unimplemented] {
-        let (calls, answer) = refusing(&[1], code);
-        let (metrics, _) = deliver(at_once(), answer, 100, 0).await;
-        assert_eq!((failed(&metrics, "rejected"), calls.load(Relaxed)), (100.0, 1));
-    }
-}
-
 /// Scenario: a backend that answers INTERNAL to everything, fifty requests of a hundred spans; then
 /// it is well but for one span.
 /// Guarantees: it gets one search of 64 refusals, then each request once; when it takes something
@@ -308,7 +297,8 @@ async fn what_a_panic_takes_along_is_counted() {
         supervisor: Arc::clone(&supervisor),
     };
     for spans in [3, 1] {
-        queue.push(EncodedRequest { body: Bytes::from_static(&[0x7a, 0]), spans });
+        let request = EncodedRequest { body: Bytes::from_static(&[0x7a, 0]), spans };
+        queue.place(request.body.len()).expect("room").fill(request);
     }
     queue.close();
     consumer.run().await;

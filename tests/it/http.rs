@@ -162,7 +162,7 @@ async fn what_is_not_a_request_is_refused() {
         let encoding = format!("content-encoding: {encoding}");
         assert_refused(&send(&running, POST, &[PROTOBUF, &encoding], body).await, 400);
     }
-    for path in ["/v1/metrics", "/v1/logs", "/", "/v1/traces/"] {
+    for path in ["/v1/metrics", "/v1/logs", "/", "/v1/traces/x"] {
         let line = format!("POST {path} HTTP/1.1");
         assert_refused(&send(&running, &line, &[PROTOBUF], &good).await, 404);
     }
@@ -218,8 +218,8 @@ async fn bodies_over_the_limit_are_refused_for_good() {
     running.stop().await;
 }
 
-/// Scenario: no memory for a body, and a backend that is down behind a full queue.
-/// Guarantees: 503 with Retry-After in whole seconds, 1 to 8; nothing is taken.
+/// Scenario: a body that memory can never hold, and a backend that is down behind a full queue.
+/// Guarantees: 413, and 503 with Retry-After in whole seconds, 1 to 8; nothing is taken.
 #[tokio::test]
 async fn without_room_senders_are_told_when_to_come_back() {
     let mut config = small();
@@ -230,8 +230,7 @@ async fn without_room_senders_are_told_when_to_come_back() {
     let running = Running::start_with(config, Box::new(|_| Err(Status::unavailable("no")))).await;
     let seconds = |answer: &Answer| answer.header("retry-after").parse::<u64>().expect("seconds");
     let large = send(&running, POST, &[PROTOBUF], &one_span(1, 5 << 20)).await;
-    assert_refused(&large, 503);
-    assert!((1..=8).contains(&seconds(&large)));
+    assert_refused(&large, 413);
 
     running
         .accept(vec![Span {
@@ -245,8 +244,8 @@ async fn without_room_senders_are_told_when_to_come_back() {
     assert_refused(&behind, 503);
     assert!((1..=8).contains(&seconds(&behind)));
     let (metrics, _) = running.stop().await;
-    assert_eq!((refused(&metrics, "memory"), refused(&metrics, "queue_full")), (1.0, 1.0));
-    assert_eq!(answered(&metrics, 503), 2.0);
+    assert_eq!((refused(&metrics, "too_large"), refused(&metrics, "queue_full")), (1.0, 1.0));
+    assert_eq!((answered(&metrics, 503), answered(&metrics, 413)), (1.0, 1.0));
     assert_eq!(metrics.get("receiver_accepted_spans_total{transport=\"http\"}"), 0.0);
 }
 

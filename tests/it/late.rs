@@ -20,6 +20,7 @@ fn sampler(budget: &Arc<Budget>) -> Sampler {
         waits: Waits { decision_wait: WINDOW, after_root: None },
         max_trace_spans: 1_000,
         max_trace_bytes: 1 << 20,
+        context_bytes_max: usize::MAX,
         kept_bytes_max: None,
         decision_ttl_millis: TTL_WINDOWS * WINDOW,
         decision_log_traces: 0,

@@ -10,8 +10,8 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     harness::{
-        ALL, ERRORS_AND_HALF, HIGH, LOW, Metrics, Running, attribute, config, error, request, span,
-        string, trace_id,
+        ALL, ERRORS_AND_HALF, HIGH, LOW, Metrics, Running, attribute, config, error, get, request,
+        span, string, trace_id,
     },
     timing::Core,
 };
@@ -157,6 +157,33 @@ async fn the_hard_limit_refuses_and_recovers() {
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), 1_000.0);
     let because = "receiver_refused_requests_total{transport=\"grpc\",reason=\"memory\"}";
     assert_eq!(metrics.get(because), refusals as f64);
+}
+
+/// Scenario: 32 MiB, 400 policies that all match, and more decisions than details of them fit into
+/// the memory limit.
+/// Guarantees: the decision log keeps to its share, so that nobody is refused, and the newest
+/// decisions can be looked up.
+#[tokio::test]
+async fn the_decision_log_never_keeps_spans_out() {
+    let policy = |n| format!("[[policy]]\nname = \"p{n}\"\ntype = \"always_sample\"\n");
+    let mut config = config(&(0..400).map(policy).collect::<String>());
+    config.sampling.memory_limit_bytes = 32 << 20;
+    config.exporter.queue.queue_bytes_max = 8 << 20;
+    config.sampling.decision_wait = Duration::from_millis(50);
+    // Details of 40,000 traces are 36 MB.
+    let running = Running::start(config).await;
+    for first in (0..40_000).step_by(2_000) {
+        let traces = first + 1..=first + 2_000;
+        running.accept(traces.map(|n| span(n, 1, None)).collect()).await;
+        running.at_rest().await;
+    }
+    let metrics = running.metrics().await;
+    assert_eq!(metrics.sum("receiver_refused_requests_total"), 0.0);
+    assert!(metrics.get("memory_used_bytes") <= 0.5 * metrics.get("memory_limit_bytes"));
+    let path = |n| format!("/-/decisions/{:016x}{n:016x}", 0xabcd_ef01_2345_6789_u64);
+    let (status, newest) = get(running.service.admin_address, &path(40_000)).await;
+    assert!(status == 200 && newest.contains("p399"), "{newest}");
+    running.stop().await;
 }
 
 /// Scenario: vetoes by what a trace lacks and by what it has, decided in time and by force.

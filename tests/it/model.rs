@@ -391,7 +391,8 @@ impl Pair {
         self.compare_what_is_buffered();
         let budget = Arc::clone(&self.rig.budget);
         let held = |holder| budget.held(holder);
-        let others = held(Holder::Index) + held(Holder::Decisions);
+        let others = [Holder::Index, Holder::Decisions, Holder::DecisionLog, Holder::Walking];
+        let others = others.into_iter().map(held).sum::<usize>();
         assert_eq!(self.rig.sampler.memory_used(), others, "no segment and no context is in use");
         assert_eq!(self.rig.sampler.contexts(), 0);
         drop(self.rig);

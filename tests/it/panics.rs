@@ -1,12 +1,22 @@
 //! Panics in every task of a running service: what is lost, what is counted, and when it is enough.
 //! Debug builds only: release builds have no way to make a task panic.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tailwater::{
     config::Config,
     supervise::{PANICS_MAX, Scope, Task},
 };
+
+use bytes::Bytes;
+use tonic::Status;
+use tracing::{Event, Level, Metadata, Subscriber, span as tracing_span, span::Id};
 
 use crate::harness::{ALL, HIGH, Metrics, Running, client, config, get, request, span};
 
@@ -134,4 +144,73 @@ async fn a_task_that_keeps_panicking_ends_the_service() {
         assert_eq!(undelivered as f64, left + failed, "{task:?}: {:?}", metrics.nonzero());
         running.sink.stop().await;
     }
+}
+
+/// A log that fails the worst way there is.
+struct PanickingLog;
+
+impl Subscriber for PanickingLog {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("tailwater") && *metadata.level() <= Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing_span::Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &tracing_span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, _: &Event<'_>) {
+        panic!("a line of the log");
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// Scenario: every warning panics while the backend is away, for longer than the first one takes.
+/// Guarantees: what was in hand is counted, and no task ends: what comes later is delivered, the
+/// service is ready, and the ledger holds.
+#[tokio::test]
+async fn a_log_that_panics_ends_no_task() {
+    let _log = tracing::subscriber::set_default(PanickingLog);
+    let is_back = Arc::new(AtomicBool::new(false));
+    let answer = Arc::clone(&is_back);
+    let answer = move |_: &_| match answer.load(Relaxed) {
+        true => Ok(Bytes::new()),
+        false => Err(Status::unavailable("away")),
+    };
+    let mut config = quick();
+    config.exporter.queue.num_consumers = 1;
+    config.exporter.retry.max_interval = Duration::from_millis(50);
+    let running = Running::start_with(config, Box::new(answer)).await;
+    running.accept(vec![span(HIGH | 1, 1, None)]).await;
+    let panicked = |metrics: &Metrics| metrics.get(&restarts(Task::Exporter)) > 0.0;
+    let metrics = running.until("a warning panicked", panicked).await;
+    assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"malformed\"}"), 1.0);
+    is_back.store(true, Relaxed);
+    running.accept(vec![span(HIGH | 2, 1, None)]).await;
+    let metrics = running.at_rest().await;
+    assert_eq!(metrics.get("exporter_sent_spans_total"), 1.0);
+    assert_eq!(get(running.service.admin_address, "/-/ready").await.0, 200);
+    assert_eq!(running.stop().await.1, 0);
+}
+
+/// Scenario: a task ends that nobody told to: it is taken away from the runtime.
+/// Guarantees: not ready, with the reason; the service says that it has failed; its shutdown
+/// delivers what there is.
+#[tokio::test]
+async fn a_task_that_ends_ends_the_service() {
+    let running = Running::start(quick()).await;
+    running.accept(vec![span(HIGH | 1, 1, None)]).await;
+    drop(running.service.supervisor().vital(Task::Exporter));
+    running.service.failure().await;
+    let why = "not ready: the task `exporter` has ended\n".to_owned();
+    assert_eq!(get(running.service.admin_address, "/-/ready").await, (503, why));
+    let received = Arc::clone(&running.received);
+    assert_eq!(running.stop().await.1, 0);
+    assert_eq!(received.lock().expect("no panic").len(), 1);
 }

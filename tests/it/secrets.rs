@@ -7,6 +7,7 @@ use crate::{
     cli::{NOBODY, Process, tailwater},
     connections::one_span,
     harness::{ALL, Directory, get},
+    web::{Seen, Web, reply_with},
 };
 
 /// Stands in every secret.
@@ -61,6 +62,50 @@ async fn a_running_service_shows_no_secret() {
     }
 }
 
+/// Scenario: a backend of either protocol that does not accept the exporter's token and repeats it in
+/// its words, while everything is logged; the token's file is replaced by what cannot be used.
+/// Guarantees: neither log nor metrics hold the token, and the log says what to check.
+#[tokio::test]
+async fn the_token_of_the_exporter_is_not_shown() {
+    let web = Web::start(|seen: &Seen| {
+        let token = seen.headers["authorization"].to_str().expect("text");
+        let words = format!("not let in: {token}");
+        let mut reply = reply_with(401, "text/plain", words.as_bytes());
+        if seen.path == tailwater::grpc::EXPORT_PATH {
+            reply.headers_mut().insert("grpc-status", 16.into());
+            reply.headers_mut().insert("grpc-message", words.parse().expect("valid"));
+        }
+        reply
+    })
+    .await;
+    for protocol in ["grpc", "http/protobuf"] {
+        let directory = Directory::new();
+        let file = directory.file("token", &format!("{CANARY}-token"));
+        let exporter = format!(
+            "endpoint = \"{}\"\nprotocol = \"{protocol}\"\nbearer_token_file = \"{file}\"\n\
+             headers = {{ x-key = \"{CANARY}-key\" }}",
+            web.url()
+        );
+        let more = "shutdown_timeout = \"3s\"";
+        let mut process = Process::start_exporting(more, &exporter, "trace");
+        process.export(1).await;
+        fs::write(&file, format!("{CANARY}\n{CANARY}")).expect("written");
+        process.line("more than one token").await;
+        process.signal("TERM");
+        let line = process.line("the backend does not take spans").await;
+        let message = line["fields"]["message"].as_str().expect("a message");
+        assert!(message.contains("bearer_token_file"), "{message}");
+        let said = line["fields"]["said"].as_str().expect("words");
+        assert!(said.contains("not let in: Bearer (secret)"), "{said}");
+        process.exit().await;
+        let log = fs::read_to_string(&process.log).expect("a log");
+        assert_eq!(log.lines().find(|line| line.contains(CANARY)), None, "{protocol}");
+    }
+    let seen = web.seen.lock().expect("no panic");
+    assert!(seen.iter().all(|seen| seen.headers["authorization"] == "Bearer kanarienvogel-token"));
+    assert!(seen.len() >= 4);
+}
+
 /// Scenario: files with mistakes around headers, tokens and variables that hold the canary, and the
 /// name of a token's file replaced by the token.
 /// Guarantees: `check` and `run` refuse them without it, as text and as JSON.
@@ -75,6 +120,7 @@ fn no_diagnostic_shows_a_secret() {
         format!("[exporter.otlp.headers]\nauthorization = 'Bearer {CANARY}\n"),
         format!("[receiver.tls]\ncert_file = '{key}'\nkey_file = '{key}'"),
         "receiver.auth.bearer_token_file = '${env:TAILWATER_SECRET}'".to_owned(),
+        "exporter.otlp.bearer_token_file = '${env:TAILWATER_SECRET}'".to_owned(),
         "exporter.otlp.endpoint = 'http://x:${env:TAILWATER_SECRET}@tempo'".to_owned(),
         "telemetry.log_level = '${env:TAILWATER_SECRET}'".to_owned(),
     ] {

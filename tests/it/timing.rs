@@ -30,6 +30,7 @@ impl Core {
             waits,
             max_trace_spans: 1_000,
             max_trace_bytes: 1 << 20,
+            context_bytes_max: usize::MAX,
             kept_bytes_max: None,
             decision_ttl_millis: TTL_MILLIS,
             decision_log_traces: 100,

@@ -1,6 +1,6 @@
 //! TLS in front of both doors: who gets in, who does not, and certificates that change.
 
-mod export;
+pub mod export;
 
 use std::{fs, net::SocketAddr, time::Duration};
 

@@ -85,7 +85,8 @@ fn generated_requests_are_mostly_valid() {
 fn the_fuzz_corpus_passes() {
     let folder = std::env::temp_dir().join(format!("tailwater-corpus-{}", std::process::id()));
     std::fs::create_dir(&folder).expect("created");
-    for target in ["walk", "tracestate", "clean", "split", "status", "answer", "json", "config"] {
+    let of_backends = ["split", "status", "answer", "http_answer"];
+    for target in ["walk", "tracestate", "clean", "json", "config"].into_iter().chain(of_backends) {
         let path = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files: Vec<_> = std::fs::read_dir(&path).expect("a corpus").collect();
         assert!(!files.is_empty(), "{path} has inputs");
@@ -98,6 +99,7 @@ fn the_fuzz_corpus_passes() {
                 "split" => answers_of_backends::split(&bytes),
                 "status" => answers_of_backends::status(&bytes),
                 "answer" => answers_of_backends::answer(&bytes),
+                "http_answer" => answers_of_backends::http_answer(&bytes),
                 "json" => drop(differential::json(&bytes)),
                 _ => drop(config_check::config(&bytes, &folder)),
             }

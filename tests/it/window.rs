@@ -37,7 +37,8 @@ fn padded(span: Span, bytes: usize) -> Span {
 fn segments_in_use(rig: &Rig) -> usize {
     let held = |holder| rig.budget.held(holder);
     assert_eq!((held(Holder::Receiving), held(Holder::Export)), (0, 0));
-    let others = held(Holder::Index) + held(Holder::Contexts) + held(Holder::Decisions);
+    let others = [Holder::Index, Holder::Contexts, Holder::Decisions, Holder::DecisionLog];
+    let others = others.into_iter().map(held).sum::<usize>() + held(Holder::Walking);
     rig.sampler.memory_used() - others
 }
 
@@ -98,6 +99,40 @@ fn early_decisions_give_memory_back() {
 fn compaction_keeps_up_with_a_high_rate() {
     let ratio = worst_ratio(1, 260, 1, 10_000);
     assert!(ratio < 1.6, "{ratio:.2} times the live bytes are held");
+}
+
+/// Scenario: 100 traces without a root, each with 20 records among those of traces that are decided
+/// after 5 s, so that every segment holds records of 30 of them.
+/// Guarantees: the first segment is not emptied under one lock, since 30 whole traces move with it:
+/// no call moves more than a segment and a trace. In the end all segments are emptied.
+#[test]
+fn compaction_gives_the_lock_up() {
+    let mut rig = dropping(limits(), 1);
+    for round in 0..20 {
+        let long = (0..100).map(|trace| padded(child(trace, round), 2_000));
+        let short = (0..100).map(|n| padded(root(1_000 + 100 * round + n, 0), 6_000));
+        let spans = long.zip(short).flat_map(|(long, short)| [long, short]);
+        rig.ingest(0, &request_of(spans.collect()));
+    }
+    tick(&mut rig, 5_000);
+    let before = segments_in_use(&rig);
+    let (mut calls, mut decided) = (0, Decided::default());
+    loop {
+        let held = segments_in_use(&rig);
+        let progress = rig.sampler.decide(0, Millis(6_000), Which::Due, ANY_ROOM, &mut decided);
+        // What was freed is still in `decided`.
+        let opened = segments_in_use(&rig).saturating_sub(held);
+        assert!(opened <= 2 * SEGMENT_BYTES, "{opened} bytes under one lock, call {calls}");
+        decided.clear();
+        calls += 1;
+        if progress != Progress::More {
+            break;
+        }
+    }
+    let live = rig.sampler.buffered().bytes as usize;
+    assert!(calls > live / SEGMENT_BYTES, "{calls} calls");
+    let after = segments_in_use(&rig);
+    assert!(after < before / 2 && after < 2 * live, "{before} to {after} bytes, {live} live");
 }
 
 /// Scenario: four traces of a segment each; those in the middle get their root and are decided

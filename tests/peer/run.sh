@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The same bytes to Tailwater and to a real Collector: what differs must be on the list in README.md.
+# Before that, kept spans leave over OTLP/HTTP into the Collector.
 #
 #     tests/peer/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
@@ -27,5 +28,7 @@ fi
 collector=$("$here/build.sh")
 
 export PYTHONDONTWRITEBYTECODE=1
+"$cache/venv/bin/python" "$here/backend.py" \
+    --tailwater "$tailwater" --collector "$collector" --folder "$cache/backend"
 exec "$cache/venv/bin/python" "$here/compare.py" \
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/run"

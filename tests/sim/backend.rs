@@ -1,4 +1,4 @@
-//! The backend: stores what it is sent, in the moods of a real one.
+//! The backend: stores what it is sent over OTLP/gRPC or OTLP/HTTP, in the moods of a real one.
 
 use std::{
     pin::Pin,
@@ -7,14 +7,21 @@ use std::{
 };
 
 use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use prost::Message as _;
-use tailwater::{grpc::RawCodec, receiver::listen, testing};
+use tailwater::{
+    grpc::{EXPORT_PATH, RawCodec},
+    net::listen,
+    testing,
+};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tonic::{
     Code, Request, Response, Status,
+    body::Body,
     server::{Grpc, UnaryService},
 };
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -109,11 +116,18 @@ impl Backend {
         let (stop, stops) = watch::channel(false);
         let backend = Arc::clone(self);
         let answer = move |request| {
-            let call = Call(Arc::clone(&backend));
-            async move { Grpc::new(RawCodec).unary(call, request).await }
+            let backend = Arc::clone(&backend);
+            async move { respond(backend, request).await }
         };
-        inner.running =
-            Some((tokio::spawn(listen::serve(port, testing::door(), answer, stops)), stop));
+        let mut terms = testing::terms();
+        terms.limits.http2_only = false;
+        inner.running = Some((tokio::spawn(listen::serve(port, terms, answer, stops)), stop));
+    }
+
+    async fn take(&self, body: Bytes) -> Result<Response<Bytes>, Status> {
+        let decoded = ExportTraceServiceRequest::decode(body);
+        self.journal.check(decoded.is_ok(), || "the backend cannot decode".into());
+        self.answer(decoded.unwrap_or_default()).await
     }
 
     async fn answer(&self, request: ExportTraceServiceRequest) -> Result<Response<Bytes>, Status> {
@@ -167,6 +181,35 @@ impl Backend {
     }
 }
 
+async fn respond(backend: Arc<Backend>, request: http::Request<Incoming>) -> http::Response<Body> {
+    if request.uri().path() == EXPORT_PATH {
+        return Grpc::new(RawCodec).unary(Call(backend), request).await;
+    }
+    // A connection that is cut amid a body has nobody to answer.
+    let body = request.into_body().collect().await.map(|body| body.to_bytes());
+    let answer = match body {
+        Ok(body) => backend.take(body).await,
+        Err(_) => Err(Status::unavailable("cut")),
+    };
+    let status = answer.as_ref().map_or_else(http_status, |_| 200);
+    let mut response = http::Response::builder().status(status);
+    if let Some(delay) = answer.as_ref().err().and_then(Status::get_details_retry_info) {
+        let seconds = delay.retry_delay.unwrap_or_default().as_secs();
+        response = response.header("retry-after", seconds);
+    }
+    let body =
+        answer.map_or_else(|status| status.message().to_owned().into(), Response::into_inner);
+    response.body(Body::new(Full::new(body))).expect("valid")
+}
+
+fn http_status(status: &Status) -> u16 {
+    match status.code() {
+        Code::ResourceExhausted => 429,
+        Code::InvalidArgument => 400,
+        _ => 503,
+    }
+}
+
 struct Call(Arc<Backend>);
 
 impl UnaryService<Bytes> for Call {
@@ -175,10 +218,6 @@ impl UnaryService<Bytes> for Call {
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let backend = Arc::clone(&self.0);
-        Box::pin(async move {
-            let decoded = ExportTraceServiceRequest::decode(request.into_inner());
-            backend.journal.check(decoded.is_ok(), || "the backend cannot decode".into());
-            backend.answer(decoded.unwrap_or_default()).await
-        })
+        Box::pin(async move { backend.take(request.into_inner()).await })
     }
 }

@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use hyper_util::rt::TokioIo;
-use tailwater::receiver::listen::{Connected, Listen};
+use hyper_util::{client::legacy::connect, rt::TokioIo};
+use tailwater::net::listen::{Connected, Listen};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf},
     sync::{mpsc, watch},
@@ -77,7 +77,7 @@ impl Link {
         self.reset();
     }
 
-    async fn connect(self: Arc<Self>) -> io::Result<TokioIo<DuplexStream>> {
+    async fn connect(self: Arc<Self>) -> io::Result<TokioIo<Stream>> {
         let mut weather = self.weather.subscribe();
         // What a client sends to connect is lost, and sent again, as long as the link is clogged.
         let _ = weather.wait_for(|weather| weather.clogged == [false; 2]).await;
@@ -89,7 +89,7 @@ impl Link {
         let (far_end, far) = tokio::io::duplex(BUFFER_BYTES);
         listener.send(far).await.map_err(|_| refused())?;
         tokio::spawn(self.carry(near_end, far_end));
-        Ok(TokioIo::new(near))
+        Ok(TokioIo::new(Stream(near)))
     }
 
     /// Carries both directions of a connection until both ends have closed it, or it is cut.
@@ -138,12 +138,12 @@ impl Link {
     }
 }
 
-/// Makes connections over a link, for tonic.
+/// Makes connections over a link, for the exporter.
 #[derive(Clone, Debug)]
 pub struct Connector(pub Arc<Link>);
 
 impl tower_service::Service<http::Uri> for Connector {
-    type Response = TokioIo<DuplexStream>;
+    type Response = TokioIo<Stream>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -185,13 +185,19 @@ impl Listen for Port {
     }
 }
 
-/// The server's end of a connection.
+/// One end of a connection.
 #[derive(Debug)]
 pub struct Stream(DuplexStream);
 
 impl Connected for Stream {
     fn peer_addr(&self) -> Option<SocketAddr> {
         None
+    }
+}
+
+impl connect::Connection for Stream {
+    fn connected(&self) -> connect::Connected {
+        connect::Connected::new()
     }
 }
 

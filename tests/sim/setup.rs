@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tailwater::config::{self, Config, Overflow};
+use tailwater::config::{self, Config, Overflow, Protocol};
 
 use crate::{harness, policies::SETS, senders::Shape};
 
@@ -61,6 +61,7 @@ impl Setup {
             period_millis: (300, 1_500),
             filler_max: if is_tight { 20_000 } else { 300 },
         };
+        exporter.protocol = if rng.u32(0..3) == 0 { Protocol::Http } else { Protocol::Grpc };
         let shutdown_at = Duration::from_millis(rng.u64(0..40_000));
         Setup {
             config,

@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashSet,
+    fs,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -20,6 +21,7 @@ use self::{
     report::{Placement, Report},
     yaml::{Node, Value},
 };
+use super::{complain, print};
 use crate::config::{self, Diagnostics};
 
 mod conditions;
@@ -55,16 +57,29 @@ pub struct Options {
 }
 
 /// What came of it.
-#[derive(Debug)]
-pub struct Conversion {
+struct Conversion {
     /// The configuration in TOML; empty where no processor was found.
-    pub toml: String,
+    toml: String,
     /// Notes and errors, by line.
-    pub diagnostics: Diagnostics,
+    diagnostics: Diagnostics,
+}
+
+/// Converts a file and writes what came of it. Whether all of it could be converted and written.
+pub fn run(options: &Options) -> bool {
+    let Conversion { toml, diagnostics } = convert(&options.file, options.processor.as_deref());
+    complain(&diagnostics.to_string());
+    let is_written = match &options.output {
+        Some(file) if !toml.is_empty() => fs::write(file, &toml).map_err(|problem| {
+            let file = config::visible(&file.display().to_string());
+            complain(&format!("error: cannot write {file}: {problem}\n"));
+        }),
+        _ => print(&toml).then_some(()).ok_or(()),
+    };
+    is_written.is_ok() && !diagnostics.has_errors()
 }
 
 /// Reads and converts a file. Blocks on the file system.
-pub fn convert(file: &Path, processor: Option<&str>) -> Conversion {
+fn convert(file: &Path, processor: Option<&str>) -> Conversion {
     match config::read_text(file) {
         Ok(source) => of_source(Report::new(source), file, processor),
         Err(diagnostics) => Conversion { toml: String::new(), diagnostics },

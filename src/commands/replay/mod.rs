@@ -68,6 +68,12 @@ pub struct Replayed {
     pub is_fine: bool,
 }
 
+/// Replays and prints. Whether all was fine.
+pub fn run(options: &Options) -> bool {
+    let replayed = replay(options, &mut super::complain);
+    super::print(&replayed.text) && replayed.is_fine
+}
+
 /// Reads and decides all inputs. `tell` gets what people are to read meanwhile, a line or more at a
 /// time. Blocks on the file system and on standard input.
 pub fn replay(options: &Options, tell: &mut dyn FnMut(&str)) -> Replayed {
@@ -124,7 +130,7 @@ fn read(
     };
     let counted = progress.counted(opened);
     let mut file = TraceFile::open(&name, counted).map_err(cannot)?;
-    while let Some(piece) = file.next() {
+    while let Some(piece) = file.next_piece() {
         progress.show();
         let left_out = match piece {
             Piece::Request(request) => replay.add(&request, file.share()),

@@ -15,7 +15,7 @@ use self::{
     coverage::{Coverage, Probes},
     report::Report,
 };
-use super::traces::Traces;
+use super::{complain, print, traces::Traces};
 use crate::{
     clock,
     config::{self, Diagnostics, Expected, PolicyTest, Problem, TestedTrace},
@@ -92,6 +92,13 @@ struct Outcome {
     policies: Arc<Vec<String>>,
 }
 
+/// Tests and prints. Whether all was fine.
+pub fn run(options: &Options) -> bool {
+    let tested = test(options);
+    complain(&tested.diagnostics.to_string());
+    print(&tested.text) && tested.is_fine
+}
+
 /// Runs all tests of all files. Blocks on the file system.
 pub fn test(options: &Options) -> Tested {
     let mut diagnostics = Diagnostics::default();
@@ -156,7 +163,8 @@ impl UnderTest {
             }
             Err((problem, place)) => {
                 let message = problem.message().to_owned();
-                diagnostics.push(place.unwrap_or_else(|| test.place.clone()).saying(problem));
+                let place = place.map_or_else(|| test.place.clone(), |place| *place);
+                diagnostics.push(place.saying(problem));
                 (None, Some(message))
             }
         };
@@ -191,7 +199,7 @@ impl UnderTest {
 }
 
 /// A problem and its place, where that is not the test's.
-type Unusable = (Problem, Option<config::Diagnostic>);
+type Unusable = (Problem, Option<Box<config::Diagnostic>>);
 
 /// Gathers the trace of a test, and returns which one it is.
 fn gather(trace: &TestedTrace, traces: &mut Traces) -> Result<usize, Unusable> {
@@ -202,7 +210,7 @@ fn gather(trace: &TestedTrace, traces: &mut Traces) -> Result<usize, Unusable> {
             Ok(0)
         }
         TestedTrace::File { path, trace_id, place } => {
-            let at_place = |problem| (problem, Some(place.clone()));
+            let at_place = |problem| (problem, Some(Box::new(place.clone())));
             read(path, *trace_id, traces).map_err(at_place)
         }
     }
@@ -212,7 +220,7 @@ fn read(path: &PathBuf, wanted: Option<TraceId>, traces: &mut Traces) -> Result<
     let name = path.display().to_string();
     let cannot = |error| Problem::new(format!("cannot read {name}: {error}"));
     let mut file = TraceFile::open(&name, File::open(path).map_err(cannot)?).map_err(cannot)?;
-    while let Some(piece) = file.next() {
+    while let Some(piece) = file.next_piece() {
         match piece {
             Piece::Request(request) => {
                 let share = file.share();

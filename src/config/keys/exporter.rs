@@ -16,7 +16,14 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::new(
                 "endpoint",
                 Kind::Url { default: "http://127.0.0.1:4327" },
-                "`http://host:port` of the backend, or `https://host:port` for TLS.",
+                "`http://host:port` of the backend, or `https://host:port` for TLS. With \
+                 `protocol = \"http/protobuf\"` it is a base URL: `/v1/traces` is added to its \
+                 path, and its port may be left out.",
+            ),
+            Key::word(
+                "protocol",
+                &["grpc", "http/protobuf"],
+                "OTLP/gRPC, usually on port 4317, or OTLP/HTTP, usually on port 4318.",
             ),
             Key::word(
                 "compression",
@@ -41,30 +48,36 @@ pub(super) const SECTIONS: &[Described] = &[
                 "max_trace_bytes_kib",
                 [0, u32::MAX as u64],
                 0,
-                "Cap on the spans of one kept trace over its whole life, late ones included, in KiB, \
-                 for backends that have such a cap. Spans beyond it are dropped and counted as \
-                 `trace_bytes`. Tempo's own cap is 5,000,000 bytes with resources: 4000 leaves room \
-                 for these. `0` turns it off.",
+                "Cap on the spans of one kept trace over its whole life, late ones included, in \
+                 KiB, for backends that have such a cap. Spans beyond it are dropped and counted \
+                 as `trace_bytes`. Tempo's own cap is 5,000,000 bytes with resources: 4000 leaves \
+                 room for these. `0` turns it off.",
             ),
             Key::new(
                 "headers",
                 Kind::Headers,
                 "Sent with every request, for example `{ \"X-Scope-OrgID\" = \"team-a\" }`.",
             ),
+            Key::path(
+                "bearer_token_file",
+                "\"token\"",
+                "A file with the token that is sent as `authorization: Bearer <token>`. It is \
+                 read again within 10 s when it changes.",
+            ),
         ],
     },
     Described {
         path: "exporter.otlp.tls",
         words: "For an endpoint that is `https://`. Without the section the certificate of the \
-                backend must be signed by a CA of the operating system, be valid for the host of the \
-                endpoint, and Tailwater shows no certificate. Files as in `[receiver.tls]`.",
+                backend must be signed by a CA of the operating system, be valid for the host of \
+                the endpoint, and Tailwater shows no certificate. Files as in `[receiver.tls]`.",
         is_optional: true,
         keys: &[
             Key::path(
                 "ca_file",
                 "\"backend.crt\"",
-                "The CAs of which one must have signed the certificate of the backend. Unset: those \
-                 of the operating system.",
+                "The CAs of which one must have signed the certificate of the backend. Unset: \
+                 those of the operating system.",
             ),
             Key::path(
                 "cert_file",
@@ -79,8 +92,8 @@ pub(super) const SECTIONS: &[Described] = &[
                 ..Key::new(
                     "server_name",
                     Kind::Text,
-                    "The name that the certificate of the backend must be valid for. Unset: the host \
-                     of the endpoint.",
+                    "The name that the certificate of the backend must be valid for. Unset: the \
+                     host of the endpoint.",
                 )
             },
         ],
@@ -94,15 +107,15 @@ pub(super) const SECTIONS: &[Described] = &[
                 "queue_size_mib",
                 [1, 1 << 20],
                 "256",
-                "Size of the queue in MiB, at most half of the memory limit. Unset: a quarter of the \
-                 memory limit.",
+                "Size of the queue in MiB, at most half of the memory limit. Unset: a quarter of \
+                 the memory limit.",
             ),
             Key::integer("num_consumers", [1, 1_000], 10, "Requests under way at once."),
             Key::word(
                 "overflow",
                 &["block", "drop"],
-                "What a full queue does. `block` refuses senders retryably and loses nothing; `drop` \
-                 takes everything and drops the newest kept spans, counted.",
+                "What a full queue does. `block` refuses senders retryably and loses nothing; \
+                 `drop` takes everything and drops the newest kept spans, counted.",
             ),
         ],
     },
@@ -127,9 +140,9 @@ pub(super) const SECTIONS: &[Described] = &[
                 "max_elapsed_time",
                 [Duration::ZERO, DAY],
                 Duration::from_secs(300),
-                "A request has its last attempt this long after its first failure; then it is given \
-                 up and counted as failed. `0s`: never. To survive long outages with a large queue, \
-                 make it at least as long as they are.",
+                "A request has its last attempt this long after its first failure; then it is \
+                 given up and counted as failed. `0s`: never. To survive long outages with a \
+                 large queue, make it at least as long as they are.",
             ),
         ],
     },

@@ -80,6 +80,10 @@ pub(crate) enum Kind {
     Listener {
         default: &'static str,
     },
+    /// The path of a URL.
+    UrlPath {
+        default: &'static str,
+    },
     /// A URL to connect to.
     Url {
         default: &'static str,
@@ -164,9 +168,10 @@ impl Key {
             Kind::Boolean { default } => Some(default.to_string()),
             Kind::Integer { default, .. } => default.map(|default| default.to_string()),
             Kind::Duration { default, .. } => Some(format!("\"{}\"", seconds(default))),
-            Kind::Word { default, .. } | Kind::Listener { default } | Kind::Url { default } => {
-                Some(format!("\"{default}\""))
-            }
+            Kind::Word { default, .. }
+            | Kind::Listener { default }
+            | Kind::UrlPath { default }
+            | Kind::Url { default } => Some(format!("\"{default}\"")),
             Kind::Texts => Some("[]".to_owned()),
             Kind::Headers => Some("{}".to_owned()),
             Kind::Path | Kind::Text => None,
@@ -195,8 +200,8 @@ static TOP: Described = Described {
         "shutdown_timeout",
         [SECOND, HOUR],
         Duration::from_secs(30),
-        "The longest a graceful shutdown may take: deciding what is buffered and delivering what is \
-         kept. Give the container a little more time before it is killed.",
+        "The longest a graceful shutdown may take: deciding what is buffered and delivering what \
+         is kept. Give the container a little more time before it is killed.",
     )],
 };
 

@@ -1,17 +1,14 @@
 //! `[receiver.*]`.
 
-use super::{Described, Key, Need};
+use std::time::Duration;
+
+use super::{DAY, Described, Key, Kind, Need};
 
 /// Largest message of a sender: 1 GiB, since gRPC's framing has a length of 32 bits.
 const MESSAGE_MIB: [u64; 2] = [1, 1024];
 
 pub(super) const SECTIONS: &[Described] = &[
-    Described {
-        path: "receiver",
-        words: "Where spans come in.",
-        is_optional: false,
-        keys: &[],
-    },
+    Described { path: "receiver", words: "Where spans come in.", is_optional: false, keys: &[] },
     Described {
         path: "receiver.grpc",
         words: "OTLP/gRPC.",
@@ -20,8 +17,8 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::listener(
                 "endpoint",
                 "127.0.0.1:4317",
-                "`host:port` to listen on. Loopback, because neither TLS nor authentication is on by \
-                 default; in a container write `0.0.0.0:4317`, and see `[receiver.tls]` and \
+                "`host:port` to listen on. Loopback, because neither TLS nor authentication is on \
+                 by default; in a container write `0.0.0.0:4317`, and see `[receiver.tls]` and \
                  `[receiver.auth]`.",
             ),
             Key::integer(
@@ -42,9 +39,18 @@ pub(super) const SECTIONS: &[Described] = &[
                 "max_connections",
                 [1, 100_000],
                 1024,
-                "Connections at once; fewer where the limit of open files is low. At the limit a new \
-                 connection replaces the one that has been silent longest since it was opened. If \
-                 every connection has carried a request, the new one is closed.",
+                "Connections at once; fewer where the limit of open files is low. At the limit a \
+                 new connection replaces the one that has been silent longest since it was \
+                 opened. If every connection has carried a request, the new one is closed.",
+            ),
+            Key::duration(
+                "max_connection_age",
+                [Duration::ZERO, DAY],
+                Duration::ZERO,
+                "After this time, 10 % more or less, a connection is told to leave (GOAWAY), and \
+                 closed 30 seconds later. Behind a load balancer that spreads connections, such \
+                 as a Kubernetes Service, it lets senders find new replicas. `0s` turns it off; \
+                 else at least `1s`.",
             ),
         ],
     },
@@ -59,6 +65,38 @@ pub(super) const SECTIONS: &[Described] = &[
                 MESSAGE_MIB,
                 64,
                 "Largest body in MiB, compressed and decompressed.",
+            ),
+            Key::new(
+                "traces_url_path",
+                Kind::UrlPath { default: "/v1/traces" },
+                "The path that traces are posted to. A slash behind it is forgiven.",
+            ),
+            Key::duration(
+                "max_connection_age",
+                [Duration::ZERO, DAY],
+                Duration::ZERO,
+                "As for gRPC; an HTTP/1.1 connection is closed after an answer.",
+            ),
+        ],
+    },
+    Described {
+        path: "receiver.http.cors",
+        words: "Which web pages may send from a browser (CORS).",
+        is_optional: false,
+        keys: &[
+            Key::new(
+                "allowed_origins",
+                Kind::Texts,
+                "Sites whose pages may send, such as `https://shop.example` or \
+                 `https://*.shop.example`; `*` is all of them. Empty: browsers keep pages of other \
+                 sites from sending.",
+            ),
+            Key::new(
+                "allowed_headers",
+                Kind::Texts,
+                "Headers that these pages may send beside `Accept`, `Accept-Language`, \
+                 `Content-Language` and `Content-Type`; `*` is all of them. Empty: \
+                 `X-Requested-With` is allowed as well.",
             ),
         ],
     },
@@ -79,8 +117,8 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::path(
                 "client_ca_file",
                 "\"clients.crt\"",
-                "Mutual TLS: senders must show a certificate that one of these CAs has signed. Unset: \
-                 senders need no certificate.",
+                "Mutual TLS: senders must show a certificate that one of these CAs has signed. \
+                 Unset: senders need no certificate.",
             ),
         ],
     },
@@ -91,9 +129,9 @@ pub(super) const SECTIONS: &[Described] = &[
         keys: &[Key::path(
             "bearer_token_file",
             "\"token\"",
-            "A file with one token a line. Senders must send one of them as `authorization: Bearer \
-             <token>`. It is read again within 10 s when it changes: to replace a token, add the new \
-             one, move the senders, remove the old one.",
+            "A file with one token a line. Senders must send one of them as `authorization: \
+             Bearer <token>`. It is read again within 10 s when it changes: to replace a token, \
+             add the new one, move the senders, remove the old one.",
         )
         .needed(Need::Required)],
     },

@@ -15,14 +15,19 @@ pub(super) const SECTIONS: &[Described] = &[
                 "decision_wait",
                 [Duration::from_millis(10), HOUR],
                 Duration::from_secs(30),
-                "Time from the first span of a trace until the trace is decided. It has to be longer \
-                 than your longest interesting request takes to arrive. Memory grows in proportion.",
+                "Time from the first span of a trace until the trace is decided. It has to be \
+                 longer than your longest interesting request takes to arrive. Memory grows in \
+                 proportion.",
             ),
             Key::duration(
                 "decision_wait_after_root_received",
                 [Duration::ZERO, HOUR],
-                Duration::from_secs(5),
-                "Decides a trace earlier: this long after its root span, which normally ends last. \
+                Duration::from_secs(10),
+                "Decides a trace earlier: this long after its root span arrived, which normally \
+                 ends last. It has to be longer than a span takes to arrive after its end: the \
+                 batch delay of the SDK that sends it (5 s by default) plus those of the \
+                 Collectors it passes. A span that comes after the decision no longer counts in \
+                 it; `tailwater_late_spans_total` counts such spans. Memory grows in proportion. \
                  `0s` turns it off.",
             ),
             Key::integer_or_unset(
@@ -37,8 +42,8 @@ pub(super) const SECTIONS: &[Described] = &[
                 "max_trace_spans",
                 [1, 10_000_000],
                 32_000,
-                "A trace that reaches this many spans is decided with what it has; later spans follow \
-                 the decision.",
+                "A trace that reaches this many spans is decided with what it has; later spans \
+                 follow the decision.",
             ),
             Key::integer(
                 "max_trace_bytes_mib",
@@ -59,8 +64,8 @@ pub(super) const SECTIONS: &[Described] = &[
                 "decision_log_size",
                 [0, 10_000_000],
                 100_000,
-                "The last traces whose decision can be looked up with every detail. `0` turns the log \
-                 off.",
+                "The last traces whose decision can be looked up with every detail. `0` turns the \
+                 log off.",
             ),
             Key::new(
                 "policy_files",
@@ -79,14 +84,14 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::boolean(
                 "tracestate",
                 true,
-                "Writes the sampling threshold into the `tracestate` of kept spans (`ot=th`), so that \
-                 metrics computed from them can be scaled up.",
+                "Writes the sampling threshold into the `tracestate` of kept spans (`ot=th`), so \
+                 that metrics computed from them can be scaled up.",
             ),
             Key::word(
                 "policy",
                 &["root", "off"],
-                "`root`: one span of each kept trace says which policy kept it and what triggered the \
-                 decision. `off`: none does.",
+                "`root`: one span of each kept trace says which policy kept it and what triggered \
+                 the decision. `off`: none does.",
             ),
         ],
     },

@@ -15,11 +15,17 @@ pub(super) const SECTIONS: &[Described] = &[Described {
         Key::boolean(
             "enable_lifecycle",
             false,
-            "Whether POST `/-/reload` reads the policies again, as SIGHUP always does. Off, because \
-             everyone who reaches the port could.",
+            "Whether POST `/-/reload` reads the policies again, as SIGHUP always does. Off, \
+             because everyone who reaches the port could.",
         ),
         Key::word("log_level", &["error", "warn", "info", "debug", "trace"], "What is logged.")
             .or("info"),
-        Key::word("log_format", &["text", "json"], "`text` for people, `json` for machines."),
+        Key::word(
+            "log_format",
+            &["text", "json"],
+            "`text` for people. With `json` every line on standard error is an object, also \
+             mistakes in this file and panics. If this file cannot be read, or `log_format` \
+             itself is wrong, the mistake is told as text.",
+        ),
     ],
 }];

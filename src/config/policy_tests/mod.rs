@@ -107,7 +107,7 @@ pub fn load_tests(path: &Path) -> LoadedTests {
 
 fn parse(source: &Source, path: &Path, host: Host) -> LoadedTests {
     on_a_large_stack(|| {
-        let mut load = Load::new(host);
+        let mut load = Load::new(host.clone());
         let mut file = TestFile { source, path, mentions: Mentions::new() };
         let (tests, from) = file.read(&mut load);
         load.policy_files(source, path, &from.policy_files);
@@ -176,7 +176,7 @@ impl TestFile<'_> {
     fn policies_of(&self, config: &Path, span: &Span, load: &mut Load) {
         match files::read(config) {
             Ok(source) => {
-                let mut inner = Load::new(load.host);
+                let mut inner = Load::new(load.host.clone());
                 let directory = config.parent().unwrap_or(Path::new(""));
                 let (sections, _) = inner.main_file(&source, directory);
                 inner.policy_files(&source, config, &sections.policy_files);

@@ -172,8 +172,8 @@ fn pair(key: &str, value: &DeValue<'_>, unit: f64) -> Result<[i64; 2], Problem> 
         values::wrong_type(key, "a list of two numbers", value).hint(hint)
     };
     let list = value.as_array().ok_or_else(wrong)?;
-    let [start, end] = [list.get(0), list.get(1)].map(|time| time.map(|time| time.get_ref()));
-    let (Some(start), Some(end), 2) = (start, end, list.len()) else {
+    let times: Vec<_> = list.iter().map(|time| time.get_ref()).collect();
+    let [start, end] = times[..] else {
         return Err(Problem::new(format!("`{key}` must be a list of two numbers"))
             .hint(format!("write the start and the end: {key} = [0, 900]")));
     };

@@ -116,7 +116,7 @@ fn numbers() {
         (
             "type = 'numeric_attribute'\nkey = 'k'\nmin_value = '5'",
             "5:13: error: `min_value` must be a number, found a string \
-             | write the number without quotes",
+             | write 5 without quotes",
         ),
         (
             "type = 'numeric_attribute'\nkey = 'k'\nmin_value = true",
@@ -283,8 +283,7 @@ fn scopes_and_exclusive_bounds() {
         ),
         (
             "type = 'numeric_attribute'\nkey = 'k'\nabove = '5'",
-            "5:9: error: `above` must be a number, found a string \
-             | write the number without quotes",
+            "5:9: error: `above` must be a number, found a string | write 5 without quotes",
         ),
     ]);
 }

@@ -148,8 +148,33 @@ fn files_that_cannot_be_used() {
     ] {
         let text = format!("[receiver.auth]\nbearer_token_file = '@{token}'");
         let expected = format!("2:21: error: `bearer_token_file` cannot be used: {expected}");
+        assert_eq!(files.problems(&text), std::slice::from_ref(&expected), "{token}");
+        let text = format!("[exporter.otlp]\nbearer_token_file = '@{token}'");
         assert_eq!(files.problems(&text), [expected], "{token}");
     }
+}
+
+#[test]
+fn the_token_of_the_exporter() {
+    let files = Files::new();
+    files.write("one", "\u{feff}  s3cret-token\r\n\n");
+    let config = config(&files.text("exporter.otlp.bearer_token_file = '@one'"));
+    let file = config.exporter.bearer_token_file.clone().unwrap();
+    let bearer = crate::credentials::read_bearer(&file).unwrap();
+    assert_eq!(bearer.header(), "Bearer s3cret-token");
+    let shown = format!("{bearer:?}{:?}{config:?}", bearer.header());
+    assert!(bearer.header().is_sensitive() && !shown.contains("s3cret"), "{shown}");
+    assert_eq!(
+        files.problems("exporter.otlp.bearer_token_file = '@tokens'"),
+        ["1:35: error: `bearer_token_file` cannot be used: it holds more than one token \
+          | leave the one token that the backend expects"]
+    );
+    let both = "[exporter.otlp]\nbearer_token_file = '@one'\nheaders = { Authorization = 'x' }";
+    assert_eq!(
+        files.problems(both),
+        ["2:21: error: `bearer_token_file` and the header `authorization` are both there, and \
+          only one of them can be sent | remove one of them"]
+    );
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn problems_of_limits() {
         (
             "type = 'always_sample'\nlimit = { spans_per_second = '5' }",
             "4:30: error: `spans_per_second` must be a number, found a string \
-             | write the number without quotes",
+             | write 5 without quotes",
         ),
         (
             "type = 'always_sample'\n\

@@ -14,6 +14,7 @@ mod conditions;
 mod credentials;
 mod expires;
 pub(super) mod files;
+mod hints;
 mod limits;
 mod policies;
 mod review;

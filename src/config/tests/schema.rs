@@ -223,7 +223,14 @@ fn patterns_take_what_the_loader_takes() {
             "/$defs/url/pattern",
             "exporter.otlp.endpoint",
             &["http://tempo:4317", "http://[::1]:1", "https://tempo:4317"],
-            &["tempo:4317", "ftp://tempo:4317", "http://tempo", "http://tempo:1/v1/traces"],
+            // What depends on the protocol is the loader's.
+            &["tempo:4317", "ftp://tempo:4317", "http://tempo:1/?x", "http://tempo:1#x", "http://"],
+        ),
+        (
+            "/$defs/url_path/pattern",
+            "receiver.http.traces_url_path",
+            &["/v1/traces", "/", "/otlp/"],
+            &["", "v1/traces", "/v1/traces?x", "http://t/v1/traces"],
         ),
     ] {
         let loads = |text: &str| problems(&format!("{key} = '{text}'\n{POLICY}")).is_empty();

@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    super::{Compression, Overflow},
+    super::{Compression, CorsPolicy, Overflow, Protocol},
     POLICY, config, each_has_one_problem, parse, problems,
 };
 
@@ -27,11 +27,14 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.grpc.max_recv_msg_bytes, 64 << 20);
     assert_eq!(config.grpc.max_concurrent_streams, 100);
     assert_eq!(config.grpc.max_connections, 1024);
+    assert_eq!((config.grpc.max_connection_age, config.http.max_connection_age), (None, None));
+    assert_eq!(config.http.traces_url_path, "/v1/traces");
+    assert_eq!(config.http.cors, CorsPolicy::default());
     assert_eq!(config.http.endpoint, "127.0.0.1:4318");
     assert_eq!(config.http.max_request_body_bytes, 64 << 20);
     assert_eq!(config.sampling.decision_wait, Duration::from_secs(30));
     let after_root = config.sampling.decision_wait_after_root_received;
-    assert_eq!(after_root, Some(Duration::from_secs(5)));
+    assert_eq!(after_root, Some(Duration::from_secs(10)));
     assert_eq!(config.sampling.memory_limit_bytes, 1 << 30);
     assert_eq!(config.sampling.max_trace_spans, 32_000);
     assert_eq!(config.sampling.max_trace_bytes, 16 << 20);
@@ -39,6 +42,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.sampling.decision_log_size, 100_000);
     assert!(config.sampling.stamp_tracestate && config.sampling.stamp_policy);
     assert_eq!(config.exporter.endpoint, "http://127.0.0.1:4327");
+    assert_eq!(config.exporter.protocol, Protocol::Grpc);
+    assert_eq!(config.exporter.bearer_token_file, None);
     assert_eq!(config.exporter.compression, Compression::None);
     assert_eq!(config.exporter.timeout, Duration::from_secs(5));
     assert_eq!(config.exporter.max_request_bytes, 3584 << 10);
@@ -121,7 +126,7 @@ fn every_key_changes_the_configuration() {
         receiver.grpc.max_recv_msg_size_mib = 1
         receiver.grpc.max_concurrent_streams = 2
         receiver.grpc.max_connections = 3
-        receiver.http = { endpoint = "otel.example:${env:PORT}", max_request_body_size_mib = 1_024 }
+        receiver.http = { endpoint = "otel.example:${env:PORT}", max_request_body_size_mib = 8 }
         telemetry = { endpoint = "0.0.0.0:0",
              enable_lifecycle = true, log_level = "warn", log_format = "json" }
         [sampling]
@@ -149,7 +154,7 @@ fn every_key_changes_the_configuration() {
     assert_eq!(changed.grpc.max_recv_msg_bytes, 1 << 20);
     assert_eq!((changed.grpc.max_concurrent_streams, changed.grpc.max_connections), (2, 3));
     assert_eq!(changed.http.endpoint, "otel.example:4444");
-    assert_eq!(changed.http.max_request_body_bytes, 1 << 30);
+    assert_eq!(changed.http.max_request_body_bytes, 8 << 20);
     assert_eq!(changed.telemetry.endpoint, "0.0.0.0:0");
     assert_eq!(changed.telemetry.log_level, tracing::Level::WARN);
     assert!(changed.telemetry.log_json && changed.telemetry.enable_lifecycle);
@@ -177,7 +182,10 @@ fn every_key_changes_the_configuration() {
 
 #[test]
 fn the_default_request_shrinks_with_a_small_queue() {
-    let small = config(&with_policy("[sampling]\nmemory_limit_mib = 32"));
+    let small = config(&with_policy(
+        "[receiver]\ngrpc.max_recv_msg_size_mib = 8\nhttp.max_request_body_size_mib = 8\n\
+         [sampling]\nmemory_limit_mib = 32\ndecision_log_size = 1_000",
+    ));
     assert_eq!(small.exporter.queue.queue_bytes_max, 8 << 20);
     assert_eq!(small.exporter.max_request_bytes, 2 << 20);
     let small = config(&with_policy("[exporter.otlp.sending_queue]\nqueue_size_mib = 1"));
@@ -218,7 +226,7 @@ fn values_of_a_wrong_type_or_out_of_bounds() {
         (
             "sampling.memory_limit_mib = '1GiB'",
             "1:29: error: `memory_limit_mib` must be an integer, found a string \
-             | write the number without quotes or unit",
+             | write a number between 32 and 1048576, without quotes or unit",
         ),
         (
             "sampling.memory_limit_mib = 16",
@@ -256,33 +264,118 @@ fn values_of_a_wrong_type_or_out_of_bounds() {
 }
 
 #[test]
+fn what_receivers_take_is_checked() {
+    each_line_has_one_problem(&[
+        (
+            "receiver.http.max_connection_age = '1ms'",
+            "1:36: error: `max_connection_age` must be at least 1s, found `1ms` \
+             | \"0s\" turns it off; \"30m\" is long enough for senders to notice new replicas",
+        ),
+        (
+            "receiver.http.traces_url_path = 'v1/traces'",
+            "1:33: error: `traces_url_path` must be a path, found `v1/traces` \
+             | begin with a slash: \"/v1/traces\"",
+        ),
+        (
+            "receiver.http.traces_url_path = 'http://t/v1/traces'",
+            "1:33: error: `traces_url_path` must be a path, found `http://t/v1/traces` \
+             | leave the scheme and the host out: \"/v1/traces\"",
+        ),
+        (
+            "receiver.http.traces_url_path = '/v1/traces?x'",
+            "1:33: error: `traces_url_path` must be a path, found `/v1/traces?x` \
+             | percent-encode what is no letter, and leave `?` and `#` out",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['shop.example']",
+            "1:39: error: an origin must be https://host:port or `*`, found `shop.example` \
+             | add the scheme: \"https://shop.example\"",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['https://shop.example/']",
+            "1:39: error: an origin must be https://host:port or `*`, \
+             found `https://shop.example/` | origins have no path: \"https://shop.example\"",
+        ),
+        (
+            "receiver.http.cors.allowed_origins = ['https://*.*.example']",
+            "1:39: error: an origin must be https://host:port or `*`, \
+             found `https://*.*.example` \
+             | an origin may have one `*`, which stands for any characters",
+        ),
+        (
+            "receiver.http.cors = { allowed_origins = ['*'], allowed_headers = ['x team'] }",
+            "1:68: error: `x team` is not the name of a header \
+             | names are ASCII letters, digits, `-` and `_`; `*` is all",
+        ),
+        (
+            "receiver.http.cors.allowed_headers = ['x-team']",
+            "1:38: warning: `allowed_headers` has no effect without `allowed_origins` \
+             | name the sites that may send from a browser",
+        ),
+    ]);
+}
+
+#[test]
+fn every_key_of_the_receivers_changes_the_configuration() {
+    let changed = config(&with_policy(
+        r#"
+        receiver.grpc.max_connection_age = "30m"
+        [receiver.http]
+        traces_url_path = "/otlp/v1/traces"
+        max_connection_age = "1s"
+        cors = { allowed_origins = ["https://*.example", "*"], allowed_headers = ["X-Team"] }
+        "#,
+    ));
+    assert_eq!(changed.grpc.max_connection_age, Some(Duration::from_secs(1800)));
+    assert_eq!(changed.http.max_connection_age, Some(Duration::from_secs(1)));
+    assert_eq!(changed.http.traces_url_path, "/otlp/v1/traces");
+    assert_eq!(changed.http.cors.allowed_origins, ["https://*.example", "*"]);
+    assert_eq!(changed.http.cors.allowed_headers, ["X-Team"]);
+}
+
+#[test]
 fn endpoints() {
     let listener = |endpoint: &str| with_policy(&format!("telemetry.endpoint = '{endpoint}'"));
     for good in ["localhost:4317", "0.0.0.0:4317", "[::1]:4317", "127.0.0.1:0", "a-b.c_d:1"] {
         assert_eq!(config(&listener(good)).telemetry.endpoint, good);
     }
     for (bad, hint) in [
-        ("localhost", "add the port, such as \"localhost:4317\""),
-        ("[::1]", "add the port, such as \"[::1]:4317\""),
+        ("localhost", "add the port: \"localhost:9464\""),
+        ("[::1]", "add the port: \"[::1]:9464\""),
+        ("[::1", "add the port"),
         ("::1:4317", "an IPv6 address stands in brackets: \"[::1]:4317\""),
-        (":4317", "for every address of this machine write \"0.0.0.0:4317\""),
+        (":4317", "for every address of this machine: \"0.0.0.0:4317\""),
         ("localhost:", "the port is a number between 0 and 65535"),
         ("localhost:+1", "the port is a number between 0 and 65535"),
         ("localhost:65536", "the port is a number between 0 and 65535"),
         ("http://localhost:4317", "leave the scheme out: \"localhost:4317\""),
         ("300.0.0.1:1", "the host is a name, an IPv4 address, or an IPv6 address in brackets"),
         ("a b:1", "the host is a name, an IPv4 address, or an IPv6 address in brackets"),
-        ("", "add the port, such as \":4317\""),
+        ("", "add the port: \"0.0.0.0:9464\""),
+        ("http://localhost/", "leave the scheme out: \"localhost:9464\""),
+        ("localhost:1/metrics", "leave the path out: \"localhost:1\""),
+        ("a b", "add the port"),
     ] {
         let message = format!("1:22: error: `endpoint` must be host:port, found `{bad}` | {hint}");
         assert_eq!(problems(&listener(bad)), [message]);
     }
     for (bad, hint) in [
         ("tempo:4317", " | add the scheme: \"http://tempo:4317\""),
-        ("http://tempo", " | add the port, such as \"tempo:4317\""),
+        ("http://tempo", " | add the port: \"http://tempo:4317\""),
+        ("tempo", " | add the scheme: \"http://tempo:4317\""),
+        ("tempo/v1/traces", " | add the scheme: \"http://tempo:4317\""),
+        ("http://::1:4327", " | an IPv6 address stands in brackets: \"http://[::1]:4327\""),
+        ("http://:4317", " | name the host"),
+        ("http://127.0.0.1", " | add the port"),
+        ("127.0.0.1:4317", " | add the scheme"),
         ("http://tempo:0", " | port 0 cannot be connected to"),
-        ("http://tempo:4317/v1", " | OTLP/gRPC has no path: \"http://tempo:4317\""),
-        ("ftp://tempo:4317", ""),
+        ("grpc://tempo:4317", " | the scheme is http:// or https://: \"http://tempo:4317\""),
+        ("GRPCS://tempo", " | the scheme is http:// or https://: \"https://tempo:4317\""),
+        (
+            "http://tempo:4317/v1",
+            " | OTLP/gRPC has no path (for OTLP/HTTP set `protocol`): \"http://tempo:4317\"",
+        ),
+        ("ftp://tempo:4317", " | the scheme is http:// or https://: \"http://tempo:4317\""),
     ] {
         let text = with_policy(&format!("exporter.otlp.endpoint = '{bad}'"));
         let message =
@@ -293,23 +386,95 @@ fn endpoints() {
         (
             "exporter.otlp.endpoint = 'https://tempo'",
             "1:26: error: `endpoint` must be http://host:port, found `https://tempo` \
-             | add the port, such as \"tempo:4317\"",
+             | add the port: \"https://tempo:4317\"",
         ),
         (
             "exporter.otlp.endpoint = 'https://127.0.0.1:4317'",
             "1:26: error: `endpoint` is this service's own [receiver.grpc]: spans would go in \
-             circles | name the backend's OTLP/gRPC address",
+             circles | name the backend's OTLP address",
         ),
         (
             "exporter.otlp.endpoint = 'http://127.0.0.1:4317'",
             "1:26: error: `endpoint` is this service's own [receiver.grpc]: spans would go in \
-             circles | name the backend's OTLP/gRPC address",
+             circles | name the backend's OTLP address",
         ),
         (
             "receiver.http.endpoint = '127.0.0.1:4317'",
             "1:26: error: two listeners have the endpoint `127.0.0.1:4317`",
         ),
     ]);
+}
+
+#[test]
+fn endpoints_of_otlp_http() {
+    let text = |endpoint: &str| {
+        let protocol = "exporter.otlp.protocol = 'http/protobuf'";
+        with_policy(&format!("{protocol}\nexporter.otlp.endpoint = '{endpoint}'"))
+    };
+    for good in [
+        "http://tempo:4318",
+        "http://tempo:4318/",
+        "https://otlp.example",
+        "https://[::1]/otlp",
+        "https://[::1]:4318/otlp/",
+        "https://10.0.0.1/a/b%20c",
+    ] {
+        let config = config(&text(good));
+        assert_eq!(
+            (&config.exporter.endpoint[..], config.exporter.protocol),
+            (good, Protocol::Http)
+        );
+    }
+    let wanted = "`endpoint` must be http://host:port/path, where port and path may be left out";
+    for (bad, hint) in [
+        ("tempo:4318", " | add the scheme: \"http://tempo:4318\""),
+        ("http://tempo:0/x", " | port 0 cannot be connected to"),
+        ("http://tempo:x/", " | the port is a number between 0 and 65535"),
+        (
+            "http://user@tempo",
+            " | the host is a name, an IPv4 address, or an IPv6 address in brackets",
+        ),
+        ("http://tempo/x?token=1", " | leave out what begins with `?` or `#`: \"http://tempo/x\""),
+        ("http://tempo#x", " | leave out what begins with `?` or `#`: \"http://tempo\""),
+        ("http://tempo/a b", " | the path has characters that must be percent-encoded"),
+        ("ftp://tempo", " | the scheme is http:// or https://: \"http://tempo\""),
+    ] {
+        let message = format!("2:26: error: {wanted}, found `{bad}`{hint}");
+        assert_eq!(problems(&text(bad)), [message]);
+    }
+    for full in ["http://tempo:4318/v1/traces", "http://tempo:4318/v1/traces/"] {
+        let message = "2:26: error: `endpoint` is a base, to which /v1/traces is added \
+                       | write \"http://tempo:4318\"";
+        assert_eq!(problems(&text(full)), [message]);
+    }
+    let own = "2:26: error: `endpoint` is this service's own [receiver.http]: spans would go in \
+               circles | name the backend's OTLP address";
+    assert_eq!(problems(&text("http://127.0.0.1:4318/x")), [own]);
+}
+
+#[test]
+fn a_port_of_the_other_protocol_is_a_warning() {
+    let of = |protocol: &str, endpoint: &str| {
+        problems(&with_policy(&format!(
+            "exporter.otlp = {{ protocol = '{protocol}', endpoint = '{endpoint}' }}"
+        )))
+    };
+    assert_eq!(
+        of("http/protobuf", "http://tempo:4317/x"),
+        ["1:58: warning: the port is the usual one of `protocol = \"grpc\"` \
+          | `http/protobuf` usually has port 4318"]
+    );
+    assert_eq!(
+        of("grpc", "http://tempo:4318"),
+        ["1:49: warning: the port is the usual one of `protocol = \"http/protobuf\"` \
+          | `grpc` usually has port 4317"]
+    );
+    // One mistake is one problem.
+    assert_eq!(
+        of("http", "http://tempo:4318/v1/traces"),
+        ["1:30: error: `protocol` must be one of `grpc`, `http/protobuf`, found `http` \
+          | did you mean `http/protobuf`?"]
+    );
 }
 
 #[test]
@@ -322,8 +487,8 @@ fn headers() {
             "1:35: error: `a b` is not the name of a header \
              | names are ASCII letters, digits, `-` and `_`",
         ),
-        ("te = 'x'", "1:32: error: the header `te` is gRPC's own"),
-        ("x-bin = 'x'", "1:35: error: the header `x-bin` is gRPC's own"),
+        ("te = 'x'", "1:32: error: the header `te` is the protocol's own"),
+        ("x-bin = 'x'", "1:35: error: the header `x-bin` is the protocol's own"),
         (
             "a = 'sécret'",
             "1:31: error: the value of `a` must be visible ASCII, without spaces around it",
@@ -345,10 +510,10 @@ fn headers() {
 fn values_that_bound_each_other() {
     each_line_has_one_problem(&[
         (
-            "[sampling]\nmemory_limit_mib = 100\n[exporter.otlp.sending_queue]\nqueue_size_mib \
-             = 51",
-            "4:18: error: `queue_size_mib` may be at most half of the memory limit, 50 MiB, \
-             found 51 \
+            "[sampling]\nmemory_limit_mib = 300\n[exporter.otlp.sending_queue]\nqueue_size_mib \
+             = 151",
+            "4:18: error: `queue_size_mib` may be at most half of the memory limit, 150 MiB, \
+             found 151 \
              | make it smaller, or raise `memory_limit_mib` in [sampling]",
         ),
         (
@@ -444,4 +609,38 @@ fn environment_variables() {
     ]);
     let waits = config(&with_policy("sampling.decision_wait = '${env:WAIT:-7s}'"));
     assert_eq!(waits.sampling.decision_wait, Duration::from_secs(7));
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_said() {
+    let of = |text: &str| problems(&with_policy(text));
+    let fits = [
+        "[sampling]\nmemory_limit_mib = 256",
+        "[receiver.grpc]\nmax_recv_msg_size_mib = 256",
+        "[sampling]\ndecision_log_size = 633_000",
+    ];
+    for text in fits {
+        assert_eq!(of(text), [""; 0], "{text}");
+    }
+    let small = of("[sampling]\nmemory_limit_mib = 32");
+    assert_eq!(
+        small,
+        [
+            "2:20: warning: a message of 64 MiB may not fit into the memory limit of 32 MiB: it is \
+             held twice while it is taken in, and is then refused as too large; up to 8 MiB always \
+             fit | set `max_recv_msg_size_mib` and `max_request_body_size_mib` to 8 or less",
+            "2:20: warning: the decision log will hold at most 19784 traces, not \
+             `decision_log_size` = 100000: it may take a sixteenth of the memory limit of 32 MiB \
+             | set `decision_log_size` to 19784 or less, or raise `memory_limit_mib`",
+        ]
+    );
+    let large = of("[receiver.http]\nmax_request_body_size_mib = 257");
+    assert!(large.len() == 1 && large[0].starts_with("2:29: warning: a message of 257 MiB"));
+    let log = of("[sampling]\ndecision_log_size = 700_000");
+    assert!(log.len() == 1 && log[0].starts_with("2:21: warning: the decision log will hold"));
+    let set = "[receiver]\ngrpc.max_recv_msg_size_mib = 60\nhttp.max_request_body_size_mib = 20\n\
+               [sampling]\nmemory_limit_mib = 100\ndecision_log_size = 1_000";
+    assert_eq!(of(set).len(), 1, "{:?}", of(set));
+    // A limit that is wrong itself bounds nothing.
+    assert_eq!(of("[sampling]\nmemory_limit_mib = 1\ndecision_log_size = 1_000_000").len(), 1);
 }

@@ -20,8 +20,6 @@
 //! it at 40. What is ignored is skipped without recursion.
 //! Sources: OTLP specification, "JSON Protobuf Encoding"; protobuf.dev, "ProtoJSON Format".
 
-mod message;
-
 use std::fmt;
 
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -30,9 +28,9 @@ use serde::{
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use self::message::Message;
 use super::{
     clean::NESTING_MAX,
+    message::Message,
     schema::{Field, Kind, REQUEST, Role, Schema},
 };
 

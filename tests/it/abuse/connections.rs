@@ -85,6 +85,9 @@ async fn silent_connections_make_room() {
         assert!(is_closed(stream).await);
     }
     assert!(is_closed(&mut TcpStream::connect(address).await.expect("listening")).await);
+    let metrics = running.metrics().await;
+    let closed = "receiver_connections_closed_total{transport=\"grpc\",reason=\"max_connections\"}";
+    assert_eq!((metrics.get(closed), metrics.sum("receiver_connections")), (4.0, 3.0));
     running.accept(vec![span(4, 1, None)]).await;
     drop(speaking);
     let metrics = running.at_rest().await;
@@ -137,8 +140,9 @@ async fn descriptors_do_not_run_out() {
 }
 
 /// Scenario: numbers 8 and 9. A claim of 64 MiB followed by silence, a body of a byte in five
-/// seconds, over both doors.
-/// Guarantees: each is ended after 30 s, with DEADLINE_EXCEEDED or 400, and nothing is held.
+/// seconds, to both receivers.
+/// Guarantees: each is ended after 30 s, with DEADLINE_EXCEEDED or 503 and a Retry-After, which senders
+/// retry; it is counted as a timeout, and nothing is held.
 #[tokio::test(start_paused = true)]
 async fn slow_bodies_are_ended() {
     let mut config = config(ALL);
@@ -173,8 +177,15 @@ async fn slow_bodies_are_ended() {
     stream.write_all(head.as_bytes()).await.expect("sent");
     let mut told = vec![0; 1024];
     let length = stream.read(&mut told).await.expect("answered");
-    assert!(told[..length].starts_with(b"HTTP/1.1 400 "));
+    let told = String::from_utf8_lossy(&told[..length]).into_owned();
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("retry-after: "), "{told}");
     let metrics = running.metrics().await;
+    let timeouts = |transport: &str| {
+        let labels = format!("transport=\"{transport}\",reason=\"timeout\"");
+        metrics.get(&format!("receiver_refused_requests_total{{{labels}}}"))
+    };
+    assert_eq!((timeouts("grpc"), timeouts("http")), (2.0, 1.0));
+    assert_eq!(metrics.sum("receiver_refused_requests_total"), 3.0);
     assert!(metrics.get("memory_used_bytes") <= before);
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), 0.0);
     drop(client);

@@ -164,7 +164,7 @@ async fn chunks_of_a_byte_hold_a_byte() {
 
 /// Scenario: number 13. 30,000 resources of some bytes each, which cost hundreds once interned,
 /// under a memory limit of 16 MiB.
-/// Guarantees: refused retryably where the limit is reached, and everything is given back.
+/// Guarantees: refused for good, since they would never fit, and everything is given back.
 #[tokio::test]
 async fn resources_end_where_memory_does() {
     let mut config = config(ALL);
@@ -177,7 +177,7 @@ async fn resources_end_where_memory_does() {
     many.resource_spans =
         (1..=30_000).flat_map(|n| request(&n.to_string(), spans(n)).resource_spans).collect();
     let refused = running.export(&many).await.expect_err("refused");
-    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
     let given_back = |metrics: &Metrics| metrics.get("memory_used_bytes") <= before;
     running.until("all is given back", given_back).await;
     running.accept(vec![span(2, 1, None)]).await;

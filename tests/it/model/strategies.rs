@@ -102,6 +102,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             waits: Waits { decision_wait: 1_000, after_root },
             max_trace_spans,
             max_trace_bytes,
+            context_bytes_max: usize::MAX,
             kept_bytes_max: None,
             decision_ttl_millis: 60_000,
             decision_log_traces: 1_000,

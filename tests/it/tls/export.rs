@@ -19,12 +19,13 @@ use crate::{
     certificates::{Authority, Identity, server},
     cli::Process,
     harness::{ALL, Answer, Directory, Metrics, Running, config, sink, span},
+    web::{Web, over_http, reply},
 };
 
 /// TLS in front of a sink, with a certificate that can be changed; connections then are cut when
 /// told.
-struct Terminator {
-    address: SocketAddr,
+pub struct Terminator {
+    pub address: SocketAddr,
     config: Arc<Mutex<Arc<ServerConfig>>>,
     /// The certificate that the last client has shown.
     shown: Arc<Mutex<Vec<u8>>>,
@@ -32,7 +33,7 @@ struct Terminator {
 }
 
 impl Terminator {
-    async fn start(sink: SocketAddr, first: Arc<ServerConfig>) -> Self {
+    pub async fn start(sink: SocketAddr, first: Arc<ServerConfig>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port 0");
         let address = listener.local_addr().expect("bound");
         let config = Arc::new(Mutex::new(first));
@@ -132,6 +133,55 @@ async fn kept_spans_leave_over_tls() {
         assert_eq!(metrics.sum("exporter_retries_total"), 0.0, "{name}");
         assert_eq!(exporting.running.spans().len(), 1);
         exporting.running.stop().await;
+    }
+}
+
+/// Scenario: OTLP/HTTP backends that speak HTTP/2, HTTP/1.1, both, or do not say; with and without
+/// mutual TLS.
+/// Guarantees: the version is what TLS agrees on; everything is delivered at the first attempt.
+#[tokio::test]
+async fn kept_spans_leave_over_tls_by_otlp_http() {
+    let authority = Authority::new();
+    let identity = authority.sign("tailwater");
+    for (offered, version) in [
+        (&["h2"][..], http::Version::HTTP_2),
+        (&["http/1.1"], http::Version::HTTP_11),
+        (&["h2", "http/1.1"], http::Version::HTTP_2),
+        (&[], http::Version::HTTP_11),
+    ] {
+        for is_mutual in [false, true] {
+            let web = Web::start(|_| reply(200)).await;
+            let trusted = [&authority];
+            let server = server(&authority.sign("localhost"), is_mutual.then_some(&trusted[..]));
+            let mut server = ServerConfig::clone(&server);
+            server.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+            let backend = Terminator::start(web.address, Arc::new(server)).await;
+            let directory = Directory::new();
+            let file = |name: &str, content: &str| directory.file(name, content).into();
+            let tls = ClientTls {
+                ca_file: Some(file("ca.crt", &authority.pem)),
+                identity: is_mutual
+                    .then(|| (file("tls.crt", &identity.cert), file("tls.key", &identity.key))),
+                server_name: None,
+            };
+            let base = format!("https://localhost:{}/otlp", backend.address.port());
+            let mut config = over_http(config(ALL), &base);
+            config.exporter.tls = Some(tls);
+            let running = Running::start_to(config).await;
+            for trace in 1..=3 {
+                running.accept(vec![span(trace, 1, None)]).await;
+                running.at_rest().await;
+            }
+            let metrics = running.at_rest().await;
+            assert_eq!(metrics.sum("exporter_sent_spans_total"), 3.0, "{offered:?}");
+            assert_eq!(metrics.sum("exporter_retries_total"), 0.0, "{offered:?}");
+            for seen in web.seen.lock().expect("no panic").iter() {
+                assert_eq!((seen.version, &seen.path[..]), (version, "/otlp/v1/traces"));
+            }
+            let shown = backend.shown.lock().expect("no panic").clone();
+            assert_eq!(is_mutual, shown == *identity.der());
+            running.stop().await;
+        }
     }
 }
 

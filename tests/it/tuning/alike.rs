@@ -87,6 +87,12 @@ fn toml(rule: &RuleSpec) -> String {
         | RuleKind::ServiceName { values, .. } => texts("values", values, &mut put),
         _ => {}
     }
+    in_common(kind, &mut put);
+    text
+}
+
+/// What conditions of several types may have.
+fn in_common(kind: &RuleKind, put: &mut impl FnMut(&str, String)) {
     if is_inverted(kind) {
         put("invert_match", "true".to_owned());
     }
@@ -102,7 +108,6 @@ fn toml(rule: &RuleSpec) -> String {
         };
         put("scope", format!("{name:?}"));
     }
-    text
 }
 
 fn texts(key: &str, values: &StringMatch, put: &mut impl FnMut(&str, String)) {

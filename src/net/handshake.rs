@@ -1,5 +1,5 @@
-//! TLS in front of a door. A handshake that fails costs the connection, is counted, and one of them
-//! is logged every ten seconds: whoever reaches the port can make them fail.
+//! TLS in front of a receiver. A handshake that fails costs the connection, is counted, and one of
+//! them is logged every ten seconds: whoever reaches the port can make them fail.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,11 +14,11 @@ use tracing::{debug, warn};
 use super::preface::{Begun, spoken};
 use crate::{
     credentials::{Live, ServerSide},
-    metrics::{Metrics, Transport},
+    metrics::{Closed, Metrics, Transport},
     throttle::Throttle,
 };
 
-/// TLS of one door.
+/// TLS of one receiver.
 #[derive(Debug)]
 pub struct Handshake {
     certificates: Arc<Live<ServerSide>>,
@@ -58,17 +58,20 @@ impl Handshake {
         Arc::new(Handshake { certificates, transport, metrics, throttle: Throttle::default() })
     }
 
-    /// The connection once the client has proved what it must; `None` where it has not, or hangs up
-    /// without a word.
+    /// The connection once the client has proved what it must.
+    ///
+    /// # Errors
+    /// [`Closed::Handshake`] where it has not, and [`Closed::Client`] where it hangs up without a
+    /// word.
     pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
         peer: Option<SocketAddr>,
         within: Duration,
-    ) -> Option<TlsStream<Begun<S>>> {
+    ) -> Result<TlsStream<Begun<S>>, Closed> {
         let shaken = timeout_at(Instant::now() + within, self.shake(stream)).await;
         let failure = match shaken {
-            Ok(Ok(stream)) => return stream,
+            Ok(Ok(stream)) => return stream.ok_or(Closed::Client),
             Ok(Err(failure)) => failure,
             Err(_elapsed) => Failure::Late(within),
         };
@@ -77,7 +80,7 @@ impl Handshake {
             Some(left_out) => warn!(?peer, left_out, "TLS handshake failed: {failure}"),
             None => debug!(?peer, "TLS handshake failed: {failure}"),
         }
-        None
+        Err(Closed::Handshake)
     }
 
     async fn shake<S: AsyncRead + AsyncWrite + Unpin>(

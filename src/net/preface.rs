@@ -9,7 +9,8 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What an HTTP/2 connection begins with.
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A connection of which the first bytes have been read already.
 pub(super) struct Begun<S> {
@@ -17,15 +18,16 @@ pub(super) struct Begun<S> {
     stream: S,
 }
 
-/// Waits until the client has sent a whole HTTP/2 preface, the whole head of a first HTTP/1
-/// request of at most `head_bytes_max`, or what is neither and HTTP refuses. `None` where it hangs
-/// up before it sends anything.
+/// Waits until a client that has spoken has sent a whole HTTP/2 preface, the whole head of a first
+/// HTTP/1 request of at most `head_bytes_max`, or what is neither and HTTP refuses.
 pub(super) async fn begun<S: AsyncRead + Unpin>(
-    stream: S,
+    Begun { mut first, mut stream }: Begun<S>,
     head_bytes_max: Option<usize>,
-) -> io::Result<Option<Begun<S>>> {
-    let Some(Begun { mut first, mut stream }) = spoken(stream).await? else { return Ok(None) };
-    while is_half(&first, head_bytes_max) {
+) -> io::Result<Begun<S>> {
+    let mut searched = 0;
+    while is_half(&first, head_bytes_max, searched) {
+        // The end of a head may be cut.
+        searched = first.len().saturating_sub(3);
         if first.len() == first.capacity() {
             first.reserve(first.len().max(1 << 10));
         }
@@ -33,7 +35,7 @@ pub(super) async fn begun<S: AsyncRead + Unpin>(
             break;
         }
     }
-    Ok(Some(Begun { first, stream }))
+    Ok(Begun { first, stream })
 }
 
 /// Waits until the client has sent anything. `None` where it hangs up before.
@@ -44,13 +46,21 @@ pub(super) async fn spoken<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Op
     Ok((read > 0).then_some(Begun { first, stream }))
 }
 
-fn is_half(first: &[u8], head_bytes_max: Option<usize>) -> bool {
+/// Whether more must come; the end of a head is not before `searched`.
+fn is_half(first: &[u8], head_bytes_max: Option<usize>, searched: usize) -> bool {
     match (first, head_bytes_max) {
         (first, _) if PREFACE.starts_with(first) => first.len() < PREFACE.len(),
         ([b'A'..=b'Z', ..], Some(most)) => {
-            first.len() < most && !first.windows(4).any(|four| four == b"\r\n\r\n")
+            first.len() < most && !first[searched..].windows(4).any(|four| four == b"\r\n\r\n")
         }
         _ => false,
+    }
+}
+
+impl<S> Begun<S> {
+    /// Whether the client speaks HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        self.first.starts_with(PREFACE)
     }
 }
 

@@ -1,121 +1,34 @@
-//! What an answer of the backend means: taken, to be sent again, too large, or refused.
-//!
-//! Everything in it was chosen by somebody else and nothing here trusts it: codes that do not
-//! exist, words that are not UTF-8, delays of ten years, a message that is no message. It is read
-//! here and not by tonic, whose client panics on status details that are not base64, and in
-//! prost-types on a delay of the most negative number of seconds.
-//!
-//! Two rules are ours, beyond OTLP's table:
-//!
-//! - A backend writes a message only once it has taken the request, so a message that cannot be
-//!   read, or of more than 4 MiB, says *taken*, with nothing known to be rejected. To send
-//!   again would store the same spans again and get the same answer.
-//! - An answer without a status is what a proxy leaves of one when it cuts a stream: it says
-//!   nothing about the spans, and they are sent again.
-//!
-//! Sources: OTLP specification 1.x, "OTLP/gRPC Response" and "OTLP/gRPC Throttling"; gRPC's
-//! "HTTP to gRPC Status Code Mapping". For the words about size: grpc-go, C-core, grpc-java,
-//! grpc-dotnet, connect-go, tonic, Envoy and Tempo's distributor.
+//! Answers of OTLP/gRPC.
 
 use std::{error::Error as _, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use ::http::{HeaderMap, HeaderName, StatusCode};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message as _;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::pb;
 
-/// The longest delay that a backend may ask for.
-const RETRY_INFO_MAX: Duration = Duration::from_secs(300);
-/// The least that a backend is believed to take. Smaller numbers in its words are something else,
-/// such as HTTP's 413.
-pub(super) const REQUEST_BYTES_MIN: usize = 16 << 10;
+use super::{
+    Answer, Cause, Outcome, RETRY_AFTER_MAX,
+    words::{is_about_rate, is_about_size, limit_in},
+};
+
 /// gRPC's prefix of a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
-/// What an attempt came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The backend has the spans, but for so many that it rejected for good.
-    Sent {
-        /// Spans of the request that it rejected.
-        rejected: u64,
-        /// Its words, about them or as a warning.
-        message: String,
-    },
-    /// To be made again, after the delay that the backend asked for.
-    Retry {
-        /// As the backend answered, or what its silence comes to.
-        code: Code,
-        /// What RetryInfo asked for.
-        after: Option<Duration>,
-        /// What went wrong.
-        message: String,
-    },
-    /// More than the backend takes at once.
-    TooLarge {
-        /// As the backend answered.
-        code: Code,
-        /// The most that it takes, where it said so.
-        limit: Option<usize>,
-        /// Its words.
-        message: String,
-    },
-    /// Never to be made again as it is.
-    Refused {
-        /// As the backend answered.
-        code: Code,
-        /// Whether it may be about some of the spans alone.
-        is_about_spans: bool,
-        /// Its words.
-        message: String,
-    },
-    /// The client panicked; worth another attempt.
-    Panicked,
-}
-
-impl Outcome {
-    /// The code to count.
-    pub fn code(&self) -> Code {
-        match self {
-            Outcome::Sent { .. } => Code::Ok,
-            Outcome::Retry { code, .. }
-            | Outcome::TooLarge { code, .. }
-            | Outcome::Refused { code, .. } => *code,
-            Outcome::Panicked => Code::Unknown,
-        }
-    }
-}
-
-/// What was read of an answer.
-#[derive(Clone, Debug, Default)]
-pub struct Answer {
-    /// HTTP's status.
-    pub status: StatusCode,
-    /// The headers: gRPC's status is here where there is no message.
-    pub headers: HeaderMap,
-    /// gRPC's prefix and the message.
-    pub body: Bytes,
-    /// Whether there was more of it than is read.
-    pub is_cut: bool,
-    /// gRPC's status behind a message.
-    pub trailers: HeaderMap,
-}
-
 impl Answer {
-    /// What it means for a request of so many bytes.
-    pub fn outcome(&self, request_bytes: usize) -> Outcome {
+    pub(super) fn grpc_outcome(&self, request_bytes: usize) -> Outcome {
         let status = status_in(&self.headers).or_else(|| status_in(&self.trailers));
         match status {
-            Some(status) if status.code() == Code::Ok => self.sent(),
+            Some(status) if status.code() == Code::Ok => self.grpc_sent(),
             Some(status) => classify(&status, request_bytes),
-            None if self.is_grpc() && (self.is_cut || self.message().is_some()) => self.sent(),
+            None if self.is_grpc() && (self.is_cut || self.message().is_some()) => self.grpc_sent(),
             None => self.without_status(),
         }
     }
 
-    fn sent(&self) -> Outcome {
+    fn grpc_sent(&self) -> Outcome {
+        let code = Code::Ok.into();
         let decoded = match self.message() {
             _ if self.is_cut => None,
             // A status of OK alone is an answer too.
@@ -123,13 +36,12 @@ impl Answer {
             message => message.and_then(|m| ExportTraceServiceResponse::decode(m).ok()),
         };
         let Some(decoded) = decoded else {
-            return Outcome::Sent { rejected: 0, message: "an answer that cannot be read".into() };
+            let message = "an answer that cannot be read".into();
+            return Outcome::Sent { code, rejected: 0, message };
         };
         let partial = decoded.partial_success.unwrap_or_default();
-        Outcome::Sent {
-            rejected: u64::try_from(partial.rejected_spans).unwrap_or(0),
-            message: partial.error_message,
-        }
+        let rejected = u64::try_from(partial.rejected_spans).unwrap_or(0);
+        Outcome::Sent { code, rejected, message: partial.error_message }
     }
 
     /// The whole message, where there is one; no compression was offered.
@@ -142,34 +54,29 @@ impl Answer {
 
     /// Whether it comes from a gRPC server, and not from a proxy or a web site.
     fn is_grpc(&self) -> bool {
-        let content_type = self.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-        self.status == StatusCode::OK
-            && content_type.is_some_and(|value| value.starts_with(b"application/grpc"))
+        self.status == StatusCode::OK && self.content_type_starts_with("application/grpc")
     }
 
+    /// No gRPC server has answered: nothing is known about the spans, but that a proxy found the
+    /// request too large.
     fn without_status(&self) -> Outcome {
-        let status = self.status;
-        let message = format!("HTTP status {} without a gRPC status", status.as_u16());
-        let refused = |code| {
-            let message = message.clone();
-            Outcome::Refused { code, is_about_spans: false, message }
-        };
-        let retry = |code| Outcome::Retry { code, after: None, message: message.clone() };
-        match status {
-            StatusCode::OK => retry(Code::Unknown),
+        let message = format!("{}, without a gRPC status", self.describe_status());
+        let (code, cause) = match self.status {
             StatusCode::PAYLOAD_TOO_LARGE => {
-                Outcome::TooLarge { code: Code::Unknown, limit: None, message }
+                return Outcome::TooLarge { code: Code::Unknown.into(), limit: None, message };
             }
-            StatusCode::BAD_REQUEST => refused(Code::Internal),
-            StatusCode::UNAUTHORIZED => refused(Code::Unauthenticated),
-            StatusCode::FORBIDDEN => refused(Code::PermissionDenied),
-            StatusCode::NOT_FOUND => refused(Code::Unimplemented),
+            StatusCode::OK if self.is_grpc() => (Code::Unknown, Cause::Unavailable),
+            StatusCode::BAD_REQUEST => (Code::Internal, Cause::NotOtlp),
+            StatusCode::UNAUTHORIZED => (Code::Unauthenticated, Cause::Credentials),
+            StatusCode::FORBIDDEN => (Code::PermissionDenied, Cause::Credentials),
+            StatusCode::NOT_FOUND => (Code::Unimplemented, Cause::NotOtlp),
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => retry(Code::Unavailable),
-            _ => refused(Code::Unknown),
-        }
+            | StatusCode::GATEWAY_TIMEOUT => (Code::Unavailable, Cause::Unavailable),
+            _ => (Code::Unknown, Cause::NotOtlp),
+        };
+        Outcome::Retry { code: code.into(), after: None, cause, message }
     }
 }
 
@@ -197,7 +104,7 @@ fn retry_delay(details: &[u8]) -> Option<Duration> {
         (Ok(seconds), Ok(nanos @ 0..1_000_000_000)) => Duration::new(seconds, nanos),
         _ => Duration::ZERO,
     };
-    Some(delay.min(RETRY_INFO_MAX))
+    Some(delay.min(RETRY_AFTER_MAX))
 }
 
 /// Undoes gRPC's percent-encoding.
@@ -215,27 +122,37 @@ fn unescape(mut text: &[u8]) -> String {
 }
 
 /// What a status means that is not OK, about a request of so many bytes.
-pub(super) fn classify(status: &Status, request_bytes: usize) -> Outcome {
+pub(in crate::exporter) fn classify(status: &Status, request_bytes: usize) -> Outcome {
     let code = status.code();
     let message = status.message().to_owned();
     // A status with a source was made here: the backend never gave an answer.
     let is_local = status.source().is_some();
     if !is_local && is_about_size(&message) {
         let limit = limit_in(&message, request_bytes);
-        return Outcome::TooLarge { code, limit, message };
+        return Outcome::TooLarge { code: code.into(), limit, message };
     }
     let after = retry_delay(status.details());
-    match code {
+    let cause = match code {
         Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unavailable
-        | Code::DataLoss => Outcome::Retry { code, after, message },
-        Code::ResourceExhausted if after.is_some() => Outcome::Retry { code, after, message },
-        _ if is_local => Outcome::Retry { code: Code::Unavailable, after: None, message },
-        _ => Outcome::Refused { code, is_about_spans: may_be_about_spans(code), message },
-    }
+        | Code::DataLoss => Cause::Unavailable,
+        _ if is_local => {
+            let code = Code::Unavailable.into();
+            return Outcome::Retry { code, after: None, cause: Cause::Unavailable, message };
+        }
+        Code::ResourceExhausted if after.is_some() || is_about_rate(&message) => Cause::Exhausted,
+        // Nothing is wrong with the spans: the token has expired, or this is another service.
+        Code::Unauthenticated | Code::PermissionDenied => Cause::Credentials,
+        Code::Unimplemented => Cause::NotOtlp,
+        _ => {
+            let is_about_spans = may_be_about_spans(code);
+            return Outcome::Refused { code: code.into(), is_about_spans, message };
+        }
+    };
+    Outcome::Retry { code: code.into(), after, cause, message }
 }
 
 /// INVALID_ARGUMENT says that a span is wrong. Real backends also say INTERNAL (Tempo and
@@ -249,34 +166,10 @@ fn may_be_about_spans(code: Code) -> bool {
     )
 }
 
-/// Whether the words say that a request is too large. The code does not tell: RESOURCE_EXHAUSTED
-/// for most, OUT_OF_RANGE, which OTLP retries, for tonic, UNKNOWN for Envoy, INVALID_ARGUMENT for
-/// older connect-go.
-fn is_about_size(message: &str) -> bool {
-    const WORDS: [&str; 9] = [
-        "larger than max",
-        "larger than configured max",
-        "exceeds maximum size",
-        "exceeds the maximum configured message size",
-        "message length too large",
-        "exceeded while decompressing message",
-        "exceeds ingestion limit",
-        "payload too large",
-        "entity too large",
-    ];
-    let message = message.to_ascii_lowercase();
-    WORDS.iter().any(|words| message.contains(words))
-}
-
-/// The largest number in the words that the request exceeded: implementations name the limit before
-/// or behind the size, or several limits.
-fn limit_in(message: &str, request_bytes: usize) -> Option<usize> {
-    let numbers = message.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
-    numbers.filter(|limit| (REQUEST_BYTES_MIN..request_bytes).contains(limit)).max()
-}
-
 #[cfg(test)]
 mod tests {
+    use ::http::{HeaderValue, header::CONTENT_TYPE};
+    use bytes::Bytes;
     use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;
@@ -300,6 +193,10 @@ mod tests {
                     | Code::OutOfRange
                     | Code::Unavailable
                     | Code::DataLoss
+                    // Ours: an outage, not a verdict on spans.
+                    | Code::PermissionDenied
+                    | Code::Unauthenticated
+                    | Code::Unimplemented
             );
             let outcome = classified(&Status::new(code, "no"));
             assert_eq!(matches!(outcome, Outcome::Retry { .. }), expected, "{code:?}");
@@ -313,8 +210,9 @@ mod tests {
             classified(&Status::with_error_details(Code::ResourceExhausted, "slow down", details))
         };
         let retry = |after| Outcome::Retry {
-            code: Code::ResourceExhausted,
+            code: Code::ResourceExhausted.into(),
             after: Some(Duration::from_secs(after)),
+            cause: Cause::Exhausted,
             message: "slow down".into(),
         };
         assert_eq!(delay(7), retry(7));
@@ -358,8 +256,30 @@ mod tests {
             };
             assert_eq!(limit, expected, "{message}");
         }
-        let status = Status::resource_exhausted("RATE_LIMITED: ingestion rate limit exceeded");
-        assert!(matches!(classified(&status), Outcome::Refused { is_about_spans: false, .. }));
+    }
+
+    #[test]
+    fn words_about_a_rate_are_a_delay_and_others_a_verdict() {
+        for (words, is_retried) in [
+            (
+                "RATE_LIMITED: ingestion rate limit (local: 15000000 bytes, global: 0 bytes) \
+                 exceeded while adding 10 bytes for user single-tenant",
+                true,
+            ),
+            ("RATE_LIMITED: ingestion rate limit (15000000 bytes) exceeded while adding 9", true),
+            ("Too Many Requests", true),
+            ("limit of 1000 spans per second", true),
+            ("request was throttled", true),
+            ("the quota of this month is used up", false),
+            ("separate tenants, please", false),
+            ("", false),
+        ] {
+            let outcome = classified(&Status::resource_exhausted(words));
+            let is_exhausted = matches!(outcome, Outcome::Retry { cause: Cause::Exhausted, .. });
+            assert_eq!(is_exhausted, is_retried, "{words}: {outcome:?}");
+        }
+        let elsewhere = classified(&Status::invalid_argument("rate limit attribute is missing"));
+        assert!(matches!(elsewhere, Outcome::Refused { is_about_spans: true, .. }));
     }
 
     #[test]
@@ -368,36 +288,74 @@ mod tests {
         answer.trailers.insert("grpc-status", "14".parse().expect("valid"));
         answer.trailers.insert("grpc-message", "down%FF%2".parse().expect("valid"));
         let message = "down\u{fffd}%2".into();
-        let expected = Outcome::Retry { code: Code::Unavailable, after: None, message };
-        assert_eq!(answer.outcome(1), expected);
+        let (code, cause) = (Code::Unavailable.into(), Cause::Unavailable);
+        let expected = Outcome::Retry { code, after: None, cause, message };
+        assert_eq!(answer.grpc_outcome(1), expected);
     }
 
     #[test]
-    fn an_answer_without_a_status_is_none_unless_there_is_a_message() {
+    fn an_answer_without_a_status_is_an_outage_unless_there_is_a_message() {
         let answer = |status: u16, body: &'static [u8]| {
             let status = StatusCode::from_u16(status).expect("valid");
             let answer = Answer { status, headers: grpc(), body: body.into(), ..Answer::default() };
-            answer.outcome(1)
+            answer.grpc_outcome(1)
         };
-        let page = Answer { body: Bytes::from_static(&[0; 5]), ..Answer::default() };
-        assert!(matches!(page.outcome(1), Outcome::Retry { code: Code::Unknown, .. }));
-        assert!(matches!(answer(200, b""), Outcome::Retry { code: Code::Unknown, .. }));
-        assert!(matches!(answer(200, b"<html>"), Outcome::Retry { .. }));
         assert!(matches!(answer(200, &[0; 5]), Outcome::Sent { rejected: 0, .. }));
-        assert!(matches!(answer(200, &[0; 4]), Outcome::Retry { .. }));
-        assert!(matches!(answer(503, &[0; 5]), Outcome::Retry { code: Code::Unavailable, .. }));
         assert!(matches!(answer(413, b""), Outcome::TooLarge { limit: None, .. }));
-        let outcome = answer(500, b"");
-        assert!(matches!(outcome, Outcome::Refused { is_about_spans: false, .. }), "{outcome:?}");
+        for (status, body, code, cause) in [
+            (200, &b""[..], Code::Unknown, Cause::Unavailable),
+            (200, &[0; 4], Code::Unknown, Cause::Unavailable),
+            (302, b"", Code::Unknown, Cause::NotOtlp),
+            (400, b"", Code::Internal, Cause::NotOtlp),
+            (401, b"", Code::Unauthenticated, Cause::Credentials),
+            (403, b"", Code::PermissionDenied, Cause::Credentials),
+            (404, b"404 page not found", Code::Unimplemented, Cause::NotOtlp),
+            (500, b"", Code::Unknown, Cause::NotOtlp),
+            (503, &[0; 5], Code::Unavailable, Cause::Unavailable),
+        ] {
+            let outcome = answer(status, body);
+            let Outcome::Retry { code: told, after: None, cause: why, .. } = outcome else {
+                panic!("{status}: {outcome:?}");
+            };
+            assert_eq!((told, why), (code.into(), cause), "{status}");
+        }
+    }
+
+    #[test]
+    fn an_outage_says_what_the_endpoint_seems_to_be() {
+        let said =
+            |status: u16, header: Option<(&'static str, &'static str)>, body: &'static str| {
+                let status = StatusCode::from_u16(status).expect("valid");
+                let headers = header.map(|(name, value)| {
+                    (HeaderName::from_static(name), HeaderValue::from_static(value))
+                });
+                let headers = headers.into_iter().collect();
+                let answer = Answer { status, headers, body: body.into(), ..Answer::default() };
+                let Outcome::Retry { message, .. } = answer.grpc_outcome(1) else {
+                    panic!("{answer:?}")
+                };
+                message
+            };
+        let none = "without a gRPC status";
+        let html = Some(("content-type", "Text/HTML; charset=utf-8"));
+        assert_eq!(said(200, html, "<p>"), format!("HTTP 200 with a web page, {none}"));
+        assert_eq!(
+            said(404, None, "\n<!DOCTYPE html>"),
+            format!("HTTP 404 with a web page, {none}")
+        );
+        assert_eq!(said(404, None, "no"), format!("HTTP 404: is the path right?, {none}"));
+        let to = Some(("location", "https://tempo/login?token=s3cret"));
+        let redirect = format!("HTTP 307, a redirect to https://tempo/login, {none}");
+        assert_eq!(said(307, to, ""), redirect);
     }
 
     #[test]
     fn a_message_that_is_not_read_says_taken() {
         let mut answer = Answer { is_cut: true, headers: grpc(), ..Answer::default() };
         answer.body = Bytes::from_static(&[0, 0x40, 0, 0, 0, 1]);
-        assert!(matches!(answer.outcome(1), Outcome::Sent { rejected: 0, .. }));
+        assert!(matches!(answer.grpc_outcome(1), Outcome::Sent { rejected: 0, .. }));
         answer.is_cut = false;
         answer.trailers.insert("grpc-status", "0".parse().expect("valid"));
-        assert!(matches!(answer.outcome(1), Outcome::Sent { rejected: 0, .. }));
+        assert!(matches!(answer.grpc_outcome(1), Outcome::Sent { rejected: 0, .. }));
     }
 }

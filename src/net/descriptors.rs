@@ -11,8 +11,9 @@ use tracing::warn;
 /// For everything but senders: the exporter, 64 connections of the admin listener, files.
 const OTHERS: u64 = 128;
 
-/// Raises the soft limit to the hard one. Returns the connections that each of `doors` may have.
-pub fn connections_max(doors: u64) -> usize {
+/// Raises the soft limit to the hard one. Returns the connections that each of so many `listeners`
+/// may have.
+pub fn connections_max(listeners: u64) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let descriptors = match setrlimit(Resource::Nofile, raised) {
@@ -23,6 +24,6 @@ pub fn connections_max(doors: u64) -> usize {
         }
     };
     // No limit at all is none here, either.
-    let connections = descriptors.map_or(u64::MAX, |all| all.saturating_sub(OTHERS) / doors);
+    let connections = descriptors.map_or(u64::MAX, |all| all.saturating_sub(OTHERS) / listeners);
     usize::try_from(connections).unwrap_or(usize::MAX).max(1)
 }

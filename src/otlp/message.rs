@@ -56,6 +56,11 @@ impl Message {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Fields as they stand, tags included.
+    pub(super) fn put_raw(&mut self, fields: &[u8]) {
+        self.bytes.extend_from_slice(fields);
+    }
+
     /// A field of type int32, int64, uint32 or bool.
     pub(super) fn put_varint(&mut self, number: u32, value: u64) {
         put_varint(&mut self.bytes, u64::from(tag(number, wire::VARINT)));

@@ -8,12 +8,12 @@ use crate::clock::WindowClock;
 
 /// From the headers of a request to its answer: a body may be slow, not endless. An answer may wait
 /// as long for its sender to read it.
-pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs a request to its end, for [`REQUEST_TIMEOUT`] at most. Time in which the process did not
 /// run does not count: what was sent meanwhile waits in the socket, and the timer would fire before
 /// it is read.
-pub(super) async fn in_time<T>(
+pub(crate) async fn in_time<T>(
     clock: &WindowClock,
     // Boxed: an answer that waits for its reader must not hold the room that receiving took.
     mut request: Pin<Box<impl Future<Output = T>>>,

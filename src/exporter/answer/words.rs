@@ -1,0 +1,65 @@
+//! What the words of backends tell where codes and headers do not.
+//!
+//! Sources: grpc-go, C-core, grpc-java, grpc-dotnet, connect-go, tonic, Envoy, and the distributors
+//! of Tempo before 3.0.
+
+use super::REQUEST_BYTES_MIN;
+
+/// Whether the words say that a request is too large. The code does not tell: RESOURCE_EXHAUSTED
+/// for most, OUT_OF_RANGE, which OTLP retries, for tonic, UNKNOWN for Envoy, INVALID_ARGUMENT for
+/// older connect-go.
+pub(super) fn is_about_size(message: &str) -> bool {
+    contains_any(
+        message,
+        &[
+            "larger than max",
+            "larger than configured max",
+            "exceeds maximum size",
+            "exceeds the maximum configured message size",
+            "message length too large",
+            "exceeded while decompressing message",
+            "exceeds ingestion limit",
+            "payload too large",
+            "entity too large",
+            "request body too large",
+        ],
+    )
+}
+
+/// Whether the words tell of a rate that was exceeded, which time mends, and not of a quota.
+pub(super) fn is_about_rate(message: &str) -> bool {
+    contains_any(
+        message,
+        &[
+            "rate limit",
+            "rate_limit",
+            "rate-limit",
+            "ratelimit",
+            "rate exceeded",
+            "exceeded rate",
+            "too many requests",
+            "throttl",
+            "per second",
+        ],
+    )
+}
+
+/// Whether the words of a server tell that it wants TLS: Go, nginx, Netty.
+pub(super) fn wants_tls(message: &str) -> bool {
+    contains_any(
+        message,
+        &["http request to an https server", "sent to https port", "requires tls"],
+    )
+}
+
+fn contains_any(message: &str, words: &[&str]) -> bool {
+    let message = message.to_ascii_lowercase();
+    words.iter().any(|words| message.contains(words))
+}
+
+/// The largest number in the words that the request exceeded: implementations name the limit before
+/// or behind the size, or several limits.
+pub(super) fn limit_in(message: &str, request_bytes: usize) -> Option<usize> {
+    let numbers = message.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
+    numbers.filter(|limit| (REQUEST_BYTES_MIN..request_bytes).contains(limit)).max()
+}

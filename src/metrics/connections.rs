@@ -1,0 +1,80 @@
+//! How many connections are open, and why others were closed.
+
+use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+
+/// How spans came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// OTLP/gRPC.
+    Grpc = 0,
+    /// OTLP/HTTP.
+    Http = 1,
+}
+
+pub(super) const TRANSPORTS: [&str; 2] = ["grpc", "http"];
+
+impl Transport {
+    /// The value of the `transport` label.
+    pub fn as_str(self) -> &'static str {
+        TRANSPORTS[self as usize]
+    }
+}
+
+/// Why a connection was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The client closed it.
+    Client = 0,
+    /// No request came for a long time.
+    Idle = 1,
+    /// No TLS handshake, preface or first head came in time, or the handshake failed.
+    Handshake = 2,
+    /// There are too many.
+    MaxConnections = 3,
+    /// It reached `max_connection_age`.
+    MaxAge = 4,
+    /// The service is shutting down.
+    Drain = 5,
+    /// The client reads no answer, or answers no ping.
+    Unresponsive = 6,
+    /// It broke, or what came over it was no HTTP.
+    Error = 7,
+}
+
+const CLOSED: [&str; 8] =
+    ["client", "idle", "handshake", "max_connections", "max_age", "drain", "unresponsive", "error"];
+
+/// The handles, by transport.
+pub(super) struct Connections {
+    open: [Gauge; 2],
+    closed: [[Counter; CLOSED.len()]; 2],
+}
+
+impl Connections {
+    #[rustfmt::skip]
+    pub(super) fn register() -> Self {
+        describe_gauge!("tailwater_receiver_connections", "Open connections of senders.");
+        describe_counter!("tailwater_receiver_connections_closed_total", "Connections of senders that were closed, by what closed them.");
+        let open = "tailwater_receiver_connections";
+        let closed = "tailwater_receiver_connections_closed_total";
+        Connections {
+            open: TRANSPORTS.map(|transport| gauge!(open, "transport" => transport)),
+            closed: TRANSPORTS.map(|transport| {
+                CLOSED.map(|why| counter!(closed, "transport" => transport, "reason" => why))
+            }),
+        }
+    }
+
+    pub(super) fn opened(&self, transport: Transport) {
+        self.open[transport as usize].increment(1.0);
+    }
+
+    pub(super) fn closed(&self, transport: Transport, why: Closed) {
+        self.open[transport as usize].decrement(1.0);
+        self.turned_away(transport, why);
+    }
+
+    pub(super) fn turned_away(&self, transport: Transport, why: Closed) {
+        self.closed[transport as usize][why as usize].increment(1);
+    }
+}

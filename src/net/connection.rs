@@ -1,0 +1,496 @@
+//! One connection, from its first byte to its last.
+//!
+//! Limits: 10 s for the TLS handshake and the preface or first head together; 64 KiB of headers a
+//! request; a ping after 60 s of silence, answered within 20 s; 30 s in which none of the answers
+//! that wait for their reader is read; 11 minutes without a request, which is longer than load
+//! balancers keep a connection (Google's: 600 s), so that these close it and no request meets a
+//! closed one; `max_connection_age`, after which HTTP/2 clients get a GOAWAY and 30 s, and HTTP/1.1
+//! clients are told with their next answer.
+//!
+//! A header list of 64 KiB can hold 200 KiB, of which a few bytes in HPACK are enough. It is cut
+//! down to what receivers read in the poll that has decoded it, so that there are at most as many
+//! as a connection may have streams, on each of the runtime's threads. An HTTP/1 connection reads
+//! into at most 64 KiB, for which its flow control grant stands, which it does not use otherwise.
+
+use std::{
+    future::{Future, pending},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Version,
+    header::{self, CONNECTION},
+};
+use http_body_util::BodyExt as _;
+use hyper::{
+    body::{Body, Incoming},
+    service::{Service, service_fn},
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{oneshot, watch},
+    time::{Instant, sleep, timeout_at},
+};
+use tracing::debug;
+
+use super::{
+    deadline::REQUEST_TIMEOUT,
+    listen::{Connected, Terms},
+    preface::{Begun, begun, spoken},
+    tally::Open,
+    watched::Watched,
+    windows::Granted,
+};
+use crate::{
+    metrics::{Closed, RefusedBecause},
+    supervise::Panicked,
+};
+
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(660);
+/// How often in that time an idle connection is looked at.
+const IDLE_CHECKS: u32 = 10;
+/// How often in [`REQUEST_TIMEOUT`] answers that wait for their reader are looked at.
+const UNREAD_CHECKS: u32 = 3;
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+/// Header lists that hold more are cut down to [`READ`].
+const HEADER_BYTES_KEPT: usize = 4 << 10;
+/// What receivers and the admin listener read.
+const READ: [HeaderName; 10] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::ACCEPT,
+    header::AUTHORIZATION,
+    header::ORIGIN,
+    header::ACCESS_CONTROL_REQUEST_METHOD,
+    header::ACCESS_CONTROL_REQUEST_HEADERS,
+    HeaderName::from_static("grpc-encoding"),
+    HeaderName::from_static("grpc-timeout"),
+];
+
+/// Marks an answer whose body may take as long as it likes, such as a stream of health changes.
+#[derive(Clone, Copy, Debug)]
+pub struct LongLived;
+
+/// A connection that was accepted, and what it is served by.
+pub(super) struct Connection {
+    terms: Terms,
+    stop: watch::Receiver<bool>,
+    open: Open,
+}
+
+/// A connection that has not spoken yet.
+struct Arrival {
+    peer: Option<SocketAddr>,
+    deadline: Instant,
+    must_leave: oneshot::Receiver<()>,
+}
+
+/// A connection that has spoken.
+struct Arrived<S> {
+    stream: Begun<S>,
+    peer: Option<SocketAddr>,
+    window: Granted,
+}
+
+/// Requests under way and answers unread, and how many there have been, to tell a connection that
+/// is idle from one that does not read.
+#[derive(Default)]
+pub(super) struct Activity {
+    under_way: Arc<AtomicUsize>,
+    begun: AtomicU64,
+    unread: AtomicUsize,
+    answered: AtomicU64,
+    /// An HTTP/1.1 connection that is to close after its next answer.
+    is_old: AtomicBool,
+    /// Its client was told so.
+    was_told: AtomicBool,
+}
+
+impl Activity {
+    /// Whether a request is under way or an answer not written yet.
+    pub(super) fn is_busy(&self) -> bool {
+        self.under_way.load(Relaxed) > 0 || self.unread.load(Relaxed) > 0
+    }
+
+    /// Tells the client of an old HTTP/1.1 connection to open another one.
+    fn tell<B>(&self, response: &mut Response<B>) {
+        if self.is_old.load(Relaxed) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            self.was_told.store(true, Relaxed);
+        }
+    }
+}
+
+/// One of a number, until this is dropped: a request whose client goes away is dropped, not
+/// answered.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn one_more(number: &Arc<AtomicUsize>) -> Self {
+        number.fetch_add(1, Relaxed);
+        Counted(Arc::clone(number))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// An answer that was not read yet, until this is dropped.
+struct Unread(Arc<Activity>);
+
+impl Unread {
+    fn one_more(activity: &Arc<Activity>) -> Self {
+        activity.unread.fetch_add(1, Relaxed);
+        Unread(Arc::clone(activity))
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.unread.fetch_sub(1, Relaxed);
+        self.0.answered.fetch_add(1, Relaxed);
+    }
+}
+
+impl Connection {
+    pub(super) fn new(terms: &Terms, stop: &watch::Receiver<bool>) -> Self {
+        let open = Open::one_more(terms.tally.as_ref());
+        Connection { terms: terms.clone(), stop: stop.clone(), open }
+    }
+
+    /// Serves it to its end.
+    pub(super) async fn serve<S, A, F, B>(
+        mut self,
+        stream: S,
+        answer: A,
+        must_leave: oneshot::Receiver<()>,
+    ) where
+        S: Connected,
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let peer = stream.peer_addr();
+        // One deadline for the handshake and the preface behind it.
+        let arrival = Arrival { peer, deadline: Instant::now() + PREFACE_TIMEOUT, must_leave };
+        let why = match &self.terms.tls {
+            None => self.serve_stream(stream, arrival, answer).await,
+            Some(_) => self.serve_tls(stream, arrival, answer).await,
+        };
+        self.open.ends(why);
+    }
+
+    async fn serve_tls<S, A, F, B>(&self, stream: S, mut arrival: Arrival, answer: A) -> Closed
+    where
+        S: Connected,
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Some(tls) = &self.terms.tls else { return Closed::Error };
+        let mut stop = self.stop.clone();
+        let stream = tokio::select! {
+            // Stopping comes first: a handshake that is not over has brought no request.
+            biased;
+            _ = stop.wait_for(|&stop| stop) => return Closed::Drain,
+            stream = tls.accept(stream, arrival.peer, PREFACE_TIMEOUT) => stream,
+            _ = &mut arrival.must_leave => return Closed::MaxConnections,
+        };
+        match stream {
+            Ok(stream) => self.serve_stream(stream, arrival, answer).await,
+            Err(why) => why,
+        }
+    }
+
+    async fn serve_stream<S, A, F, B>(&self, stream: S, mut arrival: Arrival, answer: A) -> Closed
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut stop = self.stop.clone();
+        let arrived = tokio::select! {
+            // Stopping comes first: no request has been read yet.
+            biased;
+            _ = stop.wait_for(|&stop| stop) => return Closed::Drain,
+            arrived = timeout_at(arrival.deadline, self.arrive(stream)) => arrived,
+            _ = &mut arrival.must_leave => return Closed::MaxConnections,
+        };
+        let peer = arrival.peer;
+        // It has spoken, and makes room for nobody any more.
+        drop(arrival);
+        match arrived {
+            Ok(Ok(Some((stream, window)))) => {
+                self.serve_http(Arrived { stream, peer, window }, answer).await
+            }
+            Ok(Ok(None)) => Closed::Client,
+            Ok(Err(error)) => {
+                debug!(?peer, %error, "a connection broke before its first request");
+                Closed::Error
+            }
+            Err(_elapsed) => {
+                debug!(?peer, "closed a connection that sent no preface in time");
+                Closed::Handshake
+            }
+        }
+    }
+
+    /// Waits for the preface or the first head; `None` where the client hangs up before.
+    async fn arrive<S>(&self, stream: S) -> io::Result<Option<(Begun<S>, Granted)>>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let limits = &self.terms.limits;
+        let Some(stream) = spoken(stream).await? else { return Ok(None) };
+        // Before the head of an HTTP/1 request takes memory.
+        let window = limits.windows.grant();
+        let head_bytes_max = (!limits.http2_only).then_some(HEADER_BYTES_MAX as usize);
+        Ok(Some((begun(stream, head_bytes_max).await?, window)))
+    }
+
+    async fn serve_http<S, A, F, B>(&self, arrived: Arrived<S>, answer: A) -> Closed
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Arrived { stream, peer, window } = arrived;
+        let activity = Arc::new(Activity::default());
+        let service = self.service(answer, &activity);
+        let is_http2 = stream.is_http2();
+        let stream = Watched::new(stream, is_http2, &activity, self.terms.tally.as_ref());
+        let builder = self.builder(window.bytes as u32);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut stop = self.stop.clone();
+        let mut leaves = None;
+        let mut idle = pin!(idle(&activity));
+        let mut never_read = pin!(never_read(&activity));
+        let mut aged = pin!(aged(self.terms.limits.max_age));
+        let mut grace = pin!(sleep(REQUEST_TIMEOUT));
+        loop {
+            tokio::select! {
+                // The connection comes first: what it has read is served before it is told to go.
+                biased;
+                ended = connection.as_mut() => {
+                    return leaves.unwrap_or_else(|| self.why(ended, is_http2, &activity, peer));
+                }
+                _ = stop.wait_for(|&stop| stop), if leaves != Some(Closed::Drain) => {
+                    leaves = Some(Closed::Drain);
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut never_read => {
+                    debug!(?peer, "closed a connection that read no answer in time");
+                    return Closed::Unresponsive;
+                }
+                () = &mut idle, if leaves.is_none() => {
+                    leaves = Some(Closed::Idle);
+                    connection.as_mut().graceful_shutdown();
+                    grace.as_mut().reset(Instant::now() + REQUEST_TIMEOUT);
+                }
+                () = &mut aged, if leaves.is_none() && !activity.is_old.load(Relaxed) => {
+                    activity.is_old.store(!is_http2, Relaxed);
+                    if is_http2 {
+                        leaves = Some(Closed::MaxAge);
+                        connection.as_mut().graceful_shutdown();
+                        grace.as_mut().reset(Instant::now() + REQUEST_TIMEOUT);
+                    }
+                }
+                // Shutdown has a deadline of its own.
+                () = &mut grace, if leaves.is_some_and(|why| why != Closed::Drain) => {
+                    return leaves.unwrap_or(Closed::Idle);
+                }
+            }
+        }
+    }
+
+    /// Why a connection ended that was not told to.
+    fn why(
+        &self,
+        ended: Result<(), Box<dyn std::error::Error + Send + Sync>>,
+        is_http2: bool,
+        activity: &Activity,
+        peer: Option<SocketAddr>,
+    ) -> Closed {
+        let Err(error) = ended else {
+            let was_told = activity.was_told.load(Relaxed);
+            return if was_told { Closed::MaxAge } else { Closed::Client };
+        };
+        debug!(?peer, error, "connection ended");
+        let Some(error) = error.downcast_ref::<hyper::Error>() else { return Closed::Error };
+        let refused = match error {
+            error if error.is_parse_too_large() => Some(RefusedBecause::HeadersTooLarge),
+            error if error.is_parse() => Some(RefusedBecause::Malformed),
+            _ => None,
+        };
+        if let (Some(because), Some(tally)) = (refused, &self.terms.tally) {
+            tally.refused(because);
+        }
+        match error {
+            // hyper waits for a head as long as a connection may be idle; h2 for a pong.
+            error if error.is_timeout() && is_http2 => Closed::Unresponsive,
+            error if error.is_timeout() => Closed::Idle,
+            error if error.is_incomplete_message() => Closed::Client,
+            _ => Closed::Error,
+        }
+    }
+
+    /// `answer`, with what is to be known about requests and answers.
+    fn service<A, F, B>(
+        &self,
+        answer: A,
+        activity: &Arc<Activity>,
+    ) -> impl Service<
+        Request<Incoming>,
+        Response = Response<
+            impl Body<Data = Bytes, Error = B::Error> + Send + 'static + use<A, F, B>,
+        >,
+        Error = Panicked,
+        Future: Send + 'static,
+    > + use<A, F, B>
+    where
+        A: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (seen, supervised) = (Arc::clone(activity), self.terms.supervised.clone());
+        service_fn(move |mut request: Request<Incoming>| {
+            seen.begun.fetch_add(1, Relaxed);
+            let under_way = Counted::one_more(&seen.under_way);
+            let is_http1 = request.version() < Version::HTTP_2;
+            cut_down(request.headers_mut());
+            let (answered, supervised) = (answer(request), supervised.clone());
+            let seen = Arc::clone(&seen);
+            async move {
+                let _under_way = under_way;
+                // A panic resets the stream over HTTP/2, and closes the connection over HTTP/1.
+                let mut response = supervised.contained(answered).await?;
+                if is_http1 {
+                    seen.tell(&mut response);
+                }
+                let is_long_lived = response.extensions().get::<LongLived>().is_some();
+                let unread = (!is_long_lived).then(|| Unread::one_more(&seen));
+                // hyper drops a body when the last of it is written. Errors stay as they are.
+                let held = move |error| (error, &unread).0;
+                Ok::<_, Panicked>(response.map(|body| body.map_err(held)))
+            }
+        })
+    }
+
+    fn builder(&self, window: u32) -> auto::Builder<TokioExecutor> {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(window)
+            .initial_connection_window_size(window)
+            .max_concurrent_streams(self.terms.limits.max_concurrent_streams)
+            .max_header_list_size(HEADER_BYTES_MAX)
+            .keep_alive_interval(Duration::from_secs(60))
+            .keep_alive_timeout(Duration::from_secs(20));
+        // The first head is waited for above; later ones end the idle time of a connection. A
+        // client that has sent all it wants may close its side and still be answered.
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE_TIMEOUT)
+            .max_buf_size(HEADER_BYTES_MAX as usize)
+            .half_close(true);
+        if self.terms.limits.http2_only { builder.http2_only() } else { builder }
+    }
+}
+
+/// Lets go of the headers that nobody reads, where they hold much.
+fn cut_down(headers: &mut HeaderMap) {
+    // An entry holds 104 bytes besides its strings.
+    let bytes =
+        |(name, value): (&HeaderName, &HeaderValue)| 104 + name.as_str().len() + value.len();
+    if headers.iter().map(bytes).sum::<usize>() <= HEADER_BYTES_KEPT {
+        return;
+    }
+    let mut read = HeaderMap::with_capacity(READ.len());
+    for name in &READ {
+        // As often as it is there, but for a list that would be as long as before.
+        for value in headers.get_all(name).iter().take(READ.len()) {
+            read.append(name, value.clone());
+        }
+    }
+    *headers = read;
+}
+
+/// Ends when the connection has reached its age, 10 % more or less: connections that were opened
+/// together must not all come back together.
+async fn aged(max_age: Option<Duration>) {
+    match max_age {
+        Some(age) => sleep(age.mul_f64(0.9 + 0.2 * fastrand::f64())).await,
+        None => pending().await,
+    }
+}
+
+/// Ends when no request was under way for the idle timeout.
+async fn idle(activity: &Activity) {
+    let (mut begun, mut quiet) = (0, 0);
+    while quiet < IDLE_CHECKS {
+        sleep(IDLE_TIMEOUT / IDLE_CHECKS).await;
+        let now = activity.begun.load(Relaxed);
+        let is_quiet = now == begun && activity.under_way.load(Relaxed) == 0;
+        quiet = if is_quiet { quiet + 1 } else { 0 };
+        begun = now;
+    }
+}
+
+/// Ends when answers wait for their reader and none of them went out for the time of a request.
+async fn never_read(activity: &Activity) {
+    let (mut answered, mut stuck) = (0, 0);
+    while stuck < UNREAD_CHECKS {
+        sleep(REQUEST_TIMEOUT / UNREAD_CHECKS).await;
+        let now = activity.answered.load(Relaxed);
+        let is_stuck = now == answered && activity.unread.load(Relaxed) > 0;
+        stuck = if is_stuck { stuck + 1 } else { 0 };
+        answered = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_of_headers_are_cut_down_to_what_is_read() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("x-custom", HeaderValue::from_static("stays"));
+        cut_down(&mut headers);
+        assert_eq!(headers.len(), 2);
+        for _ in 0..1_000 {
+            headers.append("x-many", HeaderValue::from_static(""));
+            headers.append(header::ACCEPT, HeaderValue::from_static("*/*"));
+        }
+        cut_down(&mut headers);
+        assert_eq!(headers.len(), 11, "{headers:?}");
+        assert_eq!(headers[header::CONTENT_TYPE], "application/grpc");
+    }
+}

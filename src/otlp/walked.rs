@@ -1,0 +1,409 @@
+//! What a walk has found, in buffers that go from request to request and are charged as they grow.
+//!
+//! One a worker thread. The spans take 76 bytes each with their hash and their place in the order
+//! of the sampler, and 8 for each 64 conditions: more than the shortest span has itself. They are
+//! held up to `piece_bytes`, beyond which the request is walked in pieces, and up to `kept_bytes`
+//! from one request to the next. Resources and scopes being put together are charged beyond 64 KiB.
+//! What is charged stays charged while it is kept, so that a request which needs no more than those
+//! before it touches no counter.
+
+use std::sync::Arc;
+
+use super::{
+    context::{Context, Contexts, Resource},
+    outsized::Outsized,
+    walk::{self, SpanMeta, Unwalked},
+    wire::Malformed,
+};
+use crate::budget::{Hold, Holder};
+
+/// Bytes of a span in a piece: what is known of it, and its hash and its place in the order of the
+/// sampler, which has as many of them.
+const SPAN_BYTES: usize = size_of::<SpanMeta>() + 8 + 4;
+/// Bytes of a context of a request: the reference, and its place in the segment that the sampler
+/// remembers.
+const CONTEXT_BYTES: usize = 8 + 16;
+/// Spans that there is room for at first.
+const SPANS_MIN: usize = 64;
+/// Bytes of a resource or scope, and contexts, that there is always room for.
+const UNCHARGED_BYTES: usize = 64 << 10;
+const UNCHARGED_CONTEXTS: usize = 4 << 10;
+
+/// The result of one walk.
+#[derive(Debug, Default)]
+pub struct Walked {
+    /// Spans in the order of the request, those with malformed ids left out.
+    pub spans: Vec<SpanMeta>,
+    /// Bits of the conditions that hold for each span with its resource: `words` per span.
+    pub bits: Vec<u64>,
+    /// The contexts that the spans refer to.
+    pub contexts: Vec<Arc<Context>>,
+    /// Spans left out because an id was malformed.
+    pub rejected: u64,
+    /// Spans left out because their resource or scope is too large.
+    pub outsized: Option<Box<Outsized>>,
+    /// The most bytes that a resource or scope may have.
+    context_bytes_max: usize,
+    /// Whether the resource or scope in hand has more, so that its spans are left out.
+    is_outsized: bool,
+    /// The pieces before this one.
+    passed: Seen,
+    /// What the contexts and resources take that nobody else had.
+    interned: usize,
+    words: usize,
+    /// Spans that `spans` and `bits` have room for. `hold` has them.
+    room: usize,
+    bounds: Option<Bounds>,
+    hold: Option<Hold>,
+    /// Beyond what is kept: contexts, resource and scope.
+    extra: Option<Hold>,
+    /// Scratch for the resource and the scope being interned.
+    resource: Vec<u8>,
+    scope: Vec<u8>,
+    key: Vec<u8>,
+    /// Scratch for the bits of the resource, with which those of its spans begin.
+    resource_bits: Vec<u64>,
+}
+
+/// How much of a request has been walked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Spans that were not rejected.
+    pub spans: u64,
+    /// Their encoded bytes.
+    pub bytes: u64,
+    /// Spans whose trace is not that of the span before: no fewer than there are traces.
+    pub runs: u64,
+}
+
+/// What the spans of a [`Walked`] may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// While a request is walked; one with more spans is walked in pieces.
+    pub piece_bytes: usize,
+    /// Between two requests.
+    pub kept_bytes: usize,
+}
+
+impl Walked {
+    /// Bounds what the spans of the requests to come may take. Without, there is no bound.
+    pub fn bound(&mut self, bounds: Bounds) {
+        self.bounds = Some(bounds);
+    }
+
+    /// Whether all spans of the request are here.
+    pub fn is_whole(&self) -> bool {
+        self.passed.spans == 0
+    }
+
+    /// How much of the request has been walked. Looks at every span of the piece.
+    pub fn seen(&self) -> Seen {
+        let bytes: u64 = self.spans.iter().map(|span| u64::from(span.len)).sum();
+        let runs = self.spans.chunk_by(|a, b| a.trace_id == b.trace_id).count() as u64;
+        Seen {
+            spans: self.spans_seen(),
+            bytes: self.passed.bytes + bytes,
+            runs: self.passed.runs + runs,
+        }
+    }
+
+    /// Words of bits that a span has.
+    pub fn words(&self) -> usize {
+        self.words
+    }
+
+    /// Spans that there is room for.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Bytes that it has charged, new contexts included.
+    pub fn charged(&self) -> usize {
+        let held = [&self.hold, &self.extra].into_iter().flatten().map(Hold::bytes);
+        self.interned + held.sum::<usize>()
+    }
+
+    /// Forgets a request, and gives back what is not to be kept for the next one.
+    pub fn clear(&mut self) {
+        self.spans.clear();
+        self.bits.clear();
+        self.contexts.clear();
+        self.rejected = 0;
+        self.outsized = None;
+        self.passed = Seen::default();
+        self.interned = 0;
+        if self.bounds.is_some_and(|bounds| self.room * self.span_bytes() > bounds.kept_bytes) {
+            self.give_up_spans();
+        }
+        self.contexts.shrink_to(UNCHARGED_CONTEXTS);
+        for scratch in [&mut self.resource, &mut self.scope, &mut self.key] {
+            scratch.clear();
+            scratch.shrink_to(UNCHARGED_BYTES);
+        }
+        self.extra = None;
+    }
+
+    fn span_bytes(&self) -> usize {
+        SPAN_BYTES + 8 * self.words
+    }
+
+    fn give_up_spans(&mut self) {
+        (self.spans, self.bits, self.room, self.hold) = Default::default();
+    }
+
+    /// Before a walk that charges the budget of `contexts`, with so many words of bits a span.
+    pub(super) fn prepare(&mut self, contexts: &Contexts, words: usize) {
+        self.context_bytes_max = contexts.bytes_max();
+        let budget = contexts.budget();
+        if self.words != words || self.hold.as_ref().is_none_or(|hold| !hold.is_of(budget)) {
+            self.give_up_spans();
+            self.words = words;
+            self.hold = Some(budget.hold(Holder::Walking, 0));
+        }
+    }
+
+    /// Before the same request is walked once more.
+    pub(super) fn begin_again(&mut self) {
+        self.spans.clear();
+        self.bits.clear();
+        self.rejected = 0;
+        self.outsized = None;
+        self.passed = Seen::default();
+    }
+
+    /// Forgets the spans of a piece.
+    pub(super) fn begin_piece(&mut self) {
+        self.passed = self.seen();
+        self.spans.clear();
+        self.bits.clear();
+    }
+
+    pub(super) fn begin_resource(&mut self) {
+        self.resource.clear();
+    }
+
+    pub(super) fn begin_scope(&mut self) {
+        self.scope.clear();
+    }
+
+    #[inline]
+    pub(super) fn spans_seen(&self) -> u64 {
+        self.passed.spans + self.spans.len() as u64
+    }
+
+    /// Spans that were met, those that were left out included.
+    pub(super) fn spans_met(&self) -> u64 {
+        let outsized = self.outsized.as_ref().map_or(0, |outsized| outsized.spans);
+        self.spans_seen() + self.rejected + outsized
+    }
+
+    /// Leaves out the spans of a scope if it, or its resource, is larger than one may be. A scope
+    /// is only measured if all of it is larger, spans included.
+    pub(super) fn refuse_outsized(&mut self, scope_spans: &[u8]) -> Result<(), Malformed> {
+        let bytes_max = self.context_bytes_max;
+        let mut bytes = self.resource.len();
+        if scope_spans.len() > bytes_max {
+            bytes = bytes.max(walk::scope_bytes(scope_spans)?);
+        }
+        self.is_outsized = bytes > bytes_max;
+        if self.is_outsized {
+            let outsized = self.outsized.get_or_insert_default();
+            outsized.note(bytes, bytes_max, &self.resource);
+        }
+        Ok(())
+    }
+
+    /// Adds the span whose bits were asked for last.
+    #[inline(always)]
+    pub(super) fn add_span(&mut self, span: SpanMeta) {
+        if !self.is_outsized {
+            self.spans.push(span);
+            return;
+        }
+        self.bits.truncate(self.bits.len() - self.resource_bits.len());
+        self.outsized.get_or_insert_default().spans += 1;
+    }
+
+    /// The fields of the resource, and the bits that it sets.
+    pub(super) fn resource_and_bits(&mut self) -> (&[u8], &mut Vec<u64>) {
+        (&self.resource, &mut self.resource_bits)
+    }
+
+    pub(super) fn add_to_resource(&mut self, field: &[u8]) -> Result<(), Unwalked> {
+        if self.resource.len() + field.len() > self.resource.capacity().max(UNCHARGED_BYTES) {
+            // What is there is copied into what it grows to.
+            let grown = (2 * self.resource.capacity()).max(self.resource.len() + field.len());
+            self.charge_extra(grown)?;
+            self.resource.reserve_exact(grown - self.resource.len());
+        }
+        self.resource.extend_from_slice(field);
+        Ok(())
+    }
+
+    #[inline]
+    pub(super) fn add_to_scope(&mut self, field: &[u8]) -> Result<(), Unwalked> {
+        if self.scope.len() + field.len() > self.scope.capacity().max(UNCHARGED_BYTES) {
+            let grown = (2 * self.scope.capacity()).max(self.scope.len() + field.len());
+            // It is copied once more, to look for its context.
+            self.charge_extra(2 * grown)?;
+            self.scope.reserve_exact(grown - self.scope.len());
+        }
+        self.scope.extend_from_slice(field);
+        Ok(())
+    }
+
+    /// Adds the context of the scope and its resource, which is interned with the first one.
+    pub(super) fn intern(
+        &mut self,
+        contexts: &Contexts,
+        resource: &mut Option<Arc<Resource>>,
+    ) -> Result<(), Unwalked> {
+        if self.contexts.len() >= self.contexts.capacity().max(UNCHARGED_CONTEXTS) {
+            let grown = 2 * self.contexts.len();
+            self.charge_extra(grown * CONTEXT_BYTES)?;
+            self.contexts.reserve_exact(grown - self.contexts.len());
+        }
+        let of_resource = if resource.is_none() { self.resource.len() } else { 0 };
+        if !contexts.has_room_for(of_resource + self.scope.len()) {
+            return Err(self.no_room(of_resource + self.scope.len()));
+        }
+        let resource = resource.get_or_insert_with(|| contexts.resource(&self.resource));
+        if Arc::strong_count(resource) == 1 {
+            self.interned += resource.cost_bytes();
+        }
+        let context = contexts.context(resource, &self.scope, &mut self.key);
+        if Arc::strong_count(&context) == 1 {
+            self.interned += context.cost_bytes();
+        }
+        self.contexts.push(context);
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub(super) fn is_full(&self) -> bool {
+        self.spans.len() == self.room
+    }
+
+    /// The bits of the span that comes next, those of its resource set.
+    #[inline(always)]
+    pub(super) fn bits_of_next_span(&mut self) -> &mut [u64] {
+        let start = self.bits.len();
+        self.bits.extend_from_slice(&self.resource_bits);
+        &mut self.bits[start..]
+    }
+
+    /// Leaves out the span whose bits were asked for last.
+    pub(super) fn reject(&mut self) {
+        self.bits.truncate(self.bits.len() - self.resource_bits.len());
+        self.rejected += 1;
+    }
+
+    /// Makes room for more spans; false where there is as much as there may be.
+    pub(super) fn grow(&mut self) -> Result<bool, Unwalked> {
+        let span_bytes = self.span_bytes();
+        let most = self.bounds.map_or(usize::MAX, |bounds| bounds.piece_bytes / span_bytes);
+        let grown = (2 * self.room).max(SPANS_MIN).min(most.max(SPANS_MIN));
+        if grown <= self.room {
+            return Ok(false);
+        }
+        let hold = self.hold.as_mut().expect("a walk begins with it");
+        // What is there is copied into what it grows to, so that both are there for a while.
+        if !hold.try_grow(grown * span_bytes) {
+            return Err(self.no_room(grown * span_bytes));
+        }
+        self.spans.reserve_exact(grown - self.spans.len());
+        self.bits.reserve_exact(grown * self.words - self.bits.len());
+        let before = std::mem::replace(&mut self.room, grown);
+        self.hold.as_mut().expect("a walk begins with it").shrink(before * span_bytes);
+        Ok(true)
+    }
+
+    fn charge_extra(&mut self, bytes: usize) -> Result<(), Unwalked> {
+        let hold = self.hold.as_ref().expect("a walk begins with it");
+        let extra = self.extra.get_or_insert_with(|| hold.another());
+        if extra.try_grow(bytes) { Ok(()) } else { Err(self.no_room(bytes)) }
+    }
+
+    /// The request needs so many bytes beside what it has.
+    fn no_room(&self, bytes: usize) -> Unwalked {
+        Unwalked::NoRoom { bytes: self.charged() + bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    /// A request of resources with these numbers of spans, of 30 bytes each with their framing.
+    fn request(resources: &[u32]) -> Vec<u8> {
+        let mut request = Vec::new();
+        let put = |out: &mut Vec<u8>, number, bytes: &[u8]| {
+            crate::otlp::wire::put_length_delimited(out, number, bytes.len());
+            out.extend_from_slice(bytes);
+        };
+        for (resource, &spans) in (0_u8..).zip(resources) {
+            let (mut of_resource, mut scope) = (Vec::new(), Vec::new());
+            // A schema URL.
+            put(&mut of_resource, 3, &[b'a' + resource]);
+            for span in 1..=spans {
+                let id = u128::from(span).to_be_bytes();
+                let mut fields = Vec::new();
+                put(&mut fields, 1, &id);
+                put(&mut fields, 2, &id[8..]);
+                put(&mut scope, 2, &fields);
+            }
+            put(&mut of_resource, 2, &scope);
+            put(&mut request, 1, &of_resource);
+        }
+        request
+    }
+
+    #[test]
+    fn pieces_are_what_one_walk_finds_and_take_no_more_than_they_may() {
+        let budget = Budget::new(1 << 30);
+        let contexts = Contexts::new(Arc::clone(&budget));
+        let bounds = Bounds { piece_bytes: 100 * SPAN_BYTES, kept_bytes: 100 * SPAN_BYTES };
+        for resources in [&[1][..], &[100], &[101], &[99, 1, 1], &[0, 250, 0, 130, 1], &[1000]] {
+            let request = request(resources);
+            let mut whole = Walked::default();
+            walk::walk(&request, &contexts, &(), &mut whole).expect("sound");
+            let mut walked = Walked::default();
+            walked.bound(bounds);
+            walk::walk(&request, &contexts, &(), &mut walked).expect("sound");
+            let (seen, all) = (walked.seen(), whole.seen());
+            assert_eq!((seen.spans, seen.bytes), (all.spans, all.bytes));
+            assert!((all.runs..=all.runs + 11).contains(&seen.runs), "a piece may cut a run");
+            assert_eq!(walked.contexts.len(), whole.contexts.len());
+            let mut spans = Vec::new();
+            if walked.is_whole() {
+                spans.clone_from(&walked.spans);
+            } else {
+                walk::walk_in_pieces(&request, &(), &mut walked, &mut |piece| {
+                    spans.extend_from_slice(&piece.spans);
+                    assert!(piece.charged() - piece.interned <= bounds.piece_bytes);
+                });
+            }
+            assert!(spans == whole.spans, "{resources:?}");
+            assert_eq!(walked.is_whole(), spans.len() <= 100);
+            walked.clear();
+            assert!(walked.charged() <= bounds.kept_bytes);
+        }
+        assert_eq!(budget.used(), 0, "what a walk kept is given back with it");
+    }
+
+    #[test]
+    fn a_walk_that_finds_no_room_says_what_it_needs() {
+        let budget = Budget::new(64 << 10);
+        let contexts = Contexts::new(Arc::clone(&budget));
+        let mut walked = Walked::default();
+        let walk =
+            |walked: &mut Walked, spans| walk::walk(&request(&[spans]), &contexts, &(), walked);
+        let refused = walk(&mut walked, 1000).expect_err("more than there is");
+        assert!(matches!(refused, Unwalked::NoRoom { bytes } if bytes > 512 * SPAN_BYTES));
+        walked.clear();
+        assert_eq!(walk(&mut walked, 100), Ok(()));
+        drop(walked);
+        assert_eq!(budget.used(), 0);
+    }
+}
