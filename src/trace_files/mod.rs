@@ -167,9 +167,13 @@ fn peek(mut input: Input<'_>) -> io::Result<(Vec<u8>, Input<'_>)> {
 }
 
 fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
-    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    let text = without_space(start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start));
     match (start, text) {
         ([], _) => Form::End,
+        // A request in protobuf begins like a new line, and its length may look like a bracket.
+        ([0x0a, ..], [b'{' | b'[', inside @ ..]) if !may_be_inside(without_space(inside)) => {
+            Form::Protobuf(protobuf::Pieces::new(input))
+        }
         (_, [b'{' | b'[', ..]) => Form::Json(json::Pieces::new(input)),
         // White space alone so far: only JSON begins so.
         (_, []) => Form::Json(json::Pieces::new(input)),
@@ -183,4 +187,15 @@ fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
         }
         _ => Form::Unknown("this is no form of traces that is known".to_owned()),
     }
+}
+
+/// Without the white space that JSON may begin with.
+fn without_space(text: &[u8]) -> &[u8] {
+    let start = text.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n'));
+    &text[start.unwrap_or(text.len())..]
+}
+
+/// Whether JSON may go on so behind a bracket.
+fn may_be_inside(text: &[u8]) -> bool {
+    matches!(text, [] | [b'"' | b'{' | b'[' | b'}' | b']' | b'-' | b'0'..=b'9', ..])
 }

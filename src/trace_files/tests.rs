@@ -112,6 +112,24 @@ fn otlp_in_every_form_is_the_same() {
     }
 }
 
+/// Scenario: requests in protobuf of many lengths, among them those whose first bytes are a new line
+/// and a bracket.
+/// Guarantees: none is taken for JSON, alone or in a frame; what is JSON is.
+#[test]
+fn the_length_of_a_request_is_no_bracket() {
+    for length in 0..200 {
+        let request = protobuf(&[&"x".repeat(length)]);
+        let name = format!("{} 0a", "x".repeat(length));
+        for bytes in [request.clone(), framed(&[request])] {
+            assert_eq!(read(&bytes), (vec![name.clone()], Vec::new()), "{length}");
+        }
+    }
+    for space in ["\n", "\n\t ", "\r\n"] {
+        let text = format!("{space}{}", document(&["a"]).replacen('{', &format!("{{{space}"), 1));
+        assert_eq!(read(text.as_bytes()).0, ["a 0a"]);
+    }
+}
+
 #[test]
 fn tempo_writes_ids_in_base64_and_enums_as_names() {
     let batch = r#"{"resource":{},"scopeSpans":[{"spans":[{"traceId":"CvdlGRbNQ92ESOshHIAxnA==","spanId":"t61rcWkgMzE=","name":"NAME","kind":"SPAN_KIND_SERVER","startTimeUnixNano":"5"}]}]}"#;

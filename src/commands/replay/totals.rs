@@ -1,10 +1,10 @@
 //! Counting decided traces, each with the weight of the traffic that it stands for.
 //!
-//! A trace with `ot=th` was kept by a threshold before: one of probability p stands for 1 / p traces.
-//! Policies keep a trace of the original traffic at their own threshold T, and the recorded ones are
-//! those with R >= th. So a trace that they keep counts 1 where T is the higher threshold, and
-//! (1 - T) / (1 - th) where th is. The sums have the expectation of what the original traffic would
-//! have come to.
+//! A trace with `ot=th` was kept by a threshold before: one of probability p stands for 1 / p
+//! traces. Policies keep a trace of the original traffic at their own threshold T, and the recorded
+//! ones are those with R >= th. So a trace that they keep counts 1 where T is the higher threshold,
+//! and (1 - T) / (1 - th) where th is. The sums have the expectation of what the original traffic
+//! would have come to.
 
 use crate::{
     policy::Verdict,
