@@ -9,6 +9,7 @@ use std::{env, fs, path::Path};
 
 mod annotated;
 mod configuration;
+mod policies;
 mod schema;
 
 /// Holds a committed file equal to `text`, or writes it where `UPDATE_REFERENCE` is set.
