@@ -374,7 +374,8 @@ pub(crate) const COMMON: &[Key] = &[
     Key::new(
         "limit",
         Kind::Limit,
-        "The most that the policy keeps: `{ spans_per_second = 500 }`, `bytes_per_second`, or both.",
+        "The most that the policy keeps: `{ spans_per_second = 500 }`, `bytes_per_second`, or \
+         both.",
     ),
     Key::new(
         "expires",

@@ -9,6 +9,7 @@ use std::{env, fs, path::Path};
 
 mod annotated;
 mod configuration;
+mod metrics;
 mod policies;
 mod schema;
 

@@ -24,8 +24,8 @@ value, in linear time. Percentages may stand on parts, too.
 
 const LIMIT_WORDS: &str = "\
 `limit = { spans_per_second = 500 }` holds what a policy keeps to a rate, by raising its threshold.
-A bucket holds at least two ticks (200 ms) of its rate, whatever `burst_capacity` says. At low rates a
-limit may exceed its rate once, by the burst and a few traces; in the long run it meets the rate.
+A bucket holds at least two ticks (200 ms) of its rate, whatever `burst_capacity` says. At low rates
+a limit may exceed its rate once, by the burst and a few traces; in the long run it meets the rate.
 ";
 
 #[test]
