@@ -1,9 +1,9 @@
 //! Whole traces without their bytes: what a plan decides on, gathered from requests as they come.
 //!
-//! `test` and `replay` decide by this. A request is walked once, whatever the number of plans: their
-//! leaves share one pass, side by side in the bits of a span. Per trace there are its facts, its
-//! randomness and its bits, as in the window of the running service, and the highest `ot=th` of its
-//! spans. The bytes of a request are not kept.
+//! `test` and `replay` decide by this. A request is walked once, whatever the number of plans:
+//! their leaves share one pass, side by side in the bits of a span. Per trace there are its facts,
+//! its randomness and its bits, as in the window of the running service, and the highest `ot=th` of
+//! its spans. The bytes of a request are not kept.
 
 use std::sync::Arc;
 

@@ -127,7 +127,7 @@ fn tests_are_reported_in_each_format() {
     let wrong = directory.file("wrong.test.toml", &TESTS.replace("kept = true", "keep = true"));
     let output = tailwater(&["test", &fine, &wrong]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(err(&output).starts_with(&format!("{wrong}:21:1: error: unknown key `keep`")));
+    assert!(err(&output).starts_with(&format!("{wrong}:22:1: error: unknown key `keep`")));
     assert!(
         out(&output).starts_with("test result: FAILED. 2 passed; 0 failed"),
         "{}",

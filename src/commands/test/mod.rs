@@ -1,11 +1,12 @@
 //! `tailwater test FILE...`: policies against traces that are written down.
 //!
-//! A test says what becomes of a trace as a probability, never as the fall of a coin: the percentage
-//! is that of the threshold which the policies propose. Traces become OTLP bytes and are decided as
-//! the service would, with limits at rest; shadow policies and those that have expired take no part.
+//! A test says what becomes of a trace as a probability, never as the fall of a coin: the
+//! percentage is that of the threshold which the policies propose. Traces become OTLP bytes and are
+//! decided as the service would, with limits at rest; shadow policies and those that have expired
+//! take no part.
 //!
-//! `config` reads test files, `spans` encodes traces, `coverage` notes what tests have not seen, and
-//! `report` prints.
+//! `config` reads test files, `spans` encodes traces, `coverage` notes what tests have not seen,
+//! and `report` prints.
 
 use std::{fs::File, path::PathBuf, sync::Arc};
 

@@ -83,7 +83,8 @@ fn coverage_says_what_no_test_has_seen() {
 [[test]]
 name = "each condition is true"
 spans = [
-  { id = "a", service = "service", name = "name", ms = [0, 600], tracestate = "ts=1", flags = 1, attributes = { s = "x", n = 5, b = true, e = 1 } },
+  { id = "a", service = "service", name = "name", ms = [0, 600], tracestate = "ts=1", flags = 1,
+    attributes = { s = "x", n = 5, b = true, e = 1 } },
   { kind = "CLIENT", status = "ERROR" },
   { kind = "CLIENT", events = [{ name = "event", attributes = { k = 1 } }] },
 ]
@@ -167,7 +168,8 @@ limit = { spans_per_second = 1 }
 "#;
     let with = |trigger: &str, kept: bool| {
         format!(
-            "[[test]]\nname = \"{trigger}\"\nspans = [{{}}]\ntrigger = \"{trigger}\"\nkept = {kept}\n"
+            "[[test]]\nname = \"{trigger}\"\nspans = [{{}}]\n\
+             trigger = \"{trigger}\"\nkept = {kept}\n"
         )
     };
     let tests: String = [("decision_wait", false), ("root_received", false), ("memory", true)]
@@ -220,9 +222,7 @@ matched = ["errors"]
 #[test]
 fn a_recorded_trace_is_picked_by_its_id() {
     let span = |id: &str, code: u8| {
-        format!(
-            r#"{{"traceId":"{id}","spanId":"b7ad6b7169203331","name":"n","status":{{"code":{code}}}}}"#
-        )
+        format!(r#"{{"traceId":"{id}","spanId":"b7ad6b7169203331","status":{{"code":{code}}}}}"#)
     };
     let document = |spans: &[String]| {
         format!(r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{}]}}]}}]}}"#, spans.join(","))

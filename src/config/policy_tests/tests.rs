@@ -36,7 +36,10 @@ fn a_span_is_short_where_there_is_nothing_to_say() {
     let loaded = parsed(&test(
         r#"spans = [
   {},
-  { id = "a", parent = "b", service = "s", name = "n", kind = "CLIENT", status = "ERROR", status_message = "m", ns = [-1, 7], attributes = { "k" = [1, 2.5, true, "x"] }, resource = { "r" = 1 }, events = [{ name = "e", attributes = { "a" = "b" } }], tracestate = "x=y", flags = 1 },
+  { id = "a", parent = "b", service = "s", name = "n", kind = "CLIENT", ns = [-1, 7],
+    status = "ERROR", status_message = "m", tracestate = "x=y", flags = 1,
+    attributes = { "k" = [1, 2.5, true, "x"] }, resource = { "r" = 1 },
+    events = [{ name = "e", attributes = { "a" = "b" } }] },
 ]
 percentage = 12.5
 policy = "none"
