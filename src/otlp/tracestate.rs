@@ -226,6 +226,26 @@ mod tests {
     }
 
     #[test]
+    fn the_threshold_of_a_span_is_read_where_it_is_certain() {
+        for (list, expected) in [
+            ("ot=th:8", Some(1 << 55)),
+            ("a=1, ot=rv:ef000000000000;th:c ,b=2", Some(3 << 54)),
+            ("ot=th:0", Some(0)),
+            ("", None),
+            ("ot=rv:ef000000000000", None),
+            ("not=th:8", None),
+            ("ot=th:8,ot=th:8", None),
+            ("ot=th:8;th:8", None),
+            ("ot=th:", None),
+            ("ot=th:100000000000000", None),
+            ("ot=th:G", None),
+        ] {
+            assert_eq!(threshold(list.as_bytes()).map(Threshold::bits), expected, "{list}");
+        }
+        assert_eq!(threshold(b"ot=th:8,\xff"), None);
+    }
+
+    #[test]
     fn an_inconsistent_threshold_is_erased() {
         assert_eq!(stamped("ot=th:f", 50.0, false), Ok(("ot=th:8".into(), true)));
     }
