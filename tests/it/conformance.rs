@@ -5,6 +5,7 @@
 //! request, one request a span, and one request a span from the last to the first. No decision may
 //! depend on that.
 
+mod as_tests;
 mod case;
 
 use std::{collections::BTreeMap, fs, path::Path};
