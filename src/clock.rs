@@ -8,6 +8,8 @@
 //! sent meanwhile waits in sockets and at senders: by any other clock every trace in the window
 //! would be due at once, and decided without it.
 
+mod millis;
+
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -15,7 +17,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::window::Millis;
+pub use self::millis::Millis;
 
 /// Monotonic time since the service started. Tokio's clock, which is the operating system's, but
 /// which tests can turn: timers and deadlines then agree on what time it is.

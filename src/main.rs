@@ -4,10 +4,8 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
-    check,
-    commands::{complain, convert, print},
+    commands::{check, complain, convert, demo, print},
     config::{self, Config},
-    demo,
     logging::Log,
     service::Service,
 };

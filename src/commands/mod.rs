@@ -5,7 +5,9 @@
 
 use std::io::{self, Write as _};
 
+pub mod check;
 pub mod convert;
+pub mod demo;
 
 /// Prints to standard output. Whether that went well; a reader that has read enough and gone away,
 /// such as `head`, is no failure.

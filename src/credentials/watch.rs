@@ -10,7 +10,6 @@ use std::{
 use tracing::{error, info};
 
 use super::pem::{Faults, fingerprint};
-use crate::metrics::Metrics;
 
 /// What changes is in force after two looks, well within the ten seconds that are promised.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -46,7 +45,8 @@ struct Files {
 /// All files that are watched.
 pub struct Watch {
     files: Mutex<Vec<Files>>,
-    metrics: Arc<Metrics>,
+    /// Is told after each look whether all that was read last is in force.
+    tell: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 impl fmt::Debug for Watch {
@@ -56,9 +56,10 @@ impl fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Watches nothing yet.
-    pub fn new(metrics: &Arc<Metrics>) -> Self {
-        Watch { files: Mutex::default(), metrics: Arc::clone(metrics) }
+    /// Watches nothing yet. After each look, `tell` hears whether all files are in force as they
+    /// were last read.
+    pub fn new(tell: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        Watch { files: Mutex::default(), tell: Box::new(tell) }
     }
 
     /// Reads files for the first time, and from then on when they change. Blocks.
@@ -103,7 +104,7 @@ impl Watch {
                 files.apply();
             }
         }
-        self.metrics.credentials_in_force(all.iter().all(|files| files.is_in_force));
+        (self.tell)(all.iter().all(|files| files.is_in_force));
     }
 }
 

@@ -33,7 +33,7 @@ use super::{
     turns::work,
 };
 use crate::{
-    grpc::EXPORT_PATH,
+    grpc::{self, EXPORT_PATH, PREFIX_BYTES},
     metrics::Transport,
     net::{deadline::in_time, listen::LongLived},
     otlp::outsized::Outsized,
@@ -42,8 +42,6 @@ use crate::{
 
 const GRPC: &str = "application/grpc";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// The flag and the length in front of a message.
-const PREFIX_BYTES: usize = 5;
 
 type HealthServer =
     tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
@@ -178,8 +176,8 @@ fn unavailable(message: String, delay: Duration) -> Status {
 
 /// The length that a prefix claims, once it is there.
 fn claim(body: &[u8]) -> Option<usize> {
-    let [_flag, length @ ..] = body.first_chunk::<PREFIX_BYTES>()?;
-    usize::try_from(u32::from_be_bytes(*length)).ok()
+    let (_flag, length) = grpc::read_prefix(*body.first_chunk()?);
+    usize::try_from(length).ok()
 }
 
 /// The one message of a body, and how it is compressed.
@@ -213,8 +211,7 @@ fn encoding_of<B>(request: &http::Request<B>) -> Result<Option<Encoding>, Status
 fn acknowledge(ingested: &Ingested) -> Response<Body> {
     let message = acknowledgement(ingested);
     let mut framed = Vec::with_capacity(PREFIX_BYTES + message.len());
-    framed.push(0);
-    framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    framed.extend_from_slice(&grpc::prefix(false, message.len() as u32));
     framed.extend_from_slice(&message);
     let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("0"))]);
     let frames = [Frame::data(framed.into()), Frame::trailers(trailers)];

@@ -21,7 +21,8 @@ pub(super) struct Credentials {
 
 impl Credentials {
     pub(super) fn read(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Faults> {
-        let watch = Watch::new(metrics);
+        let told = Arc::clone(metrics);
+        let watch = Watch::new(move |in_force| told.credentials_in_force(in_force));
         let server = config.tls.clone().map(|tls| {
             let metrics = Arc::clone(metrics);
             watch.add(tls.files(), move || {

@@ -12,9 +12,7 @@ use super::{
     Answer, Cause, Outcome, RETRY_AFTER_MAX,
     words::{is_about_rate, is_about_size, limit_in},
 };
-
-/// gRPC's prefix of a message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+use crate::grpc;
 
 impl Answer {
     pub(super) fn grpc_outcome(&self, request_bytes: usize) -> Outcome {
@@ -46,10 +44,10 @@ impl Answer {
 
     /// The whole message, where there is one; no compression was offered.
     fn message(&self) -> Option<&[u8]> {
-        let (prefix, message) = self.body.split_first_chunk::<PREFIX_BYTES>()?;
-        let [is_compressed, length @ ..] = prefix;
-        let is_whole = usize::try_from(u32::from_be_bytes(*length)).ok()? == message.len();
-        (*is_compressed == 0 && is_whole).then_some(message)
+        let (prefix, message) = self.body.split_first_chunk()?;
+        let (flag, length) = grpc::read_prefix(*prefix);
+        let is_whole = usize::try_from(length).ok()? == message.len();
+        (flag == 0 && is_whole).then_some(message)
     }
 
     /// Whether it comes from a gRPC server, and not from a proxy or a web site.

@@ -27,7 +27,11 @@ use super::{
     ClientError, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, NoAnswer, USER_AGENT, encoding_name,
     read, uri_below,
 };
-use crate::{config::Exporter, exporter::Answer, grpc::EXPORT_PATH};
+use crate::{
+    config::Exporter,
+    exporter::Answer,
+    grpc::{self, EXPORT_PATH},
+};
 
 /// A connection to an OTLP/gRPC backend.
 #[derive(Clone, Debug)]
@@ -93,9 +97,7 @@ fn framed(message: Bytes, is_compressed: bool) -> Result<Framed, NoAnswer> {
         code: Code::OutOfRange,
         message: "a request of more than 4 GiB cannot be sent over gRPC".to_owned(),
     })?;
-    let mut prefix = [0; 5];
-    prefix[0] = u8::from(is_compressed);
-    prefix[1..].copy_from_slice(&length.to_be_bytes());
+    let prefix = grpc::prefix(is_compressed, length);
     Ok(Framed([Some(Bytes::copy_from_slice(&prefix)), Some(message)]))
 }
 

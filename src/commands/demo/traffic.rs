@@ -185,7 +185,7 @@ mod tests {
     use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;
-    use crate::{config, demo::verify::Report, testing::Sink};
+    use crate::{commands::demo::verify::Report, config, testing::Sink};
 
     /// What the verifier says when the shop sends straight to a backend that refuses its first
     /// requests, or all.
