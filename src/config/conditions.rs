@@ -2,10 +2,7 @@
 
 use std::{
     fmt::Display,
-    ops::{
-        Bound::{self, Excluded, Included, Unbounded},
-        RangeInclusive,
-    },
+    ops::Bound::{self, Excluded, Included, Unbounded},
 };
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
@@ -21,9 +18,6 @@ use super::{
     section::{Read, Section},
     values,
 };
-
-/// A year in milliseconds, so that nanoseconds fit 64 bits with ease.
-const LATENCY_MS: RangeInclusive<u64> = 0..=31_536_000_000;
 
 /// Memory that the compiled expressions of one condition may take.
 const REGEX_BYTES_MAX: usize = 1 << 20;
@@ -63,10 +57,10 @@ pub(super) fn span_duration(section: &mut Section<'_, '_>) -> Option<RuleKind> {
 
 /// `threshold_ms` and `upper_threshold_ms` of a policy type about the duration of this.
 fn thresholds(section: &mut Section<'_, '_>, kind: &str, of: &str) -> Option<(u64, Option<u64>)> {
-    let threshold = section.integer_within("threshold_ms", LATENCY_MS);
+    let threshold = section.integer::<u64>("threshold_ms");
     let missing = Problem::new(format!("`{kind}` has no `threshold_ms`"));
     section.require("threshold_ms", &threshold, missing);
-    let upper = section.integer_within("upper_threshold_ms", LATENCY_MS);
+    let upper = section.integer_or_zero::<u64>("upper_threshold_ms");
     match (&threshold, &upper) {
         (_, Read::Set(0, span)) => {
             let message = format!("`upper_threshold_ms` is 0, and no {of} is that short");
@@ -84,9 +78,9 @@ fn thresholds(section: &mut Section<'_, '_>, kind: &str, of: &str) -> Option<(u6
 }
 
 pub(super) fn span_count(section: &mut Section<'_, '_>) -> Option<RuleKind> {
-    let min = section.integer_within("min_spans", 0..=u32::MAX);
+    let min = section.integer::<u32>("min_spans");
     section.require("min_spans", &min, Problem::new("`span_count` has no `min_spans`"));
-    let max = section.integer_within("max_spans", 0..=u32::MAX);
+    let max = section.integer_or_zero::<u32>("max_spans");
     match (&min, &max) {
         (_, Read::Set(0, span)) => {
             let problem = Problem::new("`max_spans` is 0, and no trace has no spans");

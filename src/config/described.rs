@@ -21,6 +21,15 @@ impl Section<'_, '_> {
         self.integer_within(key, number(key, min)..=number(key, max))
     }
 
+    /// An integer up to its upper bound, or 0, of which the caller says what is wrong with it.
+    pub(super) fn integer_or_zero<T>(&mut self, key: &'static str) -> Read<T>
+    where
+        T: TryFrom<u64> + TryFrom<i128> + PartialOrd + Display,
+    {
+        let Kind::Integer { max, .. } = self.kind(key) else { unlike(key) };
+        self.integer_within(key, number(key, 0)..=number(key, max))
+    }
+
     /// What holds where an integer is not set.
     pub(super) fn default_integer<T: TryFrom<u64>>(&self, key: &'static str) -> T {
         let Kind::Integer { default: Some(default), .. } = self.kind(key) else { unlike(key) };

@@ -41,6 +41,7 @@ mod source;
 mod syntax;
 #[cfg(test)]
 mod tests;
+pub(crate) mod types;
 mod values;
 
 pub(crate) use diagnostics::Problem;

@@ -20,64 +20,13 @@ use super::{
     limits,
     reader::Span,
     section::{Read, Section},
+    types::{Parts, PolicyType, Standing, TYPES, Type},
 };
 
 const POLICIES_MAX: usize = 1_000;
 const CONDITIONS_MAX: usize = 10_000;
 const DEPTH_MAX: usize = 64;
 const NAME_CHARS_MAX: usize = 64;
-
-/// The policy types.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Type {
-    AlwaysSample,
-    StatusCode,
-    Latency,
-    StringAttribute,
-    NumericAttribute,
-    BooleanAttribute,
-    AttributeExists,
-    Probabilistic,
-    SpanCount,
-    TraceState,
-    TraceFlags,
-    SpanName,
-    ServiceName,
-    SpanKind,
-    RootSpan,
-    SpanDuration,
-    SpanEvent,
-    And,
-    Or,
-    Not,
-    Drop,
-    SameSpan,
-}
-
-const TYPES: &[(&str, Type)] = &[
-    ("always_sample", Type::AlwaysSample),
-    ("status_code", Type::StatusCode),
-    ("latency", Type::Latency),
-    ("string_attribute", Type::StringAttribute),
-    ("numeric_attribute", Type::NumericAttribute),
-    ("boolean_attribute", Type::BooleanAttribute),
-    ("attribute_exists", Type::AttributeExists),
-    ("probabilistic", Type::Probabilistic),
-    ("span_count", Type::SpanCount),
-    ("trace_state", Type::TraceState),
-    ("trace_flags", Type::TraceFlags),
-    ("span_name", Type::SpanName),
-    ("service_name", Type::ServiceName),
-    ("span_kind", Type::SpanKind),
-    ("root_span", Type::RootSpan),
-    ("span_duration", Type::SpanDuration),
-    ("span_event", Type::SpanEvent),
-    ("and", Type::And),
-    ("or", Type::Or),
-    ("not", Type::Not),
-    ("drop", Type::Drop),
-    ("same_span", Type::SameSpan),
-];
 
 /// Types of the Collector that Tailwater has something else for.
 const TYPES_OF_THE_COLLECTOR: &[(&str, &str)] = &[
@@ -110,12 +59,14 @@ struct Place {
 impl Place {
     const TOP: Place = Place { depth: 1, certain_in: None, of_one_span: false };
 
-    fn below(self, certain_in: Option<&'static str>) -> Place {
-        Place { depth: self.depth + 1, certain_in: self.certain_in.or(certain_in), ..self }
-    }
-
-    fn below_same_span(self) -> Place {
-        Place { of_one_span: true, ..self.below(Some("same_span")) }
+    /// The place of the parts of a policy of this type.
+    fn below(self, kind: &PolicyType) -> Place {
+        let is_certain = matches!(kind.parts, Parts::Certain | Parts::OfOneSpan);
+        Place {
+            depth: self.depth + 1,
+            certain_in: self.certain_in.or(is_certain.then_some(kind.name)),
+            of_one_span: self.of_one_span || kind.parts == Parts::OfOneSpan,
+        }
     }
 }
 
@@ -254,14 +205,14 @@ impl Policies {
             let problem = Problem::new("a nested policy has no `name`");
             section.refuse("name", problem.hint("only the [[policy]] around it is named"));
         }
-        let written =
-            section.literal("type", |text| known_type(text).map(|kind| (kind, text.to_owned())));
+        let written = section.literal("type", known_type);
         section.require("type", &written, Problem::new("the policy has no `type`"));
-        let Read::Set((kind, name), span) = written else {
+        let Read::Set(kind, span) = written else {
             section.abandon();
             return None;
         };
-        section.set_place(format!(" in a policy of type `{name}`"));
+        section.set_place(format!(" in a policy of type `{}`", kind.name));
+        section.keys = kind.parameters;
         if let Some(problem) = misplaced(kind, place) {
             section.error(span, problem);
             section.abandon();
@@ -269,8 +220,8 @@ impl Policies {
         }
 
         let kind_spec = self.kind(&mut section, kind, place);
-        let percentage = percentage(&mut section, kind, place);
-        let top = self.top(&mut section, kind, place);
+        let percentage = percentage(&mut section, kind.id, place);
+        let top = self.top(&mut section, kind.id, place);
         section.finish();
         Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, top))
     }
@@ -305,13 +256,14 @@ impl Policies {
     fn kind(
         &mut self,
         section: &mut Section<'_, '_>,
-        kind: Type,
+        kind: &PolicyType,
         place: Place,
     ) -> Option<RuleKind> {
-        if !matches!(kind, Type::And | Type::Or | Type::Not | Type::Drop | Type::SameSpan) {
+        if kind.parts == Parts::None {
             self.count_condition(section);
         }
-        match kind {
+        let below = place.below(kind);
+        match kind.id {
             Type::AlwaysSample | Type::Probabilistic => Some(RuleKind::AlwaysSample),
             Type::StatusCode => conditions::status_code(section),
             Type::Latency => conditions::latency(section),
@@ -328,11 +280,11 @@ impl Policies {
             Type::RootSpan => Some(RuleKind::RootSpan),
             Type::SpanDuration => conditions::span_duration(section),
             Type::SpanEvent => conditions::span_event(section),
-            Type::And => self.parts(section, place.below(None)).map(RuleKind::And),
-            Type::Or => self.parts(section, place.below(None)).map(RuleKind::Or),
-            Type::Drop => self.parts(section, place.below(Some("drop"))).map(RuleKind::Drop),
-            Type::SameSpan => self.parts(section, place.below_same_span()).map(RuleKind::SameSpan),
-            Type::Not => self.not(section, place.below(Some("not"))),
+            Type::And => self.parts(section, below).map(RuleKind::And),
+            Type::Or => self.parts(section, below).map(RuleKind::Or),
+            Type::Drop => self.parts(section, below).map(RuleKind::Drop),
+            Type::SameSpan => self.parts(section, below).map(RuleKind::SameSpan),
+            Type::Not => self.not(section, below),
         }
     }
 
@@ -393,32 +345,32 @@ fn policy_name(text: &str) -> Result<String, Problem> {
     Ok(text.to_owned())
 }
 
-fn known_type(text: &str) -> Result<Type, Problem> {
-    if let Some((_, kind)) = TYPES.iter().find(|(name, _)| *name == text) {
-        return Ok(*kind);
+fn known_type(text: &str) -> Result<&'static PolicyType, Problem> {
+    if let Some(kind) = PolicyType::named(text) {
+        return Ok(kind);
     }
     if let Some((_, hint)) = TYPES_OF_THE_COLLECTOR.iter().find(|(name, _)| *name == text) {
         return Err(Problem::new(format!("there is no policy type {}", quote(text))).hint(*hint));
     }
-    let names = || TYPES.iter().map(|(name, _)| *name);
+    let names = || TYPES.iter().map(|known| known.name);
     let hint = did_you_mean(text, names())
         .unwrap_or_else(|| format!("the types are {}", names().collect::<Vec<_>>().join(", ")));
     Err(Problem::new(format!("unknown policy type {}", quote(text))).hint(hint))
 }
 
 /// Why this type cannot stand here, if so.
-fn misplaced(kind: Type, place: Place) -> Option<Problem> {
-    if kind == Type::Drop && place.depth > 1 {
+fn misplaced(kind: &PolicyType, place: Place) -> Option<Problem> {
+    let name = kind.name;
+    if kind.place == Standing::Top && place.depth > 1 {
         return Some(
-            Problem::new("`drop` stands only at the top level")
+            Problem::new(format!("`{name}` stands only at the top level"))
                 .hint("it vetoes whole traces; to exclude something from one policy use `not`"),
         );
     }
-    if let (Type::Probabilistic, Some(outer)) = (kind, place.certain_in) {
+    if let (Type::Probabilistic, Some(outer)) = (kind.id, place.certain_in) {
         return Some(left_to_chance(outer));
     }
-    if place.of_one_span && !is_of_one_span(kind) {
-        let name = TYPES.iter().find(|(_, known)| *known == kind).map_or("", |(name, _)| name);
+    if place.of_one_span && kind.place != Standing::OfOneSpan {
         return Some(Problem::new(format!("`{name}` is not about a single span")).hint(
             "`same_span` takes conditions on attributes, status, name, kind, duration, events, \
              service, flags and tracestate; put the rest beside it in an `and`",
@@ -434,18 +386,6 @@ fn limit_misplaced(kind: Type, place: Place) -> Option<Problem> {
         return Some(problem.hint("only the [[policy]] around it is limited"));
     }
     (kind == Type::Drop).then(|| Problem::new("`drop` keeps nothing that a `limit` could bound"))
-}
-
-fn is_of_one_span(kind: Type) -> bool {
-    !matches!(
-        kind,
-        Type::AlwaysSample
-            | Type::Probabilistic
-            | Type::Latency
-            | Type::SpanCount
-            | Type::Drop
-            | Type::SameSpan
-    )
 }
 
 fn left_to_chance(outer: &str) -> Problem {

@@ -1,6 +1,8 @@
 //! How many connections are open, and why others were closed.
 
-use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+use metrics::{Counter, Gauge};
+
+use super::described;
 
 /// How spans came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,7 @@ pub enum Closed {
     Error = 7,
 }
 
-const CLOSED: [&str; 8] =
+pub(super) const CLOSED: [&str; 8] =
     ["client", "idle", "handshake", "max_connections", "max_age", "drain", "unresponsive", "error"];
 
 /// The handles, by transport.
@@ -51,16 +53,11 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    #[rustfmt::skip]
     pub(super) fn register() -> Self {
-        describe_gauge!("tailwater_receiver_connections", "Open connections of senders.");
-        describe_counter!("tailwater_receiver_connections_closed_total", "Connections of senders that were closed, by what closed them.");
-        let open = "tailwater_receiver_connections";
-        let closed = "tailwater_receiver_connections_closed_total";
         Connections {
-            open: TRANSPORTS.map(|transport| gauge!(open, "transport" => transport)),
+            open: TRANSPORTS.map(|transport| described::CONNECTIONS.gauge([transport])),
             closed: TRANSPORTS.map(|transport| {
-                CLOSED.map(|why| counter!(closed, "transport" => transport, "reason" => why))
+                CLOSED.map(|why| described::CONNECTIONS_CLOSED.counter([transport, why]))
             }),
         }
     }

@@ -7,11 +7,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use super::described::{Metric, POLICY_EXPIRY};
 use crate::policy::Plan;
-
-const NAME: &str = "tailwater_policy_expiry_timestamp_seconds";
-const HELP: &str =
-    "When a policy stops matching anything, in Unix seconds; only of policies with `expires`.";
 
 /// Names and Unix milliseconds. Locked for a scrape and for a reload.
 #[derive(Default)]
@@ -30,10 +27,11 @@ impl Expiries {
         if expiries.is_empty() {
             return;
         }
-        let _ = writeln!(text, "# HELP {NAME} {HELP}\n# TYPE {NAME} gauge");
+        let Metric { name, help, .. } = POLICY_EXPIRY;
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
         for (policy, at) in &*expiries {
             let seconds = *at as f64 / 1e3;
-            let _ = writeln!(text, "{NAME}{{policy=\"{policy}\"}} {seconds}");
+            let _ = writeln!(text, "{name}{{policy=\"{policy}\"}} {seconds}");
         }
         text.push('\n');
     }

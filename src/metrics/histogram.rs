@@ -6,17 +6,19 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use super::described::Metric;
+
 /// A Prometheus histogram: counts by upper bound, and the sum.
 pub(super) struct Histogram {
-    name: &'static str,
+    metric: Metric,
     code: &'static str,
     bounds: &'static [f64],
     state: Mutex<(Vec<u64>, f64)>,
 }
 
 impl Histogram {
-    pub(super) fn new(name: &'static str, code: &'static str, bounds: &'static [f64]) -> Self {
-        Histogram { name, code, bounds, state: Mutex::new((vec![0; bounds.len() + 1], 0.0)) }
+    pub(super) fn new(metric: Metric, code: &'static str, bounds: &'static [f64]) -> Self {
+        Histogram { metric, code, bounds, state: Mutex::new((vec![0; bounds.len() + 1], 0.0)) }
     }
 
     /// Adds samples under one lock.
@@ -30,32 +32,25 @@ impl Histogram {
     }
 
     pub(super) fn write_help(&self, text: &mut String) {
-        let name = self.name;
-        let help = match name {
-            "decision_lag_seconds" => "Time from the moment a trace was due to its decision.",
-            "trace_duration_seconds" => "Latest end minus earliest start of decided traces.",
-            "trace_spans" => "Spans of decided traces.",
-            _ => "Time from sending a request to the backend to its answer, by gRPC or HTTP code.",
-        };
+        let Metric { name, help, .. } = self.metric;
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP tailwater_{name} {help}");
-        let _ = writeln!(text, "# TYPE tailwater_{name} histogram");
+        let _ = writeln!(text, "# HELP {name} {help}");
+        let _ = writeln!(text, "# TYPE {name} histogram");
     }
 
     pub(super) fn write(&self, text: &mut String) {
         let (counts, sum) = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (name, code) = (self.name, self.code);
+        let (name, code) = (self.metric.name, self.code);
         let label = if code.is_empty() { String::new() } else { format!("code=\"{code}\"") };
         let comma = if code.is_empty() { "" } else { "," };
         let mut total = 0;
         let bounds = self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
         for (count, bound) in counts.iter().zip(bounds) {
             total += count;
-            let _ =
-                writeln!(text, "tailwater_{name}_bucket{{{label}{comma}le=\"{bound}\"}} {total}");
+            let _ = writeln!(text, "{name}_bucket{{{label}{comma}le=\"{bound}\"}} {total}");
         }
         let braces = if code.is_empty() { String::new() } else { format!("{{{label}}}") };
-        let _ = writeln!(text, "tailwater_{name}_sum{braces} {sum}");
-        let _ = writeln!(text, "tailwater_{name}_count{braces} {total}");
+        let _ = writeln!(text, "{name}_sum{braces} {sum}");
+        let _ = writeln!(text, "{name}_count{braces} {total}");
     }
 }

@@ -8,13 +8,13 @@
 //! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its
 //! own would queue every sample until the next scrape, and render summaries unless told otherwise.
 
-#![expect(clippy::disallowed_macros, reason = "this is the module that names every metric")]
-
 mod codes;
 mod connections;
+pub(crate) mod described;
 mod expiries;
 mod histogram;
 mod policies;
+mod reasons;
 
 use std::{
     sync::{
@@ -24,20 +24,21 @@ use std::{
     time::Duration,
 };
 
-use metrics::{
-    Counter, Gauge, counter, describe_counter, describe_gauge, gauge, with_local_recorder,
-};
+use metrics::{Counter, Gauge, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 pub use self::{
     codes::ExportCode,
     connections::{Closed, Transport},
+    reasons::{FailedBecause, RefusedBecause},
 };
 use self::{
     connections::{Connections, TRANSPORTS},
+    described::Metric,
     expiries::Expiries,
     histogram::Histogram,
     policies::Policies,
+    reasons::{FAILED, REFUSED, REFUSED_SPANS},
 };
 use crate::{
     clock,
@@ -61,71 +62,6 @@ const TRACE_SPANS: [f64; 16] = [
 
 /// HTTP answers that are counted; any other is counted as 500.
 const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503];
-
-/// Why a whole request was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusedBecause {
-    /// The memory limit.
-    Memory = 0,
-    /// The sending queue is nearly full.
-    QueueFull = 1,
-    /// The service is shutting down.
-    Draining = 2,
-    /// Larger than a message may be.
-    TooLarge = 3,
-    /// Undecodable.
-    Malformed = 4,
-    /// Missing or wrong credentials.
-    Unauthenticated = 5,
-    /// Its body, or the turn that a large one waits for, did not come in time.
-    Timeout = 6,
-    /// More headers or gRPC metadata than is taken.
-    HeadersTooLarge = 7,
-}
-
-const REFUSED: [&str; 8] = [
-    "memory",
-    "queue_full",
-    "draining",
-    "too_large",
-    "malformed",
-    "unauthenticated",
-    "timeout",
-    "headers_too_large",
-];
-
-/// Why spans were refused of a request that was taken: `too_large` are those whose resource or
-/// scope is larger than one may be.
-const REFUSED_SPANS: [&str; 2] = ["invalid_id", "too_large"];
-
-/// Why kept spans did not reach the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailedBecause {
-    /// The sending queue was full, with `overflow = "drop"`.
-    QueueFull = 0,
-    /// The backend refused them for good.
-    Rejected = 1,
-    /// The backend took the request but not these.
-    PartialSuccess = 2,
-    /// They cannot be made valid.
-    Malformed = 3,
-    /// The backend calls the request too large.
-    TooLarge = 4,
-    /// `max_elapsed_time` ran out.
-    RetryExpired = 5,
-    /// The service stopped first.
-    Shutdown = 6,
-}
-
-const FAILED: [&str; 7] = [
-    "queue_full",
-    "rejected",
-    "partial_success",
-    "malformed",
-    "too_large",
-    "retry_expired",
-    "shutdown",
-];
 
 /// Values that are read when scraped.
 #[derive(Clone, Copy, Debug, Default)]
@@ -195,7 +131,7 @@ impl Metrics {
     pub fn new(policies: &[String]) -> Self {
         let recorder = Arc::new(PrometheusBuilder::new().build_recorder());
         let metrics = with_local_recorder(&*recorder, || {
-            describe();
+            described::describe();
             Metrics::register(Arc::clone(&recorder))
         });
         metrics.add_policies(policies);
@@ -205,60 +141,55 @@ impl Metrics {
     }
 
     fn register(recorder: Arc<PrometheusRecorder>) -> Self {
-        let per_transport = |name: &'static str| {
-            TRANSPORTS.map(|transport| counter!(name, "transport" => transport))
-        };
-        gauge!("tailwater_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-        let by_decision =
-            |name: &'static str| ["kept", "dropped"].map(|d| counter!(name, "decision" => d));
+        let per_transport =
+            |metric: Metric| TRANSPORTS.map(|transport| metric.counter([transport]));
+        let by_decision = |metric: Metric| ["kept", "dropped"].map(|kept| metric.counter([kept]));
+        let by_reason =
+            |transport, reason| described::REFUSED_REQUESTS.counter([transport, reason]);
+        let requests = |transport, code: &str| described::REQUESTS.counter([transport, code]);
+        let histogram = |metric, bounds| Histogram::new(metric, "", bounds);
+        described::BUILD_INFO.gauge([env!("CARGO_PKG_VERSION")]).set(1.0);
         Metrics {
             handle: recorder.handle(),
             recorder,
-            accepted: per_transport("tailwater_receiver_accepted_spans_total"),
+            accepted: per_transport(described::ACCEPTED_SPANS),
             refused_spans: TRANSPORTS.map(|transport| {
-                let name = "tailwater_receiver_refused_spans_total";
-                REFUSED_SPANS.map(|why| counter!(name, "transport" => transport, "reason" => why))
+                REFUSED_SPANS.map(|why| described::REFUSED_SPANS_TOTAL.counter([transport, why]))
             }),
-            refused_requests: TRANSPORTS.map(|transport| {
-                let name = "tailwater_receiver_refused_requests_total";
-                REFUSED.map(|why| counter!(name, "transport" => transport, "reason" => why))
-            }),
-            empty_requests: per_transport("tailwater_receiver_empty_requests_total"),
+            refused_requests: TRANSPORTS
+                .map(|transport| REFUSED.map(|why| by_reason(transport, why))),
+            empty_requests: per_transport(described::EMPTY_REQUESTS),
             connections: Connections::register(),
-            grpc_requests: codes().map(|code| requests("grpc", code_name(code).into())).collect(),
-            not_grpc_requests: requests("grpc", "415".into()),
-            handshake_failures: per_transport("tailwater_receiver_tls_handshake_failures_total"),
-            http_requests: HTTP_CODES.map(|code| requests("http", code.to_string())).into(),
+            grpc_requests: codes().map(|code| requests("grpc", code_name(code))).collect(),
+            not_grpc_requests: requests("grpc", "415"),
+            handshake_failures: per_transport(described::HANDSHAKE_FAILURES),
+            http_requests: HTTP_CODES.map(|code| requests("http", &code.to_string())).into(),
             policies: Policies::register(),
-            triggers: Trigger::ALL
-                .map(|t| counter!("tailwater_decisions_total", "trigger" => t.as_str())),
-            late_spans: by_decision("tailwater_late_spans_total"),
-            late_errors: by_decision("tailwater_late_error_spans_total"),
-            sent: counter!("tailwater_exporter_sent_spans_total"),
-            failed: FAILED
-                .map(|why| counter!("tailwater_exporter_failed_spans_total", "reason" => why)),
+            triggers: Trigger::ALL.map(|trigger| described::DECISIONS.counter([trigger.as_str()])),
+            late_spans: by_decision(described::LATE_SPANS),
+            late_errors: by_decision(described::LATE_ERROR_SPANS),
+            sent: described::SENT_SPANS.counter([]),
+            failed: FAILED.map(|why| described::FAILED_SPANS.counter([why])),
             failed_in_all: AtomicU64::new(0),
-            retries: ExportCode::all()
-                .map(|c| counter!("tailwater_exporter_retries_total", "code" => c.as_str()))
-                .collect(),
+            retries: ExportCode::all().map(|c| described::RETRIES.counter([c.as_str()])).collect(),
             faults: [
-                counter!("tailwater_unstamped_spans_total"),
-                counter!("tailwater_inconsistent_threshold_spans_total"),
-                counter!("tailwater_repaired_strings_total"),
-                counter!("tailwater_removed_links_total"),
-            ],
-            panics: Task::ALL
-                .map(|task| counter!("tailwater_task_restarts_total", "task" => task.as_str())),
-            stalled: counter!("tailwater_stalled_seconds_total"),
-            log_lines_lost: counter!("tailwater_log_lines_lost_total"),
-            forgotten: counter!("tailwater_decisions_forgotten_early_total"),
+                described::UNSTAMPED_SPANS,
+                described::INCONSISTENT_SPANS,
+                described::REPAIRED_STRINGS,
+                described::REMOVED_LINKS,
+            ]
+            .map(|metric| metric.counter([])),
+            panics: Task::ALL.map(|task| described::TASK_RESTARTS.counter([task.as_str()])),
+            stalled: described::STALLED.counter([]),
+            log_lines_lost: described::LOG_LINES_LOST.counter([]),
+            forgotten: described::DECISIONS_FORGOTTEN.counter([]),
             gauges: Gauges::register(),
             expiries: Expiries::default(),
-            lag: Histogram::new("decision_lag_seconds", "", &SECONDS),
-            duration: Histogram::new("trace_duration_seconds", "", &TRACE_SECONDS),
-            spans: Histogram::new("trace_spans", "", &TRACE_SPANS),
+            lag: histogram(described::DECISION_LAG, &SECONDS[..]),
+            duration: histogram(described::TRACE_DURATION, &TRACE_SECONDS),
+            spans: histogram(described::TRACE_SPANS, &TRACE_SPANS),
             request_duration: ExportCode::all()
-                .map(|c| Histogram::new("exporter_request_duration_seconds", c.as_str(), &SECONDS))
+                .map(|c| Histogram::new(described::REQUEST_DURATION, c.as_str(), &SECONDS))
                 .collect(),
         }
     }
@@ -293,8 +224,8 @@ impl Metrics {
     /// The last second of a certificate that the service shows: as `receiver` or `exporter`. The
     /// series is there only where a certificate is, since 0 would be long ago.
     pub fn certificate_expires(&self, of: &'static str, unix_seconds: u64) {
-        let name = "tailwater_tls_certificate_expiry_timestamp_seconds";
-        let gauge = with_local_recorder(&*self.recorder, || gauge!(name, "certificate" => of));
+        let gauge =
+            with_local_recorder(&*self.recorder, || described::CERTIFICATE_EXPIRY.gauge([of]));
         gauge.set(unix_seconds as f64);
     }
 
@@ -451,33 +382,18 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-fn requests(transport: &'static str, code: String) -> Counter {
-    counter!("tailwater_receiver_requests_total", "transport" => transport, "code" => code)
-}
-
 impl Gauges {
     fn register() -> Self {
+        let gauge = |metric: Metric| metric.gauge([]);
         Gauges {
-            window: [
-                gauge!("tailwater_window_traces"),
-                gauge!("tailwater_window_spans"),
-                gauge!("tailwater_window_bytes"),
-            ],
-            memory: [
-                gauge!("tailwater_memory_used_bytes"),
-                gauge!("tailwater_memory_limit_bytes"),
-                gauge!("tailwater_memory_overhead_bytes"),
-            ],
-            queue: [
-                gauge!("tailwater_exporter_queue_spans"),
-                gauge!("tailwater_exporter_queue_bytes"),
-                gauge!("tailwater_exporter_queue_capacity_bytes"),
-            ],
-            reload: [
-                gauge!("tailwater_config_last_reload_successful"),
-                gauge!("tailwater_config_last_reload_success_timestamp_seconds"),
-            ],
-            credentials: gauge!("tailwater_credentials_last_reload_successful"),
+            window: [described::WINDOW_TRACES, described::WINDOW_SPANS, described::WINDOW_BYTES]
+                .map(gauge),
+            memory: [described::MEMORY_USED, described::MEMORY_LIMIT, described::MEMORY_OVERHEAD]
+                .map(gauge),
+            queue: [described::QUEUE_SPANS, described::QUEUE_BYTES, described::QUEUE_CAPACITY]
+                .map(gauge),
+            reload: [described::RELOAD_SUCCESSFUL, described::RELOAD_TIME].map(gauge),
+            credentials: gauge(described::CREDENTIALS_SUCCESSFUL),
         }
     }
 
@@ -492,49 +408,4 @@ impl Gauges {
         let (bytes, capacity) = readings.queue_bytes;
         set(&self.queue, &[readings.queue_spans as f64, bytes as f64, capacity as f64]);
     }
-}
-
-#[rustfmt::skip]
-fn describe() {
-    describe_counter!("tailwater_receiver_accepted_spans_total", "Spans acknowledged, without those rejected.");
-    describe_counter!("tailwater_receiver_refused_spans_total", "Spans rejected inside an accepted request: with a malformed id, or a resource or scope over a quarter of max_request_size_kib.");
-    describe_counter!("tailwater_receiver_refused_requests_total", "Requests of which nothing was consumed.");
-    describe_counter!("tailwater_receiver_empty_requests_total", "Requests answered with success that carry bytes but no span.");
-    describe_counter!("tailwater_receiver_requests_total", "Requests answered, by gRPC code or HTTP status.");
-    describe_counter!("tailwater_receiver_tls_handshake_failures_total", "Connections that never became TLS connections.");
-    describe_counter!("tailwater_traces_kept_total", "Traces kept, by the policy that is credited.");
-    describe_counter!("tailwater_traces_dropped_total", "Traces dropped, by the policy that is credited.");
-    describe_counter!("tailwater_spans_kept_total", "Spans kept, late ones under the policy of their trace.");
-    describe_counter!("tailwater_spans_dropped_total", "Spans dropped: with their trace, after it, or over its byte cap.");
-    describe_counter!("tailwater_policy_matches_total", "Decided traces that a policy matched, credited or not.");
-    describe_counter!("tailwater_shadow_traces_total", "Decided traces that a shadow policy matched, by what it would have changed.");
-    describe_counter!("tailwater_shadow_spans_total", "Spans of traces that a shadow policy matched, late ones included, by what it would have changed.");
-    describe_counter!("tailwater_decisions_total", "Decisions, by what made the trace be decided then.");
-    describe_counter!("tailwater_late_spans_total", "Spans that came after their trace's decision, by that decision.");
-    describe_counter!("tailwater_late_error_spans_total", "Late spans with the status ERROR, by the decision they follow.");
-    describe_counter!("tailwater_exporter_sent_spans_total", "Spans that the backend has accepted.");
-    describe_counter!("tailwater_exporter_failed_spans_total", "Kept spans that will never reach the backend, by reason.");
-    describe_counter!("tailwater_exporter_retries_total", "Export attempts that are made again, by the code that made them fail.");
-    describe_counter!("tailwater_unstamped_spans_total", "Kept spans whose tracestate could not be stamped: it left as it came, repaired where it was not UTF-8.");
-    describe_counter!("tailwater_inconsistent_threshold_spans_total", "Kept spans whose incoming ot=th contradicted the randomness and was erased.");
-    describe_counter!("tailwater_repaired_strings_total", "Strings in kept spans that were not UTF-8 and were repaired.");
-    describe_counter!("tailwater_removed_links_total", "Span links with ids of wrong length, removed from kept spans.");
-    describe_counter!("tailwater_task_restarts_total", "Panics that were contained, by task.");
-    describe_counter!("tailwater_log_lines_lost_total", "Log lines that could not be written to standard error.");
-    describe_counter!("tailwater_decisions_forgotten_early_total", "Decisions forgotten before decision_cache_ttl, since all of them may take a quarter of the memory limit.");
-    describe_counter!("tailwater_stalled_seconds_total", "Time in which the process did not run, which traces do not age by.");
-    describe_gauge!("tailwater_window_traces", "Undecided traces.");
-    describe_gauge!("tailwater_window_spans", "Spans of undecided traces.");
-    describe_gauge!("tailwater_window_bytes", "Encoded bytes of the spans of undecided traces.");
-    describe_gauge!("tailwater_memory_used_bytes", "Bytes held, of all kinds that count towards the limit.");
-    describe_gauge!("tailwater_memory_limit_bytes", "The memory limit.");
-    describe_gauge!("tailwater_memory_overhead_bytes", "Resident memory beyond what is held, at most a fifth of the limit; thresholds leave room for it.");
-    describe_gauge!("tailwater_exporter_queue_spans", "Kept spans that wait to be exported, those being retried included.");
-    describe_gauge!("tailwater_exporter_queue_bytes", "Their encoded bytes.");
-    describe_gauge!("tailwater_exporter_queue_capacity_bytes", "The most bytes the sending queue takes.");
-    describe_gauge!("tailwater_config_last_reload_successful", "Whether the last load of the policies succeeded.");
-    describe_gauge!("tailwater_config_last_reload_success_timestamp_seconds", "When the policies were last loaded, in Unix seconds.");
-    describe_gauge!("tailwater_credentials_last_reload_successful", "Whether the certificates, keys and tokens in force are those of the files.");
-    describe_gauge!("tailwater_tls_certificate_expiry_timestamp_seconds", "When a certificate that is shown to others ends, in Unix seconds.");
-    describe_gauge!("tailwater_build_info", "1, with the version of this binary.");
 }

@@ -3,7 +3,9 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use metrics::{Counter, counter};
+use metrics::Counter;
+
+use super::described::{self, Metric};
 
 use crate::{
     decisions::DecisionRecord,
@@ -12,10 +14,10 @@ use crate::{
 };
 
 /// Why spans were dropped, in the order of the handles.
-const DROPPED: [&str; 3] = ["decision", "late", "trace_bytes"];
+pub(super) const DROPPED: [&str; 3] = ["decision", "late", "trace_bytes"];
 
 /// What a shadow policy would have changed, in the order of its numbers.
-const EFFECTS: [&str; 3] = ["kept", "dropped", "none"];
+pub(super) const EFFECTS: [&str; 3] = ["kept", "dropped", "none"];
 
 /// The counters of `none`, then those of each policy by its id. Locked for reading once for what is
 /// decided together, for writing once a reload.
@@ -108,12 +110,10 @@ struct ShadowCounters {
 
 impl ShadowCounters {
     fn register(policy: &str) -> Self {
-        let by_effect = |name: &'static str| {
-            EFFECTS.map(|effect| counter!(name, "policy" => policy.to_owned(), "effect" => effect))
-        };
+        let by_effect = |metric: Metric| EFFECTS.map(|effect| metric.counter([policy, effect]));
         ShadowCounters {
-            traces: by_effect("tailwater_shadow_traces_total"),
-            spans: by_effect("tailwater_shadow_spans_total"),
+            traces: by_effect(described::SHADOW_TRACES),
+            spans: by_effect(described::SHADOW_SPANS),
         }
     }
 
@@ -160,17 +160,13 @@ impl PolicyTally {
 
 impl PolicyCounters {
     fn register(policy: &str) -> Self {
-        let policy = policy.to_owned();
-        let by_policy = |name: &'static str| counter!(name, "policy" => policy.clone());
+        let by_policy = |metric: Metric| metric.counter([policy]);
         PolicyCounters {
-            traces_kept: by_policy("tailwater_traces_kept_total"),
-            traces_dropped: by_policy("tailwater_traces_dropped_total"),
-            spans_kept: by_policy("tailwater_spans_kept_total"),
-            spans_dropped: DROPPED.map(|reason| {
-                let name = "tailwater_spans_dropped_total";
-                counter!(name, "policy" => policy.clone(), "reason" => reason)
-            }),
-            matches: by_policy("tailwater_policy_matches_total"),
+            traces_kept: by_policy(described::TRACES_KEPT),
+            traces_dropped: by_policy(described::TRACES_DROPPED),
+            spans_kept: by_policy(described::SPANS_KEPT),
+            spans_dropped: DROPPED.map(|why| described::SPANS_DROPPED.counter([policy, why])),
+            matches: by_policy(described::POLICY_MATCHES),
             shadow: None,
         }
     }

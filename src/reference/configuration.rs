@@ -10,8 +10,8 @@ const HEADER: &str = "\
 
 Every key of `tailwater.toml`. A file needs only what differs from the defaults, and at least one
 [policy](policies.md). Unknown keys are errors. Paths are relative to the file that names them.
-Durations are strings such as `\"500ms\"`, `\"30s\"` or `\"1h 30m\"`; sizes are integers with the unit in
-the key. `${env:NAME}` and `${env:NAME:-default}` stand for environment variables in every string
+Durations are strings such as `\"500ms\"`, `\"30s\"` or `\"1h 30m\"`; sizes are integers with the
+unit in the key. `${env:NAME}` and `${env:NAME:-default}` stand for environment variables in every string
 outside of policies.
 
 `deploy/tailwater.toml` is the same as a file to start from, and `tailwater check FILE` finds every
@@ -49,7 +49,12 @@ fn the_page_of_the_configuration_is_what_the_code_says() {
     hold("docs/src/reference/configuration.md", &page);
 }
 
-fn kind(key: &Key) -> String {
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ")
+}
+
+/// The type of a key and its bounds, in words.
+pub(super) fn kind(key: &Key) -> String {
     match key.kind {
         Kind::Boolean { .. } => "boolean".to_owned(),
         Kind::Integer { min, max, .. } => format!("integer, {min} to {max}"),
@@ -57,15 +62,24 @@ fn kind(key: &Key) -> String {
             let [min, max] = [min, max].map(humantime::format_duration);
             format!("duration, {min} to {max}")
         }
-        Kind::Word { words, .. } => {
-            words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ")
-        }
+        Kind::Word { words, .. } => quoted(words),
         Kind::Listener { .. } => "`host:port`".to_owned(),
         Kind::UrlPath { .. } => "path of a URL".to_owned(),
         Kind::Url { .. } => "URL".to_owned(),
         Kind::Path => "path".to_owned(),
-        Kind::Text => "string".to_owned(),
-        Kind::Texts => "list of strings".to_owned(),
+        Kind::Text { .. } => "string".to_owned(),
+        Kind::Texts | Kind::Strings { .. } => "list of strings".to_owned(),
+        Kind::Words(words) => {
+            format!("list of {}", quoted(words))
+        }
+        Kind::Truth => "boolean".to_owned(),
+        Kind::Number => "number".to_owned(),
+        Kind::AboveZero => "number above 0".to_owned(),
+        Kind::Percentage => "number, 0 to 100".to_owned(),
+        Kind::DateTime => "date and time".to_owned(),
+        Kind::Policy => "nameless policy".to_owned(),
+        Kind::Policies => "list of nameless policies".to_owned(),
+        Kind::Limit => "limit".to_owned(),
         Kind::Headers => "table of strings".to_owned(),
     }
 }

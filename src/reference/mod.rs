@@ -9,6 +9,8 @@ use std::{env, fs, path::Path};
 
 mod annotated;
 mod configuration;
+mod metrics;
+mod policies;
 mod schema;
 
 /// Holds a committed file equal to `text`, or writes it where `UPDATE_REFERENCE` is set.

@@ -1,7 +1,7 @@
 //! A trace as Jaeger's user interface downloads it: `spans` and `processes`, times in microseconds.
 //!
-//! Status comes from `otel.status_code` or `error`, the kind from `span.kind`, as Jaeger writes them
-//! for spans that came by OTLP. Ids may be of 64 bits and are padded on the left.
+//! Status comes from `otel.status_code` or `error`, the kind from `span.kind`, as Jaeger writes
+//! them for spans that came by OTLP. Ids may be of 64 bits and are padded on the left.
 
 use std::collections::BTreeMap;
 

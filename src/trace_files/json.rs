@@ -2,7 +2,8 @@
 //!
 //! All of them are objects that hold a list of what is looked for: `resourceSpans`, `batches` or
 //! `data`, some one object further in (`trace`, `result`). The scanner finds the elements of that
-//! list by strings and brackets alone and leaves reading them to `otlp::json`, `tempo` and `jaeger`.
+//! list by strings and brackets alone and leaves reading them to `otlp::json`, `tempo` and
+//! `jaeger`.
 //!
 //! Where the first document ends on its first line, each line is a document, and a line that is
 //! broken ends with it.

@@ -49,8 +49,10 @@ fn read_in_steps_of(bytes: &[u8], step: usize) -> (Vec<String>, Vec<String>) {
 /// One `ResourceSpans` in JSON with one span.
 fn resource_spans(name: &str) -> String {
     format!(
-        r#"{{"scopeSpans":[{{"spans":[{{"traceId":"0af7651916cd43dd8448eb211c80319c","spanId":"b7ad6b7169203331","name":"{name}","kind":2}}]}}]}}"#
+        r#"{{"scopeSpans":[{{"spans":[{{"traceId":"0af7651916cd43dd8448eb211c80319c",
+        "spanId":"b7ad6b7169203331","name":"{name}","kind":2}}]}}]}}"#
     )
+    .replace("\n        ", "")
 }
 
 fn document(names: &[&str]) -> String {
@@ -114,7 +116,9 @@ fn otlp_in_every_form_is_the_same() {
 
 #[test]
 fn tempo_writes_ids_in_base64_and_enums_as_names() {
-    let batch = r#"{"resource":{},"scopeSpans":[{"spans":[{"traceId":"CvdlGRbNQ92ESOshHIAxnA==","spanId":"t61rcWkgMzE=","name":"NAME","kind":"SPAN_KIND_SERVER","startTimeUnixNano":"5"}]}]}"#;
+    let batch = r#"{"resource":{},"scopeSpans":[{"spans":[{"traceId":"CvdlGRbNQ92ESOshHIAxnA==",
+        "spanId":"t61rcWkgMzE=","name":"NAME","kind":"SPAN_KIND_SERVER",
+        "startTimeUnixNano":"5"}]}]}"#;
     let batches = ["a", "b", "c"].map(|name| batch.replace("NAME", name)).join(",");
     for text in [
         format!(r#"{{"batches":[{batches}]}}"#),
@@ -127,9 +131,21 @@ fn tempo_writes_ids_in_base64_and_enums_as_names() {
 #[test]
 fn jaeger_is_read_with_its_kinds_status_and_parents() {
     let text = r#"{"data":[{"traceID":"af7651916cd43dd8448eb211c80319c","spans":[
-        {"traceID":"af7651916cd43dd8448eb211c80319c","spanID":"b7ad6b7169203331","operationName":"root","references":[],"startTime":1000000,"duration":2000,"tags":[{"key":"span.kind","type":"string","value":"server"},{"key":"error","type":"bool","value":true},{"key":"n","type":"int64","value":7}],"logs":[{"timestamp":1000001,"fields":[{"key":"event","type":"string","value":"exception"}]}],"processID":"p1"},
-        {"traceID":"af7651916cd43dd8448eb211c80319c","spanID":"1","operationName":"child","references":[{"refType":"CHILD_OF","traceID":"af7651916cd43dd8448eb211c80319c","spanID":"b7ad6b7169203331"}],"startTime":1000100,"duration":50,"tags":[{"key":"otel.status_code","type":"string","value":"OK"}],"processID":"p2"}
-      ],"processes":{"p1":{"serviceName":"gateway","tags":[]},"p2":{"serviceName":"cart","tags":[]}}}],"total":0}"#;
+        {"traceID":"af7651916cd43dd8448eb211c80319c","spanID":"b7ad6b7169203331",
+         "operationName":"root","references":[],"startTime":1000000,"duration":2000,
+         "tags":[{"key":"span.kind","type":"string","value":"server"},
+                 {"key":"error","type":"bool","value":true},
+                 {"key":"n","type":"int64","value":7}],
+         "logs":[{"timestamp":1000001,
+                  "fields":[{"key":"event","type":"string","value":"exception"}]}],
+         "processID":"p1"},
+        {"traceID":"af7651916cd43dd8448eb211c80319c","spanID":"1","operationName":"child",
+         "references":[{"refType":"CHILD_OF","traceID":"af7651916cd43dd8448eb211c80319c",
+                        "spanID":"b7ad6b7169203331"}],
+         "startTime":1000100,"duration":50,
+         "tags":[{"key":"otel.status_code","type":"string","value":"OK"}],"processID":"p2"}
+      ],"processes":{"p1":{"serviceName":"gateway","tags":[]},
+                     "p2":{"serviceName":"cart","tags":[]}}}],"total":0}"#;
     let mut file = TraceFile::open("t", text.as_bytes()).expect("to open");
     let Some(Piece::Request(request)) = file.next() else { panic!("no request") };
     assert_eq!(file.next(), None);
@@ -152,7 +168,8 @@ fn jaeger_is_read_with_its_kinds_status_and_parents() {
 #[test]
 fn what_is_broken_is_named_and_passed_over() {
     let broken = format!(
-        "{}\n{{\"resourceSpans\":[{{\n{}\n{{\"metrics\":[]}}\n{{\"resourceSpans\":[{{\"scopeSpans\":5}}]}}\n{}",
+        "{}\n{{\"resourceSpans\":[{{\n{}\n{{\"metrics\":[]}}\n\
+         {{\"resourceSpans\":[{{\"scopeSpans\":5}}]}}\n{}",
         document(&["a"]),
         document(&["b"]),
         document(&["c"])

@@ -91,7 +91,7 @@ pub(super) const SECTIONS: &[Described] = &[
                 example: "\"tempo.example\"",
                 ..Key::new(
                     "server_name",
-                    Kind::Text,
+                    Kind::Text { pattern: "" },
                     "The name that the certificate of the backend must be valid for. Unset: the \
                      host of the endpoint.",
                 )

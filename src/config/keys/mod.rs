@@ -90,8 +90,32 @@ pub(crate) enum Kind {
     },
     /// The path of a file, relative to the file that names it.
     Path,
-    /// Any text; without a default the words say what holds.
-    Text,
+    /// Any text that the expression matches, if it is not empty; without a default the words say
+    /// what holds.
+    Text {
+        pattern: &'static str,
+    },
+    /// A list of strings that is not empty, each of which the expression matches.
+    Strings {
+        pattern: &'static str,
+    },
+    /// A list that is not empty, of a few words.
+    Words(&'static [&'static str]),
+    /// A boolean that must be given.
+    Truth,
+    /// An integer or a float.
+    Number,
+    /// A number above 0.
+    AboveZero,
+    /// A number from 0 to 100; 100 by default.
+    Percentage,
+    /// A date and time with an offset.
+    DateTime,
+    /// A nameless policy, or a list of them.
+    Policy,
+    Policies,
+    /// `limit` of a policy.
+    Limit,
     /// A list of strings, empty by default.
     Texts,
     /// A table of strings, empty by default.
@@ -99,11 +123,11 @@ pub(crate) enum Kind {
 }
 
 impl Key {
-    const fn new(name: &'static str, kind: Kind, words: &'static str) -> Key {
+    pub(super) const fn new(name: &'static str, kind: Kind, words: &'static str) -> Key {
         Key { name, kind, words, example: "", need: Need::Optional }
     }
 
-    const fn boolean(name: &'static str, default: bool, words: &'static str) -> Key {
+    pub(super) const fn boolean(name: &'static str, default: bool, words: &'static str) -> Key {
         Key::new(name, Kind::Boolean { default }, words)
     }
 
@@ -136,7 +160,11 @@ impl Key {
         Key::new(name, Kind::Duration { min, max, default }, words)
     }
 
-    const fn word(name: &'static str, values: &'static [&'static str], words: &'static str) -> Key {
+    pub(super) const fn word(
+        name: &'static str,
+        values: &'static [&'static str],
+        words: &'static str,
+    ) -> Key {
         Key::new(name, Kind::Word { words: values, default: values[0] }, words)
     }
 
@@ -155,7 +183,7 @@ impl Key {
         Key { example, ..Key::new(name, Kind::Path, words) }
     }
 
-    const fn needed(self, need: Need) -> Key {
+    pub(super) const fn needed(self, need: Need) -> Key {
         Key { need, ..self }
     }
 }
@@ -174,7 +202,7 @@ impl Key {
             | Kind::Url { default } => Some(format!("\"{default}\"")),
             Kind::Texts => Some("[]".to_owned()),
             Kind::Headers => Some("{}".to_owned()),
-            Kind::Path | Kind::Text => None,
+            _ => None,
         }
     }
 }

@@ -1,0 +1,404 @@
+//! Every policy type, described once: its parameters, what it matches, where it may stand, and
+//! whether its outcome can still turn while spans arrive.
+//!
+//! The loader takes names, places and bounds from here; the JSON Schema and the reference page are
+//! written from it by `crate::reference`. To add a type: one entry here, and its reader in
+//! `config::conditions` or `config::policies`. What a type does is the business of `crate::policy`.
+
+#![cfg_attr(
+    not(test),
+    expect(dead_code, reason = "some of the description is for the documents, which tests write")
+)]
+
+use super::keys::{Key, Kind, Need};
+
+/// A policy type.
+#[derive(Debug)]
+pub(crate) struct PolicyType {
+    pub(crate) name: &'static str,
+    pub(super) id: Type,
+    /// What it matches, as a sentence without its subject: "… any span has one of the statuses".
+    pub(crate) words: &'static str,
+    pub(crate) parameters: &'static [Key],
+    /// Parameters of which at least one must be there.
+    pub(crate) any_of: &'static [&'static str],
+    /// Parameters of which at most one may be there.
+    pub(crate) exclusive: &'static [[&'static str; 2]],
+    pub(crate) place: Standing,
+    /// What may stand among its parts.
+    pub(crate) parts: Parts,
+    pub(crate) turns: Turns,
+}
+
+/// Names of the types within the loader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Type {
+    AlwaysSample,
+    StatusCode,
+    Latency,
+    StringAttribute,
+    NumericAttribute,
+    BooleanAttribute,
+    AttributeExists,
+    Probabilistic,
+    SpanCount,
+    TraceState,
+    TraceFlags,
+    SpanName,
+    ServiceName,
+    SpanKind,
+    RootSpan,
+    SpanDuration,
+    SpanEvent,
+    And,
+    Or,
+    Not,
+    Drop,
+    SameSpan,
+}
+
+/// Where a type may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Anywhere, also inside of `same_span`: one single span can meet it.
+    OfOneSpan,
+    /// Anywhere but inside of `same_span`.
+    OfTrace,
+    /// At the top level alone.
+    Top,
+}
+
+/// What may stand among the parts of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parts {
+    /// It has none.
+    None,
+    /// Anything that may stand where the type stands.
+    Any,
+    /// Nothing that is left to chance.
+    Certain,
+    /// Nothing that is left to chance, and only what one single span can meet.
+    OfOneSpan,
+}
+
+/// Whether a type that matches a part of a trace can stop to match when more spans arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turns {
+    /// Once true it stays true.
+    Never,
+    /// With `invert_match`.
+    Inverted,
+    /// With an upper bound.
+    Bounded,
+    /// As its parts do.
+    AsParts,
+    /// As its part does not.
+    Opposite,
+}
+
+impl PolicyType {
+    const fn new(name: &'static str, id: Type, words: &'static str) -> Self {
+        PolicyType {
+            name,
+            id,
+            words,
+            parameters: &[],
+            any_of: &[],
+            exclusive: &[],
+            place: Standing::OfOneSpan,
+            parts: Parts::None,
+            turns: Turns::Never,
+        }
+    }
+
+    const fn with(self, parameters: &'static [Key]) -> Self {
+        PolicyType { parameters, ..self }
+    }
+
+    const fn stands(self, place: Standing) -> Self {
+        PolicyType { place, ..self }
+    }
+
+    const fn takes(self, parts: Parts) -> Self {
+        PolicyType { parts, ..self }
+    }
+
+    const fn turns(self, turns: Turns) -> Self {
+        PolicyType { turns, ..self }
+    }
+
+    /// The type of this name.
+    pub(super) fn named(name: &str) -> Option<&'static PolicyType> {
+        TYPES.iter().find(|known| known.name == name)
+    }
+}
+
+/// A year in milliseconds, so that nanoseconds fit 64 bits with ease.
+const YEAR_MS: u64 = 31_536_000_000;
+
+const KEY: Key = required("key", Kind::Text { pattern: "." }, "The key of the attribute.");
+const SCOPE: Key = Key::word(
+    "scope",
+    &["any", "span", "resource"],
+    "Where the attribute is looked for: on the span or its resource, or on one of them alone.",
+);
+const VALUES: Key = required(
+    "values",
+    Kind::Strings { pattern: "" },
+    "What to match: texts, or regular expressions.",
+);
+const REGEX: Key = Key::boolean(
+    "enabled_regex_matching",
+    false,
+    "Whether the listed texts are regular expressions (of the Rust `regex` crate), which match \
+     anywhere in a value.",
+);
+const INVERT: Key = Key::boolean("invert_match", false, "Matches where no span does.");
+const MIN: Key = optional("min_value", Kind::Number, "The number is at least this.");
+const MAX: Key = optional("max_value", Kind::Number, "The number is at most this.");
+const ABOVE: Key = optional("above", Kind::Number, "The number is above this.");
+const BELOW: Key = optional("below", Kind::Number, "The number is below this.");
+const PARTS: Key = required("policies", Kind::Policies, "The parts, nameless policies.");
+
+const fn required(name: &'static str, kind: Kind, words: &'static str) -> Key {
+    Key::new(name, kind, words).needed(Need::Required)
+}
+
+const fn optional(name: &'static str, kind: Kind, words: &'static str) -> Key {
+    Key::new(name, kind, words)
+}
+
+const fn whole(min: u64, max: u64) -> Kind {
+    Kind::Integer { min, max, default: None }
+}
+
+/// All types, in the order in which they are shown.
+pub(crate) const TYPES: &[PolicyType] = &[
+    PolicyType::new("always_sample", Type::AlwaysSample, "always").stands(Standing::OfTrace),
+    PolicyType::new(
+        "status_code",
+        Type::StatusCode,
+        "any span has one of the statuses; a span without a status is `UNSET`",
+    )
+    .with(&[required(
+        "status_codes",
+        Kind::Words(&["OK", "ERROR", "UNSET"]),
+        "Statuses of spans.",
+    )]),
+    PolicyType::new(
+        "latency",
+        Type::Latency,
+        "the whole trace, from its earliest start to its latest end, lasts longer than the one \
+         threshold and at most the other",
+    )
+    .with(&[
+        required("threshold_ms", whole(0, YEAR_MS), "The trace lasts longer than this."),
+        optional(
+            "upper_threshold_ms",
+            whole(1, YEAR_MS),
+            "And at most this. Unset: no upper bound.",
+        ),
+    ])
+    .stands(Standing::OfTrace)
+    .turns(Turns::Bounded),
+    PolicyType::new(
+        "string_attribute",
+        Type::StringAttribute,
+        "any span or its resource has the key with one of the texts; of a list each element counts",
+    )
+    .with(&[KEY, VALUES, REGEX, SCOPE, INVERT])
+    .turns(Turns::Inverted),
+    PolicyType {
+        any_of: &["min_value", "above", "max_value", "below"],
+        exclusive: &[["min_value", "above"], ["max_value", "below"]],
+        ..PolicyType::new(
+            "numeric_attribute",
+            Type::NumericAttribute,
+            "any span or its resource has the key with a number within the bounds; integers are \
+             compared exactly, also beyond 2^53",
+        )
+        .with(&[KEY, MIN, ABOVE, MAX, BELOW, SCOPE, INVERT])
+        .turns(Turns::Inverted)
+    },
+    PolicyType::new(
+        "boolean_attribute",
+        Type::BooleanAttribute,
+        "any span or its resource has the key with this boolean",
+    )
+    .with(&[KEY, required("value", Kind::Truth, "The value to match."), SCOPE, INVERT])
+    .turns(Turns::Inverted),
+    PolicyType::new(
+        "attribute_exists",
+        Type::AttributeExists,
+        "any span or its resource has the key, whatever its value",
+    )
+    .with(&[KEY, SCOPE, INVERT])
+    .turns(Turns::Inverted),
+    PolicyType::new(
+        "probabilistic",
+        Type::Probabilistic,
+        "always, with the probability of its `sampling_percentage`",
+    )
+    .stands(Standing::OfTrace),
+    PolicyType::new(
+        "span_count",
+        Type::SpanCount,
+        "the trace has that many spans; both bounds are inclusive",
+    )
+    .with(&[
+        required("min_spans", whole(0, u32::MAX as u64), "The trace has at least so many spans."),
+        optional(
+            "max_spans",
+            whole(1, u32::MAX as u64),
+            "And at most so many. Unset: no upper bound.",
+        ),
+    ])
+    .stands(Standing::OfTrace)
+    .turns(Turns::Bounded),
+    PolicyType::new(
+        "trace_state",
+        Type::TraceState,
+        "the `tracestate` of any span has the key with one of the values",
+    )
+    .with(&[
+        required("key", Kind::Text { pattern: "^[^,= \\t]+$" }, "What stands before the `=`."),
+        required(
+            "values",
+            Kind::Strings { pattern: "^([^,]*[^, \\t])?$" },
+            "Values to match exactly.",
+        ),
+    ]),
+    PolicyType::new("trace_flags", Type::TraceFlags, "any span has the sampled flag"),
+    PolicyType::new("span_name", Type::SpanName, "any span has one of the names")
+        .with(&[VALUES, REGEX, INVERT])
+        .turns(Turns::Inverted),
+    PolicyType::new(
+        "service_name",
+        Type::ServiceName,
+        "the `service.name` of the resource of any span is one of these",
+    )
+    .with(&[VALUES, REGEX, INVERT])
+    .turns(Turns::Inverted),
+    PolicyType::new("span_kind", Type::SpanKind, "any span is of one of the kinds").with(&[
+        required(
+            "kinds",
+            Kind::Words(&["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "UNSPECIFIED"]),
+            "Kinds of spans.",
+        ),
+    ]),
+    PolicyType::new(
+        "root_span",
+        Type::RootSpan,
+        "any span is a root: its parent is empty or all zero. Inside of `same_span`: that span is",
+    ),
+    PolicyType::new(
+        "span_duration",
+        Type::SpanDuration,
+        "any single span lasts longer than the one threshold and at most the other, compared in \
+         nanoseconds",
+    )
+    .with(&[
+        required("threshold_ms", whole(0, YEAR_MS), "The span lasts longer than this."),
+        optional(
+            "upper_threshold_ms",
+            whole(1, YEAR_MS),
+            "And at most this. Unset: no upper bound.",
+        ),
+    ]),
+    PolicyType {
+        any_of: &["names", "key"],
+        ..PolicyType::new(
+            "span_event",
+            Type::SpanEvent,
+            "any span has an event that has one of the names, and the key with one of the values \
+             (without `values`: with any); one and the same event meets all",
+        )
+        .with(&[
+            optional("names", Kind::Strings { pattern: "" }, "Names of the event."),
+            optional("key", Kind::Text { pattern: "." }, "The key of an attribute of the event."),
+            Key::new(
+                "values",
+                Kind::Strings { pattern: "" },
+                "Texts or expressions for that attribute.",
+            )
+            .needed(Need::With("key")),
+            REGEX,
+            INVERT,
+        ])
+        .turns(Turns::Inverted)
+    },
+    PolicyType::new("and", Type::And, "all parts match; the lowest percentage of them counts")
+        .with(&[PARTS])
+        .takes(Parts::Any)
+        .turns(Turns::AsParts),
+    PolicyType::new("or", Type::Or, "any part matches; the highest percentage of these counts")
+        .with(&[PARTS])
+        .takes(Parts::Any)
+        .turns(Turns::AsParts),
+    PolicyType::new("not", Type::Not, "its part does not match")
+        .with(&[required("policy", Kind::Policy, "The part, a nameless policy.")])
+        .takes(Parts::Certain)
+        .turns(Turns::Opposite),
+    PolicyType::new(
+        "drop",
+        Type::Drop,
+        "all parts match: the trace is dropped, whatever else would keep it",
+    )
+    .with(&[PARTS])
+    .stands(Standing::Top)
+    .takes(Parts::Certain)
+    .turns(Turns::AsParts),
+    PolicyType::new(
+        "same_span",
+        Type::SameSpan,
+        "one single span, with its own resource, meets all parts",
+    )
+    .with(&[PARTS])
+    .stands(Standing::OfTrace)
+    .takes(Parts::OfOneSpan),
+];
+
+/// Keys of any policy beside its type's own. All but the percentage are for the top level.
+pub(crate) const COMMON: &[Key] = &[
+    required(
+        "name",
+        Kind::Text { pattern: "^[A-Za-z0-9_.-]{1,64}$" },
+        "Stands in metrics and on kept spans. Unique; `none` is reserved.",
+    ),
+    Key::new(
+        "sampling_percentage",
+        Kind::Percentage,
+        "The share of the traces that match, in per cent; 100 by default. With 0 it never \
+         matches. May also stand on parts.",
+    ),
+    Key::new(
+        "limit",
+        Kind::Limit,
+        "The most that the policy keeps: `{ spans_per_second = 500 }`, `bytes_per_second`, or \
+         both.",
+    ),
+    Key::new(
+        "expires",
+        Kind::DateTime,
+        "A date and time with an offset, such as `2026-12-24T18:00:00Z`, from which on the policy \
+         matches nothing.",
+    ),
+    Key::boolean(
+        "shadow",
+        false,
+        "Whether the policy is only evaluated: metrics say what it would change, and it decides \
+         nothing.",
+    ),
+];
+
+/// Keys of a limit.
+pub(crate) const LIMIT: &[Key] = &[
+    Key::new("spans_per_second", Kind::AboveZero, "Kept spans per second."),
+    Key::new("bytes_per_second", Kind::AboveZero, "Kept bytes per second, of encoded spans."),
+    Key::new(
+        "burst_capacity",
+        Kind::AboveZero,
+        "What may be kept at once after a quiet time; only beside a single rate. Unset: twice the \
+         rate.",
+    ),
+];

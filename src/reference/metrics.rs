@@ -1,0 +1,80 @@
+//! `docs/src/reference/metrics.md`: every metric with its labels.
+
+use std::fmt::Write as _;
+
+use super::hold;
+use crate::metrics::{
+    Metrics, Readings,
+    described::{ALL, Label, MetricKind},
+};
+
+const HEADER: &str = "\
+# Metrics reference
+
+`/metrics` on the telemetry port. Every series exists at 0 from the start, those of new policies
+from their reload on; no label takes a value that traffic can choose. Series of policies that are
+gone stay until a restart.
+
+The ledger, exact when traffic rests, in spans:
+
+    accepted = kept + dropped + window_spans
+    kept = sent + failed + queue_spans
+
+where accepted is `receiver_accepted_spans_total`, kept `spans_kept_total`, dropped
+`spans_dropped_total`, sent `exporter_sent_spans_total`, failed `exporter_failed_spans_total` and
+queue_spans `exporter_queue_spans`, each summed over its labels.
+
+`code` is the name of a gRPC code such as `OK` or `UNAVAILABLE`, or an HTTP status such as `503`
+(`other` for rare ones). An attempt to export that got no answer is `UNAVAILABLE` or
+`DEADLINE_EXCEEDED` over both protocols. The policy `none` stands for traces that no policy matches.
+
+| metric | type | labels | unit | meaning |
+|---|---|---|---|---|
+";
+
+#[test]
+fn the_page_of_the_metrics_is_what_the_code_says() {
+    let mut page = HEADER.to_owned();
+    for metric in ALL {
+        let kind = match metric.kind {
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
+        };
+        let labels: Vec<String> = metric.labels.iter().map(label).collect();
+        let _ = writeln!(
+            page,
+            "| `{}` | {kind} | {} | {} | {} |",
+            metric.name,
+            labels.join("; "),
+            metric.unit,
+            metric.help,
+        );
+    }
+    hold("docs/src/reference/metrics.md", &page);
+}
+
+fn label(label: &Label) -> String {
+    let values: Vec<String> = label.values.iter().map(|value| format!("`{value}`")).collect();
+    match values.as_slice() {
+        [] => format!("`{}`", label.name),
+        values => format!("`{}`: {}", label.name, values.join(" ")),
+    }
+}
+
+#[test]
+fn every_described_metric_is_in_a_scrape_and_no_other() {
+    let text = Metrics::new(&["p".to_owned()]).render(&Readings::default());
+    let scraped = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let scraped: Vec<&str> = scraped.filter_map(|line| line.split(' ').next()).collect();
+    for name in &scraped {
+        assert!(ALL.iter().any(|metric| metric.name == *name), "{name} is not described");
+    }
+    // They stand only where there is a certificate, a shadow policy or one that ends.
+    let may_lack = ["tls_certificate_expiry", "shadow_", "policy_expiry"];
+    for metric in ALL {
+        let is_there = scraped.contains(&metric.name);
+        let may_lack = may_lack.iter().any(|part| metric.name.contains(part));
+        assert!(is_there || may_lack, "{} is not in a scrape", metric.name);
+    }
+}
