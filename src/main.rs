@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
-    commands::{check, complain, convert, demo, print},
+    commands::{check, complain, convert, demo, print, replay, test},
     config::{self, Config},
     logging::Log,
     service::Service,
@@ -32,6 +32,10 @@ enum Command {
     Demo(demo::Options),
     /// Turn a Collector's tail_sampling into policies, and name every difference
     Convert(convert::Options),
+    /// Run policy tests: what policies make of traces that are written down
+    Test(test::Options),
+    /// Decide recorded traces, and say what would be kept of them, by policy
+    Replay(replay::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -62,6 +66,8 @@ fn main() -> ExitCode {
             }))
         }
         Command::Convert(options) => exit_code(convert::run(&options)),
+        Command::Test(options) => exit_code(test::run(&options)),
+        Command::Replay(options) => exit_code(replay::run(&options)),
         Command::Demo(options) => {
             exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }

@@ -63,6 +63,16 @@ impl fmt::Debug for TraceId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Randomness(pub u64);
 
+impl Randomness {
+    /// The randomness of a trace whose spans say different ones.
+    pub fn lowest(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
 impl fmt::Display for Randomness {
     /// 14 lower-case hexadecimal digits, as `ot=rv` carries them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -91,6 +101,17 @@ impl Threshold {
         )]
         let kept = (percentage / 100.0 * scale).round().clamp(0.0, scale) as u64;
         Threshold(Self::NEVER.0 - kept)
+    }
+
+    /// The percentage that it keeps: of all numbers that [`Self::from_percentage`] turns into this
+    /// threshold the one with the fewest decimals.
+    pub fn percentage(self) -> f64 {
+        let exact = (Self::NEVER.0 - self.0) as f64 / (1u64 << 56) as f64 * 100.0;
+        let written = (0..=17).filter_map(|decimals| format!("{exact:.decimals$}").parse().ok());
+        written
+            .into_iter()
+            .find(|percentage: &f64| Self::from_percentage(*percentage) == self)
+            .unwrap_or(exact)
     }
 
     /// A threshold from its 56-bit value; larger values are [`Self::NEVER`].
@@ -248,6 +269,9 @@ mod tests {
         assert_eq!(th(25.0), "c");
         assert_eq!(th(75.0), "4");
         assert!(!Threshold::from_percentage(0.0).matches());
+        for percentage in [0.0, 0.001, 1.0, 5.0, 10.0, 33.3, 50.0, 99.99, 100.0] {
+            assert_eq!(Threshold::from_percentage(percentage).percentage(), percentage);
+        }
         assert!(!Threshold::NEVER.keeps(Randomness((1 << 56) - 1)));
         assert!(Threshold::ALWAYS.keeps(Randomness(0)));
     }

@@ -1,11 +1,14 @@
 //! `tailwater check FILE...`: everything that is wrong with configurations, without starting
 //! anything.
 //!
-//! Loads each file as `run` would, with the policy files it names, and leaves printing and the exit
-//! code to `main`. Files are independent of one another; a problem that two of them share is
-//! printed once.
+//! Loads each file as `run` would, or, where it is named `*.test.toml`, as `test` would, with the
+//! policy files it names, and leaves printing and the exit code to `main`. Files are independent of
+//! one another; a problem that two of them share is printed once.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
 
@@ -30,18 +33,32 @@ pub struct Report {
     pub has_errors: bool,
 }
 
+/// How much a file has of what it is about, if there is no error, and all problems.
+fn load(file: &Path) -> (Option<String>, Diagnostics) {
+    let counted = |count: usize, one: &str, more: &str| {
+        format!("{count} {}", if count == 1 { one } else { more })
+    };
+    // Files of tests stand beside policies, and shells find them by the same patterns.
+    if file.as_os_str().as_encoded_bytes().ends_with(b".test.toml") {
+        let loaded = config::load_tests(file);
+        let tests = loaded.file.map(|file| counted(file.tests.len(), "test", "tests"));
+        return (tests, loaded.diagnostics);
+    }
+    let loaded = config::load(file);
+    let policies = loaded.config.map(|config| counted(config.policies.len(), "policy", "policies"));
+    (policies, loaded.diagnostics)
+}
+
 /// Checks all files. Blocks on the file system.
 pub fn check(files: &[PathBuf], format: Format) -> Report {
     let mut diagnostics = Diagnostics::default();
     let mut fine = String::new();
     for file in files {
-        let loaded = config::load(file);
-        diagnostics.merge(loaded.diagnostics);
-        if let Some(config) = loaded.config {
-            let (name, policies) =
-                (config::visible(&file.display().to_string()), config.policies.len());
-            let plural = if policies == 1 { "policy" } else { "policies" };
-            let _ = writeln!(fine, "{name}: ok, {policies} {plural}");
+        let (counted, problems) = load(file);
+        diagnostics.merge(problems);
+        if let Some(counted) = counted {
+            let name = config::visible(&file.display().to_string());
+            let _ = writeln!(fine, "{name}: ok, {counted}");
         }
     }
     let has_errors = diagnostics.has_errors();

@@ -5,9 +5,20 @@
 
 use std::io::{self, Write as _};
 
+use crate::policy::PolicySpec;
+
 pub mod check;
 pub mod convert;
 pub mod demo;
+pub mod replay;
+pub mod test;
+mod traces;
+
+/// Whether a policy decides at this time, in Unix milliseconds: neither as a shadow nor once it has
+/// expired.
+fn in_force(now: u64) -> impl Fn(&PolicySpec) -> bool {
+    move |policy| !policy.shadow && policy.expires.is_none_or(|at| at > now)
+}
 
 /// Prints to standard output. Whether that went well; a reader that has read enough and gone away,
 /// such as `head`, is no failure.

@@ -62,7 +62,7 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// The same place with another problem.
-    pub(super) fn saying(self, problem: Problem) -> Self {
+    pub(crate) fn saying(self, problem: Problem) -> Self {
         let hint = problem.hint.as_deref().map(visible);
         Diagnostic { message: visible(&problem.message), hint, ..self }
     }
@@ -171,8 +171,13 @@ impl Problem {
     }
 
     /// Adds what to do about it.
-    pub(super) fn hint(self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         self.maybe_hint(Some(hint.into()))
+    }
+
+    /// What is wrong, in one line.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     pub(super) fn maybe_hint(self, hint: Option<String>) -> Self {

@@ -48,7 +48,7 @@ pub(super) fn exporter(
 }
 
 /// host:port of an endpoint for OTLP/gRPC.
-fn grpc<'t>(text: &'t str, is_own: impl Fn(&str) -> bool) -> Result<&'t str, Problem> {
+fn grpc(text: &str, is_own: impl Fn(&str) -> bool) -> Result<&str, Problem> {
     let fault = |text: &str| {
         let (scheme, address) = match scheme_and_rest(text) {
             Ok(parts) => parts,
@@ -68,11 +68,7 @@ fn grpc<'t>(text: &'t str, is_own: impl Fn(&str) -> bool) -> Result<&'t str, Pro
 }
 
 /// host:port, or the host alone, of a base URL for OTLP/HTTP.
-fn http<'t>(
-    text: &'t str,
-    is_known: bool,
-    is_own: impl Fn(&str) -> bool,
-) -> Result<&'t str, Problem> {
+fn http(text: &str, is_known: bool, is_own: impl Fn(&str) -> bool) -> Result<&str, Problem> {
     let fault = |text: &str| {
         let (scheme, rest) = match scheme_and_rest(text) {
             Ok(parts) => parts,

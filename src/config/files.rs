@@ -82,8 +82,8 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
 }
 
 /// The files that one entry of `policy_files` names, relative to the directory of `naming_file`,
-/// which a glob never yields. A path without wildcards is taken as it is; a glob may name no file
-/// at all.
+/// which a glob never yields, nor does it files of tests (`*.test.toml`), which stand beside
+/// policies. A path without wildcards is taken as it is; a glob may name no file at all.
 pub(super) fn named(pattern: &str, naming_file: &Path) -> Result<Vec<PathBuf>, Problem> {
     let base = naming_file.parent().unwrap_or(Path::new(""));
     let has_wildcard = |part: &str| part.contains(['*', '?', '[', '{']);
@@ -113,7 +113,9 @@ pub(super) fn named(pattern: &str, naming_file: &Path) -> Result<Vec<PathBuf>, P
 
     let naming_file = plain(naming_file);
     let is_named = |file: &PathBuf| {
-        *file != naming_file && file.strip_prefix(&root).is_ok_and(|rest| matcher.is_match(rest))
+        *file != naming_file
+            && !file.as_os_str().as_encoded_bytes().ends_with(b".test.toml")
+            && file.strip_prefix(&root).is_ok_and(|rest| matcher.is_match(rest))
     };
     Ok(walk.files.into_iter().filter(is_named).collect())
 }

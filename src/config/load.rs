@@ -56,7 +56,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    fn detect() -> Self {
+    pub(super) fn detect() -> Self {
         Host {
             variable: |name| env::var(name),
             memory_default: MemoryLimit::detect(),
@@ -115,7 +115,7 @@ pub(super) fn parse(source: &Source, path: &Path, host: Host) -> (Loaded, KnownK
     })
 }
 
-fn on_a_large_stack<T: Send>(read: impl Fn() -> T + Sync) -> T {
+pub(super) fn on_a_large_stack<T: Send>(read: impl Fn() -> T + Sync) -> T {
     thread::scope(|scope| {
         let builder = thread::Builder::new().name("config".to_owned()).stack_size(STACK_BYTES);
         match builder.spawn_scoped(scope, &read).map(ScopedJoinHandle::join) {
@@ -128,20 +128,20 @@ fn on_a_large_stack<T: Send>(read: impl Fn() -> T + Sync) -> T {
 }
 
 /// One load on its way from file to file.
-struct Load {
-    host: Host,
-    diagnostics: Diagnostics,
-    policies: Policies,
+pub(super) struct Load {
+    pub(super) host: Host,
+    pub(super) diagnostics: Diagnostics,
+    pub(super) policies: Policies,
     /// Globs that matched nothing.
     barren: Vec<(Span, Problem)>,
     /// Whether there may be policies that could not be read, which has been reported.
-    obscured: bool,
+    pub(super) obscured: bool,
     /// Whether the tree has the `log_format` "json", also where the parser lost its way.
     log_json: bool,
 }
 
 impl Load {
-    fn new(host: Host) -> Self {
+    pub(super) fn new(host: Host) -> Self {
         Load {
             policies: Policies::new(host.now),
             host,
@@ -152,7 +152,7 @@ impl Load {
         }
     }
 
-    fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
+    pub(super) fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let log_format = table.get("telemetry").and_then(|it| it.get_ref().get("log_format"));
@@ -167,7 +167,12 @@ impl Load {
     }
 
     /// Reads what `policy_files` names, each file once, by path.
-    fn policy_files(&mut self, source: &Source, path: &Path, patterns: &[(String, Span)]) {
+    pub(super) fn policy_files(
+        &mut self,
+        source: &Source,
+        path: &Path,
+        patterns: &[(String, Span)],
+    ) {
         let mut files: BTreeMap<PathBuf, Span> = BTreeMap::new();
         for (pattern, span) in patterns {
             match files::named(pattern, path) {
@@ -206,13 +211,13 @@ impl Load {
         reader.finish();
     }
 
-    fn unreadable(&mut self, source: &Source, span: &Span, problem: Problem) {
+    pub(super) fn unreadable(&mut self, source: &Source, span: &Span, problem: Problem) {
         self.obscured = true;
         self.diagnostics.push(source.diagnose(span.clone(), Severity::Error, problem));
     }
 
     /// No policy drops every trace, which nobody means: a mistyped glob must not do it.
-    fn require_policies(&mut self, source: &Source) {
+    pub(super) fn require_policies(&mut self, source: &Source) {
         let none = !self.policies.found() && !self.obscured;
         let severity = if none { Severity::Error } else { Severity::Warning };
         if none && self.barren.is_empty() {
@@ -225,11 +230,15 @@ impl Load {
         }
     }
 
-    fn finish(mut self, sections: Sections) -> Loaded {
-        // What is wrong with one policy is said first: it may be why the set looks odd.
+    /// What is wrong with one policy is said first: it may be why the set looks odd.
+    pub(super) fn review(&mut self) {
         if !self.diagnostics.has_errors() {
             self.policies.review(&mut self.diagnostics);
         }
+    }
+
+    fn finish(mut self, sections: Sections) -> Loaded {
+        self.review();
         self.diagnostics.sort();
         let log_json = self.log_json || sections.telemetry.log_json;
         let config = Config {

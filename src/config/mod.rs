@@ -33,6 +33,7 @@ mod limits;
 mod load;
 mod memory;
 mod policies;
+mod policy_tests;
 mod reader;
 mod secret;
 mod section;
@@ -49,6 +50,10 @@ pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
 pub(crate) use files::read_text;
 pub use load::{Loaded, embedded, load, load_or_embedded};
+pub use policy_tests::{
+    AttributeValue, Expected, LoadedTests, PolicyTest, PolicyTests, TestEvent, TestSpan,
+    TestedTrace, load_tests,
+};
 pub use secret::Secret;
 pub(crate) use source::Source;
 

@@ -108,6 +108,16 @@ impl Policies {
         self.specs
     }
 
+    /// The good ones, each with the place of its name; the words are yet to be said.
+    pub(super) fn into_placed(self) -> Vec<(PolicySpec, Diagnostic)> {
+        self.specs.into_iter().zip(self.places).collect()
+    }
+
+    /// The good ones so far.
+    pub(super) fn specs(&self) -> &[PolicySpec] {
+        &self.specs
+    }
+
     /// Reads the `[[policy]]` tables of a file.
     pub(super) fn read(&mut self, root: &mut Section<'_, '_>) {
         let tables = root.tables("policy");

@@ -122,6 +122,11 @@ impl<'r, 't> Section<'r, 't> {
         self.reader.source.diagnose(span, Severity::Warning, Problem::new(""))
     }
 
+    /// An error that is to be told later, when all files have been read.
+    pub(super) fn error_at(&self, span: Span) -> Diagnostic {
+        self.reader.source.diagnose(span, Severity::Error, Problem::new(""))
+    }
+
     pub(super) fn boolean(&mut self, key: &'static str) -> Read<bool> {
         self.read(key, |value| values::boolean(key, value))
     }
@@ -232,9 +237,11 @@ impl<'r, 't> Section<'r, 't> {
 
     /// A list of tables. Elements that are no tables are reported and left out.
     pub(super) fn tables(&mut self, key: &'static str) -> Read<Vec<(&'t DeTable<'t>, Span)>> {
-        let at_the_top = self.path.as_deref() == Some("");
-        let hint =
-            if at_the_top { "write [[policy]], with two brackets" } else { "write [{ ... }]" };
+        let hint = match (self.path.as_deref(), key) {
+            (Some(""), "test") => "write [[test]], with two brackets",
+            (Some(""), _) => "write [[policy]], with two brackets",
+            _ => "write [{ ... }]",
+        };
         self.list(key, "a list of tables", [hint; 2], |value| value.as_table())
     }
 
@@ -300,7 +307,8 @@ impl<'r, 't> Section<'r, 't> {
 
     /// Whether `key` is not there, but one that was probably meant for it.
     pub(super) fn mistypes(&self, key: &str) -> bool {
-        let mut names = self.table.into_iter().flatten().map(|(name, _)| name.get_ref());
+        let names = self.table.into_iter().flatten().map(|(name, _)| name.get_ref());
+        let mut names = names.filter(|name| !self.asked.contains(&name.as_ref()));
         !self.table.is_some_and(|table| table.contains_key(key))
             && names.any(|name| nearest(name, [key]).is_some())
     }
@@ -394,7 +402,7 @@ impl<'r, 't> Section<'r, 't> {
     }
 
     /// Takes `key` through `convert`; what the parser invented counts as reported.
-    fn read<T>(
+    pub(super) fn read<T>(
         &mut self,
         key: &'static str,
         convert: impl FnOnce(&'t DeValue<'t>) -> Result<T, Problem>,
@@ -455,7 +463,7 @@ impl<'r, 't> Section<'r, 't> {
         self.table?.get_key_value(key)
     }
 
-    fn spares(&self, span: &Span) -> bool {
+    pub(super) fn spares(&self, span: &Span) -> bool {
         self.reader.damage.spares(self.reader.source, span.start)
     }
 }

@@ -59,6 +59,21 @@ pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
     value.split(';').find_map(|pair| parse_randomness(pair.strip_prefix("rv:")?))
 }
 
+/// The threshold of a span that was sampled before: its `ot=th`, if the list has exactly one `ot`
+/// that is as the specification has it.
+pub fn threshold(trace_state: &[u8]) -> Option<Threshold> {
+    if trace_state.len() < "ot=th:0".len() {
+        return None;
+    }
+    let text = std::str::from_utf8(trace_state).ok()?;
+    let mut found = members(text).filter_map(ot_value);
+    let value = found.next()?;
+    if found.next().is_some() {
+        return None;
+    }
+    parse_ot(value).ok()?.threshold
+}
+
 /// Writes the stamped list to `out`, which it clears. Returns whether an incoming `th` above the
 /// trace's randomness had to be erased.
 ///
@@ -208,6 +223,26 @@ mod tests {
         ] {
             assert_eq!(stamped(list, percentage, explicit), Ok((expected.into(), false)), "{list}");
         }
+    }
+
+    #[test]
+    fn the_threshold_of_a_span_is_read_where_it_is_certain() {
+        for (list, expected) in [
+            ("ot=th:8", Some(1 << 55)),
+            ("a=1, ot=rv:ef000000000000;th:c ,b=2", Some(3 << 54)),
+            ("ot=th:0", Some(0)),
+            ("", None),
+            ("ot=rv:ef000000000000", None),
+            ("not=th:8", None),
+            ("ot=th:8,ot=th:8", None),
+            ("ot=th:8;th:8", None),
+            ("ot=th:", None),
+            ("ot=th:100000000000000", None),
+            ("ot=th:G", None),
+        ] {
+            assert_eq!(threshold(list.as_bytes()).map(Threshold::bits), expected, "{list}");
+        }
+        assert_eq!(threshold(b"ot=th:8,\xff"), None);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::{
     schema, tracestate,
     wire::{BYTES, Malformed, Reader, VARINT, tag},
 };
-use crate::trace::{Randomness, StatusCode, TraceId};
+use crate::trace::{Facts, Randomness, StatusCode, TraceId};
 
 /// What later stages need to know of a span; its bytes stay in the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,23 @@ pub struct SpanMeta {
     pub status_mask: u8,
     /// Whether it has no parent.
     pub is_root: bool,
+}
+
+impl SpanMeta {
+    /// Adds what it says to the facts of its trace. A start or end of zero takes no part.
+    #[inline]
+    pub fn add_to(&self, facts: &mut Facts) {
+        if self.start_unix_nano != 0
+            && (facts.start_unix_nano == 0 || self.start_unix_nano < facts.start_unix_nano)
+        {
+            facts.start_unix_nano = self.start_unix_nano;
+        }
+        facts.end_unix_nano = facts.end_unix_nano.max(self.end_unix_nano);
+        facts.spans = facts.spans.saturating_add(1);
+        facts.bytes = facts.bytes.saturating_add(self.len);
+        facts.status_mask |= self.status_mask;
+        facts.root_seen |= self.is_root;
+    }
 }
 
 /// Why a request was not walked to its end.

@@ -194,6 +194,60 @@ pub enum RuleKind {
     Drop(Vec<RuleSpec>),
 }
 
+impl RuleKind {
+    /// The parts of a combination, none for a condition.
+    pub fn parts(&self) -> Option<&[RuleSpec]> {
+        match self {
+            RuleKind::SameSpan(parts)
+            | RuleKind::And(parts)
+            | RuleKind::Or(parts)
+            | RuleKind::Drop(parts) => Some(parts),
+            RuleKind::Not(part) => Some(std::slice::from_ref(part)),
+            _ => None,
+        }
+    }
+
+    /// The `type` of it.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            RuleKind::AlwaysSample => "always_sample",
+            RuleKind::StatusCode { .. } => "status_code",
+            RuleKind::Latency { .. } => "latency",
+            RuleKind::StringAttribute { .. } => "string_attribute",
+            RuleKind::NumericAttribute { .. } => "numeric_attribute",
+            RuleKind::BooleanAttribute { .. } => "boolean_attribute",
+            RuleKind::AttributeExists { .. } => "attribute_exists",
+            RuleKind::SpanCount { .. } => "span_count",
+            RuleKind::TraceState { .. } => "trace_state",
+            RuleKind::TraceFlags => "trace_flags",
+            RuleKind::SpanName { .. } => "span_name",
+            RuleKind::ServiceName { .. } => "service_name",
+            RuleKind::SpanKind { .. } => "span_kind",
+            RuleKind::RootSpan => "root_span",
+            RuleKind::SpanDuration { .. } => "span_duration",
+            RuleKind::SpanEvent { .. } => "span_event",
+            RuleKind::SameSpan(_) => "same_span",
+            RuleKind::And(_) => "and",
+            RuleKind::Or(_) => "or",
+            RuleKind::Not(_) => "not",
+            RuleKind::Drop(_) => "drop",
+        }
+    }
+
+    /// The `key` of a condition that has one.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            RuleKind::StringAttribute { key, .. }
+            | RuleKind::NumericAttribute { key, .. }
+            | RuleKind::BooleanAttribute { key, .. }
+            | RuleKind::AttributeExists { key, .. }
+            | RuleKind::TraceState { key, .. } => Some(key),
+            RuleKind::SpanEvent { key, .. } => key.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// Whose attribute a condition is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read};
 use serde::Deserialize;
 
 use super::{
-    Next, PIECE_BYTES_MAX, Piece, Place, TraceFile, Unreadable,
+    Next, PIECE_BYTES_MAX, Part, Piece, Place, TraceFile, Unreadable,
     protobuf::{next_byte, take, unreadable},
 };
 
@@ -38,7 +38,7 @@ pub(super) struct Pieces<I> {
     at: u64,
     is_over: bool,
     /// The pieces of the frame in hand, in reverse.
-    ready: Vec<Result<Vec<u8>, Unreadable>>,
+    ready: Vec<Part>,
 }
 
 impl<I: BufRead> Pieces<I> {
@@ -83,9 +83,9 @@ impl<I: BufRead> Pieces<I> {
         if matches!(file.form, super::Form::Frames(_)) {
             file.form = super::Form::Unknown("this is no request".to_owned());
         }
-        while let Some(piece) = file.next() {
+        while let Some(piece) = file.next_piece() {
             self.ready.push(match piece {
-                Piece::Request(request) => Ok(request),
+                Piece::Request(request) => Ok((Place::Byte(at), request)),
                 Piece::Unreadable(reason) => {
                     let place = Place::Byte(at);
                     Err(Unreadable { place, reason: format!("in its frame{reason}") })

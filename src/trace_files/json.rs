@@ -10,7 +10,7 @@
 
 use std::io::BufRead;
 
-use super::{Next, PIECE_BYTES_MAX, Place, Unreadable, jaeger, protobuf::fill, tempo};
+use super::{Next, PIECE_BYTES_MAX, Part, Place, Unreadable, jaeger, protobuf::fill, tempo};
 use crate::otlp::json;
 
 /// What the elements of a list are.
@@ -24,6 +24,9 @@ enum Elements {
 
 /// Objects that the list may stand in.
 const AROUND: [&[u8]; 2] = [b"trace", b"result"];
+
+/// Bytes that are looked at in one go.
+const CHUNK_BYTES: usize = 16 << 10;
 
 /// The longest key that is of interest.
 const KEY_BYTES_MAX: usize = 32;
@@ -42,6 +45,12 @@ pub(super) struct Pieces<I> {
     /// The line on which the document began.
     began: u64,
     found_any: bool,
+    /// What comes is passed over up to the next line, or, where documents span lines, to the next
+    /// line that begins one.
+    is_lost: bool,
+    previous: u8,
+    /// The last line on which something was unreadable.
+    unreadable_line: u64,
 }
 
 /// Where in a document the scanner is.
@@ -90,6 +99,9 @@ impl<I: BufRead> Pieces<I> {
             is_by_line: false,
             began: 1,
             found_any: false,
+            is_lost: false,
+            previous: b'\n',
+            unreadable_line: 0,
         }
     }
 
@@ -102,8 +114,8 @@ impl<I: BufRead> Pieces<I> {
                 let reason = "the file ends within a document";
                 return Ok(is_open.then(|| self.unreadable(self.line, reason)));
             }
-            // Copied so that the input is free; chunks are small beside what they hold.
-            let chunk = available.to_vec();
+            // Copied so that the input is free, and little, since a piece may end anywhere in it.
+            let chunk = available[..available.len().min(CHUNK_BYTES)].to_vec();
             for (index, &byte) in chunk.iter().enumerate() {
                 let step = self.step(byte);
                 let piece = match step {
@@ -117,6 +129,12 @@ impl<I: BufRead> Pieces<I> {
                         let line = self.line - u64::from(byte == b'\n');
                         self.state = State::default();
                         self.element.clear();
+                        self.found_any = false;
+                        self.is_lost = true;
+                        // What is wrong with an element may leave its line without an end.
+                        if self.unreadable_line == line {
+                            continue;
+                        }
                         self.unreadable(line, reason)
                     }
                 };
@@ -128,12 +146,13 @@ impl<I: BufRead> Pieces<I> {
         }
     }
 
-    fn unreadable(&self, line: u64, reason: &str) -> Result<Vec<u8>, Unreadable> {
+    fn unreadable(&mut self, line: u64, reason: &str) -> Part {
+        self.unreadable_line = line;
         Err(Unreadable { place: Place::Line(line), reason: reason.to_owned() })
     }
 
     /// A document is through.
-    fn document(&mut self) -> Option<Result<Vec<u8>, Unreadable>> {
+    fn document(&mut self) -> Option<Part> {
         self.documents += 1;
         if self.documents == 1 {
             self.is_by_line = self.began == self.line;
@@ -143,7 +162,7 @@ impl<I: BufRead> Pieces<I> {
         (!found_any).then(|| self.unreadable(self.began, reason))
     }
 
-    fn element(&mut self, elements: Elements) -> Result<Vec<u8>, Unreadable> {
+    fn element(&mut self, elements: Elements) -> Part {
         let element = std::mem::take(&mut self.element);
         if std::mem::take(&mut self.is_too_large) {
             return self.unreadable(self.element_line, "an element is larger than 128 MiB");
@@ -156,19 +175,29 @@ impl<I: BufRead> Pieces<I> {
             }
             Elements::Traces => jaeger::read(&element),
         };
-        read.map_err(|reason| Unreadable { place: Place::Line(self.element_line), reason })
+        match read {
+            Ok(request) => Ok((Place::Line(self.element_line), request)),
+            Err(reason) => self.unreadable(self.element_line, &reason),
+        }
     }
 
     fn step(&mut self, byte: u8) -> Step {
+        let begins_line = self.previous == b'\n';
+        self.previous = byte;
+        self.is_lost &= !begins_line || (byte != b'{' && !self.is_by_line);
         if byte == b'\n' {
             self.line += 1;
             if self.is_by_line && self.state.depth > 0 {
                 return Step::Broken("the line ends within its document");
             }
         }
+        if self.is_lost {
+            return Step::Go;
+        }
         let in_list = self.state.list.is_some();
         let step = self.state.step(byte, &mut self.found_any);
-        if self.state.depth == 1 && byte == b'{' && !in_list && !self.state.in_string {
+        if self.state.depth == 1 && matches!(byte, b'{' | b'[') && !in_list && !self.state.in_string
+        {
             self.began = self.line;
         }
         if in_list {
@@ -227,6 +256,8 @@ impl State {
             }
             b'}' | b']' => return self.close(),
             b' ' | b'\t' | b'\r' | b'\n' => {}
+            // A byte order mark.
+            0xef | 0xbb | 0xbf if self.depth == 0 => {}
             _ if self.depth == 0 => return Step::Broken("this is no JSON"),
             b',' => self.wanted = None,
             _ => {}

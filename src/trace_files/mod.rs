@@ -44,6 +44,8 @@ pub struct TraceFile<'i> {
     name: String,
     form: Form<'i>,
     share: f64,
+    /// Of the last piece.
+    place: Place,
 }
 
 type Input<'i> = Box<dyn BufRead + 'i>;
@@ -57,7 +59,7 @@ enum Form<'i> {
 }
 
 /// What of a file stands where.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Place {
     Line(u64),
     Byte(u64),
@@ -97,7 +99,7 @@ impl<'i> TraceFile<'i> {
             };
         }
         let form = form.unwrap_or_else(|| Form::Unknown("it is compressed too often".to_owned()));
-        Ok(TraceFile { name: name.to_owned(), form, share })
+        Ok(TraceFile { name: name.to_owned(), form, share, place: Place::Byte(0) })
     }
 
     /// The share of all traces that was recorded, over 0 to 1; 1 where the file does not say.
@@ -105,8 +107,16 @@ impl<'i> TraceFile<'i> {
         self.share
     }
 
+    /// Where the last part begins: `file:line`, or `file: byte N`.
+    pub fn place(&self) -> String {
+        match self.place {
+            Place::Line(line) => format!("{}:{line}", self.name),
+            Place::Byte(byte) => format!("{}: byte {byte}", self.name),
+        }
+    }
+
     /// The next part, or nothing at the end. After an error of reading there is nothing more.
-    pub fn next(&mut self) -> Option<Piece> {
+    pub fn next_piece(&mut self) -> Option<Piece> {
         let next = match &mut self.form {
             Form::Json(pieces) => pieces.next(),
             Form::Protobuf(pieces) => pieces.next(),
@@ -118,16 +128,16 @@ impl<'i> TraceFile<'i> {
             Form::End => Ok(None),
         };
         match next {
-            Ok(Some(Ok(request))) => Some(Piece::Request(request)),
+            Ok(Some(Ok((place, request)))) => {
+                self.place = place;
+                Some(Piece::Request(request))
+            }
             Ok(Some(Err(Unreadable { place, reason }))) => {
                 if matches!(self.form, Form::Unknown(_)) {
                     self.form = Form::End;
                 }
-                let place = match place {
-                    Place::Line(line) => format!("{}:{line}", self.name),
-                    Place::Byte(byte) => format!("{}: byte {byte}", self.name),
-                };
-                Some(Piece::Unreadable(format!("{place}: {reason}")))
+                self.place = place;
+                Some(Piece::Unreadable(format!("{}: {reason}", self.place())))
             }
             Ok(None) => None,
             Err(error) => {
@@ -138,8 +148,11 @@ impl<'i> TraceFile<'i> {
     }
 }
 
+/// A piece and where it begins, or a part that cannot be read.
+type Part = Result<(Place, Vec<u8>), Unreadable>;
+
 /// The next piece, a part that cannot be read, or nothing at the end.
-type Next = io::Result<Option<Result<Vec<u8>, Unreadable>>>;
+type Next = io::Result<Option<Part>>;
 
 fn buffered<'i>(input: impl Read + 'i) -> Input<'i> {
     Box::new(BufReader::with_capacity(256 << 10, input))
@@ -154,9 +167,13 @@ fn peek(mut input: Input<'_>) -> io::Result<(Vec<u8>, Input<'_>)> {
 }
 
 fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
-    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    let text = without_space(start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start));
     match (start, text) {
         ([], _) => Form::End,
+        // A request in protobuf begins like a new line, and its length may look like a bracket.
+        ([0x0a, ..], [b'{' | b'[', inside @ ..]) if !may_be_inside(without_space(inside)) => {
+            Form::Protobuf(protobuf::Pieces::new(input))
+        }
         (_, [b'{' | b'[', ..]) => Form::Json(json::Pieces::new(input)),
         // White space alone so far: only JSON begins so.
         (_, []) => Form::Json(json::Pieces::new(input)),
@@ -164,6 +181,21 @@ fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
         ([0x0a, ..], _) => Form::Protobuf(protobuf::Pieces::new(input)),
         // A length of four bytes, of which the first is 0 up to 16 MiB.
         ([0..=0x07, _, _, _, ..], _) => Form::Frames(frames::Pieces::new(input)),
+        // Text, perhaps the end of a line: a file that was rotated may begin within one.
+        (_, text) if text.iter().all(|&byte| byte >= b' ' || byte.is_ascii_whitespace()) => {
+            Form::Json(json::Pieces::new(input))
+        }
         _ => Form::Unknown("this is no form of traces that is known".to_owned()),
     }
+}
+
+/// Without the white space that JSON may begin with.
+fn without_space(text: &[u8]) -> &[u8] {
+    let start = text.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n'));
+    &text[start.unwrap_or(text.len())..]
+}
+
+/// Whether JSON may go on so behind a bracket.
+fn may_be_inside(text: &[u8]) -> bool {
+    matches!(text, [] | [b'"' | b'{' | b'[' | b'}' | b']' | b'-' | b'0'..=b'9', ..])
 }

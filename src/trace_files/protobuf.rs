@@ -49,7 +49,7 @@ impl<I: BufRead> Pieces<I> {
             if read < length {
                 return self.give_up(at, "the file ends within a ResourceSpans");
             }
-            return Ok(Some(Ok(request)));
+            return Ok(Some(Ok((Place::Byte(at), request))));
         }
         Ok(None)
     }

@@ -31,7 +31,7 @@ fn read(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
 fn read_in_steps_of(bytes: &[u8], step: usize) -> (Vec<String>, Vec<String>) {
     let mut file = TraceFile::open("t", Crumbs(bytes, step)).expect("to open");
     let (mut names, mut unreadable) = (Vec::new(), Vec::new());
-    while let Some(piece) = file.next() {
+    while let Some(piece) = file.next_piece() {
         match piece {
             Piece::Request(request) => {
                 let request = ExportTraceServiceRequest::decode(request.as_slice());
@@ -114,6 +114,24 @@ fn otlp_in_every_form_is_the_same() {
     }
 }
 
+/// Scenario: requests in protobuf of many lengths, among them those whose first bytes are a new line
+/// and a bracket.
+/// Guarantees: none is taken for JSON, alone or in a frame; what is JSON is.
+#[test]
+fn the_length_of_a_request_is_no_bracket() {
+    for length in 0..200 {
+        let request = protobuf(&[&"x".repeat(length)]);
+        let name = format!("{} 0a", "x".repeat(length));
+        for bytes in [request.clone(), framed(&[request])] {
+            assert_eq!(read(&bytes), (vec![name.clone()], Vec::new()), "{length}");
+        }
+    }
+    for space in ["\n", "\n\t ", "\r\n"] {
+        let text = format!("{space}{}", document(&["a"]).replacen('{', &format!("{{{space}"), 1));
+        assert_eq!(read(text.as_bytes()).0, ["a 0a"]);
+    }
+}
+
 #[test]
 fn tempo_writes_ids_in_base64_and_enums_as_names() {
     let batch = r#"{"resource":{},"scopeSpans":[{"spans":[{"traceId":"CvdlGRbNQ92ESOshHIAxnA==",
@@ -147,8 +165,8 @@ fn jaeger_is_read_with_its_kinds_status_and_parents() {
       ],"processes":{"p1":{"serviceName":"gateway","tags":[]},
                      "p2":{"serviceName":"cart","tags":[]}}}],"total":0}"#;
     let mut file = TraceFile::open("t", text.as_bytes()).expect("to open");
-    let Some(Piece::Request(request)) = file.next() else { panic!("no request") };
-    assert_eq!(file.next(), None);
+    let Some(Piece::Request(request)) = file.next_piece() else { panic!("no request") };
+    assert_eq!(file.next_piece(), None);
     let request = ExportTraceServiceRequest::decode(request.as_slice()).expect("protobuf");
     let spans: Vec<_> =
         request.resource_spans.iter().map(|of| &of.scope_spans[0].spans[0]).collect();
@@ -179,6 +197,22 @@ fn what_is_broken_is_named_and_passed_over() {
     let places: Vec<&str> =
         unreadable.iter().map(|text| text.split(": ").next().expect("a place")).collect();
     assert_eq!(places, ["t:2", "t:4", "t:5"], "{unreadable:?}");
+
+    // What is broken is one part, however much there is of it.
+    let [a, b, c] = ["a", "b", "c"].map(|name| document(&[name]));
+    let crossed = a.replacen("\"spans\":[{", "\"spans\":[{]", 1);
+    for (text, places) in [
+        (format!("{a}\nno JSON at all\n\u{1}\u{2}\n{b}\n{c}"), &["t:2", "t:3"][..]),
+        (format!("{}\n{a}\n{b}\n{c}\n", &a[40..]), &["t:1"]),
+        (format!("{}\n{a}\n{b}\n{c}\n", &a[..40]), &["t:1"]),
+        (format!("{a}\n{crossed}\n{b}\n{c}\n"), &["t:2"]),
+        (format!("\u{feff}{a}\n{b}\n[1, 2]\n{c}\n"), &["t:3"]),
+    ] {
+        let (names, unreadable) = read(text.as_bytes());
+        let found: Vec<&str> = unreadable.iter().map(|text| &text[..text.len().min(3)]).collect();
+        let wanted: Vec<&str> = places.iter().map(|place| &place[..3]).collect();
+        assert_eq!((names.len(), found), (3, wanted), "{text}: {unreadable:?}");
+    }
 
     let mut cut = framed(&[protobuf(&["a"]), protobuf(&["b"])]);
     cut.truncate(cut.len() - 1);

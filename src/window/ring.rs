@@ -91,18 +91,17 @@ impl Entry {
         self.root_seen
     }
 
-    /// Adds one span's facts. A start or end of zero takes no part.
+    /// Adds one span's facts.
     pub(super) fn add(&mut self, span: &crate::otlp::walk::SpanMeta) {
-        if span.start_unix_nano != 0
-            && (self.start_unix_nano == 0 || span.start_unix_nano < self.start_unix_nano)
-        {
-            self.start_unix_nano = span.start_unix_nano;
-        }
-        self.end_unix_nano = self.end_unix_nano.max(span.end_unix_nano);
-        self.spans = self.spans.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(span.len);
-        self.status_mask |= span.status_mask;
-        self.root_seen |= span.is_root;
+        let mut facts = self.facts();
+        span.add_to(&mut facts);
+        let Facts { start_unix_nano, end_unix_nano, spans, bytes, status_mask, root_seen } = facts;
+        self.start_unix_nano = start_unix_nano;
+        self.end_unix_nano = end_unix_nano;
+        self.spans = spans;
+        self.bytes = bytes;
+        self.status_mask = status_mask;
+        self.root_seen = root_seen;
     }
 }
 

@@ -203,7 +203,7 @@ impl Shard {
             entry.add(span);
             self.spans += 1;
             self.span_bytes += u64::from(span.len);
-            randomness = lowest(randomness, span.explicit_randomness);
+            randomness = Randomness::lowest(randomness, span.explicit_randomness);
         }
         let bits = self.ring.bits_mut(position);
         for &index in run.order {
@@ -463,11 +463,4 @@ impl Drop for Shard {
 
 fn record_bytes(first_span_len: usize) -> usize {
     RECORD_HEADER_BYTES + SPAN_HEADER_BYTES + first_span_len
-}
-
-fn lowest(a: Option<Randomness>, b: Option<Randomness>) -> Option<Randomness> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
 }

@@ -34,7 +34,18 @@ pub(crate) fn config(bytes: &[u8], folder: &Path) -> bool {
         assert_eq!(loaded.config.is_none(), loaded.diagnostics.has_errors(), "{shown}");
         loaded.config.map(|config| Plan::compile(&config.policies)).is_some()
     });
-    loads.contains(&true)
+    loads.contains(&true) | tests(&write("main.test.toml", main), main)
+}
+
+/// Loads any bytes as a file of policy tests. Returns whether it loads.
+fn tests(path: &Path, text: &[u8]) -> bool {
+    let loaded = config::load_tests(path);
+    let shown = loaded.diagnostics.to_string();
+    assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+    let own = loaded.diagnostics.iter().filter(|problem| problem.file.ends_with("main.test.toml"));
+    own.for_each(|problem| assert_place(text, problem));
+    assert_eq!(loaded.file.is_none(), loaded.diagnostics.has_errors(), "{shown}");
+    loaded.file.is_some()
 }
 
 /// The place is in the file, or right behind one of its lines.

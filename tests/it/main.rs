@@ -56,6 +56,7 @@ mod stderr;
 mod tidy;
 mod timing;
 mod tls;
+mod tuning;
 mod walker;
 mod web;
 mod window;

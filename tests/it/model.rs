@@ -3,7 +3,7 @@
 mod evaluation;
 mod naive;
 mod order;
-mod strategies;
+pub(crate) mod strategies;
 
 use std::{collections::HashMap, sync::Arc};
 

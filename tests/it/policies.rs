@@ -480,7 +480,7 @@ const ADDITIONS: &[&str] = &[
 ];
 
 /// Scenario: every complete file alone and with all additions; the folder and its table.
-/// Guarantees: they load without a warning, and the table in the folder's README has each file.
+/// Guarantees: they load without a warning, each has tests beside it, and the table in the folder's README has each file.
 #[test]
 fn files_go_together_as_the_table_says() {
     for complete in COMPLETE {
@@ -492,6 +492,12 @@ fn files_go_together_as_the_table_says() {
     let mut names: Vec<_> = entries
         .map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"))
         .collect();
+    let tests: Vec<_> = names.extract_if(.., |name| name.ends_with(".test.toml")).collect();
+    for file in [COMPLETE, ADDITIONS].concat() {
+        let test = file.replace(".toml", ".test.toml");
+        assert!(tests.contains(&test), "{file} has no tests beside it");
+    }
+    assert_eq!(tests.len(), COMPLETE.len() + ADDITIONS.len(), "{tests:?}");
     names.sort();
     let mut known = [COMPLETE, ADDITIONS, &["README.md"]].concat();
     known.sort_unstable();

@@ -10,10 +10,10 @@ use super::{super::load, POLICY, lines};
 use crate::commands::check::{Format, check};
 
 /// A directory of its own for one test, removed with it.
-struct Directory(PathBuf);
+pub(in crate::config) struct Directory(PathBuf);
 
 impl Directory {
-    fn new() -> Self {
+    pub(in crate::config) fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("tailwater-{}-{count}", std::process::id()));
@@ -21,7 +21,7 @@ impl Directory {
         Directory(path)
     }
 
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    pub(in crate::config) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         fs::create_dir_all(path.parent().expect("parent")).expect("directory");
         fs::write(&path, bytes).expect("file");

@@ -13,7 +13,7 @@ use super::{
 mod conditions;
 mod credentials;
 mod expires;
-mod files;
+pub(super) mod files;
 mod hints;
 mod limits;
 mod policies;

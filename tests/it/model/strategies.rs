@@ -134,7 +134,7 @@ pub(super) fn request_of_any_ids() -> impl Strategy<Value = Vec<ResourceSpans>> 
     vec(any::<[u8; 16]>(), 4).prop_flat_map(request)
 }
 
-fn request(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Vec<ResourceSpans>> + Clone {
+pub(crate) fn request(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Vec<ResourceSpans>> + Clone {
     let spans = vec(span(ids), 0..6);
     let scope = (spans, select(vec!["", "https://scope.example/2"])).prop_map(|(spans, url)| {
         ScopeSpans { spans, schema_url: url.to_owned(), ..Default::default() }
@@ -261,7 +261,7 @@ fn event() -> impl Strategy<Value = Event> + Clone {
     })
 }
 
-pub(super) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
+pub(crate) fn policies() -> impl Strategy<Value = Vec<PolicySpec>> {
     let veto = vec(condition(), 1..3)
         .prop_map(|parts| RuleSpec { kind: RuleKind::Drop(parts), sampling_percentage: 100.0 });
     let rule = prop_oneof![5 => probabilistic(), 1 => veto];

@@ -1,0 +1,150 @@
+//! `tailwater replay INPUT...`: what policies would keep of recorded traces.
+//!
+//! Inputs are read one after the other and piece by piece; of a trace there are facts and bits, not
+//! its bytes ([`super::traces`]). When all are read, or memory is full, traces are decided in the
+//! order of their time (`decide`), counted and weighted (`totals`), and reported (`report`).
+//!
+//! What cannot be read is named on standard error and passed over.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+
+use self::{decide::Replay, progress::Progress};
+use crate::{
+    clock, config,
+    policy::PolicySpec,
+    trace_files::{Piece, TraceFile},
+};
+
+mod decide;
+mod progress;
+mod report;
+#[cfg(test)]
+mod tests;
+mod totals;
+
+/// What to replay, and by what.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Configuration or policy file; without it, the built-in policies
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A second one, to say what it would change
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
+    /// How to report
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// What undecided traces may take; when it is full, the oldest are decided early
+    #[arg(long, value_name = "MIB", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub memory_limit_mib: u32,
+    /// Recorded traces in any form, compressed or not; `-` is standard input
+    #[arg(required = true, value_name = "INPUT")]
+    pub inputs: Vec<PathBuf>,
+}
+
+/// How the answer is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For tools: `{"input": {...}, "result": {...}}`.
+    Json,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Replayed {
+    /// To be printed as it is; empty where a configuration cannot be used.
+    pub text: String,
+    /// Whether everything could be read.
+    pub is_fine: bool,
+}
+
+/// Replays and prints. Whether all was fine.
+pub fn run(options: &Options) -> bool {
+    let replayed = replay(options, &mut super::complain);
+    super::print(&replayed.text) && replayed.is_fine
+}
+
+/// Reads and decides all inputs. `tell` gets what people are to read meanwhile, a line or more at a
+/// time. Blocks on the file system and on standard input.
+pub fn replay(options: &Options, tell: &mut dyn FnMut(&str)) -> Replayed {
+    let mut sets = Vec::new();
+    let files = [Some(options.config.as_deref()), options.against.as_deref().map(Some)];
+    for file in files.into_iter().flatten() {
+        match policies(file, tell) {
+            Some(policies) => sets.push(policies),
+            None => return Replayed { text: String::new(), is_fine: false },
+        }
+    }
+    let memory = (options.memory_limit_mib as usize) << 20;
+    let mut replay = Replay::new(&sets, memory);
+    let mut progress = Progress::of(&options.inputs);
+    let mut skipped = 0;
+    let mut skip = |progress: &mut Progress, message: String| {
+        skipped += 1;
+        progress.clear();
+        tell(&format!("{}\n", config::visible(&message)));
+    };
+    for input in &options.inputs {
+        if let Err(message) = read(input, &mut replay, &mut progress, &mut skip) {
+            skip(&mut progress, message);
+        }
+    }
+    progress.clear();
+    let outcome = replay.finish(skipped);
+    Replayed { text: report::print(&outcome, options.format), is_fine: skipped == 0 }
+}
+
+/// The policies of a file that are in force; nothing once every problem with it has been told.
+fn policies(file: Option<&Path>, tell: &mut dyn FnMut(&str)) -> Option<Vec<PolicySpec>> {
+    let loaded = config::load_or_embedded(file);
+    if !loaded.diagnostics.is_empty() {
+        tell(&loaded.diagnostics.to_string());
+    }
+    let in_force = super::in_force(clock::unix_millis());
+    Some(loaded.config?.policies.into_iter().filter(in_force).collect())
+}
+
+/// Reads one input. `skip` is told of each part that is passed over.
+fn read(
+    input: &Path,
+    replay: &mut Replay,
+    progress: &mut Progress,
+    skip: &mut dyn FnMut(&mut Progress, String),
+) -> Result<(), String> {
+    let is_stdin = input == Path::new("-");
+    let name = if is_stdin { "standard input".to_owned() } else { input.display().to_string() };
+    let cannot = |error: io::Error| format!("{name}: cannot be read: {error}");
+    let opened: Box<dyn Read> = match is_stdin {
+        true => Box::new(io::stdin().lock()),
+        false => Box::new(File::open(input).map_err(cannot)?),
+    };
+    let counted = progress.counted(opened);
+    let mut file = TraceFile::open(&name, counted).map_err(cannot)?;
+    while let Some(piece) = file.next_piece() {
+        progress.show();
+        let left_out = match piece {
+            Piece::Request(request) => replay.add(&request, file.share()),
+            Piece::Unreadable(message) => {
+                skip(progress, message);
+                continue;
+            }
+        };
+        let place = file.place();
+        match left_out {
+            Ok(0) => {}
+            Ok(_) => skip(progress, format!("{place}: spans without valid ids are left out")),
+            Err(error) => skip(progress, format!("{place}: {error}")),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Tests as people, tools and CI servers read them.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+
+use super::{Format, Outcome, coverage::Gaps};
+use crate::config::visible;
+
+/// What all tests came to.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    /// By file, in the order of the files.
+    files: Vec<OfFile>,
+}
+
+#[derive(Debug)]
+struct OfFile {
+    name: String,
+    outcomes: Vec<Outcome>,
+    /// Whether it could not be used at all.
+    is_unusable: bool,
+}
+
+impl OfFile {
+    fn failed(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| outcome.failure.is_some()).count()
+    }
+}
+
+impl Report {
+    pub(super) fn add(&mut self, outcome: Outcome) {
+        match self.files.last_mut() {
+            Some(of_file) if of_file.name == outcome.file => of_file.outcomes.push(outcome),
+            _ => {
+                let name = outcome.file.clone();
+                self.files.push(OfFile { name, outcomes: vec![outcome], is_unusable: false });
+            }
+        }
+    }
+
+    /// A file with mistakes, of which no test has run.
+    pub(super) fn add_unusable(&mut self, name: String) {
+        self.files.push(OfFile { name, outcomes: Vec::new(), is_unusable: true });
+    }
+
+    pub(super) fn is_fine(&self) -> bool {
+        self.failed() == 0 && self.unusable() == 0
+    }
+
+    fn failed(&self) -> usize {
+        self.files.iter().map(OfFile::failed).sum()
+    }
+
+    fn unusable(&self) -> usize {
+        self.files.iter().filter(|of_file| of_file.is_unusable).count()
+    }
+
+    fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
+        self.files.iter().flat_map(|of_file| &of_file.outcomes)
+    }
+
+    pub(super) fn print(&self, format: Format, gaps: Option<&Gaps>) -> String {
+        match format {
+            Format::Text => self.text(gaps),
+            Format::Json => self.json(gaps),
+            Format::Junit => self.junit(),
+        }
+    }
+
+    fn text(&self, gaps: Option<&Gaps>) -> String {
+        let mut text = String::new();
+        for outcome in self.outcomes() {
+            if let Some(failure) = &outcome.failure {
+                let Outcome { file, line, name, .. } = outcome;
+                let (name, failure) = (visible(name), visible(failure));
+                let _ = writeln!(text, "{file}:{line}: error: test \"{name}\": {failure}");
+                text.push_str(&matches(outcome));
+            }
+        }
+        text.push_str(&gaps.map(gaps_text).unwrap_or_default());
+        let (failed, unusable) = (self.failed(), self.unusable());
+        let passed = self.outcomes().count() - failed;
+        let word = if self.is_fine() { "ok" } else { "FAILED" };
+        let _ = write!(text, "test result: {word}. {passed} passed; {failed} failed");
+        if unusable > 0 {
+            let _ = write!(text, "; {unusable} of the files cannot be used");
+        }
+        text + "\n"
+    }
+
+    fn json(&self, gaps: Option<&Gaps>) -> String {
+        let test = |outcome: &Outcome| {
+            let came = outcome.came.as_ref();
+            json!({
+                "file": outcome.file,
+                "line": outcome.line,
+                "name": outcome.name,
+                "passed": outcome.failure.is_none(),
+                "percentage": came.map(|came| number(came.percentage)),
+                "policy": came.map(|came| &came.policy),
+                "matched": came.map_or(&[][..], |came| &came.matched),
+            })
+        };
+        let tests: Vec<_> = self.outcomes().map(test).collect();
+        let failed = self.failed();
+        let passed = tests.len() - failed;
+        let mut answer = json!({ "tests": tests, "passed": passed, "failed": failed });
+        if let Some(gaps) = gaps {
+            answer["coverage"] = json!(gaps);
+        }
+        format!("{answer:#}\n")
+    }
+
+    fn junit(&self) -> String {
+        let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+        let (tests, failed) = (self.outcomes().count(), self.failed());
+        let errors = self.unusable();
+        let total = tests + errors;
+        let _ = writeln!(
+            xml,
+            "<testsuites name=\"tailwater\" tests=\"{total}\" failures=\"{failed}\" \
+             errors=\"{errors}\">"
+        );
+        for of_file in &self.files {
+            suite(of_file, &mut xml);
+        }
+        xml + "</testsuites>\n"
+    }
+}
+
+/// A whole number without its `.0`.
+fn number(percentage: f64) -> serde_json::Value {
+    if percentage.fract() == 0.0 { json!(percentage as u64) } else { json!(percentage) }
+}
+
+/// For each policy whether it matched.
+fn matches(outcome: &Outcome) -> String {
+    let Some(came) = &outcome.came else { return String::new() };
+    let mut text = String::new();
+    for policy in &*outcome.policies {
+        let word = if came.matched.contains(policy) { "matched" } else { "did not match" };
+        let _ = writeln!(text, "    {policy}: {word}");
+    }
+    text
+}
+
+fn gaps_text(gaps: &Gaps) -> String {
+    let Gaps { never_credited, never_true, never_false } = gaps;
+    let lists = [
+        ("policies that no test credits", never_credited),
+        ("conditions that are true in no test", never_true),
+        ("conditions that are false in no test", never_false),
+    ];
+    let mut text = String::new();
+    for (what, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
+        let _ = writeln!(text, "coverage: {what}:");
+        for entry in *list {
+            let _ = writeln!(text, "    {}", visible(entry));
+        }
+    }
+    if text.is_empty() {
+        text.push_str("coverage: each policy is credited, each condition is true and false\n");
+    }
+    text
+}
+
+fn suite(of_file: &OfFile, xml: &mut String) {
+    let OfFile { name, outcomes, is_unusable } = of_file;
+    let (name, errors) = (escaped(name), usize::from(*is_unusable));
+    let (tests, failed) = (outcomes.len() + errors, of_file.failed());
+    let _ = writeln!(
+        xml,
+        "  <testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failed}\" errors=\"{errors}\">"
+    );
+    if *is_unusable {
+        let _ = writeln!(xml, "    <testcase name=\"{name}\" classname=\"{name}\">");
+        let _ = writeln!(xml, "      <error message=\"the file has mistakes\"/>");
+        let _ = writeln!(xml, "    </testcase>");
+    }
+    for outcome in outcomes {
+        let (test, line) = (escaped(&outcome.name), outcome.line);
+        let _ = write!(
+            xml,
+            "    <testcase name=\"{test}\" classname=\"{name}\" file=\"{name}\" line=\"{line}\""
+        );
+        match &outcome.failure {
+            None => xml.push_str("/>\n"),
+            Some(failure) => {
+                let (failure, matches) = (escaped(failure), escaped(&matches(outcome)));
+                let _ =
+                    writeln!(xml, ">\n      <failure message=\"{failure}\">{matches}</failure>");
+                xml.push_str("    </testcase>\n");
+            }
+        }
+    }
+    xml.push_str("  </testsuite>\n");
+}
+
+/// Text for an attribute or an element. XML has no control characters at all.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\n' => out.push('\n'),
+            '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
+            c if c.is_control() => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xml_is_escaped() {
+        assert_eq!(escaped("a<b>&\"\u{1b}[m"), "a&lt;b&gt;&amp;&quot;\\u{1b}[m");
+    }
+}

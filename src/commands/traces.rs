@@ -1,0 +1,267 @@
+//! Whole traces without their bytes: what a plan decides on, gathered from requests as they come.
+//!
+//! `test` and `replay` decide by this. A request is walked once, whatever the number of plans:
+//! their leaves share one pass, side by side in the bits of a span. Per trace there are its facts,
+//! its randomness and its bits, as in the window of the running service, and the highest `ot=th` of
+//! its spans. The bytes of a request are not kept.
+
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+
+use crate::{
+    budget::Budget,
+    otlp::{
+        Contexts,
+        conditions::{Attribute, Conditions, Event, SpanFields},
+        tracestate,
+        walk::{self, SpanMeta, Unwalked, Walked},
+        wire::Malformed,
+    },
+    policy::{Evidence, Leaves, Plan},
+    trace::{Facts, Randomness, Threshold, TraceId},
+};
+
+/// What the resources and scopes of one request may take while it is walked.
+const CONTEXT_BYTES_MAX: usize = 512 << 20;
+
+/// What is known of one trace, its bits aside.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trace {
+    pub(super) id: TraceId,
+    pub(super) facts: Facts,
+    /// Encoded bytes of its spans. Those of the facts end at 4 GiB.
+    pub(super) bytes: u64,
+    explicit_randomness: Option<Randomness>,
+    /// The highest `ot=th` of its spans.
+    pub(super) sampled_at: Option<Threshold>,
+    /// The share of all traces that the file which it came from holds.
+    pub(super) share: f64,
+}
+
+impl Trace {
+    /// What is compared with a threshold.
+    pub(super) fn randomness(&self) -> Randomness {
+        self.explicit_randomness.unwrap_or_else(|| self.id.randomness())
+    }
+
+    /// When it was complete, Unix nanoseconds; 0 where its spans have no times.
+    pub(super) fn time(&self) -> u64 {
+        self.facts.end_unix_nano.max(self.facts.start_unix_nano)
+    }
+}
+
+/// The traces of all requests so far.
+#[derive(Debug)]
+pub(super) struct Traces {
+    plans: Vec<Arc<Plan>>,
+    contexts: Contexts,
+    walked: Walked,
+    traces: Vec<Trace>,
+    /// Of each trace the bits for each plan, one after the other.
+    bits: Vec<u64>,
+    words: usize,
+    /// Indices of `traces` by id.
+    index: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl Traces {
+    /// None yet, to be decided by these plans.
+    pub(super) fn new(plans: Vec<Arc<Plan>>) -> Self {
+        Traces {
+            words: plans.iter().map(|plan| plan.leaves().words()).sum(),
+            plans,
+            contexts: Contexts::new(Budget::new(CONTEXT_BYTES_MAX)),
+            walked: Walked::default(),
+            traces: Vec::new(),
+            bits: Vec::new(),
+            index: HashTable::new(),
+            hasher: RandomState::default(),
+        }
+    }
+
+    /// What a trace takes at most. The tables double: while one grows, the old one and the new one
+    /// are both there.
+    pub(super) fn bytes_per_trace(&self) -> usize {
+        3 * (size_of::<Trace>() + self.words * size_of::<u64>() + size_of::<u32>() + 1)
+    }
+
+    pub(super) fn plans(&self) -> &[Arc<Plan>] {
+        &self.plans
+    }
+
+    pub(super) fn all(&self) -> &[Trace] {
+        &self.traces
+    }
+
+    /// Adds an `ExportTraceServiceRequest`. Returns how many spans have no valid ids and were left
+    /// out.
+    ///
+    /// # Errors
+    /// [`Unwalked`]; nothing of the request was added.
+    pub(super) fn add(&mut self, request: &[u8], share: f64) -> Result<u64, Unwalked> {
+        self.walked.clear();
+        let side_by_side = SideBySide { leaves: self.plans.iter().map(|plan| plan.leaves()) };
+        walk::walk(request, &self.contexts, &side_by_side, &mut self.walked)?;
+        let walked = std::mem::take(&mut self.walked);
+        let words = self.words + 1;
+        let mut last = None;
+        for (span, bits) in walked.spans.iter().zip(walked.bits.chunks_exact(words)) {
+            // The spans of a trace mostly follow one another.
+            let at = match last {
+                Some((id, at)) if id == span.trace_id => at,
+                _ => self.find_or_add(span.trace_id, share),
+            };
+            last = Some((span.trace_id, at));
+            self.add_span(at, span, bits);
+        }
+        let rejected = walked.rejected;
+        self.walked = walked;
+        self.walked.clear();
+        Ok(rejected)
+    }
+
+    fn find_or_add(&mut self, id: TraceId, share: f64) -> usize {
+        let Traces { traces, index, hasher, .. } = self;
+        let hash = hash_of(hasher, id);
+        if let Some(&at) = index.find(hash, |&at| traces[at as usize].id == id) {
+            return at as usize;
+        }
+        let at = traces.len();
+        let (facts, bytes) = (Facts::default(), 0);
+        let (explicit_randomness, sampled_at) = (None, None);
+        traces.push(Trace { id, facts, bytes, explicit_randomness, sampled_at, share });
+        self.bits.resize(self.bits.len() + self.words, 0);
+        // Memory bounds traces far below 2^32.
+        index.insert_unique(hash, at as u32, |&at| hash_of(hasher, traces[at as usize].id));
+        at
+    }
+
+    fn add_span(&mut self, at: usize, span: &SpanMeta, bits: &[u64]) {
+        let trace = &mut self.traces[at];
+        span.add_to(&mut trace.facts);
+        trace.bytes += u64::from(span.len);
+        let randomness = &mut trace.explicit_randomness;
+        *randomness = Randomness::lowest(*randomness, span.explicit_randomness);
+        let known = &mut self.bits[at * self.words..][..self.words];
+        known.iter_mut().zip(bits).for_each(|(known, bits)| *known |= bits);
+        trace.sampled_at = trace.sampled_at.max(sampled_at(bits[self.words]));
+    }
+
+    /// What a plan decides a trace on.
+    pub(super) fn evidence(&self, trace: usize, plan: usize, forced: bool) -> Evidence<'_> {
+        let of = |plan: &Arc<Plan>| plan.leaves().words();
+        let start: usize = self.plans[..plan].iter().map(of).sum();
+        let bits = &self.bits[trace * self.words + start..][..of(&self.plans[plan])];
+        let trace = &self.traces[trace];
+        Evidence { facts: &trace.facts, bits, randomness: trace.randomness(), forced }
+    }
+
+    /// Forgets the traces that are marked.
+    pub(super) fn forget(&mut self, is_forgotten: &[bool]) {
+        let mut left = 0;
+        for (at, _) in is_forgotten.iter().enumerate().filter(|(_, is_forgotten)| !**is_forgotten) {
+            self.traces[left] = self.traces[at];
+            self.bits.copy_within(at * self.words..(at + 1) * self.words, left * self.words);
+            left += 1;
+        }
+        self.traces.truncate(left);
+        self.bits.truncate(left * self.words);
+        self.index.clear();
+        let Traces { traces, index, hasher, .. } = self;
+        let rehash = |&at: &u32| hash_of(hasher, traces[at as usize].id);
+        for at in 0..left as u32 {
+            index.insert_unique(rehash(&at), at, rehash);
+        }
+    }
+}
+
+fn hash_of(hasher: &RandomState, id: TraceId) -> u64 {
+    std::hash::BuildHasher::hash_one(hasher, id)
+}
+
+/// The leaves of several plans as conditions of one walk: their bits one after the other, and last
+/// a word with the span's `ot=th`, one higher, so that 0 is none.
+struct SideBySide<I> {
+    leaves: I,
+}
+
+impl<'p, I: Iterator<Item = &'p Leaves> + Clone> SideBySide<I> {
+    fn each(&self, bits: &mut [u64], mut test: impl FnMut(&Leaves, &mut [u64])) {
+        let mut rest = bits;
+        for leaves in self.leaves.clone() {
+            let (own, others) = rest.split_at_mut(leaves.words());
+            test(leaves, own);
+            rest = others;
+        }
+    }
+}
+
+impl<'p, I: Iterator<Item = &'p Leaves> + Clone> Conditions for SideBySide<I> {
+    fn words(&self) -> usize {
+        self.leaves.clone().map(Conditions::words).sum::<usize>() + 1
+    }
+
+    fn reads_attributes(&self) -> bool {
+        self.leaves.clone().any(Conditions::reads_attributes)
+    }
+
+    fn reads_fields(&self) -> bool {
+        true
+    }
+
+    fn reads_events(&self) -> bool {
+        self.leaves.clone().any(Conditions::reads_events)
+    }
+
+    fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        let mut outcome = Ok(());
+        self.each(bits, |leaves, bits| {
+            if leaves.reads_attributes() {
+                outcome = outcome.and(leaves.test_attribute(attribute, bits));
+            }
+        });
+        outcome
+    }
+
+    fn test_resource_attribute(
+        &self,
+        attribute: Attribute<'_>,
+        bits: &mut [u64],
+    ) -> Result<(), Malformed> {
+        let mut outcome = Ok(());
+        self.each(bits, |leaves, bits| {
+            outcome = outcome.and(leaves.test_resource_attribute(attribute, bits));
+        });
+        outcome
+    }
+
+    fn test_event(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
+        let mut outcome = Ok(());
+        self.each(bits, |leaves, bits| {
+            if leaves.reads_events() {
+                outcome = outcome.and(leaves.test_event(event, bits));
+            }
+        });
+        outcome
+    }
+
+    fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]) {
+        self.each(bits, |leaves, bits| {
+            if leaves.reads_fields() {
+                leaves.test_span(fields, bits);
+            }
+        });
+        if let (Some(word), Some(threshold)) =
+            (bits.last_mut(), tracestate::threshold(fields.trace_state))
+        {
+            *word = threshold.bits() + 1;
+        }
+    }
+}
+
+fn sampled_at(word: u64) -> Option<Threshold> {
+    word.checked_sub(1).map(Threshold::from_bits)
+}

@@ -1,0 +1,321 @@
+//! Files of policy tests, for `tailwater test`: policies, traces, and what is expected of them.
+//!
+//! A test file names its policies as a configuration does: in `[[policy]]` tables, by
+//! `policy_files`, or all those of a configuration by `config`. Every mistake is reported with its
+//! place, in the test file and in what it names. How a trace is written is read in [`spans`].
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    diagnostics::{Diagnostic, Diagnostics, Problem, did_you_mean, quote},
+    files,
+    load::{Host, Load, on_a_large_stack},
+    reader::{Reader, Span},
+    section::{Read, Section},
+    source::Source,
+    syntax, values,
+};
+use crate::{
+    policy::PolicySpec,
+    trace::{TraceId, Trigger},
+};
+
+mod spans;
+#[cfg(test)]
+mod tests;
+
+pub use spans::{AttributeValue, TestEvent, TestSpan};
+
+/// What a test file says.
+#[derive(Debug)]
+pub struct PolicyTests {
+    /// The policies to test, in their order, each with the place of its name.
+    pub policies: Vec<(PolicySpec, Diagnostic)>,
+    /// The tests in their order.
+    pub tests: Vec<PolicyTest>,
+}
+
+/// What came of loading a test file.
+#[derive(Debug)]
+pub struct LoadedTests {
+    /// Present if and only if there is no error.
+    pub file: Option<PolicyTests>,
+    /// Errors and warnings, sorted.
+    pub diagnostics: Diagnostics,
+}
+
+/// One `[[test]]`.
+#[derive(Clone, Debug)]
+pub struct PolicyTest {
+    /// Not empty.
+    pub name: String,
+    /// Its place; the words are yet to be said.
+    pub place: Diagnostic,
+    /// What is decided.
+    pub trace: TestedTrace,
+    /// Why it is decided when it is.
+    pub trigger: Trigger,
+    /// At least one of these is set.
+    pub expected: Expected,
+}
+
+/// The trace of a test.
+#[derive(Clone, Debug)]
+pub enum TestedTrace {
+    /// Written out; not empty.
+    Spans(Vec<TestSpan>),
+    /// Recorded.
+    File {
+        /// In any form that `replay` reads.
+        path: PathBuf,
+        /// Which, where the file has several.
+        trace_id: Option<TraceId>,
+        /// Where the file is named; the words are yet to be said.
+        place: Diagnostic,
+    },
+}
+
+/// What a test expects of a decision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Expected {
+    /// Per cent; `kept` is 100 or 0.
+    pub percentage: Option<f64>,
+    /// The policy that is credited, or `none`.
+    pub policy: Option<String>,
+    /// All policies that match.
+    pub matched: Option<Vec<String>>,
+}
+
+/// The names of policies that a test mentions, with their places.
+type Mentions = Vec<(String, Span)>;
+
+const TRIGGERS: &[(&str, Trigger)] = &[
+    ("decision_wait", Trigger::DecisionWait),
+    ("root_received", Trigger::RootReceived),
+    ("memory", Trigger::Memory),
+    ("trace_limit", Trigger::TraceLimit),
+    ("shutdown", Trigger::Shutdown),
+];
+
+/// Reads a test file and all files it names but recorded traces. Blocks on the file system.
+pub fn load_tests(path: &Path) -> LoadedTests {
+    match files::read_text(path) {
+        Ok(source) => parse(&source, path, Host::detect()),
+        Err(diagnostics) => LoadedTests { file: None, diagnostics },
+    }
+}
+
+fn parse(source: &Source, path: &Path, host: Host) -> LoadedTests {
+    on_a_large_stack(|| {
+        let mut load = Load::new(host.clone());
+        let mut file = TestFile { source, path, mentions: Mentions::new() };
+        let (tests, from) = file.read(&mut load);
+        load.policy_files(source, path, &from.policy_files);
+        if let Some((config, span)) = from.config {
+            file.policies_of(&config, &span, &mut load);
+        }
+        load.require_policies(source);
+        load.review();
+        file.check_mentions(&mut load);
+        load.diagnostics.sort();
+        let is_fine = !load.diagnostics.has_errors();
+        let policies = load.policies.into_placed();
+        let file = is_fine.then_some(PolicyTests { policies, tests });
+        LoadedTests { file, diagnostics: load.diagnostics }
+    })
+}
+
+/// Where the policies of a test file come from, its own tables aside.
+struct From {
+    policy_files: Vec<(String, Span)>,
+    config: Option<(PathBuf, Span)>,
+}
+
+/// A test file on its way.
+struct TestFile<'s> {
+    source: &'s Source,
+    path: &'s Path,
+    mentions: Mentions,
+}
+
+impl TestFile<'_> {
+    fn read(&mut self, load: &mut Load) -> (Vec<PolicyTest>, From) {
+        let directory = self.path.parent().unwrap_or(Path::new(""));
+        let (table, damage) = syntax::parse(self.source, &mut load.diagnostics);
+        load.obscured |= damage.hides_keys();
+        let variable = load.host.variable;
+        let mut reader = Reader::new(self.source, &damage, &mut load.diagnostics, variable);
+        let mut root = reader.root(&table, " in a test file");
+        let policy_files = root.texts("policy_files");
+        let config = root.file("config", directory);
+        load.policies.read(&mut root);
+        if let Read::Set(_, span) = &config
+            && (load.policies.found() || !matches!(policy_files, Read::Unset))
+        {
+            let problem = Problem::new("`config` stands beside other policies");
+            root.error(span.clone(), problem.hint("name one configuration, or policies"));
+        }
+        let is_config_bad = matches!(config, Read::Bad);
+        let tables = root.tables("test");
+        root.require("test", &tables, Problem::new("the file has no [[test]]"));
+        let mut tests = Vec::new();
+        for table in tables.or(Vec::new()) {
+            tests.extend(self.test(root.element(table), directory));
+        }
+        root.finish();
+        reader.finish();
+        load.obscured |= is_config_bad;
+        let config = match config {
+            Read::Set(path, span) => Some((path, span)),
+            Read::Unset | Read::Bad => None,
+        };
+        (tests, From { policy_files: policy_files.or(Vec::new()), config })
+    }
+
+    /// Reads the policies of a configuration, which is checked as a whole.
+    fn policies_of(&self, config: &Path, span: &Span, load: &mut Load) {
+        match files::read(config) {
+            Ok(source) => {
+                let mut inner = Load::new(load.host.clone());
+                let directory = config.parent().unwrap_or(Path::new(""));
+                let (sections, _) = inner.main_file(&source, directory);
+                inner.policy_files(&source, config, &sections.policy_files);
+                inner.require_policies(&source);
+                load.obscured |= inner.diagnostics.has_errors();
+                load.diagnostics.merge(inner.diagnostics);
+                load.policies = inner.policies;
+            }
+            Err(files::Unreadable::Closed(problem)) => load.unreadable(self.source, span, problem),
+            Err(files::Unreadable::NotText(diagnostic)) => {
+                load.obscured = true;
+                load.diagnostics.push(*diagnostic);
+            }
+        }
+    }
+
+    /// Reports names of policies that there are not, or that take no part.
+    fn check_mentions(&mut self, load: &mut Load) {
+        if load.obscured || load.diagnostics.has_errors() {
+            return;
+        }
+        for (name, span) in std::mem::take(&mut self.mentions) {
+            let specs = load.policies.specs();
+            let problem = match specs.iter().find(|spec| spec.name == name) {
+                Some(spec) if spec.shadow => {
+                    Problem::new(format!("{} is a shadow policy: it decides nothing", quote(&name)))
+                        .hint("to test it, take `shadow` out of it")
+                }
+                Some(spec) if spec.expires.is_some_and(|at| at <= load.host.now) => {
+                    Problem::new(format!("the policy {} has expired", quote(&name)))
+                }
+                Some(_) => continue,
+                None => {
+                    let names = specs.iter().map(|spec| spec.name.as_str());
+                    let hint = did_you_mean(&name, names.chain(["none"]));
+                    Problem::new(format!("there is no policy {}", quote(&name))).maybe_hint(hint)
+                }
+            };
+            let error = self.source.diagnose(span, super::Severity::Error, problem);
+            load.diagnostics.push(error);
+        }
+    }
+
+    fn test(&mut self, mut section: Section<'_, '_>, directory: &Path) -> Option<PolicyTest> {
+        section.set_place(" in a test".to_owned());
+        let place = section.error_at(section.span());
+        let name = section.literal("name", |name| match name.trim() {
+            "" => Err(Problem::new("the name of the test is empty")),
+            _ => Ok(name.to_owned()),
+        });
+        section.require("name", &name, Problem::new("the test has no `name`"));
+        let trace = trace(&mut section, directory);
+        let trigger = section.literal("trigger", |text| values::choice("trigger", text, TRIGGERS));
+        let expected = self.expected(&mut section);
+        section.finish();
+        let (name, trace, trigger) = (name.good()?, trace?, trigger.or(Trigger::DecisionWait));
+        Some(PolicyTest { name, place, trace, trigger, expected })
+    }
+
+    fn expected(&mut self, section: &mut Section<'_, '_>) -> Expected {
+        let percentage = section.percentage("percentage");
+        let kept = section.boolean("kept");
+        let policy = section.literal("policy", |name| Ok(name.to_owned()));
+        let matched = section.literals("matched");
+        let are_unset = matches!((&percentage, &kept), (Read::Unset, Read::Unset))
+            && matches!((&policy, &matched), (Read::Unset, Read::Unset));
+        if are_unset {
+            let keys = ["percentage", "kept", "policy", "matched"];
+            let problem = Problem::new("the test expects nothing");
+            let hint = "add `percentage`, `kept`, `policy` or `matched`";
+            section.require_any(&keys, problem.hint(hint));
+        }
+        if let (Read::Set(..), Read::Set(_, span)) = (&percentage, &kept) {
+            let problem = Problem::new("`kept` stands beside `percentage`");
+            section.error(span.clone(), problem.hint("`kept = true` is short for 100"));
+        }
+        if let Read::Set(name, span) = &policy
+            && name != "none"
+        {
+            self.mentions.push((name.clone(), span.clone()));
+        }
+        let matched = matched.good();
+        self.mentions.extend(matched.iter().flatten().cloned());
+        let kept = kept.good().map(|kept| if kept { 100.0 } else { 0.0 });
+        let names = |matched: Vec<(String, Span)>| matched.into_iter().map(|(name, _)| name);
+        Expected {
+            percentage: percentage.good().or(kept),
+            policy: policy.good(),
+            matched: matched.map(|matched| names(matched).collect()),
+        }
+    }
+}
+
+/// The trace of a test: `spans`, or `file` and `trace_id`.
+fn trace(section: &mut Section<'_, '_>, directory: &Path) -> Option<TestedTrace> {
+    let spans = spans::spans(section);
+    let file = section.file("file", directory);
+    let trace_id = section.literal("trace_id", |text| {
+        trace_id(text).ok_or_else(|| {
+            Problem::new(format!("{} is not the id of a trace", quote(text)))
+                .hint("write up to 32 hexadecimal digits, or 24 characters of base64")
+        })
+    });
+    match (&spans, &file) {
+        (Read::Unset, Read::Unset) => {
+            let problem = Problem::new("the test has no `spans` and no `file`");
+            section.require_any(&["spans", "file"], problem);
+        }
+        (Read::Set(..), Read::Set(_, span)) => {
+            section.error(span.clone(), Problem::new("`file` stands beside `spans`"));
+        }
+        (Read::Set(..), Read::Unset) => {
+            section.refuse("trace_id", Problem::new("`trace_id` belongs to `file`"));
+        }
+        _ => {}
+    }
+    match (spans, file) {
+        (Read::Set(spans, _), _) => Some(TestedTrace::Spans(spans)),
+        (_, Read::Set(path, span)) => {
+            let place = section.error_at(span);
+            Some(TestedTrace::File { path, trace_id: trace_id.good(), place })
+        }
+        _ => None,
+    }
+}
+
+/// A trace id as tools show it: hexadecimal, perhaps without leading zeros or with dashes, or
+/// base64.
+fn trace_id(text: &str) -> Option<TraceId> {
+    use base64::{Engine as _, alphabet, engine};
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let digits = digits.strip_prefix("0x").unwrap_or(&digits);
+    let is_hex = !digits.is_empty() && digits.len() <= 32;
+    if is_hex && let Some(id) = TraceId::from_hex(&format!("{digits:0>32}")) {
+        return Some(id).filter(|id| id.0 != [0; 16]);
+    }
+    let config = engine::GeneralPurposeConfig::new()
+        .with_decode_padding_mode(engine::DecodePaddingMode::Indifferent);
+    let decode = |alphabet| engine::GeneralPurpose::new(alphabet, config).decode(text).ok();
+    let bytes = decode(&alphabet::STANDARD).or_else(|| decode(&alphabet::URL_SAFE))?;
+    <[u8; 16]>::try_from(bytes).ok().map(TraceId).filter(|id| id.0 != [0; 16])
+}
