@@ -168,8 +168,8 @@ impl Service<Uri> for Connector {
                     Ok(TokioIo::new(connection))
                 }
                 Err(error) => {
-                    if let Some(left_out) = connector.throttle.ask() {
-                        warn!(left_out, "cannot connect to the backend {uri}: {error}");
+                    if let Some(suppressed) = connector.throttle.ask() {
+                        warn!(suppressed, "cannot connect to the backend {uri}: {error}");
                     }
                     Err(error)
                 }
@@ -210,8 +210,8 @@ impl Connection {
         };
         let expects_http2 = protocol == Protocol::Grpc || self.is_http2();
         let Some(seems) = seems(beginning, expects_http2) else { return Ok(()) };
-        if let Some(left_out) = self.throttle.ask() {
-            warn!(left_out, "the backend at {} answers {seems}", self.address);
+        if let Some(suppressed) = self.throttle.ask() {
+            warn!(suppressed, "the backend at {} answers {seems}", self.address);
         }
         Err(io::Error::other(format!("the backend answers {seems}")))
     }
@@ -264,10 +264,10 @@ impl AsyncRead for Connection {
         // A backend that refuses this service's certificate says so only after the handshake.
         if let Err(error) = &read
             && error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
-            && let Some(left_out) = self.throttle.ask()
+            && let Some(suppressed) = self.throttle.ask()
         {
             let address = self.address;
-            warn!(left_out, "the backend ended the connection: TLS with {address}: {error}");
+            warn!(suppressed, "the backend ended the connection: TLS with {address}: {error}");
         }
         Poll::Ready(read.and_then(|()| self.look_at(&buffer.filled()[filled..])))
     }
