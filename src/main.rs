@@ -79,7 +79,7 @@ fn logging(level: Level, is_json: bool, work: impl FnOnce(&Log) -> bool) -> bool
     match Log::start(level, is_json) {
         Ok(log) => work(&log),
         Err(problem) => {
-            complain(&format!("error: cannot start the thread that logs: {problem}\n"));
+            complain(&format!("error: cannot start the thread of the log: {problem}\n"));
             false
         }
     }
@@ -89,7 +89,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let is_fine = runtime.block_on(work);
-            // Whatever still runs was cut off on purpose, by a deadline or a second signal.
+            // Tasks that still run were cut off on purpose, by a deadline or a second signal.
             runtime.shutdown_background();
             is_fine
         }

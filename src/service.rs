@@ -356,7 +356,7 @@ impl Service {
         let half = deadline - self.shutdown_timeout / 2;
         let receivers = async { while self.receivers.join_next().await.is_some() {} };
         if timeout_at(half, receivers).await.is_err() {
-            warn!("cutting connections that did not finish in time");
+            warn!("aborting the connections that did not finish within half of shutdown_timeout");
             self.receivers.abort_all();
         }
         self.intake.turns.finish().await;
@@ -387,7 +387,11 @@ impl Service {
         let left = self.sampler.buffered().spans + self.queue.held().1;
         let undelivered = self.metrics.failed_in_all() - failed_before + left;
         if undelivered > 0 {
-            error!(spans = undelivered, "stopped before all kept spans were delivered");
+            error!(
+                spans = undelivered,
+                "stopped before all kept spans were delivered; check the backend, or raise \
+                 shutdown_timeout"
+            );
         }
         undelivered
     }

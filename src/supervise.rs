@@ -33,7 +33,7 @@ use tracing::error;
 
 /// Panics of a task's loop that the service survives within [`PANICS_WITHIN`].
 pub const PANICS_MAX: usize = 10;
-/// See [`PANICS_MAX`].
+/// The period of [`PANICS_MAX`].
 pub const PANICS_WITHIN: Duration = Duration::from_secs(60);
 /// The pause before a loop is restarted: the cause of the panic may need a moment to pass.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -197,7 +197,7 @@ impl Supervisor {
     pub fn panicked(&self, task: Task) {
         self.panics[task as usize].fetch_add(1, Relaxed);
         tell(|| {
-            error!(task = task.as_str(), "contained a panic: what was in hand is lost and counted");
+            error!(task = task.as_str(), "contained a panic: its work in hand is lost and counted");
         });
     }
 
@@ -213,7 +213,7 @@ impl Supervisor {
 
     fn ended(&self, task: Task) {
         if !self.is_stopping.load(Relaxed) && self.failed().is_none() {
-            tell(|| error!(task = task.as_str(), "the task has ended: the service cannot go on"));
+            tell(|| error!(task = task.as_str(), "the task ended early: the service shuts down"));
             self.failed.send_replace(Some(Failure::Ended(task)));
         }
     }
@@ -226,7 +226,9 @@ impl Supervisor {
         recent.push_back(now);
         if recent.len() > PANICS_MAX && !self.keeps_panicking() {
             let times = recent.len();
-            tell(|| error!(task = task.as_str(), "panicked {times} times in a minute: giving up"));
+            tell(|| {
+                error!(task = task.as_str(), "panicked {times} times in a minute: shutting down");
+            });
             self.failed.send_replace(Some(Failure::KeepsPanicking(task)));
         }
     }

@@ -43,7 +43,7 @@ pub fn terms() -> Terms {
 /// A backend that runs until it is dropped.
 #[derive(Debug)]
 pub struct Sink {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,

@@ -168,7 +168,7 @@ pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FileFau
 }
 
 /// The CAs of a file.
-pub(super) fn authorities(file: &Path) -> Result<RootCertStore, FileFault> {
+pub(super) fn roots(file: &Path) -> Result<RootCertStore, FileFault> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(Role::Authorities, file)? {
         let bad = |_| FileFault::new(Role::Authorities, file, Fault::BadCertificate);

@@ -80,7 +80,7 @@ impl fmt::Debug for ClientSide {
 impl ServerSide {
     pub(super) fn read(files: &ServerTls) -> Result<Self, Faults> {
         let identity = identity(&files.cert_file, &files.key_file);
-        let clients = files.client_ca_file.as_deref().map(pem::authorities).transpose();
+        let clients = files.client_ca_file.as_deref().map(pem::roots).transpose();
         let (identity, clients) = both(identity, clients.map_err(|fault| vec![fault]))?;
         let certificate = Dates::of(&identity.cert[0]);
         let config = versions(ServerConfig::builder_with_provider(Arc::clone(provider())));
@@ -109,8 +109,8 @@ impl ClientSide {
     pub(super) fn read(files: &ClientTls) -> Result<Self, Faults> {
         let identity = files.identity.as_ref().map(|(cert, key)| identity(cert, key)).transpose();
         let roots = match &files.ca_file {
-            Some(file) => pem::authorities(file),
-            None => system_authorities(),
+            Some(file) => pem::roots(file),
+            None => system_roots(),
         };
         let (identity, roots) = both(identity, roots.map_err(|fault| vec![fault]))?;
         let certificate = identity.as_ref().map(|identity| Dates::of(&identity.cert[0]));
@@ -154,7 +154,7 @@ fn identity(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, Vec<FileF
 
 /// The CAs that the operating system trusts. Those that cannot be read are skipped, if there is at
 /// least one other.
-fn system_authorities() -> Result<RootCertStore, FileFault> {
+fn system_roots() -> Result<RootCertStore, FileFault> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {

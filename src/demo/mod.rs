@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Traffic (six services) --OTLP/gRPC--> Service (receiver, sampler, exporter) --OTLP/gRPC--> Sink
-//!     \--what was made--> Verifier <--what arrived------------------------------------------/
+//!     \--sent traces----> Verifier <--received traces---------------------------------------/
 //! ```
 //!
 //! The service is the real one, with its embedded policies, on real sockets; the figures are read

@@ -33,7 +33,7 @@ pub struct Queue {
     state: Mutex<State>,
     /// Notified when a request can be popped, or the queue was closed.
     arrived: Notify,
-    /// Room was made.
+    /// Notified when space was freed.
     left: Notify,
     budget: Arc<Budget>,
 }

@@ -57,7 +57,11 @@ pub(super) fn grpc_limits(
 ) -> listen::Limits {
     let wanted = config.grpc.max_connections;
     if connections_max < wanted {
-        warn!(connections_max, wanted, "the limit of open files lowers max_connections");
+        warn!(
+            connections_max,
+            wanted,
+            "the limit of open files lowers receiver.grpc.max_connections: raise that limit"
+        );
     }
     listen::Limits {
         max_connections: wanted.min(connections_max),

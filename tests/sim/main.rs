@@ -54,11 +54,11 @@ fn in_virtual_time<F: Future>(future: F) -> F::Output {
 /// clog and break; a backend that crashes, hangs, refuses, throttles and rejects; valid and invalid
 /// reloads; little memory; small queues; a shutdown during all that. The mixture differs for each
 /// seed.
-/// Guarantees: the ledger holds at every step; it contains everything acknowledged and nothing refused;
-/// each trace is decided once while its decision is remembered, as a naive model decides; the backend
-/// has no span of a dropped trace, and of a kept trace every span not counted as failed; memory is
-/// bounded, and all of it is released; everything is drained once the faults stop; the shutdown keeps
-/// its time.
+/// Guarantees: the ledger holds at every step; it contains everything acknowledged and nothing
+/// refused; each trace is decided once while its decision is remembered, as a naive model decides;
+/// the backend has no span of a dropped trace, and of a kept trace every span not counted as
+/// failed; memory is bounded, and all of it is released; everything is drained once the faults
+/// stop; the shutdown keeps its time.
 #[test]
 fn seeds() {
     if let Some(seed) = number("SIM_SEED") {

@@ -54,9 +54,9 @@ fn run(overflow: Overflow, max_elapsed_time: Option<Duration>) -> Metrics {
 }
 
 /// Scenario: `overflow = "block"`, with endless retries.
-/// Guarantees: the queue fills to its size and hardly further, then senders are told to come back; no
-/// acknowledged span is lost; the service is ready all the time; it is drained within a minute of the
-/// last span, once the backend is back.
+/// Guarantees: the queue fills to its size and hardly further, then senders are told to come back;
+/// no acknowledged span is lost; the service is ready all the time; it is drained within a minute
+/// of the last span, once the backend is back.
 #[test]
 fn an_hour_of_outage_loses_nothing_that_was_acknowledged() {
     let metrics = run(Overflow::Block, None);
@@ -79,8 +79,8 @@ fn an_hour_of_outage_expires_what_is_not_retried_for_ever() {
 }
 
 /// Scenario: `overflow = "drop"`, with endless retries.
-/// Guarantees: no sender is refused; spans that do not fit into the queue are counted as such; those in
-/// the queue arrive.
+/// Guarantees: no sender is refused; spans that do not fit into the queue are counted as such;
+/// those in the queue arrive.
 #[test]
 fn an_hour_of_outage_drops_what_does_not_fit() {
     let metrics = run(Overflow::Drop, None);
