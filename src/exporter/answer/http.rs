@@ -305,7 +305,7 @@ mod tests {
         // An unreadable answer means taken, with no rejected span known.
         for (content_type, body) in [(PROTOBUF, &b"\xff"[..]), (JSON, b"{"), ("text/plain", b"OK")]
         {
-            assert_eq!(sent(content_type, body), (0, "an answer that cannot be read".into()));
+            assert_eq!(sent(content_type, body), (0, "the answer cannot be read".into()));
         }
     }
 
