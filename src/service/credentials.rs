@@ -9,13 +9,13 @@ use crate::{
     metrics::Metrics,
 };
 
-/// What files say about who may connect to whom, kept up to date.
+/// The credentials of all connections, kept up to date.
 pub(super) struct Credentials {
     pub(super) watch: Arc<Watch>,
     pub(super) server: Option<Arc<Live<ServerSide>>>,
     pub(super) tokens: Option<Arc<Live<Tokens>>>,
     backend: Option<Tls>,
-    /// What is shown to the backend.
+    /// The token that is sent to the backend.
     bearer: Option<Arc<Live<Bearer>>>,
 }
 

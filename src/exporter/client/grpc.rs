@@ -1,5 +1,5 @@
-//! OTLP/gRPC, without tonic's client, which copies a message on its way out and reads whatever it
-//! gets. The connection is tonic's channel: one, over HTTP/2, for all consumers.
+//! OTLP/gRPC without tonic's client, which copies each outgoing message and does not bound what it
+//! reads. The connection is tonic's channel: one HTTP/2 connection for all consumers.
 
 use std::{
     convert::Infallible,
@@ -71,7 +71,7 @@ impl Grpc {
         Ok(Grpc { channel: endpoint.connect_with_connector_lazy(connector), uri })
     }
 
-    /// One unary call. Its errors are those of the connection.
+    /// Makes one unary call. Its errors are those of the connection.
     pub(super) async fn call(
         &self,
         headers: HeaderMap,
@@ -91,7 +91,8 @@ impl Grpc {
     }
 }
 
-/// A message with gRPC's prefix: whether it is compressed, and its length in 32 bits, big endian.
+/// Puts gRPC's prefix before a message: a flag for compression, and the length in 32 bits, big
+/// endian.
 fn framed(message: Bytes, is_compressed: bool) -> Result<Framed, NoAnswer> {
     let length = u32::try_from(message.len()).map_err(|_| NoAnswer {
         code: Code::OutOfRange,
