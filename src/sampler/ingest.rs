@@ -59,7 +59,7 @@ impl Scratch {
         self.taken
     }
 
-    /// Shrinks the buffers to what the remaining spans need.
+    /// Shrinks the buffers to the room that `walked` keeps.
     fn shrink(&mut self) {
         self.walked.clear();
         let Sorted { hashes, order, .. } = &mut self.sorted;
@@ -349,8 +349,9 @@ impl Sampler {
         state.window.settle();
     }
 
-    /// Counting sort by the hash's middle bits, with about as many buckets as spans: shards become
-    /// contiguous, and the spans of a trace as good as always, in their order of arrival.
+    /// A counting sort by the middle bits of the hash, with about as many buckets as spans. The
+    /// spans of a shard become contiguous, and nearly always those of a trace too, in order of
+    /// arrival.
     fn sort(&self, walked: &Walked, sorted: &mut Sorted) {
         let Sorted { hashes, order, counts, rests } = sorted;
         let spans = &walked.spans;

@@ -35,7 +35,7 @@ pub use self::{
 };
 use crate::{
     budget::{Budget, Holder},
-    decisions::{Decision, DecisionLog, Logged, Remembered},
+    decisions::{Decision, DecisionCache, DecisionLog, Logged},
     otlp::{Contexts, conditions::Conditions as _, walked::Bounds},
     policy::Plan,
     trace::TraceId,
@@ -85,7 +85,7 @@ struct ShardState {
     /// The plan that decides in this shard. The bits of the window's traces belong to it.
     plan: Arc<Plan>,
     window: Shard,
-    remembered: Remembered,
+    remembered: DecisionCache,
 }
 
 /// The contents of the window.
@@ -149,7 +149,7 @@ impl Sampler {
                 Mutex::new(ShardState {
                     plan: Arc::clone(&plan),
                     window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
-                    remembered: Remembered::new(ttl, remembered_bytes_max, budget),
+                    remembered: DecisionCache::new(ttl, remembered_bytes_max, budget),
                 })
             })
             .collect();

@@ -66,7 +66,7 @@ const LIMITS: Limits = Limits {
 
 #[test]
 fn a_request_walked_with_another_plan_is_walked_again() {
-    // The bit of "a" under the one is that of "b" under the other, or there is no such word at all.
+    // The bit of "a" under one plan is the bit of "b" under the other, or the word does not exist.
     let many: Vec<_> = (0..100).map(|n| policy(&format!("n{n}"))).collect();
     let (a, b) = (policy("a"), policy("b"));
     let sets = [vec![a.clone()], vec![b.clone(), a.clone()], [many, vec![b, a]].concat(), vec![]];
