@@ -8,9 +8,9 @@
 //! lose acknowledged spans. A request of more than a few thousand spans asks for that memory before
 //! its first span is taken in.
 //!
-//! Limits: at the soft limit (80 % of the capacity) the oldest traces are decided early, until 75
-//! %; at the hard limit (100 %) requests are refused, until 90 %. The counters are relaxed atomics:
-//! they are independent sums, and nothing else is ordered by them.
+//! Limits: at the soft limit (80 % of the capacity) the oldest traces are decided early, until
+//! 75 %; at the hard limit (100 %) requests are refused, until 90 %. The counters are relaxed
+//! atomics: they are independent sums, and nothing else is ordered by them.
 //!
 //! Every holder either frees memory under pressure or has a share that is fixed at the start. With
 //! an empty window and an empty queue, the shares leave room, so only the window and the queue can
@@ -23,8 +23,8 @@
 //! - The index of an empty window: 256 KiB per shard, so 1/8 at most and usually far less.
 //! - Decision cache: 1/4; the oldest decisions are forgotten. Decision log: 1/16; the oldest are
 //!   removed.
-//! - Buffers of walking: each thread keeps its part of 1/32, and takes up to 1/64 (at least 256
-//!   KiB, at most 8 MiB) for a large request, which asks.
+//! - Buffers of walking: each thread keeps its part of 1/32, and takes up to 1/64 (at least
+//!   256 KiB, at most 8 MiB) for a large request, which asks.
 //! - Requests being received, until they are answered: 1/8 for requests of up to 1 MiB. For larger
 //!   requests, which ask, as much as the largest message needs.
 //! - Export: the queue, 1/4 by default and 1/2 at most, and the requests that wait for it. The
@@ -153,7 +153,8 @@ impl Budget {
         bytes.saturating_add(unavailable + kept) > self.limit
     }
 
-    /// Charges bytes without asking.
+    /// Charges bytes without asking, for requests that have been admitted and for parts with a
+    /// share.
     pub fn charge(&self, holder: Holder, bytes: usize) {
         self.held[holder as usize].fetch_add(bytes, Relaxed);
         self.used.fetch_add(bytes, Relaxed);

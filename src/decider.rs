@@ -213,7 +213,8 @@ impl Decider {
             self.absorb();
             match progress {
                 Progress::Done => return progress,
-                // Either the queue has no room, or the step was too short for the next trace.
+                // The queue has no room. With more room than a step, only the step was too short
+                // for the next trace, and the next call can take it.
                 Progress::NoRoom if room <= step => return progress,
                 Progress::NoRoom | Progress::More => {}
             }

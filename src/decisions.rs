@@ -38,8 +38,8 @@ pub struct Decision {
     pub explicit_randomness: Option<Randomness>,
 }
 
-/// A decision in 18 bytes: fingerprint, then threshold (57 bits), trigger (3 bits) and kept (1
-/// bit), then policy.
+/// A decision in 18 bytes: the fingerprint; the threshold (57 bits), the trigger (3 bits) and
+/// whether the trace is kept (1 bit); the policy.
 #[derive(Clone, Copy)]
 struct Packed([u8; 18]);
 

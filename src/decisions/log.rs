@@ -3,7 +3,7 @@
 //!
 //! It is a queue of chunks of up to 256 decisions, the number made in one hold of a lock. The
 //! oldest chunks are removed when the log exceeds the configured number of traces or a sixteenth of
-//! the memory limit. The limit in bytes is needed because a record takes 96 bytes and two for each
+//! the memory limit. The limit in bytes is needed because a record takes 104 bytes and two for each
 //! policy that matched: with hundreds of policies the log would take many megabytes, and a log must
 //! not keep spans out. The overhead of a chunk is counted too.
 //!

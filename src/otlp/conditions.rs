@@ -89,9 +89,9 @@ impl Conditions for () {
 /// The fields of a span that conditions can compare.
 #[derive(Clone, Copy, Debug)]
 pub struct SpanFields<'a> {
-    /// The span's name; may not be UTF-8.
+    /// The span's name; possibly not UTF-8.
     pub name: &'a [u8],
-    /// The `tracestate`; may not be UTF-8.
+    /// The `tracestate`; possibly not UTF-8.
     pub trace_state: &'a [u8],
     /// W3C trace flags in the low 8 bits.
     pub flags: u32,
@@ -111,7 +111,7 @@ pub struct SpanFields<'a> {
 pub struct Event<'a>(pub(super) &'a [u8]);
 
 impl<'a> Event<'a> {
-    /// Calls `test` with each attribute and returns the name, which may not be UTF-8.
+    /// Calls `test` with each attribute and returns the name, which is possibly not UTF-8.
     ///
     /// # Errors
     /// [`Malformed`] if the event cannot be read, or the error of `test`.
@@ -135,7 +135,7 @@ impl<'a> Event<'a> {
 /// A key-value pair in its encoded form. Its value is read only on demand.
 #[derive(Clone, Copy, Debug)]
 pub struct Attribute<'a> {
-    /// The bytes of the key; may not be UTF-8.
+    /// The bytes of the key; possibly not UTF-8.
     pub key: &'a [u8],
     pair: &'a [u8],
 }
@@ -143,7 +143,7 @@ pub struct Attribute<'a> {
 /// The value of an attribute, as far as policies compare values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AttributeValue<'a> {
-    /// A string; may not be UTF-8.
+    /// A string; possibly not UTF-8.
     String(&'a [u8]),
     /// A boolean.
     Bool(bool),

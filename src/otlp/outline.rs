@@ -98,7 +98,7 @@ impl<'de> DeserializeSeed<'de> for Name<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, name: D) -> Result<(), D::Error> {
-        // Read as bytes, because the name may not be valid Unicode.
+        // Read as bytes, because the name need not be valid Unicode.
         name.deserialize_bytes(self)
     }
 }

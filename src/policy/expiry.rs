@@ -1,9 +1,9 @@
 //! Policies that end at a time of the wall clock. After that time they match nothing.
 //!
-//! The owner of a clock passes the time to [`super::Plan::expire`] once per tick. Decisions only
-//! read a flag, and only for policies that end. If the clock is set back, the policy is in force
-//! again. Times are Unix milliseconds. A reload keeps the flag of a policy whose end has not
-//! changed, so shards that still decide by the previous plan see it too.
+//! The decider passes the time to [`super::Plan::expire`] once per tick. Decisions only read a
+//! flag, and only for policies that end. If the clock is set back, the policy is in force again.
+//! Times are Unix milliseconds. A reload keeps the flag of a policy whose end has not changed, so
+//! shards that still decide by the previous plan see it too.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

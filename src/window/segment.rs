@@ -338,8 +338,8 @@ impl Segment {
             bytes.extend_from_slice(span);
         }
         let length = bytes.len() - self.end;
-        // Segments and their records are far smaller than 4 GiB, because traces are capped at 1
-        // GiB.
+        // Segments and their records are far smaller than 4 GiB, because traces are capped at
+        // 1 GiB.
         bytes[self.end..][..4].copy_from_slice(&(length as u32).to_le_bytes());
         tables.records.push(TableEntry { offset: self.end as u32, previous });
         self.live += length;

@@ -151,7 +151,7 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<(), D::Error> {
         match self.field.kind {
-            // Text is requested as bytes, because it may not be valid Unicode.
+            // Text is requested as bytes, because it need not be valid Unicode.
             Kind::Text | Kind::Id | Kind::Bytes if self.place != Place::List => {
                 value.deserialize_option(self)
             }

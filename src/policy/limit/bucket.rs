@@ -68,8 +68,8 @@ impl Demand {
         self.weight = self.weight * fades + 1.0 - fades;
     }
 
-    /// The mean size of a trace, weighted by size: that of a randomly chosen span or byte. 0
-    /// without demand.
+    /// The mean size of a trace, weighted by size: that of a randomly chosen span or byte. Without
+    /// demand it is 0.
     fn trace_cost(&self) -> f64 {
         if self.per_second > 0.0 { self.squares / self.per_second } else { 0.0 }
     }

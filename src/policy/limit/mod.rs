@@ -14,8 +14,8 @@
 //! ones.
 //!
 //! Invariants: the threshold never depends on the randomness of a trace that it keeps. It leaves
-//! every candidate a chance. A tick lists at most [`CANDIDATES_MAX`] candidates over all limits (1
-//! MiB); limits with more use the chance.
+//! every candidate a chance. A tick lists at most [`CANDIDATES_MAX`] candidates over all limits
+//! (1 MiB); limits with more use the chance.
 //!
 //! The caller passes the elapsed time; this module reads no clock. Sources: the threshold of the
 //! first item left out is that of priority sampling (Duffield, Lund, Thorup 2007); Ting, "Adaptive
