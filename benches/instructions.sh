@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# How many instructions each stage takes for a span, which does not depend on what else the machine does.
-# What it does not show is waiting for memory, of which most of `decide` consists.
+# Counts the instructions that each stage takes for a span. The count does not depend on other load
+# of the machine. It does not show the wait for memory, which is most of `decide`.
 #
 #     benches/instructions.sh
 #     STAGES_BINARY=path benches/instructions.sh      another build of the bench
 #
-# Needs valgrind (callgrind). A few minutes.
+# Needs valgrind (callgrind). Takes a few minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# The path of the executable is in cargo's messages, and nowhere else.
+# Only cargo's messages have the path of the executable.
 bench=${STAGES_BINARY:-$(cargo bench --locked --bench stages --no-run --message-format=json 2>/dev/null |
     sed -n 's/.*"name":"stages".*"executable":"\([^"]*\)".*/\1/p' | tail -1)}
 counts=$(mktemp)
@@ -17,8 +17,8 @@ trap 'rm -f "$counts"' EXIT
 valgrind --tool=callgrind --callgrind-out-file="$counts" "$bench" \
     --bench walk intern append ingest decide log encode 40 >/dev/null 2>&1
 
-# Each stage is a function of its own (benches/stages/measured.rs), sometimes compiled twice. Of the 640
-# requests that fill the window and follow, the decisions are those about the first 330.
+# Each stage is a function of its own (benches/stages/measured.rs), sometimes compiled twice. 640
+# requests fill the window and follow; the decisions are those about the first 330.
 callgrind_annotate --inclusive=yes --threshold=100 "$counts" | awk '
     match($0, /stages::measured::[a-z]+/) {
         stage = substr($0, RSTART + 18, RLENGTH - 18)

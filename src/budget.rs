@@ -1,70 +1,77 @@
-//! The one budget of bytes: who holds how much, the soft limit and the hard one.
+//! The memory budget: one count of the bytes that each part of the service holds, with a soft and a
+//! hard limit.
 //!
-//! Every part of the service that keeps bytes for longer than a call charges them here, so that
-//! `memory_used_bytes` is one number and the limit one place. Requests ask ([`Budget::try_hold`])
-//! and are refused at the hard limit; what an admitted request becomes (segments, index) is charged
-//! without asking ([`Budget::charge`]), because refusing it there would lose acknowledged spans. A
-//! request of more than a few thousand spans asks for that room before its first span is taken.
+//! Every part of the service that keeps bytes for longer than a call charges them here, so
+//! `memory_used_bytes` is one number and the limit is enforced in one place. Requests ask
+//! ([`Budget::try_hold`]) and are refused at the hard limit. The segments and index entries of an
+//! admitted request are charged without asking ([`Budget::charge`]), because a refusal there would
+//! lose acknowledged spans. A request of more than a few thousand spans asks for that memory before
+//! its first span is taken in.
 //!
-//! Limits: soft = 80 % of the limit, where the oldest traces begin to be decided early, until 75 %;
-//! hard = the limit, where requests begin to be refused, until 90 %. Relaxed atomics: the numbers
-//! are independent sums, nothing else is ordered by them.
+//! Limits: at the soft limit (80 % of the capacity) the oldest traces are decided early, until
+//! 75 %; at the hard limit (100 %) requests are refused, until 90 %. The counters are relaxed
+//! atomics: they are independent sums, and nothing else is ordered by them.
 //!
-//! Every holder either yields or has a share that is bounded at the start. At rest, with an empty
-//! window and queue, the shares leave room, so that only the window and the queue can refuse intake
-//! for long:
+//! Every holder either frees memory under pressure or has a share that is fixed at the start. With
+//! an empty window and an empty queue, the shares leave room, so only the window and the queue can
+//! cause refusals for long:
 //!
-//! - Segments, index and contexts in use: no share; above the soft limit the oldest traces are
-//!   decided. Spare segments: freed above the soft limit, and after 10 s without use.
-//! - One open segment a shard: 1/8, since less memory has fewer shards; the last trace frees it.
-//! - The index of an empty window: 256 KiB a shard, so 1/8 at most, mostly far less.
-//! - Remembered decisions: 1/4; the oldest are forgotten. Decision log: 1/16; the oldest leave.
-//! - Buffers of walking: a thread keeps its part of 1/32 and takes up to 1/64 (at least 256 KiB,
-//!   at most 8 MiB) for a large request, which asks.
-//! - Requests being received: 1/8 for those up to 1 MiB, and what the largest message needs for
-//!   larger ones, which ask; until they are answered.
-//! - Export: the queue, 1/4 by default and 1/2 at most, and what waits for it; the backend takes
+//! - Segments, index and contexts in use: no share. Above the soft limit the oldest traces are
+//!   decided. Spare segments are freed above the soft limit, and after 10 s without use.
+//! - One open segment per shard: 1/8, because less memory means fewer shards. The last trace frees
 //!   it.
-//! - HTTP/2 flow control windows (reserved): 1/8, beyond it 64 KiB a connection; until it ends.
-//! - Not charged: spare receive buffers, 1/32, and two spare export buffers of the largest request.
+//! - The index of an empty window: 256 KiB per shard, so 1/8 at most and usually far less.
+//! - Decision cache: 1/4; the oldest decisions are forgotten. Decision log: 1/16; the oldest are
+//!   removed.
+//! - Buffers of walking: each thread keeps its part of 1/32, and takes up to 1/64 (at least
+//!   256 KiB, at most 8 MiB) for a large request, which asks.
+//! - Requests being received, until they are answered: 1/8 for requests of up to 1 MiB. For larger
+//!   requests, which ask, as much as the largest message needs.
+//! - Export: the queue, 1/4 by default and 1/2 at most, and the requests that wait for it. The
+//!   backend empties it.
+//! - HTTP/2 flow control (reserved): 1/8, and beyond that 64 KiB per connection, until the
+//!   connection ends.
+//! - Not charged: spare receive buffers, 1/32, and two spare export buffers of the size of the
+//!   largest request.
 //!
-//! What is charged is what was asked for; the kernel counts pages, and kills by that. What the
-//! process has beyond its charges (freed memory that the allocator keeps, stacks, code) is its
-//! *overhead*: it lowers both limits, by a fifth at most, since deciding earlier frees no more of
-//! it. So does what is *reserved*: HTTP/2 windows, which senders may fill before anybody is asked.
-//! Together they lower them by a half at most.
+//! The budget counts the bytes that were requested; the kernel counts pages, and kills the process
+//! by that count. The difference between the two (freed memory that the allocator keeps, stacks,
+//! code) is the *overhead*. It lowers both limits by at most a fifth, because early decisions
+//! cannot free more of it. *Reserved* memory lowers the limits too: senders may fill HTTP/2 flow
+//! control windows without asking. Overhead and reserved memory together lower the limits by at
+//! most half.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
-/// The decision log may take the limit divided by this.
+/// The decision log may hold the limit divided by this.
 pub const DECISION_LOG_PART: usize = 16;
-/// Bytes of a logged decision beside the two for each policy that matched.
+/// The bytes of a logged decision, without the two for each policy that matched.
 pub const LOGGED_TRACE_BYTES: usize = 104;
-/// A request may need the limit divided by this even when everything else that is bounded at the
-/// start has taken its share.
+/// A request may need the limit divided by this, even when every holder with a share that is fixed
+/// at the start has used it up.
 pub const REQUEST_PART: usize = 2;
 
-/// Who holds bytes.
+/// The holders of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// Segments of the window, in use or waiting to be used again.
+    /// Segments of the window, in use or spare.
     Segments,
     /// Trace entries, their hash tables and deadlines.
     Index,
     /// Interned resources and scopes.
     Contexts,
-    /// Remembered decisions.
+    /// The decision cache.
     Decisions,
     /// The decision log.
     DecisionLog,
-    /// What walking a request takes, and room for the spans of a large one until they are there.
+    /// The buffers of walking, and the memory reserved for the spans of a large request.
     Walking,
     /// Requests being received and walked.
     Receiving,
-    /// Large ones, which must not keep the others out.
+    /// Large requests being received. They have their own share, so they do not block small ones.
     ReceivingLarge,
     /// Kept spans between their decision and the answer of the backend.
     Export,
@@ -72,21 +79,21 @@ pub enum Holder {
 
 const HOLDERS: usize = 9;
 
-/// Bytes held, by holder, against one limit.
+/// The bytes of all holders, and their limit.
 #[derive(Debug)]
 pub struct Budget {
     limit: usize,
     held: [AtomicUsize; HOLDERS],
     used: AtomicUsize,
     overhead: AtomicUsize,
-    /// The least overhead that was noted, `usize::MAX` before the first.
+    /// The lowest overhead that was noted; `usize::MAX` before the first.
     overhead_least: AtomicUsize,
     reserved: AtomicUsize,
     is_refusing: AtomicBool,
 }
 
 impl Budget {
-    /// A budget of `limit` bytes with nothing held.
+    /// A budget of `limit` bytes; nothing is held yet.
     pub fn new(limit: usize) -> Arc<Self> {
         let (held, used, overhead, reserved, is_refusing) = Default::default();
         let overhead_least = AtomicUsize::new(usize::MAX);
@@ -98,44 +105,44 @@ impl Budget {
         self.limit
     }
 
-    /// Bytes held by all.
+    /// The bytes held by all holders.
     pub fn used(&self) -> usize {
         self.used.load(Relaxed)
     }
 
-    /// Bytes held by one.
+    /// The bytes held by one holder.
     pub fn held(&self, holder: Holder) -> usize {
         self.held[holder as usize].load(Relaxed)
     }
 
-    /// Takes note of how much memory the process has by the kernel's count.
+    /// Notes the memory of the process as the kernel counts it.
     pub fn note_resident(&self, bytes: usize) {
         let overhead = bytes.saturating_sub(self.used()).min(self.limit / 5);
         self.overhead.store(overhead, Relaxed);
         self.overhead_least.fetch_min(overhead, Relaxed);
     }
 
-    /// See the module.
+    /// The memory of the process that is not charged, by the last note, up to a fifth of the limit.
     pub fn overhead(&self) -> usize {
         self.overhead.load(Relaxed)
     }
 
-    /// Keeps room for bytes that may come uncharged, until the [`Reserve`] is dropped.
+    /// Reserves memory for bytes that may arrive uncharged, until the [`Reserve`] is dropped.
     pub fn reserve(self: &Arc<Self>, bytes: usize) -> Reserve {
         self.reserved.fetch_add(bytes, Relaxed);
         Reserve { budget: Arc::clone(self), bytes }
     }
 
-    /// What may be charged.
+    /// The bytes that may be charged: the limit without overhead and reserved memory.
     fn capacity(&self) -> usize {
         let unavailable = self.overhead() + self.reserved.load(Relaxed);
         self.limit - unavailable.min(self.limit / 2)
     }
 
-    /// Whether a request that needs so many bytes would be refused even if the window and the queue
-    /// were empty, so that its sender must not try again. Counts the decisions that are remembered
-    /// and logged now, the share of walking, and the part of the overhead that has always been
-    /// there: the rest of it comes and goes.
+    /// Whether a request that needs this many bytes would be refused even with an empty window and
+    /// an empty queue, so its sender must not retry. Counts the decisions that are cached and
+    /// logged now, the share of walking, and the lowest overhead so far, because the rest of the
+    /// overhead comes and goes.
     pub fn never_fits(&self, bytes: usize) -> bool {
         let overhead = match self.overhead_least.load(Relaxed) {
             usize::MAX => 0,
@@ -146,26 +153,27 @@ impl Budget {
         bytes.saturating_add(unavailable + kept) > self.limit
     }
 
-    /// Charges bytes whose room was taken before.
+    /// Charges bytes without asking, for requests that have been admitted and for parts with a
+    /// share.
     pub fn charge(&self, holder: Holder, bytes: usize) {
         self.held[holder as usize].fetch_add(bytes, Relaxed);
         self.used.fetch_add(bytes, Relaxed);
     }
 
-    /// Gives charged bytes back.
+    /// Releases charged bytes.
     pub fn release(&self, holder: Holder, bytes: usize) {
         let held = self.held[holder as usize].fetch_sub(bytes, Relaxed);
         let used = self.used.fetch_sub(bytes, Relaxed);
         debug_assert!(held >= bytes && used >= bytes, "{holder:?} gave back more than it held");
     }
 
-    /// Charges bytes without asking and gives them back when the [`Hold`] is dropped.
+    /// Charges bytes without asking, until the [`Hold`] is dropped.
     pub fn hold(self: &Arc<Self>, holder: Holder, bytes: usize) -> Hold {
         self.charge(holder, bytes);
         Hold { budget: Arc::clone(self), holder, bytes }
     }
 
-    /// Holds bytes if the limit allows it; `None` at the hard limit.
+    /// Charges bytes if the limit allows it; `None` at the hard limit.
     pub fn try_hold(self: &Arc<Self>, holder: Holder, bytes: usize) -> Option<Hold> {
         let before = self.used.fetch_add(bytes, Relaxed);
         if before.saturating_add(bytes) > self.capacity() {
@@ -177,9 +185,9 @@ impl Budget {
         Some(Hold { budget: Arc::clone(self), holder, bytes })
     }
 
-    /// Whether a request may begin: not from the hard limit on until there is room for more than
-    /// one, so that senders are not let in and sent away in turns. Those under way go on up to the
-    /// limit.
+    /// Whether a new request may begin. From the hard limit on, this is false until there is room
+    /// for more than one request; otherwise senders would be admitted and refused in turns.
+    /// Requests in progress may go on up to the limit.
     pub fn admits(&self) -> bool {
         let (used, capacity) = (self.used(), self.capacity());
         if used >= capacity {
@@ -190,24 +198,24 @@ impl Budget {
         !self.is_refusing.load(Relaxed)
     }
 
-    /// Bytes above which the oldest traces are decided early.
+    /// Above this number of bytes the oldest traces are decided early.
     pub fn soft_limit(&self) -> usize {
         self.capacity() / 5 * 4
     }
 
-    /// Bytes down to which they are, once it has begun: lower, so that it does not begin anew each
-    /// tick.
+    /// Early decisions continue down to this number of bytes. It is lower than the soft limit, so
+    /// they do not start again in each tick.
     pub fn soft_target(&self) -> usize {
         self.capacity() / 4 * 3
     }
 
-    /// How full the budget is, 0.0 to 1.0 and above.
+    /// How full the budget is: 0.0 is empty, 1.0 is full, and it may be higher.
     pub fn pressure(&self) -> f64 {
         self.used() as f64 / self.capacity() as f64
     }
 }
 
-/// Room kept until this is dropped.
+/// Reserved memory, until this is dropped.
 #[derive(Debug)]
 pub struct Reserve {
     budget: Arc<Budget>,
@@ -220,7 +228,7 @@ impl Drop for Reserve {
     }
 }
 
-/// Bytes held until this is dropped.
+/// Charged bytes, until this is dropped.
 #[derive(Debug)]
 pub struct Hold {
     budget: Arc<Budget>,
@@ -229,26 +237,26 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Bytes held.
+    /// The bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Counts what is held under another holder from now on.
+    /// Moves the bytes to another holder.
     pub fn pass_to(&mut self, holder: Holder) {
         self.budget.held[self.holder as usize].fetch_sub(self.bytes, Relaxed);
         self.budget.held[holder as usize].fetch_add(self.bytes, Relaxed);
         self.holder = holder;
     }
 
-    /// Holds less.
+    /// Releases a part of the bytes.
     pub fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         self.budget.release(self.holder, bytes);
     }
 
-    /// One more for the same holder, which holds nothing yet.
+    /// A second hold for the same holder, of 0 bytes.
     pub fn another(&self) -> Hold {
         self.budget.hold(self.holder, 0)
     }
@@ -258,7 +266,7 @@ impl Hold {
         Arc::ptr_eq(&self.budget, budget)
     }
 
-    /// Holds more, if the limit allows it.
+    /// Charges more bytes if the limit allows it. Returns whether it did.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let Some(mut more) = self.budget.try_hold(self.holder, bytes) else { return false };
         self.bytes += std::mem::take(&mut more.bytes);
@@ -272,8 +280,9 @@ impl Drop for Hold {
     }
 }
 
-/// What the process has by the kernel's count, where it tells: the second number of `statm`, in
-/// pages. `status` has it too, and takes more than twice as long, ten times a second.
+/// The memory of the process as the kernel counts it, where available: the second number of
+/// `statm`, in pages. `status` has it too, but takes more than twice as long to read, ten times per
+/// second.
 pub fn resident_bytes() -> Option<usize> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
@@ -307,7 +316,7 @@ mod tests {
         };
         let expected = [true, true, false, false, true, true];
         assert_eq!([0, 99, 100, 91, 90, 99].map(admits), expected);
-        // What is under way and does not fit makes the door refuse too.
+        // Requests in progress that do not fit make the receiver refuse new ones too.
         let _hold = budget.try_hold(Holder::Receiving, 95).expect("fits");
         assert!(budget.admits() && budget.try_hold(Holder::Receiving, 6).is_none());
         assert!(!budget.admits());

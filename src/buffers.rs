@@ -1,8 +1,9 @@
-//! Buffers that are used again: what requests are put together in, on their way in and out.
+//! Reusable buffers in which requests are assembled on their way in and out.
 //!
-//! A request of some hundred KiB would otherwise be moved from one larger buffer to the next, and
-//! into pages that the kernel has to clear first. A few buffers wait for the next request; whoever
-//! takes one holds all of it, and those that wait are charged to nobody, so there must be few.
+//! Without them, a request of some hundred KiB would be copied from one larger buffer to the next,
+//! into pages that the kernel has to clear first. A few buffers wait for the next request. A user
+//! of a buffer holds its whole capacity, and waiting buffers are not charged to the budget, so
+//! there must be only a few.
 
 use std::{
     ops::RangeInclusive,
@@ -11,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 
-/// See the module.
+/// A pool of reusable buffers.
 #[derive(Debug)]
 pub struct Buffers {
     spare: Mutex<Vec<Vec<u8>>>,
@@ -20,27 +21,27 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    /// Keeps at most `count_max` of such capacities: smaller ones are quick to allocate, larger
-    /// ones too much to keep.
+    /// A pool of at most `count_max` buffers with a capacity in this range. Smaller buffers are
+    /// quick to allocate, and larger ones take too much memory to keep.
     pub fn new(capacities: RangeInclusive<usize>, count_max: usize) -> Arc<Self> {
         Arc::new(Buffers { spare: Mutex::default(), capacities, count_max })
     }
 
-    /// An empty buffer for so many bytes, where a spare one fits: large enough, but not more than
-    /// twice as large.
+    /// An empty buffer for this many bytes, if a spare one fits: large enough, but at most twice as
+    /// large.
     pub fn take(&self, bytes: usize) -> Option<Vec<u8>> {
-        // No spare one fits, so small requests need not meet at the lock.
+        // No spare buffer can fit, so small requests do not compete for the lock.
         if !(self.capacities.start() / 2..=*self.capacities.end()).contains(&bytes) {
             return None;
         }
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |buffer: &Vec<u8>| (bytes..=2 * bytes).contains(&buffer.capacity());
-        // The one that came back last, of which most is still in the cache.
+        // The buffer that was returned last, most of which is still in the cache.
         let index = spare.iter().rposition(fits)?;
         Some(spare.remove(index))
     }
 
-    /// The bytes of a buffer that comes back here when they are not needed any more.
+    /// The bytes of a buffer that returns to this pool when they are dropped.
     pub fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
         if self.capacities.contains(&buffer.capacity()) {
             Bytes::from_owner(Lent { buffer, home: Arc::clone(self) })
@@ -66,7 +67,7 @@ impl Drop for Lent {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         let mut spare = self.home.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        // The oldest go first: sizes that nobody asks for any more must not stay.
+        // The oldest buffers are removed first, so sizes that are no longer used do not stay.
         if spare.len() >= self.home.count_max {
             spare.remove(0);
         }

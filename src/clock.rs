@@ -1,12 +1,14 @@
-//! The only readings of a clock, beside tokio's for timeouts, retries and pauses: monotonic time
-//! for what is measured and for traces that wait, and wall time for people. Wall time is compared with nothing but dates that people wrote: those of certificates
-//! (by rustls, with a reading of its own) and `expires` of policies. A step of it moves no trace's
-//! deadline.
+//! All readings of a clock, except tokio's for timeouts, retries and pauses: monotonic time for
+//! measurements and for waiting traces, and wall time for people. Wall time is compared only with
+//! dates that people wrote: those of certificates (by rustls, with its own reading) and `expires`
+//! of policies. A step of the wall clock does not move any trace's deadline.
 //!
-//! Traces wait in the time of a [`WindowClock`], in which a stretch that the process did not run
-//! (SIGSTOP, a paused container, a machine with no CPU to spare) takes a moment at most. What was
-//! sent meanwhile waits in sockets and at senders: by any other clock every trace in the window
-//! would be due at once, and decided without it.
+//! Traces wait in the time of a [`WindowClock`]. In this time, a period in which the process did
+//! not run (SIGSTOP, a paused container, a machine without spare CPU) is short. Spans that were
+//! sent during that period wait in sockets and at senders. By any other clock, every trace in the
+//! window would be due at once and would be decided without them.
+
+mod millis;
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -15,17 +17,17 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::window::Millis;
+pub use self::millis::Millis;
 
-/// Monotonic time since the service started. Tokio's clock, which is the operating system's, but
-/// which tests can turn: timers and deadlines then agree on what time it is.
+/// Monotonic time since the service started. It is tokio's clock, which is the operating system's
+/// unless a test controls it, so timers and deadlines agree on the time.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Instant,
 }
 
 impl Clock {
-    /// Starts at 0 now.
+    /// Starts a clock at 0.
     pub fn start() -> Self {
         Clock { start: Instant::now() }
     }
@@ -36,7 +38,7 @@ impl Clock {
     }
 }
 
-/// The time that traces wait in.
+/// The time in which traces wait.
 #[derive(Debug)]
 pub struct WindowClock {
     clock: Clock,
@@ -44,30 +46,31 @@ pub struct WindowClock {
 }
 
 impl WindowClock {
-    /// Starts at 0 now. Between two readings, the decider's at least, at most `step_max` passes.
+    /// Starts a clock at 0. Between two readings, at least those of the decider, it advances by at
+    /// most `step_max`.
     pub fn start(step_max: Duration) -> Self {
         let step_max_millis = step_max.as_millis().max(1) as u64;
         let steps = Steps { step_max_millis, ..Steps::default() };
         WindowClock { clock: Clock::start(), steps: Mutex::new(steps) }
     }
 
-    /// Milliseconds since the start, wrapping after 49 days as [`Millis`] expects.
+    /// Milliseconds since the start. They wrap after 49 days, as [`Millis`] expects.
     pub fn now(&self) -> Millis {
-        // A lock and no atomics: of two readings after a stall neither may see the time before the
-        // other has taken the stall off. Nothing in it can panic.
+        // A lock instead of atomics: after a stall, no reading may see the time before another
+        // reading has subtracted the stall. No code panics while it holds the lock.
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock, so that readings are in order.
         Millis(steps.step(self.clock.elapsed().as_millis() as u64) as u32)
     }
 
-    /// What was taken off since the start.
+    /// The time that has been subtracted since the start.
     pub fn stalled(&self) -> Duration {
         let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         Duration::from_millis(steps.stalled_millis)
     }
 }
 
-/// Real time, less what exceeds a step.
+/// Real time, minus the excess of steps that were too long.
 #[derive(Clone, Copy, Debug, Default)]
 struct Steps {
     step_max_millis: u64,
@@ -84,7 +87,7 @@ impl Steps {
     }
 }
 
-/// Unix milliseconds by the wall clock; 0 before 1970.
+/// The wall clock in Unix milliseconds; 0 before 1970.
 pub fn unix_millis() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
@@ -97,7 +100,7 @@ mod tests {
     fn a_stall_takes_a_step_at_most() {
         let mut steps = Steps { step_max_millis: 500, ..Steps::default() };
         assert_eq!([0, 100, 600, 600].map(|elapsed| steps.step(elapsed)), [0, 100, 600, 600]);
-        // Half a minute without a reading, then as before.
+        // Half a minute without a reading, then regular readings again.
         assert_eq!([30_600, 30_700].map(|elapsed| steps.step(elapsed)), [1_100, 1_200]);
         assert_eq!(steps.stalled_millis, 29_500);
         // A day in steps that are just short enough.

@@ -1,16 +1,17 @@
-//! The decider: the one task that decides what is due, encodes what is kept and fills the sending
+//! The decider: the only task that decides due traces, encodes kept ones and fills the export
 //! queue.
 //!
-//! Each tick (100 ms, or a tenth of a shorter `decision_wait`) is spread over the shards, one at a
-//! time, at most 256 traces and about a request of kept spans a lock: a tick that walked everything
-//! at once made acknowledgements wait 26 ms at the 99th percentile. Kept spans of all shards are
-//! encoded together at the end of a tick, earlier when they fill a request (`decider/leaving.rs`).
-//! Late spans and traces at their limit come through the [`Outbox`].
+//! Each tick (100 ms, or a tenth of a shorter `decision_wait`) is spread over the shards. The
+//! decider visits one shard at a time, and decides at most 256 traces and about one request of kept
+//! spans per hold of the lock. A tick that decided everything at once delayed acknowledgements by
+//! 26 ms at the 99th percentile. The kept spans of all shards are encoded together at the end of a
+//! tick, or earlier when they fill a request (`decider/leaving.rs`). Late spans and traces at their
+//! limit arrive through the [`Outbox`].
 //!
 //! Above the soft memory limit the oldest traces are decided early, by the same policies. With
-//! `overflow = "block"` nothing is decided without room in the queue, so due traces wait in the
-//! window. Room is looked for before a trace is judged, so that a trace that has to wait is judged
-//! once. The last decisions of a shutdown wait for room whatever `overflow` says.
+//! `overflow = "block"` nothing is decided unless the queue has room, so due traces wait in the
+//! window. The decider checks for room before it judges a trace, so a trace that has to wait is
+//! judged only once. At shutdown, the last decisions wait for room regardless of `overflow`.
 
 mod leaving;
 mod outbox;
@@ -35,13 +36,13 @@ use crate::{
     window::Millis,
 };
 
-/// Shorter stalls are a busy machine's everyday life.
+/// Shorter stalls are normal on a busy machine and are not logged.
 const STALL_LOGGED_MIN: Duration = Duration::from_secs(1);
 
-/// What kept spans are stamped with, and how large requests may be.
+/// How kept spans are stamped, and how large requests may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Between two visits to a shard.
+    /// The time between two visits to a shard.
     pub tick: Duration,
     /// `sampling.stamp.tracestate`.
     pub stamp_tracestate: bool,
@@ -53,7 +54,7 @@ pub struct Settings {
     pub overflow: Overflow,
 }
 
-/// See the module.
+/// Decides due traces, encodes kept spans and fills the export queue.
 #[derive(Debug)]
 pub struct Decider {
     sampler: Arc<Sampler>,
@@ -68,35 +69,35 @@ pub struct Decider {
     decided: Decided,
     is_relieving: bool,
     next_shard: usize,
-    /// When the tick began.
+    /// The time at which the tick began.
     tick_began: Millis,
-    /// How long the process had not run by then.
+    /// The total time for which the process had not run by then.
     stalled: Duration,
-    /// Overload lasts: a line at times, not one a lock.
+    /// Limits these log lines, because overload lasts and affects every hold of a lock.
     forgotten: Throttle,
 }
 
-/// What the decider works with.
+/// The parts of the service that the decider uses.
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// Holds and decides the traces.
     pub sampler: Arc<Sampler>,
-    /// What connection tasks have decided.
+    /// Decisions that connection tasks have made.
     pub outbox: Arc<Outbox>,
-    /// Where requests go.
+    /// The export queue.
     pub queue: Arc<Queue>,
     /// Counts decisions.
     pub metrics: Arc<Metrics>,
-    /// Says when memory is short.
+    /// Tells when memory is short.
     pub budget: Arc<Budget>,
-    /// Gives `now`.
+    /// The clock of the window.
     pub clock: Arc<WindowClock>,
     /// Counts panics.
     pub supervisor: Arc<Supervisor>,
 }
 
 impl Decider {
-    /// A decider that has decided nothing yet.
+    /// Creates a decider; it starts with [`Self::run`].
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let Parts { sampler, outbox, queue, metrics, budget, clock, supervisor } = parts;
         let leaving = Leaving::new(&queue, &metrics, &budget, settings);
@@ -119,21 +120,23 @@ impl Decider {
         }
     }
 
-    /// Decides for ever. Cancel it between two polls; [`Self::finish`] decides what is left.
+    /// Decides until it is cancelled, which is allowed at any await. [`Self::finish`] then decides
+    /// the remaining traces.
     pub async fn run(&mut self) {
         let shards = self.sampler.shards();
-        // A timer has milliseconds: with more shards than that in a tick, several are visited at
-        // once.
+        // A timer has a resolution of a millisecond. If a tick has more shards than milliseconds,
+        // several shards are visited at once.
         let tick_millis = u32::try_from(self.tick.as_millis()).unwrap_or(u32::MAX).max(1);
         let at_once = shards.div_ceil(tick_millis as usize);
         let steps = u32::try_from(shards.div_ceil(at_once)).unwrap_or(u32::MAX);
         let mut interval = tokio::time::interval(Duration::from_millis(tick_millis.into()) / steps);
-        // After a stall there is one late tick, not a burst of empty ones.
+        // After a stall there is one late tick instead of a burst of empty ones.
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
             self.empty_outbox();
-            // With nothing to decide one visit to all is enough: waking is what idling costs.
+            // Without traces, one visit to all shards is enough: most of the idle cost is waking
+            // up.
             let is_idle = self.next_shard == 0
                 && self.sampler.buffered().traces == 0
                 && self.leaving.is_empty();
@@ -141,7 +144,7 @@ impl Decider {
                 interval.reset_after(self.tick);
             }
             for _ in 0..if is_idle { shards } else { at_once } {
-                // Kept across restarts: a shard that panics must not starve those after it.
+                // Kept across restarts, so a shard that panics does not starve the following ones.
                 let shard = self.next_shard;
                 self.next_shard = (shard + 1) % shards;
                 if shard == 0 {
@@ -157,16 +160,16 @@ impl Decider {
         }
     }
 
-    /// Decides everything that is buffered, due or not, and queues what is kept as the queue takes
-    /// it. Can be cancelled between two polls and called again.
+    /// Decides all buffered traces, due or not, and queues the kept ones as the queue accepts them.
+    /// It may be cancelled at any await and called again.
     pub async fn finish(&mut self) {
-        // Nothing more comes in, and there is time: nothing has to be dropped for want of room.
+        // No more spans arrive, and there is time to wait for room, so nothing has to be dropped.
         self.leaving.wait_for_room();
         self.empty_outbox();
         let queue = Arc::clone(&self.queue);
         for shard in 0..self.sampler.shards() {
             loop {
-                // Asked for before looking for room, so that no departure in between is missed.
+                // Created before the check for room, so it does not miss a departure in between.
                 let departure = queue.departure();
                 let which = Which::Oldest(Trigger::Shutdown);
                 if self.decide_shard(shard, which).await != Progress::NoRoom {
@@ -189,7 +192,7 @@ impl Decider {
         }
     }
 
-    /// After a panic: gives up what was in hand, so that it cannot panic again, and counts it.
+    /// Called after a panic: discards and counts the data in progress, so it cannot panic again.
     pub fn recover(&mut self) {
         self.leaving.give_up();
         let mut decided = std::mem::take(&mut self.decided);
@@ -210,20 +213,21 @@ impl Decider {
             self.absorb();
             match progress {
                 Progress::Done => return progress,
-                // The queue has no room. Otherwise the step was too short for the next trace.
+                // The queue has no room. With more room than a step, only the step was too short
+                // for the next trace, and the next call can take it.
                 Progress::NoRoom if room <= step => return progress,
                 Progress::NoRoom | Progress::More => {}
             }
-            // Others of this thread get their turn between two locks.
+            // Lets other tasks of this thread run between two holds of the lock.
             tokio::task::yield_now().await;
         }
     }
 
     fn begin_tick(&mut self) {
-        // Before the limits, which only see policies in force.
+        // Runs before the limits, which only see policies in force.
         expire(&self.sampler.plan());
-        // Without room nothing is decided. What is due then waits for the thresholds of the tick in
-        // which it can be decided, and is not listed again and again meanwhile.
+        // Without room nothing is decided. The due traces then wait for the thresholds of a later
+        // tick, and are not listed again and again in the meantime.
         if self.leaving.room() > 0 {
             let now = self.clock.now();
             self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
@@ -235,18 +239,22 @@ impl Decider {
         let stall = self.clock.stalled() - self.stalled;
         self.stalled += stall;
         if stall > STALL_LOGGED_MIN {
-            warn!(?stall, "the process did not run: traces wait that much longer");
+            warn!(
+                ?stall,
+                "process did not run: traces in the window wait that much longer. If this \
+                 repeats, raise the CPU limit"
+            );
         }
     }
 
-    /// What is due now; with limits, what was when the tick began, since their thresholds were
-    /// found for exactly those traces.
+    /// The moment up to which traces are due: now, or, with limits, the beginning of the tick,
+    /// because the thresholds were computed for exactly those traces.
     fn decide_by(&self) -> Millis {
         if self.sampler.plan().has_limits() { self.tick_began } else { self.clock.now() }
     }
 
     fn absorb(&mut self) {
-        // Taken, so that after a panic nothing of it is counted twice.
+        // Taken out, so nothing in it is counted twice after a panic.
         let mut decided = std::mem::take(&mut self.decided);
         self.queue.announce(decided.spans.len() as u64);
         self.metrics.decided(&decided);
@@ -257,8 +265,8 @@ impl Decider {
         if let Some(decisions) = self.forgotten.add(decided.forgotten) {
             warn!(
                 decisions,
-                "forgotten before decision_cache_ttl: late spans of their traces begin new ones. \
-                 More memory_limit_mib lets more be remembered"
+                "decision cache full: forgot decisions before decision_cache_ttl, so late spans of \
+                 their traces start new traces. Raise memory_limit_mib"
             );
         }
         self.leaving.add(&mut decided.kept, &mut decided.spans);
@@ -267,8 +275,8 @@ impl Decider {
         self.leaving.stamp(&self.sampler.plan());
     }
 
-    /// Takes over what connection tasks have decided, unless the queue has no room for what was
-    /// taken before.
+    /// Takes over the decisions of connection tasks, unless the queue has no room for those taken
+    /// before.
     fn empty_outbox(&mut self) {
         if self.leaving.is_waiting() {
             self.flush();
@@ -279,19 +287,19 @@ impl Decider {
         let waiting = self.outbox.take();
         if !waiting.kept.is_empty() {
             self.leaving.take(waiting);
-            // At once, so that what it is charged is given back.
+            // Flushed at once, to release its charge on the budget.
             self.flush();
         }
     }
 
-    /// Encodes what waits and queues it, as far as the queue takes it.
+    /// Encodes and queues the waiting spans, as far as the queue accepts them.
     fn flush(&mut self) {
         self.leaving.flush(&self.sampler.plan());
     }
 
-    /// Decides the oldest traces until memory is below the soft target: in one visit those of the
-    /// oldest sixteenth, by age over all shards. Shard by shard alone, the youngest of the first
-    /// would go before the oldest of the last.
+    /// Decides the oldest traces until memory is below the soft target. One round decides the
+    /// oldest sixteenth by age, over all shards. Going shard by shard instead would decide the
+    /// youngest traces of the first shard before the oldest of the last.
     async fn relieve_memory(&mut self) {
         let used = self.sampler.memory_used();
         let (soft_limit, target) = (self.budget.soft_limit(), self.budget.soft_target());
@@ -300,7 +308,12 @@ impl Decider {
             return;
         }
         if !self.is_relieving {
-            info!(used, limit = self.budget.limit(), "memory is short: deciding the oldest traces");
+            info!(
+                used_bytes = used,
+                limit_bytes = self.budget.limit(),
+                "memory above the soft limit: deciding the oldest traces early. If this lasts, \
+                 raise memory_limit_mib or lower decision_wait"
+            );
         }
         self.is_relieving = true;
         let now = self.clock.now();
@@ -313,7 +326,7 @@ impl Decider {
             }
             self.sampler.decide(shard, now, which, room, &mut self.decided);
             self.absorb();
-            // Kept spans hold on to their segments until they are encoded.
+            // Kept spans hold their segments until they are encoded.
             self.flush();
             if self.sampler.memory_used() <= target {
                 return;
@@ -322,19 +335,20 @@ impl Decider {
         }
     }
 
-    /// Time as the decider sees it.
+    /// The current time of the window's clock.
     pub fn now(&self) -> Millis {
         self.clock.now()
     }
 }
 
-/// Ends the policies of a plan whose time has come by the wall clock, and logs each.
+/// Ends the policies of a plan that have reached their end by the wall clock, and logs each of
+/// them.
 pub fn expire(plan: &Plan) {
     for id in plan.expire(clock::unix_millis()) {
         let policy = plan.name(id);
         warn!(
             policy,
-            "policy expired: it matches nothing from now on. Remove it, or extend `expires`"
+            "policy expired: it no longer matches any trace. Remove it, or extend `expires`"
         );
     }
 }

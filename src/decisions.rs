@@ -1,16 +1,16 @@
-//! Decisions after they are made: remembered so that late spans follow them, and logged so that
-//! people can ask why.
+//! Decisions after they are made: the decision cache, which late spans follow, and the decision
+//! log, which answers why a trace was kept or dropped.
 //!
-//! [`Remembered`] is per shard and under its lock: two generations of a compact table keyed by the
-//! keyed 64-bit hash of the trace id, kept and dropped traces for the same time. (Forgetting them
-//! at different times would make a late span's fate depend on its randomness, and with it the
-//! threshold.) 18 bytes a trace. A decision is remembered for at least the time to live and at most
-//! twice that, unless so many are made that all shards together would need more than a quarter of
-//! the memory limit: then the oldest are forgotten sooner, and counted. A new trace is taken for
-//! one of n remembered ones with a probability of n / 2^64: at 10,000 traces a second, remembered
-//! for 240 s, that is once in 24 years.
+//! Each shard has a [`DecisionCache`] under its lock: two generations of a compact table, keyed by
+//! the keyed 64-bit hash of the trace id, with 18 bytes per trace. Kept and dropped traces stay for
+//! the same time. (If they did not, the fate of a late span would depend on its randomness, and so
+//! would the threshold.) A decision stays for at least the time to live and at most twice as long.
+//! If there are so many decisions that all shards together would need more than a quarter of the
+//! memory limit, the oldest are forgotten sooner and counted. With n decisions in the cache, a new
+//! trace is mistaken for one of them with probability n / 2^64: at 10,000 traces per second, kept
+//! for 240 s, that happens once in 24 years.
 //!
-//! [`DecisionLog`] holds the details of the last traces.
+//! [`DecisionLog`] holds the details of the last decisions.
 
 mod log;
 
@@ -27,19 +27,19 @@ use crate::{
     window::Millis,
 };
 
-/// What was decided about a trace.
+/// The decision about a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Kept or not, by which policy, at which threshold.
+    /// Whether it is kept, by which policy, at which threshold.
     pub verdict: Verdict,
-    /// What made it be decided.
+    /// The reason why it was decided at that moment.
     pub trigger: Trigger,
-    /// Where it did not come from the trace id.
+    /// The randomness, if it did not come from the trace id.
     pub explicit_randomness: Option<Randomness>,
 }
 
-/// A decision in 18 bytes: fingerprint, then threshold (57 bits), trigger (3) and kept (1), then
-/// policy.
+/// A decision in 18 bytes: the fingerprint; the threshold (57 bits), the trigger (3 bits) and
+/// whether the trace is kept (1 bit); the policy.
 #[derive(Clone, Copy)]
 struct Packed([u8; 18]);
 
@@ -72,22 +72,24 @@ impl Packed {
     }
 }
 
-/// Tables of a generation. One that grows moves all that is in it, and everybody waits for its
-/// shard meanwhile: a 64th of it is done in a millisecond, and few grow at once.
+/// The number of tables per generation. A table that grows moves all its entries under the shard's
+/// lock. A 64th of a generation is moved within a millisecond, and few tables grow at the same
+/// time.
 const TABLES: usize = 64;
 
 struct Generation {
-    /// By bits of the fingerprint that neither choose the shard nor a place within a table.
+    /// Indexed by bits of the fingerprint that choose neither the shard nor the place within a
+    /// table.
     decisions: Box<[HashTable<Packed>]>,
-    /// Of the few traces that have one.
+    /// The explicit randomness of the few traces that have one.
     randomness: HashMap<u64, Randomness, foldhash::fast::RandomState>,
-    /// Of kept traces, where there is a cap on them.
+    /// The bytes used by kept traces, if there is a cap.
     used_bytes: HashMap<u64, u64, foldhash::fast::RandomState>,
-    /// Of traces that shadow policies match, where there are any.
+    /// The effects on traces that shadow policies match.
     shadowed: HashMap<u64, Arc<[Shadowed]>, foldhash::fast::RandomState>,
-    /// Those given last: traces mostly have one of a few.
+    /// The sets that were stored last, for sharing: most traces have one of a few sets.
     last_shadowed: Vec<Arc<[Shadowed]>>,
-    /// What those of `shadowed` take by themselves.
+    /// The bytes of the sets in `shadowed`.
     shadowed_bytes: usize,
 }
 
@@ -134,7 +136,8 @@ impl Generation {
         Some(packed.unpack(self.randomness.get(&fingerprint).copied()))
     }
 
-    /// Whether it holds too much, or will once it has grown for the decisions of a few more locks.
+    /// Whether it holds too many bytes, or soon will, after it has grown for the decisions of a few
+    /// more holds of the lock.
     fn outgrows(&self, bytes_max: usize) -> bool {
         const SOON: usize = 32;
         let grow_soon = |table: &&HashTable<Packed>| table.len() + SOON > table.capacity();
@@ -148,7 +151,8 @@ impl Generation {
         self.decisions.iter().map(HashTable::allocation_size).sum::<usize>() + sides * 17 + shadowed
     }
 
-    /// Forgets everything but keeps the room for as much, which the next generation will need.
+    /// Removes everything but keeps as much room as was used, because the next generation will need
+    /// it.
     fn clear(&mut self) {
         for table in &mut self.decisions {
             let needed = table.len();
@@ -163,17 +167,17 @@ impl Generation {
     }
 }
 
-/// Kept to be shared, of each generation.
+/// The number of sets per generation that are kept for sharing.
 const LAST_SHADOWED_MAX: usize = 32;
 
 fn table_of(fingerprint: u64) -> usize {
     (fingerprint >> 32) as usize % TABLES
 }
 
-/// The decisions of one shard, for late spans.
-pub struct Remembered {
+/// The decision cache of one shard, which late spans follow.
+pub struct DecisionCache {
     ttl_millis: u32,
-    /// What each generation may take.
+    /// The most bytes of each generation.
     generation_bytes_max: usize,
     current: Generation,
     previous: Generation,
@@ -182,11 +186,11 @@ pub struct Remembered {
     charged: usize,
 }
 
-impl Remembered {
-    /// Remembers nothing yet, and each decision for at least `ttl_millis`, as far as `bytes_max`
-    /// allow it.
+impl DecisionCache {
+    /// An empty cache. It keeps each decision for at least `ttl_millis`, as far as `bytes_max`
+    /// allows.
     pub fn new(ttl_millis: u32, bytes_max: usize, budget: &Arc<Budget>) -> Self {
-        Remembered {
+        DecisionCache {
             ttl_millis,
             generation_bytes_max: bytes_max / 2,
             current: Generation::default(),
@@ -197,7 +201,7 @@ impl Remembered {
         }
     }
 
-    /// Remembers a decision under the hash of its trace id.
+    /// Stores a decision under the hash of its trace id.
     pub fn remember(&mut self, fingerprint: u64, decision: &Decision) {
         let packed = Packed::new(fingerprint, decision);
         self.current.remember(fingerprint, packed);
@@ -206,43 +210,45 @@ impl Remembered {
         }
     }
 
-    /// The decision of a trace, as long as it is remembered.
+    /// The decision about a trace, while it is in the cache.
     pub fn recall(&self, fingerprint: u64) -> Option<Decision> {
         self.current.recall(fingerprint).or_else(|| self.previous.recall(fingerprint))
     }
 
-    /// Remembers what shadow policies would have changed about a trace, for its late spans.
+    /// Stores the effects that shadow policies would have had on a trace, for its late spans.
     pub fn remember_shadowed(&mut self, fingerprint: u64, shadowed: &[Shadowed]) {
         if !shadowed.is_empty() {
             self.current.remember_shadowed(fingerprint, shadowed);
         }
     }
 
-    /// What shadow policies would have changed about a trace whose decision is remembered.
+    /// The effects that shadow policies would have had on a trace in the cache.
     pub fn recall_shadowed(&self, fingerprint: u64) -> &[Shadowed] {
         if self.current.shadowed.is_empty() && self.previous.shadowed.is_empty() {
             return &[];
         }
-        // A trace that is decided again is in the current one, be it without shadow policies.
+        // A trace that was decided again is in the current generation, even without shadow
+        // policies.
         let of = |generation: &'_ Generation| generation.recall(fingerprint).is_some();
         let generation = if of(&self.current) { &self.current } else { &self.previous };
         generation.shadowed.get(&fingerprint).map_or(&[], |shadowed| shadowed)
     }
 
-    /// Remembers how many bytes of a kept trace have left.
+    /// Stores the number of bytes of a kept trace that have been exported.
     pub fn use_bytes(&mut self, fingerprint: u64, bytes: u64) {
         self.current.used_bytes.insert(fingerprint, bytes);
     }
 
-    /// How many bytes of a kept trace have left; 0 where nothing was said of it.
+    /// The number of bytes of a kept trace that have been exported; 0 if none was stored.
     pub fn used_bytes(&self, fingerprint: u64) -> u64 {
         let [current, previous] = [&self.current, &self.previous];
         let used = current.used_bytes.get(&fingerprint).or(previous.used_bytes.get(&fingerprint));
         used.copied().unwrap_or(0)
     }
 
-    /// Forgets what is older than the time to live, or must be for want of room, and charges the
-    /// budget. Called after every few hundred decisions. Returns how many were forgotten too soon.
+    /// Forgets decisions that are older than the time to live, or for which there is no room, and
+    /// charges the budget. Called after every few hundred decisions. Returns the number of
+    /// decisions that were forgotten too early.
     pub fn rotate(&mut self, now: Millis) -> u64 {
         let is_time = now.since(self.rotated_at) >= self.ttl_millis;
         let mut too_soon = 0;
@@ -265,15 +271,15 @@ impl Remembered {
     }
 }
 
-impl Drop for Remembered {
+impl Drop for DecisionCache {
     fn drop(&mut self) {
         self.budget.release(Holder::Decisions, self.charged);
     }
 }
 
-impl std::fmt::Debug for Remembered {
+impl std::fmt::Debug for DecisionCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Remembered")
+        f.debug_struct("DecisionCache")
             .field("current", &self.current.len())
             .field("previous", &self.previous.len())
             .finish_non_exhaustive()
@@ -294,7 +300,7 @@ mod tests {
     #[test]
     fn decisions_survive_packing_and_one_generation() {
         let budget = Budget::new(1 << 20);
-        let mut remembered = Remembered::new(1000, 1 << 20, &budget);
+        let mut remembered = DecisionCache::new(1000, 1 << 20, &budget);
         let explicit =
             Decision { explicit_randomness: Some(Randomness(7)), ..decision(false, 0.0) };
         remembered.remember(1, &decision(true, 10.0));
@@ -314,10 +320,10 @@ mod tests {
     #[test]
     fn what_shadow_policies_would_have_changed_is_remembered_as_long_as_the_decision() {
         let budget = Budget::new(1 << 24);
-        let mut remembered = Remembered::new(1000, 1 << 24, &budget);
+        let mut remembered = DecisionCache::new(1000, 1 << 24, &budget);
         let of = |number: u64| {
             let policy = |policy| Shadowed { policy: PolicyId(policy), effect: Effect::Dropped };
-            // More sets than are kept to be shared.
+            // More sets than are kept for sharing.
             vec![policy(number as u16 % 100), policy(7)]
         };
         for number in 0..1_000 {
@@ -332,7 +338,7 @@ mod tests {
             assert_eq!(remembered.recall_shadowed(number), of(number));
         }
         assert!(remembered.recall_shadowed(2_000).is_empty());
-        // Decided again, and no shadow policy matches this time.
+        // Decide the trace again; this time no shadow policy matches.
         remembered.remember(5, &decision(true, 10.0));
         assert!(remembered.recall_shadowed(5).is_empty());
         remembered.rotate(Millis(2000));
@@ -342,7 +348,7 @@ mod tests {
     #[test]
     fn the_oldest_make_room_when_there_are_too_many() {
         let budget = Budget::new(1 << 30);
-        let mut remembered = Remembered::new(u32::MAX, 1 << 18, &budget);
+        let mut remembered = DecisionCache::new(u32::MAX, 1 << 18, &budget);
         let (mut forgotten, mut most) = (0, 0);
         let fingerprint = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         for number in 0..200_000 {

@@ -1,9 +1,9 @@
-//! What all sides of OTLP/gRPC share: the method's path, the names of codes, and a codec that
-//! leaves bytes alone.
+//! What all sides of OTLP/gRPC share: the method's path, the names of codes, and a codec that does
+//! not change the bytes.
 //!
 //! The receiver and the exporter frame, limit and compress messages themselves and use only the
-//! paths and names. The codec is for those that use tonic's server and client: the sink, the
-//! demo's traffic and tests. tonic then frames and compresses, and the message stays bytes.
+//! paths and names. The codec is for the sink, the demo's traffic and tests, which use tonic's
+//! server and client. There tonic frames and compresses, and the message stays bytes.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::{
@@ -11,10 +11,25 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-/// The one method that is served and called.
+/// The only method that is served and called.
 pub const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 /// The service it belongs to, as health checks name it.
 pub const TRACE_SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
+
+/// Bytes before each message: whether it is compressed, and its length.
+pub const PREFIX_BYTES: usize = 5;
+
+/// What stands before a message of this length.
+pub fn prefix(is_compressed: bool, length: u32) -> [u8; PREFIX_BYTES] {
+    let [a, b, c, d] = length.to_be_bytes();
+    [u8::from(is_compressed), a, b, c, d]
+}
+
+/// What a prefix says: the flag of compression as it stands, and the length of the message.
+pub fn read_prefix(prefix: [u8; PREFIX_BYTES]) -> (u8, u32) {
+    let [flag, length @ ..] = prefix;
+    (flag, u32::from_be_bytes(length))
+}
 
 /// A codec from bytes to bytes, for tonic's own server and client.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,7 +69,7 @@ impl Decoder for RawCodec {
     }
 }
 
-/// The name of a gRPC code as the specification writes it, the value of every `code` label.
+/// The name of a gRPC code as the specification writes it; also the value of every `code` label.
 pub fn code_name(code: tonic::Code) -> &'static str {
     use tonic::Code;
     match code {

@@ -15,10 +15,8 @@ pub mod exporter;
 pub mod service;
 pub mod admin;
 pub mod reload;
-pub mod check;
 pub mod commands;
 pub mod trace_files;
-pub mod demo;
 
 pub mod budget;
 pub mod buffers;

@@ -1,13 +1,13 @@
-//! The log: lines on standard error, written by a thread of their own.
+//! The log: lines on standard error, written by a thread of its own.
 //!
-//! Logging never fails the work and never holds it up. Whoever logs puts a finished line into a
-//! queue of at most 1 MiB. One thread writes them. A line that cannot be written (the reader of a
-//! pipe has gone, the disk is full) or that finds the queue full (the reader has stopped reading)
-//! is counted in `log_lines_lost_total` and forgotten. Each line is tried, so that the log comes
-//! back as soon as standard error works again; a line then says how many were lost.
+//! Logging never fails and never delays the work. The caller puts a finished line into a queue of
+//! at most 1 MiB, and one thread writes the lines. A line is lost if it cannot be written (the
+//! reader of a pipe has gone, the disk is full) or finds the queue full (the reader has stopped
+//! reading); `log_lines_lost_total` counts it. The thread tries to write every line, so the log
+//! continues as soon as standard error works again; a line then says how many were lost.
 //!
-//! A panic is one line of the log as well, in its format. The process waits up to a second at its
-//! end for the last lines. Lines of a process that is killed may be lost.
+//! A panic is one log line too, in the log's format. At its end the process waits up to a second
+//! for the last lines. A process that is killed may lose lines.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -30,28 +30,28 @@ use crate::{
     throttle::Throttle,
 };
 
-/// Bytes of lines that wait to be written; later lines are lost.
+/// Bytes of lines that may wait to be written; further lines are lost.
 const WAITING_BYTES_MAX: usize = 1 << 20;
-/// The longest that the end of the process waits for the last lines.
+/// The longest that the process waits at its end for the last lines.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest that a panic waits for its line, in case the process is aborted next.
 const PANIC_TIMEOUT: Duration = Duration::from_millis(100);
-/// Standard error may be in non-blocking mode, since it is shared with other processes. The pause
-/// before the next attempt to write, and the number of attempts.
+/// Standard error may be in non-blocking mode, since other processes share it. The pause before the
+/// next attempt to write, and the number of attempts.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 const BUSY_ATTEMPTS_MAX: u32 = 100;
-/// Problems of a configuration that are logged; a file can have a thousand.
+/// The most problems of a configuration that are logged; a file can have a thousand.
 const PROBLEMS_LOGGED_MAX: usize = 20;
 
-/// Lines that were lost. One number for the process, as is standard error.
+/// Lost lines. One counter per process, since standard error is one per process.
 static LINES_LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Lines of the log that nobody will read, since the start of the process.
+/// Lines of the log that were lost since the start of the process.
 pub fn lines_lost() -> u64 {
     LINES_LOST.load(Relaxed)
 }
 
-/// The log of the process. Waits for the last lines when it is dropped.
+/// The log of the process. Dropping it waits for the last lines.
 #[derive(Debug)]
 pub struct Log {
     lines: Arc<Lines>,
@@ -59,11 +59,11 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts to log what is of this level, one JSON object a line or as text, panics included.
-    /// Once a process.
+    /// Starts to log lines of this level and above, as text or as one JSON object a line, panics
+    /// included. Call it once per process.
     ///
     /// # Errors
-    /// When the operating system has no thread for it.
+    /// If the operating system cannot start the thread.
     pub fn start(level: Level, is_json: bool) -> io::Result<Self> {
         let lines = Arc::<Lines>::default();
         let writer = Arc::clone(&lines);
@@ -73,7 +73,7 @@ impl Log {
             .with_max_level(level)
             .with_writer(LineWriter(Arc::clone(&lines)))
             .with_ansi(io::stderr().is_terminal())
-            // It would print to standard error past our thread, and panic where that fails.
+            // tracing would print these to standard error itself, and panic if that fails.
             .log_internal_errors(false);
         if is_json {
             logging.json().init();
@@ -88,8 +88,8 @@ impl Log {
         Ok(Log { lines, is_json })
     }
 
-    /// Tells the problems of a configuration: as text as `tailwater check` prints them, as JSON one
-    /// object a problem.
+    /// Reports the problems of a configuration: as text in the form of `tailwater check`, as JSON
+    /// one object per problem.
     pub fn tell(&self, diagnostics: &Diagnostics) {
         if self.is_json {
             log_problems(diagnostics);
@@ -105,7 +105,7 @@ impl Drop for Log {
     }
 }
 
-/// Logs one line a problem, with its place.
+/// Logs one line per problem, with its place.
 pub fn log_problems(diagnostics: &Diagnostics) {
     let all = diagnostics.iter().len();
     for problem in diagnostics.iter().take(PROBLEMS_LOGGED_MAX) {
@@ -118,7 +118,7 @@ pub fn log_problems(diagnostics: &Diagnostics) {
         }
     }
     if all > PROBLEMS_LOGGED_MAX {
-        error!("and {} more: `tailwater check` has them all", all - PROBLEMS_LOGGED_MAX);
+        error!("and {} more problems: `tailwater check` lists all", all - PROBLEMS_LOGGED_MAX);
     }
 }
 
@@ -139,7 +139,7 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
 /// Lines on their way to standard error.
 #[derive(Debug, Default)]
 struct Lines {
-    /// Locked for a few instructions, never while something is written.
+    /// Locked for a few instructions, never during a write.
     state: Mutex<State>,
     arrived: Condvar,
     written: Condvar,
@@ -188,7 +188,7 @@ impl Lines {
                 LINES_LOST.fetch_add(1, Relaxed);
                 continue;
             }
-            // Only where there is room for the line that tells it.
+            // Only if there is space for the line that reports the loss.
             if self.lock().bytes > WAITING_BYTES_MAX / 2 {
                 continue;
             }
@@ -200,21 +200,21 @@ impl Lines {
         }
     }
 
-    /// Waits until nothing waits to be written, but no longer than this.
+    /// Waits until all lines are written, for at most this time.
     fn wait_until_written(&self, at_most: Duration) {
         let is_busy = |state: &mut State| state.is_writing || !state.waiting.is_empty();
-        // Lines that are not written in this time are lost with the process.
+        // Lines that are not written within this time are lost with the process.
         drop(self.written.wait_timeout_while(self.lock(), at_most, is_busy));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics between two changes that belong together.
+        // No panic can happen here between two changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Writes a line whole. `is_cut` says whether the last one was written in part: then this one
-/// begins on a line of its own.
+/// Writes a whole line. `is_cut` says whether the last line was written in part; then this one
+/// begins on a new line.
 fn put(out: &mut impl Write, line: &[u8], is_cut: &mut bool) -> io::Result<()> {
     let mut busy = 0;
     let end_of_last: &[u8] = if *is_cut { b"\n" } else { b"" };
@@ -241,7 +241,7 @@ fn put(out: &mut impl Write, line: &[u8], is_cut: &mut bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes what `tracing` has formatted, which is one whole line a call.
+/// Takes the formatted output of `tracing`, one whole line per call.
 #[derive(Clone, Debug)]
 struct LineWriter(Arc<Lines>);
 
@@ -268,7 +268,7 @@ impl Write for LineWriter {
 mod tests {
     use super::*;
 
-    /// A file on a disk that has room for so many bytes.
+    /// A file on a disk with space for this many bytes.
     struct Disk {
         room: usize,
         written: Vec<u8>,

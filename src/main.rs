@@ -4,10 +4,8 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
-    check,
-    commands::{complain, convert, print, replay, test},
+    commands::{check, complain, convert, demo, print, replay, test},
     config::{self, Config},
-    demo,
     logging::Log,
     service::Service,
 };
@@ -30,9 +28,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Show the whole path in one process: generated traffic, the sampler, a sink
+    /// Run everything in one process: generated traffic, the sampler and a sink
     Demo(demo::Options),
-    /// Turn a Collector's tail_sampling into policies, and name every difference
+    /// Convert a Collector's tail_sampling to policies, and name every difference
     Convert(convert::Options),
     /// Run policy tests: what policies make of traces that are written down
     Test(test::Options),
@@ -43,7 +41,7 @@ enum Command {
         /// Files to validate
         #[arg(required_unless_present = "schema", value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// How to report
+        /// The format of the report
         #[arg(long, value_enum, default_value_t)]
         format: check::Format,
         /// Print the JSON Schema of the configuration, for editors, and validate nothing
@@ -80,12 +78,12 @@ fn exit_code(is_fine: bool) -> ExitCode {
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Works with the log open. The last lines are written when this returns.
+/// Runs `work` with the log open. The last lines are written when this returns.
 fn logging(level: Level, is_json: bool, work: impl FnOnce(&Log) -> bool) -> bool {
     match Log::start(level, is_json) {
         Ok(log) => work(&log),
         Err(problem) => {
-            complain(&format!("error: cannot start the thread that logs: {problem}\n"));
+            complain(&format!("error: cannot start the thread of the log: {problem}\n"));
             false
         }
     }
@@ -95,7 +93,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let is_fine = runtime.block_on(work);
-            // Whatever still runs was cut on purpose, by a deadline or a second signal.
+            // Tasks that still run were cut off on purpose, by a deadline or a second signal.
             runtime.shutdown_background();
             is_fine
         }
@@ -106,7 +104,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
     }
 }
 
-/// Runs until a signal, then shuts down. Whether everything was delivered.
+/// Runs until a signal, then shuts down. Returns whether everything was delivered.
 async fn run(config: Config) -> bool {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
@@ -123,14 +121,14 @@ async fn run(config: Config) -> bool {
         }
     };
     let has_failed = tokio::select! {
-        // Either ends it; a failure says more about why.
+        // Either event ends it; a failure comes first, as it says more about the cause.
         biased;
         () = service.failure() => true,
         () = signals.stop_or_reload(&service) => false,
     };
     info!("shutting down");
     tokio::select! {
-        // A second signal comes first: whoever sends it does not want to wait any longer.
+        // A second signal comes first: its sender does not want to wait any longer.
         biased;
         () = signals.stop() => {
             warn!("stopped at once by a second signal");
@@ -155,7 +153,7 @@ impl Signals {
         })
     }
 
-    /// Reloads whenever someone wants it, until someone wants the service to stop.
+    /// Reloads on each SIGHUP, until a signal asks the service to stop.
     async fn stop_or_reload(&mut self, service: &Service) {
         let Signals { terminate, interrupt, hangup } = self;
         let reloads = async {
@@ -164,8 +162,8 @@ impl Signals {
             }
         };
         tokio::select! {
-            // Stopping comes first: whoever wants it does not want new policies any more. A reload
-            // under way is not waited for.
+            // Stopping comes first: after it, new policies are of no use. A reload under way is not
+            // waited for.
             biased;
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -173,10 +171,10 @@ impl Signals {
         }
     }
 
-    /// Waits until someone wants the service to stop.
+    /// Waits for a signal that asks the service to stop.
     async fn stop(&mut self) {
         tokio::select! {
-            // Either is as good as the other.
+            // Both signals mean the same.
             biased;
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -1,13 +1,13 @@
-//! Reloading policies: the files are read again, and if nothing is wrong with them, the service
-//! decides by what they say from then on, about what is buffered too. If anything is, nothing
-//! changes.
+//! Reloading policies: reads the files again. If they have no errors, the service decides by them
+//! from then on, including the traces in the window. If they have errors, nothing changes.
 //!
 //! Called for SIGHUP and for POST /-/reload, on threads that may block: reading and compiling take
-//! milliseconds, and walking what is buffered as long as it took when it came. The longest that a
-//! shard was locked meanwhile is logged. One reload at a time; another one waits for it.
+//! milliseconds, and walking the window takes as long as it took when the spans arrived. The
+//! longest time that a shard was locked is logged. Only one reload runs at a time; another one
+//! waits.
 //!
-//! Only policies are applied. Whatever else has changed in the file takes a restart, which the log
-//! says.
+//! Only policies are applied. If anything else in the file has changed, the log says that this
+//! needs a restart.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -30,33 +30,33 @@ use crate::{
 /// Reloads the policies of one service.
 #[derive(Debug)]
 pub struct Reload {
-    /// What the service was started with; says also what to read.
+    /// The configuration that the service was started with. It also names the files to read.
     config: Config,
     sampler: Arc<Sampler>,
     metrics: Arc<Metrics>,
     clock: Clock,
     supervisor: Arc<Supervisor>,
-    /// Held from reading to the last shard, so that plans follow one another.
+    /// Locked from reading to the last shard, so that plans follow one another.
     under_way: Mutex<()>,
 }
 
-/// What a reload has done.
+/// The outcome of a reload.
 #[derive(Clone, Debug)]
 pub struct Reloaded {
-    /// Policies that decide now.
+    /// The number of policies in force.
     pub policies: usize,
-    /// The longest that a shard was locked.
+    /// The longest time that a shard was locked.
     pub longest_stall: Duration,
 }
 
-/// Why the policies are what they were.
+/// Why the policies were not changed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Refused {
     /// The files have errors.
     #[error("{0}")]
     Invalid(Diagnostics),
-    /// The process cannot know so many; a restart helps.
-    #[error("{0}; restart to forget those that are gone")]
+    /// The process has seen too many names of policies; a restart helps.
+    #[error("{0}; restart the service to forget the removed policies")]
     TooManyNames(#[from] TooManyNames),
     /// A bug, which is counted.
     #[error("internal error")]
@@ -64,7 +64,7 @@ pub enum Refused {
 }
 
 impl Reload {
-    /// Reloads what a service that was started with `config` decides by.
+    /// Reloads the policies of a service that was started with `config`.
     pub fn new(
         config: &Config,
         sampler: &Arc<Sampler>,
@@ -81,12 +81,12 @@ impl Reload {
         }
     }
 
-    /// Reads the files again and applies their policies; logs and counts how that went. Blocks.
+    /// Reads the files again and applies their policies. Logs and counts the outcome. Blocks.
     ///
     /// # Errors
-    /// [`Refused`]; then nothing has changed.
+    /// [`Refused`]: nothing has changed.
     pub fn run(&self) -> Result<Reloaded, Refused> {
-        // What it guards has no state that a panic could leave half done.
+        // The lock guards no state that a panic could leave half done.
         let _one_at_a_time = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.supervisor.contained_now(Task::Reload, || self.apply());
         let outcome = outcome.unwrap_or(Err(Refused::Panicked));
@@ -97,7 +97,9 @@ impl Reload {
             }
             Err(Refused::Invalid(diagnostics)) => {
                 log_problems(diagnostics);
-                error!("policies not reloaded: the configuration has errors, the old ones stay");
+                error!(
+                    "policies not reloaded: the configuration has errors; the old policies stay"
+                );
             }
             Err(refused) => error!("policies not reloaded: {refused}"),
         }
@@ -113,14 +115,14 @@ impl Reload {
         let longest_stall = self.swap(&plan);
         let changed = self.config.differences(&config).join(", ");
         if !changed.is_empty() {
-            warn!(changed, "only policies are reloaded, other changes need a restart");
+            warn!(changed, "a reload applies only policies; restart to apply the other changes");
         }
         Ok(Reloaded { policies: config.policies.len(), longest_stall })
     }
 
-    /// Puts the plan in force; the longest that a shard was locked for it.
+    /// Puts the plan in force. Returns the longest time that a shard was locked.
     fn swap(&self, plan: &Arc<Plan>) -> Duration {
-        // First, so that there is a counter for whatever is decided by them.
+        // The metrics come first, so that every decision by the new policies has a counter.
         self.metrics.policies_in_force(plan);
         let (mut longest, mut since) = (Duration::ZERO, Duration::ZERO);
         self.sampler.reload(plan, |hold| match hold {

@@ -1,5 +1,5 @@
 //! The wiring: binds listeners, builds the stages, makes every channel, spawns every task, and
-//! takes them down in the order of the flow.
+//! stops them in the order of the flow.
 //!
 //! ```text
 //! gRPC, HTTP connections --ingest--> Sampler <--decide-- decider --> Queue --> consumers
@@ -7,14 +7,16 @@
 //! admin thread: reads all of them
 //! ```
 //!
-//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`]. Signals: a watch
-//! each for "stop accepting", "give up delivering" and "stop the admin thread", a oneshot for "stop
-//! deciding", and the [`Supervisor`]'s watch for "the service cannot go on". Tasks: one a listener,
-//! the decider, `num_consumers` consumers, the admin thread, and, where there are files to watch,
-//! one that looks at certificates, keys and tokens; each of these is [vital](Supervisor::vital). A
-//! listener spawns one task a connection, and hyper one a stream of HTTP/2. Large requests, the
-//! look at files once a second and a reload by SIGHUP borrow a blocking thread, POST /-/reload one
-//! of the admin runtime.
+//! Channels: the [`Outbox`] and the [`Queue`], both charged to the [`Budget`].
+//!
+//! Signals: a watch each for "stop accepting", "give up delivering" and "stop the admin thread", a
+//! oneshot for "stop deciding", and the [`Supervisor`]'s watch for "the service cannot go on".
+//!
+//! Tasks: one per listener, the decider, `num_consumers` consumers, the admin thread, and one that
+//! checks certificates, keys and tokens if any are configured; each of these is
+//! [vital](Supervisor::vital). A listener spawns one task per connection, and hyper one per HTTP/2
+//! stream. Large requests, the check of files once a second and a reload by SIGHUP use a blocking
+//! thread; POST /-/reload uses one of the admin runtime.
 
 mod credentials;
 mod limits;
@@ -72,19 +74,19 @@ use crate::{
     window::{Hasher, SEGMENT_BYTES},
 };
 
-/// The service cannot start.
+/// Why the service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A port is taken, or an endpoint does not resolve.
     #[error("cannot listen: {0}")]
     Bind(#[from] BindError),
-    /// The backend's endpoint or a header is not usable.
+    /// The backend's endpoint or a header cannot be used.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// A certificate, key or token cannot be used.
     #[error(transparent)]
     Credentials(#[from] Faults),
-    /// No thread for the admin listener.
+    /// The thread of the admin listener cannot be started.
     #[error("cannot start the admin thread: {0}")]
     Admin(#[from] io::Error),
 }
@@ -92,11 +94,11 @@ pub enum StartError {
 /// A running service.
 #[derive(Debug)]
 pub struct Service {
-    /// Where OTLP/gRPC is served.
+    /// The address of the OTLP/gRPC receiver.
     pub grpc_address: SocketAddr,
-    /// Where OTLP/HTTP is served.
+    /// The address of the OTLP/HTTP receiver.
     pub http_address: SocketAddr,
-    /// Where /metrics is served.
+    /// The address of the admin listener, which serves /metrics.
     pub admin_address: SocketAddr,
     shutdown_timeout: Duration,
     intake: Arc<Intake>,
@@ -118,7 +120,7 @@ pub struct Service {
     stop_admin: watch::Sender<bool>,
 }
 
-/// The state that stages share.
+/// The state that the stages share.
 struct Shared {
     budget: Arc<Budget>,
     metrics: Arc<Metrics>,
@@ -138,13 +140,14 @@ impl Shared {
         info!(mib, from, "memory limit");
         let metrics = Arc::new(Metrics::new(plan.names()));
         metrics.policies_in_force(&plan);
-        // Each shard keeps a segment open: together they may take an eighth of the limit.
+        // Each shard keeps one segment open: together they may take an eighth of the limit.
         let shards = shards.min(budget.limit() / (8 * SEGMENT_BYTES)).max(1);
         let limits = limits(config);
         let sampler = Arc::new(Sampler::with_hasher(plan, limits, &budget, shards, hasher));
         let queue = Queue::new(config.exporter.queue.queue_bytes_max, &budget);
         let outbox = Outbox::new(&queue, &budget);
-        // So that a stall makes no trace due that has not waited for most of its time.
+        // The clock takes off stalls of more than five ticks, so that a stall never makes a trace
+        // due before it has waited for most of its time.
         let clock = Arc::new(WindowClock::start(5 * tick(config)));
         let supervisor = Arc::default();
         Shared { budget, metrics, sampler, outbox, queue, clock, supervisor }
@@ -213,21 +216,21 @@ impl Shared {
     }
 }
 
-/// What a service stands on: its listeners, all bound before anything starts, the way to the
-/// backend, and what a simulation must be able to repeat.
+/// What a service is started on: listeners that are bound before anything starts, the client of the
+/// backend, and the inputs that a simulation must be able to repeat.
 #[derive(Debug)]
 pub struct Ground<L> {
-    /// Where OTLP/gRPC comes in.
+    /// The listener of OTLP/gRPC.
     pub grpc: L,
-    /// Where OTLP/HTTP comes in.
+    /// The listener of OTLP/HTTP.
     pub http: L,
-    /// Where operators ask.
+    /// The admin listener.
     pub admin: std::net::TcpListener,
-    /// To the backend; without one, over TCP with what the configuration says.
+    /// The client of the backend; if `None`, one over TCP from the configuration.
     pub client: Option<Client>,
-    /// Into how many shards traces are spread, memory permitting.
+    /// The number of shards, if memory allows that many.
     pub shards: usize,
-    /// Spreads them.
+    /// Assigns traces to shards.
     pub hasher: Hasher,
 }
 
@@ -246,19 +249,19 @@ impl Ground<TcpListener> {
 }
 
 impl Service {
-    /// Binds, starts every stage and is ready when it returns.
+    /// Binds the listeners and starts every stage. The service is ready when this returns.
     ///
     /// # Errors
-    /// [`StartError`] when a port cannot be bound or the exporter's settings cannot be used.
+    /// [`StartError`] if a port cannot be bound or the exporter's settings cannot be used.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         Self::start_on(config, Ground::bind(config).await?).await
     }
 
-    /// Starts every stage on listeners that are bound.
+    /// Starts every stage on bound listeners.
     ///
     /// # Errors
-    /// [`StartError`] when a listener does not know its address, files cannot be used, or there is
-    /// no thread.
+    /// [`StartError`] if a listener does not know its address, files cannot be used, or no thread
+    /// can be started.
     pub async fn start_on<L: Listen>(
         config: &Config,
         ground: Ground<L>,
@@ -334,9 +337,9 @@ impl Service {
         })
     }
 
-    /// Stops in the order of the flow: not ready, no new requests, those under way finished, every
-    /// pending trace decided, the queue flushed. Takes at most `shutdown_timeout`, and returns the
-    /// spans that could not be delivered in it.
+    /// Stops in the order of the flow: reports not ready, refuses new requests, finishes those
+    /// under way, decides every pending trace, and flushes the queue. Takes at most
+    /// `shutdown_timeout`, and returns the number of spans that could not be delivered.
     pub async fn shutdown(mut self) -> u64 {
         let deadline = Instant::now() + self.shutdown_timeout;
         let failed_before = self.metrics.failed_in_all();
@@ -344,28 +347,28 @@ impl Service {
         self.supervisor.stop();
         for service in ["", TRACE_SERVICE] {
             self.health.set_service_status(service, ServingStatus::NotServing).await;
-            // Ends the streams of those who watch, which would hold their connections open.
+            // Ends the streams of health watchers, which would hold their connections open.
             self.health.clear_service_status(service).await;
         }
         self.intake.is_draining.store(true, Relaxed);
         self.stop_receivers.send_replace(true);
-        // Half of the time is for senders that are slow, the rest for what they have sent.
+        // Slow senders get half of the time; the rest is for delivering what they have sent.
         let half = deadline - self.shutdown_timeout / 2;
         let receivers = async { while self.receivers.join_next().await.is_some() {} };
         if timeout_at(half, receivers).await.is_err() {
-            warn!("cutting connections that did not finish in time");
+            warn!("aborting the connections that did not finish within half of shutdown_timeout");
             self.receivers.abort_all();
         }
         self.intake.turns.finish().await;
-        // Received by nobody only if the decider has ended, which `await` below tells.
+        // Nobody receives this only if the decider has ended, which `await` below reports.
         let _ = self.stop_decider.send(());
-        // Without a decider there is still the queue to be delivered.
+        // Without a decider, the queue must still be delivered.
         let mut decider = self.decider.await.ok();
         let finish = async {
             finish(decider.as_mut(), &self.supervisor).await;
             self.queue.drained().await;
         };
-        // What is given up is decided and counted in the last twentieth.
+        // The last twentieth is for deciding and counting what is given up.
         let give_up_at = deadline - self.shutdown_timeout / 20;
         if timeout_at(give_up_at, finish).await.is_err() {
             self.give_up.send_replace(true);
@@ -373,34 +376,38 @@ impl Service {
         }
         self.queue.close();
         while self.consumers.join_next().await.is_some() {}
-        // Only now, so that the last connection to the backend was made with what is valid.
+        // Stopped last, so that the last connection to the backend used valid credentials.
         self.credentials.abort();
         self.stop_admin.send_replace(true);
         // The admin thread ends with its connections, but a scraper that does not read may hold one
         // open.
         let admin = self.admin_thread;
         let _ = timeout_at(deadline, spawn_blocking(move || admin.join())).await;
-        // After too many panics something may be left where it was.
+        // After too many panics some spans may still be in the window or the queue.
         let left = self.sampler.buffered().spans + self.queue.held().1;
         let undelivered = self.metrics.failed_in_all() - failed_before + left;
         if undelivered > 0 {
-            error!(spans = undelivered, "stopped before all kept spans were delivered");
+            error!(
+                spans = undelivered,
+                "stopped before all kept spans were delivered; check the backend, or raise \
+                 shutdown_timeout"
+            );
         }
         undelivered
     }
 
-    /// Reads the policies again and decides by them from now on, unless something is wrong with
-    /// them; either is logged and counted.
+    /// Reads the policies again and decides by them from now on, unless they have errors. Logs and
+    /// counts the outcome.
     pub async fn reload(&self) {
         let reload = Arc::clone(&self.admin.reload);
-        // Reading files and walking what is buffered would hold up a worker. Dropped, this future
-        // leaves the reload to its thread.
+        // Reading files and walking the window would block a worker. If this future is dropped, the
+        // reload continues on its thread.
         if spawn_blocking(move || reload.run()).await.is_err() {
             self.supervisor.panicked(Task::Reload);
         }
     }
 
-    /// Waits until the service cannot go on; [`Self::shutdown`] saves what it can.
+    /// Waits until the service cannot go on; [`Self::shutdown`] then saves what it can.
     pub async fn failure(&self) {
         self.supervisor.failure().await;
     }
@@ -410,7 +417,7 @@ impl Service {
         &self.supervisor
     }
 
-    /// What operators ask, which can still be asked after the shutdown.
+    /// The answers for operators, which are still available after the shutdown.
     pub fn admin(&self) -> &Arc<Admin> {
         &self.admin
     }
@@ -447,7 +454,7 @@ fn spawn_consumers(
     consumers
 }
 
-/// Looks at certificates, keys and tokens, for as long as the service runs.
+/// Checks certificates, keys and tokens until the service stops.
 async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
     if watch.is_empty() {
         return;
@@ -456,14 +463,14 @@ async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
     loop {
         tokio::time::sleep(watch.period()).await;
         let looking = Arc::clone(&watch);
-        // File systems may hang, and a worker must not.
+        // On a blocking thread: file systems may hang, and a worker must not.
         if spawn_blocking(move || looking.look()).await.is_err() {
             supervisor.panicked(Task::Credentials);
         }
     }
 }
 
-/// Decides what is left, whatever bug one of the traces uncovers: it costs what was in hand.
+/// Decides the remaining traces. If a trace makes it panic, only the traces in hand are lost.
 async fn finish(decider: Option<&mut Decider>, supervisor: &Supervisor) {
     let Some(decider) = decider else { return };
     while supervisor.run(Task::Decider, decider.finish()).await.is_err() {
@@ -474,7 +481,7 @@ async fn finish(decider: Option<&mut Decider>, supervisor: &Supervisor) {
     }
 }
 
-/// Runs the decider until it is told to stop, and gives it back so that it can finish.
+/// Runs the decider until it is told to stop, and returns it so that it can finish.
 async fn decide(
     mut decider: Decider,
     mut stop: oneshot::Receiver<()>,
@@ -482,7 +489,7 @@ async fn decide(
 ) -> Decider {
     loop {
         tokio::select! {
-            // Stopping comes first: `finish` decides whatever this tick would have.
+            // Stopping comes first: `finish` decides everything that this tick would have decided.
             biased;
             _ = &mut stop => return decider,
             _ = supervisor.run(Task::Decider, decider.run()) => decider.recover(),

@@ -1,14 +1,14 @@
-//! Containing panics: a bug costs what it was doing, is counted, and the service goes on.
+//! Contains panics: a panic loses only the work in hand and is counted, and the service continues.
 //!
-//! Two kinds of work are told apart. A panic over one *item* (a request, a trace, a reload, an
-//! attempt to export) costs that item, however often: nobody may stop the service by sending the
-//! same thing again. The *loop* of a task is restarted after a pause, and when one panics more than
-//! [`PANICS_MAX`] times within [`PANICS_WITHIN`] the service is not ready any more and ends, since
-//! whoever restarts it does more for it than it can. A task that has ended before it was told to,
-//! for whatever reason, ends the service likewise: each holds a [`Vital`], which notices.
+//! There are two kinds of work. A panic in one *item* (a request, a trace, a reload, an attempt to
+//! export) loses that item, however often it happens: nobody may stop the service by sending the
+//! same thing again. The *loop* of a task is restarted after a pause. If loops of one kind panic
+//! more than [`PANICS_MAX`] times within [`PANICS_WITHIN`], the service reports not ready and ends,
+//! because a restart of the process can repair more than the service can. A task that ends for any
+//! reason before it is told to also ends the service: each task holds a [`Vital`], which notices.
 //!
-//! In debug builds, which tests are, a test can have the next poll of either panic
-//! ([`Supervisor::arm`]); release builds know nothing of it.
+//! In debug builds, which tests are, a test can make the next poll of either kind panic
+//! ([`Supervisor::arm`]). Release builds do not contain this.
 
 use std::{
     collections::VecDeque,
@@ -31,27 +31,27 @@ use tokio::{
 };
 use tracing::error;
 
-/// Panics of a task's loop that are survived within [`PANICS_WITHIN`].
+/// Panics of a task's loop that the service survives within [`PANICS_WITHIN`].
 pub const PANICS_MAX: usize = 10;
-/// See [`PANICS_MAX`].
+/// The period of [`PANICS_MAX`].
 pub const PANICS_WITHIN: Duration = Duration::from_secs(60);
-/// Before a loop is restarted: what made it panic may need a moment to pass.
+/// The pause before a loop is restarted: the cause of the panic may need a moment to pass.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
-/// What panics are counted under.
+/// The tasks that panics are counted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// The gRPC and HTTP receivers: accept loops, connections, requests.
     Receiver = 0,
     /// The decider.
     Decider = 1,
-    /// The consumers of the sending queue.
+    /// The consumers of the export queue.
     Exporter = 2,
     /// A reload of the policies.
     Reload = 3,
     /// The telemetry port.
     Admin = 4,
-    /// Looking at certificates, keys and tokens.
+    /// The check of certificates, keys and tokens.
     Credentials = 5,
 }
 
@@ -79,7 +79,7 @@ impl Task {
     }
 }
 
-/// The future panicked.
+/// The future has panicked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("panicked")]
 pub struct Panicked;
@@ -91,8 +91,8 @@ pub struct Panicked;
 pub async fn contained<F: Future>(future: F) -> Result<F::Output, Panicked> {
     let mut future = pin!(future);
     poll_fn(|context| {
-        // The future is never polled again after a panic, so nothing sees what it left half done
-        // but what it borrowed, which its owners keep usable.
+        // The future is never polled again after a panic, so only what it borrowed can be seen half
+        // done, and the owners of that keep it usable.
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
             Err(_) => Poll::Ready(Err(Panicked)),
@@ -101,7 +101,7 @@ pub async fn contained<F: Future>(future: F) -> Result<F::Output, Panicked> {
     .await
 }
 
-/// What is contained: [`Supervisor::arm`] tells them apart.
+/// The kinds of contained work, which [`Supervisor::arm`] tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// [`Supervisor::run`].
@@ -118,19 +118,19 @@ pub enum Failure {
     /// The loop of a task panics again and again.
     #[error("the task `{}` keeps panicking", .0.as_str())]
     KeepsPanicking(Task),
-    /// A task is gone that should run until the service stops.
+    /// A task has ended that should run until the service stops.
     #[error("the task `{}` has ended", .0.as_str())]
     Ended(Task),
 }
 
-/// Counts the panics of one service and says when it cannot go on.
+/// Counts the panics of one service and says when the service cannot go on.
 #[derive(Debug)]
 pub struct Supervisor {
     panics: [AtomicU64; Task::ALL.len()],
-    /// Of each loop, when it panicked lately.
+    /// The recent panics of each loop.
     recent: Mutex<[VecDeque<Instant>; Task::ALL.len()]>,
     failed: watch::Sender<Option<Failure>>,
-    /// Tasks may end now.
+    /// Whether tasks may end.
     is_stopping: AtomicBool,
     #[cfg(debug_assertions)]
     armed: [[AtomicU64; 3]; Task::ALL.len()],
@@ -150,18 +150,18 @@ impl Default for Supervisor {
 }
 
 impl Supervisor {
-    /// Works on one item; a panic in it is contained and counted.
+    /// Works on one item. Contains and counts a panic in it.
     ///
     /// # Errors
     /// [`Panicked`]: the item is lost.
     pub async fn contained<F: Future>(&self, task: Task, item: F) -> Result<F::Output, Panicked> {
-        // By reference: each call that takes a future by value doubles its size.
+        // Pinned in place: each call that takes a future by value doubles its size.
         let item = pin!(item);
         let outcome = contained(self.faulty(task, Scope::Item, item)).await;
         outcome.inspect_err(|_| self.panicked(task))
     }
 
-    /// As [`Self::contained`], where there is nothing to wait for.
+    /// Like [`Self::contained`], for work that does not wait.
     ///
     /// # Errors
     /// [`Panicked`]: the item is lost.
@@ -176,10 +176,10 @@ impl Supervisor {
         })
     }
 
-    /// Runs the loop of a task, a pause after one of its kind has panicked.
+    /// Runs the loop of a task; after a panic, returns only after a pause.
     ///
     /// # Errors
-    /// [`Panicked`]: to be run again. When that happens too often, the service has failed.
+    /// [`Panicked`]: run the loop again. If that happens too often, the service has failed.
     pub async fn run<F: Future>(&self, task: Task, work: F) -> Result<F::Output, Panicked> {
         let work = pin!(work);
         let panicked_at = self.recent()[task as usize].back().copied();
@@ -197,24 +197,23 @@ impl Supervisor {
     pub fn panicked(&self, task: Task) {
         self.panics[task as usize].fetch_add(1, Relaxed);
         tell(|| {
-            error!(task = task.as_str(), "contained a panic: what was in hand is lost and counted");
+            error!(task = task.as_str(), "contained a panic: its work in hand is lost and counted");
         });
     }
 
-    /// Has the end of a task noticed that must run until [`Self::stop`]. The task holds what this
-    /// returns.
+    /// Watches a task that must run until [`Self::stop`]. The task holds the returned value.
     pub fn vital(self: &Arc<Self>, task: Task) -> Vital {
         Vital { supervisor: Arc::clone(self), task }
     }
 
-    /// From now on tasks may end.
+    /// Allows tasks to end from now on.
     pub fn stop(&self) {
         self.is_stopping.store(true, Relaxed);
     }
 
     fn ended(&self, task: Task) {
         if !self.is_stopping.load(Relaxed) && self.failed().is_none() {
-            tell(|| error!(task = task.as_str(), "the task has ended: the service cannot go on"));
+            tell(|| error!(task = task.as_str(), "the task ended early: the service shuts down"));
             self.failed.send_replace(Some(Failure::Ended(task)));
         }
     }
@@ -227,13 +226,15 @@ impl Supervisor {
         recent.push_back(now);
         if recent.len() > PANICS_MAX && !self.keeps_panicking() {
             let times = recent.len();
-            tell(|| error!(task = task.as_str(), "panicked {times} times in a minute: giving up"));
+            tell(|| {
+                error!(task = task.as_str(), "panicked {times} times in a minute: shutting down");
+            });
             self.failed.send_replace(Some(Failure::KeepsPanicking(task)));
         }
     }
 
     fn recent(&self) -> MutexGuard<'_, [VecDeque<Instant>; Task::ALL.len()]> {
-        // Nothing panics while it is held.
+        // No panic can happen while it is locked.
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -254,11 +255,11 @@ impl Supervisor {
 
     /// Waits until the service cannot go on.
     pub async fn failure(&self) {
-        // Ends early only if the sender were gone, and that is `self`.
+        // This ends early only if the sender is dropped, and the sender belongs to `self`.
         let _ = self.failed.subscribe().wait_for(Option::is_some).await;
     }
 
-    /// Has the next `times` polls, or calls, of this panic.
+    /// Makes the next `times` polls, or calls, of this kind of work panic.
     #[cfg(debug_assertions)]
     pub fn arm(&self, task: Task, scope: Scope, times: u64) {
         self.armed[task as usize][scope as usize].store(times, Relaxed);
@@ -274,7 +275,7 @@ impl Supervisor {
     #[cfg(not(debug_assertions))]
     fn fault(&self, _: Task, _: Scope) {}
 
-    /// The future, asked before each poll whether a test wants it to panic.
+    /// Wraps the future: before each poll it panics if a test has asked for that.
     async fn faulty<F: Future>(&self, task: Task, scope: Scope, future: F) -> F::Output {
         let mut future = pin!(future);
         poll_fn(|context| {
@@ -285,13 +286,13 @@ impl Supervisor {
     }
 }
 
-/// Logs a line. Whoever contains a panic must not fail over saying so.
+/// Logs a line. A panic while logging must not break the code that contains panics.
 fn tell(log: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(log));
 }
 
-/// Held by a task that must run until the service stops. Notices its end, however it comes about:
-/// it returns, it panics, it is aborted, or it was never run.
+/// Held by a task that must run until the service stops. It notices the end of the task in any
+/// form: it returns, it panics, it is aborted, or it was never run.
 #[derive(Debug)]
 pub struct Vital {
     supervisor: Arc<Supervisor>,
@@ -299,7 +300,7 @@ pub struct Vital {
 }
 
 impl Vital {
-    /// The task.
+    /// Runs the task.
     pub async fn over<F: Future>(self, work: F) -> F::Output {
         pin!(work).await
     }
@@ -319,12 +320,12 @@ impl Drop for Vital {
 pub struct Supervised {
     /// Counts the panics.
     pub supervisor: Arc<Supervisor>,
-    /// What they are counted under.
+    /// The task that they are counted for.
     pub task: Task,
 }
 
 impl Supervised {
-    /// See [`Supervisor::contained`].
+    /// Calls [`Supervisor::contained`] for the task.
     ///
     /// # Errors
     /// [`Panicked`]: the item is lost.
@@ -332,17 +333,17 @@ impl Supervised {
         self.supervisor.contained(self.task, pin!(item)).await
     }
 
-    /// Counts the panic that a spawned part of the task has ended with, if it has.
+    /// Counts the panic of a spawned part of the task, if it has ended with one.
     pub fn note(&self, ended: &Result<(), JoinError>) {
         if ended.as_ref().is_err_and(JoinError::is_panic) {
             self.supervisor.panicked(self.task);
         }
     }
 
-    /// See [`Supervisor::run`].
+    /// Calls [`Supervisor::run`] for the task.
     ///
     /// # Errors
-    /// [`Panicked`]: to be run again.
+    /// [`Panicked`]: run the loop again.
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Panicked> {
         self.supervisor.run(self.task, pin!(work)).await
     }
@@ -377,7 +378,7 @@ mod tests {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
         }
         assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0], None));
-        // Those of another task, and those that are long ago, do not count.
+        // Panics of another task, and those that are long ago, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;
         for expected in

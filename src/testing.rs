@@ -1,5 +1,5 @@
-//! An OTLP/gRPC sink for the demo and for tests: a backend that decodes what it gets and answers as
-//! told.
+//! An OTLP/gRPC sink for the demo and for tests: a backend that decodes each request and gives the
+//! answers it is told to give.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -24,10 +24,10 @@ use crate::{
     supervise::{Supervised, Task},
 };
 
-/// Like a Tempo with its defaults: 4 MiB a message.
+/// The default of Tempo: 4 MiB a message.
 pub const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// For a server that stands outside of the service.
+/// The terms of a server outside of the service.
 pub fn terms() -> Terms {
     let limits = Limits {
         max_connections: 64,
@@ -43,7 +43,7 @@ pub fn terms() -> Terms {
 /// A backend that runs until it is dropped.
 #[derive(Debug)]
 pub struct Sink {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -83,7 +83,7 @@ impl Sink {
     /// Closes the port and every connection.
     pub async fn stop(self) {
         self.stop.send_replace(true);
-        // Ended or aborted, it is gone either way.
+        // The task has ended or was aborted; it is gone in both cases.
         let _ = self.task.await;
     }
 }

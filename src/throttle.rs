@@ -1,5 +1,5 @@
-//! Logging what may happen all the time: one line every so often, with the number of what was left
-//! out before it.
+//! Limits log lines about events that may be frequent: one line per pause, with the number of
+//! events since the previous line.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -8,10 +8,10 @@ use std::{
 
 use crate::clock::Clock;
 
-/// Between two lines of one kind.
+/// The time between two lines of one kind.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Lines of one kind.
+/// The lines of one kind.
 #[derive(Debug)]
 pub struct Throttle {
     clock: Clock,
@@ -22,7 +22,7 @@ pub struct Throttle {
 struct State {
     /// When the last line was logged.
     last: Option<Duration>,
-    /// What has not been told since.
+    /// The number of events that have not been logged yet.
     left_out: u64,
 }
 
@@ -33,13 +33,13 @@ impl Default for Throttle {
 }
 
 impl Throttle {
-    /// Whether a line may be logged now; then, how many were left out before it.
+    /// Whether a line may be logged now; if so, the number of lines that were left out before it.
     pub fn ask(&self) -> Option<u64> {
         self.add(1).map(|lines| lines - 1)
     }
 
-    /// So many more of what lines are about, or none. Returns how many a line is to tell now, those
-    /// that were left out before included.
+    /// Adds `more` events, possibly 0. If a line may be logged now, returns the number of events it
+    /// has to report, including those that were left out before.
     pub fn add(&self, more: u64) -> Option<u64> {
         let now = self.clock.elapsed();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

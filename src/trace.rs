@@ -1,21 +1,22 @@
-//! The domain values every stage shares: trace ids, randomness, thresholds and what is known of a
+//! Domain values that all stages share: trace ids, randomness, thresholds, and the facts of a
 //! trace.
 //!
-//! A *threshold* T and a *randomness* R are 56-bit numbers; a trace is kept if and only if R >= T,
-//! so the probability of keeping it is `1 - T / 2^56`. Because every policy compares the same R,
-//! the union of policies is the minimum of their thresholds and the intersection the maximum,
-//! exactly.
+//! A *threshold* T and a *randomness* R are 56-bit numbers. A trace is kept if and only if R >= T,
+//! so the probability of keeping it is `1 - T / 2^56`. All policies compare the same R, so the
+//! union of policies is exactly the minimum of their thresholds, and the intersection is the
+//! maximum.
 //!
 //! Source: OpenTelemetry specification, "TraceState: Probability Sampling" and "Probability
+//! Sampling".
 //! Sampling".
 
 use std::fmt;
 
-/// Characters of a UUID, and where its dashes are.
+/// The number of characters of a UUID, and the positions of its dashes.
 const UUID_CHARS: usize = 36;
 const UUID_DASHES: [usize; 4] = [8, 13, 18, 23];
 
-/// A W3C trace id, 16 bytes, never all zero once it has passed the walker.
+/// A W3C trace id: 16 bytes, never all zero after the walker has accepted it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TraceId(pub [u8; 16]);
 
@@ -28,18 +29,18 @@ impl TraceId {
         u128::from_str_radix(text, 16).ok().map(|id| TraceId(id.to_be_bytes()))
     }
 
-    /// Parses an id in a form in which tools show it: 32 hexadecimal digits, fewer where leading
+    /// Parses an id in the forms in which tools show it: 32 hexadecimal digits, fewer if leading
     /// zeros are left out, or a UUID, in any case. `None` for anything else, and for zero.
     pub fn from_any_form(text: &str) -> Option<Self> {
         let is_uuid = text.len() == UUID_CHARS
             && text.bytes().enumerate().all(|(at, b)| (b == b'-') == UUID_DASHES.contains(&at));
         let digits = if is_uuid { text.replace('-', "") } else { text.to_owned() };
-        // One digit at least, and no more than fit. 33 digits are an id that was copied wrongly.
+        // At least one digit, at most 32: an id of 33 digits was copied wrongly.
         let id = (1..=32).contains(&digits.len()).then(|| format!("{digits:0>32}"))?;
         Self::from_hex(&id).filter(|id| id.0 != [0; 16])
     }
 
-    /// The randomness that the id itself carries: its low 56 bits.
+    /// The randomness in the id itself: its low 56 bits.
     pub fn randomness(self) -> Randomness {
         let [.., b7, b6, b5, b4, b3, b2, b1, b0] = self.0;
         let _ = b7;
@@ -59,7 +60,7 @@ impl fmt::Debug for TraceId {
     }
 }
 
-/// 56 bits that decide every probability for one trace.
+/// The 56 bits that decide every probability for one trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Randomness(pub u64);
 
@@ -74,7 +75,7 @@ impl Randomness {
 }
 
 impl fmt::Display for Randomness {
-    /// 14 lower-case hexadecimal digits, as `ot=rv` carries them.
+    /// 14 lower-case hexadecimal digits, as in `ot=rv`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:014x}", self.0)
     }
@@ -85,13 +86,14 @@ impl fmt::Display for Randomness {
 pub struct Threshold(u64);
 
 impl Threshold {
-    /// Keeps everything: 100 %.
+    /// The threshold that keeps everything: 100 %.
     pub const ALWAYS: Threshold = Threshold(0);
-    /// Keeps nothing. One above every randomness, and therefore not expressible as `ot=th`.
+    /// The threshold that keeps nothing. It is above every randomness, so `ot=th` cannot express
+    /// it.
     pub const NEVER: Threshold = Threshold(1 << 56);
 
-    /// The threshold of a percentage, `2^56 - round(p / 100 * 2^56)`; 0 and less is
-    /// [`Self::NEVER`].
+    /// The threshold of a percentage, `2^56 - round(p / 100 * 2^56)`; [`Self::NEVER`] for 0 and
+    /// less.
     pub fn from_percentage(percentage: f64) -> Self {
         let scale = (1u64 << 56) as f64;
         #[expect(
@@ -124,12 +126,12 @@ impl Threshold {
         self.0
     }
 
-    /// Whether a trace of this randomness is kept.
+    /// Whether a trace with this randomness is kept.
     pub fn keeps(self, randomness: Randomness) -> bool {
         randomness.0 >= self.0
     }
 
-    /// Whether anything can be kept at all, which is what "the policy matched" means.
+    /// Whether any trace can be kept, which is the meaning of "the policy matched".
     pub fn matches(self) -> bool {
         self < Self::NEVER
     }
@@ -144,7 +146,7 @@ impl fmt::Display for Threshold {
     }
 }
 
-/// A span's `status.code` as OTLP numbers it. Numbers outside 0..=2 count as none of these.
+/// The `status.code` of a span, with OTLP's numbers. Numbers outside 0..=2 are none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusCode {
     /// No status, or code 0.
@@ -162,7 +164,7 @@ impl StatusCode {
     }
 }
 
-/// A span's `kind` as OTLP numbers it. Numbers outside 0..=5 count as none of these.
+/// The `kind` of a span, with OTLP's numbers. Numbers outside 0..=5 are none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanKind {
     /// No kind, or kind 0.
@@ -186,14 +188,14 @@ impl SpanKind {
     }
 }
 
-/// What made a trace be decided when it was.
+/// The reason why a trace was decided at that moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trigger {
-    /// `decision_wait` after the first span ran out.
+    /// `decision_wait` has passed since the first span.
     DecisionWait = 0,
-    /// `decision_wait_after_root_received` after the root span ran out.
+    /// `decision_wait_after_root_received` has passed since the root span.
     RootReceived = 1,
-    /// Memory was above the soft limit and the trace among the oldest.
+    /// Memory was above the soft limit, and the trace was among the oldest.
     Memory = 2,
     /// The trace reached `max_trace_spans` or `max_trace_bytes_mib`.
     TraceLimit = 3,
@@ -211,7 +213,7 @@ impl Trigger {
         Trigger::Shutdown,
     ];
 
-    /// The name in metrics, stamps and answers.
+    /// The name in metrics, in stamps and in answers.
     pub fn as_str(self) -> &'static str {
         match self {
             Trigger::DecisionWait => "decision_wait",
@@ -222,32 +224,32 @@ impl Trigger {
         }
     }
 
-    /// Whether the decision came before the trace's own time, so that a condition that can still
-    /// turn must not veto.
+    /// Whether the decision came before the trace was due. Conditions that can still change must
+    /// not veto then.
     pub fn is_forced(self) -> bool {
         matches!(self, Trigger::Memory | Trigger::TraceLimit | Trigger::Shutdown)
     }
 }
 
-/// What is known of a buffered trace without reading its spans again.
+/// The facts of a buffered trace, available without reading its spans again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Earliest non-zero start, Unix nanoseconds; 0 while there is none.
+    /// The earliest non-zero start in Unix nanoseconds; 0 if there is none.
     pub start_unix_nano: u64,
-    /// Latest end (never before its own start), Unix nanoseconds; 0 while there is none.
+    /// The latest end (never before its own start) in Unix nanoseconds; 0 if there is none.
     pub end_unix_nano: u64,
-    /// Spans so far.
+    /// The number of spans so far.
     pub spans: u32,
     /// Encoded bytes of those spans.
     pub bytes: u32,
-    /// One bit per [`StatusCode`] seen.
+    /// One bit for each [`StatusCode`] seen.
     pub status_mask: u8,
-    /// Whether a span without a parent was seen.
+    /// Whether a span without a parent has been seen.
     pub root_seen: bool,
 }
 
 impl Facts {
-    /// Latest end minus earliest start in nanoseconds, 0 where either is unknown.
+    /// The latest end minus the earliest start in nanoseconds; 0 if either is unknown.
     pub fn duration_nanos(&self) -> u64 {
         if self.start_unix_nano == 0 {
             return 0;

@@ -1,4 +1,4 @@
-//! The list of abuses, by their numbers in RELIABILITY.md, and what Tailwater must make of each.
+//! The list of abuses, numbered as in RELIABILITY.md, and what Tailwater must do about each.
 
 use crate::{
     data::{self, Data},
@@ -17,20 +17,20 @@ use crate::{
 pub(crate) struct Found {
     /// Connections that the server closed.
     pub(crate) closed: u64,
-    /// The last code.
+    /// The code of the last GOAWAY.
     pub(crate) goaway: Option<u32>,
     pub(crate) refused: u32,
     /// Whether a new honest connection got an answer.
     pub(crate) is_fresh_served: Option<bool>,
     pub(crate) note: String,
-    /// MiB by which budget and resident memory grew with one request.
+    /// MiB by which the budget and resident memory grew with one request.
     pub(crate) accounting: Option<(f64, f64)>,
 }
 
 pub(crate) enum Kind {
     Flood(Flood),
     Hold(Hold),
-    /// Made when it is sent: some are tens of MiB.
+    /// Made only when it is sent: some are tens of MiB.
     Data(fn() -> Data),
     Wrong,
 }
@@ -39,11 +39,11 @@ pub(crate) struct Abuse {
     pub(crate) number: &'static str,
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// What the server may have; 0 is as many as there are.
+    /// The most file descriptors of the server; 0 means the system's limit.
     pub(crate) descriptors: u32,
-    /// Whether its connections must be closed at once.
+    /// Whether the server must close its connections at once.
     pub(crate) must_close: bool,
-    /// How far resident memory may grow.
+    /// The most MiB by which resident memory may grow.
     pub(crate) rss_mib_max: f64,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Abuse {
 const BATCH: u32 = 200;
 
 fn ids(number: u32) -> impl Iterator<Item = u32> {
-    // A connection has 2^30 of them: enough for a minute.
+    // A connection has 2^30 stream ids, enough for a minute.
     (number * BATCH..(number + 1) * BATCH).map(|index| (2 * index + 1) & 0x7fff_ffff)
 }
 
@@ -142,7 +142,7 @@ fn hpack_bomb(id: u32) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, id, &bomb)
 }
 
-/// A hundred streams of one connection, each beginning like this.
+/// A hundred streams of one connection, each of which begins with `one`.
 fn streams(settings: &[(u16, u32)], one: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
     let all = (0..100).flat_map(|index| one(2 * index + 1));
     frames::preface(settings).into_iter().chain(all).collect()
@@ -187,7 +187,7 @@ fn bodies() -> Vec<Abuse> {
     let wrong = sent("9b", "wrong requests", data::window, 8.0);
     vec![
         Abuse { kind: Kind::Wrong, ..wrong },
-        // One message a turn, and the compressed form of those that wait.
+        // One inflated message at a time, and the compressed form of the waiting ones.
         sent("11a", "gzip bomb, 1 GiB", || data::bomb("gzip"), 64.0 + 32.0),
         sent("11b", "zstd bomb, 1 GiB", || data::bomb("zstd"), 64.0 + 32.0 + 32.0),
         sent("11c", "zstd window of 2 GiB", data::window, 16.0),

@@ -1,4 +1,4 @@
-//! Requests that are small on the wire and large in memory, or wrong, sent over and over.
+//! Requests that are small on the wire and large in memory, or wrong, sent again and again.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use crate::{
     honest::{attribute, connect, export, framed, request, span},
 };
 
-/// Requests at a time.
+/// Requests sent at the same time.
 const SENDERS: usize = 4;
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 
@@ -28,7 +28,7 @@ pub(crate) struct Data {
     pub(crate) body: Vec<u8>,
 }
 
-/// Sends it once, reads what the server holds then, and goes on until the time is over.
+/// Sends the body once, reads what the server holds then, and continues until the time is over.
 pub(crate) async fn run(
     target: SocketAddr,
     data: &Data,
@@ -85,8 +85,8 @@ pub(crate) fn bomb(encoding: &'static str) -> Data {
     Data { encoding, body: framed(1, &out) }
 }
 
-/// A small message in a zstd frame that asks for a window of 2 GiB: magic, no options, the window,
-/// one raw block that is the last.
+/// A small message in a zstd frame that asks for a window of 2 GiB: magic number, no options, the
+/// window, and one raw block, which is the last.
 pub(crate) fn window() -> Data {
     let message = request(vec![span(7, false)]);
     let block = (((message.len() as u32) << 3) | 1).to_le_bytes();
@@ -116,7 +116,7 @@ pub(crate) fn empty_spans(count: usize) -> Data {
     plain(&request(vec![Span::default(); count]))
 }
 
-/// Spans of nothing but ids, each of a trace of its own.
+/// Spans that have only ids, each in a trace of its own.
 pub(crate) fn bare_spans(count: u64) -> Data {
     plain(&request((1..=count).map(bare).collect()))
 }
@@ -126,7 +126,7 @@ fn bare(trace: u64) -> Span {
     Span { trace_id, span_id, ..Span::default() }
 }
 
-/// As many resources, each with one such span.
+/// `count` resources, each with one span that has only ids.
 pub(crate) fn resources(count: u64) -> Data {
     let resource_spans = (1..=count).map(|n| ResourceSpans {
         resource: Some(Resource {
@@ -139,7 +139,7 @@ pub(crate) fn resources(count: u64) -> Data {
     plain(&ExportTraceServiceRequest { resource_spans: resource_spans.collect() }.encode_to_vec())
 }
 
-/// Requests that are wrong, and what each is answered; once.
+/// Sends each wrong request once, and reports the answers.
 pub(crate) async fn wrong(target: SocketAddr) -> Result<Found> {
     let message = request(vec![span(1, false)]);
     let cases = [

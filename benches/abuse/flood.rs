@@ -1,4 +1,5 @@
-//! Frames as fast as they go, on one connection at a time, and on a new one whenever that is closed.
+//! Sends frames as fast as possible, on one connection at a time; opens a new one when the server
+//! closes it.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -20,7 +21,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(10);
 const WRITE_MAX: Duration = Duration::from_secs(1);
 
-/// What is sent after the preface: `first`, then `piece` by its number, again and again.
+/// The bytes after the preface: `first`, then each `piece` by its number, without end.
 pub(crate) struct Flood {
     pub(crate) first: Vec<u8>,
     pub(crate) piece: fn(u32) -> Vec<u8>,
@@ -76,13 +77,14 @@ fn connection(mut stream: TcpStream, flood: &Flood, until: Instant) -> Result<En
     }
     let by_server = Instant::now() < until;
     let after = by_server.then(|| began.elapsed());
-    // What the server said last may still be on its way.
+    // The server's last frames may still be on their way.
     let _ = stream.shutdown(if by_server { Shutdown::Write } else { Shutdown::Both });
     let goaway = read.join().map_err(|_| "the reader panicked")?;
     Ok(Ended { goaway, after, bytes })
 }
 
-/// Writes all of it, however slowly it is read; false when the connection or the time is over.
+/// Writes all bytes, however slowly the server reads; false if the connection or the time has
+/// ended.
 fn write(stream: &mut TcpStream, mut bytes: &[u8], until: Instant) -> bool {
     while !bytes.is_empty() {
         match stream.write(bytes) {
@@ -94,10 +96,10 @@ fn write(stream: &mut TcpStream, mut bytes: &[u8], until: Instant) -> bool {
     true
 }
 
-/// Reads to the end; the code of the last GOAWAY.
+/// Reads to the end; returns the code of the last GOAWAY.
 fn drain(mut reader: TcpStream, is_closed: &AtomicBool) -> Option<u32> {
     let (mut read, mut piece, mut goaway) = (Vec::new(), vec![0; 64 << 10], None);
-    // A server that neither closes nor says anything ends with the attack, which shuts down.
+    // If the server neither closes nor sends anything, this ends with the attack, which shuts down.
     let _ = reader.set_read_timeout(Some(Duration::from_secs(90)));
     while let Ok(length @ 1..) = reader.read(&mut piece) {
         read.extend_from_slice(&piece[..length]);

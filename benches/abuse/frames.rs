@@ -1,6 +1,7 @@
-//! HTTP/2 frames as bytes, for what libraries refuse to send. HPACK without indexing, but for bombs.
+//! HTTP/2 frames as bytes, for frames that libraries refuse to send. HPACK is without indexing,
+//! except for the bombs.
 //!
-//! Used by the rig and, by path, by `tests/it/abuse.rs`. Source: RFC 9113, RFC 7541.
+//! Used by the abuse bench and, by path, by `tests/it/abuse.rs`. Source: RFC 9113, RFC 7541.
 
 /// Types of frames.
 pub(crate) const DATA: u8 = 0;
@@ -22,7 +23,7 @@ pub(crate) const INITIAL_WINDOW: u16 = 4;
 
 const HEAD_BYTES: usize = 9;
 
-/// A frame as it was read.
+/// A frame that was read.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -32,7 +33,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// Takes the first whole frame out of what was read.
+    /// Removes the first whole frame from the bytes that were read.
     pub(crate) fn take(bytes: &mut Vec<u8>) -> Option<Frame> {
         let head: [u8; HEAD_BYTES] = *bytes.first_chunk()?;
         let end = HEAD_BYTES + u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
@@ -83,7 +84,7 @@ pub(crate) fn window_update(stream: u32, bytes: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
 }
 
-/// HEADERS with these fields, whole.
+/// A whole HEADERS frame with these fields.
 pub(crate) fn headers(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
     frame(HEADERS, flags | END_HEADERS, stream, &hpack(fields))
 }
@@ -129,7 +130,7 @@ pub(crate) fn hpack_references(count: usize) -> Vec<u8> {
     vec![0x80 | 62; count]
 }
 
-/// A length of seven bits and more, then the text as it is.
+/// A length with a prefix of seven bits, then the plain text.
 fn string(block: &mut Vec<u8>, text: &str) {
     let mut length = text.len();
     if length < 127 {

@@ -1,4 +1,4 @@
-//! Connections and streams that are opened and held.
+//! Opens connections and streams and holds them.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -17,7 +17,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(4);
 const POLL: Duration = Duration::from_millis(200);
 const REFUSED_STREAM: [u8; 4] = 7_u32.to_be_bytes();
 
-/// So many connections, each of which begins like this and then sends `drip` once a second.
+/// `count` connections, each of which begins with these bytes and then sends `drip` once a second.
 pub(crate) struct Hold {
     pub(crate) connections: usize,
     pub(crate) beginning: Vec<u8>,
@@ -32,7 +32,7 @@ struct Held {
 }
 
 impl Held {
-    /// Reads what is there.
+    /// Reads the bytes that have arrived.
     fn poll(&mut self, since: Instant, goaway: &mut Option<u32>) {
         let mut piece = [0; 16 << 10];
         while self.closed_after.is_none() {
@@ -63,7 +63,7 @@ pub(crate) fn run(
             // The backlog is full: the server is behind.
             continue;
         };
-        // May have been closed at once.
+        // The server may have closed it at once.
         let _ = stream.write_all(&hold.beginning);
         stream.set_nonblocking(true)?;
         held.push(Held { stream, read: Vec::new(), closed_after: None, refused: 0 });

@@ -1,4 +1,4 @@
-//! The honest client, which must lose nothing, and the sink that says so.
+//! The honest client, which must lose nothing, and the sink that checks this.
 
 use std::{
     collections::HashSet,
@@ -25,10 +25,10 @@ use tokio::net::TcpStream;
 use crate::Result;
 
 const INTERVAL: Duration = Duration::from_millis(5);
-/// A request that is not answered in this time has failed.
+/// A request that is not answered within this time has failed.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// What an honest client has seen.
+/// What the honest client has seen.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) acknowledged: Vec<u64>,
@@ -46,7 +46,7 @@ impl Seen {
     }
 }
 
-/// Exports on one connection until it is dropped or asked for what it has seen.
+/// Exports on one connection until it is dropped.
 #[derive(Clone)]
 pub(crate) struct Honest {
     seen: Arc<Mutex<Seen>>,
@@ -61,7 +61,7 @@ impl Honest {
         Ok(honest)
     }
 
-    /// What was seen since this was last asked.
+    /// Returns the figures since the last call, and resets them.
     pub(crate) fn take(&self) -> Seen {
         std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -69,7 +69,8 @@ impl Honest {
     async fn run(self, client: SendRequest<Bytes>) {
         let mut tick = tokio::time::interval(INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        // Until the runtime goes: each in a task, so that a slow answer holds up no other.
+        // Runs until the runtime ends. Each request is a task, so that a slow answer delays no
+        // other.
         loop {
             tick.tick().await;
             let (one, client) = (self.clone(), client.clone());
@@ -110,7 +111,7 @@ pub(crate) async fn connect(target: SocketAddr) -> Result<SendRequest<Bytes>> {
     Ok(client)
 }
 
-/// One unary call; its grpc-status, or the HTTP status where there is none.
+/// Makes one unary call. Returns its grpc-status, or the HTTP status if there is none.
 pub(crate) async fn export(
     client: &SendRequest<Bytes>,
     encoding: &str,
@@ -132,7 +133,7 @@ pub(crate) async fn export(
     Ok(status.map_or_else(|| format!("HTTP {}", head.status.as_u16()), str::to_owned))
 }
 
-/// How long a new connection takes to its first acknowledgement; `None` where it gets none.
+/// The time from opening a new connection to its first acknowledgement; `None` if there is none.
 pub(crate) async fn fresh(target: SocketAddr) -> Option<Duration> {
     let began = Instant::now();
     let exchange = async {
@@ -149,10 +150,10 @@ pub(crate) fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
     [&[flag], &length[..], message].concat()
 }
 
-/// A root span; only honest ones are kept.
+/// A root span; only spans of the honest client are kept.
 pub(crate) fn span(trace: u64, is_honest: bool) -> Span {
     let attributes = is_honest.then(|| attribute("honest", "yes"));
-    // No attacker has a trace of the honest client.
+    // No attacker uses a trace id of the honest client.
     let id = u128::from(trace) | u128::from(is_honest) << 63;
     Span {
         // Spread like random ids.

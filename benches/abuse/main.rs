@@ -1,14 +1,14 @@
-//! The abuse rig: what hostile senders cost a server, beside an honest one on another connection.
+//! The abuse bench: what hostile senders cost a server, and an honest sender on another connection.
 //!
-//! Starts a fresh process for each abuse: Tailwater, or an OpenTelemetry Collector with comparable
-//! settings. An honest client exports 200 requests a second over h2, first alone, then under the
-//! attack, and until the server has calmed down; what it was acknowledged must arrive at a sink.
-//! Prints a row of a Markdown table for each, and ends with 1 where Tailwater does not hold what
-//! RELIABILITY.md promises. Latencies are printed, never judged.
+//! It starts a fresh process for each abuse: Tailwater, or an OpenTelemetry Collector with
+//! comparable settings. An honest client exports 200 requests a second over h2: first alone, then
+//! under the attack, then until the server has calmed down. Every acknowledged span must arrive at
+//! a sink. The bench prints a row of a Markdown table for each abuse, and exits with 1 if Tailwater
+//! breaks a promise of RELIABILITY.md. Latencies are printed, never judged.
 //!
 //! Attackers are threads over `TcpStream` that write frames themselves (`frames`), since libraries
 //! refuse to misbehave. Reading order: `attacks` (the list), `flood`, `hold` and `data` (the three
-//! kinds), `honest`, `target`, `measure`. Linux: `/proc` is read.
+//! kinds), `honest`, `target`, `measure`. It needs Linux, since it reads `/proc`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -29,10 +29,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 
-/// Errors end a run with their text; nobody matches on them.
+/// Errors end a run with their text; no code matches on them.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Attacks Tailwater or a Collector, and prints what came of it
+/// Attacks Tailwater or a Collector, and prints the outcome
 #[derive(Parser)]
 #[command(name = "abuse")]
 struct Options {
@@ -45,10 +45,10 @@ struct Options {
     /// Only these abuses, such as 4 or 4b; may be repeated
     #[arg(long)]
     test: Vec<String>,
-    /// How long each attack goes on
+    /// How long each attack lasts
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
-    /// How long the server may calm down afterwards
+    /// How long the server may take to calm down afterwards
     #[arg(long, default_value_t = 5.0)]
     calm_seconds: f64,
     /// `cargo bench` passes this to every bench

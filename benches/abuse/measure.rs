@@ -1,4 +1,5 @@
-//! One abuse: the honest client alone, then beside it, then until the server has calmed down.
+//! Measures one abuse: the honest client alone, then under the attack, then until the server has
+//! calmed down.
 
 use std::{
     collections::HashSet,
@@ -20,12 +21,13 @@ use crate::{
     target::{Server, Target, resident_mib},
 };
 
-/// The honest client's baseline.
+/// How long the honest client's baseline is measured.
 const ALONE: Duration = Duration::from_secs(1);
-/// From its acknowledgement to the sink: the wait for the decision, and a busy machine.
+/// The longest time from an acknowledgement to the sink: the wait for the decision, and a busy
+/// machine.
 const DELIVERED_MAX: Duration = Duration::from_secs(15);
 const SAMPLE: Duration = Duration::from_millis(20);
-/// Sockets of the honest client and the exporter come and go.
+/// Allowed difference, since sockets of the honest client and the exporter come and go.
 const DESCRIPTORS_MORE: usize = 8;
 
 /// What is attacked, and for how long.
@@ -35,7 +37,7 @@ pub(crate) struct Plan {
     pub(crate) calm: Duration,
 }
 
-/// Resident MiB before, at most, and when it has calmed down; CPU seconds; descriptors.
+/// Resident MiB before, at most, and after calming down; CPU seconds; descriptors.
 struct Cost {
     rss: [f64; 3],
     cpu_during: f64,
@@ -51,7 +53,7 @@ struct Beside {
     last_failure: Option<String>,
     acknowledged: usize,
     lost: usize,
-    /// Whether a new connection is, when it is over.
+    /// Whether a new connection is served after the attack.
     is_fresh_served: bool,
 }
 
@@ -63,7 +65,7 @@ pub(crate) fn print_head() {
     println!("|---|---|---|---|---|---|---|---|");
 }
 
-/// Prints a row; what Tailwater has not held.
+/// Prints a row. Returns the promises that Tailwater has broken.
 pub(crate) fn run(plan: &Plan, abuse: &Abuse) -> Result<Vec<String>> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -190,8 +192,8 @@ fn beside(alone: Seen, under: Seen, after: Seen, arrived: &Arrived) -> Beside {
     Beside { failed, last_failure, acknowledged, lost, alone, under, is_fresh_served: true }
 }
 
-/// Open descriptors, once they are back where they were or will not be: half a preface holds a
-/// connection that its sender has closed for as long as an open one.
+/// The number of open descriptors, once it is back to where it was or will not return: half a
+/// preface keeps a connection that its sender has closed for as long as an open one.
 fn settled(target: &Target, before: usize) -> Result<usize> {
     let began = Instant::now();
     loop {
@@ -203,7 +205,7 @@ fn settled(target: &Target, before: usize) -> Result<usize> {
     }
 }
 
-/// The most that a process has resident while this watches.
+/// The highest resident memory of a process while this watches it.
 struct Most {
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<f64>,

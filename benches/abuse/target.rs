@@ -1,4 +1,4 @@
-//! The server under attack: its configuration, its process, and what the kernel says about it.
+//! The server under attack: its configuration, its process, and the kernel's figures about it.
 
 use std::{
     fs,
@@ -14,27 +14,27 @@ use crate::Result;
 const TICKS_PER_SECOND: f64 = 100.0;
 const READY_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(10);
-/// Both servers are to stay within it.
+/// The memory limit of both servers.
 const MEMORY_LIMIT_MIB: u32 = 1024;
 
-/// Which binary.
+/// Which server to attack.
 #[derive(Clone)]
 pub(crate) enum Server {
     Tailwater(PathBuf),
     Collector(PathBuf),
 }
 
-/// A running server; killed when it is dropped.
+/// A running server; dropping it kills it.
 pub(crate) struct Target {
     child: Child,
     folder: PathBuf,
     pub(crate) grpc: SocketAddr,
-    /// Only Tailwater's.
+    /// Only Tailwater has one.
     telemetry: Option<SocketAddr>,
 }
 
 impl Target {
-    /// Starts it with at most so many descriptors, 0 for as many as there are.
+    /// Starts the server with at most this many descriptors; 0 means the system's limit.
     pub(crate) fn start(server: &Server, sink: SocketAddr, descriptors: u32) -> Result<Self> {
         let [grpc, http, telemetry] = free_addresses()?;
         let name = format!("tailwater-abuse-{}", std::process::id());
@@ -72,7 +72,7 @@ impl Target {
         Ok(target)
     }
 
-    /// CPU seconds so far.
+    /// CPU seconds since its start.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // The command in parentheses may hold spaces; utime and stime are the 14th and 15th fields.
@@ -98,7 +98,7 @@ impl Target {
         Ok(fs::read_to_string(self.folder.join("log"))?)
     }
 
-    /// What Tailwater's budget holds, in MiB.
+    /// The bytes that Tailwater's budget holds, in MiB.
     pub(crate) fn budget_mib(&self) -> Option<f64> {
         use std::io::{Read as _, Write as _};
         let mut stream = TcpStream::connect(self.telemetry?).ok()?;
@@ -110,7 +110,7 @@ impl Target {
         Some(value.trim().parse::<f64>().ok()? / f64::from(1 << 20))
     }
 
-    /// Ends it with SIGTERM; an error where it had ended before, or does not end.
+    /// Ends the server with SIGTERM; an error if it had ended before, or does not end.
     pub(crate) fn stop(mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             return Err(format!("it ended by itself: {status}\n{}", self.log()?).into());
@@ -129,7 +129,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        // All fail only for what is gone already.
+        // All of these fail only for a process that has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
@@ -181,8 +181,8 @@ values = ["yes"]
     )
 }
 
-/// The receiver's defaults, but for a message limit like Tailwater's; memory_limiter as its README
-/// recommends it.
+/// The receiver's defaults, except for a message limit like Tailwater's; memory_limiter as its
+/// README recommends.
 fn collector(grpc: SocketAddr, http: SocketAddr, sink: SocketAddr) -> String {
     let spike_mib = MEMORY_LIMIT_MIB / 5;
     format!(

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds the Collector with tail_sampling from Go modules and measures it beside Tailwater, with one shard
-# and with two.
+# Builds the Collector with tail_sampling from Go modules and measures it beside Tailwater, with one
+# shard and with two.
 #
-#     benches/peer/run.sh [options of the rig]      e.g. --rounds 5 --seconds 20 --json peer.json
+#     benches/peer/run.sh [options of rig]      e.g. --rounds 5 --seconds 20 --json peer.json
 #
-# Needs Go 1.26. The Collector is the one that tests/peer/ compares decisions with; it is built into
-# target/peer, in minutes the first time.
+# Needs Go 1.26. The Collector is the one whose decisions tests/peer/ compares; it is built into
+# target/peer, which takes minutes the first time.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

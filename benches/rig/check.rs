@@ -1,8 +1,8 @@
-//! The rig's own test: the traffic is what the tables claim it is.
+//! Tests the generated traffic: it must be what the tables claim.
 //!
 //! Benches without the test harness have no `#[test]`, and a generator that repeats ids or forgets
-//! roots would flatter what is measured. So `check` sends several cycles to nobody, decodes them
-//! with prost and evaluates the policies the plain way.
+//! roots would make the results look better. So `check` generates several cycles without sending
+//! them, decodes them with prost and evaluates the policies in a simple way.
 
 use std::collections::HashMap;
 
@@ -22,10 +22,10 @@ use crate::{
 
 const CYCLES: u64 = 8;
 const REQUESTS: usize = 32;
-/// How far the share kept may be from what is due, in standard deviations.
+/// The most that the kept share may differ from the expected one, in standard deviations.
 const DEVIATIONS_MAX: f64 = 5.0;
 
-/// Checks what options can make of the traffic.
+/// Checks the traffic for each kind of option.
 pub(crate) fn run() -> Result<()> {
     let plain = Shape::plain(REQUESTS);
     let shapes = [
@@ -46,7 +46,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// What a sampler would know of one trace.
+/// What a sampler would know about one trace.
 struct Seen {
     first_request: u64,
     last_request: u64,
@@ -74,7 +74,7 @@ fn check(shape: &Shape) -> Result<(f64, f64)> {
             see(&mut traces, sequence, &span);
         }
     }
-    // Traces that began before the first request or end after the last are not complete.
+    // Traces that began before the first request or end after the last are incomplete.
     let reach = (2 * shape.stride).max(shape.late);
     let root_after = if shape.trace_spans == 1 { 0 } else { 2 * shape.stride };
     let began = move |seen: &Seen| seen.root_request?.checked_sub(root_after);
@@ -95,7 +95,7 @@ fn check(shape: &Shape) -> Result<(f64, f64)> {
     }
     let kept: u64 = complete().filter(|(id, s)| keeps(id, s)).map(|(_, seen)| seen.spans).sum();
     let percent = 100.0 * kept as f64 / spans as f64;
-    // Chance is in the baseline alone, trace by trace.
+    // Only the baseline depends on chance, trace by trace.
     let (share, traces) = (BASELINE_PERCENT / 100.0, complete().count() as f64);
     let deviation = 100.0 * (share * (1.0 - share) / traces).sqrt();
     if (percent - corpus.expected_kept_percent).abs() > DEVIATIONS_MAX * deviation {
@@ -136,7 +136,7 @@ fn is_premium(span: &Span) -> bool {
     })
 }
 
-/// The rig's policies, as the product's contract defines them.
+/// Whether the bench's policies keep a trace, by the product's contract.
 fn keeps(id: &[u8], seen: &Seen) -> bool {
     let randomness = id[9..].iter().fold(0_u64, |low, byte| low << 8 | u64::from(*byte));
     let threshold = (1.0 - BASELINE_PERCENT / 100.0) * (1_u64 << 56) as f64;

@@ -1,9 +1,10 @@
-//! The Collector's configuration for the rig's traffic, with the settings that suit it best.
+//! The Collector's configuration for this traffic, with the settings that suit it best.
 //!
-//! The same window and the same four policies. Room for every trace of the window (it evicts
-//! undecided traces beyond `num_traces`), decisions remembered as long as ours, and batches made in
-//! the exporter's queue, which its documentation recommends over the `batch` processor. No
-//! `memory_limiter`, no debug logging, no metrics endpoint: nothing that would cost it CPU.
+//! It has the same window and the same four policies. It has space for every trace of the window
+//! (it evicts undecided traces beyond `num_traces`), remembers decisions as long as Tailwater, and
+//! makes batches in the exporter's queue, which its documentation recommends over the `batch`
+//! processor. It has no `memory_limiter`, no debug logging and no metrics endpoint, which would
+//! cost it CPU.
 
 use std::net::SocketAddr;
 
@@ -12,7 +13,7 @@ use crate::{
     traffic::{BASELINE_PERCENT, SLOW_MS, TIER_KEY, TIER_WANTED},
 };
 
-/// As YAML.
+/// The configuration as YAML.
 pub(crate) fn yaml(plan: &Plan, receiver: SocketAddr, sink: SocketAddr, shards: u32) -> String {
     let window_ms = plan.window.as_millis();
     format!(

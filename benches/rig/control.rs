@@ -1,8 +1,9 @@
-//! How the orchestrator talks with the processes it starts: a line in, a line of JSON out.
+//! The protocol between the orchestrator and the processes it starts: a line in, a line of JSON
+//! out.
 //!
-//! A child prints one line when it is ready. Each line on its stdin asks for a lap: what was
-//! counted since the lap before. The end of stdin, or SIGTERM, asks for the last lap and ends the
-//! child, so children do not outlive an orchestrator that was killed.
+//! A child prints one line when it is ready. Each line on its stdin asks for a lap: the counts
+//! since the last lap. The end of stdin, or SIGTERM, asks for the last lap and ends the child, so
+//! children do not outlive an orchestrator that was killed.
 
 use std::{
     io::{BufRead, Write},
@@ -23,51 +24,51 @@ pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
 }
 
-/// The first line of `load`, printed when its connections stand and before its first request.
+/// The first line of `load`, printed when its connections are open and before its first request.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Loaded {
-    /// Encoded bytes of a span with its share of resource and scope.
+    /// Encoded bytes of a span, with its share of resource and scope.
     pub(crate) bytes_per_span: f64,
     pub(crate) expected_kept_percent: f64,
 }
 
-/// What `load` did since the lap before.
+/// What `load` did since the last lap.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LoadLap {
     pub(crate) seconds: f64,
-    /// Acknowledged with OK and without rejected spans.
+    /// Requests acknowledged with OK and without rejected spans.
     pub(crate) requests: u64,
     pub(crate) spans: u64,
     pub(crate) failed_requests: u64,
-    /// Requests that were sent once more, with `--retry`.
+    /// Requests that were sent again, with `--retry`.
     pub(crate) retries: u64,
     /// Status and message of the last failure.
     pub(crate) last_failure: Option<String>,
-    /// From the instant a request was due, not when it was sent, to its acknowledgement.
+    /// From the time when a request was due, not when it was sent, to its acknowledgement.
     pub(crate) ack_p50_ms: f64,
     pub(crate) ack_p99_ms: f64,
     pub(crate) ack_max_ms: f64,
-    /// Requests copied because the one of the cycle before was still being written.
+    /// Requests that were copied because the one of the last cycle was still being written.
     pub(crate) copies: u64,
 }
 
-/// What `sink` or `floor` received since the lap before; the floor counts no spans.
+/// What `sink` or `floor` received since the last lap; the floor counts no spans.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct ServerLap {
     pub(crate) requests: u64,
     pub(crate) bytes: u64,
     pub(crate) spans: u64,
-    /// Requests whose framing was broken.
+    /// Requests with broken framing.
     pub(crate) malformed: u64,
 }
 
-/// The child's side of the conversation.
+/// The child's side of the protocol.
 pub(crate) struct Control {
     lines: mpsc::Receiver<()>,
     sigterm: Signal,
 }
 
-/// What the orchestrator asks for.
+/// A question of the orchestrator.
 #[derive(PartialEq, Eq)]
 pub(crate) enum Ask {
     Lap,
@@ -75,10 +76,10 @@ pub(crate) enum Ask {
 }
 
 impl Control {
-    /// Starts to listen on stdin; within a runtime, because of the signal.
+    /// Starts to read stdin; must be called within a runtime, because of the signal.
     pub(crate) fn new() -> Result<Self> {
         let (sender, lines) = mpsc::channel(1);
-        // A thread of its own: a blocked read of stdin can't be cancelled. It ends with the
+        // A thread of its own, since a blocked read of stdin cannot be cancelled. It ends with the
         // process.
         std::thread::spawn(move || {
             for line in std::io::stdin().lock().lines() {

@@ -1,23 +1,22 @@
-//! One cycle of requests, encoded once; each time round only the trace ids change, in place.
+//! One cycle of requests, encoded once. In each further cycle only the trace ids change, in place.
 //!
-//! Generating and encoding spans costs more CPU than dropping them does, and the generator shares
-//! the machine with what is measured. So a cycle of requests is encoded at the start, and a request
-//! that is sent again gets new trace ids written over the old ones: 16 bytes a span, nothing is
-//! copied.
+//! Generating and encoding spans costs more CPU than dropping them, and the generator shares the
+//! machine with the measured process. So a cycle of requests is encoded at the start. A request
+//! that is sent again gets new trace ids written over the old ones: 16 bytes a span, without a
+//! copy.
 //!
-//! **Placement.** The corpus is a ring of requests. 128 traces begin in each, with 2 to 14 spans
-//! and 1024 together; or fewer, longer ones of one length. A trace has up to three parts, in its own
-//! request and `stride` and 2 x `stride` requests later, the root in the last; of every sixteenth
-//! trace one span may come later still. The parts of the traces of one request add up to the same
-//! figures for every request, so each has exactly 1024 spans. Where the ring closes a part belongs to
-//! the cycle before; each slot knows by how many cycles (`age`).
+//! **Placement.** The corpus is a ring of requests. In each, 128 traces begin, with 2 to 14 spans
+//! and 1024 together; or fewer, longer ones of one length. A trace has up to three parts: in its
+//! own request, and `stride` and 2 x `stride` requests later, with the root in the last. One span
+//! of every sixteenth trace may come later still. The parts of the traces of one request have the
+//! same sizes for every request, so each has exactly 1024 spans. Where the ring closes, a part
+//! belongs to an earlier cycle; each slot knows by how many cycles (`age`).
 //!
-//! **Compression.** Compressed bytes cannot be patched, so a compressed corpus is one cycle as long
-//! as the whole run, with its ids written before it is compressed, and ends the load when it ends.
+//! **Compression.** Compressed bytes cannot be patched. So a compressed corpus is one cycle as long
+//! as the whole run, its ids are written before it is compressed, and the load ends when it ends.
 //!
 //! **Ids.** The bijective finalizer of splitmix64 over a counter of traces: the low 64 bits never
-//! repeat within a run, and the low 56 bits are the trace's randomness, so they have to look
-//! random.
+//! repeat within a run, and the low 56 bits are the trace's randomness, so they must look random.
 
 use std::{
     io::Write as _,
@@ -40,18 +39,18 @@ use crate::{
 
 /// Spans in every request.
 pub(crate) const SPANS_PER_REQUEST: u64 = 1024;
-/// The length of traces that stands for 2 to 14 spans, eight on average.
+/// The trace length that stands for 2 to 14 spans, eight on average.
 const MIXED_TRACES: u64 = 8;
-/// One trace in so many has a span that comes late.
+/// One trace in this many has a late span.
 const LATE_ONE_IN: u64 = 16;
-/// Resources in one request; with more in the corpus, requests take turns.
+/// Resources in one request; if the corpus has more, the requests use them in turn.
 const RESOURCES_PER_REQUEST: usize = 10;
 /// A gRPC message's prefix: not compressed, then its length in four bytes.
 pub(crate) const GRPC_PREFIX_BYTES: usize = 5;
 /// Prost writes the trace id first: tag and length are two bytes, then 16 bytes of id.
 const ID_OFFSET: usize = 2;
 
-/// What to make.
+/// The shape of the traffic.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     /// Requests in one cycle.
@@ -62,11 +61,12 @@ pub(crate) struct Shape {
     pub(crate) stride: u64,
     /// Spans of a trace, a power of two; 8 stands for 2 to 14.
     pub(crate) trace_spans: u64,
-    /// How large spans are.
+    /// The size of spans.
     pub(crate) size: Size,
-    /// Half of a request's spans belong to its first resource, half of the rest to its second, ...
+    /// Whether half of a request's spans belong to its first resource, half of the rest to its
+    /// second, and so on.
     pub(crate) is_skewed: bool,
-    /// How many requests later one span of every sixteenth trace comes; 0: none.
+    /// How many requests later one span of every sixteenth trace comes; 0 means none.
     pub(crate) late: u64,
     /// How bodies are compressed.
     pub(crate) compression: Compression,
@@ -87,7 +87,7 @@ impl Shape {
         }
     }
 
-    /// Traces that begin in each request.
+    /// The number of traces that begin in each request.
     pub(crate) fn traces_per_request(&self) -> u64 {
         SPANS_PER_REQUEST / self.trace_spans
     }
@@ -142,11 +142,12 @@ pub(crate) struct Corpus {
     is_compressed: bool,
     traces: u64,
     first_counter: u64,
-    /// Encoded bytes of a request without the gRPC prefix, on average.
+    /// The average encoded bytes of a request, without the gRPC prefix.
     pub(crate) bytes_per_request: f64,
-    /// Share of the spans that the rig's policies keep, in percent.
+    /// The share of the spans that the bench's policies keep, in percent.
     pub(crate) expected_kept_percent: f64,
-    /// Requests that were still being written when their turn came again, and had to be copied.
+    /// Requests that had to be copied, since they were still being written when their turn came
+    /// again.
     pub(crate) copies: u64,
 }
 
@@ -156,7 +157,7 @@ struct Request {
     ids: Vec<IdSlot>,
 }
 
-/// Where a trace id stands, and whose.
+/// The place of a trace id, and the trace it belongs to.
 struct IdSlot {
     offset: u32,
     trace: u32,
@@ -165,7 +166,8 @@ struct IdSlot {
 }
 
 impl Corpus {
-    /// Builds and encodes one cycle. Deterministic but for the ids and the wall time of the spans.
+    /// Builds and encodes one cycle. It is deterministic, except for the ids and the wall time of
+    /// the spans.
     pub(crate) fn build(shape: &Shape) -> Result<Self> {
         let mut rng = Rng::with_seed(7);
         let start_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
@@ -206,8 +208,8 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// The body of the request numbered `sequence`, counted from the start of the load, with its
-    /// prefix; `None` once a compressed corpus is used up.
+    /// The body of the request numbered `sequence` from the start of the load, with its prefix;
+    /// `None` once a compressed corpus is used up.
     pub(crate) fn body(&mut self, sequence: u64) -> Option<Bytes> {
         let ring = self.requests.len() as u64;
         let (cycle, place) = (sequence / ring, (sequence % ring) as usize);
@@ -296,7 +298,7 @@ fn place(number: u64, trace: &Trace, shape: &Shape, spans: &mut [Vec<Span>], rng
     }
 }
 
-/// Stands for the id of trace `number` in the encoded request until its first ids are written.
+/// The placeholder of trace `number` in the encoded request, until its first ids are written.
 fn placeholder(number: u64, age: u64) -> [u8; 16] {
     ((u128::from(number) << 64) | u128::from(age)).to_be_bytes()
 }

@@ -1,9 +1,9 @@
 //! Finds the spans of an encoded `ExportTraceServiceRequest` by its framing alone.
 //!
 //! The sink counts spans with it, and the corpus finds the bytes to patch. It reads tags and
-//! lengths down to the span and nothing inside, so that counting costs nearly nothing beside
-//! receiving. It is deliberately not the walker of the sampler: what measures must not share code
-//! with what is measured.
+//! lengths down to the span and nothing inside, so counting costs almost nothing compared with
+//! receiving. It deliberately does not use the sampler's walker: a measurement must not share code
+//! with what it measures.
 
 use std::ops::Range;
 
@@ -16,8 +16,7 @@ const FIXED64: u64 = 1;
 const LENGTH_DELIMITED: u64 = 2;
 const FIXED32: u64 = 5;
 
-/// Calls `span` with the range of each span's body in `request`; `None` where the framing is
-/// broken.
+/// Calls `span` with the range of each span's body in `request`; `None` if the framing is broken.
 pub(crate) fn for_each_span(request: &[u8], mut span: impl FnMut(Range<usize>)) -> Option<()> {
     each_field(request, 0..request.len(), RESOURCE_SPANS, &mut |resource_spans| {
         each_field(request, resource_spans, SCOPE_SPANS, &mut |scope_spans| {
@@ -29,7 +28,7 @@ pub(crate) fn for_each_span(request: &[u8], mut span: impl FnMut(Range<usize>)) 
     })
 }
 
-/// The number of spans in `request`; `None` where the framing is broken.
+/// The number of spans in `request`; `None` if the framing is broken.
 pub(crate) fn count_spans(request: &[u8]) -> Option<u64> {
     let mut spans = 0;
     for_each_span(request, |_| spans += 1)?;

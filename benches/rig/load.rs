@@ -1,17 +1,18 @@
-//! The generator: OTLP/gRPC requests at a fixed rate, cheaper per span than what it measures.
+//! The load generator: OTLP/gRPC requests at a fixed rate, at less CPU per span than the measured
+//! process.
 //!
-//! **Open loop.** A pacing thread makes a ticket for every instant at which a request is due,
-//! whatever the server does, and latency counts from that instant: a server that stalls is charged
-//! for every request that had to wait (no coordinated omission). The pacer is a thread because the
-//! runtime's timer rounds up to the next millisecond, which is as long as what is measured.
+//! **Open loop.** A pacing thread makes a ticket for each time at which a request is due, whatever
+//! the server does, and latency counts from that time. So a server that stalls is charged for every
+//! request that had to wait (no coordinated omission). The pacer is a thread because the runtime's
+//! timer rounds up to the next millisecond, which is as long as the latencies that are measured.
 //!
-//! **Cheap.** Requests come encoded from the [`Corpus`]; `h2` is used directly, without assembling
+//! **Cheap.** The [`Corpus`] provides encoded requests. `h2` is used directly, without assembling
 //! or encoding anything; one thread does the rest. Each connection has several lanes, each with one
 //! request in flight; all lanes take tickets from one queue in turn.
 //!
-//! **Patient.** A broken connection ends the load, since a measurement without it would be wrong,
-//! unless `--persist` or `--retry` is given: senders of the first kind connect again and lose what
-//! was refused, those of the second send it again when they were told to, as SDKs do.
+//! **Broken connections.** A broken connection ends the load, since a measurement without it would
+//! be wrong. With `--persist`, senders connect again and lose refused requests; with `--retry`,
+//! they send refused requests again when the server asks for it, as SDKs do.
 
 use std::{
     cell::RefCell,
@@ -41,18 +42,18 @@ use crate::{
 };
 
 const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-/// The answers to a request that was taken whole: an empty gRPC message or, as the Collector writes
-/// it, one with an empty `partial_success`.
+/// The answers to a request that was taken whole: an empty gRPC message, or, as the Collector
+/// writes it, a message with an empty `partial_success`.
 const TAKEN_WHOLE: [&[u8]; 2] = [&[0; 5], &[0, 0, 0, 0, 2, 0x0a, 0]];
-/// Tickets that may wait for a lane. The pacer waits when they are full; the due times do not move.
+/// Tickets that may wait for a lane. If they are full, the pacer waits; the due times do not move.
 const TICKETS_MAX: usize = 4096;
-/// How long the last requests may take once the load has ended.
+/// How long the last requests may take after the load has ended.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// What senders that go on wait for an answer.
+/// How long senders with `--persist` or `--retry` wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How long a request is sent again.
+/// How long a request is retried.
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// Before a request is sent again where the server does not say when, or cannot.
+/// The pause before a retry if the server does not name one.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
@@ -63,7 +64,7 @@ pub(crate) struct Options {
     /// Spans per second
     #[arg(long, default_value_t = 300_000)]
     rate: u64,
-    /// Ends the load, if stdin does not end before
+    /// Ends the load, unless stdin ends first
     #[arg(long, default_value_t = 60)]
     max_seconds: u64,
     #[arg(long, default_value_t = 4)]
@@ -77,10 +78,10 @@ pub(crate) struct Options {
     /// Different resources in the traffic
     #[arg(long, default_value_t = 10)]
     resources: usize,
-    /// Connects again when a connection breaks; what was under way counts as failed
+    /// Connects again when a connection breaks; requests under way count as failed
     #[arg(long)]
     persist: bool,
-    /// Sends what fails again, after the delay that the server asks for, for up to a minute
+    /// Sends failed requests again, after the delay that the server asks for, for up to a minute
     #[arg(long)]
     retry: bool,
     /// Requests that are encoded once and sent in turn, 0.7 MB each
@@ -90,7 +91,7 @@ pub(crate) struct Options {
     traffic: TrafficOptions,
 }
 
-/// What stands apart from the plain traffic.
+/// Options that change the plain traffic.
 #[derive(clap::Args, Clone)]
 pub(crate) struct TrafficOptions {
     /// Spans of a trace: 1, 8 (which stands for 2 to 14), 64 or 1024
@@ -98,7 +99,7 @@ pub(crate) struct TrafficOptions {
     trace_spans: u64,
     #[arg(long, value_enum, default_value_t = Size::Medium)]
     span_size: Size,
-    /// Half of a request's spans belong to one resource, half of the rest to the next, ...
+    /// Half of a request's spans belong to one resource, half of the rest to the next, and so on
     #[arg(long)]
     skewed: bool,
     /// How much later one span of every sixteenth trace comes; "0s": none does
@@ -109,7 +110,7 @@ pub(crate) struct TrafficOptions {
     compression: Compression,
 }
 
-/// A value as it is written on the command line.
+/// A value in the form of the command line.
 fn word(value: impl ValueEnum) -> String {
     let value = value.to_possible_value().expect("no value is hidden");
     value.get_name().to_owned()
@@ -125,7 +126,7 @@ impl TrafficOptions {
         self.compression != Compression::None
     }
 
-    /// As the load's own arguments.
+    /// The options as arguments of the load.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![
             format!("--trace-spans={}", self.trace_spans),
@@ -186,7 +187,7 @@ async fn drive(options: Options, corpus: Corpus) -> Result<()> {
         let (persists, retries) = (options.persist || options.retry, options.retry);
         connections.push(Rc::new(Connection { target: options.target, persists, retries, sender }));
     }
-    // Lanes start in the order in which they will take turns: one of each connection first.
+    // Lanes start in the order in which they will take turns: first one of each connection.
     let mut lanes = JoinSet::new();
     for _ in 0..options.in_flight {
         for connection in &connections {
@@ -210,7 +211,7 @@ async fn drive(options: Options, corpus: Corpus) -> Result<()> {
     control::say(&state.borrow_mut().finish_lap())
 }
 
-/// Answers the orchestrator until it has had enough or the pacer's time is over.
+/// Answers the orchestrator until it ends the conversation or the pacer's time is over.
 async fn converse(
     control: &mut Control,
     lanes: &mut JoinSet<Result<()>>,
@@ -218,7 +219,7 @@ async fn converse(
 ) -> Result<()> {
     loop {
         tokio::select! {
-            // A broken connection first: laps without it would be wrong.
+            // A broken connection comes first: laps without it would be wrong.
             biased;
             ended = lanes.join_next() => match ended {
                 Some(lane) => lane??,
@@ -266,12 +267,12 @@ async fn connect(target: SocketAddr) -> Result<SendRequest<Bytes>> {
     Ok(sender)
 }
 
-/// One connection and, where its senders go on, those after it.
+/// One connection and, if its senders reconnect, its successors.
 struct Connection {
     target: SocketAddr,
     persists: bool,
     retries: bool,
-    /// None after it broke.
+    /// `None` after the connection broke.
     sender: Mutex<Option<SendRequest<Bytes>>>,
 }
 
@@ -326,7 +327,7 @@ async fn lane(
             };
             if !connection.retries || began.elapsed() > RETRY_MAX {
                 if connection.persists {
-                    // A sender that ignores back-pressure, not one that spins.
+                    // A sender that ignores back-pressure, but does not spin.
                     sleep(RETRY_PAUSE / 10).await;
                 }
                 break Err(failure.text);
@@ -338,10 +339,10 @@ async fn lane(
     }
 }
 
-/// What the server said; an error where it is not plain success.
+/// The server's answer; an error if it is not plain success.
 type Answer = std::result::Result<(), Failure>;
 
-/// Why a request was not taken, and when to send it again where the server says so.
+/// Why a request was not taken, and the retry delay if the server names one.
 struct Failure {
     text: String,
     retry_after: Option<Duration>,
@@ -366,7 +367,7 @@ async fn export(
         .body(())
         .expect("method, path and headers are constants that are valid");
     let (response, mut stream) = sender.send_request(request, false)?;
-    // `h2` keeps what the flow-control windows do not take yet: a whole request, at most one a
+    // `h2` keeps the bytes that flow control does not allow yet: a whole request, at most one per
     // lane.
     stream.send_data(body, true)?;
     let (head, mut body) = response.await?.into_parts();
@@ -409,11 +410,11 @@ impl State {
 /// What happened since the orchestrator last asked.
 struct Lap {
     start: Instant,
-    /// One for each acknowledged request: a few thousand, so that percentiles are exact.
+    /// One per acknowledged request: a few thousand, so that percentiles are exact.
     latencies: Vec<Duration>,
     failed_requests: u64,
     last_failure: Option<String>,
-    /// Requests sent once more.
+    /// Requests that were sent again.
     retries: u64,
 }
 

@@ -1,18 +1,18 @@
-//! The load rig: what one span costs end to end, in processes of their own.
+//! The bench `rig`: what one span costs end to end, measured with processes of their own.
 //!
 //! Isolates: CPU, resident memory and acknowledgement latency of the whole `tailwater` process
-//! under steady OTLP/gRPC traffic: receive, walk, hold for the window, decide, export about 10 %.
-//! Compared with: `floor`, the same server stack (hyper's HTTP/2, tonic's gRPC framing, 2 workers,
-//! the same flow-control windows) that reads every message and drops its bytes. Both are loaded by
-//! the same generator, one after the other in each round, so that only ratios within a run are
+//! under steady OTLP/gRPC traffic: it receives, walks, holds for the window, decides, and exports
+//! about 10 %. Compared with: `floor`, the same server stack (hyper's HTTP/2, tonic's gRPC framing,
+//! 2 workers, the same flow control windows), which reads every message and drops its bytes. The
+//! same load generator loads both, one after the other in each round; only ratios within a run are
 //! claimed.
 //!
-//! One binary, re-executed for each process: the orchestrator (no subcommand), `load`, `sink` and
-//! `floor`. Everything listens on 127.0.0.1 and ends by itself. `benches/README.md` has the
+//! One binary is executed again for each process: the orchestrator (no subcommand), `load`, `sink`
+//! and `floor`. Everything listens on 127.0.0.1 and ends by itself. `benches/README.md` has the
 //! commands, the meaning of each column and the reasons why the comparison is fair.
 //!
-//! Reading order: `traffic` (what spans look like), `corpus` (requests and new ids for each cycle),
-//! `load`, `server` (floor and sink), then `plan`, `process`, `target`, `measure` and `report`.
+//! Reading order: `traffic` (the spans), `corpus` (requests and new ids for each cycle), `load`,
+//! `server` (floor and sink), then `plan`, `process`, `target`, `measure` and `report`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -35,7 +35,7 @@ mod traffic;
 
 use clap::{Parser, Subcommand};
 
-/// Errors end a run with their text; nobody matches on them.
+/// Errors end a run with their text; no code matches on them.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]

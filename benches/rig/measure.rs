@@ -1,8 +1,8 @@
 //! One measurement after the other: start, warm up, measure exactly the interval, stop.
 //!
-//! CPU times, laps of the generator and laps of the sink are read back to back at both ends of the
-//! interval. Memory is read in its middle and at its end, together with tailwater's own gauges; the
-//! scrape in the middle is part of what a user pays too.
+//! CPU times, laps of the load generator and laps of the sink are read back to back at both ends of
+//! the interval. Memory is read in its middle and at its end, together with tailwater's own gauges.
+//! The scrape in the middle is a cost that a user has too.
 
 use std::time::{Duration, Instant};
 
@@ -17,12 +17,12 @@ use crate::{
     target::Server,
 };
 
-/// Load that is left when everything was measured, in case laps take long.
+/// The load lasts this much longer than the measurement, in case laps take long.
 const LOAD_MARGIN: Duration = Duration::from_secs(60);
-/// The generator answers what is in flight within ten seconds; the sink ends at once.
+/// The load generator waits up to ten seconds for answers; the sink ends at once.
 const STOP_MAX: Duration = Duration::from_secs(15);
 
-/// Everything that was seen of one target in one round.
+/// All figures of one target in one round.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Measurement {
     pub(crate) target: &'static str,
@@ -35,20 +35,20 @@ pub(crate) struct Measurement {
     pub(crate) load_cpu_seconds_per_million: f64,
     pub(crate) bytes_per_span: f64,
     pub(crate) ready_ms: f64,
-    /// The middle and the end of the interval.
+    /// At the middle and at the end of the interval.
     pub(crate) memory: Vec<Memory>,
-    /// Only where spans are kept.
+    /// `None` if no spans are kept.
     pub(crate) kept: Option<Kept>,
     pub(crate) stopped_cleanly: bool,
 }
 
-/// Resident memory at one instant and what to hold it against.
+/// Resident memory at one time, and the figures to compare it with.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Memory {
     pub(crate) rss_bytes: u64,
     pub(crate) window_spans: Option<f64>,
     pub(crate) window_bytes: Option<f64>,
-    /// Encoded bytes sent in the time for which a span is held, by the generator's own count.
+    /// Encoded bytes sent in the time for which a span is held, by the load generator's count.
     pub(crate) sent_bytes: f64,
 }
 
@@ -57,12 +57,12 @@ pub(crate) struct Memory {
 pub(crate) struct Kept {
     pub(crate) sink: ServerLap,
     pub(crate) sink_cpu_seconds_per_million: f64,
-    /// Exported in the interval over acknowledged in the interval.
+    /// Spans exported in the interval, in percent of those acknowledged in it.
     pub(crate) percent: f64,
     pub(crate) expected_percent: f64,
 }
 
-/// Runs the whole plan and prints and writes what came of it.
+/// Runs the whole plan, and prints and writes the results.
 pub(crate) fn run(options: crate::plan::Options) -> Result<()> {
     let plan = Plan::new(options)?;
     process::watch_signals()?;
@@ -79,7 +79,7 @@ pub(crate) fn run(options: crate::plan::Options) -> Result<()> {
     plan.json.as_ref().map_or(Ok(()), |path| report::write_json(path, &plan, &all))
 }
 
-/// The processes of one measurement; dropped, they are killed.
+/// The processes of one measurement; dropping it kills them.
 struct Bench {
     sink: Process,
     server: Server,
@@ -125,8 +125,8 @@ impl Bench {
         })
     }
 
-    /// Generator first, so that nothing is sent to a server that ends; then the server, then its
-    /// sink.
+    /// The load generator stops first, so that nothing is sent to a server that ends; then the
+    /// server, then its sink.
     fn stop(self) -> Result<bool> {
         self.load.terminate(STOP_MAX)?;
         let clean = self.server.stop()?;

@@ -1,5 +1,5 @@
-//! What the orchestrator's arguments mean: scenarios, their defaults, and the resolved plan of a
-//! run.
+//! The meaning of the orchestrator's arguments: scenarios, their defaults, and the resolved plan of
+//! a run.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,18 +8,18 @@ use humantime::parse_duration;
 
 use crate::{Result, corpus::SPANS_PER_REQUEST, load::TrafficOptions};
 
-/// The load that is left over after a window has filled, before the measured interval begins.
+/// The load after a window has filled and before the measured interval begins.
 const SETTLE: Duration = Duration::from_secs(3);
-/// The floor holds nothing that would have to fill first.
+/// The floor has no window to fill.
 const FLOOR_WARM_UP: Duration = Duration::from_secs(3);
-/// Load that compressed requests must suffice for beyond what is measured.
+/// Extra time for which compressed requests must suffice, beyond the measured interval.
 const COMPRESSED_MARGIN: Duration = Duration::from_secs(5);
-/// Requests in a cycle that is sent again and again.
+/// Requests in a cycle that is repeated.
 const REQUESTS: usize = 128;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; its defaults yield to the options below
+    /// What to measure; the options below override its defaults
     #[arg(long, value_enum, default_value_t = Scenario::Steady)]
     scenario: Scenario,
     /// Measures one target only
@@ -54,8 +54,8 @@ pub(crate) struct Options {
     /// Different resources in the traffic
     #[arg(long, default_value_t = 10)]
     resources: usize,
-    /// Requests that the generator encodes once and sends in turn, 0.7 MB each [default: 128, or
-    /// what the run takes where they are compressed]
+    /// Requests that the load generator encodes once and sends in turn, 0.7 MB each [default: 128,
+    /// or as many as the run needs if they are compressed]
     #[arg(long)]
     requests: Option<usize>,
     #[command(flatten)]
@@ -65,7 +65,7 @@ pub(crate) struct Options {
     /// Which traces tailwater's policies keep
     #[arg(long, value_enum, default_value_t = Keep::Tenth)]
     keep: Keep,
-    /// Policies beside those, of four conditions each, which keep nothing
+    /// Further policies of four conditions each, which keep nothing
     #[arg(long, default_value_t = 0)]
     more_policies: usize,
     /// Worker threads of tailwater [default: one a core]
@@ -77,7 +77,7 @@ pub(crate) struct Options {
     /// A Collector with tail_sampling, as `tests/peer/build.sh` builds it
     #[arg(long)]
     collector: Option<PathBuf>,
-    /// Writes every figure of every run to this file
+    /// Write every figure of every run to this file
     #[arg(long)]
     json: Option<PathBuf>,
 }
@@ -89,11 +89,11 @@ pub(crate) enum Scenario {
     Steady,
     /// decision_wait 30 s with roots after 1 s and 5 s after the root: memory over 6 s of traffic
     Memory30,
-    /// Beside the Collector's tail_sampling, at a rate that it can take
+    /// Beside the Collector's tail_sampling, at a rate that the Collector can take
     Peer,
 }
 
-/// What a scenario means where no option says otherwise.
+/// The values of a scenario if no option overrides them.
 struct Defaults {
     targets: &'static [Target],
     rate: u64,
@@ -115,8 +115,8 @@ impl Scenario {
                 root_after: Duration::ZERO,
                 warm_up: None,
             },
-            // The floor holds nothing, so there is no memory to compare with. Both waits are the
-            // product's own defaults, and 45 s pass the longest one by half.
+            // The floor holds nothing, so it has no memory to compare with. Both waits are the
+            // product's defaults, and 45 s are one and a half times the longest one.
             Self::Memory30 => Defaults {
                 targets: &[Target::Tailwater],
                 rate: 100_000,
@@ -125,7 +125,7 @@ impl Scenario {
                 root_after: Duration::from_secs(1),
                 warm_up: Some(Duration::from_secs(45)),
             },
-            // The Collector takes some 120,000 spans/s on two cores, generator included.
+            // The Collector takes some 120,000 spans/s on two cores, load generator included.
             Self::Peer => Defaults {
                 targets: &[
                     Target::Floor,
@@ -140,7 +140,7 @@ impl Scenario {
     }
 }
 
-/// What the policies are to keep.
+/// What the policies keep.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Keep {
     /// No span
@@ -151,19 +151,19 @@ pub(crate) enum Keep {
     All,
 }
 
-/// What is measured.
+/// A target of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
     Floor,
     Tailwater,
     /// tail_sampling with one shard, its default.
     Collector,
-    /// tail_sampling with two shards, one a core.
+    /// tail_sampling with two shards, one per core.
     CollectorSharded,
 }
 
 impl Target {
-    /// As it stands in tables.
+    /// The name in tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Floor => "floor",
@@ -174,7 +174,7 @@ impl Target {
     }
 }
 
-/// A run with nothing left open.
+/// A run with all values resolved.
 pub(crate) struct Plan {
     pub(crate) targets: Vec<Target>,
     pub(crate) rounds: u32,
@@ -233,7 +233,7 @@ impl Plan {
         })
     }
 
-    /// How long `target` is loaded before it is measured.
+    /// How long `target` is loaded before the measurement.
     pub(crate) fn warm_up(&self, target: Target) -> Duration {
         match target {
             Target::Floor => FLOOR_WARM_UP,
@@ -241,7 +241,7 @@ impl Plan {
         }
     }
 
-    /// Requests in the generator's cycle; a compressed cycle must last for the whole run.
+    /// Requests in the load generator's cycle; a compressed cycle must last for the whole run.
     pub(crate) fn requests(&self, target: Target) -> usize {
         let load = self.warm_up(target) + self.measured + COMPRESSED_MARGIN;
         let requests = load.as_secs_f64() * self.rate as f64 / SPANS_PER_REQUEST as f64;

@@ -1,4 +1,4 @@
-//! Child processes that always end, and what the kernel says about them.
+//! Child processes that always end, and the kernel's figures about them.
 
 use std::{
     fs,
@@ -16,8 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Result, control};
 
-/// A child answers at once or, while the machine is full, soon; encoding a corpus takes a second, and
-/// a minute where the whole run is compressed in advance.
+/// A child answers at once, or a little later on a busy machine; encoding a corpus takes a second,
+/// and a minute if the whole run is compressed in advance.
 const ANSWER_MAX: Duration = Duration::from_secs(180);
 /// Linux shows CPU times to users in hundredths of a second on every architecture (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(20);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Makes SIGTERM and SIGINT end the run by an error, so that every child is ended too.
+/// Makes SIGTERM and SIGINT end the run with an error, so that every child is ended too.
 pub(crate) fn watch_signals() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut terminate, mut interrupt) = {
@@ -35,7 +35,7 @@ pub(crate) fn watch_signals() -> Result<()> {
     std::thread::spawn(move || {
         runtime.block_on(async {
             tokio::select! {
-                // Either does.
+                // The order does not matter: both signals do the same.
                 biased;
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
@@ -46,7 +46,7 @@ pub(crate) fn watch_signals() -> Result<()> {
     Ok(())
 }
 
-/// Sleeps; fails when a signal came meanwhile.
+/// Sleeps; fails if a signal came meanwhile.
 pub(crate) fn pause(duration: Duration) -> Result<()> {
     let end = Instant::now() + duration;
     loop {
@@ -61,7 +61,7 @@ pub(crate) fn pause(duration: Duration) -> Result<()> {
     }
 }
 
-/// A child that is killed when it is dropped before it has ended.
+/// A child that is killed if it is dropped before it has ended.
 pub(crate) struct Process {
     name: &'static str,
     child: Child,
@@ -70,7 +70,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command`. Its stdout is read line by line; its stderr is the rig's.
+    /// Starts `command`. Its stdout is read line by line; its stderr is that of this process.
     pub(crate) fn start(name: &'static str, mut command: Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
@@ -113,7 +113,7 @@ impl Process {
     pub(crate) fn terminate(mut self, grace: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + grace;
         if self.is_running()? {
-            // The shell's own `kill`, which every machine has; the program may be missing.
+            // `kill` is a builtin of the shell; the program of that name may be missing.
             let kill = format!("kill -TERM {}", self.child.id());
             Command::new("sh").args(["-c", &kill]).status()?;
         }
@@ -149,13 +149,14 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only for a child that has ended, which is what is wanted.
+        // Both fail only for a child that has already ended.
         let _ended = self.child.kill();
         let _ended = self.child.wait();
     }
 }
 
-/// Lines that nobody asks for are dropped once a few wait, so that no child blocks on a full pipe.
+/// Reads lines. Lines that nobody asks for are dropped once a few wait, so that no child blocks on
+/// a full pipe.
 fn read_lines(stdout: ChildStdout) -> Receiver<String> {
     let (sender, receiver) = sync_channel(16);
     std::thread::spawn(move || {

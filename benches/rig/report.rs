@@ -1,4 +1,4 @@
-//! The table, its summary over rounds, the warnings that void it, and the JSON file.
+//! The table, its summary over rounds, the warnings that make it void, and the JSON file.
 
 use std::{fs, path::Path};
 
@@ -11,14 +11,15 @@ use crate::{
     plan::{Plan, Target},
 };
 
-/// A round set is void when the floor's own range is wider than this share of its median.
+/// A set of rounds is void if the floor's own range is wider than this share of its median.
 const FLOOR_SPREAD_MAX: f64 = 0.15;
-/// Less than this share of the rate wanted is another experiment.
+/// A rate below this share of the wanted one makes a measurement void.
 const RATE_SHARE_MIN: f64 = 0.98;
-/// Kept and expected may differ by so many percentage points: chance, and a tick at either end.
+/// The kept and the expected share may differ by this many percentage points, because of chance and
+/// a tick at either end.
 const KEPT_DIFFERENCE_MAX: f64 = 0.6;
 
-/// Which targets are compared, the first over the second.
+/// The pairs of targets that are compared, the first over the second.
 const PAIRS: [(Target, Target); 3] = [
     (Target::Tailwater, Target::Floor),
     (Target::Collector, Target::Tailwater),
@@ -27,7 +28,7 @@ const PAIRS: [(Target, Target); 3] = [
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// What the run is, and the table's head.
+/// Prints the description of the run and the head of the table.
 pub(crate) fn print_head(plan: &Plan) {
     println!(
         "{} spans/s, decision_wait {}, after root {}, root after {}, {} measured, \
@@ -61,7 +62,7 @@ pub(crate) fn print_head(plan: &Plan) {
     );
 }
 
-/// One measurement; `before` are those that were made earlier, for the ratio to the round's floor.
+/// Prints one measurement; `before` has the earlier ones, for the ratio to the round's floor.
 pub(crate) fn print_row(row: &Measurement, before: &[Measurement]) {
     let floor = before.iter().find(|other| other.round == row.round && is(other, Target::Floor));
     let ratio = floor.map(|floor| row.cpu_seconds_per_million / floor.cpu_seconds_per_million);
@@ -89,7 +90,7 @@ pub(crate) fn print_row(row: &Measurement, before: &[Measurement]) {
     }
 }
 
-/// Medians and ranges, where there was more than one round.
+/// Prints medians and ranges, if there was more than one round.
 pub(crate) fn print_summary(plan: &Plan, all: &[Measurement]) {
     println!();
     for target in &plan.targets {
@@ -147,7 +148,7 @@ pub(crate) fn write_json(path: &Path, plan: &Plan, all: &[Measurement]) -> Resul
     Ok(fs::write(path, serde_json::to_vec_pretty(&report)?)?)
 }
 
-/// Reasons why a measurement does not count.
+/// Reasons why a measurement is void.
 fn warnings(row: &Measurement) -> Vec<String> {
     let mut warnings = Vec::new();
     if row.spans_per_second < RATE_SHARE_MIN * row.rate_wanted as f64 {
@@ -172,7 +173,7 @@ fn warnings(row: &Measurement) -> Vec<String> {
     warnings
 }
 
-/// One target's figure over another's, of each round that has both.
+/// The ratio of one target's figure to another's, for each round that has both.
 fn ratios(
     all: &[Measurement],
     (over, under): (Target, Target),
@@ -206,7 +207,7 @@ fn over_traffic(row: &Measurement) -> Option<f64> {
     highest(row, |memory| is_held.then_some(memory.rss_bytes as f64 / memory.sent_bytes))
 }
 
-/// The worse of the two instants at which memory was read.
+/// The higher of the two readings of memory.
 fn highest(row: &Measurement, figure: impl Fn(&Memory) -> Option<f64>) -> Option<f64> {
     row.memory.iter().filter_map(figure).max_by(f64::total_cmp)
 }

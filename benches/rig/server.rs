@@ -1,10 +1,10 @@
-//! The two servers that the rig brings along: the floor to compare with and the sink to export to.
+//! The two servers of the bench: the floor to compare with and the sink to export to.
 //!
-//! Both are hyper's HTTP/2 with tonic's gRPC framing around a codec that hands over the message's
-//! bytes, as the receiver of `tailwater` is, with the same flow-control windows, stream limit and
-//! TCP options. The **floor** has two worker threads, drops the bytes and answers OK: what it costs
-//! to receive at all. The **sink** has one thread and counts spans by their framing, to be cheap
-//! beside what is measured.
+//! Both are hyper's HTTP/2 with tonic's gRPC framing around a codec that passes on the message's
+//! bytes. Flow control windows, stream limit and TCP options are those of `tailwater`'s receiver.
+//! The **floor** has two worker threads, drops the bytes and answers OK: it shows the cost of
+//! receiving alone. The **sink** has one thread and counts spans by their framing, to be cheap
+//! compared with the measured process.
 
 use std::{
     future::{Ready, ready},
@@ -33,7 +33,8 @@ use crate::{
     framing,
 };
 
-/// Stream and connection window: 64 KiB costs up to 22 % more CPU, more than 1 MiB gains nothing.
+/// Flow control window of streams and connections: 64 KiB costs up to 22 % more CPU, more than 1
+/// MiB gains nothing.
 const WINDOW_BYTES: u32 = 1 << 20;
 const CONCURRENT_STREAMS_MAX: u32 = 100;
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -44,12 +45,12 @@ pub(crate) struct Options {
     /// Where to listen; port 0 picks a free one, and the first line printed tells which
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Ends the process however it is used
+    /// Ends the process after this time in any case
     #[arg(long, default_value_t = 1800)]
     max_seconds: u64,
 }
 
-/// Which of the two servers to be.
+/// Which of the two servers to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Floor,
@@ -66,7 +67,7 @@ pub(crate) fn run(role: Role, options: Options) -> Result<()> {
             .build()?,
     };
     let result = runtime.block_on(serve(role, options));
-    // Does not wait for connections: whoever sends decides when a run is over.
+    // Does not wait for connections: the sender decides when a run is over.
     runtime.shutdown_background();
     result
 }
@@ -116,7 +117,7 @@ async fn connection(stream: TcpStream, export: Export) {
     if let Err(error) = stream.set_nodelay(true) {
         eprintln!("rig: TCP_NODELAY: {error}");
     }
-    // An error here is a sender that went away, at the end of each run.
+    // An error here is a sender that left, at the end of each run.
     let _gone = http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
@@ -150,7 +151,7 @@ impl UnaryService<Bytes> for Export {
     }
 }
 
-/// Counts since the last lap. Relaxed: sums, which order nothing else.
+/// Counts since the last lap. Relaxed ordering suffices: they are sums that order nothing else.
 #[derive(Default)]
 struct Counts {
     requests: AtomicU64,

@@ -1,4 +1,4 @@
-//! Starts what is measured, waits until it is ready, and reads tailwater's own figures.
+//! Starts a target, waits until it is ready, and reads tailwater's own figures.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::{
     traffic::{BASELINE_PERCENT, SLOW_MS, TIER_KEY, TIER_WANTED},
 };
 
-/// Ready within 200 ms is the product's promise; this only bounds the rig.
+/// The product promises to be ready within 200 ms; this only bounds the bench.
 const READY_MAX: Duration = Duration::from_secs(20);
 const READY_POLL: Duration = Duration::from_millis(2);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,7 +88,7 @@ impl Server {
         Ok(Self { process, receiver, ready_ms, telemetry: None, _config: Some(config) })
     }
 
-    /// What tailwater says that it holds; nothing for the others.
+    /// The figures that tailwater reports about its window; `None` for other targets.
     pub(crate) fn window(&self) -> Result<Option<Window>> {
         let Some(telemetry) = self.telemetry else { return Ok(None) };
         let (status, metrics) = get(telemetry, "/metrics")?;
@@ -99,7 +99,7 @@ impl Server {
         Ok(Some(Window { spans, bytes: gauge(&metrics, "tailwater_window_bytes")? }))
     }
 
-    /// Ends the server with SIGTERM; false where it says that it failed.
+    /// Ends the server with SIGTERM; false if it reports a failure.
     pub(crate) fn stop(self) -> Result<bool> {
         Ok(self.process.terminate(STOP_MAX)?.success())
     }
@@ -119,7 +119,7 @@ fn wait_until(process: &mut Process, is_ready: impl Fn() -> bool) -> Result<()> 
     Ok(())
 }
 
-/// A file that is removed with the server that reads it.
+/// A file that is removed together with the server that reads it.
 struct ConfigFile(PathBuf);
 
 impl ConfigFile {
@@ -205,7 +205,7 @@ fn free_addresses() -> Result<[SocketAddr; 3]> {
     Ok([first.local_addr()?, second.local_addr()?, third.local_addr()?])
 }
 
-/// A GET by HTTP/1.0, whose answers end with the connection and are never chunked.
+/// A GET over HTTP/1.0, whose answers end with the connection and are never chunked.
 fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, HTTP_TIMEOUT)?;
     stream.set_read_timeout(Some(HTTP_TIMEOUT))?;

@@ -1,10 +1,11 @@
-//! What the spans look like: a shop's web requests and the database calls below them.
+//! The content of the spans: a shop's web requests and the database calls below them.
 //!
-//! About 681 encoded bytes a span with its share of the resource, eleven attributes a resource,
-//! 13 or 14 a span, an event on every fifth. Shares are exact, not drawn: of every 400 traces
-//! 4 have an error (1 %), 8 last over 2 s (2 %) and 11 belong to a premium customer (2.75 %). With
-//! 4.5 % of the other 94.25 % that keeps 10.0 % of the traces. The deciding span is the root or the
-//! one before it, which arrive last: hardly any policy can be answered from the first span alone.
+//! A span has about 681 encoded bytes with its share of the resource. A resource has eleven
+//! attributes, a span 13 or 14, and every fifth span an event. Shares are exact, not random: of
+//! every 400 traces 4 have an error (1 %), 8 last over 2 s (2 %) and 11 belong to a premium
+//! customer (2.75 %). With 4.5 % of the other 94.25 % that keeps 10.0 % of the traces. The deciding
+//! span is the root or the one before it, which arrive last: hardly any policy can be answered from
+//! the first span alone.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
@@ -13,16 +14,16 @@ use opentelemetry_proto::tonic::{
     trace::v1::{ScopeSpans, Span, Status, span, status},
 };
 
-/// The attribute that the rig's `string_attribute` policy reads; every web span has it.
+/// The attribute that the bench's `string_attribute` policy reads; every web span has it.
 pub(crate) const TIER_KEY: &str = "customer.tier";
-/// The value that the policy wants.
+/// The value that the policy matches.
 pub(crate) const TIER_WANTED: &str = "premium";
 /// The `latency` policy's threshold.
 pub(crate) const SLOW_MS: u64 = 2000;
-/// What the `probabilistic` policy keeps.
+/// The percentage that the `probabilistic` policy keeps.
 pub(crate) const BASELINE_PERCENT: f64 = 4.5;
 
-/// What small spans keep of their attributes.
+/// The attributes that small spans keep.
 const SMALL_KEYS: [&str; 5] =
     [TIER_KEY, "http.route", "db.operation.name", "thread.name", "server.address"];
 /// Lines of a large span's stack trace, 48 bytes each.
@@ -52,7 +53,7 @@ const STATEMENTS: [&str; 4] = [
 const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
     (KHTML, like Gecko) Chrome/139.0.0.0 Safari/537.36";
 
-/// Why a trace is kept, if a rule wants it.
+/// Why a trace is kept, if a rule matches it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Ordinary,
@@ -61,14 +62,14 @@ pub(crate) enum Kind {
     Premium,
 }
 
-/// How large a span is, encoded, with its share of the resource.
+/// The encoded size of a span, with its share of the resource.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Size {
     /// About 200 bytes: the attributes that policies read, and little else.
     Small,
     /// About 680 bytes.
     Medium,
-    /// About 4,000 bytes: a stack trace comes with each span.
+    /// About 4,000 bytes: each span has a stack trace.
     Large,
 }
 
@@ -100,9 +101,10 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// The trace numbered `number`, which alone determines its kind.
+    /// The trace numbered `number`; the number alone determines its kind.
     pub(crate) fn new(number: u64, start_ns: u64, size: Size, rng: &mut Rng) -> Self {
-        // 173 is prime to 400: the special traces are spread, and their shares stay exact.
+        // 173 and 400 have no common divisor, so the special traces are spread, and their shares
+        // stay exact.
         let kind = match number * 173 % 400 {
             0..4 => Kind::Error,
             4..12 => Kind::Slow,
@@ -112,7 +114,8 @@ impl Trace {
         Self { kind, root_id: rng.u64(1..), start_ns, size }
     }
 
-    /// The root span, which ends last and, in a slow trace, late. An `only` span has the error, too.
+    /// The root span, which ends last and, in a slow trace, late. If it is the `only` span, it has
+    /// the error too.
     pub(crate) fn root(&self, placeholder: [u8; 16], only: bool, rng: &mut Rng) -> Span {
         let ms = if self.kind == Kind::Slow { SLOW_MS + 400 } else { rng.u64(80..900) };
         let mut root = web_span(rng);
@@ -129,7 +132,7 @@ impl Trace {
         self.size.fit(Span { trace_id: placeholder.to_vec(), ..root }, rng)
     }
 
-    /// A span below the root; `last` is the one that carries the error of an error trace.
+    /// A span below the root; `last` marks the one that carries the error of an error trace.
     pub(crate) fn child(&self, placeholder: [u8; 16], last: bool, rng: &mut Rng) -> Span {
         let mut child = if rng.u8(..100) < 45 { web_span(rng) } else { database_span(rng) };
         child.kind = span::SpanKind::Client.into();
@@ -143,7 +146,7 @@ impl Trace {
         self.size.fit(Span { trace_id: placeholder.to_vec(), ..child }, rng)
     }
 
-    /// Of the span that carries the error of an error trace.
+    /// The status of the span that carries the error of an error trace.
     fn status(&self) -> Option<Status> {
         (self.kind == Kind::Error).then(|| Status {
             message: "connection reset by peer".into(),
@@ -152,7 +155,7 @@ impl Trace {
     }
 }
 
-/// The resource numbered `number`: one of ten services, a pod of its own.
+/// The resource numbered `number`: one of ten services, with a pod of its own.
 pub(crate) fn resource(number: usize) -> Resource {
     let service = SERVICES[number % SERVICES.len()];
     let pod =
@@ -173,7 +176,7 @@ pub(crate) fn resource(number: usize) -> Resource {
     Resource { attributes, ..Default::default() }
 }
 
-/// The one instrumentation scope of a resource, still without spans.
+/// The one instrumentation scope of a resource, without spans yet.
 pub(crate) fn scope() -> ScopeSpans {
     ScopeSpans {
         scope: Some(InstrumentationScope {

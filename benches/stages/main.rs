@@ -1,13 +1,14 @@
-//! Stage by stage, in one thread and in process: what a span costs to walk, to intern, to take in, to
-//! append, to decide, to encode and to export; how that grows with the policies; how long a reload
-//! locks a shard of a large window; and what hostile ids and tokens cost. Isolates our own code from
-//! sockets, HTTP/2 and the runtime, `export` excepted; compare a stage with itself before and after a
-//! change, in alternation, on the same machine, or by the instructions that `benches/instructions.sh`
-//! counts.
+//! Stage by stage, in one thread and in process: what a span costs to walk, to intern, to take in,
+//! to append, to decide, to encode and to export; how that grows with the policies; how long a
+//! reload locks a shard of a large window; and what hostile ids and tokens cost. Isolates
+//! Tailwater's own code from sockets, HTTP/2 and the runtime, except in `export`. Compare a stage
+//! with itself before and after a change, in alternation on the same machine, or by the
+//! instructions that `benches/instructions.sh` counts.
 //!
-//! Traffic and policies are the load rig's (684-byte spans, 10 % kept), time is virtual: a request
-//! every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages` runs all,
-//! `cargo bench --bench stages -- walk decide` some; a number is how many requests each takes.
+//! Traffic and policies are those of the bench `rig` (684-byte spans, 10 % kept). Time is virtual:
+//! a request every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`
+//! runs all stages, `cargo bench --bench stages -- walk decide` some; a number sets how many
+//! requests each takes.
 
 #[path = "../rig/corpus.rs"]
 #[expect(dead_code, reason = "the rig uses the rest of it")]
@@ -42,14 +43,14 @@ use tailwater::{
     window::{Millis, Waits},
 };
 
-/// Of this bench; the rig's modules expect it in their crate.
+/// The result type of this bench, which the modules of `rig` expect in their crate.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Only a compressed corpus does.
+/// Only a compressed corpus ends.
 const ENDED: &str = "the corpus has ended";
-/// Requests of a stage, where no argument says otherwise.
+/// Requests of a stage, if no argument sets another number.
 const REQUESTS: u64 = 3_000;
-/// A window of one second and a little more.
+/// Requests that fill a window of one second, and a few more.
 const WARM_UP: u64 = 600;
 const MAX_REQUEST_BYTES: usize = 3584 << 10;
 
@@ -101,8 +102,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What checking a token costs, and whether the time tells how much of it is right: one that is wrong
-/// in its first byte against one that is wrong in its last, in alternation.
+/// The cost of checking a token, and whether the time reveals how much of it is right: compares a
+/// token that is wrong in its first byte with one that is wrong in its last, in alternation.
 fn tokens() -> Result<()> {
     const ROUNDS: usize = 501;
     const CHECKS: u32 = 10_000;
@@ -134,8 +135,8 @@ fn tokens() -> Result<()> {
     Ok(())
 }
 
-/// What it costs to take in trace ids that an outsider has chosen, with equal low halves and with
-/// equal high halves, over what random ones cost, in alternation.
+/// The cost of taking in trace ids that an attacker has chosen, with equal low halves and with
+/// equal high halves, compared with random ones, in alternation.
 fn chosen_ids() -> Result<()> {
     const ROUNDS: u64 = 400;
     let mut corpus = Corpus::build(&Shape::plain(64))?;
@@ -148,7 +149,7 @@ fn chosen_ids() -> Result<()> {
         let random = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         let (mut low, mut high) = (random.to_vec(), random.to_vec());
         framing::for_each_span(&random, |span| {
-            // Behind its tag and length the id comes first.
+            // The id comes first, after its tag and length.
             let id = span.start + 2;
             low[id + 8..id + 16].fill(1);
             high[id..id + 8].fill(1);
@@ -165,9 +166,9 @@ fn chosen_ids() -> Result<()> {
     Ok(())
 }
 
-/// Reloads of a window of 1 GiB over 8 shards, with few policies and with many: the longest that a
-/// shard is locked at once, while nothing comes in. The parts of a trace arrive in requests that
-/// follow one another, or far apart.
+/// Reloads a window of 1 GiB over 8 shards, with few policies and with many: the longest time that
+/// a shard is locked, while nothing comes in. The parts of a trace arrive in consecutive requests,
+/// or far apart.
 fn reload() -> Result<()> {
     for (traffic, stride) in [("parts together", 1), ("parts far apart", 30)] {
         let mut corpus = Corpus::build(&Shape { stride, ..Shape::plain(64) })?;
@@ -211,7 +212,7 @@ fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan, requests: u64) -> Re
         let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         walked.clear();
         measured::walk(&mut time, || walk::walk(&body, &contexts, plan.leaves(), &mut walked))?;
-        // As a window would, so that contexts are found and not made anew.
+        // Keeps the contexts alive as a window would, so that they are found and not made again.
         kept_alive.clear();
         kept_alive.extend(walked.contexts.iter().cloned());
     }
@@ -219,7 +220,7 @@ fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan, requests: u64) -> Re
     Ok(())
 }
 
-/// The sampler as the service drives it.
+/// Drives the sampler as the service does.
 fn whole(corpus: &mut Corpus, plan: Plan, label: &str, requests: u64) -> Result<()> {
     let budget = Budget::new(4 << 30);
     let limits = limits(Waits { decision_wait: 1000, after_root: None });
@@ -254,7 +255,7 @@ fn whole(corpus: &mut Corpus, plan: Plan, label: &str, requests: u64) -> Result<
     Ok(())
 }
 
-/// When a request arrives, at 300,000 spans/s.
+/// The arrival time of a request, at 300,000 spans/s.
 fn arrival_ms(sequence: u64) -> u32 {
     (sequence * SPANS_PER_REQUEST * 1000 / 300_000) as u32
 }
@@ -351,8 +352,8 @@ fn specs() -> Vec<PolicySpec> {
     specs.map(|(rule, name)| PolicySpec::new(name, rule)).collect()
 }
 
-/// So many policies with four conditions each on keys that most spans have, 10 listed values each, an
-/// expression in every eighth and all on one span in every fourth.
+/// `policies` policies with four conditions each on keys that most spans have, 10 listed values
+/// each, an expression in every eighth and `same_span` in every fourth.
 fn many_specs(policies: usize) -> Vec<PolicySpec> {
     let rule = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
     let text = |key: &str, values| {
@@ -389,7 +390,7 @@ fn many_specs(policies: usize) -> Vec<PolicySpec> {
     (0..policies).map(policy).collect()
 }
 
-/// One line a stage: its name, and what it cost for each of so many spans.
+/// Prints one line per stage: its name, and the cost of each span.
 fn report(stage: &str, time: Duration, spans: u64) {
     let nanos = time.as_nanos() as f64 / spans as f64;
     println!("{stage:<40} {nanos:8.1} ns a span, {spans} spans");

@@ -1,5 +1,5 @@
-//! The stages as functions that stay functions, so that a profiler tells them apart by name:
-//! `benches/instructions.sh` counts what runs within each.
+//! The stages as functions that are not inlined, so that a profiler tells them apart by name:
+//! `benches/instructions.sh` counts the instructions within each.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Stages that the sampler as a whole does not show apart: interning, appending, exporting.
+//! Stages that the sampler as a whole does not show separately: interning, appending, exporting.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     measured, plan, report,
 };
 
-/// Looking up resource and scope of a request's blocks of spans, ten a request, while the window
+/// Looks up resource and scope of a request's blocks of spans, ten per request, while the window
 /// holds them all.
 pub(crate) fn intern(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let contexts = Contexts::new(Budget::new(1 << 30));
@@ -42,7 +42,7 @@ pub(crate) fn intern(corpus: &mut Corpus, requests: u64) -> Result<()> {
     Ok(())
 }
 
-/// Adding the facts of a request's spans and copying them to segments, once their traces have been
+/// Adds the facts of a request's spans and copies them to segments, once their traces have been
 /// found; in one shard, with a window of one second.
 pub(crate) fn append(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let budget = Budget::new(4 << 30);
@@ -79,7 +79,7 @@ pub(crate) fn append(corpus: &mut Corpus, requests: u64) -> Result<()> {
     Ok(())
 }
 
-/// The spans of a request by trace, and where each trace is in the shard.
+/// The spans of a request by trace, and the place of each trace in the shard.
 fn runs(
     shard: &mut Shard,
     hasher: &window::Hasher,
@@ -101,8 +101,9 @@ fn runs(
     (order, runs)
 }
 
-/// Sending requests of 3.5 MiB to a sink on another thread: the client, its connection and the
-/// kernel, in CPU time of the thread that sends. Loopback adds what the kernel does for the sink.
+/// Sends requests of 3.5 MiB to a sink on another thread: measures the client, its connection and
+/// the kernel, in CPU time of the sending thread. On loopback this includes the kernel's work for
+/// the sink.
 pub(crate) fn export(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let encoded = encoded(corpus)?;
     let sink_runtime =
@@ -130,7 +131,7 @@ pub(crate) fn export(corpus: &mut Corpus, requests: u64) -> Result<()> {
     Ok(())
 }
 
-/// All spans of some requests as they are exported, with their number.
+/// All spans of some requests in their exported form, with their number.
 fn encoded(corpus: &mut Corpus) -> Result<Vec<(Bytes, u64)>> {
     let contexts = Contexts::new(Budget::new(1 << 30));
     let mut batch = Batch::default();

@@ -1,4 +1,4 @@
-//! Any bytes as the answer of a backend, against prost.
+//! Any bytes as an answer of the backend, compared with prost.
 //!
 //! `cargo +nightly fuzz run answer`; the checks are shared with `cargo test --test it`, which
 //! replays the corpus.

@@ -1,4 +1,4 @@
-//! The cleaner against prost, on any bytes as a span, a resource and a scope.
+//! The cleaner on any bytes as a span, a resource and a scope, compared with prost.
 //!
 //! `cargo +nightly fuzz run clean`; the checks are shared with `cargo test --test it`, which
 //! replays the corpus.

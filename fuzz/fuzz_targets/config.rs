@@ -1,5 +1,4 @@
-//! The configuration's loader, on any bytes as a main file and, behind a NUL, as a file of
-//! policies.
+//! The configuration's loader on any bytes: as a main file and, after a NUL, as a file of policies.
 //!
 //! `cargo +nightly fuzz run config`; the checks are shared with `cargo test --test it`, which
 //! replays the corpus.

@@ -1,4 +1,4 @@
-//! Any bytes as the answer of an OTLP/HTTP backend, against prost and the table of statuses.
+//! Any bytes as an answer of an OTLP/HTTP backend, compared with prost and the table of statuses.
 //!
 //! `cargo +nightly fuzz run http_answer`; the checks are shared with `cargo test --test it`, which
 //! replays the corpus.

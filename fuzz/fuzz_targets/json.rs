@@ -1,4 +1,4 @@
-//! OTLP/JSON against prost and the walker, on any bytes as a body.
+//! OTLP/JSON on any bytes as a body, compared with prost and the walker.
 //!
 //! `cargo +nightly fuzz run json`; the checks are shared with `cargo test --test it`, which replays
 //! the corpus.

@@ -1,4 +1,4 @@
-//! Cutting any bytes in two, against prost.
+//! The cut of any bytes in two, compared with prost.
 //!
 //! `cargo +nightly fuzz run split`; the checks are shared with `cargo test --test it`, which
 //! replays the corpus.

@@ -1,4 +1,4 @@
-//! Any bytes as the status details of a backend, against a plain reading of them.
+//! Any bytes as status details of a backend, compared with a simple parser.
 //!
 //! `cargo +nightly fuzz run status`; the checks are shared with `cargo test --test it`, which
 //! replays the corpus.

@@ -1,4 +1,4 @@
-//! Reading and stamping of any `tracestate`, against a plain reading of the specifications.
+//! Reading and stamping any `tracestate`, compared with a simple reading of the specifications.
 //!
 //! `cargo +nightly fuzz run tracestate`; the checks are shared with `cargo test --test it`, which
 //! replays the corpus.

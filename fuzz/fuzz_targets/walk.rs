@@ -1,4 +1,4 @@
-//! The walker against prost, on any bytes as a request.
+//! The walker on any bytes as a request, compared with prost.
 //!
 //! `cargo +nightly fuzz run walk`; the checks are shared with `cargo test --test it`, which replays
 //! the corpus.

@@ -7,7 +7,9 @@ use std::io::{self, Write as _};
 
 use crate::policy::PolicySpec;
 
+pub mod check;
 pub mod convert;
+pub mod demo;
 pub mod replay;
 pub mod test;
 mod traces;

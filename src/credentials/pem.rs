@@ -1,6 +1,6 @@
-//! What the files hold: certificates and keys in PEM, and all that can be wrong with them.
+//! The contents of the files: certificates and keys in PEM, and the faults they can have.
 //!
-//! No fault quotes a file: what is in it may be a key, also where a certificate was expected.
+//! No fault quotes a file, since a file may hold a key where a certificate was expected.
 
 use std::{
     fmt,
@@ -20,10 +20,10 @@ use rustls::{
 
 use super::side::provider;
 
-/// A bundle of every public authority has 250 KiB.
+/// A bundle of all public CAs has 250 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// What a file is for.
+/// The purpose of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `cert_file`.
@@ -36,13 +36,13 @@ pub enum Role {
     Token,
 }
 
-/// What is wrong with a file.
+/// A fault in a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// It cannot be read.
     #[error("{0}")]
     Unreadable(String),
-    /// It is larger than any of its kind.
+    /// It is larger than any file of its kind needs to be.
     #[error("it is larger than 1 MiB")]
     TooLarge,
     /// There is no certificate in it.
@@ -57,7 +57,7 @@ pub enum Fault {
     /// The private key needs a passphrase.
     #[error("its private key is protected by a passphrase")]
     EncryptedKey,
-    /// The private key is damaged, or of a kind that TLS has no use for.
+    /// The private key is damaged, or of a kind that TLS does not use.
     #[error("its private key cannot be used")]
     BadKey,
     /// The private key belongs to another certificate.
@@ -69,27 +69,27 @@ pub enum Fault {
     /// A token in it could never be sent.
     #[error("a line of it is no token: there are spaces, or other than visible ASCII characters")]
     BadToken,
-    /// There is more than one token in it, where one is to be sent.
+    /// It holds more than one token, and only one can be sent.
     #[error("it holds more than one token")]
     ManyTokens,
-    /// The system trusts nobody.
-    #[error("there are no authorities that this system trusts")]
+    /// The system trusts no CA.
+    #[error("this system trusts no CA")]
     NoSystemAuthorities,
 }
 
-/// A file and what is wrong with it.
+/// A file and its fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {fault}", file.display())]
 pub struct FileFault {
-    /// What it is for.
+    /// The purpose of the file.
     pub role: Role,
-    /// Where it is.
+    /// The path of the file.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// Its fault.
     pub fault: Fault,
 }
 
-/// All that is wrong with files that belong together; never empty.
+/// All faults of files that belong together; never empty.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Faults(pub Vec<FileFault>);
 
@@ -122,7 +122,8 @@ pub(super) fn contents(role: Role, file: &Path) -> Result<Vec<u8>, FileFault> {
     Ok(contents)
 }
 
-/// Tells contents apart, or why there are none.
+/// The digest of each file, which tells contents apart; a file that cannot be read has the digest
+/// of its error.
 pub(super) fn fingerprint(files: &[PathBuf]) -> Vec<[u8; 32]> {
     let of_file = |file: &PathBuf| match contents(Role::Certificate, file) {
         Ok(contents) => sha256(&contents),
@@ -137,7 +138,7 @@ pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-/// The certificates of a file, in its order; at least one.
+/// The certificates of a file, in their order; at least one.
 pub(super) fn certificates(
     role: Role,
     file: &Path,
@@ -166,8 +167,8 @@ pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FileFau
     })
 }
 
-/// The authorities of a file.
-pub(super) fn authorities(file: &Path) -> Result<RootCertStore, FileFault> {
+/// The CAs of a file.
+pub(super) fn roots(file: &Path) -> Result<RootCertStore, FileFault> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(Role::Authorities, file)? {
         let bad = |_| FileFault::new(Role::Authorities, file, Fault::BadCertificate);
@@ -176,10 +177,10 @@ pub(super) fn authorities(file: &Path) -> Result<RootCertStore, FileFault> {
     Ok(roots)
 }
 
-/// When a certificate ends, in Unix seconds.
+/// The end of a certificate's validity, in Unix seconds.
 ///
-/// webpki looks at the dates before anything else and tells what it found, but shows them in no
-/// other way. So it is asked about a time in which nothing is valid any more.
+/// webpki checks the dates before anything else and reports them in its error, but has no other way
+/// to show them. So this asks it about a time at which no certificate is valid any more.
 pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
     let in_the_far_future = UnixTime::since_unix_epoch(Duration::from_secs(1 << 40));
     match validity(certificate, in_the_far_future) {

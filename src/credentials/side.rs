@@ -1,4 +1,4 @@
-//! What TLS needs on either side of a connection.
+//! The TLS configurations of both sides of a connection.
 
 use std::{
     fmt,
@@ -23,39 +23,39 @@ use super::{
 const H2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// The cryptography, chosen here so that no other crate's choice for the process matters.
+/// The cryptography, chosen here so that another crate's choice for the process does not matter.
 pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
         LazyLock::new(|| Arc::new(ring::default_provider()));
     &PROVIDER
 }
 
-/// How connections are answered.
+/// The TLS configuration of the receivers.
 pub struct ServerSide {
-    /// Speaks HTTP/2 alone.
+    /// Offers only HTTP/2.
     pub grpc: Arc<ServerConfig>,
-    /// Speaks HTTP/1.1 too.
+    /// Offers HTTP/1.1 too.
     pub http: Arc<ServerConfig>,
     /// The service's own certificate.
     pub certificate: Dates,
 }
 
-/// How connections are made.
+/// The TLS configuration of the exporter.
 pub struct ClientSide {
-    /// Speaks HTTP/2 alone.
+    /// Offers only HTTP/2.
     pub grpc: Arc<ClientConfig>,
-    /// Speaks HTTP/1.1 too.
+    /// Offers HTTP/1.1 too.
     pub http: Arc<ClientConfig>,
-    /// The certificate that is shown to a backend that asks.
+    /// The certificate that is sent to a backend that asks for one.
     pub certificate: Option<Dates>,
 }
 
-/// When a certificate is valid.
+/// The validity of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dates {
     /// Whether it was not valid yet when it was read.
     pub is_early: bool,
-    /// Its last second, since 1970; `None` where that cannot be told.
+    /// Its last second since 1970; `None` if that cannot be found out.
     pub not_after: Option<u64>,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Debug for ClientSide {
 impl ServerSide {
     pub(super) fn read(files: &ServerTls) -> Result<Self, Faults> {
         let identity = identity(&files.cert_file, &files.key_file);
-        let clients = files.client_ca_file.as_deref().map(pem::authorities).transpose();
+        let clients = files.client_ca_file.as_deref().map(pem::roots).transpose();
         let (identity, clients) = both(identity, clients.map_err(|fault| vec![fault]))?;
         let certificate = Dates::of(&identity.cert[0]);
         let config = versions(ServerConfig::builder_with_provider(Arc::clone(provider())));
@@ -109,8 +109,8 @@ impl ClientSide {
     pub(super) fn read(files: &ClientTls) -> Result<Self, Faults> {
         let identity = files.identity.as_ref().map(|(cert, key)| identity(cert, key)).transpose();
         let roots = match &files.ca_file {
-            Some(file) => pem::authorities(file),
-            None => system_authorities(),
+            Some(file) => pem::roots(file),
+            None => system_roots(),
         };
         let (identity, roots) = both(identity, roots.map_err(|fault| vec![fault]))?;
         let certificate = identity.as_ref().map(|identity| Dates::of(&identity.cert[0]));
@@ -136,7 +136,7 @@ fn versions<S: ConfigSide>(
     builder.with_safe_default_protocol_versions().expect("ring does TLS 1.2 and 1.3")
 }
 
-/// A certificate with its key, whatever is wrong with either.
+/// A certificate with its key, or all faults of both.
 fn identity(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, Vec<FileFault>> {
     let chain = pem::certificates(Role::Certificate, cert_file).map_err(|fault| vec![fault]);
     let key = pem::private_key(key_file).map_err(|fault| vec![fault]);
@@ -152,9 +152,9 @@ fn identity(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, Vec<FileF
     })
 }
 
-/// Whom the operating system trusts. What cannot be read of it is passed over, as long as there is
-/// anybody.
-fn system_authorities() -> Result<RootCertStore, FileFault> {
+/// The CAs that the operating system trusts. Those that cannot be read are skipped, if there is at
+/// least one other.
+fn system_roots() -> Result<RootCertStore, FileFault> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
@@ -164,7 +164,7 @@ fn system_authorities() -> Result<RootCertStore, FileFault> {
     Ok(roots)
 }
 
-/// Both, or all that is wrong with either.
+/// Both values, or the faults of both.
 fn both<A, B>(
     a: Result<A, Vec<FileFault>>,
     b: Result<B, Vec<FileFault>>,

@@ -1,12 +1,12 @@
-//! Bearer tokens, and the one place where they are compared.
+//! Bearer tokens, and the only place that compares them.
 //!
-//! A file of the receivers holds one token a line, so that a new one can be let in before the old
-//! one is taken away. Only digests are kept: they have one length, nobody can choose them byte by
-//! byte, and no dump of memory holds a token that was read. Each of them is compared, in a time
-//! that does not depend on where they differ.
+//! A file of the receivers holds one token a line, so that a new one can be allowed before the old
+//! one is removed. Only digests are kept: they all have the same length, a sender cannot choose
+//! them byte by byte, and a memory dump holds no token that was read. A comparison checks every
+//! digest, in a time that does not depend on where they differ.
 //!
-//! The exporter's file holds the one token that it shows to the backend. That one is kept, as the
-//! value of a header that is marked as sensitive.
+//! The exporter's file holds the one token for the backend. That one is kept, as a header value
+//! that is marked as sensitive.
 
 use std::{fmt, path::Path};
 
@@ -17,7 +17,7 @@ use super::pem::{self, Fault, Faults, FileFault, Role};
 
 const SCHEME: &str = "bearer";
 
-/// A SHA-256 digest. It has no `==`, so that nothing but [`subtle`] compares it.
+/// A SHA-256 digest. It has no `==`, so that only [`subtle`] compares it.
 #[derive(Clone)]
 struct Digest([u8; 32]);
 
@@ -31,7 +31,7 @@ impl Digest {
     }
 }
 
-/// Who may send.
+/// The tokens of the senders that may send.
 #[derive(Clone)]
 pub struct Tokens(Vec<Digest>);
 
@@ -41,7 +41,7 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// The tokens of a file, one a line, without the whitespace around them; at least one.
+/// The tokens of a file, one a line, without surrounding whitespace; at least one.
 fn tokens(file: &Path) -> Result<Vec<Vec<u8>>, FileFault> {
     let contents = pem::contents(Role::Token, file)?;
     let contents = contents.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&contents);
@@ -56,7 +56,7 @@ fn tokens(file: &Path) -> Result<Vec<Vec<u8>>, FileFault> {
     Ok(tokens)
 }
 
-/// The token that the exporter shows to the backend.
+/// The token that the exporter sends to the backend.
 #[derive(Clone)]
 pub struct Bearer(HeaderValue);
 
@@ -73,7 +73,7 @@ impl Bearer {
         let [token] = &tokens[..] else { return Err(fault(Fault::ManyTokens)) };
         let value = [b"Bearer ", &token[..]].concat();
         let mut value = HeaderValue::try_from(value).map_err(|_| fault(Fault::BadToken))?;
-        // Not for any log, and not for the table of HTTP/2 header compression.
+        // Keeps the value out of logs and of HTTP/2's header compression table.
         value.set_sensitive(true);
         Ok(Bearer(value))
     }
@@ -90,7 +90,7 @@ impl Tokens {
         Ok(Tokens(tokens.iter().map(|token| Digest::of(token)).collect()))
     }
 
-    /// Whether the value of an `authorization` header has one of them.
+    /// Whether the value of an `authorization` header holds one of the tokens.
     pub fn admit(&self, authorization: &[u8]) -> bool {
         let Some((scheme, token)) = authorization.split_at_checked(SCHEME.len()) else {
             return false;

@@ -10,19 +10,18 @@ use std::{
 use tracing::{error, info};
 
 use super::pem::{Faults, fingerprint};
-use crate::metrics::Metrics;
 
-/// What changes is in force after two looks, well within the ten seconds that are promised.
+/// A change takes effect after two checks, well within the promised ten seconds.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// What files say, as of the last time that it could be used.
+/// The contents of files as of the last time that they could be used.
 #[derive(Debug)]
 pub struct Live<T>(RwLock<Arc<T>>);
 
 impl<T> Live<T> {
-    /// What counts now.
+    /// The value in force now.
     pub fn get(&self) -> Arc<T> {
-        // Nobody who holds it can panic half way: it is one pointer.
+        // A poisoned lock is harmless: the guarded value is one pointer.
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -34,19 +33,20 @@ impl<T> Live<T> {
 /// Files that are read together.
 struct Files {
     paths: Vec<PathBuf>,
-    /// What they held when they were last read.
+    /// Their digests when they were last read.
     read: Vec<[u8; 32]>,
-    /// What they held at the last look.
+    /// Their digests at the last check.
     seen: Vec<[u8; 32]>,
     is_in_force: bool,
-    /// Reads them, and puts what they say in force.
+    /// Reads the files and puts their contents in force.
     apply: Box<dyn Fn() -> Result<(), Faults> + Send>,
 }
 
-/// All files that are watched.
+/// All watched files.
 pub struct Watch {
     files: Mutex<Vec<Files>>,
-    metrics: Arc<Metrics>,
+    /// Is told after each look whether all that was read last is in force.
+    tell: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 impl fmt::Debug for Watch {
@@ -56,21 +56,22 @@ impl fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Watches nothing yet.
-    pub fn new(metrics: &Arc<Metrics>) -> Self {
-        Watch { files: Mutex::default(), metrics: Arc::clone(metrics) }
+    /// Watches nothing yet. After each look, `tell` hears whether all files are in force as they
+    /// were last read.
+    pub fn new(tell: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        Watch { files: Mutex::default(), tell: Box::new(tell) }
     }
 
-    /// Reads files for the first time, and from then on when they change. Blocks.
+    /// Reads files now, and again when they change. Blocks.
     ///
     /// # Errors
-    /// What is wrong with them, now. Later that is logged, and the old stays in force.
+    /// Their faults now. Later faults are logged, and the old contents stay in force.
     pub fn add<T: Send + Sync + 'static>(
         &self,
         paths: Vec<PathBuf>,
         read: impl Fn() -> Result<T, Faults> + Send + 'static,
     ) -> Result<Arc<Live<T>>, Faults> {
-        // Before they are read: what is written meanwhile counts as a change.
+        // The digests are taken before the files are read: a write in between counts as a change.
         let seen = fingerprint(&paths);
         let live = Arc::new(Live(RwLock::new(Arc::new(read()?))));
         let target = Arc::clone(&live);
@@ -80,18 +81,18 @@ impl Watch {
         Ok(live)
     }
 
-    /// Whether there is anything to watch.
+    /// Whether there is any file to watch.
     pub fn is_empty(&self) -> bool {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// How often [`Watch::look`] is to be called.
+    /// How often to call [`Watch::look`].
     pub fn period(&self) -> Duration {
         PERIOD
     }
 
-    /// Reads again what has changed and has come to rest: files that are still being written, or of
-    /// which only one half is there, look the same only at the next look. Blocks.
+    /// Reads the files again that have changed and have been the same for two checks: a file that
+    /// is still being written, or one half of a pair, changes again until then. Blocks.
     pub fn look(&self) {
         let mut all = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         for files in all.iter_mut() {
@@ -103,7 +104,7 @@ impl Watch {
                 files.apply();
             }
         }
-        self.metrics.credentials_in_force(all.iter().all(|files| files.is_in_force));
+        (self.tell)(all.iter().all(|files| files.is_in_force));
     }
 }
 
@@ -114,8 +115,10 @@ impl Files {
         let applied = (self.apply)();
         self.is_in_force = applied.is_ok();
         match applied {
-            Ok(()) => info!(files, "changed, and in force for new connections and requests"),
-            Err(faults) => error!("changed, but cannot be used, the old stays in force: {faults}"),
+            Ok(()) => info!(files, "credentials changed: new connections and requests use them"),
+            Err(faults) => error!(
+                "credentials changed but cannot be used: {faults}; the old ones stay in force"
+            ),
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Kept spans between their decision and the sending queue: stamped, encoded and queued one request
-//! at a time, as the queue takes them.
+//! Kept spans between their decision and the export queue: they are stamped, encoded and queued one
+//! request at a time, as the queue accepts them.
 //!
-//! The decider owns it. A request takes its place in the queue, and is charged, before it is
-//! encoded. With `overflow = "block"` whatever has no place yet waits in here, and the decider
-//! decides nothing more; with `"drop"` it is counted as lost without being encoded. Spans that wait
-//! are slices of segments or of late requests, which stay charged; what listing and stamping them
-//! takes is charged here. It is bounded by a step of the decider (about a request) and one trace,
+//! Owned by the decider. A request takes its place in the queue, and is charged, before it is
+//! encoded. With `overflow = "block"`, requests without a place wait here, and the decider decides
+//! nothing more; with `"drop"` they are counted as lost without being encoded. Waiting spans are
+//! slices of segments or of late requests, which stay charged; the memory for listing and stamping
+//! them is charged here. It is bounded by one step of the decider (about a request) and one trace,
 //! or by what the outbox has charged.
 
 use std::{collections::VecDeque, sync::Arc};
@@ -27,13 +27,15 @@ use crate::{
     throttle::Throttle,
 };
 
-/// The least that one lock may decide to keep, however small requests are.
+/// The least number of bytes that one hold of the lock may decide to keep, however small requests
+/// are.
 const STEP_BYTES_MIN: usize = 1 << 20;
 
-/// Spans for which it keeps its capacity once it is empty: less than a MiB, which is not charged.
+/// The number of spans for which an empty list keeps its capacity: less than 1 MiB, which is not
+/// charged.
 const SPARE_SPANS: usize = 4 << 10;
 
-/// See the module.
+/// Kept spans on their way to the export queue.
 #[derive(Debug)]
 pub(super) struct Leaving {
     queue: Arc<Queue>,
@@ -46,13 +48,13 @@ pub(super) struct Leaving {
     spans_bytes: usize,
     /// Stamped spans.
     batch: Batch,
-    /// What the outbox has charged, until all of it is encoded.
+    /// The charges of the outbox, held until all its spans are encoded.
     of_outbox: Vec<Hold>,
-    /// What is allocated in here.
+    /// The charge for memory allocated here.
     allocated: Option<Hold>,
     /// Whether the queue had no room for the next request.
     is_waiting: bool,
-    /// An outage fills the queue for as long as it lasts: a line at times, not one a request.
+    /// Limits these log lines, because an outage keeps the queue full and affects every request.
     lost: Throttle,
 }
 
@@ -79,12 +81,12 @@ impl Leaving {
         }
     }
 
-    /// From now on no span is lost because the queue is full.
+    /// From this call on, no span is lost because the queue is full.
     pub(super) fn wait_for_room(&mut self) {
         self.settings.overflow = Overflow::Block;
     }
 
-    /// Whether nothing is left to be queued.
+    /// Whether nothing is left to queue.
     pub(super) fn is_empty(&self) -> bool {
         self.kept.is_empty() && self.batch.is_empty()
     }
@@ -94,7 +96,7 @@ impl Leaving {
         self.is_waiting
     }
 
-    /// Bytes of spans that may be kept now.
+    /// The bytes of spans that may be kept now.
     pub(super) fn room(&self) -> usize {
         match self.settings.overflow {
             Overflow::Block if self.is_waiting => 0,
@@ -105,28 +107,29 @@ impl Leaving {
         }
     }
 
-    /// Bytes of spans that one lock may decide to keep: with many small spans, listing them takes
-    /// several times their bytes.
+    /// The bytes of spans that one hold of the lock may decide to keep. With many small spans,
+    /// listing them takes several times their bytes.
     pub(super) fn step_bytes(&self) -> usize {
         self.settings.max_request_bytes.max(STEP_BYTES_MIN)
     }
 
-    /// Adds traces, which were announced to the queue, and their spans.
+    /// Adds traces and their spans, which have been announced to the queue.
     pub(super) fn add(&mut self, kept: &mut Vec<KeptTrace>, spans: &mut Vec<KeptSpan>) {
         self.spans_bytes += spans.iter().map(|span| span.bytes.len()).sum::<usize>();
         self.kept.extend(kept.drain(..));
         self.spans.extend(spans.drain(..));
     }
 
-    /// Adds what waited in the outbox.
+    /// Adds the contents of the outbox.
     pub(super) fn take(&mut self, mut waiting: Waiting) {
         self.add(&mut waiting.kept, &mut waiting.spans);
         self.of_outbox.append(&mut waiting.holds);
     }
 
-    /// Stamps what was added, and queues it as soon as it fills a request.
+    /// Stamps the added traces, and queues them as soon as they fill a request.
     pub(super) fn stamp(&mut self, plan: &Plan) {
-        // A little before the limit, so that it mostly becomes one request and not one and a bit.
+        // Slightly below the limit, so the result is mostly one request instead of one and a small
+        // rest.
         let enough = self.settings.max_request_bytes / 16 * 15;
         loop {
             if self.batch.body_bytes() >= enough && !self.batch.is_empty() {
@@ -159,7 +162,7 @@ impl Leaving {
         self.batch.push_trace(spans, &stamp);
     }
 
-    /// Stamps, encodes and queues everything, as far as the queue takes it.
+    /// Stamps, encodes and queues everything, as far as the queue accepts it.
     pub(super) fn flush(&mut self, plan: &Plan) {
         self.is_waiting = false;
         self.stamp(plan);
@@ -169,7 +172,7 @@ impl Leaving {
         self.charge();
     }
 
-    /// Encodes and queues the batch, one request after the other.
+    /// Encodes and queues the batch, one request at a time.
     fn queue_batch(&mut self) {
         self.is_waiting = false;
         let (mut settled, mut lost) = (0, 0);
@@ -198,15 +201,15 @@ impl Leaving {
             error!(
                 spans,
                 capacity_bytes = self.queue.capacity_bytes(),
-                "the sending queue is full: kept spans are lost. A larger queue_size_mib outlasts \
-                 longer outages of the backend; overflow = \"block\" refuses new spans instead"
+                "export queue full: dropped kept spans. Raise queue_size_mib to outlast longer \
+                 outages of the backend, or set overflow = \"block\" to refuse new spans instead"
             );
         }
-        // Only now, so that a span is counted twice for a moment rather than not at all.
+        // Settled last, so a span is briefly counted twice rather than not at all.
         self.queue.settle(settled + lost + faults.malformed_spans);
     }
 
-    /// Charges what is allocated now, and gives back what is not needed any more.
+    /// Charges the allocated memory and frees what is no longer needed.
     fn charge(&mut self) {
         if self.is_empty() {
             self.of_outbox.clear();

@@ -1,8 +1,9 @@
-//! What requests decide on their way in: late spans, and traces that reach a limit.
+//! The outbox: kept spans from decisions that connection tasks make while they take in requests,
+//! that is late spans and traces that reach a limit.
 //!
-//! Connection tasks put it in, the decider takes it out many times a tick. What is in it is charged
-//! to the memory budget, with what listing small spans costs. While the sending queue is full it
-//! stays here, and requests are refused before it grows.
+//! Connection tasks fill it, and the decider empties it many times per tick. Its contents,
+//! including the overhead of listing small spans, are charged to the memory budget. While the
+//! export queue is full the spans stay here, and requests are refused before the outbox grows.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,11 +14,11 @@ use crate::{
     sampler::{Decided, KeptTrace},
 };
 
-/// What a span takes here beside its bytes: its entry, and what an allocation of its own costs.
+/// The bytes of a span here in addition to its own: its entry, and the overhead of an allocation.
 const SPAN_BYTES: usize = size_of::<KeptSpan>() + 16;
 
-/// What connection tasks have decided on the way in: late spans and traces at their limit. The
-/// decider empties it many times a tick; what is in it is charged to the budget.
+/// Kept spans of decisions made by connection tasks: late spans and traces at their limit. The
+/// decider empties it many times per tick; its contents are charged to the budget.
 #[derive(Debug)]
 pub struct Outbox {
     waiting: Mutex<Waiting>,
@@ -25,7 +26,7 @@ pub struct Outbox {
     budget: Arc<Budget>,
 }
 
-/// Kept traces, their spans, and what these were charged.
+/// Kept traces, their spans and their charges.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pub(super) kept: Vec<KeptTrace>,
@@ -34,15 +35,15 @@ pub(super) struct Waiting {
 }
 
 impl Outbox {
-    /// An empty outbox whose spans will go to `queue`.
+    /// An empty outbox for spans that will go to `queue`.
     pub fn new(queue: &Arc<Queue>, budget: &Arc<Budget>) -> Arc<Self> {
         let (queue, budget) = (Arc::clone(queue), Arc::clone(budget));
         Arc::new(Outbox { waiting: Mutex::default(), queue, budget })
     }
 
-    /// Takes over the kept spans of `decided`, which count as queued from now on.
+    /// Takes the kept spans of `decided`, which count as queued from now on.
     pub fn put(&self, decided: &mut Decided) {
-        // Of a trace over its cap nothing may be left.
+        // A trace over its cap may have no spans left.
         if decided.spans.is_empty() {
             return;
         }
@@ -55,12 +56,12 @@ impl Outbox {
         waiting.holds.push(hold);
     }
 
-    /// Everything that waits.
+    /// Takes everything out.
     pub(super) fn take(&self) -> Waiting {
         std::mem::take(&mut *self.lock())
     }
 
-    /// Settles the announced spans that do not wait in here, and returns their number.
+    /// Settles the announced spans that are not in the outbox, and returns their number.
     pub(super) fn settle_others(&self) -> u64 {
         let waiting = self.lock();
         let others = self.queue.announced() - waiting.spans.len() as u64;

@@ -1,15 +1,17 @@
-//! The details of the last decisions, for people who ask why.
+//! The decision log: the details of the last decisions, for people who ask why a trace was kept or
+//! dropped.
 //!
-//! A queue of chunks of up to 256 decisions, which is what is made under one lock. The oldest leave
-//! when there are more than the configured number of traces, or more bytes than a sixteenth of the
-//! memory limit: a record takes 96 bytes and two for each policy that matched, so hundreds of
-//! policies make a log of millions of bytes, and what is only there to be looked at must not keep
-//! spans out. What a chunk takes beside its decisions is counted too.
+//! It is a queue of chunks of up to 256 decisions, the number made in one hold of a lock. The
+//! oldest chunks are removed when the log exceeds the configured number of traces or a sixteenth of
+//! the memory limit. The limit in bytes is needed because a record takes 104 bytes and two for each
+//! policy that matched: with hundreds of policies the log would take many megabytes, and a log must
+//! not keep spans out. The overhead of a chunk is counted too.
 //!
-//! The decider pushes after each lock, and connection tasks when their request fills a trace; the
-//! mutex is held for a few pointers. A look-up copies the references under the mutex and searches
-//! without it: about a millisecond for the whole log. A cache (`moka`, until
-//! 2026-11) does not say how much its own tables take, and a log needs no more than a queue.
+//! The decider pushes after each hold of a lock, connection tasks when their request fills a trace.
+//! The mutex is held only to move a few pointers. A look-up copies the references under the mutex
+//! and searches without it, which takes about a millisecond for the whole log. A cache library
+//! (`moka`, used until 2026-11) does not report the size of its own tables, and a queue is enough
+//! for a log.
 
 use std::{
     collections::VecDeque,
@@ -24,29 +26,30 @@ use crate::{
     trace::{Randomness, TraceId},
 };
 
-/// Decisions in a chunk at most.
+/// The most decisions in a chunk.
 const CHUNK_TRACES: usize = 256;
 
-/// Bytes that a chunk takes beside its decisions: itself with its reference counts, its place in
-/// the queue, which may have grown to twice what it needs, and the headers of three allocations.
+/// The bytes of a chunk in addition to its decisions: its struct with the reference counts, its
+/// place in the queue (whose capacity may be twice what it needs), and the headers of three
+/// allocations.
 const CHUNK_BYTES: usize = size_of::<Chunk>() + 16 + 2 * size_of::<Arc<Chunk>>() + 3 * 16;
 
 /// One decision with its details.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecisionRecord {
-    /// Of which trace.
+    /// The trace.
     pub trace_id: TraceId,
-    /// What was decided.
+    /// The decision.
     pub decision: Decision,
-    /// What it was compared with, explicit or not.
+    /// The randomness that was compared with the threshold, explicit or not.
     pub randomness: Randomness,
-    /// Spans decided on.
+    /// The number of spans at the decision.
     pub spans: u32,
     /// Their encoded bytes.
     pub bytes: u32,
     /// Latest end minus earliest start.
     pub duration_nanos: u64,
-    /// Milliseconds from the moment it was due to the decision.
+    /// Milliseconds from the time at which the trace was due to its decision.
     pub lag_millis: u32,
     /// The policies that matched, as a range of [`Decisions::matched`].
     pub matched: Range<u32>,
@@ -64,14 +67,14 @@ impl DecisionRecord {
     }
 }
 
-/// Decisions made under one lock.
+/// The decisions made in one hold of a lock.
 #[derive(Clone, Debug, Default)]
 pub struct Decisions {
-    /// In the order they were made.
+    /// The records, in the order in which they were made.
     pub records: Vec<DecisionRecord>,
-    /// The policies that matched, of all records, in their order.
+    /// The policies that matched, for all records in order.
     pub matched: Vec<PolicyId>,
-    /// The shadow policies that matched, of all records, in their order.
+    /// The shadow policies that matched, for all records in order.
     pub shadowed: Vec<Shadowed>,
 }
 
@@ -107,7 +110,7 @@ impl Decisions {
 /// Consecutive records and the policies that matched for them.
 struct DecisionsPart<'a> {
     records: &'a [DecisionRecord],
-    /// Where `matched` and `shadowed` begin in the whole.
+    /// The start of `matched` and `shadowed` in the complete lists.
     starts: [u32; 2],
     matched: &'a [PolicyId],
     shadowed: &'a [Shadowed],
@@ -121,7 +124,7 @@ impl DecisionsPart<'_> {
             + size_of_val(self.shadowed)
     }
 
-    /// Exactly as large as what is in it.
+    /// Allocated with exactly the size of its contents.
     fn to_decisions(&self) -> Decisions {
         let mut records = self.records.to_vec();
         for record in &mut records {
@@ -139,12 +142,12 @@ impl DecisionsPart<'_> {
 #[derive(Debug)]
 struct Chunk {
     decisions: Decisions,
-    /// Unix milliseconds.
+    /// The time of the decisions in Unix milliseconds.
     decided_at: u64,
     hold: Hold,
 }
 
-/// A logged decision, for whoever asks.
+/// A logged decision, as an answer to a look-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Logged {
     /// The decision and its details.
@@ -153,7 +156,7 @@ pub struct Logged {
     pub matched: Vec<PolicyId>,
     /// Every shadow policy that matched.
     pub shadow_matched: Vec<PolicyId>,
-    /// When, in Unix milliseconds.
+    /// The time of the decision in Unix milliseconds.
     pub decided_at: u64,
 }
 
@@ -168,7 +171,7 @@ pub struct DecisionLog {
 
 #[derive(Debug, Default)]
 struct Chunks {
-    /// The oldest first.
+    /// The oldest chunk is at the front.
     chunks: VecDeque<Arc<Chunk>>,
     traces: usize,
     bytes: usize,
@@ -190,15 +193,16 @@ impl Chunks {
 }
 
 impl DecisionLog {
-    /// Holds the last `traces` decisions, as far as its share of the budget allows it; none for 0.
+    /// A log of the last `traces` decisions, as far as its share of the budget allows. With 0 it
+    /// logs nothing.
     pub fn new(traces: usize, budget: &Arc<Budget>) -> Self {
         let bytes_max = budget.limit() / DECISION_LOG_PART;
         let budget = Arc::clone(budget);
         DecisionLog { traces_max: traces, bytes_max, logged: Mutex::default(), budget }
     }
 
-    /// Logs decisions made at a Unix time in milliseconds. Never called under a shard's lock, since
-    /// it frees the oldest.
+    /// Logs decisions made at a Unix time in milliseconds. Must not be called under a shard's lock,
+    /// because it frees the oldest decisions.
     pub fn push(&self, decisions: &Decisions, decided_at: u64) {
         let end = decisions.records.len();
         let start = end - self.newest_that_fit(&decisions.records);
@@ -208,7 +212,7 @@ impl DecisionLog {
         }
     }
 
-    /// How many of these records, from the last one back, a log with nothing else in it would hold.
+    /// The number of these records, counted from the last one, that would fit into an empty log.
     fn newest_that_fit(&self, records: &[DecisionRecord]) -> usize {
         let chunks = records.len().min(self.traces_max).div_ceil(CHUNK_TRACES);
         let mut room = self.bytes_max.saturating_sub(chunks * CHUNK_BYTES);
@@ -235,7 +239,8 @@ impl DecisionLog {
         self.lock().push(chunk);
     }
 
-    /// The newest logged decision about a trace. Searches the whole log: about a millisecond.
+    /// The newest logged decision about a trace. Searches the whole log, which takes about a
+    /// millisecond.
     pub fn find(&self, trace_id: TraceId) -> Option<Logged> {
         let chunks: Vec<_> = self.lock().chunks.iter().cloned().collect();
         let of_trace = |record: &&DecisionRecord| record.trace_id == trace_id;
@@ -250,7 +255,7 @@ impl DecisionLog {
     }
 
     fn lock(&self) -> MutexGuard<'_, Chunks> {
-        // Sums and queue are changed together, and nothing in between panics.
+        // The sums and the queue are changed together, and no code in between panics.
         self.logged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -348,7 +353,7 @@ mod tests {
         assert!(budget.used() > budget.limit() / DECISION_LOG_PART / 10 * 9, "{}", budget.used());
         let newest = log.find(trace_id(400 * 64 - 1)).expect("logged");
         assert_eq!(newest.matched.len(), 400);
-        // One request may bring about more decisions than the whole log can hold.
+        // One request may cause more decisions than the whole log can hold.
         let records = (0..100_000).map(|id| record(id, 2, 0..0)).collect();
         log.push(&Decisions { records, ..Decisions::default() }, 1);
         assert!(budget.used() <= budget.limit() / DECISION_LOG_PART);

@@ -1,12 +1,13 @@
-//! Connections to the backend: names resolved each time, addresses tried in turn, TLS for https.
+//! Connections to the backend: resolves the name each time, tries its addresses in turn, and does
+//! TLS for https.
 //!
 //! A rolling restart of the backend changes its addresses, so nothing that was resolved is kept.
-//! Called by the channel of [`Client`](super::Client) whenever it has no connection; consumers wait
-//! for it, and retry. That it fails is logged here, once every ten seconds, because this is the one
-//! place that knows why; the exporter only sees that the backend is unavailable.
+//! The channel of [`Client`](super::Client) calls this whenever it has no connection; the consumers
+//! wait for it, and retry. A failure is logged here, once every ten seconds, because only this
+//! module knows the cause: the exporter only sees that the backend is unavailable.
 //!
-//! The first bytes that the backend sends tell whether it speaks the protocol that is configured. A
-//! connection on which it does not is ended with an error that says what it speaks instead.
+//! The first bytes from the backend tell whether it speaks the configured protocol. If it does not,
+//! the connection ends with an error that says which protocol it speaks.
 
 use std::{
     future::Future,
@@ -40,33 +41,33 @@ use crate::{
     throttle::Throttle,
 };
 
-/// HTTP/2 asks an active connection for signs of life itself. This is for idle ones, which routers
-/// on the way forget after some minutes.
+/// TCP keep-alive for idle connections, which routers on the way forget after some minutes. On an
+/// active connection HTTP/2 sends pings itself.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// There is no connection.
+/// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The name has no address.
     #[error("cannot resolve the host: {0}")]
     Resolve(io::Error),
-    /// No address answered; this is the last one.
+    /// No address answered; these are the last one and its error.
     #[error("{0}: {1}")]
     Tcp(SocketAddr, io::Error),
-    /// TLS came to nothing.
+    /// The TLS handshake failed.
     #[error("TLS with {0}: {1}")]
     Tls(SocketAddr, io::Error),
-    /// The host of the endpoint cannot stand in a certificate.
+    /// The host of the endpoint cannot occur in a certificate.
     #[error("no certificate can be for this host")]
     Name,
 }
 
-/// How the backend is known to be itself, and this service to it.
+/// How the backend proves its identity, and this service its own.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// As they are when a connection is made.
+    /// The certificates, read when a connection is made.
     pub certificates: Arc<Live<ClientSide>>,
-    /// What the backend's certificate must be for; without it, the host of the endpoint.
+    /// The name that the backend's certificate must be for; the host of the endpoint if `None`.
     pub server_name: Option<ServerName<'static>>,
 }
 
@@ -80,7 +81,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Connections for the protocol of this exporter, each within its `timeout`.
+    /// Makes connections for the protocol of this exporter, each within its `timeout`.
     pub fn new(config: &Exporter, tls: Option<Tls>) -> Self {
         let (timeout, protocol) = (config.timeout, config.protocol);
         Connector { timeout, protocol, tls, throttle: Arc::default() }
@@ -89,7 +90,7 @@ impl Connector {
     async fn connect(&self, uri: &Uri) -> Result<Connection, ConnectError> {
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        // A little less than what tonic gives, which would end it without a word.
+        // A little less than tonic's own timeout, which would end the connection without an error.
         let deadline = Instant::now() + self.timeout * 9 / 10;
         let default_port = if self.tls.is_some() { 443 } else { 80 };
         let address = (host, uri.port_u16().unwrap_or(default_port));
@@ -119,7 +120,7 @@ impl Connector {
     }
 }
 
-/// A connection to the first address that answers.
+/// Connects to the first address that answers.
 async fn tcp(
     host: (&str, u16),
     deadline: Instant,
@@ -128,7 +129,8 @@ async fn tcp(
     let addresses: Vec<_> = addresses.map_err(ConnectError::Resolve)?.collect();
     let mut failure = ConnectError::Resolve(io::ErrorKind::NotFound.into());
     for (tried, address) in addresses.iter().enumerate() {
-        // So that one that swallows everything leaves time for those behind it.
+        // Each address gets a share of the time, so that one that never answers leaves time for the
+        // others.
         let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         let share = deadline.saturating_duration_since(Instant::now()) / left;
         let connected = timeout(share, TcpStream::connect(address)).await.unwrap_or_else(timed_out);
@@ -168,8 +170,8 @@ impl Service<Uri> for Connector {
                     Ok(TokioIo::new(connection))
                 }
                 Err(error) => {
-                    if let Some(left_out) = connector.throttle.ask() {
-                        warn!(left_out, "cannot connect to the backend {uri}: {error}");
+                    if let Some(suppressed) = connector.throttle.ask() {
+                        warn!(suppressed, "cannot connect to the backend {uri}: {error}");
                     }
                     Err(error)
                 }
@@ -183,7 +185,7 @@ impl Service<Uri> for Connector {
 pub struct Connection {
     stream: Stream,
     address: SocketAddr,
-    /// What its first bytes must be of, until they are here.
+    /// The protocol that the first bytes must belong to; `None` once they have arrived.
     expected: Option<Protocol>,
     throttle: Arc<Throttle>,
 }
@@ -195,7 +197,7 @@ enum Stream {
 }
 
 impl Connection {
-    /// Whether TLS has agreed on HTTP/2.
+    /// Whether TLS has negotiated HTTP/2.
     fn is_http2(&self) -> bool {
         match &self.stream {
             Stream::Plain(_) => false,
@@ -203,26 +205,26 @@ impl Connection {
         }
     }
 
-    /// Looks at the first bytes that the backend sends.
+    /// Checks the first bytes that the backend sends.
     fn look_at(&mut self, beginning: &[u8]) -> io::Result<()> {
         let Some(protocol) = self.expected.take_if(|_| !beginning.is_empty()) else {
             return Ok(());
         };
         let expects_http2 = protocol == Protocol::Grpc || self.is_http2();
         let Some(seems) = seems(beginning, expects_http2) else { return Ok(()) };
-        if let Some(left_out) = self.throttle.ask() {
-            warn!(left_out, "the backend at {} answers {seems}", self.address);
+        if let Some(suppressed) = self.throttle.ask() {
+            warn!(suppressed, "the backend at {} answers {seems}", self.address);
         }
         Err(io::Error::other(format!("the backend answers {seems}")))
     }
 }
 
-/// What the first bytes of a backend are, where they are not of the protocol that is expected, and
-/// what to do about it.
+/// What the backend speaks according to its first bytes, and what to do about it; `None` if the
+/// bytes belong to the expected protocol.
 fn seems(beginning: &[u8], expects_http2: bool) -> Option<&'static str> {
     const SETTINGS: u8 = 4;
     match beginning {
-        // An alert, which is what TLS servers say to anything else.
+        // A TLS alert, with which TLS servers answer everything that is not TLS.
         [0x15, 3, ..] => Some("TLS: write https:// in exporter.otlp.endpoint"),
         [b'H', b'T', b'T', b'P', b'/', ..] if expects_http2 => Some(
             "HTTP/1.1 and not gRPC: use the port of OTLP/gRPC, often 4317, or set \
@@ -243,7 +245,7 @@ impl connect::Connection for Connection {
     }
 }
 
-/// Calls a method of whatever is below.
+/// Calls a method of the stream below.
 macro_rules! below {
     ($self:ident, $method:ident($($argument:expr),*)) => {
         match &mut $self.stream {
@@ -261,13 +263,13 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let filled = buffer.filled().len();
         let read = ready!(below!(self, poll_read(context, buffer)));
-        // A backend that refuses this service's certificate says so only after the handshake.
+        // A backend that refuses this service's certificate reports it only after the handshake.
         if let Err(error) = &read
             && error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
-            && let Some(left_out) = self.throttle.ask()
+            && let Some(suppressed) = self.throttle.ask()
         {
             let address = self.address;
-            warn!(left_out, "the backend ended the connection: TLS with {address}: {error}");
+            warn!(suppressed, "the backend ended the connection: TLS with {address}: {error}");
         }
         Poll::Ready(read.and_then(|()| self.look_at(&buffer.filled()[filled..])))
     }

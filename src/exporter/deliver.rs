@@ -1,24 +1,24 @@
-//! One request on its way to the backend, whole or in parts, until each span is sent or given up.
+//! Delivers one request to the backend, whole or in parts, until each span is sent or given up.
 //!
-//! A request is cut in two by its spans, and each half takes its place, when
+//! A part is cut in two by its spans, and the halves take its place, when
 //!
-//! - it is larger than the backend is known to take, before it is sent;
+//! - it is larger than the known limit of the backend, before it is sent;
 //! - the backend says that it is too large, down to 16 KiB; smaller parts are cut like those that
 //!   are refused as invalid, so that a span that is too large fails alone;
-//! - the backend refuses it for what may be a span of it, as invalid, at most [`CUTS_MAX`] times a
-//!   request and not while the backend refuses everything ([`Peer::takes_some`]);
-//! - the backend is exhausted by it [`EXHAUSTED_MAX`] times in a row: with a rate limit whose burst
-//!   is smaller than a request, waiting alone never helps.
+//! - the backend refuses it as invalid, which may be about one of its spans: at most [`CUTS_MAX`]
+//!   times a request, and not while the backend refuses everything ([`Peer::takes_some`]);
+//! - the backend says [`EXHAUSTED_MAX`] times in a row that it is exhausted: if a rate limit has a
+//!   burst smaller than the request, waiting alone never helps.
 //!
-//! A resource or scope whose spans end up in both halves is copied into each. What is copied is
-//! charged to the memory budget, and is at most as much as the request (or 256 KiB where that is
-//! more): a part that could only be cut with more copying is not cut any more.
+//! If the spans of a resource or scope end up in both halves, it is copied into each. Copies are
+//! charged to the memory budget. All copies together are at most as large as the request, or 256
+//! KiB if that is more; a part whose cut would exceed this is not cut any more.
 //!
-//! Halves are sent one after the other, in the order of their spans, by the one consumer that has
-//! the request. `max_elapsed_time` counts from the first failure since something was taken, and
-//! the last attempt is made when it is over, so that an outage of just that time loses nothing.
-//! Then all that is left of the request is given up. Where the backend is there, but exhausted, it
-//! is halved still, each half has one attempt, and so have the other parts.
+//! The consumer that holds the request sends the halves one after the other, in the order of their
+//! spans. `max_elapsed_time` counts from the first failure after the last success. The last attempt
+//! is made when that time is over, so that an outage of exactly that time loses nothing. Then the
+//! exporter gives up the rest of the request. If the backend answers, but is exhausted, the part is
+//! still halved; each half and each other part gets one attempt.
 
 use std::time::Duration;
 
@@ -39,43 +39,42 @@ use crate::{
     supervise::Task,
 };
 
-/// Growth of the delay from one attempt to the next.
+/// Factor from one delay to the next.
 const BACKOFF_FACTOR: f64 = 1.5;
-/// Each delay is shorter by up to this share, so that clients of one backend spread, and none waits
-/// for longer than `max_interval`.
+/// Each delay is shortened by up to this share, so that the clients of one backend spread out, and
+/// none waits longer than `max_interval`.
 const JITTER: f64 = 0.5;
-/// Cuts of one request because of what is in it: enough to find two bad spans among 16,000, or
-/// dozens that stand together.
+/// Cuts of one request because of its content: enough to find two bad spans among 16,000, or dozens
+/// that are adjacent.
 const CUTS_MAX: u32 = REFUSALS_MAX;
-/// Answers that the backend is exhausted, in a row, after which a part is halved.
+/// After this many answers in a row that the backend is exhausted, a part is halved.
 const EXHAUSTED_MAX: u32 = 4;
-/// What cutting a small request may copy: contexts of 4 KiB in as many cuts as it may have.
+/// The bytes that cutting a small request may copy: contexts of 4 KiB in each of its cuts.
 const COPIED_BYTES_MIN: usize = 256 << 10;
-/// The most of a backend's words that is logged.
+/// The most characters of a backend's message that are logged.
 const SAID_CHARS_MAX: usize = 300;
 
-/// See the module.
 pub(super) struct Delivery<'a> {
     consumer: &'a mut Consumer,
     popped: &'a mut Popped,
-    /// What is left of the request, the next part last.
+    /// The parts that are left of the request, the next one last.
     parts: Vec<EncodedRequest>,
     cuts_left: u32,
-    /// Bytes of contexts that further cuts may copy, and what the copies so far are charged.
+    /// Bytes of contexts that further cuts may copy, and the charges of the copies so far.
     copies_left: usize,
     copied: Vec<Hold>,
-    /// Until the next attempt.
+    /// The delay until the next attempt.
     delay: Duration,
-    /// The first failure since something was taken. By tokio's clock, as the delays are.
+    /// The first failure after the last success, by tokio's clock, as the delays are.
     failing_since: Option<Instant>,
-    /// Answers that the backend is exhausted, in a row.
+    /// Answers in a row that the backend is exhausted.
     exhausted: u32,
-    /// What parts of this request have shown about sizes.
+    /// What the parts of this request have shown about the size limit of the backend.
     sizes: SizeEvidence,
     loss: Option<Loss>,
 }
 
-/// Spans of the request that are lost, and what was said about the last of them.
+/// Lost spans of the request, and the backend's message about the last of them.
 struct Loss {
     spans: u64,
     because: FailedBecause,
@@ -83,7 +82,7 @@ struct Loss {
     said: String,
 }
 
-/// An attempt to be made again.
+/// An attempt that must be repeated.
 struct Again {
     code: ExportCode,
     after: Option<Duration>,
@@ -109,7 +108,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Delivers all that can be delivered.
+    /// Delivers everything that can be delivered.
     pub(super) async fn run(mut self) {
         while let Some(part) = self.parts.pop() {
             let limit = self.peer().limit().min(self.sizes.limit());
@@ -142,7 +141,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// The delay until the next attempt; `None` when there is none.
+    /// The delay until the next attempt; `None` if there will be none.
     fn wait(&mut self, asked: Option<Duration>) -> Option<Duration> {
         let elapsed = self.failing_since.get_or_insert_with(Instant::now).elapsed();
         let most = self.consumer.retry.max_elapsed_time.unwrap_or(Duration::MAX);
@@ -154,12 +153,12 @@ impl<'a> Delivery<'a> {
         (asked <= left).then_some(wait.max(asked))
     }
 
-    /// One attempt; `None` when there is no time left for it.
+    /// Makes one attempt; `None` if there is no time left for it.
     async fn attempt(&mut self, body: Bytes) -> Option<Outcome> {
         let consumer = &mut *self.consumer;
         let started = consumer.clock.elapsed();
         let outcome = tokio::select! {
-            // An answer that is here already counts, even when time has run out in the same moment.
+            // An answer that has arrived counts, even if time runs out at the same moment.
             biased;
             outcome = consumer.client.export(body) => outcome,
             _ = consumer.give_up.wait_for(|&give_up| give_up) => return None,
@@ -168,7 +167,7 @@ impl<'a> Delivery<'a> {
         Some(outcome)
     }
 
-    /// Settles or cuts a part by what an attempt came to, unless the attempt is to be made again.
+    /// Settles or cuts a part by the outcome of an attempt, unless the attempt must be repeated.
     fn judge(&mut self, part: &EncodedRequest, outcome: Outcome) -> Option<Again> {
         match outcome {
             Outcome::Sent { code, rejected, message } => {
@@ -193,7 +192,7 @@ impl<'a> Delivery<'a> {
             }
             Outcome::Panicked => {
                 self.consumer.supervisor.panicked(Task::Exporter);
-                let said = "an answer made the client panic".to_owned();
+                let said = "the answer made the exporter panic".to_owned();
                 let (code, cause) = (Code::Unknown.into(), Cause::Unavailable);
                 return Some(self.again(Again { code, after: None, cause, said }));
             }
@@ -212,7 +211,7 @@ impl<'a> Delivery<'a> {
         let may_cut = if part.body.len() > REQUEST_BYTES_MIN {
             part.spans > 1
         } else {
-            // Every backend takes so little: this is about a span.
+            // Every backend takes a request this small, so the refusal is about a span.
             self.peer().refused();
             self.may_cut(part)
         };
@@ -224,12 +223,13 @@ impl<'a> Delivery<'a> {
 
     fn again(&self, again: Again) -> Again {
         let (code, said) = (again.code.as_str(), &again.said);
-        debug!(code, said, "export will be retried");
+        debug!(code, said, "an export attempt failed and will be retried");
         if self.peer().failed(again.cause) {
             let advice = advice_on_outage(again.cause);
             warn!(
                 code,
-                said, "the backend does not take spans: they are queued and retried. {advice}"
+                said,
+                "the backend does not take spans: the exporter queues and retries them. {advice}"
             );
         }
         again
@@ -252,7 +252,7 @@ impl<'a> Delivery<'a> {
         self.delay = self.consumer.retry.initial_interval;
     }
 
-    /// Spans of a part are lost, or rejected by a backend that took the rest.
+    /// Counts spans of a part as lost, or as rejected by a backend that took the rest.
     fn fail(&mut self, because: FailedBecause, spans: u64, code: ExportCode, said: &str) {
         self.consumer.metrics.failed(because, spans);
         self.popped.settle(spans);
@@ -260,7 +260,7 @@ impl<'a> Delivery<'a> {
         self.loss = Some(Loss { spans, because, code, said: shortened(said) });
     }
 
-    /// The time for retrying is over.
+    /// Gives up after the time for retries is over.
     fn expire(&mut self, part: &EncodedRequest, again: &Again) {
         let because = FailedBecause::RetryExpired;
         if again.cause != Cause::Exhausted {
@@ -270,32 +270,32 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Everything that is left of the request is lost.
+    /// Gives up everything that is left of the request.
     fn give_up(&mut self, because: FailedBecause, code: ExportCode, said: &str) {
         self.parts.clear();
         self.fail(because, self.popped.unsettled(), code, said);
     }
 
-    /// Tells the other consumers what the parts have shown about sizes.
+    /// Tells the other consumers which size limit the parts have shown.
     fn learn(&self) {
         let Some(limit) = self.sizes.proven_limit() else { return };
         if let Some(bytes) = self.peer().learn(limit) {
             info!(
                 bytes,
-                "the backend takes smaller requests: larger ones are cut for ten minutes. A \
-                 smaller exporter.otlp.max_request_size_kib saves the attempts"
+                "the backend accepts only smaller requests: the exporter cuts larger ones for ten \
+                 minutes. A smaller exporter.otlp.max_request_size_kib avoids the refusals"
             );
         }
     }
 
-    /// Whether a part may be cut for a reason other than its size; counts it.
+    /// Whether a part may be cut for a reason other than its size. Counts the cut.
     fn may_cut(&mut self, part: &EncodedRequest) -> bool {
         let may = part.spans > 1 && self.cuts_left > 0 && self.peer().takes_some();
         self.cuts_left -= u32::from(may);
         may
     }
 
-    /// Puts the halves of a part of several spans in its place, unless too much would be copied.
+    /// Replaces a part of several spans with its halves, unless that would copy too much.
     fn cut(&mut self, part: &EncodedRequest) -> bool {
         let halves = split::halves(&part.body).ok().flatten();
         let [first, second] = halves.expect("a request of several spans, encoded by us");
@@ -318,18 +318,18 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// One line a request at most, and fewer while many fail.
+    /// Logs at most one line a request, and fewer while many fail.
     fn log(&mut self) {
-        // A shutdown says itself how many spans it cost.
+        // The shutdown logs the spans that it has cost.
         let loss = self.loss.take().filter(|loss| loss.because != FailedBecause::Shutdown);
         let spans = self.peer().lost(loss.as_ref().map_or(0, |loss| loss.spans));
         match (spans, loss) {
             (Some(spans), Some(Loss { because, code, said, .. })) => {
                 let (code, advice) = (code.as_str(), advice_on_loss(because));
-                warn!(spans, code, said, "kept spans are lost: {advice}");
+                warn!(spans, code, said, "kept spans were lost: {advice}");
             }
             (Some(spans), None) => {
-                warn!(spans, "kept spans were lost since the last line about it")
+                warn!(spans, "more kept spans were lost since the last line about lost spans")
             }
             (None, _) => {}
         }
@@ -340,17 +340,17 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// What an operator should look at while nothing is taken.
+/// What an operator should check while the backend takes nothing.
 fn advice_on_outage(cause: Cause) -> &'static str {
     match cause {
         Cause::Unavailable => "Is exporter.otlp.endpoint right, and is the backend up?",
-        Cause::Exhausted => "It limits the rate: raise its limit, or keep fewer spans",
+        Cause::Exhausted => "It limits the rate: raise its rate limit, or keep fewer spans",
         Cause::Credentials => {
             "It does not accept the credentials: check exporter.otlp.bearer_token_file and \
              exporter.otlp.headers; a token may have expired, or the tenant may be wrong"
         }
         Cause::NotOtlp => {
-            "What answers does not seem to be its OTLP receiver: check exporter.otlp.endpoint \
+            "The endpoint does not seem to be its OTLP receiver: check exporter.otlp.endpoint \
              and exporter.otlp.protocol"
         }
     }
@@ -363,10 +363,10 @@ fn advice_on_loss(because: FailedBecause) -> &'static str {
             "the backend did not take them for retry_on_failure.max_elapsed_time"
         }
         FailedBecause::TooLarge => {
-            "a single one, with its resource and scope, is larger than the backend takes"
+            "a single span, with its resource and scope, is larger than the backend accepts"
         }
-        FailedBecause::PartialSuccess => "the backend took the others of their request",
-        _ => "the backend refuses them for good",
+        FailedBecause::PartialSuccess => "the backend took the other spans of their request",
+        _ => "the backend refused them, and would refuse them again",
     }
 }
 

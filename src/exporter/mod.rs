@@ -1,10 +1,12 @@
-//! Exporting: a queue bounded in bytes, consumers that deliver from it, retrying as OTLP says.
+//! Exporting: a queue bounded in bytes, and consumers that deliver from it, with retries as OTLP
+//! specifies.
 //!
-//! `num_consumers` tasks each take a request and stay with it until the backend has it or it is
-//! given up, so an outage stops them all and fills the queue, which stops deciding or drops, as
-//! configured. A request that the backend finds too large, or refuses for what is in it, is cut
-//! (`deliver.rs`); what the backend takes is learnt by all consumers together (`peer.rs`). Each
-//! span that is given up is counted with a reason. Nothing here knows why a span was kept.
+//! Each of the `num_consumers` tasks takes a request and works on it until the backend has it or it
+//! is given up. So an outage stops all of them and fills the queue; a full queue stops deciding or
+//! drops spans, as configured. A request that the backend finds too large, or refuses for its
+//! content, is cut (`deliver.rs`). All consumers share what they learn about the backend
+//! (`peer.rs`). Each span that is given up is counted with a reason. This module does not know why
+//! a span was kept.
 
 mod answer;
 mod client;
@@ -29,27 +31,28 @@ use crate::{
     supervise::{Supervisor, Task},
 };
 
-/// One of the tasks that deliver.
+/// One of the tasks that deliver requests.
 #[derive(Clone, Debug)]
 pub struct Consumer {
-    /// To the backend.
+    /// The client of the backend.
     pub client: Client,
-    /// Where requests come from.
+    /// The queue that requests are taken from.
     pub queue: Arc<Queue>,
-    /// How long and how often to try.
+    /// How long and how often to retry.
     pub retry: Retry,
-    /// Counts what becomes of spans.
+    /// Counts sent and failed spans.
     pub metrics: Arc<Metrics>,
     /// Contains and counts panics.
     pub supervisor: Arc<Supervisor>,
     /// Measures attempts.
     pub clock: Clock,
-    /// Turns true when there is no time left: what is not delivered then is given up.
+    /// Turns true when no time is left: the consumer then gives up the spans that are not
+    /// delivered.
     pub give_up: watch::Receiver<bool>,
 }
 
 impl Consumer {
-    /// Delivers until the queue is closed and empty.
+    /// Delivers requests until the queue is closed and empty.
     pub async fn run(mut self) {
         while let Some(popped) = self.queue.pop().await {
             let mut in_hand = InHand { popped, metrics: Arc::clone(&self.metrics) };
@@ -61,8 +64,8 @@ impl Consumer {
     }
 }
 
-/// The request that a consumer works on. What of it is neither sent nor counted when this is
-/// dropped, however that comes about, is counted as the decider's losses by a panic are.
+/// The request that a consumer works on. When it is dropped for any reason, its spans that are
+/// neither sent nor counted are counted as malformed, as the decider does after a panic.
 struct InHand {
     popped: Popped,
     metrics: Arc<Metrics>,

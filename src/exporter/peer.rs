@@ -1,8 +1,9 @@
-//! What the consumers of one backend learn about it together: how large a request may be, whether
-//! looking for a span that it refuses is of any use, and what has been said about it in the log.
+//! What the consumers of one backend learn about it together: the size of requests it takes,
+//! whether a search for the span that it refuses is worth while, and what the log has said about
+//! it.
 //!
-//! All of it is a hint that wears off, so that a backend that was replaced, or configured anew,
-//! is found out without being asked about. Locked for a few instructions, a few times an attempt.
+//! Each of these is a hint that expires, so the consumers notice when the backend is replaced or
+//! reconfigured. The lock is held for a few instructions, a few times per attempt.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -14,32 +15,31 @@ use tokio::time::Instant;
 use super::answer::{Cause, REQUEST_BYTES_MIN};
 use crate::throttle::Throttle;
 
-/// How long the largest request that the backend takes is remembered. Then one request goes out
-/// whole again, to find out.
+/// How long the learnt size limit is remembered. Then one request is sent whole again, to test the
+/// limit.
 const LIMIT_TTL: Duration = Duration::from_secs(600);
-/// Refusals in a row, over all consumers, after which requests are no longer cut in search of the
-/// spans that are refused: to find one among 16,000 takes 15.
+/// After this many refusals in a row, over all consumers, requests are no longer cut to find the
+/// refused spans. Finding one among 16,000 takes 15 refusals.
 pub(super) const REFUSALS_MAX: u32 = 64;
-/// And for how long.
+/// How long they are not cut.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
-/// Before it is said that the backend does not take anything.
+/// How long attempts must fail before the log says that the backend takes nothing.
 const FAILING_MIN: Duration = Duration::from_secs(1);
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     state: Mutex<State>,
-    /// Lines about a backend that does not answer.
+    /// Limits lines about a backend that takes nothing.
     failing: Throttle,
-    /// Lines about lost spans.
+    /// Limits lines about lost spans.
     lost: Throttle,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The most bytes that it takes, and when that was learnt.
+    /// The size limit of the backend in bytes, and when it was learnt.
     limit: Option<(usize, Instant)>,
-    /// Refusals since something was taken, and when they were too many.
+    /// Refusals after the last success, and when they became too many.
     refusals: u32,
     paused_at: Option<Instant>,
     /// Since when attempts fail.
@@ -49,7 +49,7 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Failing {
     since: Instant,
-    /// What the log has said about it.
+    /// The cause that the log has named.
     said: Option<Cause>,
 }
 
@@ -60,8 +60,8 @@ impl Peer {
         learnt.map_or(usize::MAX, |(bytes, _)| bytes)
     }
 
-    /// Requests of more than `bytes` are too large, as [`SizeEvidence`] has shown. Returns what is
-    /// larger than requests should be from now on, if that is news.
+    /// Notes that requests of more than `bytes` are too large, as [`SizeEvidence`] has shown.
+    /// Returns the new size limit if it is news.
     pub(super) fn learn(&self, bytes: usize) -> Option<usize> {
         let learnt = bytes.max(REQUEST_BYTES_MIN);
         let is_news = learnt < self.limit();
@@ -71,28 +71,28 @@ impl Peer {
         is_news.then_some(learnt)
     }
 
-    /// It has taken a request of so many bytes. Returns for how long it had taken none, if the log
-    /// has said so.
+    /// Notes that the backend has taken a request of `request_bytes`. Returns for how long it had
+    /// taken none, if the log has said so.
     pub(super) fn took(&self, request_bytes: usize) -> Option<Duration> {
         let mut state = self.lock();
         state.refusals = 0;
-        // The limit is no longer what it was.
+        // A larger request has been taken, so the limit is out of date.
         state.limit = state.limit.filter(|(limit, _)| request_bytes <= *limit);
         let failing = state.failing.take()?;
         failing.said.map(|_| failing.since.elapsed())
     }
 
-    /// An attempt failed and will be made again. Returns whether the log should say so: once for
-    /// each cause, as long as nothing is taken.
+    /// Notes an attempt that failed and will be repeated. Returns whether the log should say so:
+    /// once for each cause until something is taken.
     pub(super) fn failed(&self, cause: Cause) -> bool {
         let mut state = self.lock();
         let since = Instant::now();
         let failing = state.failing.get_or_insert(Failing { since, said: None });
-        // An attempt that fails now and then is no news; retrying is there for it.
+        // A single failed attempt is not logged: the retry handles it.
         if failing.said == Some(cause) || failing.since.elapsed() < FAILING_MIN {
             return false;
         }
-        // Where the throttle does not let it, one of the next attempts says it.
+        // If the throttle suppresses the line, one of the next attempts logs it.
         let may_be_said = self.failing.ask().is_some();
         if may_be_said {
             failing.said = Some(cause);
@@ -100,7 +100,7 @@ impl Peer {
         may_be_said
     }
 
-    /// It has refused a request for what is in it.
+    /// Notes that the backend has refused a request for its content.
     pub(super) fn refused(&self) {
         let mut state = self.lock();
         state.refusals = state.refusals.saturating_add(1);
@@ -109,8 +109,8 @@ impl Peer {
         }
     }
 
-    /// Whether to cut what it refuses. A backend that refuses everything must not get every span
-    /// on its own.
+    /// Whether to cut the requests that it refuses. A backend that refuses everything must not get
+    /// every span in a request of its own.
     pub(super) fn takes_some(&self) -> bool {
         let mut state = self.lock();
         if state.paused_at.is_some_and(|at| at.elapsed() >= REFUSAL_PAUSE) {
@@ -119,36 +119,35 @@ impl Peer {
         state.refusals < REFUSALS_MAX
     }
 
-    /// So many spans of a request are lost, or none. Returns how many are to be mentioned in a line
-    /// of the log now; those that are not are part of the next one.
+    /// Notes how many spans of a request are lost, if any. Returns the number that the log should
+    /// name now; the others are added to the next line.
     pub(super) fn lost(&self, spans: u64) -> Option<u64> {
         self.lost.add(spans)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics between two changes that belong together.
+        // No panic can happen here between two changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the attempts of one delivery tell about the size that the backend takes.
+/// What the attempts of one delivery show about the size limit of the backend.
 ///
-/// Words such as "larger than max" may be about a whole request or about one span in it, and only
-/// the parts tell: where size decides, every part that is refused is larger than every part that is
-/// taken, and all spans are taken in the end. A request that holds a bad span is refused down to
-/// that span.
+/// A message such as "larger than max" may be about a whole request or about one span in it; only
+/// the parts can tell. If the size decides, every refused part is larger than every taken part, and
+/// all spans are taken in the end. A request with a bad span is refused down to that span.
 #[derive(Debug, Default)]
 pub(super) struct SizeEvidence {
-    /// The smallest part that was refused, and what the backend then named as its limit.
+    /// The smallest part that was refused, and the limit that the backend named then.
     refused: Option<(usize, Option<usize>)>,
     /// The largest part that was taken.
     taken: usize,
-    /// Whether a span was refused alone, which explains the refusal of every part that held it.
+    /// Whether a span was refused alone, which explains the refusals of all parts that held it.
     is_about_span: bool,
 }
 
 impl SizeEvidence {
-    /// A part of so many bytes was too large; the backend may have named its limit.
+    /// Notes that a part of `bytes` was too large; the backend may have named its limit.
     pub(super) fn refused(&mut self, bytes: usize, named: Option<usize>) {
         if self.refused.is_none_or(|(smallest, _)| bytes < smallest) {
             let named = named.or_else(|| self.refused.and_then(|(_, named)| named));
@@ -156,25 +155,25 @@ impl SizeEvidence {
         }
     }
 
-    /// A span was too large by itself.
+    /// Notes that a single span was too large.
     pub(super) fn refused_alone(&mut self) {
         self.is_about_span = true;
     }
 
-    /// A part of so many bytes was taken.
+    /// Notes that a part of `bytes` was taken.
     pub(super) fn taken(&mut self, bytes: usize) {
         self.taken = self.taken.max(bytes);
     }
 
-    /// The largest part of this delivery that should be sent whole: what was named, else half of
-    /// what was refused.
+    /// The largest part of this delivery that should be sent whole: the named limit, else half of
+    /// the smallest refused part.
     pub(super) fn limit(&self) -> usize {
         let Some((refused, _)) = self.refused else { return usize::MAX };
         self.named().unwrap_or((refused / 2).max(self.taken)).max(REQUEST_BYTES_MIN)
     }
 
-    /// The most that the backend takes, where the parts show that there is such a limit: what was
-    /// named, else what was taken.
+    /// The size limit of the backend, if the parts prove that there is one: the named limit, else
+    /// the largest part taken.
     pub(super) fn proven_limit(&self) -> Option<usize> {
         let (refused, _) = self.refused?;
         let is_proven = !self.is_about_span && self.taken > 0 && self.taken < refused;
@@ -216,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_proven_by_parts_that_are_taken() {
-        // A limit of 4 MiB that is named, one that is not, and a backend that refuses everything.
+        // A named limit of 4 MiB, one that is not named, and a backend that refuses everything.
         let mut named = SizeEvidence::default();
         assert_eq!((named.limit(), named.proven_limit()), (usize::MAX, None));
         named.refused(10 * MIB, Some(4 * MIB));
@@ -250,7 +249,7 @@ mod tests {
             evidence.refused(500, None);
             assert_eq!(evidence.proven_limit(), None);
         }
-        // Also where it is larger than all others together.
+        // The same holds if one part is larger than all others together.
         let mut evidence = SizeEvidence::default();
         evidence.refused(80_000, None);
         evidence.taken(5_000);

@@ -1,16 +1,16 @@
-//! The sending queue: encoded requests, bounded in bytes, those under way and being retried
-//! included.
+//! The export queue: encoded requests, bounded in bytes, including those under way and those being
+//! retried.
 //!
-//! The decider pushes, consumers pop. What has been popped still counts until it is delivered or
-//! given up, so that `exporter_queue_spans` and the ledger never lose sight of a span. Kept spans
-//! that are not encoded yet are announced, and count too. With `overflow = "block"` the decider
-//! looks for room before it decides, and intake is refused from 75 % on, so that late spans and
-//! traces at their limit, which cannot wait, still find room.
+//! The decider pushes, the consumers pop. A popped request still counts until it is delivered or
+//! given up, so that `exporter_queue_spans` and the ledger never miss a span. Kept spans that are
+//! not encoded yet are announced, and count too. With `overflow = "block"` the decider checks for
+//! free space before it decides, and intake refuses requests from 75 % on. So there is space left
+//! for late spans and traces at their limit, which cannot wait.
 //!
 //! A request takes its [`Place`] before it is encoded: from then on its bytes count and are charged
-//! to the memory budget. With `overflow = "block"` there is a place as long as the queue is not
-//! full, so the queue passes its size by less than one request; with `"drop"` a request must fit,
-//! unless the queue is empty.
+//! to the memory budget. With `overflow = "block"` there is a place until the queue is full, so the
+//! queue exceeds its size by less than one request. With `"drop"` a request must fit, unless the
+//! queue is empty.
 
 use std::{
     collections::VecDeque,
@@ -26,14 +26,14 @@ use crate::{
     otlp::encode::EncodedRequest,
 };
 
-/// See the module.
+/// The export queue, as the module header describes it.
 #[derive(Debug)]
 pub struct Queue {
     capacity_bytes: usize,
     state: Mutex<State>,
-    /// Someone may pop, or the queue was closed.
+    /// Notified when a request can be popped, or the queue was closed.
     arrived: Notify,
-    /// Room was made.
+    /// Notified when space was freed.
     left: Notify,
     budget: Arc<Budget>,
 }
@@ -41,19 +41,19 @@ pub struct Queue {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<(EncodedRequest, Hold)>,
-    /// Waiting and under way.
+    /// Bytes of waiting requests and those under way.
     bytes: usize,
     spans: u64,
-    /// Kept, but not encoded yet.
+    /// Spans that are kept, but not encoded yet.
     announced: u64,
     is_closed: bool,
 }
 
 /// A request taken from the queue. Its spans count as queued until they are settled, its bytes
-/// until this is dropped: what is left of a request that was cut is hardly less than the whole.
+/// until this is dropped: the rest of a request that was cut is hardly smaller than the whole.
 #[derive(Debug)]
 pub struct Popped {
-    /// What to send. The sender may take it away.
+    /// The request to send. The sender may take it.
     pub body: Bytes,
     bytes: usize,
     unsettled: u64,
@@ -67,12 +67,12 @@ impl Popped {
         self.unsettled
     }
 
-    /// Charges what cutting the request has copied, for as long as the [`Hold`] lives.
+    /// Charges the bytes that cutting the request has copied, until the [`Hold`] is dropped.
     pub fn charge(&self, bytes: usize) -> Hold {
         self.queue.budget.hold(Holder::Export, bytes)
     }
 
-    /// Spans have been counted as sent or as failed.
+    /// Notes that spans were counted as sent or as failed.
     pub fn settle(&mut self, spans: u64) {
         self.unsettled -= spans;
         self.queue.lock().spans -= spans;
@@ -85,22 +85,22 @@ impl Drop for Popped {
         state.bytes -= self.bytes;
         state.spans -= self.unsettled;
         drop(state);
-        // Notified after the lock, so that the woken task does not run into it.
+        // Notified after the lock is released, so that the woken task does not wait for it.
         self.queue.left.notify_waiters();
     }
 }
 
-/// Room for one request that is not encoded yet. Dropped, it gives the room back.
+/// Space for one request that is not encoded yet. Dropping it frees the space.
 #[derive(Debug)]
 pub struct Place<'a> {
     queue: &'a Queue,
     bytes: usize,
-    /// None once the request is here.
+    /// `None` once the request is here.
     hold: Option<Hold>,
 }
 
 impl Place<'_> {
-    /// Queues the request, of as many bytes as its place was asked for.
+    /// Queues the request, which must have the length that the place was asked for.
     pub fn fill(mut self, request: EncodedRequest) {
         debug_assert_eq!(request.body.len(), self.bytes, "a request has the length it claimed");
         let Some(hold) = self.hold.take() else { return };
@@ -133,12 +133,12 @@ impl Queue {
         })
     }
 
-    /// The most bytes it should hold.
+    /// The capacity in bytes.
     pub fn capacity_bytes(&self) -> usize {
         self.capacity_bytes
     }
 
-    /// Requests' bytes and spans, waiting and under way, with the spans that are announced.
+    /// Bytes and spans of the requests that wait or are under way, including announced spans.
     pub fn held(&self) -> (usize, u64) {
         let state = self.lock();
         (state.bytes, state.spans + state.announced)
@@ -149,7 +149,7 @@ impl Queue {
         self.lock().announced += spans;
     }
 
-    /// Announced spans have been pushed, or counted as failed.
+    /// Notes that announced spans were pushed, or counted as failed.
     pub fn settle(&self, spans: u64) {
         self.lock().announced -= spans;
     }
@@ -164,24 +164,24 @@ impl Queue {
         self.capacity_bytes.saturating_sub(self.held().0)
     }
 
-    /// How full it is, 0.0 to 1.0 and above.
+    /// The fill ratio: 1.0 is full, and it may exceed that.
     pub fn pressure(&self) -> f64 {
         self.held().0 as f64 / self.capacity_bytes as f64
     }
 
-    /// A place for a request of `bytes` where the queue is not full, even if the request makes it
-    /// fuller than full. `None` where it has to wait for a [`Self::departure`].
+    /// A place for a request of `bytes` if the queue is not full, even if the request exceeds the
+    /// capacity. If `None`, the caller waits for a [`Self::departure`].
     pub fn place(&self, bytes: usize) -> Option<Place<'_>> {
         self.place_below(self.capacity_bytes, bytes)
     }
 
-    /// A place for a request of `bytes` if the request fits, or if the queue is empty: a request
-    /// larger than the queue must not wait for ever.
+    /// A place for a request of `bytes` if it fits, or if the queue is empty: a request larger than
+    /// the queue must not wait for ever.
     pub fn place_within(&self, bytes: usize) -> Option<Place<'_>> {
         self.place_below(self.capacity_bytes.saturating_add(1).saturating_sub(bytes), bytes)
     }
 
-    /// A place where fewer bytes than `bound` are held, or none.
+    /// A place if the queue holds fewer bytes than `bound`, or none at all.
     fn place_below(&self, bound: usize, bytes: usize) -> Option<Place<'_>> {
         let mut state = self.lock();
         if state.bytes > 0 && state.bytes >= bound {
@@ -193,11 +193,11 @@ impl Queue {
         Some(Place { queue: self, bytes, hold })
     }
 
-    /// The oldest request that waits; `None` once the queue is closed and nothing waits any more.
+    /// Waits for the oldest request; `None` once the queue is closed and nothing waits any more.
     pub async fn pop(self: &Arc<Self>) -> Option<Popped> {
         loop {
             let mut arrived = pin!(self.arrived.notified());
-            // In line before looking: of two pushes that meet no one in line only one would be
+            // Registers before it looks. Of two pushes while nobody is registered only one would be
             // remembered, and a request would wait for the next push.
             arrived.as_mut().enable();
             {
@@ -221,7 +221,7 @@ impl Queue {
         Popped { body, bytes, unsettled: spans, _hold: hold, queue: Arc::clone(self) }
     }
 
-    /// Lets consumers end when nothing waits any more.
+    /// Closes the queue: consumers end when nothing waits any more.
     pub fn close(&self) {
         self.lock().is_closed = true;
         self.arrived.notify_one();
@@ -238,7 +238,7 @@ impl Queue {
         }
     }
 
-    /// Waits for a request that leaves after this call, polled already or not.
+    /// Waits for a request that leaves after this call, even if the future is polled only later.
     pub fn departure(&self) -> Notified<'_> {
         self.left.notified()
     }
@@ -249,7 +249,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics between two changes that belong together.
+        // No panic can happen here between two changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,26 +1,26 @@
-//! Host names that are none: Envoy's gRPC clients write the name of their cluster as `:authority`
-//! (`outbound|4317||collector`, in Istio), and h2 resets a stream whose authority is not one by
-//! RFC 3986. Nothing here reads the authority, so its offending characters are replaced before h2
-//! sees them.
+//! Repairs an `:authority` that is not a host name. Envoy's gRPC clients write the name of their
+//! cluster there (`outbound|4317||collector`, in Istio), and h2 resets a stream whose authority is
+//! not valid by RFC 3986. Tailwater does not use the authority, so this module replaces the
+//! offending characters before h2 sees them.
 //!
 //! HPACK's state belongs to the whole connection: a value may enter the dynamic table and be
-//! referred to later. So a replacement keeps the length of the value, encoded and decoded. Each
-//! character becomes one whose Huffman code is as long, and the frame keeps its size. Only string
-//! literals in the first frame of a header block are looked at; pseudo-headers come first, and
-//! whatever does not fit into this is left to h2 to refuse. Source: RFC 7541.
+//! referred to later. So the replacement keeps the length of the value, encoded and decoded: each
+//! character is replaced with one whose Huffman code has the same length, and the frame keeps its
+//! size. Only string literals in the first frame of a header block are checked, since
+//! pseudo-headers come first. Everything else is left for h2 to refuse. Source: RFC 7541.
 
 use http::uri::Authority;
 
-/// Names in HPACK's static table: `:authority` has this index, and from [`FIRST_REGULAR`] to
-/// [`STATIC_LAST`] they are those of regular headers.
+/// Indices of HPACK's static table: `:authority` is at this one, regular headers are from
+/// [`FIRST_REGULAR`] to [`STATIC_LAST`].
 const AUTHORITY: usize = 1;
 const FIRST_REGULAR: usize = 15;
 const STATIC_LAST: usize = 61;
-/// Longer host names exist nowhere.
+/// No real host name is longer.
 const LENGTH_MAX: usize = 1 << 10;
 
-/// Huffman codes of up to 13 bits by their length: the first code, and the characters in the order
-/// of their codes. Longer codes stand for what no name of a cluster has.
+/// Huffman codes of up to 13 bits, grouped by length: the first code, and the characters in the
+/// order of their codes. Characters with longer codes do not occur in cluster names.
 const CODES: [(u32, u32, &[u8]); 8] = [
     (5, 0x0, b"012aceiost"),
     (6, 0x14, b" %-./3456789=A_bdfghlmnpru"),
@@ -32,8 +32,8 @@ const CODES: [(u32, u32, &[u8]); 8] = [
     (13, 0x1ff8, b"\0$@[]~"),
 ];
 
-/// Replaces the characters of an `:authority` in this part of a header block that h2 would refuse.
-/// Returns the authority as it was, where it was replaced.
+/// Replaces the characters of an `:authority` that h2 would refuse, in this part of a header block.
+/// Returns the original authority if it was replaced.
 pub(super) fn mend(block: &mut [u8]) -> Option<String> {
     let mut at = 0;
     while let Some(&first) = block.get(at) {
@@ -44,7 +44,7 @@ pub(super) fn mend(block: &mut [u8]) -> Option<String> {
             }
             0x40.. => 6,
             0x20.. => {
-                // An update of the table's size.
+                // An update of the table size.
                 integer(block, &mut at, 5)?;
                 continue;
             }
@@ -74,7 +74,7 @@ pub(super) fn mend(block: &mut [u8]) -> Option<String> {
     None
 }
 
-/// An integer whose first byte has so many bits for it.
+/// Reads an integer that uses `bits` bits of its first byte.
 fn integer(block: &[u8], at: &mut usize, bits: u32) -> Option<usize> {
     let mut next = || {
         let byte = block.get(*at).copied().map(usize::from);
@@ -86,7 +86,7 @@ fn integer(block: &[u8], at: &mut usize, bits: u32) -> Option<usize> {
     if value < most {
         return Some(value);
     }
-    // More than 21 bits are no length of anything here.
+    // No length here needs more than 21 bits.
     for shift in [0, 7, 14] {
         let byte = next()?;
         value += (byte & 0x7f) << shift;
@@ -97,7 +97,7 @@ fn integer(block: &[u8], at: &mut usize, bits: u32) -> Option<usize> {
     None
 }
 
-/// What stands for a character: itself, or one with a code as long.
+/// The replacement of a character: itself, or a valid one with a code of the same length.
 fn stand_in(character: u8) -> u8 {
     match character {
         b' ' | b'%' | b'/' => b'-',
@@ -109,7 +109,7 @@ fn stand_in(character: u8) -> u8 {
     }
 }
 
-/// The authority and what stands for it, where it needs that and it helps.
+/// The authority and its replacement, if a replacement is needed and is valid.
 fn replaced(authority: &[u8]) -> Option<(String, Vec<u8>)> {
     if authority.len() > LENGTH_MAX || Authority::try_from(authority).is_ok() {
         return None;
@@ -136,7 +136,7 @@ fn mend_huffman(value: &mut [u8]) -> Option<String> {
         places.push((at, bits));
         at += bits as usize;
     }
-    // What is left is padding: less than a byte, all ones.
+    // The rest is padding: less than a byte, all ones.
     let left = value.len() * 8 - at;
     if left >= 8 || (at..at + left).any(|bit| !is_set(value, bit)) {
         return None;
@@ -172,7 +172,7 @@ fn decoded(bytes: &[u8], at: usize) -> Option<(u8, u32)> {
     None
 }
 
-/// Writes the code of a character over one as long.
+/// Overwrites a code with that of a character of the same code length.
 fn encode(bytes: &mut [u8], at: usize, bits: u32, character: u8) {
     let row = CODES.iter().find(|(length, ..)| *length == bits);
     let Some((_, first, characters)) = row else { return };
@@ -241,9 +241,9 @@ mod tests {
         let mut good = block(b"collector:4317", 0);
         let was = good.clone();
         assert_eq!((mend(&mut good), good), (None, was));
-        // Nothing that is valid has a code as long.
+        // No valid character has a code of this length.
         assert_eq!(mend(&mut block(&huffman(b"a#b|c"), 0x80)), None);
-        // Cut anywhere, and any byte changed: no panic.
+        // The block cut at any place, and with any byte changed, causes no panic.
         let whole = block(&huffman(b"outbound|4317||svc"), 0x80);
         for end in 0..whole.len() {
             let _ = mend(&mut whole[..end].to_vec());

@@ -1,16 +1,20 @@
 //! One connection, from its first byte to its last.
 //!
-//! Limits: 10 s for the TLS handshake and the preface or first head together; 64 KiB of headers a
-//! request; a ping after 60 s of silence, answered within 20 s; 30 s in which none of the answers
-//! that wait for their reader is read; 11 minutes without a request, which is longer than load
-//! balancers keep a connection (Google's: 600 s), so that these close it and no request meets a
-//! closed one; `max_connection_age`, after which HTTP/2 clients get a GOAWAY and 30 s, and HTTP/1.1
-//! clients are told with their next answer.
+//! Limits:
+//! - TLS handshake and preface, or first head, together: 10 s.
+//! - Headers of a request: 64 KiB.
+//! - A ping after 60 s of silence, to be answered within 20 s.
+//! - Answers that wait for their reader: closed after 30 s in which none of them is read.
+//! - No request: closed after 11 minutes. Load balancers keep a connection for less (Google's: 10
+//!   min), so they close first, and no request meets a closed connection.
+//! - `max_connection_age`: after it, HTTP/2 clients get a GOAWAY and 30 s; HTTP/1.1 clients are
+//!   told with their next answer.
 //!
-//! A header list of 64 KiB can hold 200 KiB, of which a few bytes in HPACK are enough. It is cut
-//! down to what receivers read in the poll that has decoded it, so that there are at most as many
-//! as a connection may have streams, on each of the runtime's threads. An HTTP/1 connection reads
-//! into at most 64 KiB, for which its flow control grant stands, which it does not use otherwise.
+//! A header list of 64 KiB can take 200 KiB of memory, from a few bytes of HPACK. The poll that
+//! decodes it also cuts it down to the headers that receivers read. So on each thread of the
+//! runtime there are at most as many full lists as a connection may have streams. An HTTP/1
+//! connection reads into at most 64 KiB. Its flow control grant, which HTTP/1 does not use
+//! otherwise, covers that.
 
 use std::{
     future::{Future, pending},
@@ -60,14 +64,14 @@ use crate::{
 
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(660);
-/// How often in that time an idle connection is looked at.
+/// An idle connection is checked this often per idle timeout.
 const IDLE_CHECKS: u32 = 10;
-/// How often in [`REQUEST_TIMEOUT`] answers that wait for their reader are looked at.
+/// Unread answers are checked this often per [`REQUEST_TIMEOUT`].
 const UNREAD_CHECKS: u32 = 3;
 const HEADER_BYTES_MAX: u32 = 64 << 10;
-/// Header lists that hold more are cut down to [`READ`].
+/// Header lists that hold more than this are cut down to [`READ`].
 const HEADER_BYTES_KEPT: usize = 4 << 10;
-/// What receivers and the admin listener read.
+/// The headers that receivers and the admin listener read.
 const READ: [HeaderName; 10] = [
     header::CONTENT_TYPE,
     header::CONTENT_ENCODING,
@@ -81,47 +85,47 @@ const READ: [HeaderName; 10] = [
     HeaderName::from_static("grpc-timeout"),
 ];
 
-/// Marks an answer whose body may take as long as it likes, such as a stream of health changes.
+/// Marks an answer whose body may take any time, such as a stream of health changes.
 #[derive(Clone, Copy, Debug)]
 pub struct LongLived;
 
-/// A connection that was accepted, and what it is served by.
+/// An accepted connection, and the terms it is served under.
 pub(super) struct Connection {
     terms: Terms,
     stop: watch::Receiver<bool>,
     open: Open,
 }
 
-/// A connection that has not spoken yet.
+/// A connection that has sent nothing yet.
 struct Arrival {
     peer: Option<SocketAddr>,
     deadline: Instant,
     must_leave: oneshot::Receiver<()>,
 }
 
-/// A connection that has spoken.
+/// A connection that has sent its first bytes.
 struct Arrived<S> {
     stream: Begun<S>,
     peer: Option<SocketAddr>,
     window: Granted,
 }
 
-/// Requests under way and answers unread, and how many there have been, to tell a connection that
-/// is idle from one that does not read.
+/// The requests under way and the answers unread, and how many requests there have been. It tells
+/// an idle connection from one that does not read its answers.
 #[derive(Default)]
 pub(super) struct Activity {
     under_way: Arc<AtomicUsize>,
     begun: AtomicU64,
     unread: AtomicUsize,
     answered: AtomicU64,
-    /// An HTTP/1.1 connection that is to close after its next answer.
+    /// Set for an HTTP/1.1 connection that must close after its next answer.
     is_old: AtomicBool,
-    /// Its client was told so.
+    /// Set once its client was told to close.
     was_told: AtomicBool,
 }
 
 impl Activity {
-    /// Whether a request is under way or an answer not written yet.
+    /// Whether a request is under way or an answer is still unwritten.
     pub(super) fn is_busy(&self) -> bool {
         self.under_way.load(Relaxed) > 0 || self.unread.load(Relaxed) > 0
     }
@@ -135,8 +139,8 @@ impl Activity {
     }
 }
 
-/// One of a number, until this is dropped: a request whose client goes away is dropped, not
-/// answered.
+/// Counts one request under way. Dropping it ends the count, so a request whose client leaves is
+/// uncounted although it is never answered.
 struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
@@ -152,7 +156,7 @@ impl Drop for Counted {
     }
 }
 
-/// An answer that was not read yet, until this is dropped.
+/// Counts one unread answer until it is dropped.
 struct Unread(Arc<Activity>);
 
 impl Unread {
@@ -175,7 +179,7 @@ impl Connection {
         Connection { terms: terms.clone(), stop: stop.clone(), open }
     }
 
-    /// Serves it to its end.
+    /// Serves the connection to its end.
     pub(super) async fn serve<S, A, F, B>(
         mut self,
         stream: S,
@@ -189,7 +193,7 @@ impl Connection {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let peer = stream.peer_addr();
-        // One deadline for the handshake and the preface behind it.
+        // One deadline covers the handshake and the preface.
         let arrival = Arrival { peer, deadline: Instant::now() + PREFACE_TIMEOUT, must_leave };
         let why = match &self.terms.tls {
             None => self.serve_stream(stream, arrival, answer).await,
@@ -209,7 +213,7 @@ impl Connection {
         let Some(tls) = &self.terms.tls else { return Closed::Error };
         let mut stop = self.stop.clone();
         let stream = tokio::select! {
-            // Stopping comes first: a handshake that is not over has brought no request.
+            // Stopping comes first: a connection in its handshake has brought no request.
             biased;
             _ = stop.wait_for(|&stop| stop) => return Closed::Drain,
             stream = tls.accept(stream, arrival.peer, PREFACE_TIMEOUT) => stream,
@@ -238,7 +242,8 @@ impl Connection {
             _ = &mut arrival.must_leave => return Closed::MaxConnections,
         };
         let peer = arrival.peer;
-        // It has spoken, and makes room for nobody any more.
+        // The client has sent its first bytes, so this connection no longer has to give way to
+        // another.
         drop(arrival);
         match arrived {
             Ok(Ok(Some((stream, window)))) => {
@@ -256,14 +261,14 @@ impl Connection {
         }
     }
 
-    /// Waits for the preface or the first head; `None` where the client hangs up before.
+    /// Waits for the preface or the first head; `None` if the client hangs up first.
     async fn arrive<S>(&self, stream: S) -> io::Result<Option<(Begun<S>, Granted)>>
     where
         S: AsyncRead + Unpin,
     {
         let limits = &self.terms.limits;
         let Some(stream) = spoken(stream).await? else { return Ok(None) };
-        // Before the head of an HTTP/1 request takes memory.
+        // The grant comes before the head of an HTTP/1 request takes memory.
         let window = limits.windows.grant();
         let head_bytes_max = (!limits.http2_only).then_some(HEADER_BYTES_MAX as usize);
         Ok(Some((begun(stream, head_bytes_max).await?, window)))
@@ -292,7 +297,8 @@ impl Connection {
         let mut grace = pin!(sleep(REQUEST_TIMEOUT));
         loop {
             tokio::select! {
-                // The connection comes first: what it has read is served before it is told to go.
+                // The connection comes first: the requests it has read are served before the client
+                // is told to leave.
                 biased;
                 ended = connection.as_mut() => {
                     return leaves.unwrap_or_else(|| self.why(ended, is_http2, &activity, peer));
@@ -326,7 +332,7 @@ impl Connection {
         }
     }
 
-    /// Why a connection ended that was not told to.
+    /// Why a connection ended that was not told to end.
     fn why(
         &self,
         ended: Result<(), Box<dyn std::error::Error + Send + Sync>>,
@@ -349,7 +355,7 @@ impl Connection {
             tally.refused(because);
         }
         match error {
-            // hyper waits for a head as long as a connection may be idle; h2 for a pong.
+            // hyper's timeout is a missing pong over HTTP/2, and a missing head over HTTP/1.
             error if error.is_timeout() && is_http2 => Closed::Unresponsive,
             error if error.is_timeout() => Closed::Idle,
             error if error.is_incomplete_message() => Closed::Client,
@@ -357,7 +363,7 @@ impl Connection {
         }
     }
 
-    /// `answer`, with what is to be known about requests and answers.
+    /// Wraps `answer` so that requests and answers are counted.
     fn service<A, F, B>(
         &self,
         answer: A,
@@ -386,14 +392,14 @@ impl Connection {
             let seen = Arc::clone(&seen);
             async move {
                 let _under_way = under_way;
-                // A panic resets the stream over HTTP/2, and closes the connection over HTTP/1.
+                // A panic resets the stream over HTTP/2 and closes the connection over HTTP/1.
                 let mut response = supervised.contained(answered).await?;
                 if is_http1 {
                     seen.tell(&mut response);
                 }
                 let is_long_lived = response.extensions().get::<LongLived>().is_some();
                 let unread = (!is_long_lived).then(|| Unread::one_more(&seen));
-                // hyper drops a body when the last of it is written. Errors stay as they are.
+                // hyper drops a body once its last byte is written. Errors pass unchanged.
                 let held = move |error| (error, &unread).0;
                 Ok::<_, Panicked>(response.map(|body| body.map_err(held)))
             }
@@ -411,8 +417,8 @@ impl Connection {
             .max_header_list_size(HEADER_BYTES_MAX)
             .keep_alive_interval(Duration::from_secs(60))
             .keep_alive_timeout(Duration::from_secs(20));
-        // The first head is waited for above; later ones end the idle time of a connection. A
-        // client that has sent all it wants may close its side and still be answered.
+        // `arrive` already waits for the first head; the timeout for later heads is the idle
+        // timeout. A client may close its sending side after its requests and still be answered.
         builder
             .http1()
             .timer(TokioTimer::new())
@@ -423,9 +429,9 @@ impl Connection {
     }
 }
 
-/// Lets go of the headers that nobody reads, where they hold much.
+/// Drops the headers that nobody reads, if the list is large.
 fn cut_down(headers: &mut HeaderMap) {
-    // An entry holds 104 bytes besides its strings.
+    // An entry takes 104 bytes besides its strings.
     let bytes =
         |(name, value): (&HeaderName, &HeaderValue)| 104 + name.as_str().len() + value.len();
     if headers.iter().map(bytes).sum::<usize>() <= HEADER_BYTES_KEPT {
@@ -433,7 +439,7 @@ fn cut_down(headers: &mut HeaderMap) {
     }
     let mut read = HeaderMap::with_capacity(READ.len());
     for name in &READ {
-        // As often as it is there, but for a list that would be as long as before.
+        // Repeated values are kept, but not so many that the list stays long.
         for value in headers.get_all(name).iter().take(READ.len()) {
             read.append(name, value.clone());
         }
@@ -441,8 +447,8 @@ fn cut_down(headers: &mut HeaderMap) {
     *headers = read;
 }
 
-/// Ends when the connection has reached its age, 10 % more or less: connections that were opened
-/// together must not all come back together.
+/// Ends when the connection has reached its maximum age, 10 % more or less, so that connections
+/// opened together do not all reconnect together.
 async fn aged(max_age: Option<Duration>) {
     match max_age {
         Some(age) => sleep(age.mul_f64(0.9 + 0.2 * fastrand::f64())).await,
@@ -450,7 +456,7 @@ async fn aged(max_age: Option<Duration>) {
     }
 }
 
-/// Ends when no request was under way for the idle timeout.
+/// Ends when no request was under way during the idle timeout.
 async fn idle(activity: &Activity) {
     let (mut begun, mut quiet) = (0, 0);
     while quiet < IDLE_CHECKS {
@@ -462,7 +468,7 @@ async fn idle(activity: &Activity) {
     }
 }
 
-/// Ends when answers wait for their reader and none of them went out for the time of a request.
+/// Ends when answers wait for their reader and none was read during the time of a request.
 async fn never_read(activity: &Activity) {
     let (mut answered, mut stuck) = (0, 0);
     while stuck < UNREAD_CHECKS {

@@ -1,4 +1,4 @@
-//! How long a request may take.
+//! The time limit of a request.
 
 use std::{pin::Pin, time::Duration};
 
@@ -6,16 +6,17 @@ use tokio::time::timeout;
 
 use crate::clock::WindowClock;
 
-/// From the headers of a request to its answer: a body may be slow, not endless. An answer may wait
-/// as long for its sender to read it.
+/// The time limit from the headers of a request to its answer. An answer may wait for its reader
+/// just as long.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs a request to its end, for [`REQUEST_TIMEOUT`] at most. Time in which the process did not
-/// run does not count: what was sent meanwhile waits in the socket, and the timer would fire before
-/// it is read.
+/// run does not count: bytes sent meanwhile wait in the socket, and the timer would fire before
+/// they are read.
 pub(crate) async fn in_time<T>(
     clock: &WindowClock,
-    // Boxed: an answer that waits for its reader must not hold the room that receiving took.
+    // Boxed, so that an answer that waits for its reader does not hold the memory of the receiving
+    // future.
     mut request: Pin<Box<impl Future<Output = T>>>,
 ) -> Option<T> {
     let (mut left, mut stalled) = (REQUEST_TIMEOUT, clock.stalled());
@@ -23,7 +24,7 @@ pub(crate) async fn in_time<T>(
         if let Ok(outcome) = timeout(left, request.as_mut()).await {
             return Some(outcome);
         }
-        // A reading, so that a stall until just now is taken off.
+        // Reads the clock, so that a stall that has just ended is taken off.
         clock.now();
         left = clock.stalled() - stalled;
         stalled += left;
@@ -41,7 +42,7 @@ mod tests {
 
     use super::*;
 
-    /// Read ten times a second, as the decider does, from `after` on.
+    /// A clock that is read ten times a second, as the decider reads it, from `after` on.
     fn clock_read_after(after: Duration) -> Arc<WindowClock> {
         let clock = Arc::new(WindowClock::start(Duration::from_millis(500)));
         let read = Arc::clone(&clock);

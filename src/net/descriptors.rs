@@ -1,29 +1,33 @@
-//! How many connections fit into the descriptors that the operating system allows.
+//! How many connections fit into the file descriptors that the operating system allows.
 //!
-//! Service managers set a soft limit of 1024 for the sake of `select`, and a hard one that is far
-//! higher for whoever does not use it. Go's runtime raises the one to the other; this does it for
-//! Rust. What is left below `max_connections` lowers that: senders that take every descriptor would
-//! take those of the exporter and of /metrics too.
+//! Service managers set a soft limit of 1024, for programs that use `select`, and a far higher hard
+//! limit for all others. Go's runtime raises its soft limit to the hard one; this module does the
+//! same. If the remaining number is below `max_connections`, it replaces that: senders that use up
+//! all descriptors would leave none for the exporter and /metrics.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-/// For everything but senders: the exporter, 64 connections of the admin listener, files.
+/// Descriptors reserved for the exporter, 64 connections of the admin listener, and files.
 const OTHERS: u64 = 128;
 
-/// Raises the soft limit to the hard one. Returns the connections that each of so many `listeners`
-/// may have.
+/// Raises the soft limit to the hard one. Returns how many connections each of the `listeners` may
+/// have.
 pub fn connections_max(listeners: u64) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let descriptors = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
         Err(error) => {
-            warn!(%error, "cannot raise the limit of open files");
+            warn!(
+                %error,
+                "cannot raise the soft limit of open files to the hard limit: listeners may accept \
+                 fewer connections"
+            );
             limit.current
         }
     };
-    // No limit at all is none here, either.
+    // Without a limit of the system there is none here either.
     let connections = descriptors.map_or(u64::MAX, |all| all.saturating_sub(OTHERS) / listeners);
     usize::try_from(connections).unwrap_or(usize::MAX).max(1)
 }

@@ -1,11 +1,11 @@
-//! HTTP/2 frames on their way between the socket and h2, which tells nobody what it refuses.
+//! HTTP/2 frames between the socket and h2, which does not report what it refuses.
 //!
-//! [`Received`] finds the headers of requests, so that [`authority`] can mend them.
-//! [`Sent`] finds the requests that h2 refuses before a receiver sees them: it resets their streams
-//! with PROTOCOL_ERROR, and answers a header list over the limit before that with a bare 431, which
-//! has no header besides the status. Both read nine bytes a frame and skip the rest; of
-//! what is received, at most the beginning of one HEADERS frame is held, 16 KiB.
-//! Source: RFC 9113, section 4.1.
+//! [`Received`] finds the headers of requests, so that [`authority`] can repair them. [`Sent`]
+//! finds the requests that h2 refuses before a receiver sees them. h2 resets their streams with
+//! PROTOCOL_ERROR; for a header list over the limit it first answers with a bare 431, which has no
+//! header besides the status. Both read the nine bytes of each frame's head and skip the rest. Of
+//! the received bytes, at most the beginning of one HEADERS frame is held, 16 KiB. Source: RFC
+//! 9113, section 4.1.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ use super::authority;
 use crate::metrics::RefusedBecause;
 
 const HEAD_BYTES: usize = 9;
-/// The largest frame that h2 takes as it is set up here.
+/// The largest frame that h2 accepts as configured here.
 const FRAME_BYTES_MAX: usize = 16 << 10;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -21,29 +21,29 @@ const END_STREAM: u8 = 1;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 32;
 const PROTOCOL_ERROR: [u8; 4] = [0, 0, 0, 1];
-/// The encoded header `:status: 431`, or a reference to it, takes no more.
+/// The encoded header `:status: 431`, or a reference to it, is at most this long.
 const BARE_BYTES_MAX: usize = 5;
-/// So many short answers are remembered until their resets.
+/// At most this many short answers are remembered until their resets.
 const BARE_MAX: usize = 128;
 
 fn length(head: &[u8]) -> usize {
     head[..3].iter().fold(0, |length, byte| length << 8 | usize::from(*byte))
 }
 
-/// Follows what a client sends.
+/// Follows the frames that a client sends.
 pub(super) struct Received {
-    /// Bytes that pass without a look.
+    /// Bytes to pass on without looking at them.
     pass: usize,
 }
 
 impl Received {
-    /// From a preface of this length on.
+    /// Starts after a preface of this length.
     pub(super) fn after(preface: usize) -> Self {
         Received { pass: preface }
     }
 
-    /// Mends the headers in the bytes that come next. Returns how many of these may be passed on
-    /// now; the others are the beginning of a frame and must be in front of the next ones.
+    /// Repairs the headers in the next bytes. Returns how many of the bytes may be passed on now;
+    /// the rest is the beginning of a frame, and must come before the bytes of the next call.
     pub(super) fn pass(&mut self, bytes: &mut [u8], mut mended: impl FnMut(String)) -> usize {
         let mut at = 0;
         loop {
@@ -69,20 +69,20 @@ impl Received {
     }
 }
 
-/// Follows what h2 sends.
+/// Follows the frames that h2 sends.
 #[derive(Default)]
 pub(super) struct Sent {
-    /// The head of a frame, and of RST_STREAM its payload.
+    /// The head of a frame, and the payload if it is RST_STREAM.
     head: [u8; HEAD_BYTES + PROTOCOL_ERROR.len()],
     have: usize,
-    /// Bytes that pass without a look.
+    /// Bytes to skip.
     pass: usize,
-    /// Streams that ended last with so few headers that they may have been a 431.
+    /// The latest streams that ended with so few headers that they may have been a 431.
     bare: VecDeque<u32>,
 }
 
 impl Sent {
-    /// Looks at the bytes that come next.
+    /// Looks at the next bytes that h2 sends.
     pub(super) fn pass(&mut self, mut bytes: &[u8], mut refused: impl FnMut(RefusedBecause)) {
         while !bytes.is_empty() {
             if self.pass > 0 {
@@ -137,7 +137,7 @@ mod tests {
         [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
-    /// Passes `bytes` in pieces, as sockets give them.
+    /// Passes `bytes` in pieces, as sockets deliver them.
     fn received(bytes: &[u8], piece: usize) -> (Vec<u8>, Vec<String>) {
         let (mut received, mut passed, mut held) = (Received::after(3), Vec::new(), Vec::new());
         let mut mended = Vec::new();
@@ -172,7 +172,7 @@ mod tests {
             assert_eq!(mended, ["a|b"; 3]);
             assert_eq!(received(&stream(b"a.b"), piece), (stream(b"a.b"), Vec::new()));
         }
-        // Larger than h2 takes: not held, and h2 refuses it.
+        // Larger than h2 accepts: not held here, and refused by h2.
         let large = [b"PRI".to_vec(), frame(HEADERS, 4, &[0x83; FRAME_BYTES_MAX + 1])].concat();
         let mut first = large[..16_000].to_vec();
         assert_eq!(Received::after(3).pass(&mut first, |_| ()), first.len());

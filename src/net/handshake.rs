@@ -1,5 +1,5 @@
-//! TLS in front of a receiver. A handshake that fails costs the connection, is counted, and one of
-//! them is logged every ten seconds: whoever reaches the port can make them fail.
+//! TLS in front of a receiver. A failed handshake closes the connection and is counted. One in ten
+//! seconds is logged, since anybody who can reach the port can make handshakes fail.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     throttle::Throttle,
 };
 
-/// TLS of one receiver.
+/// The TLS settings of one receiver.
 #[derive(Debug)]
 pub struct Handshake {
     certificates: Arc<Live<ServerSide>>,
@@ -27,10 +27,10 @@ pub struct Handshake {
     throttle: Throttle,
 }
 
-/// Why there is no TLS connection.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("it was not finished within {} s", .0.as_secs())]
+    #[error("the client did not finish it within {} s", .0.as_secs())]
     Late(Duration),
     #[error("the client does not speak TLS")]
     NotTls,
@@ -48,7 +48,7 @@ impl From<io::Error> for Failure {
 }
 
 impl Handshake {
-    /// With these certificates, as they are when a connection comes.
+    /// Uses these certificates; each new connection gets their current version.
     pub fn new(
         certificates: &Arc<Live<ServerSide>>,
         transport: Transport,
@@ -58,11 +58,11 @@ impl Handshake {
         Arc::new(Handshake { certificates, transport, metrics, throttle: Throttle::default() })
     }
 
-    /// The connection once the client has proved what it must.
+    /// Completes the handshake, in which the client proves what the configuration asks for.
     ///
     /// # Errors
-    /// [`Closed::Handshake`] where it has not, and [`Closed::Client`] where it hangs up without a
-    /// word.
+    /// [`Closed::Handshake`] if it fails, [`Closed::Client`] if the client hangs up without sending
+    /// anything.
     pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
@@ -77,8 +77,10 @@ impl Handshake {
         };
         self.metrics.handshake_failed(self.transport);
         match self.throttle.ask() {
-            Some(left_out) => warn!(?peer, left_out, "TLS handshake failed: {failure}"),
-            None => debug!(?peer, "TLS handshake failed: {failure}"),
+            Some(suppressed) => {
+                warn!(?peer, suppressed, "TLS handshake with a client failed: {failure}")
+            }
+            None => debug!(?peer, "TLS handshake with a client failed: {failure}"),
         }
         Err(Closed::Handshake)
     }
@@ -87,8 +89,8 @@ impl Handshake {
         &self,
         stream: S,
     ) -> Result<Option<TlsStream<Begun<S>>>, Failure> {
-        // Before there is any state: silent connections are to cost next to nothing. Probes and
-        // load balancers connect and hang up, which is nothing to log.
+        // Waits for the first byte before it builds any state, so that silent connections cost
+        // almost nothing. Probes and load balancers connect and hang up, which is not logged.
         let Some(stream) = spoken(stream).await? else { return Ok(None) };
         let certificates = self.certificates.get();
         let config = match self.transport {

@@ -1,10 +1,11 @@
 //! Listeners: binding, and the accept loop.
 //!
-//! tonic's own server has no cap on connections, no deadline for a preface, spins when descriptors
-//! run out and waits for ever for the last connection to close, so this is done here, on hyper.
+//! tonic's own server has no cap on connections and no deadline for a preface, spins when
+//! descriptors run out, and waits for ever for the last connection to close. So this module accepts
+//! connections itself, on top of hyper.
 //!
-//! Limits: `max_connections`, beyond which the connection that has been silent longest makes room
-//! or, where all have spoken, the new one is closed at once. `connection` bounds each of them.
+//! Limits: `max_connections`. Beyond it, the connection that has been silent longest is closed; if
+//! all have sent something, the new one is closed at once. `connection` bounds each connection.
 
 use std::{collections::VecDeque, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,22 +27,22 @@ pub use super::connection::LongLived;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// A port cannot be bound.
+/// A port could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("{key} = \"{endpoint}\": {error}")]
 pub struct BindError {
     /// The configuration key that names the endpoint.
     pub key: &'static str,
-    /// As configured.
+    /// The endpoint as configured.
     pub endpoint: String,
-    /// Why not.
+    /// The error of the operating system.
     pub error: io::Error,
 }
 
-/// Binds the endpoint that a key of the configuration names.
+/// Binds the endpoint that the configuration names under `key`.
 ///
 /// # Errors
-/// [`BindError`] when the name does not resolve or the port is taken.
+/// [`BindError`] if the name does not resolve or the port is taken.
 pub async fn bind(key: &'static str, endpoint: &str) -> Result<TcpListener, BindError> {
     TcpListener::bind(endpoint).await.map_err(|error| BindError {
         key,
@@ -50,24 +51,24 @@ pub async fn bind(key: &'static str, endpoint: &str) -> Result<TcpListener, Bind
     })
 }
 
-/// Where connections come from: a port, or the network of a simulation.
+/// A source of connections: a port, or the network of a simulation.
 pub trait Listen: Send + Sync + 'static {
-    /// What is accepted.
+    /// The type of an accepted connection.
     type Stream: Connected;
 
-    /// Where it listens.
+    /// The local address.
     ///
     /// # Errors
-    /// When the operating system does not tell.
+    /// If the operating system does not tell it.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 
-    /// The next connection.
+    /// Waits for the next connection.
     fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
 
-/// A connection that was accepted.
+/// An accepted connection.
 pub trait Connected: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// Where it comes from.
+    /// The address of the client.
     fn peer_addr(&self) -> Option<SocketAddr>;
 }
 
@@ -80,7 +81,7 @@ impl Listen for TcpListener {
 
     async fn accept(&self) -> io::Result<TcpStream> {
         let (stream, _) = TcpListener::accept(self).await?;
-        // Fails for one that is gone already, which reading from it will tell.
+        // This fails for a connection that is already closed; the next read will report that.
         let _ = stream.set_nodelay(true);
         Ok(stream)
     }
@@ -92,31 +93,31 @@ impl Connected for TcpStream {
     }
 }
 
-/// What bounds the connections of one listener.
+/// The limits of the connections of one listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open at once.
+    /// Connections open at once.
     pub max_connections: usize,
-    /// After so long, 10 % more or less, a connection is told to leave.
+    /// The age, 10 % more or less, at which a connection is told to leave.
     pub max_age: Option<Duration>,
     /// HTTP/2 streams of one connection.
     pub max_concurrent_streams: u32,
-    /// What all connections together may have in flight.
+    /// The flow control windows of all connections together.
     pub windows: Windows,
-    /// Whether only HTTP/2 is spoken.
+    /// Whether only HTTP/2 is accepted.
     pub http2_only: bool,
 }
 
-/// How the connections of one listener are served.
+/// The terms under which the connections of one listener are served.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// What bounds them.
+    /// Their limits.
     pub limits: Limits,
-    /// What they must pass first.
+    /// The TLS handshake they must complete, if any.
     pub tls: Option<Arc<Handshake>>,
     /// Contains their panics.
     pub supervised: Supervised,
-    /// Counts them, where they are those of senders.
+    /// Counts them, on listeners for senders.
     pub tally: Option<Tally>,
 }
 
@@ -132,7 +133,7 @@ where
     let mut connections = JoinSet::new();
     let (crowded, trouble) = (Throttle::default(), Throttle::default());
     let mut silent = Silent::default();
-    // A panic in here costs the loop a pause, and no connection.
+    // A panic in here pauses the loop and closes no connection.
     let mut accepting = async || {
         let mut stop = stop.clone();
         loop {
@@ -154,10 +155,12 @@ where
                 if let Some(tally) = &terms.tally {
                     tally.turned_away();
                 }
-                if let Some(left_out) = crowded.ask() {
+                if let Some(suppressed) = crowded.ask() {
                     warn!(
                         connections_max,
-                        left_out, "closed a connection at once: too many are open"
+                        suppressed,
+                        "closed a new connection: its listener is at its limit, and all open \
+                         connections are in use; look for clients that open too many"
                     );
                 }
                 continue;
@@ -177,9 +180,15 @@ async fn accept<L: Listen>(listener: &L, trouble: &Throttle) -> L::Stream {
         match listener.accept().await {
             Ok(stream) => return stream,
             Err(error) => {
-                // Out of descriptors, mostly: retrying at once would spin until one is free.
-                if let Some(left_out) = trouble.ask() {
-                    warn!(%error, left_out, "cannot accept a connection");
+                // The usual cause is a lack of descriptors: an immediate retry would spin until one
+                // is free.
+                if let Some(suppressed) = trouble.ask() {
+                    warn!(
+                        %error,
+                        suppressed,
+                        "cannot accept connections; if too many files are open, raise the limit \
+                         of open files"
+                    );
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -187,13 +196,13 @@ async fn accept<L: Listen>(listener: &L, trouble: &Throttle) -> L::Stream {
     }
 }
 
-/// Connections that have not spoken yet, the oldest first: what they hold is dropped when they do,
-/// and told when they must leave.
+/// The connections that have sent nothing yet, the oldest first. Each holds the other end of its
+/// channel: it drops that end when it sends its first bytes, and gets a message when it must leave.
 #[derive(Default)]
 struct Silent(VecDeque<oneshot::Sender<()>>);
 
 impl Silent {
-    /// One more connection, of at most `max`.
+    /// Adds one connection, to at most `max`.
     fn add(&mut self, max: usize) -> oneshot::Receiver<()> {
         if self.0.len() >= max {
             self.0.retain(|connection| !connection.is_closed());
@@ -203,7 +212,7 @@ impl Silent {
         must_leave
     }
 
-    /// Makes the one that has been silent longest leave; false where there is none.
+    /// Tells the connection that has been silent longest to leave; false if there is none.
     fn make_room(&mut self) -> bool {
         std::iter::from_fn(|| self.0.pop_front()).any(|connection| connection.send(()).is_ok())
     }

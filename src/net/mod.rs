@@ -1,10 +1,10 @@
-//! Connections: sockets, TLS and HTTP, before anybody asks what a request means.
+//! Connections: sockets, TLS and HTTP, below the meaning of requests. The receivers and the admin
+//! listener are built on it.
 //!
-//! [`listen`] is the accept loop; `connection` is what bounds one connection; [`handshake`] is TLS;
+//! [`listen`] is the accept loop; `connection` bounds one connection; [`handshake`] is TLS;
 //! [`windows`] grants HTTP/2 flow control; [`descriptors`] says how many connections the process
 //! may have; `preface` reads the first bytes under a deadline; `watched`, `frames` and `authority`
-//! are between the socket and h2; [`tally`] counts; [`deadline`] bounds one request. The receivers
-//! and the admin listener stand on it.
+//! stand between the socket and h2; [`tally`] counts; [`deadline`] limits the time of one request.
 
 mod authority;
 mod connection;

@@ -1,4 +1,4 @@
-//! The first bytes of a connection: read before HTTP gets it, so that they have a deadline.
+//! The first bytes of a connection, read under a deadline before HTTP gets them.
 
 use std::{
     io::{self, IoSlice},
@@ -9,24 +9,24 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
-/// What an HTTP/2 connection begins with.
+/// The first bytes of an HTTP/2 connection.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection of which the first bytes have been read already.
+/// A connection whose first bytes have been read already.
 pub(super) struct Begun<S> {
     first: BytesMut,
     stream: S,
 }
 
-/// Waits until a client that has spoken has sent a whole HTTP/2 preface, the whole head of a first
-/// HTTP/1 request of at most `head_bytes_max`, or what is neither and HTTP refuses.
+/// Waits until a client has sent a whole HTTP/2 preface, or the whole head of its first HTTP/1
+/// request of at most `head_bytes_max`, or something that is neither and that HTTP refuses.
 pub(super) async fn begun<S: AsyncRead + Unpin>(
     Begun { mut first, mut stream }: Begun<S>,
     head_bytes_max: Option<usize>,
 ) -> io::Result<Begun<S>> {
     let mut searched = 0;
     while is_half(&first, head_bytes_max, searched) {
-        // The end of a head may be cut.
+        // The end of a head may have been cut by the last read.
         searched = first.len().saturating_sub(3);
         if first.len() == first.capacity() {
             first.reserve(first.len().max(1 << 10));
@@ -38,15 +38,15 @@ pub(super) async fn begun<S: AsyncRead + Unpin>(
     Ok(Begun { first, stream })
 }
 
-/// Waits until the client has sent anything. `None` where it hangs up before.
+/// Waits until the client has sent anything. `None` if it hangs up first.
 pub(super) async fn spoken<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Option<Begun<S>>> {
-    // Small: silent connections are to cost next to nothing.
+    // A small buffer, so that silent connections cost almost nothing.
     let mut first = BytesMut::with_capacity(PREFACE.len());
     let read = stream.read_buf(&mut first).await?;
     Ok((read > 0).then_some(Begun { first, stream }))
 }
 
-/// Whether more must come; the end of a head is not before `searched`.
+/// Whether more bytes are needed. The end of a head is known not to be before `searched`.
 fn is_half(first: &[u8], head_bytes_max: Option<usize>, searched: usize) -> bool {
     match (first, head_bytes_max) {
         (first, _) if PREFACE.starts_with(first) => first.len() < PREFACE.len(),
@@ -77,7 +77,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
         buffer.put_slice(&self.first[..length]);
         self.first.advance(length);
         if self.first.is_empty() {
-            // Given back: a connection may live for days.
+            // The memory is released: a connection may live for days.
             self.first = BytesMut::new();
         }
         Poll::Ready(Ok(()))

@@ -1,5 +1,5 @@
-//! What is counted about the connections of a receiver, and about requests that HTTP refuses before
-//! the receiver sees them.
+//! Counts the connections of a receiver, and the requests that HTTP refuses before the receiver
+//! sees them.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     throttle::Throttle,
 };
 
-/// Counts for one receiver. Clones count together.
+/// The counters of one receiver. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Tally {
     metrics: Arc<Metrics>,
@@ -19,51 +19,56 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// For the connections of this transport.
+    /// Counts the connections of this transport.
     pub fn new(metrics: &Arc<Metrics>, transport: Transport) -> Self {
         Tally { metrics: Arc::clone(metrics), transport, throttle: Arc::default() }
     }
 
-    /// A connection that was closed as soon as it was accepted.
+    /// Counts a connection that was closed as soon as it was accepted.
     pub(super) fn turned_away(&self) {
         self.metrics.connection_turned_away(self.transport);
     }
 
-    /// A request that HTTP has refused.
+    /// Counts and logs a request that HTTP has refused.
     pub(super) fn refused(&self, because: RefusedBecause) {
         self.metrics.refused(self.transport, because);
-        let Some(left_out) = self.throttle.ask() else { return };
+        let Some(suppressed) = self.throttle.ask() else { return };
         let transport = self.transport.as_str();
         if because == RefusedBecause::HeadersTooLarge {
-            warn!(transport, left_out, "refused a request: more than 64 KiB of headers");
+            warn!(
+                transport,
+                suppressed,
+                "refused a request: its headers are larger than 64 KiB; check which headers the \
+                 sender or a proxy adds"
+            );
         } else {
             warn!(
                 transport,
-                left_out,
-                "refused a request: its HTTP headers are malformed; check what the sender or a \
-                 proxy writes as path, scheme and authority"
+                suppressed,
+                "refused a request: its HTTP headers are malformed; check the path, scheme \
+                 and authority that the sender or a proxy writes"
             );
         }
     }
 }
 
-/// An open connection, until this is dropped.
+/// An open connection. Dropping it counts it as closed.
 pub(super) struct Open {
     tally: Option<Tally>,
     why: Closed,
 }
 
 impl Open {
-    /// One more, counted where there is something to count with.
+    /// Counts one more open connection, if there is a tally.
     pub(super) fn one_more(tally: Option<&Tally>) -> Self {
         if let Some(tally) = tally {
             tally.metrics.connection_opened(tally.transport);
         }
-        // Unless it is told otherwise, the listener was stopped around it.
+        // If no reason is set, the listener was stopped while the connection was open.
         Open { tally: tally.cloned(), why: Closed::Drain }
     }
 
-    /// It ends for this reason.
+    /// Sets the reason of its end.
     pub(super) fn ends(&mut self, why: Closed) {
         self.why = why;
     }

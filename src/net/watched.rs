@@ -1,10 +1,11 @@
 //! The bytes of an HTTP/2 connection between the socket and h2.
 //!
-//! What h2 does alone is seen here: an `:authority` that it would refuse is mended, and what it
-//! refuses is counted and logged ([`frames`](super::frames)). And h2 drops every request of a
-//! client that closes its sending side, so the end is not told while answers are under way, for a
-//! second at most: a client that died in the middle of a request holds its memory no longer. HTTP/1
-//! connections pass through; hyper does it for them.
+//! This module sees what h2 does without telling: it repairs an `:authority` that h2 would refuse,
+//! and counts and logs what h2 refuses ([`frames`](super::frames)). It also delays the end of the
+//! stream. h2 drops every request of a client that closes its sending side, so the end is withheld
+//! while answers are under way, for a second at most: the limit makes a client that died in the
+//! middle of a request release its memory. HTTP/1 connections pass through unchanged; hyper handles
+//! a closed sending side itself.
 
 use std::{
     io::{self, IoSlice},
@@ -27,14 +28,14 @@ use super::{
     tally::Tally,
 };
 
-/// Between two looks at whether answers are under way.
+/// The time between two checks whether answers are under way.
 const END_LOOK: Duration = Duration::from_millis(20);
-/// After so many looks the end is told in any case.
+/// After this many checks the end is passed on in any case.
 const END_LOOKS: u32 = 50;
-/// What is read at once behind the beginning of a frame.
+/// The size of a read after the beginning of a frame.
 const READ_BYTES: usize = 4 << 10;
 
-/// A connection whose frames are followed, where it has any.
+/// A connection whose frames are followed, if it is HTTP/2.
 pub(super) struct Watched<S> {
     stream: S,
     http2: Option<Box<Http2>>,
@@ -44,14 +45,14 @@ struct Http2 {
     activity: Arc<Activity>,
     tally: Option<Tally>,
     received: Received,
-    /// The beginning of a frame; of it, `ready` bytes can be passed on.
+    /// The beginning of a frame, of which `ready` bytes can be passed on.
     held: Vec<u8>,
     ready: usize,
     end: Option<End>,
     sent: Sent,
 }
 
-/// The client has closed its side.
+/// The client has closed its sending side.
 struct End {
     look: Pin<Box<Sleep>>,
     looks_left: u32,
@@ -85,7 +86,7 @@ fn mended(authority: String) {
 }
 
 impl Http2 {
-    /// Reads, and passes on what can be passed on. Nothing at the end.
+    /// Reads, and passes on the bytes that can be passed on. Passes on nothing at the end.
     fn poll_read<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
@@ -116,7 +117,7 @@ impl Http2 {
             if read == 0 {
                 let look = Box::pin(sleep(END_LOOK));
                 self.end = Some(End { look, looks_left: END_LOOKS, is_quiet: false });
-                // Half a frame is not ours to judge.
+                // A frame that was cut off is passed on as it is, for h2 to judge.
                 self.ready = self.held.len();
             } else if buffer.filled().len() > before {
                 return Poll::Ready(Ok(()));
@@ -124,7 +125,7 @@ impl Http2 {
         }
     }
 
-    /// Reads into the buffer of the caller; what cannot be passed on yet goes to `held`.
+    /// Reads into the caller's buffer; bytes that cannot be passed on yet go to `held`.
     fn poll_read_through<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
@@ -140,7 +141,7 @@ impl Http2 {
         Poll::Ready(Ok(length))
     }
 
-    /// Reads behind what is held.
+    /// Reads after the held bytes.
     fn poll_read_held<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
@@ -157,11 +158,11 @@ impl Http2 {
         Poll::Ready(Ok(read))
     }
 
-    /// Ready once the end may be told.
+    /// Ready once the end may be passed on.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Some(end) = &mut self.end else { return Poll::Ready(()) };
-        // Two quiet looks: before the first one, a request that was read last may not have reached
-        // its receiver; after it, the answer may not be written.
+        // Two quiet checks are needed: before the first one, the last request may not have reached
+        // its receiver; after it, the answer may not have been written.
         while end.looks_left > 0 {
             ready!(end.look.as_mut().poll(context));
             end.look.as_mut().reset(Instant::now() + END_LOOK);

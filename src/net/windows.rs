@@ -1,9 +1,10 @@
-//! HTTP/2 windows: what senders may have in flight, granted from a part of the memory limit.
+//! HTTP/2 flow control windows: the bytes that senders may have in flight, granted from a part of
+//! the memory limit.
 //!
-//! A connection gets a quarter of what is left, between 64 KiB (less HTTP/2 does not know for a
-//! connection; so small, they cost up to 22 % more CPU) and 1 MiB (larger ones gained nothing).
-//! What is granted is reserved in the budget, since senders can fill it whenever they like: a
-//! thousand that sent at once made 500 MiB of a limit of 256.
+//! A connection gets a quarter of the remaining part, between 64 KiB and 1 MiB. HTTP/2 allows no
+//! less than 64 KiB for a connection; windows that small cost up to 22 % more CPU, and windows over
+//! 1 MiB gained nothing. A grant is reserved in the budget, since senders can fill it at any time:
+//! a thousand that sent at once made 500 MiB of a limit of 256.
 
 use std::sync::{
     Arc,
@@ -14,7 +15,7 @@ use crate::budget::{Budget, Reserve};
 
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 20);
 
-/// What the HTTP/2 windows of connections are granted from. Clones share it.
+/// The memory that connections get their flow control windows from. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Windows(Arc<WindowsLeft>);
 
@@ -25,7 +26,7 @@ struct WindowsLeft {
     budget: Option<Arc<Budget>>,
 }
 
-/// A connection's window, until it ends.
+/// The flow control window of one connection. Dropping it returns the memory.
 pub(super) struct Granted {
     windows: Windows,
     pub(super) bytes: usize,
@@ -33,7 +34,7 @@ pub(super) struct Granted {
 }
 
 impl Windows {
-    /// Grants from so many bytes, which are reserved in the budget where there is one.
+    /// Grants from `bytes`, which are reserved in the budget if there is one.
     pub fn new(bytes: usize, budget: Option<&Arc<Budget>>) -> Self {
         let (granted, budget) = (AtomicUsize::new(0), budget.cloned());
         Windows(Arc::new(WindowsLeft { bytes, granted, budget }))

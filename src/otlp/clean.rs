@@ -1,13 +1,13 @@
-//! What a kept span must be before a backend sees it: decodable to the last field, valid UTF-8 in
-//! every string, values nested at most [`NESTING_MAX`] levels, links with ids of the right length.
+//! Makes a kept span safe for backends: decodable to the last field, valid UTF-8 in every string,
+//! values nested at most [`NESTING_MAX`] levels, and links with ids of the right length.
 //!
-//! Checked once, when a span leaves, so that the nine tenths which are dropped never pay. Strings
-//! are repaired with U+FFFD and bad links removed, both counted; whatever cannot be repaired makes
-//! the span unfit. Without this one bad span poisons a batch: Tempo and the Collector refuse the
-//! whole request.
+//! A span is checked once, when it is exported, so the nine tenths of spans that are dropped cost
+//! nothing. Strings are repaired with U+FFFD and bad links are removed; both are counted. Any other
+//! fault makes the span unfit. Without this check one bad span would poison a batch, because Tempo
+//! and the Collector refuse the whole request.
 //!
-//! The messages are data (`schema.rs`); unknown fields pass untouched. Recursion is bounded
-//! by the schema and by the nesting limit.
+//! The message types are data (`schema.rs`), and unknown fields pass unchanged. Recursion is
+//! bounded by the schema and by the nesting limit.
 
 use std::borrow::Cow;
 
@@ -17,47 +17,47 @@ use super::{
     wire::{self, Malformed, Reader, Value},
 };
 
-/// Deepest nesting of values that leaves: an `AnyValue` inside an `AnyValue` is one level.
+/// The deepest nesting of values that is exported. An `AnyValue` inside an `AnyValue` is one level.
 pub const NESTING_MAX: usize = 64;
 
-/// It cannot be made valid: undecodable, or nested too deep.
+/// The message cannot be made valid: it is undecodable, or nested too deep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("undecodable or nested over {NESTING_MAX} levels")]
 pub struct Unfit;
 
-/// What was repaired.
+/// The repairs made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repairs {
-    /// Strings that were not UTF-8.
+    /// The number of strings that were not UTF-8.
     pub strings: u64,
-    /// Links removed because an id was not 16 or 8 bytes.
+    /// The number of links removed because an id was not 16 or 8 bytes.
     pub links: u64,
 }
 
-/// A message that may leave. Holds bytes only where they differ from what arrived.
+/// A message that may be exported. It holds bytes only if they differ from those that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cleaned {
     repaired: Option<Box<[u8]>>,
-    /// What was done to it.
+    /// The repairs that were made to it.
     pub repairs: Repairs,
 }
 
 impl Cleaned {
-    /// The bytes that may leave, given those that arrived.
+    /// The bytes to export, given the bytes that arrived.
     pub fn bytes<'a>(&'a self, arrived: &'a [u8]) -> &'a [u8] {
         self.repaired.as_deref().unwrap_or(arrived)
     }
 
-    /// How many of them are held here; 0 where nothing had to be repaired.
+    /// The number of bytes held here; 0 if nothing had to be repaired.
     pub fn repaired_bytes(&self) -> usize {
         self.repaired.as_deref().map_or(0, <[u8]>::len)
     }
 }
 
-/// Cleans a `Span`; borrowed where nothing had to be repaired.
+/// Cleans a `Span`. The result is borrowed if nothing had to be repaired.
 ///
 /// # Errors
-/// [`Unfit`] where it cannot be made valid.
+/// [`Unfit`] if the span cannot be made valid.
 pub fn span(arrived: &[u8]) -> Result<(Cow<'_, [u8]>, Repairs), Unfit> {
     let repairs = check(arrived, &SPAN, 0)?;
     if repairs == Repairs::default() {
@@ -66,18 +66,18 @@ pub fn span(arrived: &[u8]) -> Result<(Cow<'_, [u8]>, Repairs), Unfit> {
     Ok((Cow::Owned(rewritten(arrived, &SPAN)?), repairs))
 }
 
-/// Cleans the fields of a `ResourceSpans` that are not spans.
+/// Cleans the fields of a `ResourceSpans` other than its spans.
 ///
 /// # Errors
-/// [`Unfit`] where they cannot be made valid.
+/// [`Unfit`] if they cannot be made valid.
 pub fn resource(arrived: &[u8]) -> Result<Cleaned, Unfit> {
     message(arrived, &RESOURCE_SPANS)
 }
 
-/// Cleans the fields of a `ScopeSpans` that are not spans.
+/// Cleans the fields of a `ScopeSpans` other than its spans.
 ///
 /// # Errors
-/// [`Unfit`] where they cannot be made valid.
+/// [`Unfit`] if they cannot be made valid.
 pub fn scope(arrived: &[u8]) -> Result<Cleaned, Unfit> {
     message(arrived, &SCOPE_SPANS)
 }
@@ -98,7 +98,7 @@ impl From<Malformed> for Unfit {
     }
 }
 
-/// Finds what must be repaired. `values` counts the `AnyValue`s around this message.
+/// Finds the faults to repair. `values` is the number of `AnyValue`s around this message.
 fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfit> {
     if schema.role == Role::AnyValue && values > NESTING_MAX {
         return Err(Unfit);
@@ -114,8 +114,7 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
         match expected {
             Kind::Text => {
                 let text = reader.bytes()?;
-                // Most strings are short and ASCII, which is quicker to see than that they are
-                // UTF-8.
+                // Most strings are short and ASCII, which is faster to check than UTF-8.
                 let is_valid = text.is_ascii() || std::str::from_utf8(text).is_ok();
                 repairs.strings += u64::from(!is_valid);
             }
@@ -132,14 +131,14 @@ fn check(message: &[u8], schema: &Schema, values: usize) -> Result<Repairs, Unfi
         }
     }
     if schema.role == Role::Link && !link_is_sound(message)? {
-        // Its strings go with it, so only the removal counts.
+        // Its strings are removed with it, so only the removal counts.
         return Ok(Repairs { strings: 0, links: 1 });
     }
     Ok(repairs)
 }
 
-/// Whether it is one short key and one short string, number or boolean, all text ASCII, as most
-/// attributes are. Then there is nothing to repair, and nothing more to look at.
+/// Whether it is one short key and one short string, number or boolean, with all text in ASCII, as
+/// in most attributes. Such an attribute needs no repair and no further check.
 #[inline]
 fn is_plain_pair(pair: &[u8]) -> bool {
     let [KEY, key_len @ 0..0x80, rest @ ..] = pair else { return false };
@@ -151,9 +150,9 @@ fn is_plain_pair(pair: &[u8]) -> bool {
         return false;
     }
     match value {
-        // ASCII includes the lengths: one of two bytes is not.
+        // The ASCII check includes the lengths, because a length of two bytes is not ASCII.
         [TEXT, text_len, text @ ..] => text.len() == usize::from(*text_len) && pair.is_ascii(),
-        // One varint of at most nine bytes, all of which fit into 64 bits.
+        // One varint of at most nine bytes, which always fits into 64 bits.
         [BOOL | INT, more @ .., 0..0x80] => {
             more.len() < 9 && more.iter().all(|byte| *byte >= 0x80) && key.is_ascii()
         }
@@ -161,7 +160,7 @@ fn is_plain_pair(pair: &[u8]) -> bool {
     }
 }
 
-/// The tags of `KeyValue.key` and `KeyValue.value`, and of the common values of an `AnyValue`.
+/// The tags of `KeyValue.key`, `KeyValue.value`, and the common values of an `AnyValue`.
 const KEY: u8 = wire::tag(1, wire::BYTES) as u8;
 const VALUE: u8 = wire::tag(2, wire::BYTES) as u8;
 const TEXT: u8 = wire::tag(1, wire::BYTES) as u8;
@@ -181,8 +180,8 @@ fn link_is_sound(link: &[u8]) -> Result<bool, Unfit> {
     Ok(trace_id.len() == 16 && span_id.len() == 8)
 }
 
-/// Writes a checked message again with its repairs: each byte once, however deep it lies, so that a
-/// value at the limit of nesting does not cost a hundred buffers of its size.
+/// Writes a checked message again with its repairs. Each byte is written once, however deep it is
+/// nested, so a value at the nesting limit does not need a hundred buffers of its size.
 fn rewritten(message: &[u8], schema: &Schema) -> Result<Vec<u8>, Unfit> {
     let mut out = Message::with_capacity(message.len() + 16);
     rewrite(message, schema, &mut out)?;
@@ -269,7 +268,8 @@ mod tests {
         bytes.extend(attribute);
         let (clean, repairs) = span(&bytes).expect("fit");
         assert_eq!(repairs, Repairs { strings: 1, links: 0 });
-        // Decoding ends at 100 levels of messages; what is looked for is in the bytes.
+        // prost stops at 100 levels of messages, so the test searches the bytes instead of decoding
+        // them.
         let end = "\u{fffd}\u{fffd}!".as_bytes();
         assert!(clean.ends_with(end) && clean.len() > 3 << 20 && clean.len() < (3 << 20) + 4_096);
         assert_eq!(span(&clean).expect("fit").1, Repairs::default(), "framed as it was");

@@ -1,41 +1,41 @@
-//! What is asked of spans while they are walked: [`Conditions`], each of which is a bit, and what
-//! they are shown: attributes whose values are read only when a key is wanted, events, and a few
-//! fields.
+//! The interface between policies and the walker: [`Conditions`], which have one bit each, and the
+//! parts of a span that they see: attributes (whose values are read only if a key is wanted),
+//! events and a few fields.
 
 use super::wire::{BYTES, Malformed, Reader, Value, tag};
 #[cfg(doc)]
 use crate::trace::{SpanKind, StatusCode};
 
-/// Values within values that leave as they came; what is nested deeper does not.
+/// Values nested this deep are exported unchanged; deeper values are not.
 const LEVELS_MAX: usize = 64;
 
-/// What the compiled policies ask of spans, as the walker sees it: each condition is a bit, and a
+/// The conditions of the compiled policies, as the walker sees them. Each condition is a bit, and a
 /// span's bits are set while it is walked.
 pub trait Conditions {
-    /// 64-bit words of bits per span.
+    /// The number of 64-bit words of bits per span.
     fn words(&self) -> usize;
 
-    /// Whether any attribute of a span needs to be read.
+    /// Whether any attribute of a span must be read.
     fn reads_attributes(&self) -> bool;
 
-    /// Whether [`Self::test_span`] is to be called, so that name, kind and flags need to be read.
+    /// Whether [`Self::test_span`] must be called, so name, kind and flags must be read.
     fn reads_fields(&self) -> bool;
 
-    /// Whether [`Self::test_event`] is to be called, so that events need to be read. Only where
-    /// [`Self::reads_fields`], too.
+    /// Whether [`Self::test_event`] must be called, so events must be read. Only true if
+    /// [`Self::reads_fields`] is true.
     fn reads_events(&self) -> bool;
 
     /// Sets the bits of the conditions that one attribute of a span meets.
     ///
     /// # Errors
-    /// [`Malformed`] where its value is wanted and cannot be read.
+    /// [`Malformed`] if its value is needed and cannot be read.
     fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed>;
 
-    /// The same for an attribute of a resource. Called once for each resource of a request; its
-    /// spans begin with these bits.
+    /// Does the same for an attribute of a resource. Called once for each resource of a request;
+    /// the bits of its spans start as these bits.
     ///
     /// # Errors
-    /// [`Malformed`] where its value is wanted and cannot be read.
+    /// [`Malformed`] if its value is needed and cannot be read.
     fn test_resource_attribute(
         &self,
         attribute: Attribute<'_>,
@@ -45,11 +45,11 @@ pub trait Conditions {
     /// Sets the bits of the conditions that one event of a span meets.
     ///
     /// # Errors
-    /// [`Malformed`] where it cannot be read.
+    /// [`Malformed`] if the event cannot be read.
     fn test_event(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed>;
 
-    /// Sets the bits of the conditions that a span meets as a whole. Comes last: `bits` has those
-    /// of all its attributes and events and of its resource.
+    /// Sets the bits of the conditions on a span as a whole. Called last: `bits` already has the
+    /// bits of all its attributes and events and of its resource.
     fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]);
 }
 
@@ -86,12 +86,12 @@ impl Conditions for () {
     fn test_span(&self, _: &SpanFields<'_>, _: &mut [u64]) {}
 }
 
-/// The fields of one span that conditions may compare.
+/// The fields of a span that conditions can compare.
 #[derive(Clone, Copy, Debug)]
 pub struct SpanFields<'a> {
-    /// Not checked to be UTF-8.
+    /// The span's name; possibly not UTF-8.
     pub name: &'a [u8],
-    /// Not checked to be UTF-8.
+    /// The `tracestate`; possibly not UTF-8.
     pub trace_state: &'a [u8],
     /// W3C trace flags in the low 8 bits.
     pub flags: u32,
@@ -101,19 +101,20 @@ pub struct SpanFields<'a> {
     pub kind_mask: u8,
     /// Whether it has no parent.
     pub is_root: bool,
-    /// From its start to its end, 0 where the end comes first; none where either is missing.
+    /// The time from its start to its end; 0 if the end is before the start; `None` if either is
+    /// missing.
     pub duration_nanos: Option<u64>,
 }
 
-/// An event of a span as it stands in the bytes; read only when asked for.
+/// An event of a span in its encoded form, read only on demand.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a>(pub(super) &'a [u8]);
 
 impl<'a> Event<'a> {
-    /// Calls `test` with each attribute, and returns the name, which is not checked to be UTF-8.
+    /// Calls `test` with each attribute and returns the name, which is possibly not UTF-8.
     ///
     /// # Errors
-    /// [`Malformed`] where the event cannot be read, or what `test` returns.
+    /// [`Malformed`] if the event cannot be read, or the error of `test`.
     pub fn read(
         self,
         mut test: impl FnMut(Attribute<'a>) -> Result<(), Malformed>,
@@ -131,18 +132,18 @@ impl<'a> Event<'a> {
     }
 }
 
-/// A key-value pair as it stands in the bytes; its value is read only when asked for.
+/// A key-value pair in its encoded form. Its value is read only on demand.
 #[derive(Clone, Copy, Debug)]
 pub struct Attribute<'a> {
-    /// The key's bytes, not checked to be UTF-8.
+    /// The bytes of the key; possibly not UTF-8.
     pub key: &'a [u8],
     pair: &'a [u8],
 }
 
-/// The value of an attribute as far as policies compare it.
+/// The value of an attribute, as far as policies compare values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AttributeValue<'a> {
-    /// Not checked to be UTF-8.
+    /// A string; possibly not UTF-8.
     String(&'a [u8]),
     /// A boolean.
     Bool(bool),
@@ -150,19 +151,19 @@ pub enum AttributeValue<'a> {
     Int(i64),
     /// A double.
     Double(f64),
-    /// A list, whose elements are read only when asked for.
+    /// A list. Its elements are read only on demand.
     List(List<'a>),
-    /// Absent, a map or bytes.
+    /// Absent, a map, or bytes.
     Other,
 }
 
 impl<'a> AttributeValue<'a> {
-    /// Calls `test` with the value, or, if it is a list, with each of its elements and theirs. What
-    /// is nested over [`LEVELS_MAX`] levels does not leave as it came and counts as
+    /// Calls `test` with the value or, if it is a list, with each of its elements, at any depth.
+    /// Values nested deeper than [`LEVELS_MAX`] levels are not exported unchanged and count as
     /// [`AttributeValue::Other`].
     ///
     /// # Errors
-    /// [`Malformed`] where an element cannot be read.
+    /// [`Malformed`] if an element cannot be read.
     #[inline]
     pub fn each(self, test: &mut impl FnMut(AttributeValue<'a>)) -> Result<(), Malformed> {
         match self {
@@ -175,27 +176,28 @@ impl<'a> AttributeValue<'a> {
     }
 }
 
-/// The elements of a list as they stand in the bytes.
+/// The elements of a list in their encoded form.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct List<'a> {
     place: Place<'a>,
-    /// Values set in the same place before the list, which it replaced.
+    /// The number of values that were set before the list and that it replaced.
     replaced: u32,
 }
 
-/// Where a value stands.
+/// The location of a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Place<'a> {
     message: &'a [u8],
-    /// Whether the message is the pair of key and value, in which a value may be in several parts,
-    /// which protobuf merges. Else it is an element of a list, and the whole value.
+    /// Whether the message is a key-value pair. In a pair, a value may consist of several parts,
+    /// which protobuf merges. Otherwise the message is an element of a list, and is the whole
+    /// value.
     is_pair: bool,
 }
 
 impl<'a> Attribute<'a> {
     #[inline(always)]
     pub(super) fn read(pair: &'a [u8]) -> Result<Self, Malformed> {
-        // Nearly every pair is one short key followed by one short value and nothing else.
+        // Nearly every pair is a short key followed by a short value and nothing else.
         if let [KEY_BYTE, key_len @ 0..0x80, rest @ ..] = pair
             && let Some((key, [VALUE_BYTE, value_len @ 0..0x80, value @ ..])) =
                 rest.split_at_checked(usize::from(*key_len))
@@ -206,10 +208,10 @@ impl<'a> Attribute<'a> {
         Ok(Attribute { key: last_key(pair)?, pair })
     }
 
-    /// The value: of several, the last one set, as protobuf merges a oneof.
+    /// The value. If there are several, the last one that is set, as protobuf merges a oneof.
     ///
     /// # Errors
-    /// [`Malformed`] where it cannot be read.
+    /// [`Malformed`] if the value cannot be read.
     pub fn value(&self) -> Result<AttributeValue<'a>, Malformed> {
         Place { message: self.pair, is_pair: true }.value()
     }
@@ -223,7 +225,7 @@ impl<'a> Place<'a> {
         Ok(last)
     }
 
-    /// The parts of the value, mostly one.
+    /// The parts of the value, usually one.
     #[inline]
     fn each_part(
         self,
@@ -268,7 +270,7 @@ impl<'a> List<'a> {
     }
 }
 
-/// The elements of one `ArrayValue`, which stands this deep.
+/// The elements of an `ArrayValue` at this nesting level.
 fn each_element<'a>(
     array: &'a [u8],
     level: usize,
@@ -309,7 +311,7 @@ const ELEMENT: u32 = tag(1, BYTES);
 const KEY_BYTE: u8 = KEY as u8;
 const VALUE_BYTE: u8 = VALUE as u8;
 
-/// Reads one part of the value that stands in `place`, of which `count` values were set before.
+/// Reads one part of the value at `place`. `count` values were set before it.
 fn read_any_value<'a>(
     part: &'a [u8],
     place: Place<'a>,

@@ -1,23 +1,24 @@
-//! Interned contexts: resource, scope and their schema URLs, once each however many spans share
-//! them.
+//! Interned contexts: each resource and scope, with its schema URL, is stored once for all its
+//! spans.
 //!
-//! A [`Resource`] is the raw bytes of a `ResourceSpans` without its scopes; a [`Context`] adds
-//! those of a `ScopeSpans` without its spans, so unknown fields and repeated ones leave as they
-//! came. The two are apart because a request may name thousands of scopes of one large resource,
-//! and must not be multiplied here.
+//! A [`Resource`] is the raw bytes of a `ResourceSpans` without its scopes. A [`Context`] adds the
+//! raw bytes of a `ScopeSpans` without its spans. Unknown and repeated fields are therefore
+//! exported as they arrived. Resources and scopes are interned separately because a request may
+//! name thousands of scopes of one large resource, which must not be copied for each of them.
 //!
-//! Identity is the content, not a hash of it: two resources that collide must never swap their
-//! spans. The tables hold weak references and an entry takes itself out when its last user drops
-//! it, so unbounded resources do not leak. What policies make of a resource is not kept here: it
-//! belongs to one set of policies, and a context outlives a reload.
+//! Identity is the content, not a hash of it: a hash collision must never swap the spans of two
+//! resources. The tables hold weak references, and an entry removes itself when its last user drops
+//! it, so an unbounded number of resources does not leak memory. The bits that policies compute
+//! from a resource are not stored here, because they belong to one set of policies and a context
+//! outlives a reload.
 //!
 //! Every outgoing request repeats the contexts of its spans. A resource and a scope may therefore
-//! each have at most a quarter of the largest request, as they arrived and as they leave. Half of a
-//! request is then left to spans, and each request that a context is repeated in carries about a
-//! quarter of its length in spans, or more.
+//! each have at most a quarter of the largest request, both as they arrive and as they are
+//! exported. That leaves half of a request to spans, and each request that repeats a context
+//! carries at least about a quarter of its length in spans.
 //!
-//! Called by connection tasks without a shard lock; the lock of a `dashmap` shard is held for one
-//! look-up.
+//! Connection tasks call this module without a shard lock. The lock of a `dashmap` shard is held
+//! for one look-up.
 
 use std::{
     fmt,
@@ -32,14 +33,14 @@ use dashmap::{DashMap, Entry};
 use super::clean::{self, Cleaned, Unfit};
 use crate::budget::{Budget, Holder};
 
-/// Bytes that an entry costs beside its content: two reference-counted heads and the slot in the
-/// table.
+/// The bytes of an entry in addition to its content: two reference-counted headers and the slot in
+/// the table.
 const OVERHEAD_BYTES: usize = 200;
 
-/// Entries that a table keeps room for, however few there are.
+/// The minimum number of entries that a table keeps room for.
 const SPARE_ENTRIES: usize = 16 << 10;
 
-/// Bytes of the resource's id in front of a context's key.
+/// The bytes of the resource id at the start of a context's key.
 const ID_BYTES: usize = 8;
 
 /// The resources and contexts in use.
@@ -56,51 +57,51 @@ struct Tables {
 }
 
 impl Contexts {
-    /// Empty tables that charge what they hold to `budget`, for resources and scopes of any size.
+    /// Empty tables that charge `budget`, for resources and scopes of any size.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self::with_bytes_max(budget, usize::MAX)
     }
 
-    /// The same for resources of up to `bytes_max` and scopes of as much.
+    /// Empty tables for resources, and for scopes, of at most `bytes_max` each.
     pub fn with_bytes_max(budget: Arc<Budget>, bytes_max: usize) -> Self {
         let (resources, contexts) = (Table::default(), Table::default());
         let next_id = AtomicU64::new(0);
         Contexts(Arc::new(Tables { resources, contexts, next_id, budget, bytes_max }))
     }
 
-    /// The most bytes of a resource, and of a scope, that spans may have.
+    /// The most bytes that the resource, and the scope, of a span may have.
     pub fn bytes_max(&self) -> usize {
         self.0.bytes_max
     }
 
-    /// Contexts in use.
+    /// The number of contexts in use.
     pub fn len(&self) -> usize {
         self.0.contexts.0.len()
     }
 
-    /// Whether none is in use, and no resource either.
+    /// Whether no context and no resource is in use.
     pub fn is_empty(&self) -> bool {
         self.0.contexts.0.is_empty() && self.0.resources.0.is_empty()
     }
 
-    /// Gives back the room in the tables that only many more contexts would need. Called once a
-    /// tick; looks at a few numbers unless there is something to give back.
+    /// Shrinks tables that have far more room than they need. Called once per tick; it only
+    /// compares a few numbers unless a table can shrink.
     pub fn trim(&self) {
         self.0.resources.trim();
         self.0.contexts.trim();
     }
 
-    /// Whether the budget has room for a resource or scope of so many bytes, or for both.
+    /// Whether the budget has room for a resource or a scope of this many bytes, or for both.
     pub(super) fn has_room_for(&self, bytes: usize) -> bool {
         self.0.budget.used() + bytes <= self.0.budget.limit()
     }
 
-    /// What pays for them.
+    /// The budget that they are charged to.
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.0.budget
     }
 
-    /// The resource of these bytes.
+    /// The resource with these bytes.
     pub fn resource(&self, arrived: &[u8]) -> Arc<Resource> {
         if let Some(resource) = self.0.resources.get(arrived) {
             return resource;
@@ -115,7 +116,7 @@ impl Contexts {
         self.0.resources.insert(&resource.arrived, &resource)
     }
 
-    /// The context of a resource and a scope's bytes. `key` is scratch.
+    /// The context of a resource and the bytes of a scope. `key` is a scratch buffer.
     pub fn context(
         &self,
         resource: &Arc<Resource>,
@@ -139,8 +140,8 @@ impl Contexts {
 }
 
 impl Contexts {
-    /// Charges what repairing took, until the resource or scope is dropped; a result that is too
-    /// large to leave is dropped at once.
+    /// Charges the memory of a repair until the resource or scope is dropped. A result that is too
+    /// large to export is dropped at once.
     fn charged(&self, cleaned: Result<Cleaned, Unfit>) -> Result<Cleaned, Unfit> {
         let cleaned = cleaned.and_then(|cleaned| {
             if cleaned.repaired_bytes() > self.0.bytes_max { Err(Unfit) } else { Ok(cleaned) }
@@ -163,7 +164,7 @@ impl fmt::Debug for Contexts {
     }
 }
 
-/// Values by their content, as long as somebody uses them.
+/// Values by their content, while they are in use.
 struct Table<T>(DashMap<Arc<[u8]>, Weak<T>, foldhash::fast::RandomState>);
 
 impl<T> Default for Table<T> {
@@ -177,7 +178,7 @@ impl<T> Table<T> {
         self.0.get(key)?.upgrade()
     }
 
-    /// The value in the table after this: `value`, unless another task was faster.
+    /// The value that is now in the table: `value`, unless another task was faster.
     fn insert(&self, key: &Arc<[u8]>, value: &Arc<T>) -> Arc<T> {
         match self.0.entry(Arc::clone(key)) {
             Entry::Vacant(slot) => drop(slot.insert(Arc::downgrade(value))),
@@ -185,7 +186,7 @@ impl<T> Table<T> {
                 if let Some(first) = slot.get().upgrade() {
                     return first;
                 }
-                // The last user of the old one is just dropping it.
+                // The last user of the old value is dropping it at this moment.
                 slot.insert(Arc::downgrade(value));
             }
         }
@@ -199,13 +200,13 @@ impl<T> Table<T> {
         }
     }
 
-    /// Takes out a value whose last user has gone, unless a new one stands in its place.
+    /// Removes a value without users, unless a new value has taken its place.
     fn forget(&self, key: &[u8]) {
         self.0.remove_if(key, |_, weak| weak.strong_count() == 0);
     }
 }
 
-/// One resource with its schema URL, as they arrived.
+/// A resource with its schema URL, as it arrived.
 pub struct Resource {
     id: u64,
     arrived: Arc<[u8]>,
@@ -214,28 +215,28 @@ pub struct Resource {
 }
 
 impl Resource {
-    /// Unique among the resources of the service, and never used again.
+    /// An id that is unique among all resources of the service and never reused.
     pub(super) fn id(&self) -> u64 {
         self.id
     }
 
-    /// The fields of `ResourceSpans` that are not scopes, as they arrived.
+    /// The fields of `ResourceSpans` other than scopes, as they arrived.
     pub fn arrived(&self) -> &[u8] {
         &self.arrived
     }
 
-    /// The same as the backend may get them, checked and repaired once, on first use.
+    /// The same fields, checked and repaired for the backend. Computed once, on first use.
     ///
     /// # Errors
-    /// [`Unfit`] where they are undecodable, nested too deep, or too large once their strings are
-    /// repaired: no span of this resource can leave.
+    /// [`Unfit`] if they are undecodable, nested too deep, or too large after their strings were
+    /// repaired. No span of this resource can be exported then.
     pub fn cleaned(&self) -> Result<&Cleaned, Unfit> {
         let cleaned =
             self.cleaned.get_or_init(|| self.owner.charged(clean::resource(&self.arrived)));
         cleaned.as_ref().map_err(|unfit| *unfit)
     }
 
-    /// What it is charged for.
+    /// The bytes charged for it.
     pub(super) fn cost_bytes(&self) -> usize {
         self.arrived.len() + repaired_bytes(self.cleaned.get()) + OVERHEAD_BYTES
     }
@@ -254,7 +255,7 @@ impl fmt::Debug for Resource {
     }
 }
 
-/// One scope of a resource, with its schema URL, as they arrived.
+/// A scope of a resource, with its schema URL, as it arrived.
 pub struct Context {
     resource: Arc<Resource>,
     /// The resource's id, then the scope's bytes.
@@ -268,23 +269,23 @@ impl Context {
         &self.resource
     }
 
-    /// The fields of `ScopeSpans` that are not spans, as they arrived.
+    /// The fields of `ScopeSpans` other than spans, as they arrived.
     pub fn scope(&self) -> &[u8] {
         &self.key[ID_BYTES..]
     }
 
-    /// The same as the backend may get them, checked and repaired once, on first use.
+    /// The same fields, checked and repaired for the backend. Computed once, on first use.
     ///
     /// # Errors
-    /// [`Unfit`] where they are undecodable, nested too deep, or too large once their strings are
-    /// repaired: no span of this scope can leave.
+    /// [`Unfit`] if they are undecodable, nested too deep, or too large after their strings were
+    /// repaired. No span of this scope can be exported then.
     pub fn cleaned(&self) -> Result<&Cleaned, Unfit> {
         let owner = &self.resource.owner;
         let cleaned = self.cleaned.get_or_init(|| owner.charged(clean::scope(self.scope())));
         cleaned.as_ref().map_err(|unfit| *unfit)
     }
 
-    /// What it is charged for.
+    /// The bytes charged for it.
     pub(super) fn cost_bytes(&self) -> usize {
         self.key.len() + repaired_bytes(self.cleaned.get()) + OVERHEAD_BYTES
     }

@@ -1,18 +1,19 @@
-//! Kept spans to export requests: cleaned, stamped, grouped by context across traces, copied once.
+//! Encodes kept spans as export requests: cleans and stamps them, groups them by context across
+//! traces, and copies them once.
 //!
-//! Called by the decider with the kept traces of a tick. Requests are planned and written one at a
-//! time ([`Batch::next`]), so that the caller can find room for each before a byte of it is copied.
-//! A span leaves as the bytes that arrived,
-//! minus its `tracestate` field where it is stamped, plus a tail with the new one and the two
-//! attributes. The order of fields carries no meaning in protobuf, so nothing is re-encoded and a
-//! span's bytes are copied exactly once, from the segment (or the late request) to the request that
-//! leaves. The span that gets the two attributes is copied once more where it has those of an
-//! instance before this one, which the new ones replace.
+//! The decider calls this module with the kept traces of a tick. Requests are planned and written
+//! one at a time ([`Batch::next`]), so the caller can find room for each request before any of it
+//! is copied. An exported span consists of the bytes that arrived, without the `tracestate` field
+//! if it is stamped, and a tail with the new `tracestate` and the two attributes. The order of
+//! fields has no meaning in protobuf, so nothing is re-encoded, and the bytes of a span are copied
+//! exactly once, from the segment (or the late request) to the outgoing request. There is one
+//! exception: a span that gets the two attributes and already has them from a previous instance is
+//! copied once more, because the new attributes replace the old ones.
 //!
-//! Grouping over the whole tick gives 714 bytes a span where one resource per span gives 1287
-//! (measured on 684-byte spans with ten resources). A request never exceeds the limit it is given,
-//! unless one span alone does. Backends that take 4 MiB are the most repeated way in which users
-//! lose traces.
+//! Grouping over the whole tick takes 714 bytes per span, compared with 1287 for one resource per
+//! span (measured with 684-byte spans and ten resources). A request never exceeds the given limit,
+//! unless a single span does. Too large requests for backends that accept 4 MiB are the most common
+//! way in which users lose traces.
 
 mod plan;
 
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::buffers::Buffers;
 
-/// A span on its way out: its bytes as they arrived, and its context.
+/// A span to export: its bytes as they arrived, and its context.
 #[derive(Clone, Debug)]
 pub struct KeptSpan {
     /// The `Span` message.
@@ -38,12 +39,13 @@ pub struct KeptSpan {
     pub context: Arc<Context>,
 }
 
-/// What the spans of one kept trace are stamped with.
+/// The stamp for the spans of one kept trace.
 #[derive(Clone, Copy, Debug)]
 pub struct TraceStamp<'a> {
-    /// For `tracestate`; `None` leaves it as it came.
+    /// The stamp in `tracestate`; `None` leaves `tracestate` unchanged.
     pub tracestate: Option<Stamp>,
-    /// `tailwater.policy` and `tailwater.trigger` for one span of these; `None` adds no attributes.
+    /// `tailwater.policy` and `tailwater.trigger` for one of these spans; `None` adds no
+    /// attributes.
     pub policy_and_trigger: Option<(&'a str, &'a str)>,
 }
 
@@ -52,23 +54,23 @@ pub struct TraceStamp<'a> {
 pub struct EncodedRequest {
     /// The message.
     pub body: Bytes,
-    /// Spans in it.
+    /// The number of spans in it.
     pub spans: u64,
 }
 
-/// What was lost or could not be done on the way out, to be counted.
+/// Losses and faults during encoding, to be counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Spans that cannot be made valid and are not in any request.
     pub malformed_spans: u64,
-    /// Spans whose `tracestate` left without a stamp: as it came, or repaired where it was not
-    /// UTF-8.
+    /// Spans whose `tracestate` was exported without a stamp: as it arrived, or repaired if it was
+    /// not UTF-8.
     pub unstamped_spans: u64,
     /// Spans whose incoming `th` contradicted the randomness and was erased.
     pub inconsistent_spans: u64,
-    /// Strings repaired.
+    /// Strings that were repaired.
     pub repaired_strings: u64,
-    /// Links removed.
+    /// Links that were removed.
     pub removed_links: u64,
 }
 
@@ -81,10 +83,11 @@ struct Outgoing {
     context: Arc<Context>,
 }
 
-/// What the stamps need to know of a span that may leave.
+/// The properties of an exportable span that the stamp depends on.
 struct Pushed {
     is_root: bool,
-    /// Its `tracestate` was no text and has been repaired: what it says now nobody has sent.
+    /// Whether its `tracestate` was not text and has been repaired, so its current value was never
+    /// sent.
     is_state_repaired: bool,
 }
 
@@ -112,17 +115,17 @@ impl Outgoing {
 /// Kept spans that wait to be encoded together.
 #[derive(Debug)]
 pub struct Batch {
-    /// Those of the next request first, where they are grouped.
+    /// The spans. If they are grouped, those of the next request are first.
     spans: VecDeque<Outgoing>,
-    /// Whether they are sorted by context and contiguous.
+    /// Whether the spans are sorted by context and contiguous.
     is_grouped: bool,
     tails: Vec<u8>,
     body_bytes: usize,
-    /// Copies of spans in which strings were repaired, since the batch was last empty.
+    /// Copies of spans whose strings were repaired, since the batch was last empty.
     repaired_bytes: usize,
     faults: Faults,
     stamped: String,
-    /// What requests are written to.
+    /// The pool of buffers for requests.
     bodies: Arc<Buffers>,
 }
 
@@ -136,35 +139,35 @@ impl Default for Batch {
             repaired_bytes: 0,
             faults: Faults::default(),
             stamped: String::new(),
-            // One is on its way while the next one is written.
+            // While one request is sent, the next one is written.
             bodies: Buffers::new(64 << 10..=4 << 20, 2),
         }
     }
 }
 
 impl Batch {
-    /// Bytes of the span messages waiting, without framing and contexts.
+    /// The bytes of the waiting span messages, without framing and contexts.
     pub fn body_bytes(&self) -> usize {
         self.body_bytes
     }
 
-    /// Whether no span waits.
+    /// Whether no span is waiting.
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// Bytes that the batch has allocated for what waits; the spans themselves are slices of
+    /// The bytes that the batch has allocated for waiting spans. The spans themselves are slices of
     /// segments.
     pub fn allocated_bytes(&self) -> usize {
         self.spans.capacity() * size_of::<Outgoing>() + self.tails.capacity() + self.repaired_bytes
     }
 
-    /// What was lost since the last call.
+    /// The faults since the last call.
     pub fn take_faults(&mut self) -> Faults {
         std::mem::take(&mut self.faults)
     }
 
-    /// Cleans and stamps the spans of one trace, given in the order they arrived.
+    /// Cleans and stamps the spans of one trace, given in order of arrival.
     pub fn push_trace(&mut self, spans: impl Iterator<Item = KeptSpan>, stamp: &TraceStamp<'_>) {
         let first = self.spans.len();
         self.is_grouped = false;
@@ -181,7 +184,7 @@ impl Batch {
         }
         let bearer = root.unwrap_or(first);
         let mut repaired = repaired.into_iter().peekable();
-        // Spans without a tracestate, which most are, get the same one.
+        // Most spans have no tracestate, and all of these get the same one.
         let mut shared = None;
         for index in first..self.spans.len() {
             let policy = stamp.policy_and_trigger.filter(|_| index == bearer);
@@ -204,7 +207,7 @@ impl Batch {
         }
     }
 
-    /// Appends a span whose `cut` is its `tracestate` field; `None` where it cannot leave.
+    /// Appends a span without `cut`, its `tracestate` field. `None` if the span cannot be exported.
     fn push_clean(&mut self, span: KeptSpan) -> Option<Pushed> {
         let cleaned = clean::span(&span.bytes);
         let context = &span.context;
@@ -233,7 +236,7 @@ impl Batch {
         Some(Pushed { is_root: located.is_root, is_state_repaired })
     }
 
-    /// Takes the attributes of an instance before this one out of a span that is to get new ones.
+    /// Removes the attributes of a previous instance from a span that will get new ones.
     fn unstamp(&mut self, index: usize) {
         let span = &mut self.spans[index];
         if let Some(bytes) = without_own_attributes(&span.bytes) {
@@ -266,14 +269,14 @@ impl Batch {
         span.tail = start..self.tails.len();
     }
 
-    /// The next request of at most `max_request_bytes`, planned but not written yet; `None` where
-    /// no span waits. Dropped, it leaves its spans where they are.
+    /// The next request of at most `max_request_bytes`, planned but not written; `None` if no span
+    /// is waiting. If it is dropped, its spans stay in the batch.
     pub fn next(&mut self, max_request_bytes: usize) -> Option<Planned<'_>> {
         if self.spans.is_empty() {
             return None;
         }
         if !self.is_grouped {
-            // Stable, so spans of one context stay in the order of their arrival.
+            // The sort is stable, so the spans of one context stay in order of arrival.
             self.spans.make_contiguous().sort_by_key(|span| {
                 let context = &span.context;
                 (Arc::as_ptr(context.resource()).addr(), Arc::as_ptr(context).addr())
@@ -284,14 +287,14 @@ impl Batch {
         Some(Planned { batch: self, plan })
     }
 
-    /// Frees the first spans, and with the last one what is kept for all of them.
+    /// Frees the first spans. If none are left, also frees the memory that is kept for all of them.
     fn free(&mut self, spans: usize) {
         let freed = self.spans.drain(..spans).map(|span| span.body_len());
         self.body_bytes -= freed.sum::<usize>();
         if self.spans.is_empty() {
             self.tails.clear();
             self.repaired_bytes = 0;
-            // What one large batch took is not kept.
+            // Memory that only a large batch needed is not kept.
             self.spans.shrink_to(SPARE_SPANS);
             self.tails.shrink_to(SPARE_TAIL_BYTES);
             self.stamped.clear();
@@ -300,12 +303,12 @@ impl Batch {
     }
 }
 
-/// Spans and bytes of tails for which an empty batch keeps its capacity.
+/// The number of spans, and of bytes of tails, for which an empty batch keeps its capacity.
 const SPARE_SPANS: usize = 8 << 10;
 const SPARE_TAIL_BYTES: usize = 256 << 10;
 const SPARE_TRACESTATE_BYTES: usize = 4 << 10;
 
-/// A request that can be written: its length is known and nothing is allocated for it.
+/// A request ready to be written: its length is known, and nothing is allocated for it yet.
 #[derive(Debug)]
 pub struct Planned<'a> {
     batch: &'a mut Batch,
@@ -329,24 +332,25 @@ impl Planned<'_> {
         EncodedRequest { body: batch.bodies.lend(body), spans: plan.spans as u64 }
     }
 
-    /// Frees the spans without writing them. Returns their number.
+    /// Frees the spans without writing them and returns their number.
     pub fn give_up(self) -> u64 {
         self.batch.free(self.plan.spans);
         self.plan.spans as u64
     }
 }
 
-/// Why nothing below can fail any more.
+/// The reason why encoding cannot fail after this point.
 const CLEAN: &str = "only what was cleaned is here";
 
-/// Where the parts of a span are that a stamp needs.
+/// The locations in a span that stamping needs.
 struct Located {
-    /// The last `trace_state` field, tag included: the one that counts. Empty where there is none.
+    /// The last `trace_state` field with its tag, which is the one that counts; empty if there is
+    /// none.
     trace_state: Range<usize>,
     is_root: bool,
 }
 
-/// Looks through the top level of a span that [`clean::span`] has passed.
+/// Reads the top level of a span that [`clean::span`] has accepted.
 fn locate(span: &[u8]) -> Result<Located, Malformed> {
     let mut located = Located { trace_state: 0..0, is_root: true };
     let mut reader = Reader::new(span);
@@ -354,7 +358,7 @@ fn locate(span: &[u8]) -> Result<Located, Malformed> {
     while let Some(tag) = reader.next_tag()? {
         match tag {
             PARENT => located.is_root = reader.bytes()?.iter().all(|&byte| byte == 0),
-            // They follow one another.
+            // They follow each other.
             ATTRIBUTE => loop {
                 reader.bytes()?;
                 if !reader.next_is(ATTRIBUTE as u8) {
@@ -372,7 +376,7 @@ fn locate(span: &[u8]) -> Result<Located, Malformed> {
     Ok(located)
 }
 
-/// The attributes that say why a trace was kept.
+/// The attributes that tell why a trace was kept.
 const POLICY_KEY: &str = "tailwater.policy";
 const TRIGGER_KEY: &str = "tailwater.trigger";
 
@@ -382,7 +386,7 @@ fn has_unreadable_state(arrived: &[u8]) -> bool {
     std::str::from_utf8(trace_state_text(arrived, &located.trace_state)).is_err()
 }
 
-/// A clean span without the attributes that say why a trace was kept; `None` where it has none.
+/// A clean span without the attributes that tell why a trace was kept; `None` if it has none.
 fn without_own_attributes(span: &[u8]) -> Option<Vec<u8>> {
     if !has_own_attributes(span) {
         return None;
@@ -412,7 +416,7 @@ fn has_own_attributes(span: &[u8]) -> bool {
             if is_own_attribute(reader.bytes().expect(CLEAN)) {
                 return true;
             }
-            // They follow one another.
+            // They follow each other.
             if !reader.next_is(ATTRIBUTE as u8) {
                 break;
             }
@@ -430,7 +434,7 @@ const TRACE_STATE: u32 = tag(3, BYTES);
 const PARENT: u32 = tag(4, BYTES);
 const ATTRIBUTE: u32 = tag(9, BYTES);
 
-/// The text within a `trace_state` field given with its tag.
+/// The text in a `trace_state` field that is given with its tag.
 fn trace_state_text<'a>(span: &'a [u8], field: &Range<usize>) -> &'a [u8] {
     match Reader::new(&span[field.clone()]).next_field() {
         Ok(Some(field)) => field.value.bytes().unwrap_or_default(),

@@ -1,9 +1,9 @@
-//! Protobuf being written whose lengths are not known when it begins.
+//! Writes protobuf messages whose lengths are not known at the beginning.
 //!
-//! A length stands before its message and takes as many bytes as it needs. One byte is left for it,
-//! which is enough for most messages; longer lengths are noted and all put in at the end, in one
-//! pass, so that each byte moves once however deep it lies. (Moving a message when it ends would
-//! cost its length for each level around it: 200 times for a value nested as deep as may be.)
+//! The length of a message comes before it and has a variable size. One byte is left for it, which
+//! is enough for most messages. Longer lengths are noted, and all are inserted at the end in one
+//! pass, so each byte moves once, however deep it is nested. (Moving each message when it ends
+//! would cost its length for every level around it: 200 times for the deepest allowed value.)
 
 use crate::otlp::wire::{self, put_varint, tag, varint_len};
 
@@ -11,10 +11,10 @@ use crate::otlp::wire::{self, put_varint, tag, varint_len};
 #[derive(Debug)]
 pub(super) struct Message {
     bytes: Vec<u8>,
-    /// Where a length over 127 belongs, and the length. Both are shorter than the request, which is
-    /// shorter than 4 GiB.
+    /// The positions of lengths over 127, with their values. Both are less than the length of the
+    /// request, which is under 4 GiB.
     lengths: Vec<(u32, u32)>,
-    /// Bytes that these lengths need beyond the one that was left for each.
+    /// The bytes that these lengths need in addition to the one that was left for each.
     missing: usize,
 }
 
@@ -26,19 +26,19 @@ pub(super) struct Begun {
 }
 
 impl Message {
-    /// Nothing yet, with room for so many bytes.
+    /// An empty message with room for this many bytes.
     pub(super) fn with_capacity(bytes: usize) -> Self {
         Message { bytes: Vec::with_capacity(bytes), lengths: Vec::new(), missing: 0 }
     }
 
-    /// Begins the message or the bytes of field `number`.
+    /// Begins the message, or the bytes, of field `number`.
     pub(super) fn begin(&mut self, number: u32) -> Begun {
         put_varint(&mut self.bytes, u64::from(tag(number, wire::BYTES)));
         self.bytes.push(0);
         Begun { start: self.bytes.len(), missing: self.missing }
     }
 
-    /// Ends what was begun last.
+    /// Ends the message that was begun last.
     pub(super) fn end(&mut self, begun: &Begun) {
         let length = self.bytes.len() - begun.start + (self.missing - begun.missing);
         let place = begun.start - 1;
@@ -50,42 +50,42 @@ impl Message {
         }
     }
 
-    /// A whole field of bytes.
+    /// Appends a whole field of bytes.
     pub(super) fn put_bytes(&mut self, number: u32, bytes: &[u8]) {
         wire::put_length_delimited(&mut self.bytes, number, bytes.len());
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Fields as they stand, tags included.
+    /// Appends encoded fields, tags included.
     pub(super) fn put_raw(&mut self, fields: &[u8]) {
         self.bytes.extend_from_slice(fields);
     }
 
-    /// A field of type int32, int64, uint32 or bool.
+    /// Appends a field of type int32, int64, uint32 or bool.
     pub(super) fn put_varint(&mut self, number: u32, value: u64) {
         put_varint(&mut self.bytes, u64::from(tag(number, wire::VARINT)));
         put_varint(&mut self.bytes, value);
     }
 
-    /// A field of type fixed32.
+    /// Appends a field of type fixed32.
     pub(super) fn put_fixed32(&mut self, number: u32, value: u32) {
         put_varint(&mut self.bytes, u64::from(tag(number, wire::FIXED32)));
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// A field of type fixed64 or double.
+    /// Appends a field of type fixed64 or double.
     pub(super) fn put_fixed64(&mut self, number: u32, value: u64) {
         put_varint(&mut self.bytes, u64::from(tag(number, wire::FIXED64)));
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// The message with all its lengths. Nothing may be left open.
+    /// The message with all its lengths. All begun messages must have ended.
     pub(super) fn finish(mut self) -> Vec<u8> {
         self.lengths.sort_unstable();
         let mut from = self.bytes.len();
         let mut to = from + self.missing;
         self.bytes.resize(to, 0);
-        // From the end, so that nothing is written over that is still to be moved.
+        // From the end, so bytes that still have to move are not overwritten.
         for (place, length) in self.lengths.iter().rev() {
             let content = *place as usize + 1..from;
             from = *place as usize;

@@ -1,9 +1,9 @@
-//! OTLP as bytes: walking requests, interning contexts, cleaning and stamping what leaves, encoding
-//! it, and cutting what is encoded.
+//! OTLP in its encoded form: walks requests, interns contexts, cleans and stamps exported spans,
+//! encodes them, and splits encoded requests.
 //!
-//! Nothing here owns a span as a struct. A request stays the bytes that arrived ([`walk`]), or what
-//! JSON is turned into at the door ([`json`]); a kept span leaves as the same bytes with a stamp
-//! spliced in ([`encode`]). What is kept and why is not known here.
+//! Spans are never decoded into structs. A request stays the bytes that arrived ([`walk`]), or the
+//! protobuf that the receiver made from JSON ([`json`]); a kept span is exported as the same bytes
+//! with a stamp spliced in ([`encode`]). This module does not know which spans are kept, or why.
 
 pub mod clean;
 pub mod conditions;

@@ -1,10 +1,10 @@
-//! What stands at the top level of a message: the members of an object in JSON, the fields of a
-//! message in protobuf. For a log line about a request without spans, so that its reader sees what
-//! the sender has sent instead.
+//! The top level of a message: the members of a JSON object, or the fields of a protobuf message.
+//! It appears in the log line about a request without spans, to show what the sender has sent
+//! instead.
 //!
-//! Called rarely, by receivers, with what a stranger wrote. An outline is one line of printable
-//! ASCII of at most [`NAMES_MAX`] names, each of at most [`NAME_CHARS_MAX`] characters, and nothing
-//! is allocated for names beyond them.
+//! Receivers call it rarely, with untrusted input. An outline is one line of printable ASCII with
+//! at most [`NAMES_MAX`] names of at most [`NAME_CHARS_MAX`] characters. Nothing is allocated for
+//! further names.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::{json::without_mark, wire::Reader};
 
-/// Names in an outline.
+/// The most names in an outline.
 const NAMES_MAX: usize = 8;
-/// Characters of a name that are shown.
+/// The most characters shown of a name.
 const NAME_CHARS_MAX: usize = 40;
 
-/// The numbers of the fields of a protobuf message, up to the first byte that is no field.
+/// The field numbers of a protobuf message, up to the first byte that is not a field.
 pub fn of_protobuf(message: &[u8]) -> String {
     let mut numbers = Vec::new();
     let mut reader = Reader::new(message);
@@ -31,12 +31,12 @@ pub fn of_protobuf(message: &[u8]) -> String {
     line(numbers.iter().map(|number| format!("field {number}")))
 }
 
-/// The names of the members of a JSON object, up to the first byte that is no JSON.
+/// The member names of a JSON object, up to the first byte that is not JSON.
 pub fn of_json(json: &[u8]) -> String {
     let mut names = Names::default();
     let mut reader = serde_json::Deserializer::from_slice(without_mark(json));
     reader.disable_recursion_limit();
-    // What is read until an error is what there is to show.
+    // The names read before an error are still shown.
     let _ = reader.deserialize_any(&mut names);
     line(names.0.iter().map(|name| format!("\"{name}\"")))
 }
@@ -52,8 +52,7 @@ fn line(names: impl Iterator<Item = String>) -> String {
     names.join(", ")
 }
 
-/// The different names of an object's members as they are shown, one more than may be shown at
-/// most.
+/// The distinct names of an object's members in their printed form, at most one more than is shown.
 #[derive(Default)]
 struct Names(Vec<String>);
 
@@ -66,7 +65,7 @@ impl Names {
     }
 }
 
-/// The beginning of a name, with a question mark for whatever could leave its place in a line.
+/// The beginning of a name. Characters that could break out of the log line become question marks.
 fn shown(name: &[u8]) -> impl Iterator<Item = char> {
     let harmless = |byte: &u8| match byte {
         b'"' | b'\\' => '?',
@@ -99,7 +98,7 @@ impl<'de> DeserializeSeed<'de> for Name<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, name: D) -> Result<(), D::Error> {
-        // As bytes, since it need not be valid Unicode.
+        // Read as bytes, because the name need not be valid Unicode.
         name.deserialize_bytes(self)
     }
 }

@@ -1,33 +1,34 @@
-//! Spans that are refused because their resource or scope is larger than one may be
-//! (`Contexts::bytes_max`). Every outgoing request repeats the contexts of its spans, so one that
-//! takes most of a request would leave with each of its spans.
+//! Spans that are refused because their resource or scope is too large (`Contexts::bytes_max`).
+//! Every outgoing request repeats the contexts of its spans, so a context that takes most of a
+//! request would be sent with each of its spans.
 //!
-//! Found by the walker, told to the sender and the log by the receiver. Not on the normal path.
+//! The walker finds these spans, and the receiver reports them to the sender and in the log. This
+//! is not on the normal path.
 
 use super::{
     conditions::{Attribute, AttributeValue},
     wire::{Malformed, Reader},
 };
 
-/// The most characters of a service's name that are kept for the log.
+/// The most characters of a service name that are kept for the log.
 const NAME_CHARS_MAX: usize = 100;
 
-/// Spans of one request that were refused for the size of their resource or scope.
+/// The spans of one request that were refused because of the size of their resource or scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outsized {
-    /// How many.
+    /// The number of spans.
     pub spans: u64,
     /// The size of the largest such resource or scope.
     pub bytes: usize,
-    /// The most that it may have.
+    /// The largest allowed size.
     pub bytes_max: usize,
-    /// The `service.name` of the last of them, empty where it has none.
+    /// The `service.name` of the last of these resources; empty if it has none.
     pub service: String,
 }
 
 impl Outsized {
-    /// Notes a resource, of which these are the fields of its `ResourceSpans`; `bytes` are those of
-    /// the resource or of the scope.
+    /// Notes a resource or scope of too many bytes. The first argument has the fields of the
+    /// resource's `ResourceSpans`; `bytes` are those of the resource or of the scope.
     #[cold]
     pub(super) fn note(&mut self, bytes: usize, bytes_max: usize, resource: &[u8]) {
         self.bytes = self.bytes.max(bytes);

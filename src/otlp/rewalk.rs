@@ -1,10 +1,11 @@
-//! Walking again: the bits of spans that are taken in already, by other [`Conditions`] than they
-//! were walked with.
+//! Walks spans again: computes the bits of spans that have been taken in, for other [`Conditions`]
+//! than they were walked with.
 //!
-//! Called when policies are reloaded for every buffered span, without the shard's lock but for what
-//! came during the second pass, and under the lock for requests that were walked just before.
-//! Nothing is refused any more: a value that cannot be read, because nothing asked for it when its request was accepted, meets no condition;
-//! of a list, the elements before the one that cannot be read count.
+//! A reload calls it for every buffered span. It runs without the shard's lock, except for spans
+//! that arrived during the second pass; it also runs under the lock for requests that were walked
+//! just before the reload. It refuses nothing. A value that cannot be read (no condition needed it
+//! when its request was accepted) meets no condition; of a list, the elements before the unreadable
+//! one count.
 
 use std::collections::HashMap;
 
@@ -15,23 +16,23 @@ use super::{
     wire::Malformed,
 };
 
-/// Words of bits of resources that are remembered, 1 MiB; then they are computed anew.
+/// The most words of bits of resources that are cached: 1 MiB. Beyond it they are computed again.
 const REMEMBERED_WORDS: usize = 128 << 10;
 
-/// Computes bits by some conditions, those of each resource once.
+/// Computes bits by some conditions. The bits of each resource are computed once.
 #[derive(Debug)]
 pub struct Rewalk<'a, C> {
     conditions: Lenient<'a, C>,
-    /// Where in `of_resources` the bits of a resource begin, by its id.
+    /// The start of a resource's bits in `of_resources`, by resource id.
     starts: HashMap<u64, usize, foldhash::fast::RandomState>,
     of_resources: Vec<u64>,
-    /// Of the last span: spans of one resource mostly come together.
+    /// The resource of the last span: spans of one resource mostly come together.
     last: Option<(u64, usize)>,
     of_span: Vec<u64>,
 }
 
 impl<'a, C: Conditions> Rewalk<'a, C> {
-    /// Knows no resource yet.
+    /// Starts with an empty cache of resources.
     pub fn new(conditions: &'a C) -> Self {
         Rewalk {
             conditions: Lenient(conditions),
@@ -42,13 +43,13 @@ impl<'a, C: Conditions> Rewalk<'a, C> {
         }
     }
 
-    /// Adds the bits of a span with its resource to `bits`, which are as many words as the
-    /// conditions ask for.
+    /// Adds the bits of a span and its resource to `bits`, which has as many words as the
+    /// conditions need.
     pub fn add(&mut self, context: &Context, span: &[u8], bits: &mut [u64]) {
         let start = self.start_of(context.resource());
         let words = self.of_span.len();
         self.of_span.copy_from_slice(&self.of_resources[start..start + words]);
-        // What stands behind something that is no field is not read, as with a resource.
+        // Bytes after an invalid field are not read, as in a resource.
         let _ = if self.conditions.reads_fields() {
             read_span::<true, _>(&self.conditions, span, &mut self.of_span)
         } else {
@@ -62,7 +63,8 @@ impl<'a, C: Conditions> Rewalk<'a, C> {
         if let Some((_, start)) = self.last.filter(|(last, _)| *last == id) {
             return start;
         }
-        // Resources are many where senders want it, and the bits of one may be larger than itself.
+        // Senders control the number of resources, and the bits of a resource may be larger than
+        // the resource.
         if self.of_resources.len() >= REMEMBERED_WORDS {
             self.of_resources.clear();
             self.starts.clear();
@@ -79,7 +81,7 @@ impl<'a, C: Conditions> Rewalk<'a, C> {
     }
 }
 
-/// The same conditions, met by nothing that cannot be read.
+/// The same conditions, except that unreadable values meet none of them.
 #[derive(Debug)]
 struct Lenient<'a, C>(&'a C);
 

@@ -1,51 +1,51 @@
-//! OTLP's trace messages as data: for each field its number, its name in JSON and its type.
+//! OTLP's trace messages as data: the number, JSON name and type of each field.
 //!
-//! [`super::clean`] checks what leaves by it, [`super::json`] reads JSON by it. A test holds it
-//! equal to the descriptors of opentelemetry-proto. Source: opentelemetry-proto 1.x, trace, common
-//! and resource; for the former fields, version 0.15.
+//! [`super::clean`] checks exported spans against it, and [`super::json`] reads JSON by it. A test
+//! compares it with the descriptors of opentelemetry-proto. Source: opentelemetry-proto 1.x, trace,
+//! common and resource; for the former fields, version 0.15.
 
 use super::wire;
 
-/// One message type: field n stands at index n - 1.
+/// A message type: field n is at index n - 1.
 pub(super) struct Schema {
     pub(super) fields: &'static [Field],
     pub(super) role: Role,
-    /// Fields that today's OTLP no longer has, with their numbers. Only JSON is read by them; the
-    /// walker turns them into today's before anything is cleaned.
+    /// Fields that OTLP no longer has, with their numbers. Only JSON is read by them; the walker
+    /// converts them to the current fields before the spans are cleaned.
     former: &'static [(u32, Field)],
 }
 
 /// The number of `ResourceSpans.instrumentation_library_spans`.
 pub(super) const FORMER_SCOPES: u32 = 1000;
 
-/// What is special about a message.
+/// Special treatment of a message.
 #[derive(PartialEq, Eq)]
 pub(super) enum Role {
     Plain,
-    /// Mostly sound at a glance.
+    /// Usually valid, which a quick check can tell.
     KeyValue,
     /// Counts towards the nesting limit.
     AnyValue,
-    /// Removed where its ids have the wrong length.
+    /// Removed if its ids have the wrong length.
     Link,
 }
 
 /// One field.
 pub(super) struct Field {
-    /// In JSON: lowerCamelCase.
+    /// The name in JSON, in lowerCamelCase.
     pub(super) name: &'static str,
     pub(super) kind: Kind,
     pub(super) is_repeated: bool,
 }
 
-/// The type of a field, as far as anybody must tell it from others.
+/// The type of a field, as far as types must be distinguished.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
-    /// Not in use.
+    /// A number that is not in use.
     Unknown,
     Bool,
     Int32,
-    /// The names of its values, in the order of their numbers, which start at 0.
+    /// An enum: the names of its values, in the order of their numbers, which start at 0.
     Enum(&'static [&'static str]),
     Int64,
     Uint32,
@@ -60,15 +60,15 @@ pub(super) enum Kind {
 }
 
 impl Schema {
-    /// The type of a field by its number.
+    /// The type of a field, by its number.
     #[inline]
     pub(super) fn kind(&self, number: u32) -> &Kind {
         let field = self.fields.get((number as usize).wrapping_sub(1));
         field.map_or(&Kind::Unknown, |field| &field.kind)
     }
 
-    /// A field and its number by its name in JSON, or by that in the proto files, which
-    /// protobuf's JSON mapping allows as well.
+    /// A field and its number, by its name in JSON or its name in the proto files, which protobuf's
+    /// JSON mapping also allows.
     pub(super) fn named(&self, name: &[u8]) -> Option<(u32, &'static Field)> {
         let mut fields = (1..).zip(self.fields);
         let is_named = |field: &Field| {
@@ -83,7 +83,7 @@ impl Schema {
     }
 }
 
-/// Whether `name` is the lower_snake_case of a name in lowerCamelCase.
+/// Whether `name` is the lower_snake_case form of a name in lowerCamelCase.
 fn is_snake_case_of(name: &[u8], camel: &str) -> bool {
     let mut rest = name;
     for &byte in camel.as_bytes() {
@@ -98,7 +98,7 @@ fn is_snake_case_of(name: &[u8], camel: &str) -> bool {
 }
 
 impl Kind {
-    /// The wire type that a field must have; `None` where it is not known.
+    /// The wire type that a field must have; `None` if it is not known.
     #[inline]
     pub(super) fn wire_type(&self) -> Option<u32> {
         match self {
@@ -141,7 +141,7 @@ pub(super) static RESOURCE_SPANS: Schema = with_former(
         many("scopeSpans", Message(&SCOPE_SPANS)),
         one("schemaUrl", Text),
     ],
-    // The messages in it have the numbers and types of today's.
+    // The messages in it have the numbers and types of the current ones.
     &[(FORMER_SCOPES, many("instrumentationLibrarySpans", Message(&SCOPE_SPANS)))],
 );
 static RESOURCE: Schema = plain(&[
@@ -291,7 +291,7 @@ mod tests {
         all.into_iter().find(|(full, _)| full == name).expect("described").1
     }
 
-    /// The names of an enum's values; their numbers are their places.
+    /// The names of an enum's values, indexed by number.
     fn values_of(set: &FileDescriptorSet, name: &str) -> Vec<String> {
         let (message, own) = name.rsplit_once('.').expect("nested in a message");
         let mut enums = find(set, message).enum_type.iter();

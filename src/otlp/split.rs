@@ -1,12 +1,12 @@
-//! Cutting an encoded request in two, for a backend that finds it too large or refuses a span in
-//! it.
+//! Splits an encoded request in two, for a backend that finds it too large or refuses one of its
+//! spans.
 //!
-//! Called by the exporter, which holds nothing but encoded bytes. Spans are copied as they stand; a
-//! resource or a scope whose spans end up on both sides goes along with each of them, its schema
-//! URL and unknown fields included. The rules of reading are those of [`super::wire`]; a property
-//! test and a fuzz target hold the two halves together equal to what prost reads of the whole.
+//! The exporter calls it; it has only encoded bytes. Spans are copied unchanged. If spans of a
+//! resource or scope are on both sides, both halves get it, with its schema URL and unknown fields.
+//! The rules of reading are those of [`super::wire`]. A property test and a fuzz target check that
+//! both halves together equal what prost reads from the whole.
 //!
-//! Rare, so it is written to be read: two passes, and what is nested is copied once a level.
+//! It runs rarely, so the code is simple: two passes, with one copy per level of nesting.
 
 use std::ops::Range;
 
@@ -15,15 +15,14 @@ use super::{
     wire::{self, Field, Malformed, Reader},
 };
 
-/// The fields in which the spans are, from the request down: its resources, their scopes, their
-/// spans.
+/// The fields that lead to the spans: the resources of the request, their scopes, and their spans.
 const PATH: [u32; 3] = [1, 2, 2];
 
-/// Cuts between two spans, so that both halves have about the same number of bytes. `None` where
+/// Splits between two spans, so that both halves have about the same number of bytes. `None` if
 /// there are fewer than two spans.
 ///
 /// # Errors
-/// [`Malformed`] when the bytes are not framed as a request down to the span.
+/// [`Malformed`] if the bytes are not framed as a request down to the spans.
 pub fn halves(request: &[u8]) -> Result<Option<[EncodedRequest; 2]>, Malformed> {
     let mut lengths = Vec::new();
     span_lengths(request, &PATH, &mut lengths)?;
@@ -39,7 +38,7 @@ pub fn halves(request: &[u8]) -> Result<Option<[EncodedRequest; 2]>, Malformed> 
     Ok(Some([half(0..cut)?, half(cut..lengths.len())?]))
 }
 
-/// How many of the spans stand before the cut: at least one, and not all of them.
+/// The number of spans before the split: at least one, and not all of them.
 fn middle(lengths: &[usize]) -> usize {
     let half = lengths.iter().sum::<usize>() / 2;
     let mut before = 0;
@@ -64,8 +63,8 @@ fn span_lengths(message: &[u8], path: &[u32], lengths: &mut Vec<usize>) -> Resul
     Ok(())
 }
 
-/// Appends `message` with only those of its spans whose number is in `wanted`. `next` is the number
-/// of its first span, and then of the first behind it.
+/// Appends `message` with only those of its spans whose numbers are in `wanted`. `next` is the
+/// number of its first span, and afterwards the number after its last one.
 fn write(
     message: &[u8],
     path: &[u32],
@@ -101,7 +100,7 @@ fn write_nested(
     }
     let (first, mut nested) = (*next, Vec::new());
     write(field.value.bytes()?, deeper, wanted, next, &mut nested)?;
-    // A resource or a scope none of whose spans are wanted is left out.
+    // A resource or scope without any wanted spans is left out.
     if first.max(wanted.start) < (*next).min(wanted.end) {
         wire::put_length_delimited(out, field.number, nested.len());
         out.extend_from_slice(&nested);

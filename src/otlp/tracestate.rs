@@ -1,9 +1,9 @@
-//! The `ot` member of `tracestate`: reading `rv` and `th`, and writing the stamp of a kept span.
+//! The `ot` member of `tracestate`: reads `rv` and `th`, and writes the stamp of a kept span.
 //!
-//! Members of others are never removed, changed or reordered among themselves; `ot` moves to the
-//! front, as W3C asks of whoever changes a member. Where a list cannot be understood it leaves as
-//! it came: a wrong threshold would skew every count that is computed from it, a missing one is
-//! only counted.
+//! Members of other vendors are never removed, changed or reordered among themselves. `ot` moves to
+//! the front, as W3C requires for a changed member. A list that cannot be parsed is exported
+//! unchanged: a wrong threshold would skew every count that is computed from it, while a missing
+//! one is only counted.
 //!
 //! Sources: OpenTelemetry specification, "TraceState Handling" (`ot`, at most 256 characters) and
 //! "TraceState: Probability Sampling" (`th`: 1 to 14 hexadecimal digits, `rv`: exactly 14); W3C
@@ -16,29 +16,28 @@ use crate::trace::{Randomness, Threshold};
 const OT_CHARS_MAX: usize = 256;
 const MEMBERS_MAX: usize = 32;
 
-/// The list or its `ot` member is not what the specifications allow, or would not be after
-/// stamping.
+/// The list or its `ot` member violates the specifications, or would violate them after stamping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tracestate cannot be stamped")]
 pub struct Unstampable;
 
-/// What a kept span is stamped with.
+/// The stamp of a kept span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// The threshold that kept the trace.
     pub threshold: Threshold,
-    /// The randomness it was compared with.
+    /// The randomness that was compared with the threshold.
     pub randomness: Randomness,
-    /// Whether the randomness came from an `rv`, so that spans which lack it get it.
+    /// Whether the randomness came from an `rv`, so spans without an `rv` get it.
     pub explicit: bool,
 }
 
-/// The `ot` member, taken apart.
+/// The parts of the `ot` member.
 #[derive(Debug, Default)]
 struct OtMember<'a> {
     threshold: Option<Threshold>,
     randomness: Option<Randomness>,
-    /// Sub-members that are neither a `th` nor the first valid `rv`.
+    /// Sub-members other than a `th` and the first valid `rv`.
     others: Vec<&'a str>,
 }
 
@@ -46,7 +45,7 @@ struct OtMember<'a> {
 /// valid.
 #[inline]
 pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
-    // Nearly every span has no tracestate, and most that have one have no `rv`.
+    // Nearly all spans have no tracestate, and most of the others have no `rv`.
     if trace_state.len() < "ot=rv:".len() + 14 {
         return None;
     }
@@ -59,8 +58,8 @@ pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
     value.split(';').find_map(|pair| parse_randomness(pair.strip_prefix("rv:")?))
 }
 
-/// The threshold of a span that was sampled before: its `ot=th`, if the list has exactly one `ot`
-/// that is as the specification has it.
+/// The threshold of a span that was sampled before: its `ot=th`, if the list has exactly one valid
+/// `ot` member.
 pub fn threshold(trace_state: &[u8]) -> Option<Threshold> {
     if trace_state.len() < "ot=th:0".len() {
         return None;
@@ -74,11 +73,11 @@ pub fn threshold(trace_state: &[u8]) -> Option<Threshold> {
     parse_ot(value).ok()?.threshold
 }
 
-/// Writes the stamped list to `out`, which it clears. Returns whether an incoming `th` above the
+/// Clears `out` and writes the stamped list to it. Returns whether an incoming `th` above the
 /// trace's randomness had to be erased.
 ///
 /// # Errors
-/// [`Unstampable`] where the list has to leave as it came.
+/// [`Unstampable`] if the list has to be exported unchanged.
 pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool, Unstampable> {
     out.clear();
     let text = std::str::from_utf8(trace_state).map_err(|_| Unstampable)?;
@@ -104,7 +103,7 @@ pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool
     if let Some(randomness) = randomness {
         let _ = write!(out, ";rv:{randomness}");
     }
-    // A bad `rv` is carried along with the others unless a good one takes its place.
+    // An invalid `rv` is kept like other sub-members, unless a valid one replaces it.
     for other in ot.others.iter().filter(|o| randomness.is_none() || key_of(o, ':') != "rv") {
         let _ = write!(out, ";{other}");
     }
@@ -118,25 +117,25 @@ pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool
     Ok(inconsistent)
 }
 
-/// The keys of a list with their values, each as it is between the white space that W3C allows
-/// around a member. Of members without `=`, and of a list that is not UTF-8, there is nothing.
+/// The keys of a list with their values, both without the white space that W3C allows around a
+/// member. Members without `=`, and lists that are not UTF-8, yield nothing.
 pub fn pairs(trace_state: &[u8]) -> impl Iterator<Item = (&str, &str)> {
     let text = std::str::from_utf8(trace_state).unwrap_or_default();
     members(text).filter_map(|member| member.split_once('='))
 }
 
-/// The members of a list without the white space and the empty members that W3C allows.
+/// The members of a list, without white space and without the empty members that W3C allows.
 fn members(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|m| !m.is_empty())
 }
 
-/// Whether a member is `ot`, also where it has no value or white space stands around its key: then
-/// a stamp beside it would be a second one to readers that are lenient.
+/// Whether a member is `ot`, even if it has no value or has white space around its key. Lenient
+/// readers would otherwise see a stamp beside it as a second `ot`.
 fn is_ot(member: &str) -> bool {
     key_of(member, '=') == "ot"
 }
 
-/// The key of a pair without the white space around it; the whole pair where there is no separator.
+/// The key of a pair, without the white space around it; the whole pair if there is no separator.
 fn key_of(pair: &str, separator: char) -> &str {
     pair.split(separator).next().unwrap_or_default().trim_matches([' ', '\t'])
 }
@@ -158,7 +157,7 @@ fn parse_ot(value: &str) -> Result<OtMember<'_>, Unstampable> {
         }
         match pair.strip_prefix("rv:").and_then(parse_randomness) {
             Some(randomness) if ot.randomness.is_none() => ot.randomness = Some(randomness),
-            // Of two characters and a separator each, so many cannot stand in one value.
+            // With two characters and a separator each, so many cannot be in one value.
             _ if ot.others.len() >= OT_CHARS_MAX => return Err(Unstampable),
             _ => ot.others.push(pair),
         }

@@ -1,25 +1,25 @@
-//! The walker: one lazy pass over an `ExportTraceServiceRequest`, from bytes to one [`SpanMeta`] a
+//! The walker: one lazy pass over an `ExportTraceServiceRequest` that yields one [`SpanMeta`] per
 //! span.
 //!
-//! Called by the receiver's connection tasks for each request, before any lock. It reads framing
-//! down to the span, the ids, the times, the status, `tracestate` where there is one, and, only
-//! when a policy compares them, the attributes' keys, name, kind, flags and events
-//! ([`Conditions`]). What it does not read it carries along untouched.
+//! The receiver's connection tasks call it for each request, before they take any lock. It reads
+//! the framing down to the span, the ids, the times, the status, and `tracestate` if present. It
+//! reads attribute keys, name, kind, flags and events only if a policy compares them
+//! ([`Conditions`]). All other bytes pass unchanged.
 //!
-//! The caller lends a [`Walked`] (`walked.rs`) that keeps its capacity from request to request and
-//! charges what it grows by. A request with more spans than it may hold is walked twice: first to
-//! its end, so that it is known to be decodable, and then piece by piece ([`walk_in_pieces`]).
+//! The caller lends a [`Walked`] (`walked.rs`), which keeps its capacity from request to request
+//! and charges its growth. A request with more spans than it may hold is walked twice: first to the
+//! end, to be sure that it is decodable, and then piece by piece ([`walk_in_pieces`]).
 //!
-//! Repeated scalar fields: the last one wins; repeated messages merge; unknown fields and groups
-//! are skipped: the rules of protobuf, and a property test and a fuzz target hold them equal to
-//! prost's. An error means that the whole request is undecodable and nothing of it may be used; a
-//! span whose ids are not of the right length is left out alone and counted. The former
-//! `instrumentation_library_spans` are read where a resource has no spans in `scope_spans`; they
-//! leave as `scope_spans`.
+//! The rules are those of protobuf: of repeated scalar fields the last one wins, repeated messages
+//! merge, and unknown fields and groups are skipped. A property test and a fuzz target compare the
+//! results with prost's. An error means that the whole request is undecodable and no part of it may
+//! be used. A span with an id of the wrong length is left out alone and counted. The former
+//! `instrumentation_library_spans` are read if a resource has no spans in `scope_spans`, and are
+//! exported as `scope_spans`.
 //!
-//! Full prost decoding costs 15 to 23 times as much; a recursive check of what no policy reads
-//! would double the cost of this pass, so it is left to [`super::clean`], which sees a tenth of the
-//! spans.
+//! Full decoding with prost costs 15 to 23 times as much. A recursive check of the fields that no
+//! policy reads would double the cost of this pass, so it is left to [`super::clean`], which sees a
+//! tenth of the spans.
 
 pub use super::walked::Walked;
 use super::{
@@ -30,18 +30,18 @@ use super::{
 };
 use crate::trace::{Facts, Randomness, StatusCode, TraceId};
 
-/// What later stages need to know of a span; its bytes stay in the request.
+/// The data of a span that later stages need. The span's bytes stay in the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpanMeta {
     /// The trace it belongs to.
     pub trace_id: TraceId,
-    /// Start, Unix nanoseconds, 0 where there is none.
+    /// Start in Unix nanoseconds; 0 if there is none.
     pub start_unix_nano: u64,
-    /// End, Unix nanoseconds, never before the start; 0 where there is none.
+    /// End in Unix nanoseconds, never before the start; 0 if there is none.
     pub end_unix_nano: u64,
     /// Explicit randomness from `tracestate: ot=rv:`.
     pub explicit_randomness: Option<Randomness>,
-    /// Where the span message starts in the request. Requests are at most 1 GiB.
+    /// The offset of the span message in the request. Requests are at most 1 GiB.
     pub offset: u32,
     /// Its encoded length in bytes.
     pub len: u32,
@@ -54,7 +54,7 @@ pub struct SpanMeta {
 }
 
 impl SpanMeta {
-    /// Adds what it says to the facts of its trace. A start or end of zero takes no part.
+    /// Adds the span to the facts of its trace. A start or end of zero is ignored.
     #[inline]
     pub fn add_to(&self, facts: &mut Facts) {
         if self.start_unix_nano != 0
@@ -70,27 +70,27 @@ impl SpanMeta {
     }
 }
 
-/// Why a request was not walked to its end.
+/// The reason why a request was not walked to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unwalked {
-    /// The bytes are not the message down to the span.
+    /// The bytes are not framed as a request down to the spans.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// What it takes to walk and buffer it, which may be many times its own length, is more than
-    /// the memory limit allows.
-    #[error("no memory is left for {bytes} bytes that the request needs beside its own")]
+    /// The memory needed to walk and buffer the request, which may be many times its length,
+    /// exceeds the memory limit.
+    #[error("not enough memory: the request needs {bytes} bytes in addition to its own")]
     NoRoom {
-        /// Bytes, those that it had been given included.
+        /// The bytes needed, including those that the request already had.
         bytes: usize,
     },
 }
 
-/// Walks one request into `walked`, which must be clear. If the request has more spans than it may
-/// hold ([`Walked::is_whole`] tells), the spans that it has are of no use, and [`walk_in_pieces`]
-/// has to follow.
+/// Walks one request into `walked`, which must be clear. If the request has more spans than
+/// `walked` may hold ([`Walked::is_whole`] is false), the spans in it must not be used, and
+/// [`walk_in_pieces`] has to follow.
 ///
 /// # Errors
-/// [`Unwalked`]; `walked` must not be used then.
+/// [`Unwalked`]: `walked` must not be used then.
 pub fn walk<C: Conditions>(
     request: &[u8],
     contexts: &Contexts,
@@ -106,8 +106,8 @@ pub fn walk<C: Conditions>(
     walk.request(walked)
 }
 
-/// Walks again a request that [`walk`] has walked into the same `walked`, and calls `piece` with as
-/// many of its spans at a time as fit.
+/// Walks a request again after [`walk`] with the same `walked`, and calls `piece` with as many
+/// spans at a time as fit.
 pub fn walk_in_pieces<C: Conditions>(
     request: &[u8],
     conditions: &C,
@@ -123,17 +123,18 @@ pub fn walk_in_pieces<C: Conditions>(
 const RESOURCE_SPANS: u32 = tag(1, BYTES);
 /// The scopes of a resource, and the spans of a scope.
 const CHILDREN: u32 = tag(2, BYTES);
-/// The scopes of a resource under their former name, which OTLP 0.15 gave a number of its own and
-/// OTLP 1.0 no longer has. Resource, scope and spans inside have the numbers that they have today.
+/// The scopes of a resource in their former field. OTLP 0.15 gave it a number of its own, and OTLP
+/// 1.0 removed it. The resource, the scopes and the spans inside have their current numbers.
 const FORMER_SCOPES: u32 = tag(schema::FORMER_SCOPES, BYTES);
 
-/// What a walk works with.
+/// The state of a walk.
 struct Walk<'a, C> {
     request: &'a [u8],
-    /// Absent in a second walk, which finds in [`Walked::contexts`] what the first has interned.
+    /// `None` in a second walk, which uses the contexts that the first walk left in
+    /// [`Walked::contexts`].
     contexts: Option<&'a Contexts>,
     conditions: &'a C,
-    /// The index of the context whose spans are walked.
+    /// The index of the context whose spans are being walked.
     next_context: u32,
     /// Takes the spans when there is no room for more.
     piece: &'a mut dyn FnMut(&Walked),
@@ -152,20 +153,20 @@ impl<C: Conditions> Walk<'_, C> {
     }
 
     fn resource_spans(&mut self, message: &[u8], walked: &mut Walked) -> Result<(), Unwalked> {
-        // The resource may follow its spans, so what belongs to it is collected first; skipping the
-        // spans costs one length a block.
+        // The resource may come after its spans, so its fields are collected first. Skipping the
+        // spans costs one length per block.
         walked.begin_resource();
         let has_former_scopes = collect_resource(message, walked)?;
         let before = walked.spans_met();
         self.scopes(message, CHILDREN, walked)?;
-        // A sender may write the same spans in both fields; only one of them counts.
+        // A sender may write the same spans to both fields; only one of them counts.
         if has_former_scopes && walked.spans_met() == before {
             self.scopes(message, FORMER_SCOPES, walked)?;
         }
         Ok(())
     }
 
-    /// The scopes of a `ResourceSpans` in its fields with this tag.
+    /// The scopes of a `ResourceSpans` in the fields with this tag.
     fn scopes(&mut self, message: &[u8], scopes: u32, walked: &mut Walked) -> Result<(), Unwalked> {
         let (mut resource, mut is_resource_read) = (None, false);
         let mut reader = Reader::new(message);
@@ -189,7 +190,8 @@ impl<C: Conditions> Walk<'_, C> {
             } else {
                 self.spans::<false>(scope_spans, walked)?;
             }
-            // Interned for spans that stay: what has none, or only refused ones, costs nothing.
+            // Interned only for accepted spans, so a scope without spans, or with refused ones
+            // only, costs nothing.
             if walked.spans_seen() == spans_before {
                 continue;
             }
@@ -202,8 +204,8 @@ impl<C: Conditions> Walk<'_, C> {
         Ok(())
     }
 
-    /// The spans of one scope, and the raw bytes of all else that belongs to it. Compiled twice, so
-    /// that where no condition reads `FIELDS` they cost nothing.
+    /// Walks the spans of one scope. `scope` gets the raw bytes of its other fields. Compiled
+    /// twice, so the fields cost nothing if no condition reads them (`FIELDS`).
     fn spans<const FIELDS: bool>(
         &mut self,
         scope_spans: &[u8],
@@ -236,7 +238,7 @@ impl<C: Conditions> Walk<'_, C> {
         Ok(())
     }
 
-    /// Makes room for more spans, or for the next piece.
+    /// Makes room for more spans, or starts the next piece.
     #[cold]
     fn make_room(&mut self, walked: &mut Walked) -> Result<(), Unwalked> {
         if !walked.grow()? {
@@ -247,8 +249,7 @@ impl<C: Conditions> Walk<'_, C> {
     }
 }
 
-/// Sets the bits of the conditions that a resource meets, of which these are the fields of its
-/// `ResourceSpans`.
+/// Sets the bits of the conditions that a resource meets, given the fields of its `ResourceSpans`.
 pub(super) fn read_resource<C: Conditions>(
     conditions: &C,
     fields: &[u8],
@@ -273,8 +274,8 @@ pub(super) fn read_resource<C: Conditions>(
     Ok(())
 }
 
-/// Reads one span and sets the bits of the conditions that it meets; `None` where an id is
-/// malformed. Offset and context are for the caller to fill in.
+/// Reads one span and sets the bits of the conditions that it meets. `None` if an id is malformed.
+/// The caller sets the offset and the context.
 #[inline]
 pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     conditions: &C,
@@ -297,16 +298,17 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
             span_tag::ATTRIBUTE if conditions.reads_attributes() => loop {
                 let attribute = Attribute::read(reader.bytes()?)?;
                 conditions.test_attribute(attribute, bits)?;
-                // They follow one another, and to expect the next is quicker than to find out.
+                // They follow each other, and expecting the next one is faster than dispatching on
+                // it.
                 if !reader.next_is(span_tag::ATTRIBUTE as u8) {
                     break;
                 }
             },
             span_tag::STATUS => read_status(reader.bytes()?, &mut code)?,
-            // With no condition on attributes they are skipped like any field that is not read.
+            // If no condition reads attributes, they are skipped like any field that is not read.
             span_tag::ATTRIBUTE => reader.skip(tag)?,
             span_tag::NAME if FIELDS => name = reader.bytes()?,
-            // Cut to 32 bits, as the status.
+            // Truncated to 32 bits, like the status.
             span_tag::KIND if FIELDS => kind = reader.varint()? as i32,
             span_tag::FLAGS if FIELDS => flags = reader.fixed32()?,
             span_tag::EVENT if FIELDS && conditions.reads_events() => {
@@ -347,7 +349,7 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     }))
 }
 
-/// The trace id, and whether the span is a root; `None` where an id is malformed.
+/// The trace id, and whether the span is a root; `None` if an id is malformed.
 #[inline(always)]
 fn sound_ids(trace_id: &[u8], span_id: &[u8], parent: &[u8]) -> Option<(TraceId, bool)> {
     let trace_id = <[u8; 16]>::try_from(trace_id).ok()?;
@@ -360,7 +362,7 @@ fn sound_ids(trace_id: &[u8], span_id: &[u8], parent: &[u8]) -> Option<(TraceId,
     is_sound.then_some((TraceId(trace_id), is_root))
 }
 
-/// The fields of a `Span` that are read.
+/// The fields of a `Span` that the walker reads.
 mod span_tag {
     use crate::otlp::wire::{BYTES, FIXED32, FIXED64, VARINT, tag};
 
@@ -378,16 +380,16 @@ mod span_tag {
     pub(super) const FLAGS: u32 = tag(16, FIXED32);
 }
 
-/// Collects the raw bytes of all fields of a `ResourceSpans` but those that hold scopes. Returns
-/// whether there are scopes under their former number.
+/// Collects the raw bytes of all fields of a `ResourceSpans` except scopes. Returns whether there
+/// are scopes in the former field.
 fn collect_resource(message: &[u8], walked: &mut Walked) -> Result<bool, Unwalked> {
     let mut has_former_scopes = false;
     let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field()? {
         match field.number {
             2 => _ = field.value.bytes()?,
-            // Backends that still know this number must not get it, neither as an unknown field of
-            // the resource nor with another wire type.
+            // Backends that still know this field must not get it, not even as an unknown field of
+            // the resource or with another wire type.
             schema::FORMER_SCOPES => {
                 field.value.bytes()?;
                 has_former_scopes = true;
@@ -398,7 +400,7 @@ fn collect_resource(message: &[u8], walked: &mut Walked) -> Result<bool, Unwalke
     Ok(has_former_scopes)
 }
 
-/// The bytes of all fields of a `ScopeSpans` but its spans.
+/// The bytes of all fields of a `ScopeSpans` except its spans.
 pub(super) fn scope_bytes(scope_spans: &[u8]) -> Result<usize, Malformed> {
     let mut reader = Reader::new(scope_spans);
     let (mut bytes, mut before) = (0, scope_spans.len());
@@ -429,7 +431,8 @@ fn read_status(status: &[u8], code: &mut i32) -> Result<(), Malformed> {
     while let Some(tag) = reader.next_tag()? {
         match tag {
             STATUS_CODE => {
-                // Protobuf enums are 32 bits: longer varints are cut, as every implementation does.
+                // Protobuf enums have 32 bits. Longer varints are truncated, as in every
+                // implementation.
                 *code = reader.varint()? as i32;
             }
             _ => reader.skip_unless(tag, &[3])?,

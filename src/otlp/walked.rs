@@ -1,11 +1,12 @@
-//! What a walk has found, in buffers that go from request to request and are charged as they grow.
+//! The result of a walk, in buffers that are reused from request to request and charged as they
+//! grow.
 //!
-//! One a worker thread. The spans take 76 bytes each with their hash and their place in the order
-//! of the sampler, and 8 for each 64 conditions: more than the shortest span has itself. They are
-//! held up to `piece_bytes`, beyond which the request is walked in pieces, and up to `kept_bytes`
-//! from one request to the next. Resources and scopes being put together are charged beyond 64 KiB.
-//! What is charged stays charged while it is kept, so that a request which needs no more than those
-//! before it touches no counter.
+//! There is one per worker thread. A span takes 76 bytes, including its hash and its place in the
+//! sampler's order, and 8 for each 64 conditions. This is more than the shortest span itself. Up to
+//! `piece_bytes` are held during a request; a request that needs more is walked in pieces. Up to
+//! `kept_bytes` are kept from one request to the next. The resource and scope that are being
+//! assembled are charged beyond 64 KiB. Memory stays charged while it is kept, so a request that
+//! needs no more than earlier requests does not touch the counters.
 
 use std::sync::Arc;
 
@@ -17,76 +18,78 @@ use super::{
 };
 use crate::budget::{Hold, Holder};
 
-/// Bytes of a span in a piece: what is known of it, and its hash and its place in the order of the
-/// sampler, which has as many of them.
+/// The bytes of a span in a piece: its [`SpanMeta`], and its hash and its place in the order, which
+/// the sampler stores for each span.
 const SPAN_BYTES: usize = size_of::<SpanMeta>() + 8 + 4;
-/// Bytes of a context of a request: the reference, and its place in the segment that the sampler
-/// remembers.
+/// The bytes of a context of a request: the reference, and its index in the segment, which the
+/// sampler stores.
 const CONTEXT_BYTES: usize = 8 + 16;
-/// Spans that there is room for at first.
+/// The number of spans that there is room for at first.
 const SPANS_MIN: usize = 64;
-/// Bytes of a resource or scope, and contexts, that there is always room for.
+/// The bytes of a resource or scope, and the number of contexts, that there is always room for.
 const UNCHARGED_BYTES: usize = 64 << 10;
 const UNCHARGED_CONTEXTS: usize = 4 << 10;
 
 /// The result of one walk.
 #[derive(Debug, Default)]
 pub struct Walked {
-    /// Spans in the order of the request, those with malformed ids left out.
+    /// The spans in the order of the request, without those with malformed ids.
     pub spans: Vec<SpanMeta>,
-    /// Bits of the conditions that hold for each span with its resource: `words` per span.
+    /// The bits of the conditions that hold for each span with its resource: `words` words per
+    /// span.
     pub bits: Vec<u64>,
     /// The contexts that the spans refer to.
     pub contexts: Vec<Arc<Context>>,
-    /// Spans left out because an id was malformed.
+    /// The number of spans left out because an id was malformed.
     pub rejected: u64,
     /// Spans left out because their resource or scope is too large.
     pub outsized: Option<Box<Outsized>>,
     /// The most bytes that a resource or scope may have.
     context_bytes_max: usize,
-    /// Whether the resource or scope in hand has more, so that its spans are left out.
+    /// Whether the current resource or scope is larger, so its spans are left out.
     is_outsized: bool,
-    /// The pieces before this one.
+    /// The totals of the previous pieces.
     passed: Seen,
-    /// What the contexts and resources take that nobody else had.
+    /// The bytes of contexts and resources that this request was the first to intern.
     interned: usize,
     words: usize,
-    /// Spans that `spans` and `bits` have room for. `hold` has them.
+    /// The number of spans that `spans` and `bits` have room for, which `hold` has charged.
     room: usize,
     bounds: Option<Bounds>,
     hold: Option<Hold>,
-    /// Beyond what is kept: contexts, resource and scope.
+    /// The charge beyond the memory that is kept: contexts, resource and scope.
     extra: Option<Hold>,
-    /// Scratch for the resource and the scope being interned.
+    /// Scratch buffers for the resource and the scope to intern.
     resource: Vec<u8>,
     scope: Vec<u8>,
     key: Vec<u8>,
-    /// Scratch for the bits of the resource, with which those of its spans begin.
+    /// A scratch buffer for the bits of the resource, from which the bits of its spans start.
     resource_bits: Vec<u64>,
 }
 
-/// How much of a request has been walked.
+/// Totals of the walked part of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Spans that were not rejected.
+    /// The number of spans that were not rejected.
     pub spans: u64,
     /// Their encoded bytes.
     pub bytes: u64,
-    /// Spans whose trace is not that of the span before: no fewer than there are traces.
+    /// The number of spans whose trace differs from that of the previous span, which is at least
+    /// the number of traces.
     pub runs: u64,
 }
 
-/// What the spans of a [`Walked`] may take.
+/// The memory that the spans of a [`Walked`] may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// While a request is walked; one with more spans is walked in pieces.
+    /// While a request is walked. A request with more spans is walked in pieces.
     pub piece_bytes: usize,
     /// Between two requests.
     pub kept_bytes: usize,
 }
 
 impl Walked {
-    /// Bounds what the spans of the requests to come may take. Without, there is no bound.
+    /// Limits the memory for the spans of later requests. Without this call there is no limit.
     pub fn bound(&mut self, bounds: Bounds) {
         self.bounds = Some(bounds);
     }
@@ -96,7 +99,7 @@ impl Walked {
         self.passed.spans == 0
     }
 
-    /// How much of the request has been walked. Looks at every span of the piece.
+    /// The totals of the walked part of the request. Reads every span of the piece.
     pub fn seen(&self) -> Seen {
         let bytes: u64 = self.spans.iter().map(|span| u64::from(span.len)).sum();
         let runs = self.spans.chunk_by(|a, b| a.trace_id == b.trace_id).count() as u64;
@@ -107,23 +110,23 @@ impl Walked {
         }
     }
 
-    /// Words of bits that a span has.
+    /// The number of words of bits per span.
     pub fn words(&self) -> usize {
         self.words
     }
 
-    /// Spans that there is room for.
+    /// The number of spans that there is room for.
     pub fn room(&self) -> usize {
         self.room
     }
 
-    /// Bytes that it has charged, new contexts included.
+    /// The bytes that it has charged, including new contexts.
     pub fn charged(&self) -> usize {
         let held = [&self.hold, &self.extra].into_iter().flatten().map(Hold::bytes);
         self.interned + held.sum::<usize>()
     }
 
-    /// Forgets a request, and gives back what is not to be kept for the next one.
+    /// Clears the request and frees memory that is not kept for the next one.
     pub fn clear(&mut self) {
         self.spans.clear();
         self.bits.clear();
@@ -151,7 +154,8 @@ impl Walked {
         (self.spans, self.bits, self.room, self.hold) = Default::default();
     }
 
-    /// Before a walk that charges the budget of `contexts`, with so many words of bits a span.
+    /// Prepares a walk that charges the budget of `contexts`, with this many words of bits per
+    /// span.
     pub(super) fn prepare(&mut self, contexts: &Contexts, words: usize) {
         self.context_bytes_max = contexts.bytes_max();
         let budget = contexts.budget();
@@ -162,7 +166,7 @@ impl Walked {
         }
     }
 
-    /// Before the same request is walked once more.
+    /// Prepares another walk of the same request.
     pub(super) fn begin_again(&mut self) {
         self.spans.clear();
         self.bits.clear();
@@ -171,7 +175,7 @@ impl Walked {
         self.passed = Seen::default();
     }
 
-    /// Forgets the spans of a piece.
+    /// Clears the spans of a piece.
     pub(super) fn begin_piece(&mut self) {
         self.passed = self.seen();
         self.spans.clear();
@@ -191,14 +195,14 @@ impl Walked {
         self.passed.spans + self.spans.len() as u64
     }
 
-    /// Spans that were met, those that were left out included.
+    /// The number of spans read so far, including those that were left out.
     pub(super) fn spans_met(&self) -> u64 {
         let outsized = self.outsized.as_ref().map_or(0, |outsized| outsized.spans);
         self.spans_seen() + self.rejected + outsized
     }
 
-    /// Leaves out the spans of a scope if it, or its resource, is larger than one may be. A scope
-    /// is only measured if all of it is larger, spans included.
+    /// Leaves out the spans of a scope if the scope or its resource is too large. A scope is
+    /// measured only if it is larger than allowed with its spans included.
     pub(super) fn refuse_outsized(&mut self, scope_spans: &[u8]) -> Result<(), Malformed> {
         let bytes_max = self.context_bytes_max;
         let mut bytes = self.resource.len();
@@ -213,7 +217,7 @@ impl Walked {
         Ok(())
     }
 
-    /// Adds the span whose bits were asked for last.
+    /// Adds the span whose bits were requested last.
     #[inline(always)]
     pub(super) fn add_span(&mut self, span: SpanMeta) {
         if !self.is_outsized {
@@ -231,7 +235,7 @@ impl Walked {
 
     pub(super) fn add_to_resource(&mut self, field: &[u8]) -> Result<(), Unwalked> {
         if self.resource.len() + field.len() > self.resource.capacity().max(UNCHARGED_BYTES) {
-            // What is there is copied into what it grows to.
+            // The existing bytes are copied into the larger buffer.
             let grown = (2 * self.resource.capacity()).max(self.resource.len() + field.len());
             self.charge_extra(grown)?;
             self.resource.reserve_exact(grown - self.resource.len());
@@ -244,7 +248,7 @@ impl Walked {
     pub(super) fn add_to_scope(&mut self, field: &[u8]) -> Result<(), Unwalked> {
         if self.scope.len() + field.len() > self.scope.capacity().max(UNCHARGED_BYTES) {
             let grown = (2 * self.scope.capacity()).max(self.scope.len() + field.len());
-            // It is copied once more, to look for its context.
+            // It is copied once more for the look-up of its context.
             self.charge_extra(2 * grown)?;
             self.scope.reserve_exact(grown - self.scope.len());
         }
@@ -252,7 +256,8 @@ impl Walked {
         Ok(())
     }
 
-    /// Adds the context of the scope and its resource, which is interned with the first one.
+    /// Adds the context of the scope and its resource. The resource is interned with its first
+    /// context.
     pub(super) fn intern(
         &mut self,
         contexts: &Contexts,
@@ -284,7 +289,7 @@ impl Walked {
         self.spans.len() == self.room
     }
 
-    /// The bits of the span that comes next, those of its resource set.
+    /// The bits of the next span, which start as those of its resource.
     #[inline(always)]
     pub(super) fn bits_of_next_span(&mut self) -> &mut [u64] {
         let start = self.bits.len();
@@ -292,13 +297,13 @@ impl Walked {
         &mut self.bits[start..]
     }
 
-    /// Leaves out the span whose bits were asked for last.
+    /// Leaves out the span whose bits were requested last.
     pub(super) fn reject(&mut self) {
         self.bits.truncate(self.bits.len() - self.resource_bits.len());
         self.rejected += 1;
     }
 
-    /// Makes room for more spans; false where there is as much as there may be.
+    /// Makes room for more spans. Returns false if the limit is reached.
     pub(super) fn grow(&mut self) -> Result<bool, Unwalked> {
         let span_bytes = self.span_bytes();
         let most = self.bounds.map_or(usize::MAX, |bounds| bounds.piece_bytes / span_bytes);
@@ -307,7 +312,7 @@ impl Walked {
             return Ok(false);
         }
         let hold = self.hold.as_mut().expect("a walk begins with it");
-        // What is there is copied into what it grows to, so that both are there for a while.
+        // The existing spans are copied into the larger buffer, so for a moment both exist.
         if !hold.try_grow(grown * span_bytes) {
             return Err(self.no_room(grown * span_bytes));
         }
@@ -324,7 +329,7 @@ impl Walked {
         if extra.try_grow(bytes) { Ok(()) } else { Err(self.no_room(bytes)) }
     }
 
-    /// The request needs so many bytes beside what it has.
+    /// Refuses a request that needs this many bytes in addition to those it has.
     fn no_room(&self, bytes: usize) -> Unwalked {
         Unwalked::NoRoom { bytes: self.charged() + bytes }
     }
@@ -335,7 +340,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
 
-    /// A request of resources with these numbers of spans, of 30 bytes each with their framing.
+    /// A request of resources with these numbers of spans. Each span has 30 bytes with its framing.
     fn request(resources: &[u32]) -> Vec<u8> {
         let mut request = Vec::new();
         let put = |out: &mut Vec<u8>, number, bytes: &[u8]| {

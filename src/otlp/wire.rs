@@ -1,29 +1,29 @@
-//! Protobuf framing: fields as they stand in the bytes, without copying or allocating.
+//! Protobuf framing: reads encoded fields without copying or allocating.
 //!
 //! The rules are prost's (varints of at most ten bytes, field numbers of at least one, groups
-//! skipped up to 100 levels), because the walker must read every message that prost reads, and read
-//! the same from it.
+//! skipped up to 100 levels), because the walker must read every message that prost reads, with the
+//! same result.
 //!
-//! Two ways to read: [`Reader::next_field`] yields whole fields, for code that looks at all of them
-//! alike. [`Reader::next_tag`] and a reader for the value's type, for the walker's inner loop,
-//! where a match on the tag is all that most fields cost: through whole fields it took three times
-//! the instructions.
+//! There are two ways to read. [`Reader::next_field`] yields whole fields, for code that treats all
+//! fields alike. [`Reader::next_tag`] with a reader for the value's type is for the inner loop of
+//! the walker, where most fields cost only a match on the tag. Reading whole fields there took
+//! three times as many instructions.
 //!
 //! Source: "Encoding", protobuf.dev.
 
-/// The bytes are not the message they should be. The text names the first thing that was wrong.
+/// The bytes are not the expected message. The text names the first fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub &'static str);
 
-/// Nesting of unknown groups that is still skipped, as in prost.
+/// The deepest nesting of unknown groups that is skipped, as in prost.
 const GROUP_DEPTH_MAX: usize = 100;
 
 /// Wire types.
 pub const VARINT: u32 = 0;
 /// Eight bytes.
 pub const FIXED64: u32 = 1;
-/// A length and so many bytes.
+/// A length, and that many bytes.
 pub const BYTES: u32 = 2;
 const GROUP_START: u32 = 3;
 const GROUP_END: u32 = 4;
@@ -35,7 +35,7 @@ pub const fn tag(number: u32, wire_type: u32) -> u32 {
     number << 3 | wire_type
 }
 
-/// One field's value.
+/// The value of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value<'a> {
     /// Wire type 0.
@@ -51,7 +51,7 @@ pub enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// The payload, or an error where the field has another wire type.
+    /// The payload; an error if the field has another wire type.
     pub fn bytes(&self) -> Result<&'a [u8], Malformed> {
         match self {
             Value::Bytes(bytes) => Ok(bytes),
@@ -67,26 +67,26 @@ const WRONG_WIRE_TYPE: Malformed = Malformed("a known field has another wire typ
 pub struct Field<'a> {
     /// Field number, at least 1.
     pub number: u32,
-    /// What it holds.
+    /// The value.
     pub value: Value<'a>,
-    /// The whole field as it stands, tag included.
+    /// The whole encoded field, tag included.
     pub raw: &'a [u8],
 }
 
-/// Walks the fields of one message.
+/// Reads the fields of one message.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    /// Reads the fields of `message`.
+    /// A reader of the fields of `message`.
     #[inline]
     pub fn new(message: &'a [u8]) -> Self {
         Reader { rest: message }
     }
 
-    /// Bytes that are not read yet.
+    /// The bytes that have not been read yet.
     #[inline]
     pub fn remaining(&self) -> usize {
         self.rest.len()
@@ -128,7 +128,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether the next field has this tag, of one byte; its value must be read next then.
+    /// Whether the next field has this one-byte tag. If so, its value must be read next.
     #[inline(always)]
     pub fn next_is(&mut self, tag: u8) -> bool {
         match self.rest {
@@ -193,8 +193,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Skips a field that the caller does not read, or refuses it where its number is one of
-    /// `known`: then it is a field that the caller reads, with another wire type.
+    /// Skips a field that the caller does not read. If its number is one of `known`, the caller
+    /// reads this field with another wire type, so it is refused.
     #[inline(always)]
     pub fn skip_unless(&mut self, tag: u32, known: &[u32]) -> Result<(), Malformed> {
         if known.contains(&(tag >> 3)) {
@@ -212,8 +212,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-// The rare cases take and return the rest by value: a reader whose address escaped would live in
-// memory, not in registers, and the inner loop of the walk with it.
+// The rare cases take and return the rest by value. If the address of the reader escaped, the
+// reader would live in memory instead of registers, which slows the inner loop of the walk.
 
 #[inline(never)]
 fn long_tag(rest: &[u8]) -> Result<(u32, &[u8]), Malformed> {
@@ -234,7 +234,7 @@ fn long_bytes(rest: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 
 #[inline(never)]
 fn long_varint(rest: &[u8]) -> Result<(u64, &[u8]), Malformed> {
-    // The length of nearly every span and the tag of its flags.
+    // The length of nearly every span, and the tag of its flags.
     if let [low @ 0x80..=0xff, high @ 0..0x80, rest @ ..] = rest {
         return Ok((u64::from(*low & 0x7f) | u64::from(*high) << 7, rest));
     }
@@ -251,8 +251,8 @@ fn long_varint(rest: &[u8]) -> Result<(u64, &[u8]), Malformed> {
     Err(Malformed("unterminated varint"))
 }
 
-/// Skips to behind the end tag of a group, with a stack instead of recursion: the depth is the
-/// sender's choice.
+/// Skips to the end of a group. It uses a stack instead of recursion, because the sender chooses
+/// the depth.
 #[cold]
 fn skip_group(rest: &[u8], number: u32) -> Result<&[u8], Malformed> {
     let mut reader = Reader { rest };
@@ -286,9 +286,9 @@ pub fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-/// Bytes that [`put_varint`] appends.
+/// The number of bytes that [`put_varint`] appends.
 pub fn varint_len(number: u64) -> usize {
-    // 1 to 10: one byte for each started group of seven bits.
+    // 1 to 10: one byte per started group of seven bits.
     (64 - (number | 1).leading_zeros() as usize).div_ceil(7)
 }
 
@@ -298,7 +298,7 @@ pub fn put_length_delimited(out: &mut Vec<u8>, number: u32, length: usize) {
     put_varint(out, length as u64);
 }
 
-/// Bytes of a length-delimited field with a payload of `length`, tag and length included.
+/// The size of a length-delimited field with a payload of `length` bytes, including tag and length.
 pub fn length_delimited_len(number: u32, length: usize) -> usize {
     varint_len(u64::from(number << 3)) + varint_len(length as u64) + length
 }

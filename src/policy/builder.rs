@@ -1,5 +1,5 @@
-//! Collecting leaves while policies are compiled: what is written alike shares a bit, and what is
-//! known of each leaf says which others it implies.
+//! Collects leaves while policies are compiled. Equal conditions share a bit, and the builder
+//! records enough about each leaf to tell which other leaves it implies.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::{
     texts::{TextsBuilder, Written, set},
 };
 
-/// What an attribute belongs to.
+/// The owner of an attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Bearer {
     /// A span or a resource, by the scope of the condition.
@@ -21,33 +21,33 @@ pub(super) enum Bearer {
 }
 
 impl Bearer {
-    /// Whether whatever this one has the other has, too.
+    /// Whether every attribute of this bearer is also an attribute of `other`.
     fn is_within(self, other: Bearer) -> bool {
         let is_any = other == Bearer::Scope(Scope::Any) && self != Bearer::Event;
         self == other || is_any
     }
 }
 
-/// A leaf as it was given to the builder.
+/// A leaf in the form in which it was given to the builder.
 #[derive(Debug)]
 pub(super) enum Leaf<'b> {
     Text(Text<'b>, &'b Written),
     Number(Key<'b>, NumberRange),
     Boolean(Key<'b>, bool),
     Exists(Key<'b>),
-    /// The mask.
+    /// The mask of kinds.
     Kinds(u8),
     Duration(DurationRange),
     SameSpan(&'b Node),
     SameEvent(&'b Node),
-    /// One that has nothing to compare: equal ones share a bit.
+    /// A leaf without anything to compare; equal ones share a bit.
     Other,
 }
 
-/// The key of an attribute, and whose it is.
+/// The owner and the key of an attribute.
 pub(super) type Key<'k> = (Bearer, &'k str);
 
-/// What a text is compared as.
+/// The text that a condition compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Text<'k> {
     /// The value of this attribute.
@@ -61,7 +61,7 @@ pub(super) enum Text<'k> {
 }
 
 impl Leaf<'_> {
-    /// Whether the other holds wherever this one does, as far as one can tell by looking at them.
+    /// Whether `other` holds wherever this leaf holds, as far as their shapes tell.
     pub(super) fn implies(&self, other: &Leaf<'_>) -> bool {
         let of_same_key = match (self.key(), other.key()) {
             (Some((bearer, key)), Some((other, same))) => key == same && bearer.is_within(other),
@@ -97,7 +97,7 @@ impl Leaf<'_> {
     }
 }
 
-/// Conditions on one attribute as they are collected.
+/// The conditions on one attribute, while they are collected.
 #[derive(Debug, Default)]
 struct TestsBuilder {
     exists: Option<u32>,
@@ -130,7 +130,7 @@ pub(super) struct LeavesBuilder {
 }
 
 impl LeavesBuilder {
-    /// "It is one of these."
+    /// Condition: the text is one of these.
     pub(super) fn text(&mut self, what: Text<'_>, values: &StringMatch) -> u32 {
         let texts = match what {
             Text::Attribute((bearer, key)) => {
@@ -143,57 +143,58 @@ impl LeavesBuilder {
         texts.bit(values, &mut self.count)
     }
 
-    /// "There is `key` with a number in this range."
+    /// Condition: `key` has a number in this range.
     pub(super) fn number(&mut self, (bearer, key): Key<'_>, range: NumberRange) -> u32 {
         let tests = self.attributes.entry((bearer, key.to_owned())).or_default();
         shared(&mut tests.values.numbers, range, &mut self.count)
     }
 
-    /// "There is `key` with this boolean."
+    /// Condition: `key` has this boolean.
     pub(super) fn boolean(&mut self, (bearer, key): Key<'_>, value: bool) -> u32 {
         let tests = self.attributes.entry((bearer, key.to_owned())).or_default();
         let bit = &mut tests.values.booleans[usize::from(value)];
         *bit.get_or_insert_with(|| next(&mut self.count))
     }
 
-    /// "There is `key`."
+    /// Condition: `key` exists.
     pub(super) fn exists(&mut self, (bearer, key): Key<'_>) -> u32 {
         let tests = self.attributes.entry((bearer, key.to_owned())).or_default();
         *tests.exists.get_or_insert_with(|| next(&mut self.count))
     }
 
-    /// "A span has the sampled flag."
+    /// Condition: a span has the sampled flag.
     pub(super) fn sampled(&mut self) -> u32 {
         *self.sampled.get_or_insert_with(|| next(&mut self.count))
     }
 
-    /// "A span has no parent."
+    /// Condition: a span has no parent.
     pub(super) fn root(&mut self) -> u32 {
         *self.root.get_or_insert_with(|| next(&mut self.count))
     }
 
-    /// "A span is of a kind of this mask."
+    /// Condition: the kind of a span is in this mask.
     pub(super) fn kinds(&mut self, mask: u8) -> u32 {
         shared(&mut self.kinds, mask, &mut self.count)
     }
 
-    /// "A span lasts so long."
+    /// Condition: the duration of a span is in this range.
     pub(super) fn duration(&mut self, range: DurationRange) -> u32 {
         shared(&mut self.durations, range, &mut self.count)
     }
 
-    /// "The expression holds on a single span." Its own bits have been given out before.
+    /// Condition: the expression holds on a single span. The bits in the expression must exist
+    /// already.
     pub(super) fn same_span(&mut self, node: Node) -> u32 {
         shared(&mut self.same_spans, node, &mut self.count)
     }
 
-    /// "The expression holds on a single event." Its own bits, which are all of events, have been
-    /// given out before.
+    /// Condition: the expression holds on a single event. The bits in the expression must exist
+    /// already, and all must be about events.
     pub(super) fn same_event(&mut self, node: Node) -> u32 {
         shared(&mut self.same_events, node, &mut self.count)
     }
 
-    /// What has been collected, by bit.
+    /// The collected leaves, by bit.
     pub(super) fn leaves(&self) -> Vec<Leaf<'_>> {
         let mut leaves = Vec::new();
         for ((bearer, key), TestsBuilder { exists, texts, values }) in &self.attributes {
@@ -269,7 +270,7 @@ impl LeavesBuilder {
         Leaves { fields, ..leaves }
     }
 
-    /// The bits that are of single events, by word.
+    /// The bits that are about single events, by word.
     fn bits_of_events(&self) -> Vec<u64> {
         let mut bits = vec![0; (self.count as usize).div_ceil(64)];
         for (bit, leaf) in (0..).zip(self.leaves()) {
@@ -285,7 +286,7 @@ impl LeavesBuilder {
     }
 }
 
-/// The bit of what was given one before, else a new one.
+/// The bit of an equal leaf if there is one, otherwise a new bit.
 fn shared<T: PartialEq>(known: &mut Vec<(T, u32)>, new: T, count: &mut u32) -> u32 {
     if let Some((_, bit)) = known.iter().find(|(old, _)| *old == new) {
         return *bit;

@@ -1,5 +1,5 @@
-//! From a rule as it is written to the expression that decides, with its conditions given to the
-//! builder of leaves. `not` is pushed down to the conditions (De Morgan).
+//! Compiles a rule to the expression that decides, and gives its conditions to the builder of
+//! leaves. `not` is pushed down to the conditions (De Morgan).
 
 use super::{
     builder::{Bearer, LeavesBuilder, Text},
@@ -12,7 +12,7 @@ use crate::trace::Threshold;
 /// The resource attribute that `service_name` compares.
 const SERVICE_NAME: &str = "service.name";
 
-/// The expression of a rule, or, if `negated`, of its opposite.
+/// The expression of a rule, or of its opposite if `negated`.
 pub(super) fn compile(rule: &RuleSpec, negated: bool, leaves: &mut LeavesBuilder) -> Node {
     let node = compile_kind(&rule.kind, negated, leaves);
     let threshold = Threshold::from_percentage(rule.sampling_percentage);
@@ -54,7 +54,8 @@ fn compile_kind(kind: &RuleKind, negated: bool, leaves: &mut LeavesBuilder) -> N
     }
 }
 
-/// The bit of a condition that a single span meets, and whether the condition is that none does.
+/// The bit of a condition on single spans, and whether the condition is inverted (no span meets
+/// it).
 fn compile_leaf(kind: &RuleKind, leaves: &mut LeavesBuilder) -> (u32, bool) {
     match kind {
         RuleKind::StringAttribute { key, scope, values, invert } => {
@@ -107,7 +108,7 @@ fn compile_leaf(kind: &RuleKind, leaves: &mut LeavesBuilder) -> (u32, bool) {
     }
 }
 
-/// What one event has to meet.
+/// The conditions that one event has to meet.
 fn compile_event(
     names: Option<&StringMatch>,
     key: Option<&str>,
@@ -127,7 +128,7 @@ fn nanos(millis: u64) -> u64 {
     millis.saturating_mul(1_000_000)
 }
 
-/// From the one condition on, and up to where the other begins.
+/// Holds from the first condition on, until the second one holds.
 fn between(from: Condition, until: Option<Condition>, negated: bool) -> Node {
     let mut bounds = vec![Node::Condition { condition: from, negated }];
     if let Some(condition) = until {
@@ -136,7 +137,7 @@ fn between(from: Condition, until: Option<Condition>, negated: bool) -> Node {
     all_of(bounds, negated)
 }
 
-/// The intersection of the parts, or, below a negation, their union.
+/// The intersection of the parts; below a negation, their union.
 fn all_of(parts: Vec<Node>, negated: bool) -> Node {
     if negated { Node::Or(parts) } else { Node::And(parts) }
 }

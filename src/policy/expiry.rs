@@ -1,9 +1,9 @@
-//! Policies that end at a time of the wall clock, from which on they match nothing.
+//! Policies that end at a time of the wall clock. After that time they match nothing.
 //!
-//! Whoever has a clock says what time it is ([`super::Plan::expire`]), once a tick; decisions read
-//! one flag, and only those of policies that end. A clock that is set back puts a policy in force
-//! again. Times are Unix milliseconds. A reload keeps the flag of a policy whose end is as it was,
-//! so that shards that still decide by the plan before it follow, too.
+//! The decider passes the time to [`super::Plan::expire`] once per tick. Decisions only read a
+//! flag, and only for policies that end. If the clock is set back, the policy is in force again.
+//! Times are Unix milliseconds. A reload keeps the flag of a policy whose end has not changed, so
+//! shards that still decide by the previous plan see it too.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 #[derive(Debug)]
 pub(super) struct Expiry {
     at: u64,
-    /// Nothing else is read by it, so that no ordering is needed.
+    /// No other data depends on this flag, so it needs no memory ordering.
     is_over: AtomicBool,
 }
 
 impl Expiry {
-    /// Not over until it is told the time.
+    /// In force until the time is passed to it.
     pub(super) fn new(at: u64) -> Self {
         Expiry { at, is_over: AtomicBool::new(false) }
     }

@@ -1,17 +1,17 @@
-//! Leaves: the conditions that are one bit each, set while a span is walked.
+//! Leaves: the conditions that have one bit each, which is set while a span is walked.
 //!
-//! Conditions that are written alike share a bit ([`super::builder`]). The keys that any condition
-//! reads stand in one hash table, so an attribute costs one look-up whatever the number of
-//! policies, and a wanted value one more ([`super::texts`]); only bounds on numbers are tried one
-//! by one. A value is read from its bytes only when its key is wanted; name, kind, flags,
-//! tracestate and events only when some condition asks for them.
+//! Equal conditions share a bit ([`super::builder`]). The keys that conditions read are in one hash
+//! table, so an attribute costs one look-up regardless of the number of policies, and a value that
+//! is compared costs one more ([`super::texts`]). Only bounds on numbers are tried one by one. A
+//! value is read from its bytes only if a condition names its key. Name, kind, flags, tracestate
+//! and events are read only if a condition needs them.
 //!
-//! A span's bits begin as those of its resource and get those of its attributes and events. When
-//! all are there, `same_span` evaluates its expression on them, and sets a bit of its own.
+//! The bits of a span start as the bits of its resource; its attributes and events add theirs. When
+//! all are set, `same_span` evaluates its expression on them and sets its own bit.
 //!
-//! `span_event` is the same within an event: what its name and attributes meet are bits, its
-//! expression is evaluated on them when the event is through, and then they are cleared for the
-//! next event. They stand among the bits of the span, where they need no buffer of their own.
+//! `span_event` works the same way within an event. The event's name and attributes set bits; at
+//! the end of the event the expression is evaluated on them, and they are cleared for the next
+//! event. They are stored among the bits of the span, so they need no extra buffer.
 
 use std::collections::HashMap;
 
@@ -35,15 +35,15 @@ pub(super) type ByKey<T> = HashMap<Box<[u8]>, T, foldhash::fast::RandomState>;
 #[derive(Debug, Default)]
 pub struct Leaves {
     pub(super) attributes: ByKey<Attributes>,
-    /// The [`key_bit`] of each key that spans are asked for: nearly all attributes that no policy
-    /// names are told by it, without hashing them.
+    /// The [`key_bit`]s of all keys that conditions on spans read. Most attributes that no policy
+    /// names are recognised by this mask, without a hash.
     pub(super) key_bits: u64,
     pub(super) fields: Fields,
     pub(super) events: Events,
     pub(super) count: u32,
 }
 
-/// The conditions on attributes of one key, by whose attribute it is.
+/// The conditions on attributes of one key, by the owner of the attribute.
 #[derive(Debug, Default)]
 pub(super) struct Attributes {
     pub(super) of_any: Option<Tests>,
@@ -54,23 +54,23 @@ pub(super) struct Attributes {
 /// Conditions on an attribute.
 #[derive(Debug, Default)]
 pub(super) struct Tests {
-    /// The bit of "there is one".
+    /// The bit of the condition that the attribute exists.
     pub(super) exists: Option<u32>,
     pub(super) texts: Texts,
     pub(super) values: Values,
-    /// Whether there is more than the bit of existence.
+    /// Whether there are conditions other than existence.
     pub(super) values_are_read: bool,
 }
 
-/// The bits of conditions on values that are no texts.
+/// The bits of conditions on values that are not text.
 #[derive(Debug, Default)]
 pub(super) struct Values {
     pub(super) numbers: Vec<(NumberRange, u32)>,
-    /// Of false and of true.
+    /// The bits for false and for true.
     pub(super) booleans: [Option<u32>; 2],
 }
 
-/// The conditions on what a span is beside its attributes and events.
+/// The conditions on the fields of a span other than its attributes and events.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     pub(super) names: Texts,
@@ -81,7 +81,7 @@ pub(super) struct Fields {
     pub(super) kinds: Vec<(u8, u32)>,
     pub(super) durations: Vec<(DurationRange, u32)>,
     pub(super) same_spans: Vec<(Node, u32)>,
-    /// Whether there is any, or any on events.
+    /// Whether there is any condition on these fields or on events.
     pub(super) are_read: bool,
 }
 
@@ -90,9 +90,9 @@ pub(super) struct Fields {
 pub(super) struct Events {
     pub(super) names: Texts,
     pub(super) attributes: ByKey<Tests>,
-    /// Expressions over the bits of one event, each with a bit of the span.
+    /// Expressions over the bits of one event, each with the bit of the span that it sets.
     pub(super) same_events: Vec<(Node, u32)>,
-    /// The bits of one event among those of its span, by word.
+    /// The bits about one event among the bits of its span, by word.
     pub(super) own_bits: Vec<u64>,
 }
 
@@ -144,7 +144,7 @@ impl Conditions for Leaves {
 
     fn test_event(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         let outcome = self.events.test(event, bits);
-        // Also after an error: the span may have other events.
+        // Cleared after an error too, because the span may have other events.
         bits.iter_mut().zip(&self.events.own_bits).for_each(|(word, own)| *word &= !own);
         outcome
     }
@@ -196,7 +196,7 @@ impl Events {
             None => Ok(()),
         })?;
         self.names.test(name, bits);
-        // Most events meet nothing, and a request may have millions of them.
+        // Most events meet no condition, and a request may have millions of events.
         if bits.iter().zip(&self.own_bits).all(|(word, own)| word & own == 0) {
             return Ok(());
         }
@@ -209,8 +209,8 @@ impl Events {
     }
 }
 
-/// Sets the bits of the conditions that an attribute meets. Nearly all keys are asked for in one
-/// scope, so that the value is read once.
+/// Sets the bits of the conditions that an attribute meets. Most keys are used in one scope only,
+/// so the value is read once.
 #[inline]
 fn test(
     tests: [&Option<Tests>; 2],
@@ -265,14 +265,14 @@ impl DurationRange {
         nanos > self.over && self.up_to.is_none_or(|most| nanos <= most)
     }
 
-    /// Whether the other contains every duration that this one does.
+    /// Whether `other` contains every duration that this range contains.
     pub(super) fn is_within(&self, other: &DurationRange) -> bool {
         self.over >= other.over
             && other.up_to.is_none_or(|bound| self.up_to.is_some_and(|most| most <= bound))
     }
 }
 
-/// One of 64 bits for a key, by its length and both ends.
+/// One of 64 bits for a key, computed from its length and its first and last bytes.
 #[inline(always)]
 pub(super) fn key_bit(key: &[u8]) -> u64 {
     let [first, last] = [key.first(), key.last()].map(|end| end.map_or(0, |&end| u32::from(end)));

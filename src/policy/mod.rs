@@ -1,9 +1,9 @@
-//! Policies: as they are written ([`PolicySpec`]), compiled ([`Plan`]), and the conditions that
-//! spans set bits for ([`Leaves`]).
+//! Policies: as they are written ([`PolicySpec`]), compiled ([`Plan`]), and the conditions for
+//! which spans set bits ([`Leaves`]).
 //!
-//! A decision is a pure function of a trace's facts, its bits, its randomness and the plan; no
-//! clock, no network, no window. Source of the algebra: OpenTelemetry specification, "Probability
-//! Sampling".
+//! A decision is a pure function of a trace's facts, its bits, its randomness and the plan. This
+//! module does not use a clock, the network or the window. The algebra follows the OpenTelemetry
+//! specification, "Probability Sampling".
 
 mod builder;
 mod compile;

@@ -1,47 +1,48 @@
-//! Expressions over facts and bits, each of which evaluates to a threshold.
+//! Expressions over facts and bits. Each evaluates to a threshold.
 //!
-//! A condition that holds proposes 0 (always), one that does not [`Threshold::NEVER`], a percentage
-//! its own; `or` is the minimum, `and` the maximum. `not` stands only on conditions (the compiler
-//! pushes it down, De Morgan), so that each of them is known to be *rising* (once true it stays
-//! true) or *falling* (later spans can still turn it).
+//! A condition that holds proposes 0 (always), a condition that does not hold proposes
+//! [`Threshold::NEVER`], and a percentage proposes its own threshold. `or` takes the minimum, `and`
+//! the maximum. The compiler pushes `not` down to the conditions (De Morgan), so each condition is
+//! known to be *rising* (once true, it stays true) or *falling* (later spans can make it false).
 //!
-//! The same expressions decide on a trace and on a single span, whose facts and bits are those of a
-//! trace of one span.
+//! The same expressions decide on a trace and on a single span. A single span has the facts and
+//! bits of a trace with one span.
 
 use crate::trace::{Facts, Threshold};
 
 /// An expression that evaluates to a threshold.
 #[derive(Debug, PartialEq)]
 pub(super) enum Node {
-    /// Always or never.
+    /// Always or never, regardless of the trace.
     Condition {
         condition: Condition,
-        /// Whether it is falling.
+        /// Whether the condition is falling.
         negated: bool,
     },
     /// Intersection: the highest threshold of the parts.
     And(Vec<Node>),
     /// Union: the lowest threshold of the parts.
     Or(Vec<Node>),
-    /// Always, at this threshold.
+    /// Matches always, with this threshold.
     Constant(Threshold),
 }
 
-/// A condition on the whole trace, rising: once it holds it holds for good.
+/// A condition on the whole trace. It is rising: once it holds, it keeps holding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
-    /// Any span has a status of this mask.
+    /// Any span has a status in this mask.
     Status(u8),
     /// The trace lasts longer than this, in nanoseconds.
     LongerThan(u64),
-    /// The trace has this many spans or more.
+    /// The trace has at least this many spans.
     SpansFrom(u64),
     /// The bit of a leaf is set.
     Leaf(u32),
 }
 
 impl Node {
-    /// With `certain`, conditions that can still turn count as not holding.
+    /// Evaluates the expression. With `certain`, conditions that later spans can still change count
+    /// as not holding.
     pub(super) fn evaluate(&self, facts: &Facts, bits: &[u64], certain: bool) -> Threshold {
         let evaluate = |part: &Node| part.evaluate(facts, bits, certain);
         match self {
@@ -54,8 +55,8 @@ impl Node {
                 let mut highest = Threshold::ALWAYS;
                 for part in parts {
                     highest = highest.max(evaluate(part));
-                    // Nothing is higher. Most conditions fail on most spans, so to look no further
-                    // saves a third of the walk where many policies are about single spans.
+                    // No threshold is higher. Most conditions fail on most spans, so stopping here
+                    // saves a third of the walk if many policies are about single spans.
                     if !highest.matches() {
                         break;
                     }

@@ -1,7 +1,7 @@
-//! Numbers as attributes and bounds have them: integers and doubles on one line.
+//! Numbers in attributes and bounds: integers and doubles in one order.
 //!
-//! The order is that of the numbers themselves. An `i64` beyond 2^53 is never rounded to a double:
-//! the identifiers and byte counts that one compares there would fall on their neighbours.
+//! The order is that of the exact values. An `i64` beyond 2^53 is never rounded to a double,
+//! because identifiers and byte counts of that size would then equal their neighbours.
 
 use std::{
     cmp::Ordering,
@@ -15,9 +15,9 @@ use std::{
 /// An integer or a double.
 #[derive(Clone, Copy, Debug)]
 pub enum Number {
-    /// Any.
+    /// Any `i64`.
     Int(i64),
-    /// Any; NaN is neither equal to nor below nor above anything.
+    /// Any `f64`. NaN is neither equal to, below nor above any number.
     Double(f64),
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for Number {
     }
 }
 
-/// Compares without rounding either.
+/// Compares without rounding either number.
 fn compare(int: i64, double: f64) -> Option<Ordering> {
     const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
     if double.is_nan() {
@@ -70,26 +70,27 @@ fn compare(int: i64, double: f64) -> Option<Ordering> {
 /// Bounds, at least one of which is set; neither is NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NumberRange {
-    /// No number below it.
+    /// The lower bound.
     pub lower: Bound<Number>,
-    /// No number above it.
+    /// The upper bound.
     pub upper: Bound<Number>,
 }
 
 impl NumberRange {
-    /// Whether the number lies within the bounds; NaN never does.
+    /// Whether the number is within the bounds; NaN never is.
     pub fn contains(&self, number: Number) -> bool {
         (self.lower, self.upper).contains(&number)
     }
 
-    /// Whether the other contains every number that this one does, as far as its bounds tell.
+    /// Whether `other` contains every number that this range contains, as far as the bounds tell.
     pub fn is_within(&self, other: &NumberRange) -> bool {
         is_within(self.lower, other.lower, Ordering::Greater)
             && is_within(self.upper, other.upper, Ordering::Less)
     }
 }
 
-/// Whether a bound lies within the other; `inwards` is how one compares that lies further in.
+/// Whether a bound is within the other one; `inwards` is the comparison result of a bound that is
+/// further inside.
 fn is_within(bound: Bound<Number>, other: Bound<Number>, inwards: Ordering) -> bool {
     let (number, other, may_be_equal) = match (bound, other) {
         (_, Unbounded) => return true,

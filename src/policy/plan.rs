@@ -1,17 +1,16 @@
-//! The compiled policies: leaves that spans set bits for, and one expression over thresholds a
-//! policy.
+//! The compiled policies: the leaves for which spans set bits, and one expression over thresholds
+//! per policy.
 //!
 //! Every policy is a probability: an expression ([`super::node`]) that evaluates to a
-//! [`Threshold`]. The set of policies is an `or` of them, the minimum: exact, since all are
-//! compared with the same randomness.
+//! [`Threshold`]. The set of policies is their `or`, the minimum. This is exact, because all
+//! thresholds are compared with the same randomness.
 //!
-//! Evaluation is a pure function of facts, bits, randomness and the plan, costs a few nanoseconds a
-//! node and never reads a span.
+//! Evaluation is a pure function of facts, bits, randomness and the plan. It costs a few
+//! nanoseconds per node and never reads a span.
 //!
-//! A plan knows the names of all policies that there have been since the process started: one that
-//! follows another ([`Plan::successor`]) appends to its names, so that a [`PolicyId`] in a
-//! remembered decision, in the log or in a counter means the same policy after any number of
-//! reloads.
+//! A plan knows the names of all policies since the process started. A successor
+//! ([`Plan::successor`]) appends its names, so a [`PolicyId`] in the decision cache, in the
+//! decision log or in a counter means the same policy after any number of reloads.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -26,73 +25,73 @@ use super::{
 };
 use crate::trace::{Facts, Randomness, Threshold};
 
-/// Names of policies that a process may know over its life, so that an id is two bytes and there is
-/// an end to the series of metrics.
+/// The most policy names that a process accepts over its life. The limit keeps an id at two bytes
+/// and bounds the number of series in the metrics.
 pub const POLICY_NAMES_MAX: usize = 10_000;
 
 /// The policies that decide, compiled once.
 #[derive(Debug)]
 pub struct Plan {
-    /// Those that decide, in the order of the file.
+    /// The policies that decide, in the order of the file.
     policies: Vec<Policy>,
-    /// Those that are evaluated beside them and decide nothing, in the order of the file.
+    /// The shadow policies, in the order of the file. They are evaluated but decide nothing.
     shadows: Vec<Policy>,
-    /// Of these and of all policies before them, by id.
+    /// The names of these and all earlier policies, by id.
     names: Vec<String>,
     leaves: Leaves,
     limits: Vec<Arc<Limit>>,
 }
 
-/// Too many names of policies since the start; a restart forgets those that are gone.
+/// Too many policy names since the start. A restart forgets the names that are no longer used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there have been more than {POLICY_NAMES_MAX} policy names since the start")]
+#[error("more than {POLICY_NAMES_MAX} policy names since the start")]
 pub struct TooManyNames;
 
-/// Index of a policy in [`Plan::names`]; [`PolicyId::NONE`] where none matched.
+/// The index of a policy in [`Plan::names`]; [`PolicyId::NONE`] if no policy matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PolicyId(pub u16);
 
 impl PolicyId {
-    /// No policy matched. Written `none`.
+    /// No policy matched. Shown as `none`.
     pub const NONE: PolicyId = PolicyId(u16::MAX);
 }
 
-/// What the policies make of a trace.
+/// The result of the policies for a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Whether the trace is kept.
     pub kept: bool,
-    /// The policy that proposed the lowest threshold (of equals the first in the file), or that
-    /// vetoed.
+    /// The policy that proposed the lowest threshold (the first in the file, if several did), or
+    /// the policy that vetoed.
     pub policy: PolicyId,
-    /// The lowest threshold proposed; [`Threshold::NEVER`] where none was or a policy vetoed.
+    /// The lowest proposed threshold; [`Threshold::NEVER`] if none was proposed or a policy vetoed.
     pub threshold: Threshold,
 }
 
 impl Verdict {
-    /// Dropped, because nothing matched.
+    /// Dropped because no policy matched.
     pub const NONE: Verdict =
         Verdict { kept: false, policy: PolicyId::NONE, threshold: Threshold::NEVER };
 }
 
-/// What a shadow policy would have changed about a trace that it matches, had it been in force
-/// beside those that decide.
+/// The change that a shadow policy would have made to a trace that it matches, if it had been in
+/// force with the policies that decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// The trace was dropped and would have been kept.
     Kept = 0,
     /// The trace was kept and would have been dropped.
     Dropped = 1,
-    /// Nothing.
+    /// No change.
     None = 2,
 }
 
-/// A shadow policy that matched, and what it would have changed.
+/// A shadow policy that matched, and the change it would have made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shadowed {
     /// The policy.
     pub policy: PolicyId,
-    /// What it would have changed.
+    /// The change it would have made.
     pub effect: Effect,
 }
 
@@ -101,36 +100,36 @@ struct Policy {
     id: PolicyId,
     node: Node,
     is_veto: bool,
-    /// Index into the plan's limits.
+    /// The index of its limit in the plan's limits.
     limit: Option<usize>,
-    /// Where it ends at a time.
+    /// The time at which it ends, if it ends.
     expiry: Option<Arc<Expiry>>,
 }
 
-/// What a trace is decided on.
+/// The input of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
-    /// What is known of the whole trace.
+    /// The facts of the whole trace.
     pub facts: &'a Facts,
-    /// The leaves that hold for any span, as many words as the plan's [`Leaves`] ask for.
+    /// The bits of the leaves that hold for any span; as many words as the plan's [`Leaves`] need.
     pub bits: &'a [u64],
-    /// Compared with the threshold.
+    /// The randomness, which is compared with the threshold.
     pub randomness: Randomness,
-    /// The decision comes before its time: what can still turn does not veto.
+    /// Whether the decision is early. Conditions that can still change do not veto then.
     pub forced: bool,
 }
 
 impl Plan {
-    /// Compiles valid policies. Leaves that several of them share are compiled once.
+    /// Compiles valid policies. Leaves that several policies share are compiled once.
     pub fn compile(specs: &[PolicySpec]) -> Self {
         Plan::build(None, specs)
     }
 
-    /// Compiles valid policies that follow these. A name that was known before keeps its id, and a
-    /// policy whose limit is as it was keeps what is left of it.
+    /// Compiles valid policies as a successor of this plan. A name that was known keeps its id, and
+    /// a policy with an unchanged limit keeps its bucket.
     ///
     /// # Errors
-    /// [`TooManyNames`]; only a restart helps.
+    /// [`TooManyNames`]: only a restart helps.
     pub fn successor(&self, specs: &[PolicySpec]) -> Result<Self, TooManyNames> {
         let plan = Plan::build(Some(self), specs);
         if plan.names.len() > POLICY_NAMES_MAX { Err(TooManyNames) } else { Ok(plan) }
@@ -167,17 +166,17 @@ impl Plan {
         &self.names
     }
 
-    /// A policy's name, `none` for [`PolicyId::NONE`].
+    /// The name of a policy; `none` for [`PolicyId::NONE`].
     pub fn name(&self, id: PolicyId) -> &str {
         self.names.get(usize::from(id.0)).map_or("none", String::as_str)
     }
 
-    /// The conditions that spans set bits for.
+    /// The conditions for which spans set bits.
     pub fn leaves(&self) -> &Leaves {
         &self.leaves
     }
 
-    /// Decides. Every policy that matches is appended to `matched`, vetoes included.
+    /// Decides. Appends every policy that matches, including vetoes, to `matched`.
     pub fn decide(&self, evidence: &Evidence<'_>, matched: &mut Vec<PolicyId>) -> Verdict {
         let mut veto = None;
         let mut lowest = (Threshold::NEVER, PolicyId::NONE);
@@ -204,9 +203,8 @@ impl Plan {
         Verdict { kept: threshold.keeps(evidence.randomness), policy, threshold }
     }
 
-    /// Says what each shadow policy that matches would have changed about the verdict of those that
-    /// decide, each of them alone. Since a set of policies takes the lowest threshold, that is one
-    /// comparison a policy.
+    /// For each shadow policy that matches, tells how it alone would have changed the verdict. A
+    /// set of policies takes the lowest threshold, so this is one comparison per policy.
     pub fn shadow(&self, evidence: &Evidence<'_>, verdict: &Verdict, out: &mut Vec<Shadowed>) {
         let is_vetoed = verdict.policy != PolicyId::NONE && !verdict.threshold.matches();
         for policy in &self.shadows {
@@ -224,68 +222,68 @@ impl Plan {
         }
     }
 
-    /// The shadow policies. Without any they cost nothing.
+    /// The shadow policies. If there are none, they cost nothing.
     pub fn shadows(&self) -> impl ExactSizeIterator<Item = PolicyId> {
         self.shadows.iter().map(|policy| policy.id)
     }
 
-    /// What a policy proposes, raised by its limit.
+    /// The threshold that a policy proposes, raised by its limit.
     fn raised(&self, policy: &Policy, proposed: Threshold) -> Threshold {
         let raised = policy.limit.map(|limit| self.limits[limit].threshold());
         raised.map_or(proposed, |raised| raised.max(proposed))
     }
 
-    /// Those that decide, and those that do not.
+    /// All policies: those that decide, then the shadow policies.
     fn all(&self) -> impl Iterator<Item = &Policy> {
         self.policies.iter().chain(&self.shadows)
     }
 
-    /// The limit of a policy, if it is the same one.
+    /// The limit of a policy with the same name and the same limit.
     fn limit(&self, id: PolicyId, spec: &LimitSpec) -> Option<Arc<Limit>> {
         let policy = self.all().find(|policy| policy.id == id)?;
         let limit = &self.limits[policy.limit?];
         (limit.spec() == spec).then(|| Arc::clone(limit))
     }
 
-    /// The expiry of a policy, if it is at the same time.
+    /// The expiry of a policy with the same name and the same end.
     fn expiry(&self, id: PolicyId, at: u64) -> Option<Arc<Expiry>> {
         let policy = self.all().find(|policy| policy.id == id)?;
         policy.expiry.clone().filter(|expiry| expiry.at() == at)
     }
 
-    /// Says what time it is, in Unix milliseconds. From its end on a policy matches nothing; those
-    /// that have ended since the last call are returned. Called before the plan decides anything,
-    /// and once a tick.
+    /// Sets the time, in Unix milliseconds. A policy that has reached its end matches nothing.
+    /// Returns the policies that have ended since the last call. Called before the plan decides
+    /// anything, and once per tick.
     pub fn expire(&self, now: u64) -> Vec<PolicyId> {
         let has_come =
             |policy: &&Policy| policy.expiry.as_ref().is_some_and(|expiry| expiry.has_come(now));
         self.all().filter(has_come).map(|policy| policy.id).collect()
     }
 
-    /// The policies that end at a time, with that time in Unix milliseconds.
+    /// The policies that end, with their ends in Unix milliseconds.
     pub fn expiries(&self) -> Vec<(PolicyId, u64)> {
         let at = |policy: &Policy| Some((policy.id, policy.expiry.as_ref()?.at()));
         self.all().filter_map(at).collect()
     }
 
-    /// Whether any policy has a limit. Without one, ticks and charges are nothing.
+    /// Whether any policy has a limit. If none has, ticks and charges do nothing.
     pub fn has_limits(&self) -> bool {
         !self.limits.is_empty()
     }
 
-    /// Whether a limit has not had a tick yet, and so has no threshold that holds it.
+    /// Whether a limit has not had a tick yet, so its threshold does not hold the rate.
     pub fn has_new_limits(&self) -> bool {
         !self.limits.iter().all(|limit| limit.has_begun())
     }
 
-    /// The limits that decide.
+    /// The limits of the policies that decide.
     pub(super) fn limits(&self) -> &[Arc<Limit>] {
         &self.limits
     }
 
-    /// Charges a trace to the limits whose thresholds keep it. One that is decided by force was no
-    /// candidate of a tick: it is noted, kept or not, so that the thresholds of the next ticks
-    /// expect others like it.
+    /// Charges a trace to the limits whose thresholds keep it. A trace that is decided early was
+    /// not a candidate in a tick; it is noted, kept or not, so that the thresholds of the next
+    /// ticks expect others like it.
     pub fn charge(&self, evidence: &Evidence<'_>) {
         let costs = [evidence.facts.spans, evidence.facts.bytes];
         for (limit, proposed) in self.limited(evidence) {
@@ -299,9 +297,10 @@ impl Plan {
         }
     }
 
-    /// The limits that a trace counts towards, with what their policies propose without them: those
-    /// of policies that would keep it, unless it is vetoed, or another policy without a limit keeps
-    /// it in any case. A shadow policy counts only for its own limit.
+    /// The limits that a trace counts towards, each with the threshold that its policy proposes
+    /// without the limit. These are the limits of policies that would keep the trace, unless a
+    /// policy vetoes it or another policy without a limit keeps it anyway. A shadow policy counts
+    /// only towards its own limit.
     pub(super) fn limited(&self, evidence: &Evidence<'_>) -> Vec<(usize, Threshold)> {
         let mut limited = Vec::new();
         for policy in &self.policies {
@@ -326,7 +325,7 @@ impl Plan {
 }
 
 impl Policy {
-    /// The threshold it proposes where there is no limit.
+    /// The threshold that the policy proposes without its limit.
     fn propose(&self, evidence: &Evidence<'_>) -> Threshold {
         if self.expiry.as_ref().is_some_and(|expiry| expiry.is_over()) {
             return Threshold::NEVER;
@@ -335,11 +334,11 @@ impl Policy {
     }
 }
 
-/// The id of each policy, new names appended.
+/// The id of each policy. Appends new names.
 fn ids(names: &mut Vec<String>, specs: &[PolicySpec]) -> Vec<PolicyId> {
     let mut known: HashMap<String, u16> = names.iter().cloned().zip(0..).collect();
     let id = |spec: &PolicySpec| {
-        // Below 11,000: those that are known, and at most 1,000 more.
+        // At most 11,000: the known names, and at most 1,000 new ones.
         let next = names.len() as u16;
         let id = *known.entry(spec.name.clone()).or_insert(next);
         if id == next {

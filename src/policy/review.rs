@@ -1,14 +1,15 @@
-//! Policies that can't be what their author meant: that never match, that are never the reason for
-//! a decision because another always comes first, and a `drop` that drops everything.
+//! Finds policies that cannot be what their author meant: a policy that never matches, one that is
+//! never credited because another always comes first, and a `drop` that drops everything.
 //!
-//! `check` warns about them; nothing here decides about traces. It works on the expressions that
-//! do ([`super::node`]) and only ever claims what follows from their shape: bounds, lists and
-//! thresholds are compared, parts of combinations one by one, and what two policies cover only
-//! together is not seen. A claim is never wrong (a property test holds that), and what is not
-//! claimed proves nothing.
+//! `check` warns about them; nothing here decides about traces. The review works on the expressions
+//! that decide ([`super::node`]) and claims only what follows from their shape. It compares bounds,
+//! lists and thresholds, and the parts of combinations one by one; it does not see what two
+//! policies cover only together. A claim is never wrong (a property test checks this), but the
+//! absence of a claim proves nothing.
 //!
-//! All pairs are compared. As hostile ones could take for ever, no more than [`STEPS_MAX`] steps
-//! are taken, well under a second, and what would have been found later is not.
+//! All pairs are compared. Hostile policies could make this very slow, so the review stops after
+//! [`STEPS_MAX`] steps, which take well under a second, and does not report what it would have
+//! found later.
 
 use std::cell::Cell;
 
@@ -20,25 +21,25 @@ use super::{
 };
 use crate::trace::Threshold;
 
-/// Pairs of nodes that are compared in one review. A thousand ordinary policies need two million.
+/// The most pairs of nodes compared in one review. A thousand ordinary policies need two million.
 const STEPS_MAX: usize = 5_000_000;
 
-/// What is odd about a policy.
+/// A finding about a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remark {
     /// Its conditions contradict each other.
     NeverMatches,
     /// It vetoes every trace.
     DropsEverything,
-    /// It is never credited: whenever it matches, the policy of this index does, too, and proposes
-    /// a lower threshold, or the same and stands first.
+    /// It is never credited: whenever it matches, the policy with this index matches too and
+    /// proposes a lower threshold, or the same threshold and is first in the file.
     CoveredBy(usize),
 }
 
-/// What is odd about these policies, each by its index, at most one remark for each.
+/// The findings about these policies, each with the index of its policy, at most one per policy.
 ///
-/// A policy that never matches because of a percentage of 0 is not named: that is reported where
-/// the percentage is read.
+/// A policy that never matches because of a percentage of 0 is not reported here, because the
+/// configuration reader already reports the percentage.
 pub fn review(specs: &[PolicySpec]) -> Vec<(usize, Remark)> {
     let mut builder = LeavesBuilder::default();
     let policies: Vec<Policy> = specs.iter().map(|spec| Policy::new(spec, &mut builder)).collect();
@@ -50,9 +51,9 @@ pub fn review(specs: &[PolicySpec]) -> Vec<(usize, Remark)> {
 struct Policy {
     node: Node,
     is_veto: bool,
-    /// It may propose more than its expression says.
+    /// Whether it may propose a higher threshold than its expression says.
     is_limited: bool,
-    /// When it ends.
+    /// The time at which it ends, if it ends.
     expires: Option<u64>,
     is_shadow: bool,
 }
@@ -70,30 +71,30 @@ impl Policy {
         }
     }
 
-    /// Whether the other is still in force when this one no longer is.
+    /// Whether `other` is still in force after this one has ended.
     fn ends_before(&self, other: &Policy) -> bool {
         self.expires.is_some_and(|end| other.expires.is_none_or(|later| end < later))
     }
 }
 
 struct Review<'l> {
-    /// By bit.
+    /// The leaves, by bit.
     leaves: &'l [Leaf<'l>],
     steps: Cell<usize>,
 }
 
-/// What a policy is compared with: the threshold that the other proposes, or a higher one.
+/// The bar for a comparison: the threshold that the other policy proposes, or a higher one.
 #[derive(Clone, Copy)]
 struct Bar {
     floor: Threshold,
-    /// Whether the thresholds within the other count; else only whether it matches.
+    /// Whether thresholds within the other policy count; if not, only whether it matches.
     by_threshold: bool,
 }
 
 const NO_HIGHER: Bar = Bar { floor: Threshold::ALWAYS, by_threshold: true };
 
 impl Bar {
-    /// The bar with what is known of a node that the other is at least as high as.
+    /// The bar, raised to the threshold of a node that the other policy's threshold is never below.
     fn raised_by(self, node: &Node) -> Bar {
         match node {
             Node::Constant(threshold) if self.by_threshold || !threshold.matches() => {
@@ -120,9 +121,9 @@ impl Review<'_> {
         (0..policies.len()).find(covers).map(Remark::CoveredBy)
     }
 
-    /// Whether `first` comes before `second` wherever that one matches. A drop and a policy that
-    /// keeps are no rivals, what a limit raises is not known here, and a shadow policy decides
-    /// nothing in any case.
+    /// Whether `first` comes before `second` wherever `second` matches. A drop and a policy that
+    /// keeps do not compete; the effect of a limit is not known here; and a shadow policy decides
+    /// nothing.
     fn comes_first(&self, policies: &[Policy], first: usize, second: usize) -> bool {
         let (a, b) = (&policies[first], &policies[second]);
         if a.is_veto != b.is_veto || a.is_limited || a.ends_before(b) {
@@ -134,13 +135,13 @@ impl Review<'_> {
         if first < second {
             return self.covers(&a.node, &b.node, NO_HIGHER);
         }
-        // Of equals the one further up is credited, so that this one has to be lower.
+        // If both are equal, the one further up is credited, so this one has to be lower.
         let below = lowest(&b.node).bits().checked_sub(1).map(Threshold::from_bits);
         let bar = |floor| Bar { floor, by_threshold: false };
         below.is_some_and(|floor| self.covers(&a.node, &b.node, bar(floor)))
     }
 
-    /// Whether `a` never proposes a higher threshold than `b`, or than the bar.
+    /// Whether `a` never proposes a higher threshold than `b` or the bar.
     fn covers(&self, a: &Node, b: &Node, bar: Bar) -> bool {
         if !self.may_go_on(1) {
             return false;
@@ -167,7 +168,7 @@ impl Review<'_> {
         }
     }
 
-    /// The same for an intersection, which is at least as high as any of its parts.
+    /// The same for an intersection, whose threshold is at least that of each of its parts.
     fn covers_any(&self, a: &Node, b: &Node, parts: &[Node], bar: Bar) -> bool {
         let raised = parts.iter().fold(bar, Bar::raised_by);
         let by_a_part =
@@ -177,13 +178,13 @@ impl Review<'_> {
                 || matches!(a, Node::Or(a) if by_a_part(a)))
     }
 
-    /// Counts steps, and says whether there are any left.
+    /// Counts a step and returns whether any are left.
     fn may_go_on(&self, steps: usize) -> bool {
         self.steps.set(self.steps.get().saturating_add(steps));
         self.steps.get() <= STEPS_MAX
     }
 
-    /// Whether the other condition holds wherever the one does.
+    /// Whether condition `other` holds wherever `one` holds.
     fn implies(&self, one: Condition, other: Condition) -> bool {
         match (one, other) {
             (_, other) if is_certain(other) => true,
@@ -195,8 +196,9 @@ impl Review<'_> {
         }
     }
 
-    /// The same, where at least one of them is a leaf. What holds on a single span holds on any,
-    /// but for what is inverted; that never implies what is not, and so claims nothing here.
+    /// The same if at least one of the two is a leaf. A condition that holds on a single span holds
+    /// on the trace, except inverted conditions. An inverted condition never implies one that is
+    /// not inverted, so it claims nothing here.
     fn implies_by_leaf(&self, one: Condition, other: Condition) -> bool {
         let [leaf, other_leaf] = [one, other].map(|condition| self.leaf(condition));
         let node = |condition| Node::Condition { condition, negated: false };
@@ -268,12 +270,12 @@ impl Review<'_> {
 
 const ALWAYS: Node = Node::Constant(Threshold::ALWAYS);
 
-/// A trace has a span at least.
+/// A trace has at least one span.
 fn is_certain(condition: Condition) -> bool {
     matches!(condition, Condition::SpansFrom(0 | 1))
 }
 
-/// The node proposes no threshold below this.
+/// The lowest threshold that the node can propose.
 fn lowest(node: &Node) -> Threshold {
     match node {
         Node::Constant(threshold) => *threshold,

@@ -1,9 +1,9 @@
-//! Policies as they are written: what `config` reads from TOML and [`super::Plan`] compiles.
+//! Policies as they are written: `config` reads them from TOML, and [`super::Plan`] compiles them.
 //!
-//! A specification is already valid: percentages lie in 0..=100, lists are not empty, regular
-//! expressions are compiled, nothing probabilistic stands below `not`, `drop` or `same_span`, and
-//! below `same_span` only what a single span can meet. `config` is the only place that builds one
-//! from user input and it reports whatever would break these rules.
+//! A specification is always valid: percentages are in 0..=100, lists are not empty, regular
+//! expressions are compiled, nothing probabilistic is below `not`, `drop` or `same_span`, and below
+//! `same_span` are only conditions on single spans. Only `config` builds specifications from user
+//! input, and it reports input that breaks these rules.
 
 use regex::bytes::RegexSet;
 
@@ -13,26 +13,26 @@ use crate::trace::{SpanKind, StatusCode};
 /// One `[[policy]]`.
 #[derive(Clone, Debug)]
 pub struct PolicySpec {
-    /// Unique name, `[A-Za-z0-9_.-]{1,64}`, the value of every `policy` label.
+    /// The unique name, `[A-Za-z0-9_.-]{1,64}`. It is the value of every `policy` label.
     pub name: String,
-    /// What it matches and with what probability.
+    /// The conditions, and the probability with which it keeps.
     pub rule: RuleSpec,
-    /// What it may keep at most; not for `drop`.
+    /// The rate at which it may keep spans; not for `drop`.
     pub limit: Option<LimitSpec>,
-    /// When it ends, in Unix milliseconds: from then on it matches nothing.
+    /// The time at which it ends, in Unix milliseconds. From then on it matches nothing.
     pub expires: Option<u64>,
-    /// Whether it only says what it would have changed, and decides nothing.
+    /// Whether it is a shadow policy, which reports the changes it would make and decides nothing.
     pub shadow: bool,
 }
 
 impl PolicySpec {
-    /// A policy that is in force for good and without a limit.
+    /// A policy without an end and without a limit.
     pub fn new(name: impl Into<String>, rule: RuleSpec) -> Self {
         PolicySpec { name: name.into(), rule, limit: None, expires: None, shadow: false }
     }
 }
 
-/// `limit`: at least one rate.
+/// `limit`: at least one of the rates is set.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LimitSpec {
     /// `spans_per_second`.
@@ -42,7 +42,7 @@ pub struct LimitSpec {
 }
 
 impl LimitSpec {
-    /// Of spans, and of bytes.
+    /// The rates of spans and of bytes.
     pub(super) fn rates(&self) -> [Option<Rate>; 2] {
         [self.spans, self.bytes]
     }
@@ -51,18 +51,18 @@ impl LimitSpec {
 /// A bucket that fills at this rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
-    /// Above 0.
+    /// The rate, above 0.
     pub per_second: f64,
-    /// `burst_capacity`, the most that it holds, above 0.
+    /// `burst_capacity`: the most that the bucket holds, above 0.
     pub burst: f64,
 }
 
-/// A condition or a combination, with the probability it proposes where it matches.
+/// A condition or a combination, with the probability that it proposes if it matches.
 #[derive(Clone, Debug)]
 pub struct RuleSpec {
-    /// What it matches.
+    /// The condition or combination.
     pub kind: RuleKind,
-    /// Per cent in 0..=100; 100 where the file names none.
+    /// Per cent, in 0..=100; 100 if the file sets none.
     pub sampling_percentage: f64,
 }
 
@@ -76,7 +76,8 @@ pub enum RuleKind {
         /// Not empty.
         codes: Vec<StatusCode>,
     },
-    /// Duration of the whole trace in milliseconds: over the threshold, at most the upper one.
+    /// The duration of the whole trace in milliseconds: above the threshold, and at most the upper
+    /// threshold.
     Latency {
         /// Exclusive.
         threshold_ms: u64,
@@ -87,7 +88,7 @@ pub enum RuleKind {
     StringAttribute {
         /// Attribute key, compared byte by byte.
         key: String,
-        /// Whose attribute.
+        /// The owner of the attribute.
         scope: Scope,
         /// Values to match.
         values: StringMatch,
@@ -98,7 +99,7 @@ pub enum RuleKind {
     NumericAttribute {
         /// Attribute key, compared byte by byte.
         key: String,
-        /// Whose attribute.
+        /// The owner of the attribute.
         scope: Scope,
         /// The bounds.
         range: NumberRange,
@@ -109,7 +110,7 @@ pub enum RuleKind {
     BooleanAttribute {
         /// Attribute key, compared byte by byte.
         key: String,
-        /// Whose attribute.
+        /// The owner of the attribute.
         scope: Scope,
         /// The value to match.
         value: bool,
@@ -120,23 +121,23 @@ pub enum RuleKind {
     AttributeExists {
         /// Attribute key, compared byte by byte.
         key: String,
-        /// Whose attribute.
+        /// The owner of the attribute.
         scope: Scope,
         /// `invert_match`.
         invert: bool,
     },
-    /// Spans of the whole trace.
+    /// The number of spans of the whole trace.
     SpanCount {
         /// Inclusive.
         min_spans: u32,
-        /// Inclusive, not below the other.
+        /// Inclusive, not below `min`.
         max_spans: Option<u32>,
     },
     /// Any span's tracestate has the key with one of the values.
     TraceState {
-        /// As it stands before the `=`.
+        /// The key, as it is written before the `=`.
         key: String,
-        /// Compared after the white space around the member has gone. Not empty.
+        /// Compared after white space around the member has been removed. Not empty.
         values: Vec<String>,
     },
     /// Any span has the sampled flag.
@@ -155,34 +156,35 @@ pub enum RuleKind {
         /// `invert_match`.
         invert: bool,
     },
-    /// Any span is of one of the kinds.
+    /// Any span has one of the kinds.
     SpanKind {
         /// Not empty.
         kinds: Vec<SpanKind>,
     },
     /// Any span has no parent.
     RootSpan,
-    /// Duration of a single span in milliseconds: over the threshold, at most the upper one. A
-    /// span without a start or without an end has none.
+    /// The duration of a single span in milliseconds: above the threshold, and at most the upper
+    /// threshold. A span without a start or an end has no duration.
     SpanDuration {
         /// Exclusive.
         threshold_ms: u64,
         /// Inclusive.
         upper_threshold_ms: Option<u64>,
     },
-    /// Any span has an event that meets all of this; inverted: none has. Names or a key are set.
+    /// Any span has an event that meets all of this; inverted: none has. Names or a key must be
+    /// set.
     SpanEvent {
         /// Names to match.
         names: Option<StringMatch>,
-        /// Key of an attribute of the event, compared byte by byte.
+        /// The key of an attribute of the event, compared byte by byte.
         key: Option<String>,
-        /// Values of that attribute to match; any value where there are none.
+        /// Values of that attribute to match; if there are none, any value matches.
         values: Option<StringMatch>,
         /// `invert_match`.
         invert: bool,
     },
-    /// One single span, with its own resource, meets all parts: whatever is about single spans,
-    /// and combinations of it.
+    /// One single span, with its own resource, meets all parts. The parts are conditions on single
+    /// spans and combinations of them.
     SameSpan(Vec<RuleSpec>),
     /// All parts match.
     And(Vec<RuleSpec>),
@@ -190,7 +192,7 @@ pub enum RuleKind {
     Or(Vec<RuleSpec>),
     /// The part does not match; nothing probabilistic inside.
     Not(Box<RuleSpec>),
-    /// Vetoes where all parts match; top level only, nothing probabilistic inside.
+    /// Vetoes if all parts match. Top level only; nothing probabilistic inside.
     Drop(Vec<RuleSpec>),
 }
 
@@ -207,7 +209,7 @@ impl RuleKind {
         }
     }
 
-    /// The `type` of it.
+    /// The name of its `type` in TOML.
     pub fn type_name(&self) -> &'static str {
         match self {
             RuleKind::AlwaysSample => "always_sample",
@@ -234,7 +236,7 @@ impl RuleKind {
         }
     }
 
-    /// The `key` of a condition that has one.
+    /// The `key` of a condition, if it has one.
     pub fn key(&self) -> Option<&str> {
         match self {
             RuleKind::StringAttribute { key, .. }
@@ -248,22 +250,22 @@ impl RuleKind {
     }
 }
 
-/// Whose attribute a condition is about.
+/// The owner of the attribute that a condition is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// The span's, or its resource's.
+    /// The span or its resource.
     Any,
-    /// The span's.
+    /// The span.
     Span,
-    /// The resource's.
+    /// The resource.
     Resource,
 }
 
-/// How a string value is compared.
+/// The way a string value is compared.
 #[derive(Clone, Debug)]
 pub enum StringMatch {
     /// Equal to any of these.
     Exact(Vec<String>),
-    /// Any of these expressions finds something, unanchored.
+    /// Any of these regular expressions matches somewhere in the value (unanchored).
     Regex(RegexSet),
 }

@@ -1,4 +1,4 @@
-//! The laws of the algebra, on random rules and traces, and what leaves share.
+//! The laws of the algebra, checked on random rules and traces, and the bits that leaves share.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
@@ -87,7 +87,7 @@ fn event(names: &[&str], key: Option<&str>, values: &[&str], invert: bool) -> Ru
     rule(RuleKind::SpanEvent { names, key: key.map(str::to_owned), values, invert })
 }
 
-/// A condition that one span can meet.
+/// A condition on a single span.
 fn leaf_of_one_span(random: &mut Rng) -> RuleSpec {
     let invert = random.bool();
     let scope = [Scope::Any, Scope::Span, Scope::Resource][random.usize(0..3)];
@@ -127,7 +127,7 @@ fn leaf(random: &mut Rng) -> RuleSpec {
     }
 }
 
-/// A rule without probability, of leaves that `leaf` makes.
+/// A rule without probability, made of leaves from `leaf`.
 fn condition(random: &mut Rng, depth: u8, leaf: &impl Fn(&mut Rng) -> RuleSpec) -> RuleSpec {
     if depth == 0 {
         return leaf(random);
@@ -142,7 +142,7 @@ fn condition(random: &mut Rng, depth: u8, leaf: &impl Fn(&mut Rng) -> RuleSpec) 
     }
 }
 
-/// Any rule but `drop`, with percentages on some of its parts.
+/// Any rule but `drop`, with percentages on some parts.
 fn probabilistic(random: &mut Rng, depth: u8) -> RuleSpec {
     let percentage = [100.0, 100.0, 50.0, 10.0, 0.0][random.usize(0..5)];
     if depth == 0 {
@@ -204,7 +204,7 @@ fn trace(random: &mut Rng, spans: usize) -> Trace {
     spans.collect()
 }
 
-/// What policies of these rules make of a trace whose randomness is 1.
+/// The verdict of policies with these rules on a trace whose randomness is 1.
 fn decide(rules: &[RuleSpec], trace: &Trace, forced: bool) -> Verdict {
     let named = |(n, rule): (usize, &RuleSpec)| PolicySpec::new(format!("p{n}"), rule.clone());
     let plan = Plan::compile(&rules.iter().enumerate().map(named).collect::<Vec<_>>());
@@ -241,7 +241,7 @@ fn proposed(rule: &RuleSpec, trace: &Trace) -> Threshold {
     decide(std::slice::from_ref(rule), trace, false).threshold
 }
 
-/// Holds for any randomness, so for the first so many.
+/// Holds for any randomness, so it is checked for the first few.
 fn for_many(holds: impl Fn(&mut Rng)) {
     for seed in 0..ROUNDS {
         holds(&mut Rng::with_seed(seed));
@@ -373,12 +373,12 @@ fn what_can_still_turn_does_not_veto_when_forced() {
     }
     for part in falling.iter().chain(&rising[7..]) {
         assert!(vetoed(part, false) && !vetoed(part, true), "{part:?}");
-        // Where it only keeps, it counts as it is.
+        // If the rule only keeps, the facts count as they are.
         assert!(decide(std::slice::from_ref(part), &trace, true).kept, "{part:?}");
     }
 }
 
-/// Holds what a review says of two policies against a trace; whether it says anything.
+/// Checks the findings of a review of two policies against a trace. Returns whether there were any.
 fn assert_review(rules: &[RuleSpec; 2], trace: &Trace) -> bool {
     let named = |(n, rule): (usize, &RuleSpec)| policy(&format!("p{n}"), rule);
     let specs: Vec<_> = rules.iter().enumerate().map(named).collect();
@@ -426,14 +426,14 @@ fn the_upper_bound_of_latency_is_inclusive_and_of_the_whole_trace() {
     for (nanos, matches) in
         [(100_000_000, false), (100_000_001, true), (200_000_000, true), (200_000_001, false)]
     {
-        // A part of the trace that lies between the bounds does not count.
+        // A part of the trace whose duration is between the bounds does not count.
         let trace = vec![lasting(150_000_000.min(nanos)), lasting(nanos)];
         assert_eq!(proposed(&between, &trace).matches(), matches, "{nanos}");
     }
 }
 
-/// The bits that these rules need: the plan tells its words, which are filled up until one bit is
-/// one too many.
+/// The number of bits that these rules need. The plan only tells its words, so the last word is
+/// filled up until one more bit is too many.
 fn bits_of(rules: &[RuleSpec]) -> i64 {
     let is_too_much = |fillers: &i64| {
         let fillers = (0..*fillers).map(|n| numeric("filler", n, false));
@@ -466,7 +466,7 @@ fn equal_conditions_share_a_bit() {
     assert_eq!(bits_of(&[a, on_name, on_service]), 3);
     assert_eq!(bits_of(&[rule(RuleKind::TraceFlags), rule(RuleKind::TraceFlags)]), 1);
     assert_eq!(bits_of(&[rule(RuleKind::RootSpan), not(&rule(RuleKind::RootSpan))]), 1);
-    // The condition, and what it asks of one event.
+    // The bit of the condition, and the bits of its conditions on one event.
     let both = |invert| event(&["n"], Some("k"), &[], invert);
     assert_eq!(bits_of(&[both(false), both(true), event(&["n"], None, &[], false)]), 4);
 }
@@ -474,7 +474,8 @@ fn equal_conditions_share_a_bit() {
 #[test]
 fn many_policies_on_one_key_find_what_lists_the_value() {
     let value = |n: usize| format!("value {n}");
-    // 256 policies with 40 values each, every value in two of them, and an expression in some.
+    // 256 policies with 40 values each; every value is in two of them, and some also have an
+    // expression.
     let listing = |n: usize| {
         let values: Vec<_> = (n * 20..n * 20 + 40).map(value).collect();
         string("k", StringMatch::Exact(values), false)
@@ -524,7 +525,7 @@ fn texts_that_are_not_utf_8_are_bytes() {
         bits[0]
     };
     assert_eq!(bits("é".as_bytes()), 0b01);
-    // The replacement character comes only with the repair, when the span leaves.
+    // The replacement character appears only after the repair, when the span is exported.
     assert_eq!(bits(b"caf\xe9"), 0b10);
     assert_eq!(bits("caf\u{fffd}".as_bytes()), 0b11);
 }
@@ -545,13 +546,13 @@ fn a_policy_that_has_ended_matches_nothing() {
     assert_eq!(plan.expiries(), [(PolicyId(0), 1_000)]);
     assert_eq!(plan.expire(999), []);
     assert!(decides(&plan));
-    // A successor that ends at the same time shares the flag, whichever is told.
+    // A successor with the same end shares the flag, whichever plan gets the time.
     let same = plan.successor(&[ending(&always, Some(1_000))]).expect("few names");
     let later = plan.successor(&[ending(&always, Some(1_001))]).expect("few names");
     assert_eq!(same.expire(1_000), [PolicyId(0)]);
     assert_eq!(plan.expire(1_000), []);
     assert!(!decides(&plan) && !decides(&same) && decides(&later));
-    // A clock that is set back.
+    // The clock is set back.
     assert_eq!(plan.expire(999), []);
     assert!(decides(&plan) && decides(&same));
     assert_eq!(plan.expire(5_000), [PolicyId(0)]);

@@ -1,14 +1,14 @@
-//! The conditions on one kind of text, such as the values of an attribute: from a text to the bits
-//! of all conditions that it meets.
+//! The conditions on one kind of text, such as the values of an attribute. They map a text to the
+//! bits of all conditions that it meets.
 //!
-//! Listed values stand in one hash table and all expressions in one set, so a text costs one
-//! look-up and one search, however many conditions ask for it. Texts are bytes: a listed value is
-//! compared byte by byte and an expression finds what it can in text that is not UTF-8, which
-//! arrives now and then and is repaired only when it leaves.
+//! Listed values are in one hash table and all expressions in one set, so a text costs one look-up
+//! and one search, regardless of the number of conditions. Texts are bytes. A listed value is
+//! compared byte by byte, and expressions also search text that is not UTF-8. Such text arrives now
+//! and then and is repaired only when its span is exported.
 //!
-//! A set of 1,000 simple expressions costs a text no more than one; with 10,000 on one key the
-//! expression engine runs out of its cache, and a text costs what trying each of them would (0.2
-//! ms).
+//! A set of 1,000 simple expressions costs a text no more than one expression. With 10,000 on one
+//! key, the expression engine exceeds its cache, and a text costs as much as trying each expression
+//! (0.2 ms).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -29,9 +29,9 @@ pub(super) struct Texts {
 #[derive(Debug)]
 struct Expressions {
     set: RegexSet,
-    /// For each expression of the set.
+    /// The bits of each expression of the set.
     bits: Vec<Bits>,
-    /// The bit of all of them, where they are the expressions of one condition.
+    /// The bit that all expressions set, if they belong to one condition.
     only: Option<u32>,
 }
 
@@ -46,7 +46,7 @@ impl Texts {
         }
     }
 
-    /// Whether there is no condition.
+    /// Whether there are no conditions.
     pub(super) fn is_empty(&self) -> bool {
         self.listed.is_empty() && self.expressions.is_none()
     }
@@ -54,7 +54,7 @@ impl Texts {
 
 impl Expressions {
     fn test(&self, text: &[u8], bits: &mut [u64]) {
-        // Most texts match nothing, and to say so allocates nothing.
+        // Most texts match nothing; this check allocates nothing.
         if !self.set.is_match(text) {
             return;
         }
@@ -81,21 +81,21 @@ fn set_all(set_these: &Bits, bits: &mut [u64]) {
 /// Collects conditions on one kind of text.
 #[derive(Debug, Default)]
 pub(super) struct TextsBuilder {
-    /// So that equal conditions share a bit.
+    /// The known conditions, so that equal ones share a bit.
     written: HashMap<Written, u32>,
 }
 
-/// A condition on a text as it was written.
+/// A condition on a text, in the form in which it was written.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Written {
     is_regex: bool,
-    /// Sorted, and none twice.
+    /// Sorted, without duplicates.
     patterns: Vec<String>,
 }
 
 impl Written {
-    /// Whether every text that meets this meets the other. Only lists are compared: whether a value
-    /// meets an expression would cost more than it tells.
+    /// Whether every text that meets this condition also meets `other`. Only lists are compared;
+    /// testing each value against the expressions would cost more than it is worth.
     pub(super) fn implies(&self, other: &Written) -> bool {
         let listed = |pattern| other.patterns.binary_search(pattern).is_ok();
         self.is_regex == other.is_regex
@@ -105,7 +105,7 @@ impl Written {
 }
 
 impl TextsBuilder {
-    /// The bit of the condition, taken from `count` if it is new.
+    /// The bit of the condition. A new condition takes the next bit from `count`.
     pub(super) fn bit(&mut self, values: &StringMatch, count: &mut u32) -> u32 {
         let (is_regex, mut patterns) = match values {
             StringMatch::Exact(values) => (false, values.clone()),
@@ -144,7 +144,8 @@ impl Expressions {
     fn compile(expressions: BTreeMap<String, Bits>) -> Option<Self> {
         let first = *expressions.values().next()?.first()?;
         let is_only = expressions.values().all(|bits| *bits == [first]);
-        // The bound on what a condition compiles to is kept where it is read, with a diagnostic.
+        // The configuration reader has already checked the compiled size of each condition and
+        // would have reported it.
         let set = RegexSetBuilder::new(expressions.keys())
             .size_limit(usize::MAX)
             .build()

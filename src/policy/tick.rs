@@ -1,8 +1,8 @@
-//! One decision tick of all limits: the candidates of every shard, each by the plan of its shard,
-//! then one threshold for each limit.
+//! One decision tick of all limits: collects the candidates of every shard, each by the plan of its
+//! shard, and sets one threshold per limit.
 //!
-//! While a reload goes from shard to shard there are two plans. They share the limits that did not
-//! change, which are offered the candidates of both and ticked once.
+//! During a reload, shards decide by two different plans. The plans share the limits that did not
+//! change; these get the candidates of both and have one tick.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,42 +11,42 @@ use super::{
     plan::{Evidence, Plan},
 };
 
-/// See the module.
+/// A decision tick that is collecting candidates.
 #[derive(Debug)]
 pub struct Tick {
     plans: Vec<OfPlan>,
     limits: Vec<(Arc<Limit>, Candidates)>,
-    /// Where in `limits` each of them is, by address.
+    /// The index in `limits` of each limit, by address.
     found: HashMap<*const Limit, usize>,
-    /// How many more candidates may be listed.
+    /// The number of candidates that may still be listed.
     room: usize,
 }
 
 #[derive(Debug)]
 struct OfPlan {
     plan: Arc<Plan>,
-    /// Where in [`Tick::limits`] each of its limits is.
+    /// The index in [`Tick::limits`] of each of its limits.
     limits: Vec<usize>,
 }
 
-/// Which limits a tick begins for.
+/// The limits that a tick begins for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begins {
-    /// All.
+    /// All limits.
     All,
-    /// Those that have not had a tick yet.
+    /// The limits that have not had a tick yet.
     New,
 }
 
 impl Default for Tick {
-    /// Without plans.
+    /// Begins without plans.
     fn default() -> Self {
         Tick { plans: Vec::new(), limits: Vec::new(), found: HashMap::new(), room: CANDIDATES_MAX }
     }
 }
 
 impl Tick {
-    /// Takes the limits of a plan in. Costs little where it is known already.
+    /// Adds the limits of a plan. Cheap if the plan is already known.
     pub fn join(&mut self, plan: &Arc<Plan>) {
         if self.plans.iter().any(|known| Arc::ptr_eq(&known.plan, plan)) {
             return;
@@ -61,7 +61,7 @@ impl Tick {
         self.plans.push(OfPlan { plan: Arc::clone(plan), limits });
     }
 
-    /// Adds a due trace to the candidates of each limit that it counts towards. The plan has
+    /// Adds a due trace to the candidates of each limit that it counts towards. The plan must have
     /// joined.
     pub fn add(&mut self, plan: &Arc<Plan>, evidence: &Evidence<'_>) {
         let known = self.plans.iter().find(|known| Arc::ptr_eq(&known.plan, plan));
@@ -74,7 +74,7 @@ impl Tick {
         }
     }
 
-    /// Sets the thresholds, this long after the last tick.
+    /// Sets the thresholds, `seconds` after the last tick.
     pub fn begin(self, seconds: f64, begins: Begins) {
         for (limit, candidates) in self.limits {
             if begins == Begins::All || !limit.has_begun() {

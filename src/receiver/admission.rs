@@ -1,12 +1,14 @@
-//! Bytes on their way in are charged as they arrive, frame by frame, not by what a header claims.
+//! Charges the bytes of a request to the memory budget as they arrive, frame by frame, whatever a
+//! header claims.
 //!
-//! Requests of at most 1 MiB may hold an eighth of the memory limit together. Larger ones may hold
-//! as much again, or what the largest message needs where that is more: as it came, inflated, what
-//! a decoder holds, and turned from JSON into protobuf. A frame beyond that ends its request with a
-//! refusal: a retryable one, unless the request needs more than would be left for it with an empty
-//! window and queue ([`Budget::never_fits`]). Where its length is announced, that is found before
-//! the body is read. Frames are copied into one buffer as they come, whose capacity is charged:
-//! kept as they are, a frame of one byte would hold many more than it is charged for.
+//! All requests of at most 1 MiB together may hold an eighth of the memory limit. All larger
+//! requests together may hold as much again, or the needs of the largest message where those are
+//! greater: the body as received, the inflated body, the memory of the decoder, and the protobuf
+//! made from JSON. A frame beyond these limits ends its request with a refusal. The refusal is
+//! retryable, unless the request needs more than an empty window and an empty queue would leave for
+//! it ([`Budget::never_fits`]). If the length is announced, the request is refused before its body
+//! is read. The frames of a body are copied into one buffer, whose capacity is charged. Keeping the
+//! frames would not do: a frame of one byte holds far more memory than its length.
 
 use std::sync::Arc;
 
@@ -20,22 +22,22 @@ use crate::{
     buffers::Buffers,
 };
 
-/// Larger requests leave room to others, and take turns.
+/// Requests larger than this take turns, and have a share of the memory of their own.
 pub(super) const SMALL_BYTES_MAX: usize = 1 << 20;
 
-/// The bytes that one request holds, until this is dropped.
+/// The bytes that one request holds. Dropping it releases them.
 #[derive(Debug)]
 pub(super) struct Charge {
     hold: Hold,
     budget: Arc<Budget>,
     large_bytes_max: usize,
-    /// What the same request holds apart.
+    /// Bytes that the same request holds in an earlier charge.
     beside_bytes: usize,
 }
 
 impl Charge {
-    /// Holds nothing yet. `held_bytes_max` is what the largest message, which must be able to come
-    /// in, makes the service hold.
+    /// A charge of zero bytes. `held_bytes_max` is the memory that the largest message needs, which
+    /// must always be able to come in.
     pub(super) fn new(budget: &Arc<Budget>, held_bytes_max: usize) -> Self {
         Charge {
             hold: budget.hold(Holder::Receiving, 0),
@@ -45,14 +47,14 @@ impl Charge {
         }
     }
 
-    /// One more of the same request, which holds nothing yet.
+    /// Another charge of zero bytes for the same request.
     pub(super) fn another(&self) -> Self {
         let (hold, budget) = (self.budget.hold(Holder::Receiving, 0), Arc::clone(&self.budget));
         let (large_bytes_max, beside_bytes) = (self.large_bytes_max, self.hold.bytes());
         Charge { hold, budget, large_bytes_max, beside_bytes }
     }
 
-    /// Whether a request that will need so many bytes can ever be taken.
+    /// Checks whether a request that will need `bytes` can ever be taken.
     ///
     /// # Errors
     /// [`Refusal::NeverFits`].
@@ -63,16 +65,16 @@ impl Charge {
         Ok(())
     }
 
-    /// Holds more.
+    /// Charges more bytes.
     ///
     /// # Errors
-    /// [`Refusal::Memory`] at a limit, [`Refusal::NeverFits`] where it is no use to try again.
+    /// [`Refusal::Memory`] at a limit, [`Refusal::NeverFits`] where a retry cannot help.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
         let (holder, most) = if self.hold.bytes() + bytes > SMALL_BYTES_MAX {
             self.hold.pass_to(Holder::ReceivingLarge);
             (Holder::ReceivingLarge, self.large_bytes_max)
         } else {
-            // A small one and what it inflates to must fit.
+            // A small request and its inflated form must fit together.
             (Holder::Receiving, (self.budget.limit() / 8).max(2 * SMALL_BYTES_MAX))
         };
         if self.budget.held(holder) + bytes > most || !self.hold.try_grow(bytes) {
@@ -89,14 +91,14 @@ pub(super) struct Receiving {
     body: Incoming,
     bytes: Vec<u8>,
     bytes_max: usize,
-    /// How long it will be, as far as that is known.
+    /// The length of the whole body, as far as it is known.
     expected_bytes: usize,
     charge: Charge,
     buffers: Arc<Buffers>,
 }
 
 impl Receiving {
-    /// Nothing has been received yet; at most `bytes_max` will be.
+    /// A body of which nothing has arrived yet, and of which at most `bytes_max` bytes may arrive.
     pub(super) fn new(
         body: Incoming,
         bytes_max: usize,
@@ -109,34 +111,34 @@ impl Receiving {
         Receiving { body, bytes, bytes_max, expected_bytes, charge, buffers }
     }
 
-    /// The body says that it will be so long. What is not compressed is there twice once it is
-    /// taken in, as a request and in the window; what is compressed, at least once.
+    /// Takes the announced length of the body. An uncompressed body exists twice while it is taken
+    /// in, as a request and in the window; a compressed one exists at least once.
     ///
     /// # Errors
     /// [`Refusal::NeverFits`].
     pub(super) fn expect(&mut self, bytes: usize, is_compressed: bool) -> Result<(), Refusal> {
         self.expected_bytes = bytes;
         if bytes <= SMALL_BYTES_MAX {
-            // Fits into the smallest limit that can be configured.
+            // This fits into the smallest memory limit that can be configured.
             return Ok(());
         }
         self.charge.expect(if is_compressed { bytes } else { bytes.saturating_mul(2) })
     }
 
-    /// How long it will be, where its headers say so.
+    /// The length of the body, where its headers announce it.
     pub(super) fn announced_bytes(&self) -> Option<usize> {
         self.body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok())
     }
 
-    /// What has arrived so far.
+    /// The bytes that have arrived so far.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Waits for the next frame; false once there is none.
+    /// Waits for the next frame. Returns false at the end of the body.
     ///
     /// # Errors
-    /// [`Refusal::TooLarge`], also by the length that is announced, [`Refusal::Memory`], and
+    /// [`Refusal::TooLarge`], also for an announced length, [`Refusal::Memory`], and
     /// [`Refusal::Abandoned`].
     pub(super) async fn more(&mut self) -> Result<bool, Refusal> {
         let left = self.bytes_max - self.bytes.len();
@@ -145,7 +147,7 @@ impl Receiving {
             return Err(too_large);
         }
         let Some(frame) = self.body.frame().await else { return Ok(false) };
-        // Trailers say nothing that is asked here.
+        // Trailers carry nothing that is needed here.
         let Ok(data) = frame.map_err(|_| Refusal::Abandoned)?.into_data() else { return Ok(true) };
         if data.len() > left {
             return Err(too_large);
@@ -164,7 +166,8 @@ impl Receiving {
                 self.bytes = spare;
                 return Ok(());
             }
-            // Doubled, but for no more than is to come: a claim alone takes nothing.
+            // The capacity doubles as bytes arrive, up to the expected length: a claim alone
+            // allocates nothing.
             let grown = (2 * capacity).min(self.expected_bytes).max(needed);
             self.charge.grow(grown - capacity)?;
             self.bytes.reserve_exact(grown - self.bytes.len());
@@ -172,7 +175,7 @@ impl Receiving {
         Ok(())
     }
 
-    /// Everything that arrived, and what it holds.
+    /// All bytes of the body, and their charge.
     pub(super) fn finish(self) -> (Bytes, Charge) {
         (self.buffers.lend(self.bytes), self.charge)
     }

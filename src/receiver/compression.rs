@@ -1,15 +1,15 @@
 //! Decompression that stops at a limit and is charged while it runs.
 //!
-//! Called by both receivers on the connection's task. A body is inflated step by step; each step is
-//! charged before it is made, and a bomb ends at the message limit, wherever its own end is. zstd
-//! keeps a window beside what it has written, which is charged too.
+//! Both receivers call it on the connection's task. It inflates a body in steps and charges each
+//! step before it runs, so a decompression bomb ends at the message limit. zstd keeps a window
+//! besides its output, and that is charged too.
 //!
-//! A body must be compressed to its last byte: what ends early, or goes on behind its end, is
-//! refused, since the part that can be read may well be a valid request with fewer spans.
+//! A body must be compressed up to its last byte. A body that ends early, or has bytes after the
+//! end of its stream, is refused: the readable part may be a valid request with fewer spans.
 //!
-//! What is larger than 1 MiB, by arrival or when inflated, takes a turn that lasts until it is
-//! buffered. A body that turns out large begins again with its turn: while it waits it holds only
-//! what arrived.
+//! A body that is larger than 1 MiB, as received or inflated, takes a turn that lasts until its
+//! spans are in the window. If it turns out to be large only while it is inflated, the work starts
+//! again once the turn has come; until then the request holds only the bytes received.
 
 use std::io::{self, Read};
 
@@ -22,37 +22,37 @@ use super::{
     turns::{Turn, Turns},
 };
 
-/// What is inflated between two looks at the limits, and at other tasks.
+/// Bytes inflated between two checks of the limits; other tasks may run at each check.
 const STEP_BYTES: usize = 64 << 10;
-/// Windows of up to 32 MiB, which is what Go's encoder uses at its highest level.
+/// zstd windows of up to 32 MiB, which Go's encoder uses at its highest level.
 const ZSTD_WINDOW_LOG_MAX: u32 = 25;
-/// libzstd's words for a window beyond that.
+/// libzstd's error text for a larger window.
 const ZSTD_WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
-/// How a body is compressed.
+/// A compression that can be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     Gzip,
-    /// zlib's format, as HTTP means it, or bare DEFLATE, as many implement it.
+    /// DEFLATE in zlib's format, as HTTP defines it, or bare, as many clients send it.
     Deflate,
     Zstd,
 }
 
-/// The names of the codings that are read, for senders that use another one.
+/// The supported codings, named in the answer to a sender that used another one.
 pub(super) const CODINGS: &str = "gzip,deflate,zstd,identity";
 
-/// Why the codings of a body cannot be undone.
+/// Why the coding of a body cannot be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UnknownCoding {
-    /// There is one that is not known.
+    /// The coding is unknown.
     Name,
-    /// There is more than one.
+    /// The body was coded more than once.
     Several,
 }
 
 impl Encoding {
-    /// The encoding that a list of codings names, in any case; `None` where that is `identity` or
-    /// nothing. Collectors write `zlib` for `deflate`; `x-gzip` is gzip's name in old HTTP.
+    /// The encoding that a list of codings names, in any letter case; `None` for `identity` or an
+    /// empty list. Collectors write `zlib` for `deflate`; old HTTP writes `x-gzip` for gzip.
     ///
     /// # Errors
     /// [`UnknownCoding`].
@@ -76,7 +76,7 @@ impl Encoding {
     }
 }
 
-/// A message as it was before it was compressed, what it holds, and its turn if it is large.
+/// A message after decompression, with its charge, and its turn if it is large.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) bytes: Bytes,
@@ -85,12 +85,12 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// Whether it has a turn.
+    /// Whether the message has a turn.
     pub(super) fn is_large(&self) -> bool {
         self.turn.is_some()
     }
 
-    /// Holds more.
+    /// Charges more bytes to the message.
     ///
     /// # Errors
     /// [`Refusal::Memory`] at a limit.
@@ -99,8 +99,8 @@ impl Message {
     }
 }
 
-/// Inflates `body`, whose bytes `received` holds, where it is compressed. The message has at most
-/// `bytes_max`, and what it holds is charged apart.
+/// Inflates `body` where it is compressed. `received` holds the charge of the body; the message
+/// gets a charge of its own, and has at most `bytes_max`.
 ///
 /// # Errors
 /// [`Refusal::TooLarge`], [`Refusal::WindowTooLarge`], [`Refusal::Memory`] and
@@ -130,7 +130,7 @@ pub(super) async fn inflate(
     }
 }
 
-/// Inflates to at most `bytes_max`; `None` where there is more.
+/// Inflates to at most `bytes_max`; `None` if the message is larger.
 async fn attempt(
     encoding: Encoding,
     body: &[u8],
@@ -151,7 +151,7 @@ async fn attempt(
 }
 
 /// A DEFLATE stream that must be the whole of its body. flate2's own readers take the end of the
-/// body for the end of the stream, and do not mind what follows the stream.
+/// body for the end of the stream, and accept bytes after the stream.
 struct Inflating<'a> {
     decompress: Decompress,
     rest: &'a [u8],
@@ -193,7 +193,7 @@ impl Read for Inflating<'_> {
 }
 
 /// Whether a deflate body begins with zlib's header. A bare stream cannot look like that: its first
-/// block would be one that is stored and has bits set in its padding, which nothing writes.
+/// block would be a stored one with bits set in its padding, which no encoder writes.
 fn has_zlib_header(body: &[u8]) -> bool {
     match body {
         [method, flags, ..] => {
@@ -203,7 +203,7 @@ fn has_zlib_header(body: &[u8]) -> bool {
     }
 }
 
-/// `window_bytes` is how much of what it wrote the decoder itself holds as well.
+/// Reads the inflated body. The decoder itself holds a copy of up to `window_bytes` of its output.
 async fn read(
     mut decoder: impl Read,
     window_bytes: usize,

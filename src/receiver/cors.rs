@@ -1,13 +1,14 @@
-//! Cross-origin requests: which pages of which sites may send from a browser.
+//! Cross-origin requests: which websites may send from a browser.
 //!
-//! As the Collector's confighttp does it: an origin may contain one `*` for any characters, and a
-//! lone `*` stands for all. `Accept`, `Accept-Language`, `Content-Language`, `Content-Type` and
-//! `Origin` are always allowed, `X-Requested-With` where no headers are configured, all of them
-//! with `*`. A preflight is answered before anybody asks for a token, since browsers send none with
-//! it, and says nothing unless all of it is allowed. Two differences: with `*` no credentials are
-//! allowed, since any site could use those of its visitors; and `Retry-After` is exposed, since
-//! exporters in browsers read it. No origin is repeated that is not allowed.
-//! Source: Fetch standard, "CORS protocol".
+//! The rules are those of the Collector's confighttp: an origin may contain one `*` for any
+//! characters, and a lone `*` allows all origins. `Accept`, `Accept-Language`, `Content-Language`,
+//! `Content-Type` and `Origin` are always allowed; `X-Requested-With` is allowed where no headers
+//! are configured; `*` allows all headers. A preflight is answered before the token is checked,
+//! since browsers send none with it. The answer allows nothing unless everything the preflight asks
+//! for is allowed, and it repeats only an origin that is allowed. Two rules differ from the
+//! Collector's. With `*` no credentials are allowed, since any site could use those of its
+//! visitors. And `Retry-After` is exposed, since exporters in browsers read it. Source: Fetch
+//! standard, "CORS protocol".
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response,
@@ -22,27 +23,27 @@ const ALWAYS_ALLOWED: [&str; 5] =
     ["accept", "accept-language", "content-language", "content-type", "origin"];
 const ALLOWED_BY_DEFAULT: &str = "x-requested-with";
 
-/// Who may send from a browser, and which headers.
+/// The origins that may send from a browser, and the headers they may use.
 #[derive(Debug)]
 pub struct Cors {
     origins: Vec<String>,
     headers: Vec<String>,
 }
 
-/// The origin of an allowed request, and what to answer as such.
+/// The origin of an allowed request, and the value that the answer names as allowed.
 pub(super) struct Allowed {
     origin: HeaderValue,
     with_credentials: bool,
 }
 
 impl Cors {
-    /// With these origins and headers as they are configured; `None` without origins.
+    /// Takes the configured origins and headers; `None` without origins.
     pub fn new(origins: &[String], headers: &[String]) -> Option<Self> {
         let lower = |texts: &[String]| texts.iter().map(|text| text.to_ascii_lowercase()).collect();
         (!origins.is_empty()).then(|| Cors { origins: lower(origins), headers: lower(headers) })
     }
 
-    /// The origin of a request, where there is one and it is allowed.
+    /// The origin of a request, if it has one that is allowed.
     pub(super) fn allowed(&self, headers: &HeaderMap) -> Option<Allowed> {
         let origin = headers.get(ORIGIN)?;
         if self.origins.iter().any(|allowed| allowed == "*") {
@@ -54,7 +55,7 @@ impl Cors {
         is_allowed.then(|| Allowed { origin: origin.clone(), with_credentials: true })
     }
 
-    /// Whether this is the question that a browser asks before the request itself.
+    /// Whether this is a preflight: the request with which a browser asks before the real one.
     pub(super) fn is_preflight<B>(request: &Request<B>) -> bool {
         request.method() == Method::OPTIONS
             && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD)
@@ -82,7 +83,7 @@ impl Cors {
         let Ok(wanted) = wanted.to_str() else { return false };
         let mut names = wanted.split(',').map(|name| name.trim().to_ascii_lowercase());
         names.all(|name| {
-            // Names only: what is allowed is repeated in the answer.
+            // Only valid names: the answer repeats what it allows.
             HeaderName::from_bytes(name.as_bytes()).is_ok()
                 && (ALWAYS_ALLOWED.contains(&name.as_str())
                     || self.headers.iter().any(|allowed| *allowed == name || allowed == "*")
@@ -90,7 +91,7 @@ impl Cors {
         })
     }
 
-    /// Lets the page of an allowed origin read this answer.
+    /// Allows the page of an allowed origin to read this answer.
     pub(super) fn mark<B>(allowed: Option<Allowed>, response: &mut Response<B>) {
         let answer = response.headers_mut();
         answer.append(VARY, HeaderValue::from_static("Origin"));
@@ -112,7 +113,7 @@ impl Allowed {
     }
 }
 
-/// Whether an origin is the allowed one, or fits around its `*`.
+/// Whether an origin equals the allowed one, or matches its `*`.
 fn matches(allowed: &str, origin: &str) -> bool {
     match allowed.split_once('*') {
         None => allowed == origin,

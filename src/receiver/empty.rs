@@ -1,10 +1,10 @@
-//! Requests that carry bytes but no span. OTLP says to answer them with success, so their sender
-//! does not learn that nothing arrived. Most of them hold something else than traces, or traces in
-//! another form. They are counted, and one of them is logged every ten seconds with what stands at
-//! its top level.
+//! Requests that carry bytes but no span. OTLP says to answer them with success, so the sender does
+//! not learn that no span arrived. Most of them hold another signal than traces, or traces in
+//! another form. All are counted, and one every ten seconds is logged with the fields at its top
+//! level.
 //!
-//! Called on the connection's task, or the thread of a large request, after the request was taken.
-//! A request is looked through once more only where it is logged.
+//! Called on the connection's task, or on the thread of a large request, after the request was
+//! taken. Only a request that is logged is parsed a second time.
 
 use tracing::warn;
 
@@ -15,22 +15,22 @@ use crate::{
     throttle::Throttle,
 };
 
-/// A message as it was sent, decompressed.
+/// A message as the sender wrote it, after decompression.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Sent<'a> {
-    /// In protobuf.
+    /// The message is protobuf.
     Protobuf(&'a [u8]),
-    /// In JSON.
+    /// The message is JSON.
     Json(&'a [u8]),
 }
 
-/// Notices requests without spans.
+/// Counts and logs requests without spans.
 #[derive(Debug, Default)]
 pub struct EmptyRequests(Throttle);
 
 impl EmptyRequests {
-    /// Looks at what came of a request that was taken. A request of no bytes is the empty request
-    /// that OTLP allows, and nothing is amiss.
+    /// Counts and logs a request that was taken, if it has no span. A request of no bytes is the
+    /// empty request that OTLP allows, and is not counted.
     pub(super) fn notice(
         &self,
         metrics: &Metrics,
@@ -43,7 +43,7 @@ impl EmptyRequests {
             return;
         }
         metrics.empty(transport);
-        let Some(left_out) = self.0.ask() else { return };
+        let Some(suppressed) = self.0.ask() else { return };
         let found = match sent {
             Sent::Protobuf(message) => outline::of_protobuf(message),
             Sent::Json(json) => outline::of_json(json),
@@ -54,9 +54,9 @@ impl EmptyRequests {
         };
         warn!(
             bytes = bytes.len(),
-            left_out,
+            suppressed,
             "a request to the {receiver} receiver has no span; at its top level there is: {found}. \
-             Spans are read from \"resourceSpans\" (field 1): check what its sender exports",
+             Tailwater reads spans from \"resourceSpans\" (field 1): check what the sender exports",
         );
     }
 }

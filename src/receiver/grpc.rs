@@ -1,10 +1,11 @@
-//! OTLP/gRPC: TraceService/Export and grpc.health.v1, and the answers of the contract.
+//! OTLP/gRPC: TraceService/Export and grpc.health.v1, and their answers.
 //!
-//! A unary call is a prefix of five bytes, a message and trailers, which is less than it takes to
-//! keep tonic's own server (0.14) within bounds. For a message of up to the size limit it allocates
-//! what the prefix claims before the bytes are there, and inflates it without asking the memory
-//! budget; it takes zstd windows of up to 128 MiB; and it answers OUT_OF_RANGE to a longer one,
-//! which OTLP senders retry for ever. Sources: OTLP specification, "OTLP/gRPC"; gRPC over HTTP/2.
+//! This module reads gRPC's framing itself. A unary call is a prefix of five bytes, a message and
+//! trailers, and reading it takes less code than bounding tonic's server (0.14) from outside. For a
+//! message up to its size limit, tonic's server allocates the length that the prefix claims before
+//! the bytes arrive, and inflates it without asking the memory budget. It accepts zstd windows of
+//! up to 128 MiB. It answers a longer message with OUT_OF_RANGE, which OTLP senders retry for ever.
+//! Sources: OTLP specification, "OTLP/gRPC"; gRPC over HTTP/2.
 
 use std::{
     pin::Pin,
@@ -33,7 +34,7 @@ use super::{
     turns::work,
 };
 use crate::{
-    grpc::EXPORT_PATH,
+    grpc::{self, EXPORT_PATH, PREFIX_BYTES},
     metrics::Transport,
     net::{deadline::in_time, listen::LongLived},
     otlp::outsized::Outsized,
@@ -42,13 +43,11 @@ use crate::{
 
 const GRPC: &str = "application/grpc";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// The flag and the length in front of a message.
-const PREFIX_BYTES: usize = 5;
 
 type HealthServer =
     tonic_health::pb::health_server::HealthServer<tonic_health::server::HealthService>;
 
-/// The gRPC receiver. Clones share everything.
+/// The gRPC receiver. Clones share all state.
 #[derive(Clone, Debug)]
 pub struct GrpcService {
     intake: Arc<Intake>,
@@ -57,7 +56,7 @@ pub struct GrpcService {
 }
 
 impl GrpcService {
-    /// Serves `intake`, and `health` beside it.
+    /// Serves `intake`, and the health service `health` beside it.
     pub fn new(
         intake: Arc<Intake>,
         health: tonic_health::server::HealthService,
@@ -81,7 +80,7 @@ impl GrpcService {
         let answer = match self.intake.authenticate(request.headers()) {
             Err(refusal) => Err(self.refuse(&refusal)),
             Ok(()) if path == EXPORT_PATH => self.export(request).await,
-            Ok(()) => Err(Status::unimplemented("only traces are taken here")),
+            Ok(()) => Err(Status::unimplemented("this receiver accepts traces only")),
         };
         let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
         self.intake.metrics.answered_grpc(code);
@@ -104,7 +103,7 @@ impl GrpcService {
     ) -> Result<Ingested, Refusal> {
         self.intake.admit()?;
         let bytes_max = self.max_recv_msg_bytes;
-        // As it came, inflated, and the decoder's window.
+        // The body as received, the inflated message, and the decoder's window.
         let charge = Charge::new(&self.intake.budget, bytes_max.saturating_mul(3));
         let mut receiving = Receiving::new(
             body,
@@ -112,7 +111,7 @@ impl GrpcService {
             charge,
             &self.intake.buffers,
         );
-        // A message that would be too large in the end is refused at its beginning.
+        // A message whose prefix claims too great a length is refused before the rest is read.
         while receiving.more().await? {
             match claim(receiving.bytes()) {
                 Some(length) if length > bytes_max => {
@@ -127,7 +126,7 @@ impl GrpcService {
         }
         let (body, charge) = receiving.finish();
         let (encoding, message) = unframe(&body, encoding)?;
-        // The message is what is charged from here on, and all that is held.
+        // From here on only the message is held, and only the message is charged.
         drop(body);
         let message = inflate(encoding, message, charge, bytes_max, &self.intake.turns).await?;
         let intake = Arc::clone(&self.intake);
@@ -145,13 +144,13 @@ impl GrpcService {
         }
         let message = refusal.to_string();
         match refusal {
-            // Final until someone corrects the token.
+            // Final until somebody corrects the token.
             Refusal::Unauthenticated => Status::unauthenticated(message),
-            // Retryable, and the sender is told when.
+            // Retryable; RetryInfo says when.
             Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
                 unavailable(message, self.intake.retry_delay(refusal))
             }
-            // Without RetryInfo this is final, as it must be: the same message would never fit.
+            // Final, by leaving out RetryInfo: the same message would never fit.
             Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
                 Status::resource_exhausted(message)
             }
@@ -165,7 +164,7 @@ impl GrpcService {
     }
 }
 
-/// UNAVAILABLE with RetryInfo, in the trailer of the specification and in the one the Python SDK
+/// UNAVAILABLE with RetryInfo in two trailers: the specification's, and the one that the Python SDK
 /// reads.
 fn unavailable(message: String, delay: Duration) -> Status {
     let details = ErrorDetails::with_retry_info(Some(delay));
@@ -176,25 +175,25 @@ fn unavailable(message: String, delay: Duration) -> Status {
     status
 }
 
-/// The length that a prefix claims, once it is there.
+/// The length that a prefix claims, once the prefix is complete.
 fn claim(body: &[u8]) -> Option<usize> {
-    let [_flag, length @ ..] = body.first_chunk::<PREFIX_BYTES>()?;
-    usize::try_from(u32::from_be_bytes(*length)).ok()
+    let (_flag, length) = grpc::read_prefix(*body.first_chunk()?);
+    usize::try_from(length).ok()
 }
 
-/// The one message of a body, and how it is compressed.
+/// The one message of a body, and its compression.
 fn unframe(body: &Bytes, encoding: Option<Encoding>) -> Result<(Option<Encoding>, Bytes), Refusal> {
     let malformed = |what: &str| Refusal::Malformed(what.into());
-    let length = claim(body).ok_or_else(|| malformed("no message"))?;
+    let length = claim(body).ok_or_else(|| malformed("the body holds no message"))?;
     let message = body.slice(PREFIX_BYTES..);
     if message.len() != length {
-        return Err(malformed("not one message of the length that its prefix claims"));
+        return Err(malformed("the body is not one message of the length that its prefix claims"));
     }
     match body[0] {
         0 => Ok((None, message)),
         1 if encoding.is_some() => Ok((encoding, message)),
-        1 => Err(malformed("compressed, but no grpc-encoding says how")),
-        _ => Err(malformed("an unknown flag in front of the message")),
+        1 => Err(malformed("the message is compressed, but there is no grpc-encoding header")),
+        _ => Err(malformed("an unknown flag before the message")),
     }
 }
 
@@ -209,12 +208,11 @@ fn encoding_of<B>(request: &http::Request<B>) -> Result<Option<Encoding>, Status
     })
 }
 
-/// An answer with a message.
+/// The answer to a request that was taken.
 fn acknowledge(ingested: &Ingested) -> Response<Body> {
     let message = acknowledgement(ingested);
     let mut framed = Vec::with_capacity(PREFIX_BYTES + message.len());
-    framed.push(0);
-    framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    framed.extend_from_slice(&grpc::prefix(false, message.len() as u32));
     framed.extend_from_slice(&message);
     let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("0"))]);
     let frames = [Frame::data(framed.into()), Frame::trailers(trailers)];
@@ -223,7 +221,7 @@ fn acknowledge(ingested: &Ingested) -> Response<Body> {
     response
 }
 
-/// A body of frames that are all there. Its length is not told, so that no content-length is sent.
+/// A body whose frames are all present. It reports no length, so that no content-length is sent.
 struct Frames(std::array::IntoIter<Frame<Bytes>, 2>);
 
 impl http_body::Body for Frames {
@@ -238,13 +236,13 @@ impl http_body::Body for Frames {
     }
 }
 
-/// The encoded answer to a request that was taken: empty, unless spans were left out.
+/// The encoded answer to a request that was taken. It is empty unless spans were rejected.
 pub(super) fn acknowledgement(ingested: &Ingested) -> Bytes {
     let partial_success = partial_success(ingested);
     ExportTraceServiceResponse { partial_success }.encode_to_vec().into()
 }
 
-/// What was left out of a request that was taken.
+/// The count and the cause of rejected spans in a request that was taken.
 pub(super) fn partial_success(ingested: &Ingested) -> Option<ExportTracePartialSuccess> {
     let outsized = ingested.outsized.as_deref();
     let rejected = ingested.rejected + outsized.map_or(0, |outsized| outsized.spans);
@@ -254,8 +252,8 @@ pub(super) fn partial_success(ingested: &Ingested) -> Option<ExportTracePartialS
     }
     if let Some(Outsized { spans, bytes, bytes_max, .. }) = outsized {
         messages.push(format!(
-            "{spans} spans were rejected: their resource or scope has {bytes} bytes, and one may \
-             have {bytes_max}"
+            "{spans} spans were rejected: their resource or scope has {bytes} bytes, and the limit \
+             is {bytes_max}"
         ));
     }
     (rejected > 0).then(|| ExportTracePartialSuccess {
@@ -265,8 +263,8 @@ pub(super) fn partial_success(ingested: &Ingested) -> Option<ExportTracePartialS
 }
 
 const INVALID_IDS: &str = "spans with malformed ids were rejected: a trace id has 16 bytes, a span \
-                           id 8, a parent span id 0 or 8, in JSON written in hexadecimal; neither of \
-                           the first two is all zero";
+                           id 8, a parent span id 0 or 8, in JSON as hexadecimal; trace and span \
+                           ids must not be all zero";
 
 fn is_grpc<B>(request: &http::Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -274,7 +272,8 @@ fn is_grpc<B>(request: &http::Request<B>) -> bool {
     rest.is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }
 
-/// As the gRPC specification says, so that an HTTP client sees what it did wrong.
+/// The answer that the gRPC specification gives to a request that is not gRPC, so that an HTTP
+/// client sees its mistake.
 fn not_grpc() -> Response<Body> {
     let mut response = Response::new(Body::default());
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;

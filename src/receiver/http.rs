@@ -1,7 +1,8 @@
-//! OTLP/HTTP: POST to `traces_url_path` with protobuf or JSON bodies, as they are or compressed.
+//! OTLP/HTTP: POST to `traces_url_path` with a protobuf or JSON body, compressed or not.
 //!
-//! Shares admission, limits and the walker with gRPC; JSON becomes protobuf first. Answers are of
-//! the type of their request; errors carry a `google.rpc.Status` as the specification asks.
+//! It shares admission, limits and the walker with gRPC. JSON is converted to protobuf first. An
+//! answer has the content type of its request; an error carries a `google.rpc.Status`, as the
+//! specification asks.
 //! Source: OTLP specification, "OTLP/HTTP".
 
 use std::sync::Arc;
@@ -33,28 +34,28 @@ use crate::{
     metrics::Transport, net::deadline::in_time, otlp::json, sampler::Ingested, supervise::Task,
 };
 
-/// What turning JSON into protobuf takes, in lengths of the JSON.
+/// The memory that converting JSON to protobuf takes, in multiples of the JSON's length.
 const JSON_NEEDS: usize = 2;
 
-/// The HTTP receiver. Clones share everything.
+/// The HTTP receiver. Clones share all state.
 #[derive(Clone, Debug)]
 pub struct HttpService {
     intake: Arc<Intake>,
     settings: Arc<Settings>,
 }
 
-/// What the HTTP receiver takes.
+/// The settings of the HTTP receiver.
 #[derive(Debug)]
 pub struct Settings {
     /// The largest body, before and after decompression.
     pub max_body_bytes: usize,
-    /// Where traces are posted; a slash behind it is forgiven.
+    /// The path to which traces are posted; a trailing slash is ignored.
     pub traces_path: String,
-    /// Who may send from a browser; nobody without it.
+    /// Who may send from a browser; nobody if `None`.
     pub cors: Option<Cors>,
 }
 
-/// Why a request got no further than its headers.
+/// Why a request was refused by its headers.
 enum Unfit {
     NotFound,
     NotPost,
@@ -62,7 +63,7 @@ enum Unfit {
     UnknownCoding(UnknownCoding),
 }
 
-/// What a request is written in, and its answer.
+/// The encoding of a request, and of its answer.
 #[derive(Clone, Copy, PartialEq)]
 enum Format {
     Protobuf,
@@ -97,7 +98,7 @@ impl HttpService {
         response
     }
 
-    /// Whether the path is that of traces.
+    /// Whether this is the path of traces.
     fn is_traces<B>(&self, request: &Request<B>) -> bool {
         fn bare(path: &str) -> &str {
             path.strip_suffix('/').unwrap_or(path)
@@ -105,9 +106,9 @@ impl HttpService {
         bare(request.uri().path()) == bare(&self.settings.traces_path)
     }
 
-    /// Answers a request from wherever it comes.
+    /// Answers a request from any sender.
     async fn answer_any(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        // Who writes neither is answered in the one that every sender of OTLP can read.
+        // A request in neither format is answered in protobuf, which every OTLP sender can read.
         let format = format_of(&request).unwrap_or(Format::Protobuf);
         match self.intake.authenticate(request.headers()) {
             Ok(()) => self.answer_known(request, format).await,
@@ -115,7 +116,7 @@ impl HttpService {
         }
     }
 
-    /// Answers a sender that may send.
+    /// Answers a sender that has authenticated.
     async fn answer_known(
         &self,
         request: Request<Incoming>,
@@ -176,13 +177,13 @@ impl HttpService {
             self.intake.metrics.refused(Transport::Http, because);
         }
         let (status, code) = match refusal {
-            // Final until someone corrects the token.
+            // Final until somebody corrects the token.
             Refusal::Unauthenticated => (StatusCode::UNAUTHORIZED, Code::Unauthenticated),
-            // Retryable, and the sender is told when.
+            // Retryable; Retry-After says when.
             Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
-            // Likewise: a stall says nothing about the request. Senders do not repeat 408.
+            // Also retryable: a stall says nothing about the request. Senders do not retry 408.
             Refusal::Timeout => (StatusCode::SERVICE_UNAVAILABLE, Code::DeadlineExceeded),
             // Final: the same body would never fit.
             Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
@@ -190,7 +191,7 @@ impl HttpService {
             }
             // Final: the same bytes would never decode.
             Refusal::Malformed(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument),
-            // To nobody.
+            // Nobody reads this answer.
             Refusal::Abandoned => (StatusCode::BAD_REQUEST, Code::Cancelled),
             Refusal::Panicked => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal),
         };
@@ -199,7 +200,7 @@ impl HttpService {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            // Whole seconds, which is all that the Node SDK reads.
+            // The Node SDK reads whole seconds only.
             let seconds = self.intake.retry_delay(refusal).as_secs_f64().round() as u64;
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -215,7 +216,7 @@ impl HttpService {
             }
             Unfit::NotPost => {
                 let not_allowed = (StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented);
-                (not_allowed, format!("{path} takes POST"))
+                (not_allowed, format!("{path} accepts only POST"))
             }
             Unfit::UnknownType => {
                 let known = "application/x-protobuf or application/json";
@@ -226,8 +227,8 @@ impl HttpService {
                 (unsupported, format!("the content encoding must be {known}"))
             }
             Unfit::UnknownCoding(UnknownCoding::Several) => {
-                let message = "the body is compressed more than once; only one content encoding is \
-                               taken";
+                let message = "the body is compressed more than once; only one content encoding \
+                               is allowed";
                 (unsupported, message.to_owned())
             }
         };
@@ -257,8 +258,8 @@ impl Format {
         }
     }
 
-    /// What the largest body may make the service hold: itself, inflated, the decoder's window, and
-    /// as protobuf.
+    /// The memory that the largest body may need: as received, inflated, the decoder's window, and
+    /// converted to protobuf.
     fn held_bytes(self, body_bytes_max: usize) -> usize {
         match self {
             Format::Protobuf => body_bytes_max.saturating_mul(3),
@@ -272,7 +273,7 @@ impl Format {
             (Format::Json, None) => Bytes::from_static(b"{}"),
             (Format::Json, Some(partial)) => {
                 let partial = json!({
-                    // 64-bit integers are strings in protobuf's JSON.
+                    // protobuf's JSON writes 64-bit integers as strings.
                     "rejectedSpans": partial.rejected_spans.to_string(),
                     "errorMessage": partial.error_message,
                 });

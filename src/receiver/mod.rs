@@ -1,9 +1,10 @@
 //! Receiving: from an accepted connection to spans in the window, and the answer to the sender.
 //!
-//! [`Intake`] is what both receivers share: it says who may send and whether a request may come in
-//! at all (before its body is read), walks and buffers it, counts, and names the reason of a
-//! refusal. [`grpc`] and [`http`] turn that into answers; `net` owns sockets and connections.
-//! Acknowledged means buffered. A refused request is refused whole: nothing of it was consumed.
+//! Both receivers share [`Intake`]. It decides who may send and whether a request may come in at
+//! all (before its body is read), walks the request and puts its spans in the window, counts, and
+//! names the reason of a refusal. [`grpc`] and [`http`] turn that into answers; `net` owns sockets
+//! and connections. An acknowledged request is in the window. A refused request is refused whole:
+//! nothing of it was consumed.
 
 mod admission;
 mod compression;
@@ -46,56 +47,56 @@ use crate::{
 };
 use ::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 
-/// The fill of the sending queue from which intake is refused, so that late spans and due traces
-/// fit.
+/// Intake refuses requests once the export queue is this full, which leaves space for late spans
+/// and due traces.
 const QUEUE_REFUSES_FROM: f64 = 0.75;
-/// Delays that refused senders are asked to wait. The Python SDK gives up at once when told to wait
-/// longer than its own timeout of 10 s.
+/// The delay that refused senders are asked to wait. The Python SDK gives up at once when the delay
+/// is longer than its own timeout of 10 s.
 const RETRY_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=8.0;
 
-/// Why a request was not taken.
+/// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Without a token, or with a wrong one.
+    /// The request has no token, or a wrong one.
     #[error("a valid bearer token is required in `authorization`")]
     Unauthenticated,
     /// The memory limit is reached.
     #[error("the memory limit is reached, try again later")]
     Memory,
-    /// The sending queue is nearly full and must not lose what is already here.
-    #[error("the backend is behind and the sending queue is nearly full, try again later")]
+    /// The export queue is nearly full and must not lose the spans that were already acknowledged.
+    #[error("the backend is behind and the export queue is nearly full, try again later")]
     QueueFull,
     /// The service is shutting down.
     #[error("the service is shutting down, try another instance")]
     Draining,
-    /// Larger than a message may be.
+    /// The message is larger than the configured limit.
     #[error("the message is larger than the limit of {limit_bytes} bytes")]
     TooLarge {
-        /// The limit, before and after decompression.
+        /// The limit, which holds before and after decompression.
         limit_bytes: usize,
     },
-    /// Larger than memory can ever hold.
+    /// The request needs more memory than the service can ever give it.
     #[error(
-        "the request needs {needed_bytes} bytes of memory while it is taken in, more than the \
+        "the request needs {needed_bytes} bytes of memory during intake, more than the \
          memory limit can ever spare: send smaller requests, or raise memory_limit_mib"
     )]
     NeverFits {
-        /// Of the request itself, and of what it becomes.
+        /// Needed for the request itself and for all its converted forms.
         needed_bytes: usize,
     },
-    /// To inflate it would take more than a decoder may hold.
+    /// The zstd frame needs a larger window than the decoder may have.
     #[error("the zstd frame needs a window larger than 32 MiB")]
     WindowTooLarge,
-    /// Undecodable.
+    /// The request cannot be decoded.
     #[error("the request is not a valid ExportTraceServiceRequest: {0}")]
     Malformed(String),
-    /// Its body did not come in time, or the turn of a large one did not.
+    /// The body did not arrive in time, or a large request did not get its turn in time.
     #[error("the request took longer than {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
-    /// The sender went away before its request was whole.
+    /// The sender left before the request was complete.
     #[error("the request ended early")]
     Abandoned,
-    /// A bug: walking or buffering it panicked. The panic is counted.
+    /// A bug: walking the request or adding its spans panicked. The panic is counted.
     #[error("internal error")]
     Panicked,
 }
@@ -106,7 +107,7 @@ impl From<InvalidJson> for Refusal {
     }
 }
 
-/// A panic must cost one request, not the connection with everything else on it.
+/// A panic costs one request, and spares the other requests of the connection.
 impl From<Panicked> for Refusal {
     fn from(_: Panicked) -> Self {
         Refusal::Panicked
@@ -114,8 +115,8 @@ impl From<Panicked> for Refusal {
 }
 
 impl Refusal {
-    /// How it is counted; a panic is counted as a restarted task instead, and what no sender waits
-    /// for not at all.
+    /// The reason it is counted under. A panic is counted as a restarted task instead; a request
+    /// whose sender has left is not counted.
     pub fn because(&self) -> Option<RefusedBecause> {
         match self {
             Refusal::Unauthenticated => Some(RefusedBecause::Unauthenticated),
@@ -132,49 +133,50 @@ impl Refusal {
     }
 }
 
-/// Buffers to put requests together in. Four a core wait for the next requests, but no more than
-/// take a 32nd of the memory limit, since nobody is charged for them. Of those that take turns
-/// there is one at a time, and it would be much to keep.
+/// Buffers that receive request bodies. Four per core are kept for the next requests, but no more
+/// than a 32nd of the memory limit, since nobody is charged for them. Buffers of more than 1 MiB
+/// are not kept: only a few large requests are worked on at a time, and keeping their buffers would
+/// cost too much memory.
 pub fn buffers(cores: usize, budget: &Budget) -> Arc<Buffers> {
     let count_max = (budget.limit() / 32 / SMALL_BYTES_MAX).clamp(1, 4 * cores);
     Buffers::new(64 << 10..=SMALL_BYTES_MAX, count_max)
 }
 
-/// What both receivers share.
+/// The state that both receivers share.
 #[derive(Debug)]
 pub struct Intake {
-    /// Buffers the spans.
+    /// Stores the spans until their traces are decided.
     pub sampler: Arc<Sampler>,
-    /// Takes what is decided on the way in.
+    /// Takes the traces that are decided during intake.
     pub outbox: Arc<Outbox>,
     /// Says how far the backend is behind.
     pub queue: Arc<Queue>,
-    /// What a full queue does.
+    /// What happens when the export queue is full.
     pub overflow: Overflow,
     /// Says whether there is memory.
     pub budget: Arc<Budget>,
-    /// What requests are put together in.
+    /// Buffers that receive request bodies.
     pub buffers: Arc<Buffers>,
-    /// What large requests take one after the other.
+    /// The turns that large requests take.
     pub turns: Turns,
-    /// Counts.
+    /// Counts requests and spans.
     pub metrics: Arc<Metrics>,
-    /// Notices requests that carry no span.
+    /// Counts and logs requests that carry no span.
     pub empty: EmptyRequests,
-    /// Gives `now`.
+    /// Gives the time.
     pub clock: Arc<WindowClock>,
     /// Contains and counts panics.
     pub supervisor: Arc<Supervisor>,
-    /// Who may send; anyone where there are no tokens.
+    /// The valid tokens; anyone may send if `None`.
     pub tokens: Option<Arc<Live<Tokens>>>,
-    /// Lines about spans with a resource or scope that is too large.
+    /// Limits the log lines about spans with a resource or scope that is too large.
     pub outsized: Throttle,
-    /// Set once the service stops accepting.
+    /// True once the service has stopped accepting.
     pub is_draining: AtomicBool,
 }
 
 impl Intake {
-    /// Whether the sender of these headers may send, asked before anything else.
+    /// Checks whether the sender of these headers may send. Called before anything else.
     ///
     /// # Errors
     /// [`Refusal::Unauthenticated`].
@@ -185,10 +187,10 @@ impl Intake {
         if is_admitted { Ok(()) } else { Err(Refusal::Unauthenticated) }
     }
 
-    /// Whether a request may come in, asked before its body is read.
+    /// Checks whether a request may come in. Called before its body is read.
     ///
     /// # Errors
-    /// The reason why not; the sender should try again.
+    /// The reason; the sender should try again.
     pub fn admit(&self) -> Result<(), Refusal> {
         if self.is_draining.load(Relaxed) {
             return Err(Refusal::Draining);
@@ -202,14 +204,16 @@ impl Intake {
         Ok(())
     }
 
-    /// Buffers the spans of one decoded request, whose bytes the caller has charged to the budget.
+    /// Adds the spans of one decoded request to the window. The caller has charged its bytes to the
+    /// budget.
     ///
     /// # Errors
     /// [`Refusal::Malformed`], [`Refusal::Memory`], [`Refusal::NeverFits`], or
     /// [`Refusal::Panicked`].
     pub fn take(&self, transport: Transport, request: &[u8]) -> Result<Ingested, Refusal> {
         thread_local! {
-            // One of each a worker thread: there is no await between here and the acknowledgement.
+            // One of each per worker thread is enough: there is no await between here and the
+            // acknowledgement.
             static BUFFERS: RefCell<(Scratch, Decided)> = RefCell::default();
         }
         let ingest = || {
@@ -253,12 +257,12 @@ impl Intake {
         }
     }
 
-    /// Counts and logs a request that was taken though it has no span.
+    /// Counts and logs a request that was taken, if it has no span.
     fn notice_empty(&self, transport: Transport, sent: Sent<'_>, ingested: &Ingested) {
         self.empty.notice(&self.metrics, transport, sent, ingested);
     }
 
-    /// What a sender of one such resource sends again and again.
+    /// Throttled: a sender with such a resource repeats it in every request.
     #[cold]
     fn log_outsized(&self, outsized: &Outsized) {
         let Some(spans) = self.outsized.add(outsized.spans) else { return };
@@ -269,14 +273,14 @@ impl Intake {
             bytes,
             bytes_max,
             "refused spans: their resource or scope is larger than a quarter of \
-             exporter.otlp.max_request_size_kib, and would be sent again with every request. \
-             Let the service send smaller resource attributes, or raise max_request_size_kib"
+             exporter.otlp.max_request_size_kib, and every export request would repeat it. \
+             Make the service send smaller resource attributes, or raise max_request_size_kib"
         );
     }
 
-    /// Hands on what a request has brought about.
+    /// Passes on the traces that a request has caused to be decided.
     fn pass_on(&self, decided: &mut Decided) {
-        // First, so that kept spans count as queued before they count as kept.
+        // The outbox comes first, so that kept spans count as queued before they count as kept.
         self.outbox.put(decided);
         self.metrics.decided(decided);
         self.sampler.log().push(&decided.decisions, crate::clock::unix_millis());
@@ -286,8 +290,8 @@ impl Intake {
         decided.clear();
     }
 
-    /// How long a refused sender is asked to wait: 1 to 8 s, rising with what is short, jittered so
-    /// that senders that were refused together do not come back together.
+    /// The delay that a refused sender is asked to wait: 1 to 8 s, longer the scarcer memory or the
+    /// queue is, with jitter, so that senders that were refused together do not return together.
     pub fn retry_delay(&self, refusal: &Refusal) -> Duration {
         let pressure = match refusal {
             Refusal::Memory => (self.budget.pressure() - 0.9) / 0.2,

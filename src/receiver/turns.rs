@@ -1,9 +1,10 @@
-//! Large requests take turns, and are worked on beside tokio's workers.
+//! Large requests take turns, and run on threads of their own.
 //!
-//! To walk and buffer a request of a million spans takes half a second. Its worker can do nothing
-//! else meanwhile, and the other workers may sleep through it: the one that found the request may
-//! be the one that polls all sockets, and it wakes nobody for a single task. So the work is done on
-//! a thread of its own, of which there are at most half as many as there are cores.
+//! Walking a request of a million spans and adding them to the window takes half a second. On a
+//! tokio worker it would delay other requests, even while other workers are idle: the worker that
+//! found the request may also be the one that polls all sockets, and tokio wakes no other worker
+//! for a single task. So a large request runs on a thread of its own. There are at most half as
+//! many such threads as cores.
 
 use std::{panic::resume_unwind, sync::Arc};
 
@@ -15,18 +16,18 @@ use tokio::{
 use super::Refusal;
 use crate::sampler::Ingested;
 
-/// Turns of large requests.
+/// The turns of large requests.
 #[derive(Debug)]
 pub struct Turns {
     free: Arc<Semaphore>,
     count: u32,
 }
 
-/// The turn of one large request, until this is dropped.
+/// The turn of one large request. Dropping it ends the turn.
 pub(super) type Turn = OwnedSemaphorePermit;
 
 impl Turns {
-    /// Half as many as `cores`.
+    /// Half as many turns as `cores`, and at least one.
     pub fn new(cores: usize) -> Self {
         let count = u32::try_from(cores / 2).unwrap_or(u32::MAX).max(1);
         Turns { free: Arc::new(Semaphore::new(count as usize)), count }
@@ -37,17 +38,17 @@ impl Turns {
         Arc::clone(&self.free).acquire_owned().await.expect("never closed")
     }
 
-    /// Waits for all large requests that are worked on, whether or not their senders are gone.
+    /// Waits until no large request is being worked on, including those whose senders have left.
     pub async fn finish(&self) {
         let _ = self.free.acquire_many(self.count).await;
     }
 }
 
-/// Does what is left to do for a request: a large one on a thread of its own. A panic goes on in
-/// the caller, where the request is contained and the panic counted.
+/// Runs `work` for a request; on a thread of its own if the request is large. A panic is passed on
+/// to the caller, which contains and counts it.
 ///
 /// # Errors
-/// Those of `work`; [`Refusal::Panicked`] where the runtime is shut down before.
+/// The errors of `work`; [`Refusal::Panicked`] if the runtime shuts down first.
 pub(super) async fn work(
     is_large: bool,
     work: impl FnOnce() -> Result<Ingested, Refusal> + Send + 'static,

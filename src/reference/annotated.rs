@@ -6,11 +6,12 @@ use super::{hold, wrapped};
 use crate::config::keys::{self, Described, Key};
 
 const HEADER: &str = "\
-# Every key of Tailwater with its default. A file needs only what differs from it, and at least
-# one policy. Durations are strings (\"500ms\", \"30s\", \"1h 30m\"), sizes are integers with the unit
-# in the key. In strings outside of policies ${env:NAME} and ${env:NAME:-default} stand for
-# environment variables. Paths are relative to this file. `tailwater check FILE` finds every mistake
-# in a file without starting anything. Written from the code; CONTRIBUTING.md says how.
+# Every key of Tailwater with its default. A file needs only the keys that differ from their
+# defaults, and at least one policy. Durations are strings (\"500ms\", \"30s\", \"1h 30m\"), sizes
+# are integers with the unit in the key. In strings outside of policies, ${env:NAME} and
+# ${env:NAME:-default} stand for environment variables. Paths are relative to this file.
+# `tailwater check FILE` finds every mistake in a file without starting anything. This file is
+# generated from the code; CONTRIBUTING.md says how.
 ";
 
 const COLUMNS: usize = 110;

@@ -11,8 +11,8 @@ const HEADER: &str = "\
 Every key of `tailwater.toml`. A file needs only what differs from the defaults, and at least one
 [policy](policies.md). Unknown keys are errors. Paths are relative to the file that names them.
 Durations are strings such as `\"500ms\"`, `\"30s\"` or `\"1h 30m\"`; sizes are integers with the
-unit in the key. `${env:NAME}` and `${env:NAME:-default}` stand for environment variables in every string
-outside of policies.
+unit in the key. `${env:NAME}` and `${env:NAME:-default}` stand for environment variables in every
+string outside of policies.
 
 `deploy/tailwater.toml` is the same as a file to start from, and `tailwater check FILE` finds every
 mistake in a file without starting anything. Only policies are read again on a reload; every other

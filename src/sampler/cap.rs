@@ -1,23 +1,25 @@
-//! `max_trace_bytes_kib`: what a kept trace may come to over its whole life.
+//! `max_trace_bytes_kib`: the largest number of bytes that a kept trace may have over its whole
+//! life.
 //!
-//! Backends that bound a trace refuse or cut it where it passes the bound; here the spans beyond it
-//! are dropped and counted instead. In the order of arrival, each span that still fits is kept.
-//! What a trace has used is remembered as long as its decision, for its late spans.
+//! Backends with a limit on the size of a trace refuse or cut a trace that exceeds it. Here the
+//! spans beyond the limit are dropped and counted instead. Spans are kept in order of arrival, each
+//! if it still fits. The decision cache stores the bytes that a trace has used, so the limit also
+//! applies to its late spans.
 
 use super::{Decided, KeptTrace, Sampler, ShardState};
 use crate::{policy::PolicyId, window};
 
-/// Spans of a kept trace that were dropped because it is too large.
+/// The spans of a kept trace that were dropped because the trace is too large.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// The policy that keeps the rest.
+    /// The policy that keeps the other spans.
     pub policy: PolicyId,
-    /// How many.
+    /// The number of spans.
     pub spans: u64,
 }
 
 impl Sampler {
-    /// Cuts the traces that were kept since these positions in `out` to the cap.
+    /// Applies the cap to the traces that were kept since these positions in `out`.
     pub(super) fn cut(&self, state: &mut ShardState, since: Since, out: &mut Decided) {
         let Some(cap) = self.limits.kept_bytes_max else { return };
         let records = &out.decisions.records[since.record..];
@@ -42,7 +44,8 @@ impl Sampler {
         }
     }
 
-    /// Cuts the last trace of `out`, late spans of the trace of this hash, to what is left of it.
+    /// Applies what is left of the cap to the last trace of `out`, which holds late spans of the
+    /// trace with this hash.
     pub(super) fn cut_late(&self, state: &mut ShardState, hash: u64, out: &mut Decided) {
         let Some(cap) = self.limits.kept_bytes_max else { return };
         let Some(trace) = out.kept.last_mut() else { return };
@@ -66,7 +69,7 @@ impl Sampler {
     }
 }
 
-/// Where in a [`Decided`] something began.
+/// Lengths of the lists of a [`Decided`] at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Since {
     record: usize,

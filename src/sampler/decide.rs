@@ -1,4 +1,4 @@
-//! Deciding: bits and facts in, a decision out, spans of kept traces with it.
+//! Decides traces: takes their bits and facts, and returns decisions and the spans of kept traces.
 
 use std::{
     collections::HashMap,
@@ -15,49 +15,48 @@ use crate::{
     window::{self, Due, Freed, Millis, Position, Run, Shard, Taken},
 };
 
-/// Traces decided under one lock at most: a longer hold is an acknowledgement that waits.
+/// The most traces that are decided in one hold of the lock. A longer hold delays acknowledgements.
 const TRACES_PER_LOCK: usize = 256;
-/// Entries that each list of a [`Decided`] keeps room for when it is cleared.
+/// The number of entries that each list of a [`Decided`] keeps room for when it is cleared.
 const SPARE_ENTRIES: usize = 16 << 10;
-/// Kept spans after which no further trace is decided under the same lock: each takes 40 bytes on
-/// its way out beside its own.
+/// After this many kept spans, no further trace is decided in the same hold of the lock: on its way
+/// out, each span takes 40 bytes in addition to its own.
 const KEPT_SPANS_PER_LOCK: usize = 8 << 10;
 
-/// What was decided under one lock, or while one request was taken in. Buffers are reused: clear
-/// it.
+/// The decisions of one hold of the lock, or of one request. The buffers are reused: call `clear`.
 #[derive(Debug, Default)]
 pub struct Decided {
     /// The decisions, kept and dropped.
     pub decisions: Decisions,
-    /// The traces, or late parts of traces, whose spans leave.
+    /// The traces, or late parts of traces, whose spans are to be exported.
     pub kept: Vec<KeptTrace>,
     /// Their spans, in the same order.
     pub spans: Vec<KeptSpan>,
-    /// Encoded bytes of those spans.
+    /// The encoded bytes of those spans.
     pub kept_bytes: usize,
-    /// Spans that came after their trace's decision.
+    /// Spans that arrived after the decision of their trace.
     pub late: Vec<Late>,
-    /// What shadow policies would have changed about how many late spans. Added up, since one
-    /// request may have late spans of as many traces as it has spans.
+    /// The number of late spans that shadow policies would have treated differently. It is summed
+    /// up, because one request may have late spans of as many traces as it has spans.
     pub late_shadowed: HashMap<Shadowed, u64, foldhash::fast::RandomState>,
-    /// Spans of kept traces that passed the cap, not among those above.
+    /// Spans of kept traces beyond the cap. They are not in `spans`.
     pub cut: Vec<Cut>,
-    /// Traces over which a policy panicked; they are dropped.
+    /// Traces that were dropped because a policy panicked.
     pub panics: u64,
-    /// Decisions that had to be forgotten before their time to live was over.
+    /// Decisions that were forgotten before their time to live was over.
     pub forgotten: u64,
-    /// Decided under this lock, and still to be emptied.
+    /// Traces decided in this hold of the lock whose records are not removed yet.
     taken: Vec<Taken>,
-    /// Spans that passed the cap, to be dropped outside the lock: the last one of a segment frees
-    /// it.
+    /// Spans beyond the cap. They are dropped outside the lock, because the last span of a segment
+    /// frees it.
     pub(super) unfit: Vec<KeptSpan>,
-    /// To be dropped outside the lock.
+    /// Segments to drop outside the lock.
     freed: Freed,
 }
 
 impl Decided {
-    /// Forgets everything, and frees what the window has given up. What an unusual request took is
-    /// not kept.
+    /// Clears everything and frees the segments that the window has given up. Room that only an
+    /// unusual request needed is not kept.
     pub fn clear(&mut self) {
         self.decisions.records.clear();
         self.decisions.matched.clear();
@@ -79,14 +78,14 @@ impl Decided {
         self.late.shrink_to(SPARE_ENTRIES);
     }
 
-    /// Spans that have left the window, or never came into it, kept or not.
+    /// The number of spans that have left the window or never entered it, whether kept or not.
     pub(super) fn left_spans(&self) -> u64 {
         let decided = self.decisions.records.iter().map(|record| u64::from(record.spans));
         decided.sum::<u64>() + self.late.iter().map(|late| late.spans).sum::<u64>()
     }
 
-    /// After a panic: gives up what may be half done, and returns the number of kept spans that go
-    /// with it. The decisions stay, to be counted.
+    /// Called after a panic. Discards data that may be incomplete and returns the number of kept
+    /// spans that are lost with it. The decisions stay, so they are counted.
     pub fn give_up(&mut self) -> u64 {
         self.kept.clear();
         self.spans.clear();
@@ -100,18 +99,18 @@ impl Decided {
     }
 }
 
-/// A trace, or the late part of one, on its way out.
+/// A trace, or the late part of a trace, on its way out.
 #[derive(Clone, Copy, Debug)]
 pub struct KeptTrace {
-    /// By which policy and at which threshold.
+    /// The deciding policy and its threshold.
     pub verdict: Verdict,
-    /// What made it be decided; `None` for late spans, which do not bear the policy's stamp.
+    /// The reason for the decision; `None` for late spans, which do not get the policy's stamp.
     pub trigger: Option<Trigger>,
-    /// What was compared with the threshold.
+    /// The randomness that was compared with the threshold.
     pub randomness: Randomness,
     /// Whether the randomness came from an `rv`.
     pub is_explicit: bool,
-    /// How many of [`Decided::spans`] are its own.
+    /// The number of spans in [`Decided::spans`] that belong to it.
     pub spans: usize,
 }
 
@@ -120,37 +119,37 @@ pub struct KeptTrace {
 pub struct Late {
     /// The decision they follow.
     pub verdict: Verdict,
-    /// How many.
+    /// The number of spans.
     pub spans: u64,
-    /// How many of them have the status ERROR.
+    /// The number of them with the status ERROR.
     pub errors: u64,
 }
 
-/// Which traces to decide.
+/// Selects the traces to decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// Those whose time has come.
+    /// Traces that are due.
     Due,
-    /// The oldest, whether due or not, for this reason.
+    /// The oldest traces, due or not, with this trigger.
     Oldest(Trigger),
-    /// Those of the oldest that arrived by this time, for this reason.
+    /// The oldest traces that arrived by this time, with this trigger.
     ArrivedBy(Millis, Trigger),
 }
 
-/// How far [`Sampler::decide`] came.
+/// The result of one call of [`Sampler::decide`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing is left to decide, and no segment to empty.
+    /// No trace is left to decide, and no segment to compact.
     Done,
-    /// The lock was given up with, perhaps, more to do.
+    /// The lock was released; there may be more to do.
     More,
-    /// The next trace is larger than the room that was left. It was not judged.
+    /// The next trace is larger than the remaining room. It was not judged.
     NoRoom,
 }
 
 impl Sampler {
-    /// Decides up to 256 traces of one shard at `now`. The spans of kept traces are at most `room`
-    /// bytes, unless the first of them alone is larger.
+    /// Decides up to 256 traces of one shard at `now`. The spans of kept traces take at most `room`
+    /// bytes, unless the first trace alone is larger.
     pub fn decide(
         &self,
         shard: usize,
@@ -204,10 +203,10 @@ impl Sampler {
         progress
     }
 
-    /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow.
-    /// Breaks, and leaves it there, if there would be no room for it. It is not judged then: a
-    /// trace that was kept by one tick's threshold and had to wait would be judged again by
-    /// another, which biases the counts that limits are to leave unbiased.
+    /// Decides one trace and takes it out of the window; [`Self::conclude`] has to follow. Breaks,
+    /// and leaves the trace there, if there is no room for it. The trace is not judged in that
+    /// case: otherwise a trace that one tick's threshold kept, and that had to wait for room, would
+    /// be judged again by another threshold, which would bias the counts of limited policies.
     pub(super) fn decide_trace(
         &self,
         state: &mut ShardState,
@@ -226,7 +225,8 @@ impl Sampler {
         let randomness = evidence.randomness;
         let matched_start = out.decisions.matched.len() as u32;
         let matched = &mut out.decisions.matched;
-        // A panic costs this trace: else it would be the next one that is due, again and again.
+        // A panic drops this trace. Otherwise it would stay the next due trace and panic again and
+        // again.
         let verdict = catch_unwind(AssertUnwindSafe(|| state.plan.decide(&evidence, matched)));
         let is_charged = verdict.as_ref().is_ok_and(|verdict| verdict.kept || evidence.forced);
         let verdict = verdict.unwrap_or_else(|_| {
@@ -235,7 +235,7 @@ impl Sampler {
             Verdict::NONE
         });
         let has_shadows = state.plan.shadows().len() > 0;
-        // Of a dropped trace only the limits of shadow policies could be charged.
+        // For a dropped trace, only the limits of shadow policies could be charged.
         if state.plan.has_limits() && (is_charged || has_shadows) {
             state.plan.charge(&evidence);
         }
@@ -245,7 +245,7 @@ impl Sampler {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 state.plan.shadow(&evidence, &verdict, shadowed);
             }));
-            // It costs what the shadow policies would have said.
+            // After a panic, only the verdicts of the shadow policies are lost.
             if outcome.is_err() {
                 out.panics += 1;
                 out.decisions.shadowed.truncate(shadowed_start as usize);
@@ -277,9 +277,10 @@ impl Sampler {
         ControlFlow::Continue(())
     }
 
-    /// Remembers the decisions made `since`, and moves the traces' spans out of the window:
-    /// before the lock is given up, and before anything else is added to `out`. Step by step for
-    /// all of them, because a step of one waits for memory as long as the same step of many.
+    /// Stores the decisions made `since` in the decision cache and moves the spans of the traces
+    /// out of the window. Called before the lock is released and before anything else is added to
+    /// `out`. It does each step for all traces before the next step, because a step for many traces
+    /// waits for memory about as long as for one.
     pub(super) fn conclude(&self, state: &mut ShardState, since: Since, out: &mut Decided) {
         for record in &out.decisions.records[since.record()..] {
             let hash = window::hash_of(&self.hasher, record.trace_id);
@@ -290,7 +291,7 @@ impl Sampler {
         self.cut(state, since, out);
     }
 
-    /// Spans of a trace that is already decided follow the decision.
+    /// Late spans follow the decision of their trace.
     pub(super) fn follow(
         &self,
         state: &mut ShardState,
@@ -315,7 +316,7 @@ impl Sampler {
             return;
         }
         for span in spans() {
-            // Copied, so that one late span does not hold on to the request it came in.
+            // Copied, so one late span does not keep its whole request in memory.
             let bytes = &run.request[span.offset as usize..][..span.len as usize];
             let context = run.contexts[span.context as usize].clone();
             out.kept_bytes += bytes.len();
@@ -332,7 +333,7 @@ impl Sampler {
     }
 }
 
-/// What is known of an undecided trace.
+/// The facts and bits of an undecided trace.
 pub(super) fn evidence<'a>(
     window: &'a Shard,
     position: Position,

@@ -1,9 +1,11 @@
-//! Taking a request in: walk, sort by shard and trace, append under one lock a shard.
+//! Takes in a request: walks it, sorts its spans by shard and trace, and appends them with one hold
+//! of the lock per shard.
 //!
-//! A request of up to some tens of thousands of spans is walked once and sorted as a whole. One
-//! with more is walked to its end first, since it is taken whole or not at all, and then in pieces,
-//! so that what is known of its spans never takes more than 8 MiB. Before the first span of a large
-//! request is taken, the budget is asked for what all of them will need.
+//! A request of up to some tens of thousands of spans is walked once and sorted as a whole. A
+//! larger request is first walked to its end, because a request is taken whole or not at all, and
+//! then walked again in pieces, so the descriptions of its spans never take more than 8 MiB. Before
+//! the first span of a large request is taken in, the budget is asked for the memory that all its
+//! spans need.
 
 use std::{
     ops::Range,
@@ -27,36 +29,37 @@ use crate::{
     window::{self, ContextSlots, Due, Millis, Position, Run},
 };
 
-/// Spans taken in under one lock, a millisecond or two of work: others wait for the shard.
+/// Spans taken in under one hold of the lock: a millisecond or two of work, during which others
+/// wait for the shard.
 const SPANS_PER_LOCK: usize = 4096;
 
-/// Requests of at most so many bytes, whose spans take as many beside their own, are taken without
-/// asking for the room that they need in the window: what admits them leaves more than that.
+/// A request of at most this many bytes, whose spans need at most as much again in the window, is
+/// taken in without a reservation: admission leaves more room than that.
 const UNASKED_BYTES: usize = 1 << 20;
 
-/// What a span takes once it is taken in, beside its own bytes: in a segment 6 bytes, and where it
-/// is the only one of its record 32 more; where it is the only one of its trace, 64 for the entry
-/// and about 10 in the index; or, if it is late, 130 on its way out.
-/// Not the bits of its trace.
+/// The memory that a span needs in the window in addition to its own bytes: 6 bytes in a segment;
+/// 32 more if it is the only span of its record; if it is the only span of its trace, 64 for the
+/// entry and about 10 in the index. A late span needs 130 on its way out. The bits of its trace are
+/// not included.
 const TAKEN_SPAN_BYTES: usize = 130;
 
-/// Buffers of one ingest, kept from request to request.
+/// The buffers of one ingest, reused from request to request.
 #[derive(Debug, Default)]
 pub struct Scratch {
     walked: Walked,
     sorted: Sorted,
     appending: Appending,
-    /// Spans of the request that were taken in so far.
+    /// The number of spans of the request that have been taken in so far.
     taken: u64,
 }
 
 impl Scratch {
-    /// Spans of a request that panicked which were taken in nevertheless.
+    /// The number of spans that were taken in from a request that panicked.
     pub fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// Keeps no more than the spans that are kept have use for.
+    /// Shrinks the buffers to the room that `walked` keeps.
     fn shrink(&mut self) {
         self.walked.clear();
         let Sorted { hashes, order, .. } = &mut self.sorted;
@@ -69,18 +72,18 @@ impl Scratch {
     }
 }
 
-/// The spans of a piece, sorted.
+/// The spans of one piece of a request, sorted.
 #[derive(Debug, Default)]
 struct Sorted {
     hashes: Vec<u64>,
-    /// Indices of spans, by shard and within a shard by trace.
+    /// The indices of the spans, sorted by shard and, within a shard, by trace.
     order: Vec<u32>,
     counts: Vec<u32>,
-    /// What is left of `order` for each shard.
+    /// The part of `order` that is left for each shard.
     rests: Vec<Range<usize>>,
 }
 
-/// Buffers of appending to a shard.
+/// Buffers used while spans are appended to a shard.
 #[derive(Debug, Default)]
 struct Appending {
     /// The traces of the spans.
@@ -93,7 +96,7 @@ struct Taking<'a> {
     now: Millis,
     request: &'a [u8],
     plan: &'a Arc<Plan>,
-    /// Room for the spans that are still to come, and how much of it each has.
+    /// The memory reserved for the spans that are still to come, and the share of each span.
     room: Option<(Hold, usize)>,
 }
 
@@ -108,24 +111,24 @@ struct OfShard<'a> {
     plan: &'a Arc<Plan>,
 }
 
-/// A trace that spans of a request belong to.
+/// A trace with spans in this request.
 #[derive(Clone, Copy, Debug)]
 struct Sought {
     hash: u64,
     trace_id: TraceId,
-    /// How many spans.
+    /// The number of its spans.
     spans: usize,
     place: Place,
 }
 
-/// Where the spans of a trace belong.
+/// Where the spans of a trace go.
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// To others that are not decided yet.
+    /// To a trace in the window.
     Buffered(Position),
-    /// After a decision that was made.
+    /// They are late: the trace has a decision.
     Decided(Decision),
-    /// Nothing is known of the trace.
+    /// The trace is new.
     New,
 }
 
@@ -146,10 +149,10 @@ impl ShardState {
     }
 }
 
-/// What became of a request.
+/// The result for a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ingested {
-    /// Spans buffered, or following their trace's decision.
+    /// Spans that were buffered or that followed the decision of their trace.
     pub accepted: u64,
     /// Spans left out because an id was malformed.
     pub rejected: u64,
@@ -157,8 +160,8 @@ pub struct Ingested {
     pub outsized: Option<Box<Outsized>>,
 }
 
-/// Some spans of a request with their bits by another plan than they were walked with: a reload
-/// has come to their shard, or is on its way to it.
+/// Some spans of a request, with their bits under another plan than the one they were walked with.
+/// Needed when a reload has reached their shard, or is about to.
 struct WalkedAgain {
     spans: Vec<SpanMeta>,
     hashes: Vec<u64>,
@@ -170,7 +173,7 @@ struct WalkedAgain {
 impl WalkedAgain {
     fn new(of_shard: &OfShard<'_>, plan: &Plan, budget: &Arc<Budget>) -> Self {
         let (words, order) = (plan.leaves().words(), of_shard.order);
-        // Those of one lock: they are few enough not to be asked for.
+        // These are the spans of one hold of the lock, too few to need a reservation.
         let bytes = order.len() * (size_of::<SpanMeta>() + 8 + 8 * words + 4);
         let hold = budget.hold(Holder::Walking, bytes);
         let spans: Vec<_> = order.iter().map(|&index| of_shard.spans[index as usize]).collect();
@@ -193,12 +196,12 @@ impl WalkedAgain {
 }
 
 impl Sampler {
-    /// Takes one `ExportTraceServiceRequest` in. Decisions that it brings about (late spans, traces
-    /// that reach a limit) are added to `out`.
+    /// Takes in one `ExportTraceServiceRequest`. Adds the decisions that it causes (late spans,
+    /// traces that reach a limit) to `out`.
     ///
     /// # Errors
-    /// [`Unwalked`] when it is undecodable or there is no memory for what it needs; nothing of it
-    /// was taken then.
+    /// [`Unwalked`] if the request cannot be decoded or there is not enough memory for it. Nothing
+    /// of the request is taken in then.
     pub fn ingest(
         &self,
         now: Millis,
@@ -210,7 +213,7 @@ impl Sampler {
         let plan = &self.plan();
         let walked = walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked);
         let room = walked.and_then(|()| self.room_for(request, &scratch.walked));
-        // What it had is given back before anybody answers.
+        // Release the request's memory before the sender gets an answer.
         let room = room.inspect_err(|_| scratch.shrink())?;
         let mut taking = Taking { now, request, plan, room };
         let Scratch { walked, sorted, appending, taken } = scratch;
@@ -226,19 +229,20 @@ impl Sampler {
         let rejected = walked.rejected;
         let outsized = walked.outsized.take().filter(|outsized| outsized.spans > 0);
         let accepted = std::mem::take(taken);
-        // The contexts of a request must not live on in an idle connection.
+        // An idle connection must not keep the contexts of its last request alive.
         scratch.shrink();
         Ok(Ingested { accepted, rejected, outsized })
     }
 
-    /// Room for what the spans of a large request will need, and how much of it each has.
+    /// Reserves memory for the spans of a large request. Returns the reservation and the share of
+    /// each span.
     fn room_for(&self, request: &[u8], walked: &Walked) -> Result<Option<(Hold, usize)>, Unwalked> {
         let bits_bytes = 8 * walked.words();
         let beside = walked.spans.len() * (TAKEN_SPAN_BYTES + bits_bytes);
         if walked.is_whole() && request.len().max(beside) <= UNASKED_BYTES {
             return Ok(None);
         }
-        // A request is shorter than 4 GiB, and so has fewer spans.
+        // A request is shorter than 4 GiB, so its number of spans fits.
         let seen = walked.seen();
         let [spans, bytes, runs] = [seen.spans, seen.bytes, seen.runs].map(|sum| sum as usize);
         let needed = bytes + spans * TAKEN_SPAN_BYTES + runs * bits_bytes;
@@ -260,8 +264,8 @@ impl Sampler {
         let Sorted { hashes, order, rests, .. } = sorted;
         let &mut Taking { now, request, plan, .. } = taking;
         let Walked { contexts, spans, bits, .. } = walked;
-        // A giant request comes back to a shard once all others had their turn: whoever waits for
-        // the lock in between gets it.
+        // A very large request returns to a shard only after it has visited all others, so other
+        // tasks get the lock in between.
         while !rests.is_empty() {
             for rest in &mut *rests {
                 let now_taken = rest.start..rest.end.min(rest.start + SPANS_PER_LOCK);
@@ -289,7 +293,7 @@ impl Sampler {
         let mut state = self.lock(shard);
         state.window.advance(now);
         let before = state.window.spans() + out.left_spans();
-        // Under the lock, since only there the difference is what this request has added.
+        // Computed under the lock, where the difference is exactly what this request has added.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if Arc::ptr_eq(&state.plan, of_shard.plan) {
                 self.ingest_shard(&mut state, of_shard, appending, out);
@@ -312,8 +316,8 @@ impl Sampler {
     ) {
         let &OfShard { request, contexts, spans, bits, hashes, order, .. } = of_shard;
         let Appending { sought, slots } = appending;
-        // All look-ups first, and those that depend on one another in turns: they wait for
-        // memory together, where with an append in between each would wait alone.
+        // Look up all traces first. The look-ups then wait for memory together; with appends in
+        // between, each would wait alone.
         let trace_of = |&index: &u32| spans[index as usize].trace_id;
         let runs = order.chunk_by(|a, b| trace_of(a) == trace_of(b));
         sought.clear();
@@ -345,8 +349,9 @@ impl Sampler {
         state.window.settle();
     }
 
-    /// Counting sort by the hash's middle bits, with about as many buckets as spans: shards become
-    /// contiguous, and the spans of a trace as good as always, in their order of arrival.
+    /// A counting sort by the middle bits of the hash, with about as many buckets as spans. The
+    /// spans of a shard become contiguous, and nearly always those of a trace too, in order of
+    /// arrival.
     fn sort(&self, walked: &Walked, sorted: &mut Sorted) {
         let Sorted { hashes, order, counts, rests } = sorted;
         let spans = &walked.spans;
@@ -393,7 +398,7 @@ impl Sampler {
     ) {
         let mut rest = run.order;
         while !rest.is_empty() {
-            // An earlier run may have begun this trace, or filled and decided it.
+            // An earlier run may have added this trace, or filled and decided it.
             if !state.is_still(place, trace_id) {
                 place = state.place_of(hash, trace_id);
             }
@@ -413,8 +418,8 @@ impl Sampler {
             rest = later;
             if self.is_full(state, position) {
                 let due = Due { position, trigger: Trigger::TraceLimit, at: state.window.now() };
-                // The spans of a trace at its limit leave at once: the sender's request has been
-                // admitted, and the room that is kept free in the queue is for exactly this.
+                // The spans of a trace at its limit leave at once. The request has been admitted,
+                // and room in the export queue is reserved for this case.
                 let since = Since::now(out);
                 let _ = self.decide_trace(state, due, usize::MAX, out);
                 self.conclude(state, since, out);
@@ -422,7 +427,7 @@ impl Sampler {
         }
     }
 
-    /// The spans of `rest` up to and including the one that fills the trace.
+    /// The spans of `rest` up to and including the one with which the trace reaches its limit.
     fn fitting(&self, spans: u32, bytes: u32, metas: &[SpanMeta], rest: &[u32]) -> Range<usize> {
         let (mut spans, mut bytes) = (spans, bytes);
         for (index, &span) in rest.iter().enumerate() {

@@ -1,21 +1,22 @@
-//! The sampler: traces grouped by id in sharded windows, decided when due, late spans after their
-//! trace.
+//! The sampler groups spans by trace in sharded windows, decides traces when they are due, and lets
+//! late spans follow the decision of their trace.
 //!
 //! [`Sampler::ingest`] runs on connection tasks, [`Sampler::decide`] on the decider. Both are
-//! synchronous, take `now`, and know no network, no clock and no TOML. A shard is a mutex around
-//! its window and its remembered decisions; spans of a request are sorted by shard first, so that
-//! each shard is locked once for every 4,096 spans that a request has for it. Under the lock
-//! nothing is logged or notified, and no segment, span, context or plan is freed: what was decided
-//! and what is free leaves in a [`Decided`]. Tables of a shard do grow, shrink and forget under it.
+//! synchronous, take `now` as an argument, and know nothing of the network, the clock or TOML. A
+//! shard is a mutex around its window and its decision cache. The spans of a request are sorted by
+//! shard first, so each shard is locked once per 4,096 spans that the request has for it. Under the
+//! lock nothing is logged or notified, and no segment, span, context or plan is freed: decisions
+//! and free segments leave in a [`Decided`]. The tables of a shard do grow, shrink and expire under
+//! the lock.
 //!
-//! Invariants: a trace is decided exactly once while it is buffered or remembered; every span of it
-//! leaves, or does not, by that decision; `accepted = kept + dropped + buffered`, in spans, after
-//! every call. A trace's bits belong to its shard's plan; a reload changes both under the lock, and
-//! a request that was walked with another plan is walked again there.
+//! Invariants: a trace is decided exactly once while it is in the window or in the decision cache;
+//! all its spans follow that decision; after every call, `accepted = kept + dropped + buffered`, in
+//! spans. The bits of a trace belong to its shard's plan. A reload changes both under the lock, and
+//! spans that were walked with another plan are walked again there.
 //!
-//! 4 shards a core: contention follows (threads - 1) x time in lock / shards, and more did not
-//! measure better. The shard is taken from the middle bits of a keyed hash, since the hash table
-//! uses both ends.
+//! There are 4 shards per core: contention follows (threads - 1) x time in lock / shards, and more
+//! shards did not measure better. The shard is taken from the middle bits of a keyed hash, because
+//! the hash table uses both ends.
 
 mod cap;
 mod decide;
@@ -34,44 +35,44 @@ pub use self::{
 };
 use crate::{
     budget::{Budget, Holder},
-    decisions::{Decision, DecisionLog, Logged, Remembered},
+    decisions::{Decision, DecisionCache, DecisionLog, Logged},
     otlp::{Contexts, conditions::Conditions as _, walked::Bounds},
     policy::Plan,
     trace::TraceId,
     window::{self, Hasher, Millis, NewBits, Pool, Shard, Waits},
 };
 
-/// What bounds a trace and its stay.
+/// The limits of a trace and of the time it is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// When a trace is due.
     pub waits: Waits,
-    /// Spans at which a trace is decided with what it has.
+    /// A trace with this many spans is decided with the spans it has.
     pub max_trace_spans: u32,
-    /// Encoded bytes at which a trace is decided with what it has.
+    /// A trace with this many encoded bytes is decided with the spans it has.
     pub max_trace_bytes: u32,
-    /// Encoded bytes that a resource may have, and a scope.
+    /// The most encoded bytes that a resource, and a scope, may have.
     pub context_bytes_max: usize,
-    /// Encoded bytes that a kept trace may come to over its whole life.
+    /// The most encoded bytes that a kept trace may have over its whole life.
     pub kept_bytes_max: Option<u64>,
-    /// How long a decision is remembered, in milliseconds.
+    /// How long a decision stays in the decision cache, in milliseconds.
     pub decision_ttl_millis: u32,
-    /// Decisions in the log.
+    /// The number of decisions in the decision log.
     pub decision_log_traces: usize,
 }
 
-/// See the module.
+/// Groups spans by trace and decides the traces.
 #[derive(Debug)]
 pub struct Sampler {
     shards: Box<[Mutex<ShardState>]>,
     shard_bits: u32,
     hasher: Hasher,
-    /// What requests are walked with, read once each. A reload sets it before it comes to the first
-    /// shard, so it names every policy that any shard decides by.
+    /// The plan that requests are walked with, read once per request. A reload sets it before it
+    /// changes the first shard, so it names every policy that any shard decides by.
     plan: RwLock<Arc<Plan>>,
     contexts: Contexts,
     limits: Limits,
-    /// Of what is known of the spans of a request while they are taken in.
+    /// Limits the memory for descriptions of the spans of requests in progress.
     bounds: Bounds,
     log: DecisionLog,
     pool: Arc<Pool>,
@@ -81,38 +82,38 @@ pub struct Sampler {
 
 #[derive(Debug)]
 struct ShardState {
-    /// Decides here, and is what the bits of the window's traces belong to.
+    /// The plan that decides in this shard. The bits of the window's traces belong to it.
     plan: Arc<Plan>,
     window: Shard,
-    remembered: Remembered,
+    remembered: DecisionCache,
 }
 
-/// What is buffered now.
+/// The contents of the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Buffered {
     /// Undecided traces.
     pub traces: u64,
-    /// Their spans.
+    /// The number of their spans.
     pub spans: u64,
-    /// The spans' encoded bytes.
+    /// The encoded bytes of their spans.
     pub bytes: u64,
 }
 
-/// What a reload does with the lock of a shard.
+/// A step of a reload at the lock of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// Has just got it.
+    /// The reload has acquired the lock.
     Begins,
-    /// Has just given it up.
+    /// The reload has released the lock.
     Ended,
 }
 
 /// What is known about a trace by its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Buffered, not decided yet.
+    /// In the window, undecided.
     Pending,
-    /// Decided, with the details while the log has them.
+    /// Decided; the details are present while the decision log has them.
     Decided(Decision, Option<Box<Logged>>),
     /// Never seen, or forgotten.
     Unknown,
@@ -124,7 +125,7 @@ impl Sampler {
         Self::with_hasher(plan, limits, budget, shards, Hasher::random())
     }
 
-    /// The same, with trace ids hashed by `hasher`.
+    /// Like [`Self::new`], with trace ids hashed by `hasher`.
     pub fn with_hasher(
         plan: Arc<Plan>,
         limits: Limits,
@@ -135,9 +136,10 @@ impl Sampler {
         let pool = Pool::new(Arc::clone(budget));
         let words = plan.leaves().words();
         let shards = shards.next_power_of_two();
-        // However many traces are decided, the window keeps most of the memory.
+        // Limits the decision cache, so that most of the memory is left to the window.
         let remembered_bytes_max = budget.limit() / 4 / shards;
-        // There are four shards a core, and as many walks at once as there are cores, or half more.
+        // There are four shards per core, and up to one and a half times as many walks at once as
+        // cores.
         let piece_bytes = (budget.limit() / 64).clamp(256 << 10, 8 << 20);
         let bounds =
             Bounds { piece_bytes, kept_bytes: piece_bytes.min(budget.limit() / 8 / shards) };
@@ -147,7 +149,7 @@ impl Sampler {
                 Mutex::new(ShardState {
                     plan: Arc::clone(&plan),
                     window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
-                    remembered: Remembered::new(ttl, remembered_bytes_max, budget),
+                    remembered: DecisionCache::new(ttl, remembered_bytes_max, budget),
                 })
             })
             .collect();
@@ -167,21 +169,21 @@ impl Sampler {
         }
     }
 
-    /// How many shards there are.
+    /// The number of shards.
     pub fn shards(&self) -> usize {
         self.shards.len()
     }
 
-    /// The policies that decide, and the names of all before them. While a reload goes on, some
-    /// shards still decide by those before.
+    /// The policies that decide, and the names of all earlier policies. During a reload, some
+    /// shards still decide by the previous plan.
     pub fn plan(&self) -> Arc<Plan> {
-        // Nothing can panic while it is held.
+        // No code panics while it holds this lock.
         Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Decides by `plan` from now on, what is buffered included. Goes from shard to shard and walks
-    /// the spans of each, nearly all of them without its lock; `watch` is told of every hold.
-    /// `plan` is a successor of [`Self::plan`]; only one reload may be under way.
+    /// Replaces the plan, also for buffered traces. It goes from shard to shard and walks the spans
+    /// of each, nearly all of them without the lock. `watch` is called at every hold of a lock.
+    /// `plan` must be a successor of [`Self::plan`], and only one reload may run at a time.
     pub fn reload(&self, plan: &Arc<Plan>, mut watch: impl FnMut(Hold)) {
         self.ticks.reload_begins(plan);
         *self.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(plan);
@@ -194,15 +196,16 @@ impl Sampler {
     fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
         let mut bits = NewBits::new(plan.leaves());
         let mut _held;
-        // The second time only what came during the first, so that the lock is held for what came
-        // during the second.
+        // The second pass walks what arrived during the first, so that under the lock only what
+        // arrived during the second is left.
         for _ in 0..2 {
             let state = self.lock(shard);
             watch(Hold::Begins);
             let view = state.window.view();
             drop(state);
             watch(Hold::Ended);
-            // Without asking: that it is charged makes room, by deciding the oldest traces.
+            // Charged without asking: the charge makes the service decide the oldest traces, which
+            // frees memory.
             _held = self.budget.hold(Holder::Index, bits.bytes_for(&view));
             bits.catch_up(&view);
         }
@@ -213,16 +216,16 @@ impl Sampler {
         state.window.settle();
         drop(state);
         watch(Hold::Ended);
-        // To free a plan may take longer than what was done under the lock.
+        // Freeing a plan may take longer than the work under the lock.
         drop(before);
     }
 
-    /// The log of the last decisions.
+    /// The decision log.
     pub fn log(&self) -> &DecisionLog {
         &self.log
     }
 
-    /// What is buffered now. Locks each shard in turn.
+    /// The contents of all windows. Locks each shard in turn.
     pub fn buffered(&self) -> Buffered {
         let mut sum = Buffered::default();
         for index in 0..self.shards.len() {
@@ -234,24 +237,23 @@ impl Sampler {
         sum
     }
 
-    /// When the oldest undecided trace arrived. Locks each shard in turn.
+    /// The time of arrival of the oldest undecided trace. Locks each shard in turn.
     pub fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
         let of_shards = (0..self.shards.len()).filter_map(|index| self.lock(index).window.oldest());
         of_shards.map(|(_, arrived)| arrived).max_by_key(|&arrived| now.since(arrived))
     }
 
-    /// Interned contexts in use.
+    /// The number of interned contexts in use.
     pub fn contexts(&self) -> usize {
         self.contexts.len()
     }
 
-    /// Bytes of the budget that undecided and remembered traces need, without buffers that lie
-    /// spare.
+    /// The bytes of the budget that the window and the decision cache need, without spare buffers.
     pub fn memory_used(&self) -> usize {
         self.budget.used().saturating_sub(self.pool.spare_bytes())
     }
 
-    /// Gives memory back that has been of no use for a while. Called once a tick.
+    /// Frees memory that has not been used for a while. Called once per tick.
     pub fn trim(&self, now: Millis) {
         self.pool.trim(now);
         self.contexts.trim();
@@ -272,7 +274,7 @@ impl Sampler {
         }
     }
 
-    /// The 32 bits of a hash that order spans by shard and, within it, by trace.
+    /// The 32 bits of a hash by which spans are sorted, first by shard, then by trace.
     fn sort_key(hash: u64) -> u32 {
         (hash >> 24) as u32
     }
@@ -282,8 +284,8 @@ impl Sampler {
     }
 
     fn lock(&self, index: usize) -> MutexGuard<'_, ShardState> {
-        // A panic under this lock is a bug that the service counts and survives; the traces of the
-        // shard are still worth deciding.
+        // A panic under this lock is a bug that the service counts and survives. The other traces
+        // of the shard can still be decided.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

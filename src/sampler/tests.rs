@@ -1,5 +1,5 @@
-//! What only a look inside can arrange: a request that was walked before a reload and comes after,
-//! and bugs.
+//! Tests that need access to the inside: a request that was walked before a reload and is taken in
+//! after it, and bugs.
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -45,7 +45,7 @@ fn request_of(value: &str, traces: std::ops::RangeInclusive<u8>) -> Vec<u8> {
     ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec()
 }
 
-/// Decides the one trace that is buffered; by which policy.
+/// Decides the only buffered trace and returns the deciding policy.
 fn decide(sampler: &Sampler) -> PolicyId {
     let mut decided = Decided::default();
     let which = Which::Oldest(crate::trace::Trigger::Memory);
@@ -66,7 +66,7 @@ const LIMITS: Limits = Limits {
 
 #[test]
 fn a_request_walked_with_another_plan_is_walked_again() {
-    // The bit of "a" under the one is that of "b" under the other, or there is no such word at all.
+    // The bit of "a" under one plan is the bit of "b" under the other, or the word does not exist.
     let many: Vec<_> = (0..100).map(|n| policy(&format!("n{n}"))).collect();
     let (a, b) = (policy("a"), policy("b"));
     let sets = [vec![a.clone()], vec![b.clone(), a.clone()], [many, vec![b, a]].concat(), vec![]];
@@ -87,7 +87,7 @@ fn a_request_walked_with_another_plan_is_walked_again() {
     }
 }
 
-/// The bug: a shard whose plan has this many policies, while its traces have the bits of one.
+/// Provokes a bug: the plan of a shard has this many policies, but its traces have the bits of one.
 fn with_wrong_plan(shard: usize, policies: usize) -> Sampler {
     let plan = |policies: usize| {
         let policies: Vec<_> = (0..policies).map(|n| policy(&format!("n{n}"))).collect();
@@ -106,7 +106,7 @@ fn a_panic_amid_a_request_leaves_the_ledger_exact() {
         let bytes = request_of("n0", 1..=200);
         let ingest = || sampler.ingest(Millis(0), &bytes, &mut scratch, &mut decided);
         assert!(catch_unwind(AssertUnwindSafe(ingest)).is_err());
-        // Shards before it have taken their spans, and it a first one.
+        // The shards before it have taken in their spans, and this one its first.
         let taken = scratch.taken();
         assert!(taken > 0 && taken < 200, "{taken}");
         assert_eq!(sampler.buffered().spans, taken);
@@ -120,7 +120,7 @@ fn a_panic_amid_a_request_leaves_the_ledger_exact() {
 
 #[test]
 fn a_trace_that_makes_a_policy_panic_is_dropped_and_no_other() {
-    // 100 policies ask for a second word of bits.
+    // 100 policies need a second word of bits.
     let sampler = with_wrong_plan(2, 100);
     let (mut scratch, mut decided) = (Scratch::default(), Decided::default());
     let bytes = request_of("n0", 1..=200);
@@ -137,7 +137,7 @@ fn a_trace_that_makes_a_policy_panic_is_dropped_and_no_other() {
     assert_eq!(decided.kept.len() + of_none, records.len());
 }
 
-/// A reload that has come to the first of four shards only.
+/// Imitates a reload that has reached only the first of four shards.
 #[test]
 fn a_reload_in_progress_leaves_no_shard_out_of_a_tick() {
     let rate = Rate { per_second: 1.0, burst: 20.0 };
@@ -169,8 +169,8 @@ fn a_trace_without_room_is_not_judged() {
         let bytes = request_of(value, trace..=trace);
         sampler.ingest(Millis(0), &bytes, &mut scratch, &mut Decided::default()).expect("valid");
     };
-    // The second one would be dropped, and still waits: what becomes of a trace for want of room
-    // must not depend on how it is judged.
+    // The second trace would be dropped, but it still waits: whether a trace waits for room must
+    // not depend on its verdict.
     take("a", 1);
     take("b", 2);
     let which = Which::Oldest(Trigger::Memory);
@@ -183,7 +183,7 @@ fn a_trace_without_room_is_not_judged() {
     assert_eq!((decided.decisions.records.len(), sampler.buffered().traces), (1, 0));
 }
 
-/// A request of so many spans of 30 bytes, each of a trace of its own.
+/// A request with this many spans of 30 bytes, each of its own trace.
 fn bare_spans(count: u128) -> Vec<u8> {
     let span = |id: u128| Span {
         trace_id: id.to_be_bytes().into(),
@@ -197,7 +197,7 @@ fn bare_spans(count: u128) -> Vec<u8> {
 
 #[test]
 fn a_giant_request_is_taken_whole_in_pieces_or_not_at_all() {
-    // 640 conditions are ten words a span.
+    // 640 conditions need ten words per span.
     let policies: Vec<_> = (0..640).map(|n| policy(&format!("n{n}"))).collect();
     let plan = Arc::new(Plan::compile(&policies));
     let request = bare_spans(50_000);
@@ -234,7 +234,7 @@ fn a_giant_request_is_taken_whole_in_pieces_or_not_at_all() {
 #[test]
 fn what_is_held_returns_to_the_same_figure_at_rest() {
     let budget = Budget::new(64 << 20);
-    // 1,000 conditions: the bits of a thousand entries of a ring would take 128 KB.
+    // 1,000 conditions: the bits of a thousand ring entries would take 128 KB.
     let policies: Vec<_> = (0..1_000).map(|n| policy(&format!("n{n}"))).collect();
     let sampler = Sampler::new(Arc::new(Plan::compile(&policies)), LIMITS, &budget, 4);
     let (mut scratch, mut decided) = (Scratch::default(), Decided::default());

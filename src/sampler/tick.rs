@@ -1,14 +1,13 @@
-//! Ticks: when the thresholds of limited policies change, and what is decided by them.
+//! Ticks: they set the thresholds of limited policies, and define which traces are decided by them.
 //!
-//! A tick sets the thresholds from all traces that are due by its moment, and lasts until each of
-//! them is decided, at least until the decider comes around again. Traces that become due after
-//! that moment wait for the next one. So every trace is a candidate in one tick, and decided by
-//! the thresholds of that tick. While the sending queue is full, due traces stay undecided: if a
-//! new tick judged those again that had passed the thresholds of the last one, their counts would
-//! be too low.
+//! A tick sets the thresholds from all traces that are due at its moment. It lasts until each of
+//! these traces is decided, and at least until the decider comes around again. Traces that become
+//! due later wait for the next tick. So every trace is a candidate in exactly one tick and is
+//! decided by the thresholds of that tick. While the export queue is full, due traces stay
+//! undecided. If a new tick judged traces again that had passed the thresholds of the previous
+//! tick, their counts would be too low.
 //!
-//! Traces that are decided before their time (memory, the limits of a trace, shutdown) do not wait
-//! for a tick.
+//! Traces that are decided early (memory, trace limits, shutdown) do not wait for a tick.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -24,15 +23,15 @@ use crate::{
     window::Millis,
 };
 
-/// The tick that thresholds are from.
+/// The tick that set the current thresholds.
 #[derive(Debug)]
 pub(super) struct Ticks {
     /// Whether a shard may decide by a limit.
     has_limits: AtomicBool,
-    /// Milliseconds: the moment of the tick. Only the decider sets and reads it, so that no
+    /// The moment of the tick in milliseconds. Only the decider writes and reads it, so no memory
     /// ordering is needed.
     by: AtomicU32,
-    /// Seconds since the last tick began.
+    /// Seconds since the previous tick began.
     seconds: Mutex<f64>,
 }
 
@@ -45,12 +44,12 @@ impl Ticks {
         }
     }
 
-    /// Before the first shard decides by `plan`.
+    /// Called before the first shard decides by `plan`.
     pub(super) fn reload_begins(&self, plan: &Plan) {
         self.has_limits.fetch_or(plan.has_limits(), Relaxed);
     }
 
-    /// After all shards do.
+    /// Called after all shards decide by the new plan.
     pub(super) fn reload_ends(&self, plan: &Plan) {
         self.has_limits.store(plan.has_limits(), Relaxed);
     }
@@ -61,15 +60,15 @@ impl Ticks {
 }
 
 impl Sampler {
-    /// Begins a tick at `now`, if the last one is over: sets the thresholds of limited policies
-    /// from what all shards have to decide by `now`. Called before each round over the shards, with
-    /// the time since the last call.
+    /// Begins a tick at `now` if the previous one is over: sets the thresholds of limited policies
+    /// from all traces that are due at `now`, in all shards. Called before each round over the
+    /// shards, with the time since the previous call.
     pub fn begin_tick(&self, now: Millis, seconds: f64) {
         if !self.ticks.has_limits.load(Relaxed) {
             self.ticks.by.store(now.0, Relaxed);
             return;
         }
-        // Nothing can panic while it is held.
+        // No code panics while it holds this lock.
         let mut since = self.ticks.seconds.lock().unwrap_or_else(PoisonError::into_inner);
         *since += seconds;
         let by = self.ticks.by();
@@ -87,7 +86,7 @@ impl Sampler {
         }
     }
 
-    /// What all shards have to decide by this moment.
+    /// The candidates of all shards at this moment.
     fn candidates(&self, by: Millis) -> Tick {
         let mut tick = Tick::default();
         for shard in 0..self.shards() {
@@ -100,15 +99,16 @@ impl Sampler {
             for position in state.window.all_due(by) {
                 let facts = state.window.facts(position);
                 let evidence = evidence(&state.window, position, &facts, false);
-                // A trace that makes a policy panic is no candidate; its decision counts it.
+                // A trace that makes a policy panic is not a candidate; its decision counts the
+                // panic.
                 let _ = catch_unwind(AssertUnwindSafe(|| tick.add(&state.plan, &evidence)));
             }
         }
         tick
     }
 
-    /// By when traces are due that `plan` may decide now: with limits only those of the tick, and
-    /// none before the first tick of each limit.
+    /// The moment up to which due traces may be decided by `plan` now. With limits, it is the
+    /// moment of the current tick; before the first tick of a limit, no trace may be decided.
     pub(super) fn limited_to_tick(&self, plan: &Plan, now: Millis) -> Option<Millis> {
         if !plan.has_limits() {
             return Some(now);

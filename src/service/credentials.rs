@@ -9,19 +9,20 @@ use crate::{
     metrics::Metrics,
 };
 
-/// What files say about who may connect to whom, kept up to date.
+/// The credentials of all connections, kept up to date.
 pub(super) struct Credentials {
     pub(super) watch: Arc<Watch>,
     pub(super) server: Option<Arc<Live<ServerSide>>>,
     pub(super) tokens: Option<Arc<Live<Tokens>>>,
     backend: Option<Tls>,
-    /// What is shown to the backend.
+    /// The token that is sent to the backend.
     bearer: Option<Arc<Live<Bearer>>>,
 }
 
 impl Credentials {
     pub(super) fn read(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Faults> {
-        let watch = Watch::new(metrics);
+        let told = Arc::clone(metrics);
+        let watch = Watch::new(move |in_force| told.credentials_in_force(in_force));
         let server = config.tls.clone().map(|tls| {
             let metrics = Arc::clone(metrics);
             watch.add(tls.files(), move || {

@@ -1,4 +1,4 @@
-//! From the configuration to what bounds the stages.
+//! Converts the configuration to the limits of the stages.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,9 +13,9 @@ use crate::{
     window::Waits,
 };
 
-/// The longest tick; shorter waits have ticks of a tenth.
+/// The longest tick; a short wait has a tick of a tenth of it.
 const TICK_MAX: Duration = Duration::from_millis(100);
-/// Connections one HTTP listener may have.
+/// Connections that one HTTP listener may have.
 const HTTP_CONNECTIONS_MAX: usize = 1024;
 
 /// A quarter of the smallest `max_request_size_kib`.
@@ -26,12 +26,12 @@ pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// How often the decider comes around.
+/// The period of the decider.
 pub(super) fn tick(config: &Config) -> Duration {
     TICK_MAX.min(config.sampling.decision_wait / 10)
 }
 
-/// Of traces, in the window and after it.
+/// The limits of traces, in the window and after it.
 pub(super) fn limits(config: &Config) -> Limits {
     let sampling = &config.sampling;
     let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX / 2);
@@ -49,7 +49,7 @@ pub(super) fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Of connections to the gRPC receiver, of which descriptors allow so many.
+/// The limits of connections to the gRPC receiver, lowered to what file descriptors allow.
 pub(super) fn grpc_limits(
     config: &Config,
     connections_max: usize,
@@ -57,7 +57,11 @@ pub(super) fn grpc_limits(
 ) -> listen::Limits {
     let wanted = config.grpc.max_connections;
     if connections_max < wanted {
-        warn!(connections_max, wanted, "the limit of open files lowers max_connections");
+        warn!(
+            connections_max,
+            wanted,
+            "the limit of open files lowers receiver.grpc.max_connections: raise that limit"
+        );
     }
     listen::Limits {
         max_connections: wanted.min(connections_max),
@@ -68,7 +72,8 @@ pub(super) fn grpc_limits(
     }
 }
 
-/// Of those to the HTTP receiver. Both grant flow control from one eighth.
+/// The limits of connections to the HTTP receiver. Both receivers grant flow control from one
+/// eighth of the memory limit.
 pub(super) fn http_limits(
     config: &Config,
     grpc: &listen::Limits,
@@ -82,7 +87,7 @@ pub(super) fn http_limits(
     }
 }
 
-/// What the HTTP receiver takes.
+/// The settings of the HTTP receiver.
 pub(super) fn http_settings(config: &Config) -> Settings {
     let http = &config.http;
     Settings {

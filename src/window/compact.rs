@@ -1,10 +1,11 @@
-//! Compaction: memory comes back from segments that a few undecided traces keep alive.
+//! Compaction: frees segments that only a few undecided traces still use.
 //!
-//! With a decision some seconds after the root most records die long before the window ends, and the traces
-//! without a root would hold every segment for the rest of it. Called by the decider once a visit
-//! to a shard, under the lock. One call moves about 256 KiB, or looks at a few thousand records,
-//! and the next one goes on from there: a segment may hold records of a thousand traces, each of
-//! which has others in hundreds of segments, and all of them move with it.
+//! When traces are decided a few seconds after their root, most records die long before
+//! `decision_wait` ends. Without compaction, the few traces without a root would hold every segment
+//! until then. The decider calls it once per visit to a shard, under the shard's lock. One call
+//! moves about 256 KiB or looks at a few thousand records, and the next call continues there. The
+//! work per call must be bounded: a segment may hold records of a thousand traces, each of them
+//! with records in hundreds of other segments, and all of these move too.
 
 use std::sync::Arc;
 
@@ -14,19 +15,19 @@ use super::{
 };
 use crate::trace::TraceId;
 
-/// Bytes after which a call ends, however much is left. A trace moves whole, so that one call may
-/// move as much as one trace has.
+/// A call ends after it has moved this many bytes. A trace moves whole, so one call may exceed the
+/// limit by one trace.
 const MOVED_BYTES_MAX: usize = 256 << 10;
-/// What looking at a record counts for, as if so many bytes were moved: it waits for memory about
-/// as long.
+/// Looking at a record counts as moving this many bytes, because the wait for memory takes about as
+/// long.
 const LOOK_BYTES: usize = 64;
 
-/// How long a segment must have been mostly dead before its survivors are moved.
+/// A segment is compacted after it has been mostly dead for this long.
 pub const COMPACT_AFTER_MILLIS: u32 = 500;
 
 impl Shard {
-    /// Empties one segment that has been mostly dead for long enough, or a part of it. Whether
-    /// there was one, and so may be more to do.
+    /// Empties one segment, or a part of it, that has been mostly dead for long enough. Returns
+    /// whether it found one, so there may be more to do.
     pub fn compact(&mut self, freed: &mut Freed) -> bool {
         while let Some(&(since, slot, id)) = self.cold.front() {
             if self.now.since(since) < COMPACT_AFTER_MILLIS {
@@ -54,14 +55,14 @@ impl Shard {
         self.slots[slot as usize].as_ref().is_some_and(|segment| segment.id == id)
     }
 
-    /// Appends the undecided traces of a segment again, whole: records refer to older ones, which
-    /// are sealed, so a record cannot move alone. A trace moves at most once for each time its new
-    /// segments become mostly dead in turn. Returns whether it did anything.
+    /// Appends the undecided traces of a segment again, each as a whole: a record refers to older
+    /// records in sealed segments, so it cannot move alone. A trace moves again only when its new
+    /// segments have become mostly dead. Returns whether it did anything.
     fn evacuate(&mut self, slot: u32, freed: &mut Freed) -> bool {
         let view = self.segment(slot).view();
         let (begun_at, mut worked) = (self.evacuated, 0);
         for number in begun_at..view.records() {
-            // The last undecided record has freed the slot, and it may already hold another
+            // Moving the last undecided record frees the slot, which may already hold another
             // segment.
             if worked >= MOVED_BYTES_MAX || !self.is_in_slot(slot, view.id) {
                 break;
@@ -81,7 +82,7 @@ impl Shard {
         self.evacuated > begun_at
     }
 
-    /// Fills `chain` with the places of a trace's records, the newest first.
+    /// Fills `chain` with the locations of a trace's records, newest first.
     fn collect_chain(&mut self, last: Location) {
         let mut chain = std::mem::take(&mut self.chain);
         chain.clear();
@@ -98,7 +99,7 @@ impl Shard {
         self.chain.iter().any(|location| location.slot == slot)
     }
 
-    /// Appends again the records that `chain` has the places of. Returns how many bytes.
+    /// Appends the records listed in `chain` again. Returns the number of bytes moved.
     fn append_again(&mut self, position: Position, freed: &mut Freed) -> usize {
         let entry = *self.entry(position);
         let old = std::mem::take(&mut self.chain);
@@ -117,7 +118,7 @@ impl Shard {
         moved
     }
 
-    /// Copies a record into the open segment, contexts included.
+    /// Copies a record and its contexts into the open segment.
     fn copy_record(
         &mut self,
         from: Location,

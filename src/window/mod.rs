@@ -1,19 +1,21 @@
-//! The window: undecided traces, their records and their deadlines, one [`Shard`] behind one lock
+//! The window: undecided traces, their records and their deadlines, in [`Shard`]s with one lock
 //! each.
 //!
-//! A shard is a ring of entries that is the FIFO of deadlines (`ring`), a hash table of 32-bit
-//! positions into it, a second FIFO for deadlines after the root, and a log of segments
-//! (`segment`). The sampler calls it under the shard's lock and gives the time; nothing in here
-//! knows a clock, a policy or a wire. What is freed leaves through out-parameters and is dropped
-//! after the lock.
+//! A shard consists of a ring of entries, which is also the FIFO of deadlines (`ring`); a hash
+//! table of 32-bit positions in the ring; a second FIFO for deadlines after the root; and a log of
+//! segments (`segment`). The sampler calls it under the shard's lock and passes the time. This
+//! module knows nothing of clocks, policies or protocols. It returns freed segments through
+//! out-parameters, and the caller drops them after it has released the lock.
 //!
-//! Invariants: a segment is reused only when no record of an undecided trace is left in it; time in
-//! a shard never goes back (a request that took its time before it waited for the lock must not
-//! stamp a segment older than its predecessor); `spans` is exactly the spans of live entries.
+//! Invariants: a segment is reused only when it holds no record of an undecided trace; a shard's
+//! time never goes back (a request may read the time before it waits for the lock, and must not
+//! stamp a segment older than its predecessor); `spans` is exactly the number of spans of live
+//! entries.
 //!
-//! Compaction: a sealed segment that stays more than half dead for [`COMPACT_AFTER_MILLIS`] is
-//! emptied by appending its undecided traces again, whole, so that the memory of early decisions
-//! comes back while a few traces wait on. The delay lets segments that die in order do so for free.
+//! Compaction: when a sealed segment has been more than half dead for [`COMPACT_AFTER_MILLIS`], its
+//! undecided traces are appended again, each as a whole. This frees the memory of early decisions
+//! while a few traces still wait. Because of the delay, segments that die in order are freed
+//! without a copy.
 
 mod compact;
 mod recompute;
@@ -29,49 +31,27 @@ pub use ring::Position;
 pub use segment::{Pool, SEGMENT_BYTES, Segment};
 pub use shard::{Shard, Taken};
 
+pub use crate::clock::Millis;
 use crate::{
     otlp::{Context, walk::SpanMeta},
     trace::{TraceId, Trigger},
 };
 
-/// Monotonic milliseconds since the service started, modulo 2^32. Differences are right up to 24
-/// days.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Millis(pub u32);
-
-impl Millis {
-    /// Milliseconds from `earlier` to this; 0 where `earlier` is later.
-    pub fn since(self, earlier: Millis) -> u32 {
-        let difference = self.0.wrapping_sub(earlier.0);
-        if difference > u32::MAX / 2 { 0 } else { difference }
-    }
-
-    /// This much later.
-    pub fn after(self, millis: u32) -> Millis {
-        Millis(self.0.wrapping_add(millis))
-    }
-
-    /// Whether this moment has come at `now`.
-    pub fn is_due(self, now: Millis) -> bool {
-        now.0.wrapping_sub(self.0) <= u32::MAX / 2
-    }
-}
-
 /// The deadlines of a window, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Waits {
-    /// From the first span of a trace.
+    /// Time from the first span of a trace to its decision.
     pub decision_wait: u32,
-    /// From its root, where that is earlier; `None` turns it off.
+    /// Time from the root to the decision, used where it is earlier; `None` turns it off.
     pub after_root: Option<u32>,
 }
 
-/// A trace whose time has come.
+/// A trace whose deadline has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// Which.
+    /// The trace's position in the ring.
     pub position: Position,
-    /// What made it due.
+    /// The deadline that has passed.
     pub trigger: Trigger,
     /// When it became due.
     pub at: Millis,
@@ -88,28 +68,28 @@ pub struct Run<'a> {
     pub spans: &'a [SpanMeta],
     /// The attribute bits of the request's spans.
     pub bits: &'a [u64],
-    /// The spans of this run, as indices.
+    /// The spans of this run, as indices into `spans`.
     pub order: &'a [u32],
 }
 
-/// Contexts that a [`ContextSlots`] keeps room for between two requests.
+/// The number of contexts that a [`ContextSlots`] keeps room for between two requests.
 const CONTEXTS_KEPT: usize = 4 << 10;
 
-/// Remembers, for each context of a request, its index in the segment being written. Kept by the
-/// caller from shard to shard of one request, so that the table of a segment is searched once a
-/// context.
+/// The index of each context of a request in the open segment. The caller keeps it while it goes
+/// from shard to shard with one request, so each context is searched in a segment's table only
+/// once.
 #[derive(Debug, Default)]
 pub struct ContextSlots(Vec<(u64, u16)>);
 
 impl ContextSlots {
-    /// Forgets a request and makes room for one with this many contexts.
+    /// Clears the table and makes room for a request with this many contexts.
     pub fn reset(&mut self, contexts: usize) {
         self.0.clear();
         self.0.reserve_exact(contexts);
         self.0.resize(contexts, (u64::MAX, 0));
     }
 
-    /// Keeps room for as many contexts as requests mostly have.
+    /// Shrinks the table to the size that most requests need.
     pub fn shrink(&mut self) {
         self.0.truncate(CONTEXTS_KEPT);
         self.0.shrink_to(CONTEXTS_KEPT);
@@ -122,19 +102,21 @@ impl ContextSlots {
         }
     }
 
-    /// The index in the segment that it was found in last.
+    /// The index in the segment that was last searched.
     fn found(&self, context: u32) -> u16 {
         self.0[context as usize].1
     }
 }
 
-/// Segments and their contexts that no undecided trace needs any more. Dropped after the lock.
+/// Segments, with their contexts, that no undecided trace uses any more. The caller drops them
+/// after it has released the lock.
 pub type Freed = Vec<Segment>;
 
-/// Hashes trace ids by a key: random, but for simulations, which repeat a run by its seed.
+/// Hashes trace ids with a key. The key is random, except in simulations, which repeat a run from
+/// its seed.
 pub type Hasher = foldhash::fast::SeedableRandomState;
 
-/// The keyed hash of a trace id: ids are chosen by outsiders, so the hash must not be.
+/// The keyed hash of a trace id. Senders choose the ids, so the hash must not be predictable.
 pub fn hash_of(hasher: &Hasher, trace_id: TraceId) -> u64 {
     std::hash::BuildHasher::hash_one(hasher, trace_id)
 }

@@ -1,10 +1,10 @@
-//! New policies for old traces: the bits of what is buffered, computed anew from its bytes, mostly
-//! without the lock.
+//! Recomputes the attribute bits of buffered traces for new policies, mostly without the lock.
 //!
-//! Sealed segments never change, so a [`View`] of a shard, which is a reference to each of them and
-//! the place of each trace's last record, can be walked while the shard goes on. What has come
-//! since is walked with the next view, and the rest, which is little, under the lock. Walking a
-//! shard of 128 MiB under its lock took 100 to 900 ms, depending on the policies; this takes a few.
+//! Sealed segments never change. A [`View`] of a shard holds a reference to each segment and the
+//! location of each trace's last record, so it can be walked while the shard takes in requests. The
+//! next view covers the records that arrived in the meantime, and the few that remain are walked
+//! under the lock. To walk a shard of 128 MiB under its lock took 100 to 900 ms, depending on the
+//! policies; this takes a few milliseconds.
 
 use super::{
     Position, Shard,
@@ -12,33 +12,33 @@ use super::{
 };
 use crate::otlp::{conditions::Conditions, rewalk::Rewalk};
 
-/// What a shard holds at one moment. Keeps its segments from being reused.
+/// The contents of a shard at one moment. While it exists, its segments are not reused.
 #[derive(Debug)]
 pub struct View {
     segments: Vec<Option<SegmentView>>,
     first: Position,
-    /// The last record of each trace from `first` on, none for those that are decided.
+    /// The last record of each trace from `first` on; `NONE` for decided traces.
     last_records: Vec<Location>,
 }
 
-/// A record by the segment that it is in and not by its slot, which may be reused.
+/// Identifies a record by the id of its segment, because the segment's slot may be reused.
 type Mark = (u64, u32);
 
 const NO_MARK: Mark = (u64::MAX, 0);
 
-/// The bits of a shard's traces by new conditions, as far as they have been computed.
+/// The bits of a shard's traces under new conditions, as far as they have been computed.
 #[derive(Debug)]
 pub struct NewBits<'a, C> {
     rewalk: Rewalk<'a, C>,
     words: usize,
     first: Option<Position>,
-    /// For each trace from `first` on: the last record that is in its bits.
+    /// For each trace from `first` on: the newest record that its bits include.
     done: Vec<Mark>,
     bits: Vec<u64>,
 }
 
 impl<'a, C: Conditions> NewBits<'a, C> {
-    /// Has none yet.
+    /// Starts with no bits computed.
     pub fn new(conditions: &'a C) -> Self {
         NewBits {
             rewalk: Rewalk::new(conditions),
@@ -49,15 +49,15 @@ impl<'a, C: Conditions> NewBits<'a, C> {
         }
     }
 
-    /// Bytes that it takes, with the view, once that has been walked.
+    /// The bytes that it takes, together with the view, after the view has been walked.
     pub fn bytes_for(&self, view: &View) -> usize {
         let traces = self.done.len().max(view.last_records.len());
         let of_trace = size_of::<Location>() + size_of::<Mark>() + 8 * self.words;
         traces * of_trace + super::SEGMENT_BYTES
     }
 
-    /// Walks what of a view has not been walked. Views of one shard, each later than the ones
-    /// before.
+    /// Walks the records of a view that have not been walked yet. All views must be of the same
+    /// shard, each later than the one before.
     pub fn catch_up(&mut self, view: &View) {
         if self.words == 0 {
             return;
@@ -71,8 +71,9 @@ impl<'a, C: Conditions> NewBits<'a, C> {
         }
     }
 
-    /// Walks the records of a trace from the last one back to those that are done. Where the trace
-    /// has been moved, that is all of them, again, which changes nothing.
+    /// Walks the records of a trace from the newest back to the first one already walked. If
+    /// compaction has moved the trace, it walks all of them again, which does not change the
+    /// result.
     fn walk(&mut self, view: &View, trace: usize, last: Location) {
         let bits = &mut self.bits[trace * self.words..][..self.words];
         let mut newest = None;
@@ -101,7 +102,7 @@ impl<'a, C: Conditions> NewBits<'a, C> {
 }
 
 impl Shard {
-    /// What is to be walked. Costs a few nanoseconds a trace and a copy of the open segment.
+    /// A view of the shard. It costs a few nanoseconds per trace and a copy of the open segment.
     pub fn view(&self) -> View {
         let view = |slot: &Option<super::Segment>| slot.as_ref().map(super::Segment::view);
         let last_record = |position| {
@@ -115,8 +116,8 @@ impl Shard {
         }
     }
 
-    /// Replaces the bits of all traces by these, once what they lack has been walked; those of
-    /// spans that come after it must be by the same conditions.
+    /// Walks the records that `bits` lacks, then replaces the bits of all traces with it. Spans
+    /// that are appended later must bring bits of the same conditions.
     pub fn replace_bits<C: Conditions>(&mut self, new: &mut NewBits<'_, C>) {
         new.catch_up(&self.view());
         self.words = new.words;

@@ -1,17 +1,17 @@
-//! The ring: one 64-byte entry a trace in order of arrival, which is at once the target of the
-//! index and the FIFO of deadlines. Since `decision_wait` counts from a trace's first span and is
-//! the same for all, order of arrival is order of deadline and no timer structure is needed.
-//! Against a map of entries plus a queue, with recycled buffers, this took 0.15 of 0.75 CPU-s per
-//! million spans off, and memory from 1.24 to 1.05 times the window (measured on the design's
-//! prototype).
+//! The ring: one 64-byte entry per trace, in order of arrival. The index points into it, and it is
+//! also the FIFO of deadlines: `decision_wait` starts at a trace's first span and is the same for
+//! all traces, so order of arrival is order of deadline and no timer structure is needed. Compared
+//! with a map of entries plus a queue, the ring (with recycled buffers) saved 0.15 of 0.75 CPU-s
+//! per million spans and reduced memory from 1.24 to 1.05 times the window, as measured on a
+//! prototype.
 //!
-//! Entries live in chunks of 1024, so growing moves nothing, and memory at the front comes back as
-//! traces are decided. An entry decided before its turn stays as a dead one until the front reaches
-//! it: 64 bytes for at most one `decision_wait`.
+//! Entries are stored in chunks of 1024, so the ring grows without moving entries, and memory at
+//! the front is freed as traces are decided. The entry of a trace that is decided early stays as a
+//! dead entry until the front reaches it; it costs 64 bytes for at most one `decision_wait`.
 //!
-//! With many conditions the bits of a trace are much larger than its entry, 1.3 MB a chunk for
-//! 10,000: their vector then grows with the entries instead of being allocated whole, and an empty
-//! ring gives it back, so that shards without traces leave the memory to others.
+//! With many conditions, the bits of a trace are much larger than its entry: 1.3 MB per chunk with
+//! 10,000 conditions. In that case the vector of bits grows with the entries instead of being
+//! allocated at once, and an empty ring frees it, so shards without traces do not hold that memory.
 
 use std::collections::VecDeque;
 
@@ -19,22 +19,22 @@ use super::{Millis, segment::Location};
 use crate::trace::{Facts, Randomness, TraceId};
 
 const CHUNK: usize = 1024;
-/// Words of bits in a chunk up to which they are allocated together and kept while the ring is
+/// Up to this many words, the bits of a chunk are allocated at once and kept while the ring is
 /// empty.
 const WORDS_KEPT: usize = 8 << 10;
 
-/// The position of a trace: a sequence number of which the ring holds a contiguous range. 32 bits
-/// are enough: a shard would have to hold four thousand million traces before one came back.
+/// The position of a trace: a sequence number. The ring holds a contiguous range of them. 32 bits
+/// are enough: a number would repeat only if a shard held four thousand million traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position(pub(super) u32);
 
-/// One buffered trace, or what is left of it once decided.
+/// A buffered trace, or what remains of it after its decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub trace_id: TraceId,
     start_unix_nano: u64,
     end_unix_nano: u64,
-    /// The attribute bits where one word is enough; else they stand in the chunk.
+    /// The attribute bits, if one word is enough; otherwise they are in the chunk.
     word: u64,
     pub last_record: Location,
     pub arrived: Millis,
@@ -42,9 +42,9 @@ pub(super) struct Entry {
     bytes: u32,
     status_mask: u8,
     root_seen: bool,
-    /// Undecided.
+    /// Whether the trace is undecided.
     pub is_live: bool,
-    /// The window's side table has an explicit randomness for it.
+    /// Whether the window's side table has an explicit randomness for this trace.
     pub has_randomness: bool,
 }
 
@@ -91,7 +91,7 @@ impl Entry {
         self.root_seen
     }
 
-    /// Adds one span's facts.
+    /// Adds the facts of one span. A start or end of zero is ignored.
     pub(super) fn add(&mut self, span: &crate::otlp::walk::SpanMeta) {
         let mut facts = self.facts();
         span.add_to(&mut facts);
@@ -108,7 +108,7 @@ impl Entry {
 #[derive(Debug)]
 struct Chunk {
     entries: Vec<Entry>,
-    /// `words` a trace where one is not enough, else empty.
+    /// `words` words per trace if one word is not enough, otherwise empty.
     words: Vec<u64>,
 }
 
@@ -117,9 +117,9 @@ struct Chunk {
 pub(super) struct Ring {
     chunks: VecDeque<Chunk>,
     spare: Option<Chunk>,
-    /// Sequence number of the first entry of the first chunk.
+    /// The sequence number of the first entry of the first chunk.
     base: u32,
-    /// Entries of the first chunk that are behind the front.
+    /// The number of entries of the first chunk that have left the ring.
     front: usize,
     words: usize,
 }
@@ -130,14 +130,14 @@ impl Ring {
         Ring { chunks: VecDeque::new(), spare: None, base: 0, front: 0, words }
     }
 
-    /// The oldest entry that is still in the ring, dead or live.
+    /// The oldest entry that is still in the ring, whether live or dead.
     pub(super) fn front(&self) -> Option<Position> {
         let chunk = self.chunks.front()?;
         (self.front < chunk.entries.len())
             .then(|| Position(self.base.wrapping_add(self.front as u32)))
     }
 
-    /// Forgets the entry at the front.
+    /// Removes the entry at the front.
     pub(super) fn pop_front(&mut self) {
         self.front += 1;
         if self.front == CHUNK {
@@ -150,12 +150,12 @@ impl Ring {
         }
     }
 
-    /// Frees the bits of an empty ring. Under the lock, but only a vector, and only with more than
-    /// 500 conditions.
+    /// Frees the bits of an empty ring. This happens under the lock, but it is a single vector, and
+    /// only with more than 500 conditions.
     fn give_back_words(&mut self) {
         self.spare = None;
         if let Some(chunk) = self.chunks.front_mut() {
-            // Positions go on where they were.
+            // Keep the sequence of positions.
             self.base = self.base.wrapping_add(self.front as u32);
             self.front = 0;
             chunk.entries.clear();
@@ -186,7 +186,7 @@ impl Ring {
         if self.words > 1 { self.words * CHUNK } else { 0 }
     }
 
-    /// Words that a chunk has room for before it has any entry.
+    /// The number of words that an empty chunk has room for.
     fn words_at_first(&self) -> usize {
         Some(self.words_per_chunk()).filter(|&words| words <= WORDS_KEPT).unwrap_or(0)
     }
@@ -196,8 +196,7 @@ impl Ring {
         (offset / CHUNK, offset % CHUNK)
     }
 
-    /// The entry at a position that the index or a deadline names, `None` when it has left the
-    /// ring.
+    /// The entry at a position that the index or a deadline names; `None` if it has left the ring.
     pub(super) fn get(&self, position: Position) -> Option<&Entry> {
         let (chunk, offset) = self.index(position);
         self.chunks.get(chunk)?.entries.get(offset)
@@ -229,8 +228,8 @@ impl Ring {
         }
     }
 
-    /// Gives every entry this many words of bits, none of which is set. A vector a thousand entries
-    /// is freed and allocated, which is worth no way around the lock.
+    /// Gives every entry this many words of bits, all unset. It frees and allocates one vector per
+    /// thousand entries, which is cheap enough to do under the lock.
     pub(super) fn reset_bits(&mut self, words: usize) {
         self.words = words;
         self.spare = None;
@@ -244,23 +243,23 @@ impl Ring {
         }
     }
 
-    /// The position of the entry at the front, be there one or not.
+    /// The position at the front, even if the ring is empty.
     pub(super) fn first(&self) -> Position {
         Position(self.base.wrapping_add(self.front as u32))
     }
 
-    /// The positions from the front on, of dead entries too.
+    /// All positions from the front on, including dead entries.
     pub(super) fn positions(&self) -> impl Iterator<Item = Position> + use<> {
         let entries: usize = self.chunks.iter().map(|chunk| chunk.entries.len()).sum();
         let base = self.base;
         (self.front..entries).map(move |offset| Position(base.wrapping_add(offset as u32)))
     }
 
-    /// Bytes held.
+    /// The bytes that the ring holds.
     pub(super) fn bytes(&self) -> usize {
         let chunks = self.chunks.len() + usize::from(self.spare.is_some());
         let words = match self.words_at_first() {
-            // Grown with the entries.
+            // This vector grows with the entries.
             0 if self.words > 1 => {
                 self.chunks.iter().chain(&self.spare).map(|chunk| chunk.words.capacity()).sum()
             }
@@ -270,6 +269,7 @@ impl Ring {
     }
 }
 
-/// Explicit randomness of the few traces that have one, so that the entry stays one cache line.
+/// The explicit randomness of the few traces that have one. A side table keeps the entry at one
+/// cache line.
 pub(super) type ExplicitRandomness =
     std::collections::HashMap<Position, Randomness, foldhash::fast::RandomState>;

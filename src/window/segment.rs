@@ -1,22 +1,21 @@
-//! Segments: the log that span records are appended to, and the pool their buffers return to.
+//! Segments: the log to which span records are appended, and the pool of their buffers.
 //!
-//! A segment is 256 KiB, larger only for a record that would not fit. It is written while it is
-//! open, sealed when full, read through shared [`Bytes`] from then on, and free when no record in
-//! it belongs to an undecided trace, in whatever order segments reach that. Its buffer then returns
-//! to the pool, and is written again instead of being faulted in anew: fresh pages cost up to 1.1
-//! CPU-s per million spans, recycled ones nothing. Freed is a segment only when the last reader of
-//! its bytes has dropped them.
+//! A segment is 256 KiB; it is larger only if a single record needs more. It is written while it is
+//! open, sealed when it is full, and then read through shared [`Bytes`]. It is free when no record
+//! in it belongs to an undecided trace; segments become free in any order. A free segment's buffer
+//! returns to the pool after its last reader has dropped its bytes, and is reused. Fresh pages cost
+//! up to 1.1 CPU-s of page faults per million spans, recycled pages none.
 //!
-//! Format, with offsets instead of pointers so that it could live in a file: a header (magic,
-//! version, time of opening), then records. A record holds the spans of one trace that arrived
-//! together: its whole length, the trace id, then for each span its length, the index of its
-//! context in the segment's list, and its bytes. Behind the last record stands a table, once the
-//! segment is sealed: for each record where it begins, and the segment and number of the record of
-//! its trace before it. All numbers are little endian.
+//! The format uses offsets instead of pointers, so it could be stored in a file. A header (magic,
+//! version, time of opening) is followed by records. A record holds the spans of one trace that
+//! arrived together: the record's length and the trace id, then for each span its length, the index
+//! of its context in the segment's list, and its bytes. A sealed segment ends with a table. For
+//! each record, the table gives its offset, and the segment and number of the previous record of
+//! the same trace. All numbers are little endian.
 //!
-//! A trace that is dropped, as nine of ten are, is taken out by the tables alone: for a few bytes
-//! of each of its records memory would have to be waited for, where five entries of a table share a
-//! line.
+//! About nine of ten traces are dropped. A dropped trace is removed by means of the tables alone.
+//! Reading the header of each of its records would wait for one cache line per record, while five
+//! table entries share a cache line.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -35,18 +34,18 @@ use crate::{
 
 /// Capacity of a segment, unless one record needs more.
 pub const SEGMENT_BYTES: usize = 256 << 10;
-/// Magic, version, two bytes unused, milliseconds at opening.
+/// Magic, version, two unused bytes, and the time of opening in milliseconds.
 const HEADER: [u8; 8] = *b"TWSG\x01\0\0\0";
 /// Bytes of the segment header.
 pub(super) const HEADER_BYTES: usize = HEADER.len() + 4;
-/// Length and trace id.
+/// The record's length and the trace id.
 pub(super) const RECORD_HEADER_BYTES: usize = 4 + 16;
-/// Length and context.
+/// The span's length and its context.
 pub(super) const SPAN_HEADER_BYTES: usize = 4 + 2;
-/// How long a spare buffer may be of no use to anyone.
+/// A spare buffer is freed when nothing has used it for this long.
 const POOL_TRIM_INTERVAL_MILLIS: u32 = 10_000;
 
-/// Buffers between two uses.
+/// Buffers that wait for reuse.
 #[derive(Debug)]
 pub struct Pool {
     spare: Mutex<Spare>,
@@ -57,13 +56,14 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Spare {
     buffers: Vec<Vec<u8>>,
-    /// The fewest that were spare since the last trim: what nobody has needed.
+    /// The lowest number of spare buffers since the last trim, that is the number that was never
+    /// used.
     fewest: usize,
     trimmed_at: Millis,
 }
 
 impl Pool {
-    /// An empty pool that charges its buffers, used and spare, to `budget`.
+    /// An empty pool. It charges its buffers, used and spare, to `budget`.
     pub fn new(budget: Arc<Budget>) -> Arc<Self> {
         Arc::new(Pool { spare: Mutex::default(), next_id: AtomicU64::new(0), budget })
     }
@@ -86,14 +86,14 @@ impl Pool {
         buffer
     }
 
-    /// Bytes in spare buffers.
+    /// The bytes of spare buffers.
     pub fn spare_bytes(&self) -> usize {
         self.lock().buffers.len() * SEGMENT_BYTES
     }
 
-    /// Gives spare buffers back to the allocator: those that nobody needed for ten seconds, and,
-    /// above the soft limit, as many as are above it, so that spare memory never makes the service
-    /// refuse or hurry.
+    /// Frees spare buffers: those that nothing has used for ten seconds, and, while memory is above
+    /// the soft limit, as many as exceed it. Spare memory therefore never causes refused requests
+    /// or early decisions.
     pub fn trim(&self, now: Millis) {
         let mut spare = self.lock();
         let mut surplus = 0;
@@ -148,7 +148,7 @@ impl Drop for Buffer {
     }
 }
 
-/// Where a record is: the slot of its segment and its number within.
+/// The location of a record: the slot of its segment, and its number within the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Location {
     pub slot: u32,
@@ -160,15 +160,15 @@ impl Location {
     pub(super) const NONE: Location = Location { slot: u32::MAX, record: 0 };
 }
 
-/// A record in the table of its segment.
+/// The entry of a record in the table of its segment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TableEntry {
     offset: u32,
-    /// The trace's record before this one.
+    /// The previous record of the same trace.
     previous: Location,
 }
 
-/// Bytes of an entry.
+/// The size of a table entry in bytes.
 const TABLE_ENTRY_BYTES: usize = 4 + 8;
 
 impl TableEntry {
@@ -190,16 +190,16 @@ impl TableEntry {
 /// A segment and the contexts that its records refer to.
 #[derive(Debug)]
 pub struct Segment {
-    /// Unique over all shards, so that a cached context index is never used for another segment.
+    /// Unique over all shards, so a cached context index is never used with another segment.
     pub(super) id: u64,
     bytes: SegmentBytes,
-    /// Where the last finished record ends, and the table begins.
+    /// The end of the last finished record, where the table begins.
     end: usize,
-    /// Shared with those who walk the segment without the lock.
+    /// Shared with readers that walk the segment without the lock.
     contexts: Arc<Vec<Arc<Context>>>,
-    /// Bytes of records that belong to undecided traces.
+    /// The bytes of records that belong to undecided traces.
     pub(super) live: usize,
-    /// Whether it already waits to be compacted.
+    /// Whether the segment is queued for compaction.
     pub(super) is_cold: bool,
 }
 
@@ -209,11 +209,11 @@ enum SegmentBytes {
     Sealed(Bytes),
 }
 
-/// What is known of an open segment, in buffers that go from one to the next.
+/// Tables of an open segment. Their buffers move from one open segment to the next.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     records: Vec<TableEntry>,
-    /// Finds contexts in the segment's list.
+    /// Finds a context in the segment's list.
     contexts: HashTable<u16>,
 }
 
@@ -233,8 +233,8 @@ impl Segment {
         }
     }
 
-    /// Makes it readable without the shard's lock, and never written again. Returns the
-    /// tables, emptied, for the next one.
+    /// Seals the segment: it can then be read without the shard's lock and is never written again.
+    /// Returns the cleared tables for the next segment.
     pub(super) fn seal(&mut self) -> Tables {
         let sealed = SegmentBytes::Sealed(Bytes::new());
         match std::mem::replace(&mut self.bytes, sealed) {
@@ -253,7 +253,7 @@ impl Segment {
         matches!(self.bytes, SegmentBytes::Sealed(_))
     }
 
-    /// Everything written so far.
+    /// All bytes written so far.
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.bytes {
             SegmentBytes::Open(buffer, _) => &buffer.bytes,
@@ -261,7 +261,7 @@ impl Segment {
         }
     }
 
-    /// Room for one more record, in bytes.
+    /// The bytes that are left for one more record.
     pub(super) fn room(&self) -> usize {
         match &self.bytes {
             SegmentBytes::Open(buffer, tables) => {
@@ -276,7 +276,7 @@ impl Segment {
         &self.contexts
     }
 
-    /// As it is now: shared when sealed, a copy while open.
+    /// The segment's current contents: shared if it is sealed, a copy if it is open.
     pub(super) fn view(&self) -> SegmentView {
         let bytes = match &self.bytes {
             SegmentBytes::Open(buffer, tables) => {
@@ -290,11 +290,12 @@ impl Segment {
         SegmentView { id: self.id, bytes, end: self.end, contexts }
     }
 
-    /// The index of a context in this segment's table, which keeps it alive as long as the segment.
+    /// The index of a context in this segment's table. The table keeps the context alive as long as
+    /// the segment.
     pub(super) fn context_index(&mut self, context: &Arc<Context>) -> u16 {
         let address = |context: &Arc<Context>| Arc::as_ptr(context).addr() as u64;
-        // Contexts are chosen by the service's allocator, not by senders; a multiplication spreads
-        // them.
+        // The allocator, not a sender, chooses the addresses of contexts, so a multiplication is
+        // enough of a hash.
         let hash = |address: u64| address.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let wanted = address(context);
         let SegmentBytes::Open(_, Tables { contexts: indices, .. }) = &mut self.bytes else {
@@ -314,8 +315,8 @@ impl Segment {
         index
     }
 
-    /// Appends a record of spans with their contexts' indices, for which there is room, and returns
-    /// its number.
+    /// Appends a record of spans, given with the indices of their contexts. The caller has checked
+    /// that there is room. Returns the record's number.
     pub(super) fn append<'a>(
         &mut self,
         trace_id: TraceId,
@@ -325,7 +326,7 @@ impl Segment {
         let SegmentBytes::Open(Buffer { bytes, .. }, tables) = &mut self.bytes else {
             unreachable!("a sealed segment has no room");
         };
-        // What a panic has left unfinished.
+        // Discards a record that a panic has left unfinished.
         bytes.truncate(self.end);
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&trace_id.0);
@@ -337,7 +338,8 @@ impl Segment {
             bytes.extend_from_slice(span);
         }
         let length = bytes.len() - self.end;
-        // Segments and their records are far smaller than 4 GiB: traces are capped at 1 GiB.
+        // Segments and their records are far smaller than 4 GiB, because traces are capped at
+        // 1 GiB.
         bytes[self.end..][..4].copy_from_slice(&(length as u32).to_le_bytes());
         tables.records.push(TableEntry { offset: self.end as u32, previous });
         self.live += length;
@@ -352,17 +354,18 @@ impl Segment {
         }
     }
 
-    /// The record of the same trace before this one, told without reading either.
+    /// The previous record of the same trace, without reading either record.
     pub(super) fn previous(&self, number: u32) -> Location {
         self.entry(number).previous
     }
 
-    /// The length of a record, told without reading it.
+    /// The length of a record, without reading the record.
     pub(super) fn record_len(&self, number: u32) -> usize {
         self.range(number).len()
     }
 
-    /// The bytes of a record, which outlive the lock: shared when sealed, a copy while open.
+    /// The bytes of a record, usable after the lock is released: shared if the segment is sealed, a
+    /// copy if it is open.
     pub(super) fn share(&self, number: u32) -> Bytes {
         let range = self.range(number);
         match &self.bytes {
@@ -371,8 +374,8 @@ impl Segment {
         }
     }
 
-    /// Reads a byte of each cache line of a record, and returns something made of them. Of a long
-    /// one only its beginning: it is read in order, which the processor notices.
+    /// Reads one byte of each cache line of a record and returns a value computed from them. For a
+    /// long record it reads only the beginning, because the processor prefetches the rest.
     pub(super) fn touch(&self, number: u32) -> u8 {
         const CACHE_LINE_BYTES: usize = 64;
         const TOUCHED_BYTES_MAX: usize = 4 << 10;
@@ -396,37 +399,37 @@ impl Segment {
     }
 }
 
-/// A segment as it was at one moment, for those who read it without the lock.
+/// A segment at one moment, for readers without the lock.
 #[derive(Debug)]
 pub(super) struct SegmentView {
     pub(super) id: u64,
     bytes: Bytes,
-    /// Where the table begins.
+    /// The offset of the table.
     end: usize,
     pub(super) contexts: Arc<Vec<Arc<Context>>>,
 }
 
 impl SegmentView {
-    /// How many records it has, of decided traces too.
+    /// The number of records, including those of decided traces.
     pub(super) fn records(&self) -> u32 {
         ((self.bytes.len() - self.end) / TABLE_ENTRY_BYTES) as u32
     }
 
-    /// One of its records and the one of the same trace before it.
+    /// One of the records, and the location of the previous record of the same trace.
     pub(super) fn record(&self, number: u32) -> (Record<'_>, Location) {
         let entry = TableEntry::read(&self.bytes[self.end..], number);
         (Record::at(&self.bytes, entry.offset), entry.previous)
     }
 }
 
-/// A record as it stands in a segment.
+/// A record in a segment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<'a> {
     bytes: &'a [u8],
 }
 
 impl<'a> Record<'a> {
-    /// The record at an offset of a segment's bytes.
+    /// The record at this offset of a segment's bytes.
     pub(super) fn at(segment: &'a [u8], offset: u32) -> Self {
         let bytes = &segment[offset as usize..];
         Record { bytes: &bytes[..read_u32(bytes, 0) as usize] }
@@ -436,7 +439,7 @@ impl<'a> Record<'a> {
         TraceId(*self.bytes[4..].first_chunk().expect("a record has a header"))
     }
 
-    /// The context index of each span and its bytes.
+    /// For each span, the index of its context and its bytes.
     pub(super) fn spans(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         let mut at = RECORD_HEADER_BYTES;
         std::iter::from_fn(move || {

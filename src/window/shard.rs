@@ -15,15 +15,15 @@ use crate::{
     trace::{Facts, Randomness, TraceId, Trigger},
 };
 
-/// A trace that was taken out of the window and whose records are still there.
+/// A trace that has been taken out of the window but whose records are still in their segments.
 #[derive(Clone, Copy, Debug)]
 pub struct Taken {
     hash: u64,
     position: Position,
     is_kept: bool,
-    /// The newest record that is not among the links yet.
+    /// The newest record that is not in the list of links yet.
     next: Location,
-    /// The link of the oldest record that is.
+    /// The link of the oldest record that is in the list.
     oldest: u32,
 }
 
@@ -31,7 +31,7 @@ pub struct Taken {
 #[derive(Clone, Copy, Debug)]
 struct Link {
     location: Location,
-    /// The link of the record after it.
+    /// The link of the next newer record.
     newer: u32,
 }
 
@@ -53,10 +53,10 @@ pub struct Shard {
     pub(super) slots: Vec<Option<Segment>>,
     free_slots: Vec<u32>,
     open: Option<u32>,
-    /// Those of the next open segment, empty.
+    /// The cleared tables for the next open segment.
     tables: Tables,
     pub(super) cold: VecDeque<(Millis, u32, u64)>,
-    /// Records of the segment at the front of `cold` that compaction has looked at.
+    /// The number of records of the segment at the front of `cold` that compaction has looked at.
     pub(super) evacuated: u32,
     pub(super) chain: Vec<Location>,
     chains: Vec<Link>,
@@ -68,8 +68,8 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// An empty shard. `hasher` is the one that callers hash trace ids with; `words` is the number
-    /// of 64-bit words of attribute bits a trace has.
+    /// An empty shard. `hasher` is the one with which callers hash trace ids; `words` is the number
+    /// of 64-bit words of attribute bits per trace.
     pub fn new(
         waits: Waits,
         words: usize,
@@ -102,7 +102,7 @@ impl Shard {
         }
     }
 
-    /// Moves the shard's time to `now`, never back.
+    /// Sets the shard's time to `now`, unless that would move it back.
     pub fn advance(&mut self, now: Millis) {
         if self.now.is_due(now) {
             self.now = now;
@@ -114,22 +114,22 @@ impl Shard {
         self.now
     }
 
-    /// Undecided traces.
+    /// The number of undecided traces.
     pub fn traces(&self) -> usize {
         self.index.len()
     }
 
-    /// Spans of undecided traces.
+    /// The number of spans of undecided traces.
     pub fn spans(&self) -> u64 {
         self.spans
     }
 
-    /// Encoded bytes of those spans.
+    /// The encoded bytes of those spans.
     pub fn span_bytes(&self) -> u64 {
         self.span_bytes
     }
 
-    /// The undecided trace of this id.
+    /// The position of the undecided trace with this id.
     pub fn find(&self, hash: u64, trace_id: TraceId) -> Option<Position> {
         let same = |&position: &u32| {
             self.ring.get(Position(position)).is_some_and(|entry| entry.trace_id == trace_id)
@@ -137,19 +137,19 @@ impl Shard {
         self.index.find(hash, same).map(|&position| Position(position))
     }
 
-    /// Where the trace of this hash probably is, told without looking at it. [`Self::is_at`] tells
-    /// for sure.
+    /// The probable position of the trace with this hash, without reading its entry.
+    /// [`Self::is_at`] gives the certain answer.
     pub fn guess(&self, hash: u64) -> Option<Position> {
         self.index.find(hash, |_| true).map(|&position| Position(position))
     }
 
-    /// Whether the undecided trace of this id is there.
+    /// Whether the undecided trace with this id is at `position`.
     pub fn is_at(&self, position: Position, trace_id: TraceId) -> bool {
         let entry = self.ring.get(position);
         entry.is_some_and(|entry| entry.is_live && entry.trace_id == trace_id)
     }
 
-    /// Begins a trace that [`Self::find`] did not find.
+    /// Adds a trace that [`Self::find`] has not found.
     pub fn insert(&mut self, hash: u64, trace_id: TraceId) -> Position {
         let position = self.ring.push(Entry::new(trace_id, self.now));
         let (ring, hasher) = (&self.ring, &self.hasher);
@@ -199,7 +199,8 @@ impl Shard {
         let mut randomness: Option<Randomness> = None;
         for &index in run.order {
             let span = &run.spans[index as usize];
-            // With the entry, span by span, so that the sum holds whatever happens in between.
+            // The totals change together with the entry, span by span, so they agree even after a
+            // panic.
             entry.add(span);
             self.spans += 1;
             self.span_bytes += u64::from(span.len);
@@ -220,7 +221,7 @@ impl Shard {
         }
     }
 
-    /// Queues the deadline after the root, if the root is here and that deadline is the earlier
+    /// Queues the deadline after the root if the root has arrived and this deadline is the earlier
     /// one.
     fn expect_after_root(&mut self, position: Position) {
         let entry = self.entry(position);
@@ -236,12 +237,12 @@ impl Shard {
         self.entry(position).facts()
     }
 
-    /// Spans of an undecided trace.
+    /// The number of spans of an undecided trace.
     pub fn trace_spans(&self, position: Position) -> u32 {
         self.entry(position).spans()
     }
 
-    /// Encoded bytes of an undecided trace.
+    /// The encoded bytes of an undecided trace.
     pub fn trace_bytes(&self, position: Position) -> u32 {
         self.entry(position).bytes()
     }
@@ -264,7 +265,7 @@ impl Shard {
         self.randomness.get(&position).copied()
     }
 
-    /// A trace whose time has come at `now`, if there is one.
+    /// A trace whose deadline has passed at `now`, if there is one.
     pub fn next_due(&mut self, now: Millis) -> Option<Due> {
         while let Some(&(at, position)) = self.after_root.front() {
             if !self.is_live(position) {
@@ -281,7 +282,7 @@ impl Shard {
         at.is_due(now).then_some(Due { position, trigger: Trigger::DecisionWait, at })
     }
 
-    /// All traces that [`Self::next_due`] would give, if each were taken, in no order.
+    /// All traces that [`Self::next_due`] would return if each were taken, in no particular order.
     pub fn all_due(&self, now: Millis) -> impl Iterator<Item = Position> {
         let waits_out = move |position: Position| {
             self.entry(position).arrived.after(self.waits.decision_wait).is_due(now)
@@ -294,7 +295,7 @@ impl Shard {
         by_wait.chain(live.filter(move |&position| !waits_out(position)))
     }
 
-    /// The undecided trace that arrived first, and when.
+    /// The undecided trace that arrived first, and its time of arrival.
     pub fn oldest(&mut self) -> Option<(Position, Millis)> {
         while let Some(position) = self.ring.front() {
             if self.is_live(position) {
@@ -305,8 +306,8 @@ impl Shard {
         None
     }
 
-    /// Takes a trace out of the deadlines. It stays in the index, and its records in their
-    /// segments, until [`Self::empty`], before which nothing may be inserted.
+    /// Removes a trace from the deadlines. The trace stays in the index, and its records in their
+    /// segments, until [`Self::empty`] is called. Nothing may be inserted before that call.
     pub fn take(&mut self, position: Position, is_kept: bool) -> Taken {
         let entry = *self.entry(position);
         if entry.has_randomness {
@@ -319,9 +320,9 @@ impl Shard {
         Taken { hash, position, is_kept, next: entry.last_record, oldest: NO_LINK }
     }
 
-    /// Gives up the places of traces that were taken. The spans of those that are kept are
-    /// appended to `kept`, trace by trace, in the order of their arrival; segments that are free
-    /// now to `freed`.
+    /// Removes taken traces from the index and their records from the segments. Appends the spans
+    /// of kept traces to `kept`, trace by trace in order of arrival, and the segments that are now
+    /// free to `freed`.
     pub fn empty(&mut self, taken: &mut Vec<Taken>, kept: &mut Vec<KeptSpan>, freed: &mut Freed) {
         for trace in taken.iter() {
             let same = |&other: &u32| other == trace.position.0;
@@ -336,8 +337,8 @@ impl Shard {
             std::iter::successors(first, |link| chains.get(link.newer as usize))
         };
         let traces = || taken.iter().filter(|trace| trace.is_kept);
-        // What is kept will be read, here and when it is cleaned: asked for all at once, it is
-        // waited for once.
+        // The kept records are read here, and again when they are cleaned. Reading one byte of each
+        // cache line first lets the processor wait for all of them at once.
         let touch = |link: &Link| self.segment(link.location.slot).touch(link.location.record);
         std::hint::black_box(traces().flat_map(records).fold(0, |sum, link| sum ^ touch(link)));
         for link in traces().flat_map(records) {
@@ -350,8 +351,9 @@ impl Shard {
         self.chains = chains;
     }
 
-    /// The records of all traces, first the newest of each, then the ones before: reads that do not
-    /// depend on each other wait for memory together. One trace after another took twice as long.
+    /// Collects the records of all traces: first the newest of each, then the previous ones. These
+    /// reads do not depend on each other, so the processor waits for them together. One trace after
+    /// the other took twice as long.
     fn collect_chains(&self, taken: &mut [Taken], chains: &mut Vec<Link>) {
         let mut going: Vec<u32> = (0..taken.len() as u32).collect();
         while !going.is_empty() {
@@ -369,9 +371,10 @@ impl Shard {
         }
     }
 
-    /// Charges the budget with what index and deadlines hold now. Called at the end of a lock hold.
+    /// Charges the budget with the current size of the index and the deadlines. Called at the end
+    /// of each hold of the lock.
     pub fn settle(&mut self) {
-        // A table that a burst has grown would keep its size for good.
+        // Without this, a table that has grown in a burst would keep its size.
         if self.index.capacity() > 4096 && self.index.len() < self.index.capacity() / 16 {
             let (ring, hasher) = (&self.ring, &self.hasher);
             self.index.shrink_to(2 * self.index.len(), |&position| {
@@ -444,8 +447,8 @@ impl Shard {
         let segment = self.slots[location.slot as usize].as_mut().expect("a live record's segment");
         segment.live -= segment.record_len(location.record);
         if segment.live == 0 {
-            // The open one too: it may be large, or hold large contexts, and if those bring memory
-            // to its limit, nothing is admitted that would seal it.
+            // This includes the open segment. It may be large or hold large contexts; if those
+            // bring memory to its limit, no request is admitted that would seal it.
             self.open = self.open.filter(|&open| open != location.slot);
             freed.extend(self.slots[location.slot as usize].take());
             self.free_slots.push(location.slot);

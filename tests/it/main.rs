@@ -21,6 +21,7 @@ mod conformance;
 mod connections;
 mod demo;
 mod differential;
+mod documents;
 mod draining;
 mod export;
 mod export_encoding;

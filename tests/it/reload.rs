@@ -143,7 +143,8 @@ async fn invalid_files_change_nothing() {
     assert!(successful == 1.0 && at_start > 1.6e9);
 
     file.write("[[policy]]\nname = \"x\"\ntype = \"latncy\"\n[sampling]\ndecision_wiat = \"1s\"\n");
-    let report = tailwater::check::check(std::slice::from_ref(&file.0), Default::default()).text;
+    let report =
+        tailwater::commands::check::check(std::slice::from_ref(&file.0), Default::default()).text;
     let place = format!("{}:3:8: error: ", file.0.display());
     for _ in 0..2 {
         let answer = post(&running, "accept: text/plain\r\n").await;

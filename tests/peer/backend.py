@@ -1,6 +1,6 @@
-"""Kept spans over OTLP/HTTP into a real Collector.
+"""Exports kept spans over OTLP/HTTP to a real Collector.
 
-The Collector takes bodies of at most 256 KiB, on a path of its own, and hands on what it takes to a
+The Collector accepts bodies of at most 256 KiB, on a path of its own, and passes them on to a
 sink. Tailwater sends requests of up to 3.5 MiB, with each compression. Every span must arrive
 once, whatever the Collector answers to requests that it finds too large.
 """

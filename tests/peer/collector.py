@@ -1,8 +1,8 @@
-"""Policies as the Collector is told them.
+"""Policies in the Collector's configuration.
 
-The Collector nests two levels deep and has no `or`; its set of policies is one, though. So every
-policy is brought into disjunctive normal form, and each conjunction becomes a policy of its own:
-`and` of conditions, some of them in `not`, and each conjunction of a `drop` becomes a `drop`.
+The Collector nests two levels deep and has no `or`, but its set of policies is one. So every
+policy is converted to disjunctive normal form, and each conjunction becomes a policy of its own:
+an `and` of conditions, some of them in `not`. Each conjunction of a `drop` becomes a `drop`.
 `span_name`, `service_name` and `same_span` are written as OTTL conditions.
 """
 
@@ -61,7 +61,7 @@ def part(name: str, literal: Literal) -> dict:
 
 
 def condition(leaf: dict) -> tuple[dict, bool]:
-    """A condition, and whether it is yet to be negated."""
+    """A condition, and whether it must still be negated."""
     kind = leaf["type"]
     if kind in ("always_sample", "trace_flags"):
         return {"type": kind}, False
@@ -88,7 +88,7 @@ def expression(leaf: dict) -> str:
         case "status_code":
             either = [f"span.status.code == STATUS_CODE_{code}" for code in leaf["status_codes"]]
         case "trace_flags":
-            # OTTL has no arithmetic of bits; these are the odd ones that are generated.
+            # OTTL has no bit arithmetic; these are the odd flags that are generated.
             either = [f"span.flags == {flags}" for flags in (1, 0x101)]
         case "trace_state":
             path = f"span.trace_state[{quoted(leaf['key'])}]"

@@ -39,7 +39,7 @@ RULES_TOGETHER_MAX = 3
 
 def encoded(spans: list[Span]) -> bytes:
     request = service.ExportTraceServiceRequest()
-    # Neighbours of one resource share it. `repr`, because NaN does not equal itself.
+    # Consecutive spans of one resource share it. `repr`, because NaN does not equal itself.
     for _, group in itertools.groupby(spans, lambda span: repr(span.whole_resource())):
         request.resource_spans.append(resource_spans(list(group)))
     return request.SerializeToString()
@@ -171,7 +171,8 @@ def by_tailwater(
 
         wait_until("Tailwater is ready", ready, 60)
         send_all([door["http"] for door in doors], bodies)
-        # At shutdown a condition that can still turn would not veto: let it decide in its own time.
+        # At shutdown a condition that can still turn would not veto, so wait for the regular
+        # decision.
         counts = [len(one.traces()) for one in sets]
         try:
             wait_until("all is decided", lambda: not undecided(doors, counts), 120)
@@ -184,7 +185,7 @@ def by_tailwater(
 
 
 def undecided(doors: list[dict[str, int]], counts: list[int]) -> list[str]:
-    """The processes that have not yet decided so many traces."""
+    """The processes that have not decided all their traces yet."""
     found = []
     for door, count in zip(doors, counts, strict=True):
         text = get(f"http://127.0.0.1:{door['telemetry']}/metrics")[1].decode()
@@ -216,7 +217,7 @@ def explanation(policies: list[dict], spans: list[Span]) -> tuple[str, ...] | No
 
 
 class Tally:
-    """What came of every trace."""
+    """The decision about every trace."""
 
     def __init__(self) -> None:
         self.traces = self.kept = self.differing_sets = self.split_sets = 0
@@ -263,7 +264,7 @@ class Tally:
     def summary(self, sets: int, seconds: float) -> int:
         differing = sum(self.by_rule.values())
         alike = self.traces - differing - len(self.problems)
-        # The traces are the same in every run, so a rule that none needs has lost its reason.
+        # The traces are the same in every run, so a rule that no trace needs has lost its reason.
         met = {rule for key in self.by_rule for rule in key.split(" + ")}
         unmet = [rule for rule in RULES if rule not in met]
         self.problems += [f"no trace needs the rule {rule}" for rule in unmet]
@@ -282,7 +283,7 @@ class Tally:
 
 
 def check_readme() -> None:
-    """The list for people has the rules of the code, each once."""
+    """The list in the documentation has the rules of the code, each once."""
     listed = re.findall(r"^\| `([a-z-]+)` \|", (HERE / "README.md").read_text(), re.MULTILINE)
     if sorted(listed) != sorted(RULES):
         raise TroubleError(f"README.md lists {sorted(listed)}, model.py {sorted(RULES)}")

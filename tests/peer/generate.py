@@ -1,7 +1,7 @@
-"""Policy sets and traces made to hit their boundaries, from a seed.
+"""Generates policy sets, and traces that hit their boundaries, from a seed.
 
-The words are few, so that policies and traces meet often. Where the two samplers mean to differ, a
-trace shows it rarely: what is looked for is agreement.
+The vocabulary is small, so that policies often match traces. Traces rarely show an intended
+difference between the two samplers: the aim is to find unintended ones.
 """
 
 import random
@@ -14,7 +14,7 @@ START = 1_700_000_000_000_000_000
 MS = 1_000_000
 TRACES = 30
 REQUESTS = 3
-# A conjunction more than this is a policy more in the Collector.
+# Each further conjunction is a further policy in the Collector.
 CONJUNCTIONS_MAX = 24
 
 ROUTES = ["/", "/api", "/api/cart", "/health", "Zürich"]
@@ -111,12 +111,12 @@ class Generator:
         for request in requests:
             self.rng.shuffle(request)
             if self.rng.random() < 0.5:
-                # As an SDK sends them: what is of one resource together.
+                # As an SDK sends them: spans of one resource together.
                 request.sort(key=lambda span: repr(span.whole_resource()))
         return PolicySet(self.number, policies, [request for request in requests if request])
 
     def policies(self) -> list[dict]:
-        # The first policy goes through the types in turn, so that none is left out by chance.
+        # The first policy uses the types in turn, so that none is left out by chance.
         first = self.leaf(LEAVES[self.number % len(LEAVES)])
         shape = self.number // len(LEAVES) % 4
         if shape == 0:

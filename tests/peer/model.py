@@ -1,15 +1,15 @@
-"""What policies mean: the contract of Tailwater, and with switches thrown that of the Collector.
+"""The meaning of policies: Tailwater's contract and, with switches set, the Collector's.
 
 A policy is a dict of the keys that a user writes in TOML. Each switch ("rule") is one intended
-difference; README.md gives the reason for each. With no switch thrown the functions here say what
-Tailwater must decide, with all of them thrown what the Collector does.
+difference; README.md gives the reason for each. With no switch set the functions here give the
+decision that Tailwater must make, with all of them set that of the Collector.
 """
 
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
-# In the order in which an explanation is looked for.
+# In the order in which explanations are tried.
 RULES = (
     "upper-bound-by-arrival",
     "whole-milliseconds",
@@ -86,7 +86,7 @@ def holds(policy: dict, spans: list[Span], rules: frozenset[str]) -> bool:
 
 
 def any_span(policy: dict, spans: list[Span], rules: frozenset[str]) -> bool:
-    """A condition that any span, or its resource, meets; inverted: that none does."""
+    """A condition that any span, or its resource, meets; inverted: that none meets."""
     found = any(meets(policy, span, rules) for span in spans)
     return found != policy.get("invert_match", False)
 
@@ -109,7 +109,7 @@ def meets(policy: dict, span: Span, rules: frozenset[str]) -> bool:
         case "service_name":
             return bool(span.service) and text_matches(policy, span.service, rules)
         case "string_attribute":
-            # The expression language has no quirks with strings; see `holds`.
+            # The expression language treats strings as usual; see `holds`.
             test = string_matches
         case "numeric_attribute":
             test = number_matches
@@ -129,7 +129,7 @@ def values(attributes: Attributes, key: str, rules: frozenset[str]) -> list[Any]
 
 
 def elements(values: list[Any]) -> list[Any]:
-    """The values, with those of lists in the lists' place."""
+    """The values, with lists replaced by their elements."""
     parts = (elements(value) if isinstance(value, list) else [value] for value in values)
     return [part for of_value in parts for part in of_value]
 
@@ -180,7 +180,7 @@ def latency(policy: dict, spans: list[Span], rules: frozenset[str]) -> bool:
         return duration > low * unit and (high is None or duration <= high * unit)
 
     lengths = [duration(spans[: i + 1], rules) for i in range(len(spans))]
-    # Without an upper bound the arrival makes a difference only where times are zero.
+    # Without an upper bound the arrival makes a difference only if times are zero.
     by_arrival = "upper-bound-by-arrival" if high is not None else "times-as-they-are"
     return any(map(within, lengths if by_arrival in rules else lengths[-1:]))
 

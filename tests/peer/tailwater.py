@@ -1,4 +1,4 @@
-"""Policies and settings as Tailwater is told them: TOML."""
+"""Policies and settings in Tailwater's configuration: TOML."""
 
 import json
 from pathlib import Path
@@ -32,5 +32,5 @@ def toml(value: Any) -> str:
         return "{ " + ", ".join(f"{key} = {toml(part)}" for key, part in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
-    # Of these, TOML writes the same as JSON.
+    # TOML writes these in the same way as JSON.
     return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What must hold after a run: each check is a function from the evidence to what is wrong in it."""
+"""The checks after a run: each is a function from the evidence to the faults in it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ Problems = list[str]
 
 @dataclass
 class Evidence:
-    """What the senders sent, what the sink got, and what Tailwater and Prometheus say about it."""
+    """What the senders sent, what the sink got, and what Tailwater and Prometheus report."""
 
     kinds: dict[str, str]  # trace id -> what the plan calls the trace
     sent: list[Span]
@@ -44,7 +44,7 @@ class Evidence:
         return (trace for trace in self.traces.values() if trace.decision.kept)
 
     def pairs(self) -> Iterator[tuple["Trace", Span, Span]]:
-        """Trace, span as sent and span as received, of every span that ought to arrive and did."""
+        """Trace, span as sent and span as received, of every span that was expected and arrived."""
         received = {(span["trace_id"], span["span_id"]): span for span in self.received}
         for trace in self.kept():
             for span in trace.spans:
@@ -54,11 +54,11 @@ class Evidence:
 
 
 class Trace:
-    """A trace as it was sent, and what ought to become of it."""
+    """A trace as it was sent, and its expected decision."""
 
     def __init__(self, trace_id: str, spans: list[Span], late_services: list[str]) -> None:
         self.id = trace_id
-        # The sort is stable: spans of one request stay in its order.
+        # The sort is stable: spans of one request stay in their order.
         self.spans = sorted(spans, key=lambda span: span["sent_at"])
         self.late = [span for span in self.spans if service_of(span) in late_services]
         self.on_time = [span for span in self.spans if service_of(span) not in late_services]
@@ -86,11 +86,11 @@ def differences(what: str, got: Any, expected: Any) -> Problems:
     return [] if got == expected else [f"{what} is {got}, expected {expected}"]
 
 
-# The run itself: what the other checks take for granted.
+# The run itself: the facts that the other checks take for granted.
 
 
 def sent_in_time(e: Evidence) -> Problems:
-    """Else the machine stalled, and what was decided too early is nobody's fault."""
+    """Otherwise the machine stalled, and decisions that came too early are not a fault."""
     problems = []
     for trace in e.traces.values():
         first = min(span["sent_at"] for span in trace.on_time)
@@ -110,7 +110,7 @@ def sent_in_time(e: Evidence) -> Problems:
 
 
 def planned_kinds(e: Evidence) -> Problems:
-    """The independent decision agrees with what each trace was planned to be."""
+    """The independent decision agrees with the planned outcome of each trace."""
     problems = []
     for trace_id, kind in e.kinds.items():
         own_kind = kind.removeprefix("incoming, ").removeprefix("call, ")
@@ -213,7 +213,7 @@ def own_attributes(e: Evidence) -> Problems:
     return problems
 
 
-# What Tailwater says about single traces.
+# What Tailwater reports about single traces.
 
 
 def decisions_of_kept(e: Evidence) -> Problems:
@@ -245,7 +245,7 @@ def wrong_answer(e: Evidence, trace: Trace) -> Problems:
 
 
 def ledger(e: Evidence) -> Problems:
-    """The two equations of the ledger, and its ends: what the SDKs sent and what the sink got."""
+    """The two equations of the ledger, and both ends: what the SDKs sent and what the sink got."""
     m = e.after
     accepted, sent = m.total("receiver_accepted_spans_total"), m.total("exporter_sent_spans_total")
     kept, dropped = m.total("spans_kept_total"), m.total("spans_dropped_total")
@@ -259,7 +259,7 @@ def ledger(e: Evidence) -> Problems:
 
 
 def both_doors(e: Evidence) -> Problems:
-    """Without these the checks above would say nothing about OTLP/JSON."""
+    """Without these the checks above would prove nothing about OTLP/JSON."""
     accepted = e.after.by("receiver_accepted_spans_total", "transport")
     return [f"{t}: {accepted.get(t)}" for t in ("grpc", "http") if not accepted.get(t)]
 
@@ -322,7 +322,7 @@ def late_spans(e: Evidence) -> Problems:
 
 
 def series_from_the_start(e: Evidence) -> Problems:
-    """No series appears only when it first counts: rates and alerts would miss that count."""
+    """Every series exists from the start: rates and alerts would miss the first count otherwise."""
     before, after = e.before.at_rest(), e.after.at_rest()
     names = {name for name, _ in before}
     return (

@@ -15,7 +15,7 @@ from typing import Any
 
 
 class TroubleError(Exception):
-    """Something without which the test cannot go on."""
+    """A problem that ends the test."""
 
 
 class Children:
@@ -92,7 +92,7 @@ def wait_until(what: str, probe: Callable[[], Any], seconds: float) -> Any:
 
 
 def get(url: str) -> tuple[int, bytes]:
-    """Status and body; status 0 where nobody answers. Never through a proxy."""
+    """Status and body; status 0 if nobody answers. Never through a proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as answer:

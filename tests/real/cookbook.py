@@ -1,7 +1,7 @@
 """Every shipped policy file under a small shop's traffic from both SDKs.
 
-For each file a `tailwater run` of its own, with traces of each kind that the file tells apart. An
-additional file runs beside the default policies. What is to be kept follows from the kind's
+Each file gets a `tailwater run` of its own, with traces of each kind that the file tells apart.
+An additional file runs beside the default policies. The expected decision follows from the kind's
 policy and percentage and from the trace id's randomness alone.
 """
 
@@ -26,7 +26,7 @@ RANDOMNESS = (RANDOM_MAX - 5, 5)  # two more: kept at any percentage, kept only 
 
 @dataclass
 class Kind:
-    """Traces that are alike, and what is to become of them; a veto has no percentage."""
+    """Traces of one kind, and their expected decision; a veto has no percentage."""
 
     policy: str
     percentage: float | None
@@ -89,7 +89,7 @@ COMPLETE = {
         "plain": Kind("baseline", 10, attributes=route("/api/products")),
         "slow": Kind("slow", 100, ms=501),
     },
-    # The tenant stays within its burst: what happens beyond it does not follow from ids alone.
+    # The tenant stays within its burst: decisions beyond it do not follow from ids alone.
     "rate-limited-tenant.toml": {
         "tenant": Kind("limited-tenant", 100, attributes={"tenant.id": "acme"}),
         "tenant's error": Kind("limited-tenant", 100, fails=True, attributes={"tenant.id": "acme"}),
@@ -179,7 +179,7 @@ def plan(kinds: dict[str, Kind]) -> dict[str, Any]:
 def trace(
     name: str, kind: Kind, randomness: int | None, base_ns: int, rng: random.Random
 ) -> dict[str, Any]:
-    """A root and its child, in which everything interesting happens."""
+    """A root and its child, which has everything that policies look at."""
     start, (outer, inner) = base_ns + rng.randrange(1000) * MS, kind.services
     spans = [
         planned((outer, "GET /", "SERVER", None, 0.0, 1.0), start, kind.ms * MS),
@@ -214,7 +214,7 @@ def config(files: tuple[str, ...], folder: Path) -> Path:
 def problems(
     kinds: dict[str, Kind], outputs: list[dict[str, Any]], tailwater: Tailwater, sink: Sink
 ) -> list[str]:
-    """What became of traces otherwise than it should, and policies that were not credited."""
+    """Traces with an unexpected decision, and policies that were not credited."""
     spans = [span for output in outputs for span in output["spans"]]
     after = tailwater.wait_until_at_rest(len(spans))
     sent = Counter(span["trace_id"] for span in spans)

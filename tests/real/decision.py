@@ -1,4 +1,4 @@
-"""What Tailwater ought to decide, worked out from the documented rules alone.
+"""The decisions that Tailwater should make, worked out from the documented rules alone.
 
 The policies are those of tailwater.toml: errors, slow (over 500 ms), and a baseline of 10 %.
 """
@@ -12,7 +12,7 @@ RANDOM_MAX = 1 << 56
 
 
 def threshold(percentage: float) -> int:
-    """A trace is kept with this probability when its 56 random bits are at or above the result."""
+    """The threshold of a probability: a trace is kept if its 56 random bits are at or above it."""
     return RANDOM_MAX - round(percentage / 100 * RANDOM_MAX)
 
 
@@ -55,14 +55,15 @@ def decide(trace_id: str, spans: list[dict[str, Any]]) -> Decision:
         proposed["errors"] = 0
     if max(int(s["end"]) for s in spans) - min(int(s["start"]) for s in spans) > SLOW_NS:
         proposed["slow"] = 0
-    # Credit goes to the lowest threshold, ties to the first in the file; min() takes the first too.
+    # The lowest threshold gets the credit, on a tie the first in the file; min() takes the first
+    # too.
     policy = min((p for p in POLICIES if p in proposed), key=lambda p: proposed[p])
     random = randomness(trace_id, spans)
     return Decision(random >= proposed[policy], policy, proposed[policy], random)
 
 
 def hex_threshold(value: int) -> str:
-    """As `ot=th` spells it: 14 hex digits without the trailing zeros, but never nothing."""
+    """The form of `ot=th`: 14 hex digits without trailing zeros, but at least one digit."""
     return f"{value:014x}".rstrip("0") or "0"
 
 

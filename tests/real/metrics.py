@@ -12,7 +12,7 @@ from children import get
 LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
-# What no longer changes when all traces are decided and delivered.
+# The metrics that stop changing once all traces are decided and delivered.
 AT_REST = (
     "receiver_accepted_spans_total",
     "receiver_refused_spans_total",
@@ -38,7 +38,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Metrics:
-    """Series of one moment. Names are without their prefix."""
+    """Series at one time. Names are without their prefix."""
 
     def __init__(self, series: dict[tuple[str, Labels], float]) -> None:
         self.series = series
@@ -52,7 +52,7 @@ class Metrics:
         )
 
     def by(self, name: str, *labels: str) -> dict[Any, float]:
-        """The series with this name summed up by one or more labels, without those at zero."""
+        """The series with this name, summed by one or more labels, without those at zero."""
         sums: dict[Any, float] = {}
         for (series, has), value in self.series.items():
             if series == name and value:
@@ -66,7 +66,7 @@ class Metrics:
 
 
 def parse(scrape: str) -> Metrics:
-    """Read the text exposition format as far as Tailwater uses it."""
+    """Read the part of the text exposition format that Tailwater uses."""
     series = {}
     for line in scrape.splitlines():
         found = LINE.match(line)
@@ -116,7 +116,7 @@ class Prometheus:
 
 
 def lint(promtool: Path, scrape: bytes) -> list[str]:
-    """What `promtool check metrics` objects to."""
+    """The objections of `promtool check metrics`."""
     done = subprocess.run(
         [promtool, "check", "metrics"], input=scrape, capture_output=True, timeout=30, check=False
     )

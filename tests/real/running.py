@@ -1,4 +1,4 @@
-"""What every run needs: a report, Tailwater itself, and the two senders."""
+"""The parts that every run needs: a report, Tailwater itself, and the two senders."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ SHUTDOWN_S = 10  # shutdown_timeout in tailwater.toml
 
 
 class Report:
-    """Prints each check with the first things wrong in it, and the count at the end."""
+    """Prints each check with its first faults, and the count at the end."""
 
     def __init__(self) -> None:
         self.passed = self.failed = 0
@@ -37,7 +37,7 @@ class Report:
 
 
 class Tailwater:
-    """The service under test, with a free port for each of its doors."""
+    """The service under test, with a free port for each listener."""
 
     def __init__(self, binary: Path, config: Path, sink_port: int, children: Children) -> None:
         self.grpc_port, self.http_port, self.admin_port = free_ports(3)
@@ -69,7 +69,7 @@ class Tailwater:
         return parse(self.get("/metrics")[1].decode())
 
     def wait_until_at_rest(self, spans: int) -> Metrics:
-        """The counters when all that was sent has been decided and delivered."""
+        """The counters once everything that was sent has been decided and delivered."""
         names = ("window_spans", "window_traces", "exporter_queue_spans")
 
         def at_rest() -> bool:
@@ -77,7 +77,7 @@ class Tailwater:
             waiting = sum(m.total(name) for name in names)
             return m.total("receiver_accepted_spans_total") >= spans and not waiting
 
-        # Where it never comes to rest, the checks of the ledger say more than a time-out would.
+        # If it never comes to rest, the checks of the ledger say more than a time-out would.
         with contextlib.suppress(TroubleError):
             wait_until("tailwater is at rest", at_rest, 20)
         return self.metrics()
@@ -89,7 +89,7 @@ class Tailwater:
         return json.loads(body) if status == 200 else {"status": status}
 
     def stop(self) -> list[str]:
-        """End it as an init system would; what is wrong with how it went."""
+        """End it as an init system would; return what went wrong."""
         self.process.send_signal(signal.SIGTERM)
         try:
             code = self.process.wait(timeout=SHUTDOWN_S)
@@ -99,7 +99,7 @@ class Tailwater:
 
 
 class Senders:
-    """The two halves of the shop, playing the plan at the same time, each with its SDK."""
+    """The two halves of the shop, which play the plan at the same time, each with its SDK."""
 
     def __init__(
         self, plan: dict[str, Any], node_sender: Path, tailwater: Tailwater, children: Children
@@ -108,7 +108,7 @@ class Senders:
         self.outputs = {name: folder / f"{name}.json" for name in ("python", "node")}
         plan_file, node_port = folder / "plan.json", folder / "node.port"
         plan_file.write_text(json.dumps(plan))
-        # Of another run, to whose Node shop nobody answers any more.
+        # From another run, whose Node shop no longer runs.
         node_port.unlink(missing_ok=True)
         endpoint, http = (f"127.0.0.1:{p}" for p in (tailwater.grpc_port, tailwater.http_port))
         common = ("--plan", plan_file, "--endpoint", endpoint, "--node-port", node_port)
@@ -119,7 +119,7 @@ class Senders:
         }
 
     def wait(self) -> list[dict[str, Any]]:
-        """What each wrote down."""
+        """What each sender wrote down."""
         give_up = time.monotonic() + 60
         while any(sender.poll() is None for sender in self.processes.values()):
             for name, sender in self.processes.items():

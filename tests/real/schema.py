@@ -1,8 +1,8 @@
-"""The JSON Schema of the configuration, as a real validator takes it.
+"""The JSON Schema of the configuration, checked with a real validator.
 
-That its keys, bounds and words are the loader's is held by the tests of `src/config`. Here: it is
-a valid schema; every file of this repository that `tailwater check` takes validates; and files
-with one mistake each fail both.
+The tests of `src/config` hold its keys, bounds and words equal to the loader's. The checks here:
+it is a valid schema; every file of this repository that `tailwater check` accepts validates; and
+files with one mistake each fail both.
 """
 
 import json
@@ -18,7 +18,7 @@ from running import HERE, Report
 
 ROOT = HERE.parent.parent
 
-# One mistake each. Lines before the policy, and the lines of the policy.
+# One mistake each: the lines before the policy, and the lines of the policy.
 WRONG_SECTIONS = [
     "shutdown_timeout = 30",
     'shutdown_timeout = "30 parsecs"',
@@ -114,7 +114,7 @@ def shipped_files() -> list[Path]:
 
 
 def conformance_policies() -> Iterator[tuple[str, str]]:
-    """Every set of policies that the conformance cases run, with where it stands."""
+    """Every set of policies that the conformance cases run, with its place."""
     for path in sorted((ROOT / "tests/conformance").glob("*.toml")):
         for case in tomllib.loads(path.read_text())["case"]:
             if "refused" not in case:
@@ -124,7 +124,7 @@ def conformance_policies() -> Iterator[tuple[str, str]]:
 
 
 def wrong(validator: Any, text: str) -> list[str]:
-    """What the validator finds."""
+    """The findings of the validator."""
     errors = validator.iter_errors(tomllib.loads(text))
     return [f"{error.json_path}: {error.message[:300]}" for error in errors]
 

@@ -1,8 +1,8 @@
-"""TLS and tokens, by implementations that nobody here wrote.
+"""TLS and tokens, checked with independent implementations.
 
-Certificates are made by `openssl`, the senders are the Python SDK (BoringSSL) and `curl`, the
-backend is a gRPC server of Python that asks for a certificate, and `openssl s_client` looks at
-what is agreed on.
+`openssl` makes the certificates, the senders are the Python SDK (BoringSSL) and `curl`, the
+backend is a gRPC server in Python that asks for a certificate, and `openssl s_client` shows what
+was negotiated.
 """
 
 import subprocess
@@ -56,7 +56,7 @@ def openssl(folder: Path, *arguments: str) -> None:
 
 
 def make_certificates(folder: Path) -> None:
-    """An authority (RSA), and certificates of it for localhost (RSA) and a client (P-256)."""
+    """A CA (RSA), and its certificates for localhost (RSA) and a client (P-256)."""
     subject = ("-subj", "/CN=the shop's authority", "-days", "2", "-nodes")
     files = ("-keyout", "ca.key", "-out", "ca.crt")
     openssl(folder, "req", "-x509", "-newkey", "rsa:2048", *subject, *files)
@@ -74,7 +74,7 @@ def make_certificates(folder: Path) -> None:
 
 
 class SecureSink(Sink):
-    """The sink behind mutual TLS; notes with which token it was called."""
+    """The sink behind mutual TLS; notes the token of each call."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class SecureSink(Sink):
 
 
 def python_sends(folder: Path, port: int, token: str, with_certificate: bool) -> bool:
-    """One span through the SDK; whether it was taken."""
+    """Sends one span through the SDK; returns whether it was taken."""
     ca = (folder / "ca.crt").read_bytes()
     key, chain = ((folder / name).read_bytes() for name in ("client.key", "client.crt"))
     pair = (key, chain) if with_certificate else (None, None)
@@ -128,7 +128,7 @@ def curl(folder: Path, port: int, *arguments: str) -> str:
 
 
 def agreed(folder: Path, port: int, *arguments: str) -> str:
-    """What openssl says of a connection."""
+    """What openssl reports about a connection."""
     command = ["openssl", "s_client", "-connect", f"localhost:{port}", "-CAfile", "ca.crt"]
     command += ["-cert", "client.crt", "-key", "client.key", "-verify_return_error", *arguments]
     done = subprocess.run(
@@ -149,7 +149,7 @@ def check_curl(report: Report, folder: Path, port: int) -> None:
     wrong = []
     for expected, arguments in cases.items():
         got = curl(folder, port, *arguments)
-        # A refused certificate may show before or after the version was agreed on.
+        # A refused certificate may show before or after the version was negotiated.
         if got[:3] != expected[:3] or (got[:3] != "000" and got != expected):
             wrong.append(f"{got} instead of {expected}")
     report.check("curl over TLS: HTTP/1.1, HTTP/2, no token, no certificate", wrong)

@@ -108,7 +108,7 @@ class Service:
         )
         self.provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.recorder = Recorder(endpoint, sent)
-        # No service has as many spans in one round as would make the processor export by itself.
+        # No service has so many spans in one round that the processor would export by itself.
         self.provider.add_span_processor(
             BatchSpanProcessor(self.recorder, 2048, schedule_delay_millis=3_600_000)
         )
@@ -165,7 +165,7 @@ def link(planned: dict[str, Any]) -> api.Link:
 
 
 def parent_context(trace: dict[str, Any], opened: list, planned: dict[str, Any]) -> Context:
-    """Where a span hangs: under its own service's span directly, under others' by W3C headers."""
+    """The parent of a span: directly in its own service, through W3C headers in another one."""
     if planned["parent"] is None:
         return incoming_context(trace["incoming"])
     parent_plan, parent = opened[planned["parent"]]
@@ -210,7 +210,7 @@ def play_round(shop: Shop, one: dict[str, Any], late: list[str]) -> None:
 
 
 def play_calls(shop: Shop, calls: list[dict[str, Any]], port: int) -> None:
-    """Check out with the payment service of the other language, over HTTP, one by one."""
+    """Checks out with the payment service of the other language, over HTTP, one by one."""
     for index, call in enumerate(calls):
         opened = shop.open(call["calling"])
         context = api.set_span_in_context(opened[call["from"]][1], Context())
@@ -226,7 +226,7 @@ def post(port: int, path: str, carrier: dict[str, str]) -> None:
 
 
 def wait_for_port(path: Path) -> int:
-    """The Node shop says where it listens when it is done with its own rounds."""
+    """The Node shop says where it listens when it has finished its own rounds."""
     give_up = time.monotonic() + WAIT_S
     while not path.exists():
         if time.monotonic() > give_up:

@@ -1,6 +1,6 @@
-"""The shop: which services there are and, span by span, the traces that both senders play.
+"""The shop: its services and, span by span, the traces that both senders play.
 
-`plan()` is deterministic but for the time of day, so every run keeps and drops the same traces.
+`plan()` is deterministic except for the time of day, so every run keeps and drops the same traces.
 The senders add nothing to it: they turn each planned span into a span of their SDK.
 """
 
@@ -16,18 +16,18 @@ MS = 1_000_000
 # The notifier exports last, when everything has been decided: its spans are the late ones.
 LATE_SERVICES = ["notifier"]
 SERVICES = ["gateway", "cart", "inventory", "payment", "shipping", *LATE_SERVICES]
-# In Node these export OTLP/JSON, the others OTLP/gRPC: most traces come in through both doors.
+# In Node these export OTLP/JSON, the others OTLP/gRPC: most traces arrive at both receivers.
 JSON_IN_NODE = ["cart", "shipping", "notifier"]
 
-# In which order the services of a round export, with a pause between the groups: the root (always
-# the gateway's) last, in the middle, and together with others.
+# The order in which the services of a round export, with a pause between the groups: the root
+# (always the gateway's) last, in the middle, and together with others.
 WAVES = [
     [["shipping"], ["payment"], ["inventory"], ["cart"], ["gateway"]],
     [["inventory"], ["cart"], ["gateway"], ["payment"], ["shipping"]],
     [["cart", "shipping"], ["payment", "inventory", "gateway"]],
 ]
 
-# service, name, kind, parent's index, start and end as a part of the trace's duration
+# service, name, kind, parent's index, start and end as a share of the trace's duration
 ROUTES = {
     "GET /api/products": [
         ("gateway", "GET /api/products", "SERVER", None, 0.0, 1.0),
@@ -52,7 +52,7 @@ ROUTES = {
     ],
 }
 
-# How many traces of each kind one language sends; see `shape` for what the kinds are.
+# How many traces of each kind one language sends; `shape` describes the kinds.
 KINDS = {
     "error": 22,
     "error and slow": 6,
@@ -89,7 +89,7 @@ UNUSUAL = {
     "shop.bools": [True, False],
     "shop.nothing": [],
 }
-# What the Node SDK refuses or would round.
+# Values that the Node SDK refuses or would round.
 UNUSUAL_PYTHON = UNUSUAL | {
     "shop.bytes": b"\x00\xff\x80",
     "shop.max": 2**63 - 1,
@@ -139,7 +139,7 @@ def service(name: str) -> dict[str, Any]:
 
 
 def rounds(language: str, base_ns: int, unusual: dict[str, Any]) -> list[dict[str, Any]]:
-    """The traces of one language, mixed, dealt out to one round for each order of export."""
+    """The traces of one language, mixed, and dealt out to one round for each order of export."""
     rng = random.Random(f"{SEED} {language}")
     kinds = [kind for kind, count in KINDS.items() for _ in range(count)]
     traces = [trace(kind, base_ns, rng) for kind in kinds]
@@ -151,7 +151,7 @@ def rounds(language: str, base_ns: int, unusual: dict[str, Any]) -> list[dict[st
 
 
 def trace(kind: str, base_ns: int, rng: random.Random) -> Trace:
-    """One trace from one of the routes; only the plain ones go by the shorter routes."""
+    """One trace from one of the routes; only the plain ones use the shorter routes."""
     route = "POST /api/checkout" if kind != "plain" else rng.choice(list(ROUTES))
     start = base_ns + rng.randrange(1000) * MS + rng.randrange(MS)
     spans = shape(kind, route, start, rng)
@@ -161,7 +161,7 @@ def trace(kind: str, base_ns: int, rng: random.Random) -> Trace:
 
 
 def shape(kind: str, route: str, start: int, rng: random.Random) -> list[Span]:
-    """The spans of a trace: when each starts and ends, and what went wrong in it."""
+    """The spans of a trace: when each starts and ends, and which of them failed."""
     duration = {
         "error and slow": rng.randrange(501, 5000) * MS,
         "slow": rng.randrange(501, 5000) * MS,
@@ -257,10 +257,11 @@ def incoming_contexts(rng: random.Random) -> list[dict[str, Any]]:
         ("plain", low, ""),
         ("error", low, "vendor=x"),
         ("slow", low, "rojo=00f067aa0ba902b7,vendor=x"),
-        # An explicit randomness counts, the trace id does not; it is passed on.
+        # The explicit randomness counts, not the trace id; it is passed on.
         ("plain", low, "vendor=x,ot=rv:fffffffffffff0"),
         ("plain", high, "ot=rv:00000000000001,vendor=x"),
-        # Sampled upstream: a higher threshold stays, a lower one is raised, an impossible one goes.
+        # Sampled upstream: a higher threshold stays, a lower one is raised, an impossible one is
+        # removed.
         ("error", high, "ot=th:8,vendor=x"),
         ("plain", high, "vendor=x,ot=th:fd"),
         ("plain", high, "vendor=x,ot=th:4"),

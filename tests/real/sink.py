@@ -32,7 +32,7 @@ class Sink(service_grpc.TraceServiceServicer):
         return service.ExportTraceServiceResponse()
 
     def spans(self) -> list[dict[str, Any]]:
-        """Every span received so far, in the form that the senders write theirs in."""
+        """Every span received so far, in the form in which the senders write theirs."""
         with self.lock:
             requests = list(self.requests)
         return [

@@ -1,4 +1,4 @@
-"""Attribute values in one written form that both SDKs, the plan and the sink can be compared in.
+"""A written form of attribute values in which both SDKs, the plan and the sink can be compared.
 
 A value is an object with one member that names its type: {"int": "7"}, {"double": "0.1"},
 {"array": [...]}. Numbers are strings because JSON in Node would round integers over 2^53 and has
@@ -15,7 +15,7 @@ Attributes = list[list[Any]]
 
 
 def typed(value: Any) -> Value:
-    """Write a Python value down; bool comes before int because it is one."""
+    """Write a Python value; bool comes before int because it is one."""
     if value is None:
         return {"none": True}
     if isinstance(value, bool):
@@ -56,7 +56,7 @@ def native_attributes(attributes: Attributes) -> dict[str, Any]:
 
 
 def from_otlp(value: Any) -> Value:
-    """Write an OTLP AnyValue down."""
+    """Write an OTLP AnyValue."""
     kind = value.WhichOneof("value")
     if kind == "array_value":
         return {"array": [from_otlp(item) for item in value.array_value.values]}

@@ -1,4 +1,4 @@
-"""Sends a small shop's traces through a real `tailwater run` and checks what came of every span.
+"""Sends a small shop's traces through a real `tailwater run` and checks every span's outcome.
 
 The senders are the Python and the Node OpenTelemetry SDK, the backend is `sink.py`, and a real
 Prometheus watches. Then the schema of the configuration (`schema.py`), TLS and tokens
@@ -53,7 +53,7 @@ def gather(tailwater: Tailwater, senders: Senders, sink: Sink, prometheus: Prome
 def check_doors(
     report: Report, tailwater: Tailwater, prometheus: Prometheus, promtool: Path
 ) -> None:
-    """What needs the running service itself rather than the evidence."""
+    """The checks that need the running service itself rather than the evidence."""
     status = tailwater.look_up(UNKNOWN_TRACE).get("status")
     report.check(
         "an unknown trace is answered 404", [] if status == 404 else [f"answered {status}"]

@@ -1,4 +1,5 @@
-//! The backend: stores what it is sent over OTLP/gRPC or OTLP/HTTP, in the moods of a real one.
+//! The backend: stores the spans that it gets over OTLP/gRPC or OTLP/HTTP, with the faults of a
+//! real one.
 
 use std::{
     pin::Pin,
@@ -32,14 +33,14 @@ use crate::{
     network::{self, Link},
 };
 
-/// What the backend does to a request.
+/// The backend's reaction to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reaction {
     Store,
     StoreSlowly,
-    /// All but some, which it rejects for good.
+    /// Stores all spans except some, which it rejects for good.
     StorePart,
-    /// As a proxy does whose answer is lost.
+    /// Stores, then fails, like a proxy that loses the answer.
     StoreAndFail,
     StoreAndHang,
     Hang,
@@ -62,7 +63,7 @@ const REACTIONS: [Reaction; 10] = [
     Reaction::Invalid,
 ];
 
-/// See the module.
+/// The simulated backend.
 #[derive(Debug)]
 pub struct Backend {
     journal: Arc<Journal>,
@@ -73,13 +74,13 @@ pub struct Backend {
 #[derive(Debug)]
 struct Inner {
     rng: fastrand::Rng,
-    /// Of 100 requests, how many meet something else than being stored.
+    /// The per cent of requests that the backend does not simply store.
     badness: u32,
     running: Option<(JoinHandle<()>, watch::Sender<bool>)>,
 }
 
 impl Backend {
-    /// A backend that is up and well, at the end of `link`.
+    /// Starts a backend without faults at the end of `link`.
     pub fn start(journal: &Arc<Journal>, link: &Arc<Link>, seed: u64) -> Arc<Self> {
         let rng = fastrand::Rng::with_seed(seed);
         let backend = Arc::new(Backend {
@@ -91,12 +92,12 @@ impl Backend {
         backend
     }
 
-    /// Of 100 requests from now on, how many meet something else than being stored.
+    /// Sets the per cent of requests that the backend does not simply store.
     pub fn set_badness(&self, badness: u32) {
         self.inner.lock().expect("no panic").badness = badness;
     }
 
-    /// Gone from one moment to the next, with every connection.
+    /// Stops at once and closes every connection.
     pub fn crash(&self) {
         let running = self.inner.lock().expect("no panic").running.take();
         self.link.lead_nowhere();
@@ -105,7 +106,7 @@ impl Backend {
         }
     }
 
-    /// Up, if it was down.
+    /// Starts again if it was stopped.
     pub fn restart(self: &Arc<Self>) {
         let mut inner = self.inner.lock().expect("no panic");
         if inner.running.is_some() {
@@ -185,7 +186,7 @@ async fn respond(backend: Arc<Backend>, request: http::Request<Incoming>) -> htt
     if request.uri().path() == EXPORT_PATH {
         return Grpc::new(RawCodec).unary(Call(backend), request).await;
     }
-    // A connection that is cut amid a body has nobody to answer.
+    // If the connection is cut in the middle of a body, there is nobody to answer.
     let body = request.into_body().collect().await.map(|body| body.to_bytes());
     let answer = match body {
         Ok(body) => backend.take(body).await,

@@ -1,4 +1,4 @@
-//! What must hold when a run is over, span by span.
+//! The checks at the end of a run, span by span.
 
 use std::collections::BTreeMap;
 
@@ -13,19 +13,19 @@ use crate::{
     policies::SETS,
 };
 
-/// What the journal knows of a trace.
+/// The journal's record of a trace.
 #[derive(Default)]
 struct Trace {
-    /// With their ids; of attempts that were answered OK.
+    /// Spans of attempts that were answered OK, with their ids.
     taken: Vec<(u64, Sent)>,
-    /// Of attempts without an answer, stored or not.
+    /// Whether an attempt has no answer, and may have been stored.
     has_unknown: bool,
-    /// Spans that the backend has, of either.
+    /// Spans that the backend has, of both kinds of attempts.
     stored: usize,
 }
 
 /// Compares the journal with the metrics and the decisions. A forgetful sampler may decide a trace
-/// again.
+/// twice.
 pub fn at_the_end(journal: &Journal, metrics: &Metrics, sampler: &Sampler, is_forgetful: bool) {
     let attempts = journal.attempts();
     let stored = journal.stored();
@@ -39,7 +39,7 @@ pub fn at_the_end(journal: &Journal, metrics: &Metrics, sampler: &Sampler, is_fo
     }
 }
 
-/// What senders were told agrees with what was counted.
+/// Checks that the answers to senders agree with the counters.
 fn counts(journal: &Journal, metrics: &Metrics, attempts: &[Attempt]) {
     let valid = |attempt: &Attempt| attempt.spans.iter().filter(|span| !span.is_bad).count() as f64;
     let sum = |fate| attempts.iter().filter(|a| a.fate == fate).map(valid).sum::<f64>();
@@ -54,7 +54,7 @@ fn counts(journal: &Journal, metrics: &Metrics, attempts: &[Attempt]) {
     journal.check(left == 0.0, || format!("{left} spans left behind"));
 }
 
-/// What the backend has agrees with what was sent, and came from attempts that were not refused.
+/// Checks that the backend has only spans that were sent, in attempts that were not refused.
 fn deliveries(
     journal: &Journal,
     metrics: &Metrics,

@@ -1,5 +1,5 @@
 //! What happened, as senders and backend saw it: every attempt to send, every span stored, and a
-//! hash over all of it, by which two runs are compared.
+//! hash of both, with which two runs are compared.
 
 use std::{
     collections::BTreeMap,
@@ -18,33 +18,33 @@ pub struct Sent {
     pub trace: u64,
     pub is_error: bool,
     pub is_probe: bool,
-    /// Unix nanoseconds.
+    /// The start in Unix nanoseconds.
     pub start: u64,
     pub end: u64,
-    /// Its ids are not valid.
+    /// Whether its ids are invalid.
     pub is_bad: bool,
 }
 
-/// What the sender of an attempt knows of it.
+/// What the sender of an attempt knows about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Answered OK.
+    /// The answer was OK.
     Taken,
-    /// Answered with a refusal: nothing of it may be anywhere.
+    /// The answer was a refusal: no span of it may be anywhere.
     Refused,
-    /// No answer: it may have been taken.
+    /// There was no answer: it may have been taken.
     Unknown,
 }
 
-/// One request sent once. Its spans have ids of their own, so that each stored span tells which
-/// attempt it came with: the number of the attempt, then that of the span in it.
+/// One request sent once. Its spans have ids of their own, so that each stored span tells its
+/// attempt: an id consists of the number of the attempt and that of the span in it.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub spans: Vec<Sent>,
     pub fate: Fate,
 }
 
-/// See the module.
+/// The journal of one run.
 #[derive(Debug)]
 pub struct Journal {
     start: Instant,
@@ -54,17 +54,17 @@ pub struct Journal {
     attempts: Mutex<Vec<Attempt>>,
     stored: Mutex<BTreeMap<u64, u32>>,
     sets: Mutex<Vec<usize>>,
-    /// What senders' clocks are off by, in nanoseconds.
+    /// The offset of the senders' clocks in nanoseconds.
     wall_offset: AtomicI64,
 }
 
-/// The span id that the `index`th span of an attempt bears.
+/// The id of the `index`th span of an attempt.
 pub fn span_id(attempt: usize, index: usize) -> u64 {
     (attempt as u64 + 1) << 32 | index as u64
 }
 
 impl Journal {
-    /// Nothing has happened yet; what will is printed if so wished.
+    /// An empty journal. It prints its notes if `is_printed`.
     pub fn new(is_printed: bool) -> Self {
         Journal {
             start: Instant::now(),
@@ -79,7 +79,7 @@ impl Journal {
         }
     }
 
-    /// Something happened.
+    /// Notes an event.
     pub fn note(&self, what: fmt::Arguments<'_>) {
         let line = format!("{:>9} {what}", self.start.elapsed().as_millis());
         if self.is_printed {
@@ -91,12 +91,12 @@ impl Journal {
         }
     }
 
-    /// A hash of all that happened.
+    /// A hash of all events.
     pub fn hash(&self) -> u64 {
         *self.hash.lock().expect("no panic")
     }
 
-    /// An invariant, and what to say where it does not hold.
+    /// Checks an invariant, and notes `what` if it does not hold.
     pub fn check(&self, holds: bool, what: impl FnOnce() -> String) {
         if !holds {
             let what = what();
@@ -105,35 +105,35 @@ impl Journal {
         }
     }
 
-    /// What did not hold.
+    /// The violated invariants.
     pub fn violations(&self) -> Vec<String> {
         self.violations.lock().expect("no panic").clone()
     }
 
-    /// An attempt is about to be sent; its number.
+    /// Notes that an attempt will be sent. Returns its number.
     pub fn begin(&self, spans: Vec<Sent>) -> usize {
         let mut attempts = self.attempts.lock().expect("no panic");
         attempts.push(Attempt { spans, fate: Fate::Unknown });
         attempts.len() - 1
     }
 
-    /// The sender learnt what became of an attempt.
+    /// Notes what the sender has learnt about an attempt.
     pub fn learn(&self, attempt: usize, fate: Fate) {
         self.note(format_args!("attempt {attempt} {fate:?}"));
         self.attempts.lock().expect("no panic")[attempt].fate = fate;
     }
 
-    /// The backend has stored a span.
+    /// Notes that the backend has stored a span.
     pub fn store(&self, span: u64) {
         *self.stored.lock().expect("no panic").entry(span).or_default() += 1;
     }
 
-    /// These policies are in force from now on.
+    /// Notes that these policies are in force from now on.
     pub fn decide_by(&self, set: usize) {
         self.sets.lock().expect("no panic").push(set);
     }
 
-    /// The policies that have been in force.
+    /// The sets of policies that have been in force.
     pub fn sets(&self) -> Vec<usize> {
         self.sets.lock().expect("no panic").clone()
     }
@@ -148,13 +148,13 @@ impl Journal {
         self.stored.lock().expect("no panic").clone()
     }
 
-    /// What senders' clocks show, in Unix nanoseconds.
+    /// The time of the senders' clocks, in Unix nanoseconds.
     pub fn wall(&self) -> u64 {
         let elapsed = self.start.elapsed().as_nanos() as u64;
         (1_700_000_000_000_000_000 + elapsed).wrapping_add_signed(self.wall_offset.load(Relaxed))
     }
 
-    /// Senders' clocks step.
+    /// Steps the senders' clocks.
     pub fn step_wall(&self, nanos: i64) {
         self.wall_offset.fetch_add(nanos, Relaxed);
     }

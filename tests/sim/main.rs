@@ -1,11 +1,11 @@
 //! The simulation: senders, the whole of Tailwater and a backend on one thread, over a network in
 //! memory and in virtual time, under faults that a seed decides. The same seed gives the same run.
 //!
-//! `SIM_SEEDS` says how many seeds, `SIM_SEED` which one alone, with everything that happens
-//! printed. Not repeated by a seed, and therefore kept out of what is compared: which of two real
-//! threads is faster, since there is only one (the admin thread is never asked), and wall time.
-//! h2 remembers at most 50 reset streams, for a second of the real clock: the run of a seed has
-//! fewer and is shorter; the hours in `outage` have thousands of refusals and differ by some.
+//! `SIM_SEEDS` sets the number of seeds; `SIM_SEED` runs one seed alone and prints every event. Two
+//! things are not repeated by a seed, and are therefore left out of the comparison: which of two
+//! real threads is faster (there is only one, as the admin thread is never asked), and wall time.
+//! h2 remembers at most 50 reset streams, for a second of the real clock. The run of a seed has
+//! fewer and is shorter; the hours in `outage` have thousands of refusals, and differ a little.
 
 #![allow(
     unreachable_pub,
@@ -35,7 +35,7 @@ use std::{
 };
 
 const SEEDS: u64 = 200;
-/// Seeds that are run twice.
+/// The number of seeds that are run twice.
 const REPEATED: u64 = 8;
 
 fn number(variable: &str) -> Option<u64> {
@@ -51,12 +51,14 @@ fn in_virtual_time<F: Future>(future: F) -> F::Output {
 }
 
 /// Scenario: senders that crash, step their clocks and send malformed spans; links that delay,
-/// clog and break; a backend that crashes, hangs, refuses, throttles and rejects; reloads, valid
-/// and not; little memory; small queues; a shutdown amid all that. Another mixture for each seed.
-/// Guarantees: the ledger at every step; what was acknowledged is in it, what was refused is not;
-/// each trace decided once while remembered, as a naive model decides; nothing of a dropped trace
-/// at the backend, and of a kept one everything that is not counted as failed; memory bounded, and
-/// all of it given back; everything drained once the faults stop; the shutdown in its time.
+/// clog and break; a backend that crashes, hangs, refuses, throttles and rejects; valid and invalid
+/// reloads; little memory; small queues; a shutdown during all that. The mixture differs for each
+/// seed.
+/// Guarantees: the ledger holds at every step; it contains everything acknowledged and nothing
+/// refused; each trace is decided once while its decision is remembered, as a naive model decides;
+/// the backend has no span of a dropped trace, and of a kept trace every span not counted as
+/// failed; memory is bounded, and all of it is released; everything is drained once the faults
+/// stop; the shutdown keeps its time.
 #[test]
 fn seeds() {
     if let Some(seed) = number("SIM_SEED") {
@@ -88,8 +90,8 @@ fn seeds() {
     assert!(failed.is_empty(), "{} of {seeds} seeds failed: {failed:?}", failed.len());
 }
 
-/// Scenario: seeds that are run twice.
-/// Guarantees: the same happens, to the millisecond.
+/// Scenario: some seeds are run twice.
+/// Guarantees: the same events happen, to the millisecond.
 #[test]
 fn a_seed_repeats_itself() {
     for seed in 0..REPEATED {

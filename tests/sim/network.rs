@@ -1,8 +1,8 @@
-//! A network in memory: links between hosts, which delay, hold back and cut what goes over them.
+//! A network in memory: links between hosts, which delay, hold back and cut connections.
 //!
-//! A connection is a stream, as TCP is to a program: what is lost on the way comes late, and in
-//! order. So loss and delay are delays here, a partition holds everything back, new connections
-//! included, and what reorders is that each connection and each direction has its own weather.
+//! A connection is a stream, as TCP is to a program: a lost packet arrives late, and in order. So
+//! loss and delay are delays here. A partition holds everything back, including new connections.
+//! Reordering comes from each connection and each direction having delays of its own.
 
 use std::{
     io,
@@ -21,19 +21,19 @@ use tokio::{
     time::sleep,
 };
 
-/// What a direction of a connection holds before its sender has to wait.
+/// The bytes that a direction of a connection holds before its sender must wait.
 const BUFFER_BYTES: usize = 64 << 10;
-/// What goes over a link at once.
+/// The bytes that a link carries at once.
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// What a link does to what goes over it.
+/// The faults of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
-    /// By direction, from the client and to it: nothing gets through.
+    /// By direction, from the client and to it: whether nothing gets through.
     pub clogged: [bool; 2],
-    /// The longest that a chunk takes, in milliseconds.
+    /// The longest delay of a chunk, in milliseconds.
     pub latency_millis: u64,
-    /// Connections that were open when this last rose are cut.
+    /// When this rises, all open connections are cut.
     pub resets: u64,
 }
 
@@ -46,7 +46,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link in good weather that leads nowhere yet.
+    /// A link without faults that leads nowhere yet.
     pub fn new(seed: u64) -> Arc<Self> {
         let weather = Weather { clogged: [false; 2], latency_millis: 2, resets: 0 };
         Arc::new(Link {
@@ -56,7 +56,7 @@ impl Link {
         })
     }
 
-    /// Changes the weather.
+    /// Changes the faults.
     pub fn change(&self, change: impl FnOnce(&mut Weather)) {
         self.weather.send_modify(change);
     }
@@ -66,12 +66,12 @@ impl Link {
         self.change(|weather| weather.resets += 1);
     }
 
-    /// From now on connections come to this port.
+    /// Leads new connections to this port.
     pub fn lead_to(&self, port: &PortSender) {
         *self.listener.lock().expect("no panic") = Some(port.0.clone());
     }
 
-    /// From now on connections are refused; those there are, are cut.
+    /// Refuses new connections and cuts the open ones.
     pub fn lead_nowhere(&self) {
         *self.listener.lock().expect("no panic") = None;
         self.reset();
@@ -79,7 +79,7 @@ impl Link {
 
     async fn connect(self: Arc<Self>) -> io::Result<TokioIo<Stream>> {
         let mut weather = self.weather.subscribe();
-        // What a client sends to connect is lost, and sent again, as long as the link is clogged.
+        // While the link is clogged, the packets that open a connection are lost, and sent again.
         let _ = weather.wait_for(|weather| weather.clogged == [false; 2]).await;
         sleep(self.latency()).await;
         let listener = self.listener.lock().expect("no panic").clone();
@@ -156,15 +156,15 @@ impl tower_service::Service<http::Uri> for Connector {
     }
 }
 
-/// Where connections of links come in.
+/// Accepts the connections of links.
 #[derive(Debug)]
 pub struct Port(tokio::sync::Mutex<mpsc::Receiver<DuplexStream>>);
 
-/// The outside of a port.
+/// The side of a port that links lead to.
 #[derive(Clone, Debug)]
 pub struct PortSender(mpsc::Sender<DuplexStream>);
 
-/// A port, and what links lead to it with.
+/// A port, and the side that links lead to.
 pub fn port() -> (PortSender, Port) {
     let (sender, receiver) = mpsc::channel(16);
     (PortSender(sender), Port(tokio::sync::Mutex::new(receiver)))

@@ -1,4 +1,4 @@
-//! A backend that is gone for an hour, with traffic that goes on.
+//! A backend that is down for an hour while traffic continues.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -21,7 +21,7 @@ const BEFORE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const STEP: Duration = Duration::from_secs(1);
 
-/// Everything is kept, a minute of which arrives, then nothing for an hour, then what is left.
+/// Keeps every trace. The backend takes spans for a minute, then none for an hour, then the rest.
 async fn an_hour_without_backend(setup: Setup) -> Metrics {
     let mut rng = fastrand::Rng::with_seed(29);
     fastrand::seed(29);
@@ -40,7 +40,7 @@ async fn an_hour_without_backend(setup: Setup) -> Metrics {
     let admin = world.service.admin();
     journal.check(admin.is_ready.load(Relaxed), || "not ready without a backend".into());
     let (queued, capacity) = (admin.queue.held().0, admin.queue.capacity_bytes());
-    // Room is looked for by the bytes of spans; what they share and are stamped with comes on top.
+    // The decider checks for free space by the bytes of spans; contexts and stamps come on top.
     journal.check((capacity / 2..capacity + capacity / 20).contains(&queued), || {
         format!("{queued} bytes queued of {capacity}")
     });
@@ -53,10 +53,10 @@ fn run(overflow: Overflow, max_elapsed_time: Option<Duration>) -> Metrics {
     in_virtual_time(an_hour_without_backend(Setup::steady(overflow, max_elapsed_time)))
 }
 
-/// Scenario: `overflow = "block"`, retried for ever.
+/// Scenario: `overflow = "block"`, with endless retries.
 /// Guarantees: the queue fills to its size and hardly further, then senders are told to come back;
-/// nothing that was acknowledged is lost; ready all the time; drained within a minute of the
-/// last span, once the backend is back.
+/// no acknowledged span is lost; the service is ready all the time; it is drained within a minute
+/// of the last span, once the backend is back.
 #[test]
 fn an_hour_of_outage_loses_nothing_that_was_acknowledged() {
     let metrics = run(Overflow::Block, None);
@@ -68,8 +68,8 @@ fn an_hour_of_outage_loses_nothing_that_was_acknowledged() {
     println!("refused requests: {}, sent spans: {sent}", metrics.get(refused));
 }
 
-/// Scenario: `overflow = "block"`, given up after five minutes, as by default.
-/// Guarantees: what is given up is counted as such, and nothing else is lost.
+/// Scenario: `overflow = "block"`, and the exporter gives up after five minutes, as by default.
+/// Guarantees: the spans given up are counted as such, and no other span is lost.
 #[test]
 fn an_hour_of_outage_expires_what_is_not_retried_for_ever() {
     let metrics = run(Overflow::Block, Some(Duration::from_secs(300)));
@@ -78,9 +78,9 @@ fn an_hour_of_outage_expires_what_is_not_retried_for_ever() {
     println!("expired spans: {expired}, sent: {}", metrics.sum("exporter_sent_spans_total"));
 }
 
-/// Scenario: `overflow = "drop"`, retried for ever.
-/// Guarantees: no sender is refused; what finds no room is counted as such; what the queue holds
-/// arrives.
+/// Scenario: `overflow = "drop"`, with endless retries.
+/// Guarantees: no sender is refused; spans that do not fit into the queue are counted as such;
+/// those in the queue arrive.
 #[test]
 fn an_hour_of_outage_drops_what_does_not_fit() {
     let metrics = run(Overflow::Drop, None);

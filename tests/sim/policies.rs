@@ -1,10 +1,10 @@
-//! The policies that runs decide by: as text for Tailwater, and as the naive model sees them.
+//! The policies of the runs: as text for Tailwater, and as the naive model applies them.
 
 use tailwater::trace::{Randomness, Threshold};
 
 use crate::journal::Sent;
 
-/// A file of policies and what they come to.
+/// A file of policies, and the decisions it leads to.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicySet {
     pub text: &'static str,
@@ -13,7 +13,7 @@ pub struct PolicySet {
     drops_probes: bool,
     keeps_probes: bool,
     percentage: f64,
-    /// Held to a rate, which the model does not follow.
+    /// Whether it has a rate limit, which the model does not follow.
     is_limited: bool,
 }
 
@@ -21,7 +21,7 @@ pub struct PolicySet {
 const SLOW_MILLIS: u64 = 500;
 
 impl PolicySet {
-    /// Whether a trace with exactly these spans is kept; `None` where that depends on others.
+    /// Whether a trace with exactly these spans is kept; `None` if that depends on other traces.
     pub fn keeps(&self, trace: u64, spans: &[Sent]) -> Option<bool> {
         let is_probe = spans.iter().any(|span| span.is_probe);
         if self.drops_probes && is_probe {
@@ -41,8 +41,8 @@ impl PolicySet {
     }
 }
 
-/// Between which runs reload. A policy's name begins with the number of its set, and each set has
-/// one that matches any trace, so that a decision tells by which set it was made.
+/// The sets between which runs reload. A policy's name begins with the number of its set, and each
+/// set has a policy that matches every trace, so that a decision tells by which set it was made.
 pub const SETS: [PolicySet; 4] = [
     PolicySet {
         text: r#"

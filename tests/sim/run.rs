@@ -1,4 +1,4 @@
-//! One run: a service with senders before it and a backend behind it, from its start to its end.
+//! One run from start to end: senders, a service and a backend.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,11 +26,13 @@ use crate::{
     storm::Storm,
 };
 
-/// Between two looks at what must always hold.
+/// The time between two checks of the permanent invariants.
 const STEP: Duration = Duration::from_millis(50);
-/// How long memory may be above the soft limit where there are traces to decide and room for them.
+/// How long memory may be above the soft limit while there are traces to decide and the queue has
+/// space.
 const RELIEVED_WITHIN: Duration = Duration::from_secs(10);
-/// After the last fault: the longest interval between attempts, an attempt, and a decision.
+/// The time to drain after the last fault: the longest interval between attempts, an attempt, and a
+/// decision.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A service on a simulated network.
@@ -39,11 +41,11 @@ pub struct World {
     pub journal: Arc<Journal>,
     pub service: Service,
     pub backend: Arc<Backend>,
-    /// Those of the senders, and last the one to the backend.
+    /// The links of the senders, and last the link to the backend.
     pub links: Vec<Arc<Link>>,
     crashes: Vec<watch::Sender<u64>>,
     senders: JoinSet<()>,
-    // What leads to them must outlive them.
+    // The outer sides of the ports, which the links need.
     _http: network::PortSender,
 }
 
@@ -79,7 +81,7 @@ impl World {
         }
     }
 
-    /// Starts a sender for each of these.
+    /// Starts one sender for each list of batches.
     pub fn send(&mut self, traffic: Vec<Vec<Batch>>, rng: &mut fastrand::Rng) {
         for (batches, link) in traffic.into_iter().zip(&self.links) {
             let (crash, crashes) = watch::channel(0);
@@ -90,7 +92,7 @@ impl World {
         }
     }
 
-    /// Looks at what must hold at any moment, until this is dropped.
+    /// Checks the permanent invariants until this is dropped.
     pub async fn watch(&self, step: Duration, slack: usize) {
         let admin = self.service.admin();
         let mut short = Duration::ZERO;
@@ -108,7 +110,7 @@ impl World {
         }
     }
 
-    /// Ends all faults. What was cut, lost or refused stays so.
+    /// Ends all faults. Cut, lost and refused data stays so.
     fn calm(&self) {
         self.journal.note(format_args!("calm"));
         for link in &self.links {
@@ -121,7 +123,7 @@ impl World {
         self.backend.restart();
     }
 
-    /// Waits until all senders are done and nothing is buffered or queued.
+    /// Waits until all senders are done and the window and the queue are empty.
     pub async fn drain(&mut self) {
         while let Some(ended) = self.senders.join_next().await {
             ended.expect("no panic");
@@ -143,10 +145,10 @@ impl World {
         }
     }
 
-    /// Shuts down, checks what the run came to, and returns the last metrics.
+    /// Shuts down, checks the outcome of the run, and returns the last metrics.
     ///
     /// # Panics
-    /// When something did not hold.
+    /// If a check has failed.
     pub async fn stop(mut self, setup: &Setup) -> Metrics {
         let admin = Arc::clone(self.service.admin());
         let began = Instant::now();
@@ -160,9 +162,9 @@ impl World {
         check::at_the_end(&self.journal, &metrics, &admin.sampler, setup.is_forgetful);
         let budget = Arc::clone(&admin.budget);
         drop(admin);
-        // Tasks that were cut are dropped when they are next looked at.
+        // Tasks that were aborted are dropped when they are next polled.
         sleep(Duration::from_secs(1)).await;
-        // This thread was the worker, and keeps its buffers of walking for the next request.
+        // This thread was the worker; it keeps its buffers for walking the next request.
         let kept = budget.held(Holder::Walking);
         let (used, owners) = (budget.used(), Arc::strong_count(&budget));
         let is_all = kept <= budget.limit() / 32 && owners == 1 + usize::from(kept > 0);
@@ -177,20 +179,21 @@ impl World {
     }
 }
 
-/// What a message may add beyond the limit: itself, and a segment in each shard. Kept spans are
-/// held twice while the decider encodes what it has decided, at most as many as the queue takes.
+/// The bytes that a message may add beyond the limit: itself, and a segment in each shard. Kept
+/// spans are held twice while the decider encodes its decisions, but no more of them than the queue
+/// takes.
 pub fn slack(setup: &Setup) -> usize {
     let message = 64 * setup.shape.filler_max + (64 << 10);
     message + setup.shards * SEGMENT_BYTES + setup.config.exporter.queue.queue_bytes_max
 }
 
-/// Runs a seed and returns the hash of all that happened.
+/// Runs a seed and returns the hash of all events.
 ///
 /// # Panics
-/// When something did not hold.
+/// If a check has failed.
 pub async fn run(seed: u64, is_printed: bool) -> u64 {
     let mut rng = fastrand::Rng::with_seed(seed);
-    // Tailwater's own chance.
+    // Seeds Tailwater's own random numbers.
     fastrand::seed(rng.u64(..));
     let setup = Setup::choose(&mut rng);
     let journal = Arc::new(Journal::new(is_printed));

@@ -1,5 +1,5 @@
-//! Senders: batches of spans as SDKs send them, retried as OTLP says, each attempt noted with what
-//! its sender learnt of it.
+//! Senders: batches of spans as SDKs send them, retried as OTLP says. The journal has each attempt
+//! and what its sender learnt about it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,11 +26,11 @@ use crate::{
     network::{Connector, Link},
 };
 
-/// An OTLP SDK's own.
+/// The default timeout of an OTLP SDK.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPTS_MAX: u32 = 8;
 
-/// What traffic looks like.
+/// The shape of the traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub senders: usize,
@@ -40,7 +40,7 @@ pub struct Shape {
     pub horizon: Duration,
     /// The shortest and the longest time between two batches of a sender, in milliseconds.
     pub period_millis: (u64, u64),
-    /// Bytes of filler that a span has at most.
+    /// The most filler bytes of a span.
     pub filler_max: usize,
 }
 
@@ -64,8 +64,8 @@ pub struct Batch {
     is_garbage: bool,
 }
 
-/// The batches of each sender. A trace's spans come from several, mostly within a second, some
-/// late.
+/// The batches of each sender. The spans of a trace come from several senders, mostly within a
+/// second, some late.
 pub fn traffic(rng: &mut fastrand::Rng, shape: Shape) -> Vec<Vec<Batch>> {
     let (least, most) = shape.period_millis;
     let periods: Vec<u64> = (0..shape.senders).map(|_| rng.u64(least..=most)).collect();
@@ -109,13 +109,13 @@ pub fn traffic(rng: &mut fastrand::Rng, shape: Shape) -> Vec<Vec<Batch>> {
 pub struct Sender {
     pub journal: Arc<Journal>,
     pub link: Arc<Link>,
-    /// Rises when it crashes.
+    /// Rises when the sender crashes.
     pub crashes: watch::Receiver<u64>,
     pub rng: fastrand::Rng,
 }
 
 impl Sender {
-    /// Sends all batches, each when its time has come. A crash loses what is under way.
+    /// Sends all batches, each at its time. A crash loses the requests under way.
     pub async fn run(mut self, batches: Vec<Batch>) {
         let start = tokio::time::Instant::now();
         let mut client = self.connect();
@@ -154,7 +154,7 @@ impl Sender {
         }
     }
 
-    /// What an answer means, and after which time to try again, if at all.
+    /// Judges an answer: what it means, and when to retry, if at all.
     fn judge(
         &mut self,
         attempt: usize,
@@ -184,7 +184,7 @@ impl Sender {
                     self.journal.check(batch.is_garbage, || format!("{attempt}: {status:?}"));
                     (Fate::Refused, None)
                 }
-                // No answer of Tailwater: the connection or the stream broke.
+                // Not an answer of Tailwater: the connection or the stream broke.
                 (Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal, None) => {
                     (Fate::Unknown, Some(backoff))
                 }
@@ -196,7 +196,7 @@ impl Sender {
         }
     }
 
-    /// Builds the request of an attempt, with ids that tell which one it was.
+    /// Builds the request of an attempt, with ids that identify the attempt.
     fn begin(&self, batch: &Batch) -> (usize, Bytes) {
         if batch.is_garbage {
             return (self.journal.begin(Vec::new()), Bytes::from_static(b"\x0a\xffgarbage"));

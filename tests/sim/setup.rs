@@ -1,4 +1,4 @@
-//! What a seed makes of a run: its configuration, its traffic, and what befalls it.
+//! What a seed decides about a run: its configuration, its traffic, and its faults.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,26 +9,26 @@ use tailwater::config::{self, Config, Overflow, Protocol};
 
 use crate::{harness, policies::SETS, senders::Shape};
 
-/// Everything about a run that its seed decides before it begins.
+/// Everything about a run that the seed decides before it begins.
 #[derive(Debug)]
 pub struct Setup {
     pub config: Config,
-    /// Which of [`SETS`] it begins with.
+    /// The index in [`SETS`] of the first policies.
     pub set: usize,
-    /// Whether decisions are forgotten while their spans still come.
+    /// Whether decisions are forgotten while spans of their traces still come.
     pub is_forgetful: bool,
     pub shards: usize,
     pub shape: Shape,
-    /// How many faults there are at once, at most.
+    /// The most faults at once.
     pub storms: u32,
-    /// Of 100 requests, how many meet something else than being stored at first.
+    /// The initial per cent of requests that the backend does not simply store.
     pub badness: u32,
-    /// A shutdown amid everything, this long after the start.
+    /// The time of a shutdown during everything else, counted from the start.
     pub shutdown_at: Option<Duration>,
 }
 
 impl Setup {
-    /// What this seed comes to.
+    /// The setup that this seed leads to.
     pub fn choose(rng: &mut fastrand::Rng) -> Self {
         let set = rng.usize(0..SETS.len());
         let mut config = configure(SETS[set].text);
@@ -75,14 +75,14 @@ impl Setup {
         }
     }
 
-    /// Everything is kept and nothing goes wrong, with an hour and more of steady traffic and a
-    /// queue for some minutes of it.
+    /// A setup that keeps every trace and has no faults, with more than an hour of steady traffic
+    /// and a queue for some minutes of it.
     pub fn steady(overflow: Overflow, max_elapsed_time: Option<Duration>) -> Self {
         let set = 2;
         let mut config = configure(SETS[set].text);
         config.sampling.memory_limit_bytes = 64 << 20;
         config.sampling.decision_cache_ttl = Duration::from_secs(10_000);
-        // Each look-up searches all of it.
+        // Each look-up searches the whole log.
         config.sampling.decision_log_size = 0;
         config.exporter.queue.queue_bytes_max = 1 << 20;
         config.exporter.queue.overflow = overflow;
@@ -107,7 +107,7 @@ impl Setup {
 
 impl Drop for Setup {
     fn drop(&mut self) {
-        // Gone or not, the next run has its own.
+        // It does not matter if this fails: the next run has its own file.
         let _ = std::fs::remove_file(self.policies());
     }
 }

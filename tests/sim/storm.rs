@@ -1,4 +1,4 @@
-//! Faults, one after the other; several storms at once lay them on top of one another.
+//! Faults, one after the other; several storms at once overlap.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -9,25 +9,25 @@ use crate::{backend::Backend, journal::Journal, network::Link, policies::SETS};
 
 const HOUR_NANOS: i64 = 3_600_000_000_000;
 
-/// What faults come to.
+/// The parts of a run that faults affect.
 #[derive(Debug)]
 pub struct Storm<'a> {
     pub journal: &'a Arc<Journal>,
     pub service: &'a Service,
     pub backend: &'a Arc<Backend>,
-    /// Those of the senders, and last the one to the backend.
+    /// The links of the senders, and last the link to the backend.
     pub links: &'a [Arc<Link>],
     /// Makes the senders crash.
     pub crashes: &'a [watch::Sender<u64>],
-    /// What policies are read from.
+    /// The file that policies are read from.
     pub policies: &'a Path,
     pub rng: fastrand::Rng,
-    /// Nothing happens.
+    /// Whether there are no faults.
     pub is_calm: bool,
 }
 
 impl Storm<'_> {
-    /// Blows until it is dropped.
+    /// Causes faults until it is dropped.
     pub async fn blow(mut self) {
         while !self.is_calm {
             self.pause(3_000).await;
@@ -75,7 +75,7 @@ impl Storm<'_> {
         &self.links[self.rng.usize(0..self.links.len())]
     }
 
-    /// One direction of one link, for a while.
+    /// Clogs one direction of one link for a while.
     async fn clog(&mut self) {
         let (index, direction) = (self.rng.usize(0..self.links.len()), self.rng.usize(0..2));
         self.links[index].change(|weather| weather.clogged[direction] = true);
@@ -83,7 +83,7 @@ impl Storm<'_> {
         self.links[index].change(|weather| weather.clogged[direction] = false);
     }
 
-    /// Longer than keepalive takes to notice, at times.
+    /// Sometimes longer than keep-alive takes to notice.
     async fn partition_backend(&mut self) {
         let link = self.links.last().expect("the backend's");
         link.change(|weather| weather.clogged = [true; 2]);
@@ -92,7 +92,7 @@ impl Storm<'_> {
         link.change(|weather| weather.clogged = [false; 2]);
     }
 
-    /// A random subset of directions, clogged one by one, and freed in another order.
+    /// Clogs a random subset of directions one by one, and frees them in another order.
     async fn swizzle(&mut self) {
         let all = (0..self.links.len()).flat_map(|link| [(link, 0), (link, 1)]);
         let mut some: Vec<(usize, usize)> = all.filter(|_| self.rng.bool()).collect();

@@ -1,4 +1,4 @@
-"""What is done to the service in between."""
+"""The faults that a scenario inflicts on the service."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def hold_connections(service, count):
         http.sendall(b"POST /v1/traces HTTP/1.1\r\nhost: t\r\ncontent-type: application/"
                      b"x-protobuf\r\ncontent-length: 100000\r\n\r\n\x0a")
         held += [grpc, http]
-    # Until they are accepted and read.
+    # Wait until the service has accepted and read them.
     time.sleep(0.5)
     return held
 
@@ -79,7 +79,7 @@ def hostile(service, _, seconds):
         for address in (service.grpc, service.http, service.admin):
             with connect(address) as connection:
                 connection.sendall(os.urandom(200))
-                # A linger of zero is a reset instead of an end.
+                # A linger of zero sends a reset instead of a normal close.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     time.sleep(seconds)
     for connection in silent + held:
@@ -87,7 +87,7 @@ def hostile(service, _, seconds):
 
 
 def spike(service, _, seconds):
-    """Five times as much from senders that ignore back-pressure; what of it was acknowledged."""
+    """Five times the load, ignoring back-pressure; returns the number of acknowledged spans."""
     senders = load(service.grpc, 100_000, "--persist", seconds=max(1, int(seconds)), in_flight=8)
     spans = senders.answer()["spans"]
     senders.child.wait()
@@ -95,7 +95,7 @@ def spike(service, _, seconds):
 
 
 def slow_client(service, _, seconds):
-    """A byte a time."""
+    """Sends one byte at a time."""
     with connect(service.http) as connection:
         head = b"POST /v1/traces HTTP/1.1\r\nhost: t\r\ncontent-length: 40\r\n\r\n"
         end = time.monotonic() + seconds
@@ -112,7 +112,7 @@ ALL = {fault.__name__: fault for fault in (
 
 
 def faketime():
-    """libfaketime out of Debian's package, unpacked rather than installed."""
+    """libfaketime from Debian's package, unpacked but not installed."""
     folder = LOGS / "faketime"
     if not any(folder.rglob("libfaketimeMT.so.1")):
         folder.mkdir(exist_ok=True)

@@ -1,5 +1,5 @@
-"""The processes of a scenario: the service, the rig's load and sink, and what the kernel and
-/metrics say about them."""
+"""The processes of a scenario: the service, the load generator and its sink, and what the kernel
+and /metrics report about them."""
 
 import json
 import os
@@ -20,7 +20,7 @@ STARTED = []
 
 
 class Broken(Exception):
-    """A promise that was not kept, or a process that ended."""
+    """A broken promise, or a process that has ended."""
 
 
 def free_ports(count):
@@ -33,7 +33,7 @@ def free_ports(count):
 
 
 def end_all():
-    """Ends what this process has started and is still running."""
+    """Ends the processes that this one has started and that still run."""
     for child in STARTED:
         if child.poll() is None:
             child.kill()
@@ -41,7 +41,7 @@ def end_all():
 
 
 def wait_for(what, condition, seconds=30, pause=0.05):
-    """Waits until a condition holds, and returns what it came to."""
+    """Waits until a condition holds, and returns its value."""
     end = time.monotonic() + seconds
     while True:
         value = condition()
@@ -53,7 +53,7 @@ def wait_for(what, condition, seconds=30, pause=0.05):
 
 
 class Rig:
-    """A subcommand of the load rig: a line in, a line of JSON out."""
+    """A subcommand of the bench `rig`: a line in, a line of JSON out."""
 
     def __init__(self, *arguments):
         log = open(LOGS / f"rig-{arguments[0]}.log", "a")
@@ -93,7 +93,7 @@ def load(address, rate, *more, seconds=7200, connections=4, in_flight=4):
 
 
 class Sink(Rig):
-    """A backend at a fixed port, which can go and come back; counts over all its lives."""
+    """A backend at a fixed port that can stop and start again; counts over all its lives."""
 
     def __init__(self, port=None):
         self.port = port or free_ports(1)[0]
@@ -108,7 +108,7 @@ class Sink(Rig):
         return self.spans_before
 
     def go(self):
-        """Ends it as a crash would, but for the count."""
+        """Ends it as a crash would, but keeps the count."""
         self.spans()
         self.child.kill()
         self.child.wait()
@@ -134,13 +134,13 @@ name = "baseline"
 type = "probabilistic"
 sampling_percentage = 10
 """
-# So that what is remembered is as much as it will ever be after seconds instead of minutes.
+# The decision cache reaches its full size after seconds instead of minutes.
 SOON_STEADY = 'decision_cache_ttl = "5s"\ndecision_log_size = 10000'
 KEEP_ALL = '[[policy]]\nname = "all"\ntype = "always_sample"\n'
 
 
 class Service:
-    """`tailwater run`, and what can be seen of it from outside."""
+    """`tailwater run`, and what can be observed from outside."""
 
     def __init__(self, sink, name="tailwater", policies=POLICIES, wait="2s", after_root="500ms",
                  memory_mib=256, remembered="", more="", patience="300s", environment=None):
@@ -175,7 +175,7 @@ log_format = "json"
         self.start()
 
     def start(self):
-        """Starts it; seconds until it was ready."""
+        """Starts the service; returns the seconds until it was ready."""
         begin = time.monotonic()
         command = [BINARY, "run", "--config", str(self.config)]
         with open(self.log, "a") as log:
@@ -205,7 +205,7 @@ log_format = "json"
         self.child.send_signal(number)
 
     def proc(self, key):
-        """A number of /proc/PID/status, in bytes where it has a unit."""
+        """A number of /proc/PID/status, in bytes if it has a unit."""
         text = Path(f"/proc/{self.child.pid}/status").read_text()
         number, unit = re.search(rf"^{key}:\s+(\d+)( kB)?", text, re.M).groups()
         return int(number) * (1024 if unit else 1)
@@ -214,7 +214,7 @@ log_format = "json"
         return len(os.listdir(f"/proc/{self.child.pid}/fd"))
 
     def at_rest(self, seconds=60):
-        """Waits until nothing is buffered or queued, and checks the ledger."""
+        """Waits until the window and the queue are empty, and checks the ledger."""
         def rest():
             metrics = self.metrics()
             held = metrics.sum("window_spans") + metrics.sum("exporter_queue_spans")

@@ -1,4 +1,4 @@
-"""The scenarios: what is done to the service, what must hold, and the figures. See README.md."""
+"""The scenarios: the faults, what must hold, and the figures. See README.md."""
 
 import argparse
 import random
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def check(promise, holds):
-    """One line of the table; a promise that is not kept is remembered."""
+    """One line of the table; remembers a broken promise."""
     print(f"  {'ok  ' if holds else 'FAIL'} {promise}", flush=True)
     if not holds:
         check.broken += 1
@@ -30,7 +30,7 @@ def say(text):
 
 
 def soak(options):
-    """Mixed faults, one after the other; at the end everything is as it was."""
+    """Mixed faults, one after the other; at the end everything is as it was at the beginning."""
     sink = Sink()
     service = Service(sink, remembered=SOON_STEADY)
     sampler = Sampler(service)
@@ -66,8 +66,8 @@ def soak(options):
 
 
 def flat(rows, service):
-    """Memory, descriptors and threads at the end of a run against its first half."""
-    # Memory is compared where it is highest: a fault that fills it does so in both halves.
+    """Compares memory, descriptors and threads at the end of a run with its first half."""
+    # Memory is compared at its peaks: a fault that fills it does so in both halves.
     warm = rows[len(rows) // 4:len(rows) * 5 // 8]
     end = rows[len(rows) * 5 // 8:]
     first, last = (max(row["rss"] for row in part) for part in (warm, end))
@@ -84,7 +84,7 @@ def flat(rows, service):
     say(f"descriptors {rows[0]['fds']} at the start, {descriptors} at rest, "
         f"{max(r['fds'] for r in rows)} at most; threads {rows[0]['threads']}, {threads}, "
         f"{max(r['threads'] for r in rows)}")
-    # The load's connections are gone at rest, the exporter's is there.
+    # At rest, the load's connections are gone and the exporter's is open.
     check("descriptors and threads are back", descriptors <= rows[0]["fds"] + 4
           and threads <= rows[0]["threads"] + 2)
 
@@ -92,7 +92,7 @@ def flat(rows, service):
 def overload(options):
     """Ten times nominal from senders that ignore back-pressure, beside one that does not."""
     sink = Sink()
-    # Nominal load takes less than half of it: five seconds and a half of 14 MB/s.
+    # The nominal load takes less than half of the memory: five and a half seconds of 14 MB/s.
     service = Service(sink, wait="30s", after_root="5s", memory_mib=options.memory_mib)
     sampler = Sampler(service, every=0.5, with_metrics=True)
     nominal = load(service.grpc, NOMINAL, "--retry", in_flight=32)
@@ -120,7 +120,8 @@ def overload(options):
     full = [row["at"] - began for row in rows
             if row["metrics"]["memory_used_bytes"] > 0.99 * service.memory_limit]
     most = sampler.most("rss")
-    # The senders that ignore it count too: what was acknowledged is kept or dropped by policy.
+    # The senders that ignore back-pressure count too: acknowledged spans are kept or dropped by
+    # policy.
     goodput = (during["spans"] + crowd_lap["spans"]) / seconds
     say(f"offered {10 * NOMINAL:,} spans/s for {seconds:.0f} s, acknowledged {goodput:,.0f}/s; "
         f"{crowd_lap['failed_requests']:,} requests refused")
@@ -144,7 +145,7 @@ def overload(options):
 
 
 def fair(options):
-    """One sender at a hundred times the rate of ten others, on its own connection."""
+    """One sender at a hundred times the rate of ten others, on a connection of its own."""
     sink = Sink()
     service = Service(sink, wait="30s", after_root="5s", memory_mib=options.memory_mib)
     others = load(service.grpc, NOMINAL, "--retry", connections=10, in_flight=8)
@@ -167,7 +168,7 @@ def fair(options):
 
 
 def crowd(options):
-    """A thousand senders that all send at once, are refused, and come back when told to."""
+    """A thousand senders that all send at once, are refused, and return when told to."""
     senders, cycles = 1000, 3
     sink = Sink()
     service = Service(sink, wait="30s", after_root="5s", memory_mib=options.memory_mib)
@@ -176,7 +177,7 @@ def crowd(options):
     time.sleep(5)
     resumed = []
     for _ in range(cycles):
-        # Meanwhile each sender's request comes to wait: 117 of them are due a second.
+        # During the stop every sender gets a request that waits: 117 become due each second.
         service.signal(signal.SIGSTOP)
         time.sleep(9)
         service.signal(signal.SIGCONT)
@@ -207,7 +208,7 @@ def crowd(options):
 
 
 def kill(options):
-    """SIGKILL at random moments, everything kept: what is lost is what was waiting."""
+    """SIGKILL at random times, with everything kept: only the spans that waited are lost."""
     sink = Sink()
     service = Service(sink, policies=KEEP_ALL, wait="1s", after_root="0s")
     randomness = random.Random(options.seed)
@@ -222,7 +223,7 @@ def kill(options):
         generator.child.terminate()
         acknowledged = lap_before["spans"] + generator.answer()["spans"]
         generator.child.wait()
-        # What was under way to the sink when it was killed may still arrive.
+        # Requests under way to the sink at the kill may still arrive.
         time.sleep(0.05)
         lost = acknowledged - (sink.spans() - before)
         most, lost_all, sent_all = max(most, lost), lost_all + lost, sent_all + acknowledged
@@ -239,8 +240,8 @@ def kill(options):
 def pause(options):
     """SIGSTOP under load, for longer than the window."""
     sink = Sink()
-    # Room for everything that waits at the senders by then: a request that is refused, or that its
-    # sender gives up, is sent again seconds later, and its spans may be late by that.
+    # There is space for everything that waits at the senders by then. A request that is refused, or
+    # that its sender gives up, is sent again seconds later, and its spans may be late by that time.
     service = Service(sink, wait="4s", after_root="2s", memory_mib=2048)
     # The root comes a second after the first spans of its trace.
     generator = load(service.grpc, NOMINAL, "--root-after", "1s", in_flight=16, connections=8)
@@ -266,7 +267,7 @@ def pause(options):
 
 
 def reload(options):
-    """Reloads under load, every other one invalid, some of files that are swapped or cut short."""
+    """Reloads under load; every other one is invalid, some of swapped or cut files."""
     sink = Sink()
     service = Service(sink, remembered=SOON_STEADY)
     files = faults.ConfigMap(service)
@@ -305,7 +306,7 @@ def reload(options):
 
 
 def stop(options):
-    """SIGTERM under load: with healthy peers, with clients that are stuck, with a stuck backend."""
+    """SIGTERM under load: with healthy peers, with stuck clients, with a stuck backend."""
     for times in range(options.times):
         sink = Sink()
         service = Service(sink, policies=KEEP_ALL, wait="30s", after_root="0s", memory_mib=1024,
@@ -395,7 +396,8 @@ def clock(options):
 def outage(options):
     """The backend is killed for a while, then hangs for 40 s; everything is kept."""
     rate, span_bytes = NOMINAL // 4, 750
-    # The README's formula: kept spans a second x their bytes x seconds, and a third to spare.
+    # The formula of the documentation: kept spans per second x their bytes x seconds, and a third
+    # more.
     queue_mib = 16 + rate * span_bytes * (options.seconds + 30) * 4 // 3 // MIB
     queue = f"[exporter.otlp.sending_queue]\nqueue_size_mib = {queue_mib}"
     sink = Sink()
@@ -419,18 +421,18 @@ def outage(options):
     say(f"{lost:.0f} of {accepted:,.0f} spans lost, {lap['failed_requests']} requests failed; "
         f"resident {service.proc('VmHWM') / MIB:.0f} MiB at most, queue of {queue_mib} MiB")
     check("nothing was lost or refused", lost == 0 and lap["failed_requests"] == 0)
-    # What it took in the moment before it was killed, it could not tell any more.
+    # The backend could not report the spans that it took in the moment before it was killed.
     check("the backend has what counts as sent", sink.spans() >= accepted - rate)
     service.stop()
 
 
 def delivered(service, rate, at_return, returned):
-    """Waits until what an outage has queued is sent."""
+    """Waits until the backlog of an outage is sent."""
     queued, sent = at_return["exporter_queue_spans"], at_return.sum("exporter_sent_spans_total")
     wait_for("the first spans sent",
              lambda: service.metrics().sum("exporter_sent_spans_total") > sent, 60)
     first = time.monotonic() - returned
-    # What is on its way at any time is no backlog.
+    # Spans that are on their way at any time are not a backlog.
     wait_for("the queue empty", lambda: service.metrics()["exporter_queue_spans"] < 4 * rate, 300)
     seconds = time.monotonic() - returned - first
     speed = queued / max(seconds, 0.1) + rate

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{super::load, POLICY, lines};
-use crate::check::{Format, check};
+use crate::commands::check::{Format, check};
 
 /// A directory of its own for one test, removed with it.
 pub(in crate::config) struct Directory(PathBuf);

@@ -12,9 +12,7 @@ use super::{
     Answer, Cause, Outcome, RETRY_AFTER_MAX,
     words::{is_about_rate, is_about_size, limit_in},
 };
-
-/// gRPC's prefix of a message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+use crate::grpc;
 
 impl Answer {
     pub(super) fn grpc_outcome(&self, request_bytes: usize) -> Outcome {
@@ -31,12 +29,12 @@ impl Answer {
         let code = Code::Ok.into();
         let decoded = match self.message() {
             _ if self.is_cut => None,
-            // A status of OK alone is an answer too.
+            // A status of OK without a message is an answer too.
             None if self.body.is_empty() => Some(ExportTraceServiceResponse::default()),
             message => message.and_then(|m| ExportTraceServiceResponse::decode(m).ok()),
         };
         let Some(decoded) = decoded else {
-            let message = "an answer that cannot be read".into();
+            let message = "the answer cannot be read".into();
             return Outcome::Sent { code, rejected: 0, message };
         };
         let partial = decoded.partial_success.unwrap_or_default();
@@ -44,21 +42,21 @@ impl Answer {
         Outcome::Sent { code, rejected, message: partial.error_message }
     }
 
-    /// The whole message, where there is one; no compression was offered.
+    /// The whole message, if there is one. The exporter offers no compression.
     fn message(&self) -> Option<&[u8]> {
-        let (prefix, message) = self.body.split_first_chunk::<PREFIX_BYTES>()?;
-        let [is_compressed, length @ ..] = prefix;
-        let is_whole = usize::try_from(u32::from_be_bytes(*length)).ok()? == message.len();
-        (*is_compressed == 0 && is_whole).then_some(message)
+        let (prefix, message) = self.body.split_first_chunk()?;
+        let (flag, length) = grpc::read_prefix(*prefix);
+        let is_whole = usize::try_from(length).ok()? == message.len();
+        (flag == 0 && is_whole).then_some(message)
     }
 
-    /// Whether it comes from a gRPC server, and not from a proxy or a web site.
+    /// Whether the answer comes from a gRPC server, not from a proxy or a web site.
     fn is_grpc(&self) -> bool {
         self.status == StatusCode::OK && self.content_type_starts_with("application/grpc")
     }
 
-    /// No gRPC server has answered: nothing is known about the spans, but that a proxy found the
-    /// request too large.
+    /// The meaning of an answer without a gRPC status. It says nothing about the spans, unless a
+    /// proxy found the request too large.
     fn without_status(&self) -> Outcome {
         let message = format!("{}, without a gRPC status", self.describe_status());
         let (code, cause) = match self.status {
@@ -80,7 +78,7 @@ impl Answer {
     }
 }
 
-/// gRPC's status, where there is one.
+/// gRPC's status, if there is one.
 fn status_in(headers: &HeaderMap) -> Option<Status> {
     const DETAILS: &str = "grpc-status-details-bin";
     let code = Code::from_bytes(headers.get("grpc-status")?.as_bytes());
@@ -92,8 +90,8 @@ fn status_in(headers: &HeaderMap) -> Option<Status> {
     Some(Status::with_details(code, message.unwrap_or_default(), details.unwrap_or_default()))
 }
 
-/// What RetryInfo asks for, where there is one that does. Delays below zero, or with nanoseconds
-/// that are none, are 0.
+/// The delay that RetryInfo asks for, if any. A negative delay, or one with invalid nanoseconds,
+/// counts as 0.
 fn retry_delay(details: &[u8]) -> Option<Duration> {
     const TYPE_URL: &str = "type.googleapis.com/google.rpc.RetryInfo";
     let status = pb::Status::decode(details).ok()?;
@@ -107,7 +105,7 @@ fn retry_delay(details: &[u8]) -> Option<Duration> {
     Some(delay.min(RETRY_AFTER_MAX))
 }
 
-/// Undoes gRPC's percent-encoding.
+/// Decodes gRPC's percent-encoding.
 fn unescape(mut text: &[u8]) -> String {
     let mut plain = Vec::with_capacity(text.len());
     while let [first, rest @ ..] = text {
@@ -121,11 +119,11 @@ fn unescape(mut text: &[u8]) -> String {
     String::from_utf8_lossy(&plain).into_owned()
 }
 
-/// What a status means that is not OK, about a request of so many bytes.
+/// The meaning of a status other than OK for a request of `request_bytes`.
 pub(in crate::exporter) fn classify(status: &Status, request_bytes: usize) -> Outcome {
     let code = status.code();
     let message = status.message().to_owned();
-    // A status with a source was made here: the backend never gave an answer.
+    // A status with a source was made in this process: the backend did not answer.
     let is_local = status.source().is_some();
     if !is_local && is_about_size(&message) {
         let limit = limit_in(&message, request_bytes);
@@ -144,7 +142,7 @@ pub(in crate::exporter) fn classify(status: &Status, request_bytes: usize) -> Ou
             return Outcome::Retry { code, after: None, cause: Cause::Unavailable, message };
         }
         Code::ResourceExhausted if after.is_some() || is_about_rate(&message) => Cause::Exhausted,
-        // Nothing is wrong with the spans: the token has expired, or this is another service.
+        // The spans are not at fault: the token has expired, or this is another service.
         Code::Unauthenticated | Code::PermissionDenied => Cause::Credentials,
         Code::Unimplemented => Cause::NotOtlp,
         _ => {
@@ -155,10 +153,10 @@ pub(in crate::exporter) fn classify(status: &Status, request_bytes: usize) -> Ou
     Outcome::Retry { code: code.into(), after, cause, message }
 }
 
-/// INVALID_ARGUMENT says that a span is wrong. Real backends also say INTERNAL (Tempo and
-/// everything on grpc-go about bytes that they cannot decode; the Collector about permanent
-/// errors), FAILED_PRECONDITION (older Tempos about one trace that is too large) and UNKNOWN (any
-/// Go handler's plain error).
+/// Whether a code may be about some of the spans. INVALID_ARGUMENT says that a span is wrong. Real
+/// backends also say INTERNAL (Tempo and every grpc-go server about bytes that they cannot decode;
+/// the Collector about permanent errors), FAILED_PRECONDITION (older Tempos about one trace that is
+/// too large) and UNKNOWN (a plain error of any Go handler).
 fn may_be_about_spans(code: Code) -> bool {
     matches!(
         code,
@@ -193,7 +191,7 @@ mod tests {
                     | Code::OutOfRange
                     | Code::Unavailable
                     | Code::DataLoss
-                    // Ours: an outage, not a verdict on spans.
+                    // By this product's rule an outage, not a verdict on spans.
                     | Code::PermissionDenied
                     | Code::Unauthenticated
                     | Code::Unimplemented

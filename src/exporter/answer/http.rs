@@ -1,10 +1,10 @@
 //! Answers of OTLP/HTTP.
 //!
-//! Any status from 200 to 299 says taken, as for the Collector's exporter: many backends answer 202
-//! or 204, and some answer JSON. 400, 422 and 500 may be about some spans and are final, as OTLP
-//! says. Every other status says nothing about spans, and neither does a web page, whatever its
-//! status: these are outages. Redirects are not followed, since a POST would become a GET on the
-//! way, and headers would reach a host that nobody has configured.
+//! Any status from 200 to 299 means taken, as for the Collector's exporter: many backends answer
+//! 202 or 204, and some answer JSON. 400, 422 and 500 may be about some spans and are final, as
+//! OTLP says. Every other status says nothing about spans, and neither does a web page with any
+//! status: these are outages. Redirects are not followed: a POST would become a GET on the way, and
+//! headers would reach a host that nobody has configured.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::metrics::ExportCode;
 
-/// The longest body that is searched for words about an error.
+/// The longest body that is searched for an error message.
 const WORDS_BYTES_MAX: usize = 64 << 10;
 
 impl Answer {
@@ -38,7 +38,7 @@ impl Answer {
         }
         let cause = match self.status.as_u16() {
             200..=299 if !self.is_page() => return self.http_sent(code),
-            // A page of a proxy may well come with 502 and the like.
+            // Some of these come with the web page of a proxy.
             408 | 425 | 502..=504 | 507..=599 => Cause::Unavailable,
             429 => Cause::Exhausted,
             401 | 402 | 403 | 407 => Cause::Credentials,
@@ -58,12 +58,12 @@ impl Answer {
             body => partial_of_protobuf(body),
         };
         let unreadable =
-            || Partial { rejected: 0, message: "an answer that cannot be read".to_owned() };
+            || Partial { rejected: 0, message: "the answer cannot be read".to_owned() };
         let Partial { rejected, message } = partial.unwrap_or_else(unreadable);
         Outcome::Sent { code, rejected, message }
     }
 
-    /// What the backend says of an error: a Status as protobuf or JSON, or plain text.
+    /// The error message of the backend: a Status as protobuf or JSON, or plain text.
     fn words(&self) -> String {
         let is_short = !self.is_cut && self.body.len() <= WORDS_BYTES_MAX;
         if self.status.is_success() || !is_short || self.is_page() {
@@ -90,20 +90,21 @@ impl Answer {
         }
     }
 
-    /// What Retry-After asks for: seconds, or a date. A date is compared with the date of the
-    /// answer, which its server must send, and never with the clock here, which may be wrong.
+    /// The delay that Retry-After asks for, in seconds or as a date. A date is compared with the
+    /// date of the answer, which its server must send, and never with the local clock, which may be
+    /// wrong.
     fn retry_after(&self) -> Option<Duration> {
         let asked = text(&self.headers, RETRY_AFTER)?;
         let delay = match asked.parse() {
             Ok(seconds) => Duration::from_secs(seconds),
-            // More digits than there are seconds.
+            // A number with too many digits for seconds.
             Err(_) if !asked.is_empty() && asked.bytes().all(|b| b.is_ascii_digit()) => {
                 RETRY_AFTER_MAX
             }
             Err(_) => {
                 let until = httpdate::parse_http_date(asked).ok()?;
                 let now = httpdate::parse_http_date(text(&self.headers, DATE)?).ok()?;
-                // A date that is over asks for no delay.
+                // A date in the past asks for no delay.
                 until.duration_since(now).unwrap_or_default()
             }
         };
@@ -115,7 +116,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-/// Spans that a backend did not take, and its words.
+/// Spans that a backend did not take, and its message.
 #[derive(Default)]
 struct Partial {
     rejected: u64,
@@ -163,7 +164,7 @@ struct JsonPartial {
     error_message: String,
 }
 
-/// Protobuf's JSON writes 64 bits as text, and many libraries as a number.
+/// protobuf's JSON writes 64-bit integers as strings; many libraries write them as numbers.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum JsonCount {
@@ -245,12 +246,12 @@ mod tests {
                 assert!(matches!(outcome, Outcome::Retry { .. }), "{status}: {outcome:?}");
             }
         }
-        // As web frameworks answer for a handler that names no type.
+        // Web frameworks answer like this for a handler that names no type.
         for body in [&b""[..], b"OK"] {
             let outcome = answer(200, "text/html", body).http_outcome(1);
             assert!(matches!(outcome, Outcome::Sent { .. }), "{outcome:?}");
         }
-        // But for a proxy that finds the request too large.
+        // The exception is a proxy that finds the request too large.
         let outcome = answer(413, "text/html", b"<html>").http_outcome(1);
         assert!(matches!(outcome, Outcome::TooLarge { .. }), "{outcome:?}");
         let words = b"Client sent an HTTP request to an HTTPS server.\n";
@@ -301,10 +302,10 @@ mod tests {
         assert_eq!(sent(JSON, text), (3, "no".into()));
         assert_eq!(sent(JSON, br#"{"partialSuccess":{"rejectedSpans":3}}"#).0, 3);
         assert_eq!(sent(JSON, br#"{"partialSuccess":null,"more":[[[]]]}"#).0, 0);
-        // Garbage says taken, with nothing known to be rejected.
+        // An unreadable answer means taken, with no rejected span known.
         for (content_type, body) in [(PROTOBUF, &b"\xff"[..]), (JSON, b"{"), ("text/plain", b"OK")]
         {
-            assert_eq!(sent(content_type, body), (0, "an answer that cannot be read".into()));
+            assert_eq!(sent(content_type, body), (0, "the answer cannot be read".into()));
         }
     }
 

@@ -1,19 +1,19 @@
-//! What an answer of the backend means: taken, to be sent again, too large, or refused.
+//! What an answer of the backend means: taken, to be retried, too large, or refused.
 //!
-//! Everything in an answer was chosen by somebody else and nothing here trusts it: codes that do
-//! not exist, words that are not UTF-8, delays of ten years, a message that is no message. gRPC's
-//! answers are read here and not by tonic, whose client panics on status details that are not
-//! base64, and in prost-types on a delay of the most negative number of seconds.
+//! Nothing here trusts the content of an answer, which may hold codes that do not exist, text that
+//! is not UTF-8, delays of ten years, or an invalid message. This module reads gRPC's answers
+//! itself. tonic's client panics on status details that are not base64, and prost-types panics on a
+//! delay of the most negative number of seconds.
 //!
-//! Three rules are ours, beyond OTLP's tables:
+//! Three rules go beyond OTLP's tables:
 //!
-//! - A backend writes a message only once it has taken the request, so a message that cannot be
-//!   read, or of more than 4 MiB, says *taken*, with nothing known to be rejected. To send
-//!   again would store the same spans again and get the same answer.
-//! - An answer that says nothing about the spans is an outage: the spans are kept and sent again.
-//!   Such answers come from whatever is not an OTLP receiver (a web page, a path that does not
-//!   exist, a proxy that cuts a stream) and from receivers that do not accept the credentials.
-//! - RESOURCE_EXHAUSTED without a delay is an outage too where its words tell of a rate: Tempo
+//! - A backend writes a message only once it has taken the request. So a message that cannot be
+//!   read, or has more than 4 MiB, means *taken*, with no rejected span known. A retry would store
+//!   the same spans again and get the same answer.
+//! - An answer that says nothing about the spans is an outage: the spans are kept and retried. Such
+//!   answers come from servers that are not OTLP receivers (a web page, a path that does not exist,
+//!   a proxy that cuts a stream) and from receivers that do not accept the credentials.
+//! - RESOURCE_EXHAUSTED without a delay is an outage too if its message is about a rate: Tempo
 //!   before 3.0 says so about spans that it takes a second later.
 //!
 //! Sources: OTLP specification 1.x, "OTLP/gRPC Response", "OTLP/gRPC Throttling" and "OTLP/HTTP
@@ -34,25 +34,25 @@ pub(super) use grpc::classify;
 
 /// The longest delay that a backend may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
-/// The least that a backend is believed to take. Smaller numbers in its words are something else,
-/// such as HTTP's 413.
+/// The smallest size limit that is believed. Smaller numbers in a message are something else, such
+/// as HTTP's 413.
 pub(super) const REQUEST_BYTES_MIN: usize = 16 << 10;
 
-/// What an attempt came to.
+/// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The backend has the spans, but for so many that it rejected for good.
+    /// The backend has taken the spans, except those that it rejected for good.
     Sent {
-        /// As the backend answered.
+        /// The backend's code.
         code: ExportCode,
         /// Spans of the request that it rejected.
         rejected: u64,
-        /// Its words, about them or as a warning.
+        /// Its message about them, or its warning.
         message: String,
     },
-    /// To be made again, after the delay that the backend asked for.
+    /// The attempt must be repeated, after the delay that the backend asked for.
     Retry {
-        /// As the backend answered, or what its silence comes to.
+        /// The backend's code, or the one that stands for its silence.
         code: ExportCode,
         /// The delay that the backend asked for.
         after: Option<Duration>,
@@ -61,43 +61,43 @@ pub enum Outcome {
         /// What went wrong.
         message: String,
     },
-    /// More than the backend takes at once.
+    /// The request is larger than the backend accepts.
     TooLarge {
-        /// As the backend answered.
+        /// The backend's code.
         code: ExportCode,
-        /// The most that it takes, where it said so.
+        /// The limit that it named, if any.
         limit: Option<usize>,
-        /// Its words.
+        /// Its message.
         message: String,
     },
-    /// Never to be made again as it is.
+    /// The request must not be repeated as it is.
     Refused {
-        /// As the backend answered.
+        /// The backend's code.
         code: ExportCode,
-        /// Whether it may be about some of the spans alone.
+        /// Whether the refusal may be about some of the spans only.
         is_about_spans: bool,
-        /// Its words.
+        /// Its message.
         message: String,
     },
-    /// The client panicked; worth another attempt.
+    /// The client panicked; another attempt is worth while.
     Panicked,
 }
 
-/// What keeps a backend from taking spans for now.
+/// Why a backend takes no spans at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// It is down, busy or out of reach.
     Unavailable,
-    /// It takes no more for the moment; fewer spans at once may help.
+    /// It has reached a limit; fewer spans at once may help.
     Exhausted,
     /// It does not accept the credentials.
     Credentials,
-    /// What answers does not seem to be an OTLP receiver, or not one for these requests.
+    /// The server does not seem to be an OTLP receiver, or not one for these requests.
     NotOtlp,
 }
 
 impl Outcome {
-    /// The code to count.
+    /// The code that the attempt is counted under.
     pub fn code(&self) -> ExportCode {
         match self {
             Outcome::Sent { code, .. }
@@ -108,7 +108,7 @@ impl Outcome {
         }
     }
 
-    /// The words of the backend, or of what took its place.
+    /// The message of the backend, or of the server that answered instead.
     pub(super) fn message_mut(&mut self) -> Option<&mut String> {
         match self {
             Outcome::Sent { message, .. }
@@ -120,23 +120,23 @@ impl Outcome {
     }
 }
 
-/// What was read of an answer.
+/// The part of an answer that was read.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     /// HTTP's status.
     pub status: StatusCode,
-    /// The headers. gRPC's status is here where there is no message.
+    /// The headers. They hold gRPC's status if there is no message.
     pub headers: HeaderMap,
-    /// The body: over gRPC its prefix and the message.
+    /// The body; over gRPC, the prefix and the message.
     pub body: Bytes,
-    /// Whether there was more of it than is read.
+    /// Whether the body was longer than the part that was read.
     pub is_cut: bool,
-    /// gRPC's status behind a message.
+    /// The trailers, which hold gRPC's status after a message.
     pub trailers: HeaderMap,
 }
 
 impl Answer {
-    /// What it means for a request of so many bytes, before compression.
+    /// The meaning of the answer for a request of `request_bytes`, before compression.
     pub fn outcome(&self, protocol: Protocol, request_bytes: usize) -> Outcome {
         match protocol {
             Protocol::Grpc => self.grpc_outcome(request_bytes),
@@ -150,8 +150,8 @@ impl Answer {
         value.eq_ignore_ascii_case(beginning.as_bytes())
     }
 
-    /// Whether it is meant for people, as those of web sites and proxies are. The type alone does
-    /// not tell: web frameworks write `text/html` where a handler names no type.
+    /// Whether the body is a web page, as web sites and proxies send it. The type alone does not
+    /// tell: web frameworks write `text/html` for a handler that names no type.
     fn is_page(&self) -> bool {
         const BEGINNINGS: [&[u8]; 2] = [b"<!doctype html", b"<html"];
         let body = self.body.trim_ascii_start();
@@ -163,7 +163,7 @@ impl Answer {
         is_html && body.starts_with(b"<") || BEGINNINGS.iter().any(begins)
     }
 
-    /// What an HTTP status says that is not about spans, and what to look at.
+    /// Describes an HTTP status that is not about spans, and what to check.
     fn describe_status(&self) -> String {
         let status = self.status.as_u16();
         if self.is_page() {
@@ -171,14 +171,14 @@ impl Answer {
         }
         match status {
             300..=399 => {
-                // What follows `?` may be a secret.
+                // The part after `?` may be a secret.
                 let location = self.headers.get("location").and_then(|to| to.to_str().ok());
                 let location = location.unwrap_or("nowhere").split(['?', '#']).next();
                 format!("HTTP {status}, a redirect to {}", location.unwrap_or_default())
             }
             401 | 403 | 407 => format!("HTTP {status}: are the credentials right?"),
             404 | 405 => format!("HTTP {status}: is the path right?"),
-            415 => "HTTP 415: does it take protobuf, and this compression?".to_owned(),
+            415 => "HTTP 415: does it accept protobuf, and this compression?".to_owned(),
             _ => format!("HTTP {status}"),
         }
     }

@@ -1,13 +1,13 @@
-//! What the words of backends tell where codes and headers do not.
+//! What the messages of backends tell where codes and headers do not.
 //!
 //! Sources: grpc-go, C-core, grpc-java, grpc-dotnet, connect-go, tonic, Envoy, and the distributors
 //! of Tempo before 3.0.
 
 use super::REQUEST_BYTES_MIN;
 
-/// Whether the words say that a request is too large. The code does not tell: RESOURCE_EXHAUSTED
-/// for most, OUT_OF_RANGE, which OTLP retries, for tonic, UNKNOWN for Envoy, INVALID_ARGUMENT for
-/// older connect-go.
+/// Whether the message says that a request is too large. The code does not tell: most servers say
+/// RESOURCE_EXHAUSTED, tonic OUT_OF_RANGE (which OTLP retries), Envoy UNKNOWN, and older connect-go
+/// INVALID_ARGUMENT.
 pub(super) fn is_about_size(message: &str) -> bool {
     contains_any(
         message,
@@ -26,7 +26,7 @@ pub(super) fn is_about_size(message: &str) -> bool {
     )
 }
 
-/// Whether the words tell of a rate that was exceeded, which time mends, and not of a quota.
+/// Whether the message is about an exceeded rate, which a delay cures, and not about a quota.
 pub(super) fn is_about_rate(message: &str) -> bool {
     contains_any(
         message,
@@ -44,7 +44,7 @@ pub(super) fn is_about_rate(message: &str) -> bool {
     )
 }
 
-/// Whether the words of a server tell that it wants TLS: Go, nginx, Netty.
+/// Whether the message of a server says that it wants TLS: Go, nginx, Netty.
 pub(super) fn wants_tls(message: &str) -> bool {
     contains_any(
         message,
@@ -57,8 +57,8 @@ fn contains_any(message: &str, words: &[&str]) -> bool {
     words.iter().any(|words| message.contains(words))
 }
 
-/// The largest number in the words that the request exceeded: implementations name the limit before
-/// or behind the size, or several limits.
+/// The largest number in the message that the request exceeded: servers name the limit before or
+/// after the size, or several limits.
 pub(super) fn limit_in(message: &str, request_bytes: usize) -> Option<usize> {
     let numbers = message.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
     numbers.filter(|limit| (REQUEST_BYTES_MIN..request_bytes).contains(limit)).max()

@@ -1,5 +1,5 @@
-//! OTLP/gRPC, without tonic's client, which copies a message on its way out and reads whatever it
-//! gets. The connection is tonic's channel: one, over HTTP/2, for all consumers.
+//! OTLP/gRPC without tonic's client, which copies each outgoing message and does not bound what it
+//! reads. The connection is tonic's channel: one HTTP/2 connection for all consumers.
 
 use std::{
     convert::Infallible,
@@ -27,7 +27,11 @@ use super::{
     ClientError, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, NoAnswer, USER_AGENT, encoding_name,
     read, uri_below,
 };
-use crate::{config::Exporter, exporter::Answer, grpc::EXPORT_PATH};
+use crate::{
+    config::Exporter,
+    exporter::Answer,
+    grpc::{self, EXPORT_PATH},
+};
 
 /// A connection to an OTLP/gRPC backend.
 #[derive(Clone, Debug)]
@@ -67,7 +71,7 @@ impl Grpc {
         Ok(Grpc { channel: endpoint.connect_with_connector_lazy(connector), uri })
     }
 
-    /// One unary call. Its errors are those of the connection.
+    /// Makes one unary call. Its errors are those of the connection.
     pub(super) async fn call(
         &self,
         headers: HeaderMap,
@@ -87,15 +91,14 @@ impl Grpc {
     }
 }
 
-/// A message with gRPC's prefix: whether it is compressed, and its length in 32 bits, big endian.
+/// Puts gRPC's prefix before a message: a flag for compression, and the length in 32 bits, big
+/// endian.
 fn framed(message: Bytes, is_compressed: bool) -> Result<Framed, NoAnswer> {
     let length = u32::try_from(message.len()).map_err(|_| NoAnswer {
         code: Code::OutOfRange,
         message: "a request of more than 4 GiB cannot be sent over gRPC".to_owned(),
     })?;
-    let mut prefix = [0; 5];
-    prefix[0] = u8::from(is_compressed);
-    prefix[1..].copy_from_slice(&length.to_be_bytes());
+    let prefix = grpc::prefix(is_compressed, length);
     Ok(Framed([Some(Bytes::copy_from_slice(&prefix)), Some(message)]))
 }
 

@@ -1,7 +1,8 @@
 //! OTLP/HTTP with protobuf bodies.
 //!
-//! The connections are those of hyper-util's pool: HTTP/2 where TLS agrees on it, one for all
-//! consumers, else HTTP/1.1, at most one for each consumer, kept alive between requests.
+//! The connections belong to hyper-util's pool. If TLS negotiates HTTP/2, all consumers share one
+//! connection. Otherwise each consumer has at most one HTTP/1.1 connection, kept alive between
+//! requests.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -23,14 +24,14 @@ use super::{
 use crate::{config::Exporter, exporter::Answer};
 
 const TRACES_PATH: &str = "/v1/traces";
-/// Shorter than the 60 s after which load balancers close connections that are idle.
+/// Less than the 60 s after which load balancers close idle connections.
 const IDLE_MAX: Duration = Duration::from_secs(50);
-/// The head of an answer, over either version of HTTP.
+/// The longest head of an answer, over either version of HTTP.
 const HEAD_BYTES_MAX: u32 = 16 << 10;
-/// What is read ahead of an HTTP/1.1 answer; its head must fit.
+/// The read-ahead of an HTTP/1.1 answer; its head must fit.
 const READ_BYTES_MAX: usize = 64 << 10;
 
-/// Hides the type of the connector, which is the simulation's or the real one.
+/// Hides the type of the connector, which is the real one or the simulation's.
 type SendRequest = dyn Fn(Request<Full<Bytes>>) -> ResponseFuture + Send + Sync;
 
 /// Connections to an OTLP/HTTP backend.
@@ -80,7 +81,7 @@ impl Http {
         Ok(Http { send, uri: uri_below(&endpoint, TRACES_PATH) })
     }
 
-    /// One request. Its errors are those of the connection.
+    /// Sends one request. Its errors are those of the connection.
     pub(super) async fn call(
         &self,
         headers: HeaderMap,

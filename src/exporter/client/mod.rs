@@ -1,8 +1,9 @@
 //! The OTLP client: one attempt to export, over gRPC or HTTP.
 //!
-//! A message is written as it is, and of an answer at most 4 MiB are read. What the answer means is
-//! told in the same words for both protocols ([`Outcome`]), so that nothing above knows which one
-//! is spoken. A panic while an answer is looked at is contained here and is one failed attempt.
+//! A message is sent unchanged, and at most 4 MiB of an answer are read. [`Outcome`] gives the
+//! meaning of an answer in the same terms for both protocols, so the rest of the exporter does not
+//! know which one is used. A panic while an answer is read is contained here and counts as one
+//! failed attempt.
 
 mod grpc;
 mod http;
@@ -36,28 +37,28 @@ use crate::{
 
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
-/// The most of an answer that is read.
+/// The most bytes of an answer that are read.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// HTTP/2 connections are asked for signs of life. Both together under 30 s, the time in which a
-/// peer that vanished must be noticed.
+/// The interval and the timeout of HTTP/2 pings. Both together are under 30 s, the time in which a
+/// vanished peer must be noticed.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Shorter values of headers, such as names of tenants, are not hidden in the words of a backend.
+/// Shorter header values, such as names of tenants, are not hidden in a backend's message.
 const SECRET_BYTES_MIN: usize = 8;
 const USER_AGENT: &str = concat!("tailwater/", env!("CARGO_PKG_VERSION"));
 
-/// The endpoint or a header cannot be used.
+/// Why the endpoint or a header cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Not a URL.
+    /// The endpoint is not a URL.
     #[error("exporter.otlp.endpoint {0:?} is not a URL: {1}")]
     Endpoint(String, Box<dyn Error + Send + Sync>),
-    /// Not a header.
+    /// The header is not valid.
     #[error("exporter.otlp.headers: {0:?} is not a valid header")]
     Header(String),
 }
 
-/// A client of one backend. Clones share its connections, and what is learnt about it.
+/// A client of one backend. Clones share its connections and what is learnt about it.
 #[derive(Clone, Debug)]
 pub struct Client {
     transport: Transport,
@@ -65,7 +66,7 @@ pub struct Client {
     compression: Compression,
     timeout: Duration,
     token: Option<Arc<Live<Bearer>>>,
-    /// What is known about the backend.
+    /// What the consumers have learnt about the backend.
     pub(super) peer: Arc<Peer>,
 }
 
@@ -75,15 +76,15 @@ enum Transport {
     Http(Http),
 }
 
-/// There is no answer.
+/// The backend did not answer.
 struct NoAnswer {
     code: Code,
     message: String,
 }
 
 impl Client {
-    /// A client that connects when it is first used, and again whenever the connection is gone;
-    /// each time through the connector, which gets the URI of the endpoint.
+    /// A client that connects on first use, and again whenever the connection is gone. Each time it
+    /// calls the connector with the URI of the endpoint.
     ///
     /// # Errors
     /// [`ClientError`] when the endpoint or a header cannot be used.
@@ -98,7 +99,7 @@ impl Client {
             let invalid = || ClientError::Header(name.clone());
             let name: HeaderName = name.parse().map_err(|_| invalid())?;
             let mut value: HeaderValue = value.reveal().parse().map_err(|_| invalid())?;
-            // Not for any log, and not for the table of HTTP/2 header compression.
+            // Keeps the value out of logs and of HTTP/2's header compression table.
             value.set_sensitive(true);
             headers.insert(name, value);
         }
@@ -116,7 +117,7 @@ impl Client {
         })
     }
 
-    /// The same client, which shows this token with every request.
+    /// The same client, which sends this token with every request.
     pub fn with_token(mut self, token: Option<Arc<Live<Bearer>>>) -> Self {
         self.token = token;
         self
@@ -131,12 +132,13 @@ impl Client {
         outcome
     }
 
-    /// Some backends repeat the token that they do not accept, and their words are logged.
+    /// Hides secrets in a message that will be logged: some backends repeat the token that they
+    /// reject.
     fn hide_secrets(&self, message: &mut String) {
         let token = self.token.as_ref().map(|token| token.get().header().clone());
         for value in self.headers.values().chain(&token).filter(|value| value.is_sensitive()) {
             let value = value.to_str().unwrap_or_default();
-            // Behind the scheme, as in `Bearer TOKEN`.
+            // The secret follows the scheme, as in `Bearer TOKEN`.
             let secret = value.rsplit(' ').next().unwrap_or_default();
             if secret.len() >= SECRET_BYTES_MIN && message.contains(secret) {
                 *message = message.replace(secret, "(secret)");
@@ -145,7 +147,7 @@ impl Client {
     }
 
     async fn attempt_in_time(&self, body: Bytes) -> Outcome {
-        // On the heap, because the two ways to send make it large and consumers keep it for long.
+        // Boxed: the two ways to send make the future large, and consumers keep it for long.
         let attempt = Box::pin(self.attempt(body));
         match contained(tokio::time::timeout(self.timeout, attempt)).await {
             Ok(Ok(outcome)) => outcome,
@@ -167,8 +169,8 @@ impl Client {
         };
         let mut answer = self.call(message.clone()).await;
         if answer.is_err() {
-            // A backend that restarts closes its connection under requests that it will not
-            // see. Another connection is there at once, or not at all.
+            // A backend that restarts closes its connection while requests are on their way,
+            // without reading them. A second attempt at once finds another connection, or none.
             answer = self.call(message).await;
         }
         match answer {
@@ -210,8 +212,8 @@ impl Client {
 }
 
 impl NoAnswer {
-    /// What an error of a connection comes to, told with its causes. tonic knows what the codes of
-    /// HTTP/2 mean; whatever they are, nothing is known about the spans.
+    /// The outcome of a connection error, described with its causes. tonic knows the meaning of
+    /// HTTP/2's codes; whatever they are, nothing is known about the spans.
     fn new(error: Box<dyn Error + Send + Sync>) -> Self {
         let message = chain(&*error);
         let code = match Status::from_error(error).code() {
@@ -226,7 +228,7 @@ impl NoAnswer {
     }
 }
 
-/// An error with all that caused it, each once: libraries repeat the words of what is below.
+/// An error with all its causes, each text once: libraries repeat the text of the error below.
 fn chain(error: &dyn Error) -> String {
     let mut said = error.to_string();
     let mut next = error.source();
@@ -240,7 +242,7 @@ fn chain(error: &dyn Error) -> String {
     said
 }
 
-/// Reads an answer as far as it is looked at.
+/// Reads an answer up to the limit.
 async fn read<B>(response: Response<B>) -> Result<Answer, NoAnswer>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
@@ -270,8 +272,8 @@ fn encoding_name(compression: Compression) -> Option<HeaderValue> {
     }
 }
 
-/// The endpoint's URI with this path behind its own, as OTLP builds it from a base: a slash at the
-/// end of the base makes no difference.
+/// The endpoint's URI with `path` appended to its own path, as OTLP builds it from a base. A slash
+/// at the end of the base makes no difference.
 fn uri_below(endpoint: &Uri, path: &str) -> Uri {
     let mut parts = endpoint.clone().into_parts();
     let path = format!("{}{path}", endpoint.path().trim_end_matches('/'));

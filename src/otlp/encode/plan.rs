@@ -1,18 +1,18 @@
-//! What one export request holds, worked out before a byte of it is written.
+//! Computes the contents of an export request before any of it is written.
 //!
-//! Spans of one resource follow one another, and those of one scope within it, so that each context
-//! is written once a request. A context that is in several requests is repeated in each of them;
-//! none is larger than half of a request (`Contexts::context_bytes_max`), so that the rest of a
-//! request has room for spans.
+//! The spans of a resource are contiguous, and within it the spans of a scope, so each context is
+//! written once per request. A context with spans in several requests is repeated in each of them.
+//! A context takes at most half of a request (`Contexts::context_bytes_max`), so the rest has room
+//! for spans.
 
 use super::{CLEAN, Outgoing};
 use crate::otlp::wire::{self, length_delimited_len};
 
-/// How much of the waiting spans fits into one request, and the lengths that its framing needs.
+/// The spans that fit into one request, and the lengths that its framing needs.
 #[derive(Debug, Default)]
 pub(super) struct RequestPlan {
     resources: Vec<ResourceGroup>,
-    /// How many spans.
+    /// The number of spans.
     pub(super) spans: usize,
     /// The length of the request.
     pub(super) bytes: usize,
@@ -27,7 +27,7 @@ struct ResourceGroup {
     scopes_len: usize,
 }
 
-/// Consecutive spans of one scope of it.
+/// Consecutive spans of one scope of that resource.
 #[derive(Debug)]
 struct ScopeGroup {
     spans: usize,
@@ -36,7 +36,8 @@ struct ScopeGroup {
 }
 
 impl RequestPlan {
-    /// As many of the first of `spans`, which are sorted by context, as fit; at least one.
+    /// Plans a request of as many of the first `spans` as fit, at least one. The spans are sorted
+    /// by context.
     pub(super) fn of(spans: &[Outgoing], max_request_bytes: usize) -> Self {
         let mut plan = RequestPlan::default();
         for of_resource in spans.chunk_by(Outgoing::same_resource) {
@@ -56,7 +57,7 @@ impl RequestPlan {
         plan
     }
 
-    /// Writes the request that was planned for the first of `spans`.
+    /// Writes the planned request for the first of `spans`.
     pub(super) fn write(
         &self,
         spans: &[Outgoing],
@@ -89,8 +90,8 @@ impl RequestPlan {
 }
 
 impl ResourceGroup {
-    /// As many of `spans`, all of one resource, as fit into `room` with their framing; the first
-    /// one in any case where `is_first` of the request.
+    /// Plans as many of `spans`, all of one resource, as fit into `room` with their framing. If
+    /// `is_first`, the first span of the request is always included.
     fn of(spans: &[Outgoing], room: usize, is_first: bool) -> Self {
         let resource = spans[0].context.resource();
         let resource_len = resource.cleaned().expect(CLEAN).bytes(resource.arrived()).len();

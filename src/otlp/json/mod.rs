@@ -1,24 +1,25 @@
-//! OTLP/JSON to protobuf, once, at the door: from there on a request is bytes like any other.
+//! Converts OTLP/JSON to protobuf once, in the receiver. After that, the request is handled like
+//! any other.
 //!
-//! Called by the HTTP door's connection tasks. serde_json reads, `schema.rs` says what a
-//! member is, `message.rs` writes; nothing is built in between, so that what is written is never
-//! longer than what was read. The rules are OTLP's: names in lowerCamelCase, ids in hexadecimal of
-//! either case, enums as numbers, unknown members ignored; beyond that those of protobuf's JSON
+//! The connection tasks of the HTTP listener call it. serde_json reads, `schema.rs` describes the
+//! members, and `message.rs` writes. Nothing is built in between, and the output is never longer
+//! than the input. The rules are OTLP's: names in lowerCamelCase, ids in hexadecimal of either
+//! case, enums as numbers, unknown members ignored. It also accepts the forms of protobuf's JSON
 //! mapping: names as in the proto files, enums by name, integers as numbers or strings, `"NaN"` and
-//! `"Infinity"`, base64 of either alphabet, `null` for what is not there (the Node SDK writes NaN
-//! as `{"doubleValue": null}`). The former `instrumentationLibrarySpans` become the protobuf field
-//! that they were, which the walker reads. A name that an enum does not have refuses the request,
-//! as it does in the Collector and in protobuf's own parsers.
+//! `"Infinity"`, base64 of either alphabet, and `null` for absent values (the Node SDK writes NaN
+//! as `{"doubleValue": null}`). The former `instrumentationLibrarySpans` become their former
+//! protobuf field, which the walker reads. An unknown name of an enum value refuses the request, as
+//! in the Collector and in protobuf's own parsers.
 //!
-//! What protobuf would carry is carried here: an id that is not hexadecimal becomes an id of one
-//! byte, so that its span is rejected alone, or its link removed; strings that are no valid Unicode
-//! pass, to be repaired when they leave; a value that is nested too deep to leave is cut off one
-//! level further down, and its span is counted as malformed when kept. Whatever has another type
-//! than its field makes the whole request undecodable.
+//! Faults that protobuf can carry are passed on. An id that is not hexadecimal becomes an id of one
+//! byte, so only its span is rejected or its link removed. Strings that are not valid Unicode pass
+//! and are repaired at export. A value that is nested too deep for export is cut off one level
+//! further down, and its span is counted as malformed if it is kept. A member of the wrong type
+//! makes the whole request undecodable.
 //!
 //! Recursion ends at [`NESTING_MAX`] values; serde_json's own limit of 128 levels of JSON would end
-//! it at 40. What is ignored is skipped without recursion.
-//! Sources: OTLP specification, "JSON Protobuf Encoding"; protobuf.dev, "ProtoJSON Format".
+//! it at 40. Ignored members are skipped without recursion. Sources: OTLP specification, "JSON
+//! Protobuf Encoding"; protobuf.dev, "ProtoJSON Format".
 
 use std::fmt;
 
@@ -34,17 +35,17 @@ use super::{
     schema::{Field, Kind, REQUEST, Role, Schema},
 };
 
-/// Not the JSON of an `ExportTraceServiceRequest`: what is wrong, and where. Quotes nothing of what
-/// was sent.
+/// The input is not the JSON of an `ExportTraceServiceRequest`. The text tells the fault and its
+/// location, and never quotes the input.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct InvalidJson(#[from] serde_json::Error);
 
-/// The protobuf of a request in JSON. Needs up to twice the length of the JSON while it runs, and
-/// returns no more than that length.
+/// Converts a request in JSON to protobuf. It needs up to twice the length of the JSON while it
+/// runs, and returns at most that length.
 ///
 /// # Errors
-/// [`InvalidJson`]; nothing of the request may be used then.
+/// [`InvalidJson`]: no part of the request may be used then.
 pub fn to_protobuf(json: &[u8]) -> Result<Vec<u8>, InvalidJson> {
     if u32::try_from(json.len()).is_err() {
         return Err(InvalidJson(Error::custom("a request of 4 GiB or more")));
@@ -58,7 +59,7 @@ pub fn to_protobuf(json: &[u8]) -> Result<Vec<u8>, InvalidJson> {
     Ok(message.finish())
 }
 
-/// The text behind the byte order mark that it may begin with.
+/// The text after an optional byte order mark.
 pub(super) fn without_mark(json: &[u8]) -> &[u8] {
     json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json)
 }
@@ -73,7 +74,7 @@ impl<'de> Visitor<'de> for Request<'_> {
         f.write_str("an object")
     }
 
-    /// serde's own refusal of a string would quote all of it.
+    /// serde's own error for a string would quote the whole string.
     fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
         Err(E::custom("expected an object"))
     }
@@ -83,7 +84,7 @@ impl<'de> Visitor<'de> for Request<'_> {
     }
 }
 
-/// Reads the members of an object. `values` counts the `AnyValue`s that it is in.
+/// Reads the members of an object. `values` is the number of `AnyValue`s around it.
 fn read_members<'de, A: MapAccess<'de>>(
     mut map: A,
     schema: &Schema,
@@ -102,7 +103,7 @@ fn read_members<'de, A: MapAccess<'de>>(
     Ok(())
 }
 
-/// The name of a member: its field, if the schema has it.
+/// The name of a member: its field, if the schema has one.
 struct Name<'a>(&'a Schema);
 
 impl<'de> DeserializeSeed<'de> for Name<'_> {
@@ -125,14 +126,14 @@ impl<'de> Visitor<'de> for Name<'_> {
     }
 }
 
-/// Where a value stands.
+/// The role of a value in its field.
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
-    /// It is the one value of its field; `null` leaves it out.
+    /// The only value of its field; `null` omits it.
     Member,
-    /// It is all the values of its field; `null` leaves them out.
+    /// All values of its field; `null` omits them.
     List,
-    /// It is one of several; `null` is an empty one, so that the others keep their places.
+    /// One of several values; `null` is an empty value, so the others keep their places.
     Element,
 }
 
@@ -150,7 +151,7 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<(), D::Error> {
         match self.field.kind {
-            // Text is asked for as bytes, since it need not be valid Unicode.
+            // Text is requested as bytes, because it need not be valid Unicode.
             Kind::Text | Kind::Id | Kind::Bytes if self.place != Place::List => {
                 value.deserialize_option(self)
             }
@@ -253,16 +254,17 @@ impl<'de> Visitor<'de> for Value<'_> {
                 self.message.put_fixed64(self.number, value.to_bits());
                 Ok(())
             }
-            // 1.7e18 is an integer, too. What is too large is so after the cast.
+            // 1.7e18 is an integer too. A value that is too large saturates in the cast and is
+            // refused afterwards.
             _ if value.fract() == 0.0 => self.integer(value as i128),
             _ => Err(self.unexpected()),
         }
     }
 
-    /// A number in a string, or the name of an enum's value.
+    /// A number in a string, or the name of an enum value.
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         match self.field.kind {
-            // Takes "NaN" and "Infinity" as well.
+            // This accepts "NaN" and "Infinity" too.
             Kind::Double => match text.parse() {
                 Ok(value) => self.visit_f64(value),
                 Err(_) => Err(self.unexpected()),
@@ -289,7 +291,7 @@ impl<'de> Visitor<'de> for Value<'_> {
 }
 
 impl Value<'_> {
-    /// The number of an enum's value by its name.
+    /// The number of an enum value, by its name.
     fn named(&self, name: &str) -> Option<i128> {
         let Kind::Enum(names) = self.field.kind else { return None };
         (0..).zip(names).find(|(_, known)| **known == name).map(|(number, _)| number)
@@ -330,7 +332,8 @@ impl Value<'_> {
     }
 }
 
-/// Writes an id. What is no hexadecimal becomes one byte: no id has that length.
+/// Writes an id. An id that is not hexadecimal is written as one byte, a length that no valid id
+/// has.
 fn put_id(message: &mut Message, number: u32, text: &[u8]) {
     let digit = |digit: u8| char::from(digit).to_digit(16);
     let bytes = text.chunks(2).map(|pair| match *pair {
@@ -341,7 +344,7 @@ fn put_id(message: &mut Message, number: u32, text: &[u8]) {
     message.put_bytes(number, id.as_deref().unwrap_or(&[0]));
 }
 
-/// Either alphabet, padded or not, as protobuf's JSON mapping says.
+/// Either alphabet, with or without padding, as in protobuf's JSON mapping.
 fn decode_base64(text: &[u8]) -> Result<Vec<u8>, base64::DecodeError> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)

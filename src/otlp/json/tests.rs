@@ -8,7 +8,7 @@ use prost::Message as _;
 use super::*;
 use crate::otlp::clean;
 
-/// A request of one span with these members.
+/// A request with one span that has these members.
 fn request(members: &str) -> String {
     format!("{{\"resourceSpans\":[{{\"scopeSpans\":[{{\"spans\":[{{{members}}}]}}]}}]}}")
 }
@@ -192,7 +192,7 @@ fn other_types_and_syntax_are_refused_without_quoting() {
     }
 }
 
-/// A value inside of so many arrays, or maps.
+/// A value inside this many arrays or maps.
 fn nested(levels: usize, is_map: bool) -> String {
     let (open, close) = if is_map {
         ("{\"kvlistValue\":{\"values\":[{\"key\":\"k\",\"value\":", "}]}}")

@@ -1,45 +1,45 @@
-//! One rate of a limit: what its bucket holds, what is asked of it, and the chance that a trace
-//! gets where the bucket cannot serve it whole.
+//! One rate of a limit: the level of its bucket, the demand for it, and the chance that a trace
+//! gets when the bucket cannot hold all candidates.
 //!
-//! The bucket fills at the rate up to the burst, and at least up to [`TICKS_MIN`] ticks of the
-//! rate: what a tick adds is there to be spent in it, however small the burst is. Kept traces are
+//! The bucket fills at the rate, up to the burst or [`TICKS_MIN`] ticks of the rate, whichever is
+//! more: a tick must be able to spend what it adds, even if the burst is small. Kept traces are
 //! charged and may leave a debt.
 //!
-//! The demand is the cost of all candidates a second, kept or not, decayed with a half-life of
-//! [`HALF_LIFE_SECONDS`]. It does not depend on any trace's randomness.
+//! The demand is the cost of all candidates per second, kept or not, decayed with a half-life of
+//! [`HALF_LIFE_SECONDS`]. It does not depend on the randomness of any trace.
 
 use super::super::spec::Rate;
 
-/// How fast past demand loses its weight.
+/// The half-life of past demand.
 const HALF_LIFE_SECONDS: f64 = 5.0;
-/// The shortest time that demand is spread over, for ticks that follow at once.
+/// The shortest time over which demand is spread, for ticks that follow each other at once.
 const TICK_SECONDS_MIN: f64 = 0.001;
-/// The longest time that a single tick may spend the rate of, beyond the burst. A tick takes longer
-/// while the sending queue is full.
+/// The longest time for which a single tick may spend the rate, in addition to the burst. A tick
+/// lasts longer while the export queue is full.
 const TICK_SECONDS_MAX: f64 = 1.0;
-/// Ticks of the rate that a bucket holds at least.
+/// A bucket holds at least this many ticks of the rate.
 const TICKS_MIN: f64 = 2.0;
-/// The cut needs room for this many traces of the largest size. With n kept traces the variance of
-/// the counts is 1 / (n - 1) of their square under a cut and 1 / n under a fixed chance: without
-/// bound for one trace, 14 % more for eight.
+/// A cut needs room for this many traces of the largest size. With n kept traces, the variance of
+/// the counts is 1 / (n - 1) of their square under a cut and 1 / n under a fixed chance. For one
+/// trace that is unbounded; for eight it is 14 % more.
 const CUT_TRACES_MIN: f64 = 8.0;
-/// How many traces of the usual size the level is steered within. Fewer make the chances jump from
-/// tick to tick; more take longer to find back to the rate.
+/// The level is steered within this many traces of the usual size. With fewer, the chances jump
+/// from tick to tick; with more, the level takes longer to return to the rate.
 const STEERING_TRACES: f64 = 4.0;
-/// What steering makes of the chance at most, down and up.
+/// The lowest and highest factor by which steering changes the chance.
 const STEERING: (f64, f64) = (0.125, 2.0);
 
-/// What traces cost in one unit, spans or bytes.
+/// The cost of traces in one unit, spans or bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::policy) struct Cost {
     total: f64,
-    /// The sum of the squares.
+    /// The sum of the squared costs.
     squares: f64,
     largest: f64,
 }
 
 impl Cost {
-    /// With one more trace.
+    /// The cost with one more trace.
     pub(super) fn add(&mut self, cost: u32) {
         let cost = f64::from(cost);
         self.total += cost;
@@ -48,13 +48,13 @@ impl Cost {
     }
 }
 
-/// The decayed cost of candidates.
+/// The decayed cost of candidates per second.
 #[derive(Debug, Default)]
 struct Demand {
     per_second: f64,
-    /// The same of the squares.
+    /// The same for the squared costs.
     squares: f64,
-    /// How much of a whole average this is: less than 1 in the first seconds of a process.
+    /// The weight of the average: less than 1 in the first seconds of a process.
     weight: f64,
 }
 
@@ -68,31 +68,33 @@ impl Demand {
         self.weight = self.weight * fades + 1.0 - fades;
     }
 
-    /// The size of the trace that a span or byte usually belongs to; 0 without demand.
+    /// The mean size of a trace, weighted by size: that of a randomly chosen span or byte. Without
+    /// demand it is 0.
     fn trace_cost(&self) -> f64 {
         if self.per_second > 0.0 { self.squares / self.per_second } else { 0.0 }
     }
 }
 
-/// See the module.
+/// The bucket and the demand of one rate.
 #[derive(Debug)]
 pub(super) struct Bucket {
     rate: Rate,
-    /// Below 0 in debt.
+    /// The level; below 0 it is a debt.
     level: f64,
     demand: Demand,
-    /// What the rate comes to in this tick.
+    /// The amount that the rate adds in this tick.
     step: f64,
 }
 
 impl Bucket {
-    /// A full one.
+    /// A full bucket.
     pub(super) fn new(rate: Rate) -> Self {
         Bucket { rate, level: rate.burst, demand: Demand::default(), step: 0.0 }
     }
 
-    /// Begins a tick, this long after the last one, in which so much was spent. `asked` is what all
-    /// candidates since the last tick cost, those of this one included.
+    /// Begins a tick, `seconds` after the last one. `spent` is what was spent since then. `asked`
+    /// is the cost of all candidates since then: those of this tick, and those decided outside a
+    /// tick.
     pub(super) fn begin_tick(&mut self, seconds: f64, spent: f64, asked: [Cost; 2]) {
         self.step = self.rate.per_second * seconds.min(TICK_SECONDS_MAX);
         let filled = self.level - spent + self.rate.per_second * seconds;
@@ -110,41 +112,41 @@ impl Bucket {
         self.rate.burst.max(TICKS_MIN * self.step)
     }
 
-    /// What it holds.
+    /// The level of the bucket.
     pub(super) fn level(&self) -> f64 {
         self.level
     }
 
-    /// Whether it holds what these cost together.
+    /// Whether the bucket holds the whole of this cost.
     pub(super) fn holds(&self, asked: Cost) -> bool {
         asked.total <= self.level
     }
 
-    /// Whether these may be cut where the bucket is empty: each of them would fit if it came first,
-    /// and either the bucket is full or enough of them are going to fit.
+    /// Whether a cut at the end of the bucket is allowed: each of these traces would fit if it came
+    /// first, and either the bucket is full or enough of them will fit.
     pub(super) fn may_cut(&self, asked: Cost) -> bool {
         self.level >= self.capacity() || CUT_TRACES_MIN * asked.largest <= self.level
     }
 
-    /// Whether a trace of this cost fits into what is left. One larger than a full bucket takes all
-    /// of it and leaves a debt.
+    /// Whether a trace of this cost fits into the remaining level. A trace larger than a full
+    /// bucket takes all of it and leaves a debt.
     pub(super) fn fits(&self, left: f64, cost: f64) -> bool {
         left >= cost.min(self.capacity())
     }
 
     /// The chance of each of these traces, above 0, that spends the rate in the long run: the rate
-    /// over the demand, steered by the level. The level is held a few traces below what a tick
-    /// adds, in debt for low rates, so that it rises to where everything fits only when there is
-    /// less to keep than the rate.
+    /// divided by the demand, steered by the level. The level is held a few traces below what a
+    /// tick adds (for low rates, that is a debt), so that it rises to where everything fits only if
+    /// there is less to keep than the rate.
     pub(super) fn chance(&self, asked: Cost) -> f64 {
         let scale = (STEERING_TRACES * self.demand.trace_cost()).max(TICKS_MIN * self.step);
         let off = self.level - self.step + scale;
         let steering = if scale > 0.0 { (off / scale).exp2() } else { 1.0 };
         let rate = self.rate.per_second * steering.clamp(STEERING.0, STEERING.1);
         let by_demand = rate * self.demand.weight / self.demand.per_second;
-        // The demand lags behind a burst.
+        // The demand lags behind a burst, so the chance is also bounded by the level.
         let at_once = self.level.max(asked.largest).max(TICKS_MIN * self.step);
-        // Without demand, or without candidates, these are infinite or no number.
+        // Without demand or candidates, these values are infinite or NaN.
         by_demand.min(at_once / asked.total).min(1.0)
     }
 }

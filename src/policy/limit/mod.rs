@@ -1,25 +1,25 @@
-//! Limits: a policy's kept spans held to a rate by raising its threshold.
+//! Limits: they hold the kept spans of a policy to a rate by raising its threshold.
 //!
-//! A limit has one threshold at a time. A decision tick sets it, over all shards, from the
-//! candidates of the policy that are due in it; the sampler decides all of them before it begins
-//! the next tick. Decisions outside a tick use the same threshold. What is kept is charged to the
-//! bucket, which may go into debt.
+//! A limit has one threshold at a time. A decision tick sets it, over all shards, from the due
+//! candidates of the policy. The sampler decides all of them before it begins the next tick.
+//! Decisions outside a tick use the same threshold. Kept traces are charged to the bucket, which
+//! may go into debt.
 //!
-//! Where the bucket holds all candidates, the threshold is 0. Where it holds some, they are ordered
-//! from the highest randomness down and taken while the bucket lasts, and the threshold is just
-//! above the first one that does not fit: that of the last one that fits would bias the counts.
-//! Where it holds only a few, or one of them would not even fit alone, every candidate gets the
-//! same chance, the rate over the demand ([`bucket`]). A cut would leave large traces without any
-//! chance then, and nothing would stand for what was dropped.
+//! If the bucket holds all candidates, the threshold is 0. If it holds some of them, they are taken
+//! from the highest randomness down until the bucket is empty, and the threshold is just above the
+//! randomness of the first candidate that does not fit. The randomness of the last one that fits
+//! would bias the counts. If the bucket holds only a few candidates, or one of them would not fit
+//! even alone, every candidate gets the same chance: the rate divided by the demand ([`bucket`]). A
+//! cut would then leave large traces without any chance, and nothing would represent the dropped
+//! ones.
 //!
 //! Invariants: the threshold never depends on the randomness of a trace that it keeps. It leaves
-//! every candidate a chance. A tick lists at most [`CANDIDATES_MAX`] candidates over all limits, 1
-//! MiB; limits with more use the chance.
+//! every candidate a chance. A tick lists at most [`CANDIDATES_MAX`] candidates over all limits
+//! (1 MiB); limits with more use the chance.
 //!
-//! Knows no clock: the caller says how much time has passed.
-//! Sources: the threshold of the first item left out is that of priority sampling (Duffield, Lund,
-//! Thorup 2007); which thresholds may be treated as fixed, Ting, "Adaptive Threshold Sampling"
-//! (2022).
+//! The caller passes the elapsed time; this module reads no clock. Sources: the threshold of the
+//! first item left out is that of priority sampling (Duffield, Lund, Thorup 2007); Ting, "Adaptive
+//! Threshold Sampling" (2022), shows which thresholds may be treated as fixed.
 
 mod bucket;
 #[cfg(test)]
@@ -37,30 +37,30 @@ use self::bucket::{Bucket, Cost};
 use super::spec::LimitSpec;
 use crate::trace::{Randomness, Threshold};
 
-/// Candidates that a tick lists.
+/// The most candidates that a tick lists.
 pub(super) const CANDIDATES_MAX: usize = 1 << 16;
 
-/// A due trace that a limited policy would keep if it were not limited.
+/// A due trace that a limited policy would keep without its limit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
-    /// Compared with the threshold.
+    /// The randomness, which is compared with the threshold.
     pub(super) randomness: Randomness,
-    /// Its spans, and their encoded bytes.
+    /// Its number of spans, and their encoded bytes.
     pub(super) costs: [u32; 2],
 }
 
 /// The candidates of one limit in one tick.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    /// All of them, or nothing where there were too many.
+    /// All candidates, or empty if there were too many to list.
     listed: Vec<Candidate>,
     are_too_many: bool,
-    /// Of all of them.
+    /// The cost of all candidates.
     asked: [Cost; 2],
 }
 
 impl Candidates {
-    /// Adds one; `room` is how many more the tick may list.
+    /// Adds a candidate; `room` is the number that the tick may still list.
     pub(super) fn add(&mut self, candidate: Candidate, room: &mut usize) {
         add_costs(&mut self.asked, candidate.costs);
         if *room == 0 && !self.are_too_many {
@@ -75,31 +75,31 @@ impl Candidates {
     }
 }
 
-/// What happened since the last tick.
+/// Costs since the last tick.
 #[derive(Debug, Default)]
 struct Since {
-    /// Spans and bytes that were kept.
+    /// The kept spans and bytes.
     spent: [f64; 2],
-    /// Of candidates that were decided outside a tick.
+    /// The cost of candidates that were decided outside a tick.
     outside: [Cost; 2],
     was_outside: bool,
 }
 
-/// The limit of one policy, and what is left of it.
+/// The limit of one policy and the state of its buckets.
 #[derive(Debug)]
 pub(super) struct Limit {
     spec: LimitSpec,
-    /// Of the last tick.
+    /// The threshold of the last tick.
     threshold: AtomicU64,
-    /// There was a tick.
+    /// Whether there has been a tick.
     has_begun: AtomicBool,
     since: Mutex<Since>,
-    /// Of spans and of bytes.
+    /// The buckets of spans and of bytes.
     buckets: Mutex<[Option<Bucket>; 2]>,
 }
 
 impl Limit {
-    /// With full buckets.
+    /// A limit with full buckets.
     pub(super) fn new(spec: LimitSpec) -> Self {
         Limit {
             spec,
@@ -110,7 +110,7 @@ impl Limit {
         }
     }
 
-    /// As it is written.
+    /// The limit as it is written.
     pub(super) fn spec(&self) -> &LimitSpec {
         &self.spec
     }
@@ -120,12 +120,12 @@ impl Limit {
         Threshold::from_bits(self.threshold.load(Relaxed))
     }
 
-    /// Whether there was a tick.
+    /// Whether there has been a tick.
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun.load(Relaxed)
     }
 
-    /// Takes what a kept trace costs.
+    /// Charges a kept trace.
     pub(super) fn charge(&self, costs: [u32; 2]) {
         let mut since = lock(&self.since);
         for (spent, cost) in since.spent.iter_mut().zip(costs) {
@@ -133,14 +133,14 @@ impl Limit {
         }
     }
 
-    /// Notes a candidate that is decided outside a tick, kept or not.
+    /// Notes a candidate that is decided outside a tick, whether kept or not.
     pub(super) fn note_outside(&self, costs: [u32; 2]) {
         let mut since = lock(&self.since);
         add_costs(&mut since.outside, costs);
         since.was_outside = true;
     }
 
-    /// Begins a tick, this long after the last one.
+    /// Begins a tick, `seconds` after the last one.
     pub(super) fn begin_tick(&self, seconds: f64, candidates: Candidates) {
         let since = std::mem::take(&mut *lock(&self.since));
         let mut buckets = lock(&self.buckets);
@@ -157,7 +157,7 @@ impl Limit {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing can panic while it is held.
+    // No code panics while it holds this lock.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -167,8 +167,8 @@ fn add_costs(sums: &mut [Cost; 2], costs: [u32; 2]) {
     }
 }
 
-/// `expects_more` where candidates were decided outside the last tick, as more of them may be in
-/// this one.
+/// With `expects_more`, candidates were decided outside the last tick, so this one may have more of
+/// them.
 fn threshold_of(
     buckets: &[Option<Bucket>; 2],
     candidates: Candidates,
@@ -191,7 +191,7 @@ fn threshold_of(
     threshold.min(Threshold::from_bits(Threshold::NEVER.bits() - 1))
 }
 
-/// Just above the first candidate that does not fit, from the highest randomness down.
+/// A threshold just above the first candidate that does not fit, from the highest randomness down.
 fn cut(buckets: &[Option<Bucket>; 2], mut candidates: Vec<Candidate>) -> Threshold {
     candidates.sort_unstable_by_key(|candidate| Reverse(candidate.randomness));
     // Candidates are charged when they are decided.

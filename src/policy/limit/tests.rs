@@ -11,7 +11,7 @@ fn candidates(of: &[Candidate]) -> Candidates {
     candidates
 }
 
-/// Candidates of these randomnesses and spans.
+/// Candidates with these randomness values and spans.
 fn of_spans(of: &[(u64, u32)]) -> Candidates {
     let candidate = |&(randomness, spans): &(u64, u32)| Candidate {
         randomness: Randomness(randomness),
@@ -20,7 +20,7 @@ fn of_spans(of: &[(u64, u32)]) -> Candidates {
     candidates(&of.iter().map(candidate).collect::<Vec<_>>())
 }
 
-/// The share that a threshold keeps.
+/// The share of traces that a threshold keeps.
 fn share(threshold: Threshold) -> f64 {
     1.0 - threshold.bits() as f64 / (1u64 << 56) as f64
 }
@@ -61,7 +61,7 @@ fn of_two_rates_the_scarcer_one_decides() {
 #[test]
 fn without_room_for_a_trace_each_candidate_has_a_chance() {
     let limit = limit(1.0, 2.0);
-    // A hundred traces a second for ten seconds, nothing of which is kept at first.
+    // A hundred traces per second for ten seconds; at first none are kept.
     limit.charge([12, 0]);
     for _ in 0..100 {
         limit.begin_tick(0.1, of_spans(&(0..10).map(|n| (n, 1)).collect::<Vec<_>>()));
@@ -86,7 +86,8 @@ fn a_tick_lists_no_more_than_it_may() {
     assert!((100.0..=2_000.0).contains(&expected), "{expected} traces for a bucket of 1,000");
 }
 
-/// Ticks of random candidates and charges, the same for the same seed, then the tick of `last`.
+/// Runs ticks of random candidates and charges, the same for the same seed, then the tick of
+/// `last`.
 fn after_a_history(seed: u64, last: &[Candidate]) -> Threshold {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut rate = |factor: f64| Rate {
@@ -131,7 +132,7 @@ fn the_threshold_depends_on_no_trace_that_it_keeps() {
             if !threshold.keeps(candidates[index].randomness) {
                 continue;
             }
-            // As well with the best luck as with just enough of it.
+            // The threshold must be the same for the luckiest trace and for one that is just kept.
             for (count, randomness) in compared.iter_mut().zip([(1 << 56) - 1, threshold.bits()]) {
                 let mut other = candidates.clone();
                 other[index].randomness = Randomness(randomness);

@@ -1,9 +1,9 @@
-//! Standard output: a terminal is drawn over in place, anything else gets a line now and then.
+//! Standard output: a terminal is redrawn in place, anything else gets a line now and then.
 //!
-//! Drawing needs three control sequences that every terminal of the last decades knows: up, erase
-//! to an end, and no wrapping, without which a window narrower than the table would break it.
-//! Writing blocks; it is done by the thread that only waits otherwise. A reader that has gone away
-//! is an error, not a panic.
+//! Redrawing needs three control sequences that every current terminal knows: move up, erase to the
+//! end of the line, and no wrapping. With wrapping, a window narrower than the table would break
+//! the layout. Writes block; they are made by the thread that only waits otherwise. A missing
+//! reader is an error, not a panic.
 
 use std::{
     env,
@@ -13,40 +13,39 @@ use std::{
 
 use super::table::{self, Frame, Paint};
 
-/// Between two frames.
+/// The time between two frames.
 const FRAME_INTERVAL: Duration = Duration::from_secs(1);
 /// Frames from one plain line to the next.
 const FRAMES_PER_LINE: u64 = 5;
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Screen {
     out: Stdout,
     is_terminal: bool,
     paint: Paint,
     frames: u64,
-    /// Lines of the last frame, which the next one is drawn over.
+    /// The number of lines of the last frame, which the next frame replaces.
     drawn_lines: usize,
 }
 
 impl Screen {
-    /// Finds out what standard output is.
+    /// Finds out whether standard output is a terminal.
     pub(super) fn open() -> Self {
         let out = stdout();
         let is_dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
         let is_terminal = out.is_terminal() && !is_dumb;
-        // https://no-color.org: set to anything but nothing.
+        // https://no-color.org: any value but the empty one turns colour off.
         let is_bare = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let paint = Paint { is_on: is_terminal && !is_bare };
         Screen { out, is_terminal, paint, frames: 0, drawn_lines: 0 }
     }
 
-    /// How to colour what is printed.
+    /// How to colour the output.
     pub(super) fn paint(&self) -> Paint {
         self.paint
     }
 
-    /// When frames are due, the first one interval from now.
+    /// The ticks of the frames, the first one interval from now.
     pub(super) fn frames() -> tokio::time::Interval {
         let first = tokio::time::Instant::now() + FRAME_INTERVAL;
         let mut frames = tokio::time::interval_at(first, FRAME_INTERVAL);
@@ -54,20 +53,20 @@ impl Screen {
         frames
     }
 
-    /// Prints text that stays.
+    /// Prints text that stays on the screen.
     ///
     /// # Errors
-    /// When nobody reads any more.
+    /// If nobody reads any more.
     pub(super) fn print(&mut self, text: &str) -> io::Result<()> {
         self.drawn_lines = 0;
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
 
-    /// Shows how it stands.
+    /// Shows the current state.
     ///
     /// # Errors
-    /// When nobody reads any more.
+    /// If nobody reads any more.
     pub(super) fn show(&mut self, frame: &Frame<'_>) -> io::Result<()> {
         self.frames += 1;
         if self.is_terminal {
@@ -79,10 +78,10 @@ impl Screen {
         }
     }
 
-    /// Puts the last words in place of the last frame.
+    /// Replaces the last frame with the final text.
     ///
     /// # Errors
-    /// When nobody reads any more.
+    /// If nobody reads any more.
     pub(super) fn close(&mut self, text: &str) -> io::Result<()> {
         if self.is_terminal { self.draw(text) } else { self.print(&format!("\n{text}")) }
     }
@@ -90,16 +89,16 @@ impl Screen {
     fn draw(&mut self, text: &str) -> io::Result<()> {
         let drawing = over(self.drawn_lines, text);
         self.drawn_lines = text.lines().count();
-        // At once, so that nobody sees half a frame.
+        // Written in one call, so that nobody sees half a frame.
         self.out.write_all(drawing.as_bytes())?;
         self.out.flush()
     }
 }
 
-/// `text` drawn over the last `lines` lines.
+/// The control sequences that draw `text` over the last `lines` lines.
 fn over(lines: usize, text: &str) -> String {
     let up = if lines > 0 { format!("\x1b[{lines}A") } else { String::new() };
-    // Each line is erased behind its end rather than all before the first: that would flicker.
+    // Each line is erased from its end on. Erasing all lines first would flicker.
     let text = text.replace('\n', "\x1b[K\n");
     format!("\r{up}\x1b[?7l{text}\x1b[?7h\x1b[J")
 }

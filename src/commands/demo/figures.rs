@@ -1,10 +1,10 @@
-//! What the demo shows, read from the text that /metrics answers: the numbers are those that any
-//! user sees, not a second set of books.
+//! The figures that the demo shows. They are read from the text of /metrics, so they are the
+//! figures that every user sees.
 //!
-//! Only counters and gauges with whole values are read; the first word of a line names the series,
-//! the labels in braces are compared as text, because no label of Tailwater needs escaping.
+//! Only counters and gauges with whole values are read. The first word of a line names the series.
+//! The labels in braces are compared as text, since no label of Tailwater needs escaping.
 
-/// What became of the traces that one policy was credited with.
+/// The outcome of the traces that one policy was credited with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PolicyFigures {
     pub(super) name: String,
@@ -30,7 +30,8 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// Reads an exposition; `policies` gives the rows and their order. What is absent stays 0.
+    /// Reads an exposition; `policies` gives the rows and their order. A missing series counts as
+    /// 0.
     pub(super) fn read(exposition: &str, policies: &[String]) -> Self {
         let named = |name: &String| PolicyFigures { name: name.clone(), ..Default::default() };
         let policies = policies.iter().map(named).collect();
@@ -65,14 +66,14 @@ impl Figures {
             "traces_kept_total" => &mut policy.traces_kept,
             "traces_dropped_total" => &mut policy.traces_dropped,
             "spans_kept_total" => &mut policy.spans_kept,
-            // Three series, by reason.
+            // Three series, one per reason.
             "spans_dropped_total" => &mut policy.spans_dropped,
             _ => return,
         };
         *total += value;
     }
 
-    /// All policies together.
+    /// The sum over all policies.
     pub(super) fn total(&self) -> PolicyFigures {
         let mut total = PolicyFigures { name: "total".to_owned(), ..Default::default() };
         for policy in &self.policies {
@@ -84,7 +85,7 @@ impl Figures {
         total
     }
 
-    /// Whether every accepted span was kept, dropped or is buffered.
+    /// Whether every accepted span was kept, dropped or is in the window.
     pub(super) fn accounts_for_accepted(&self) -> bool {
         let total = self.total();
         self.accepted_spans == total.spans_kept + total.spans_dropped + self.buffered_spans
@@ -96,7 +97,7 @@ impl Figures {
     }
 }
 
-/// The series and the value of one line; nothing for comments and for values that are not whole.
+/// The series and the value of one line; `None` for comments and for values that are not whole.
 fn sample(line: &str) -> Option<(&str, u64)> {
     let (series, value) = line.rsplit_once(' ')?;
     Some((series, value.parse().ok()?))

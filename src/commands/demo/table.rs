@@ -1,8 +1,9 @@
-//! What the demo prints, as text: the table by policy, the lines below it, and the summary. Pure,
-//! so that tests can hold it to the character.
+//! The text that the demo prints: the table by policy, the lines below it, and the summary. The
+//! functions are pure, so that tests can compare the text exactly.
 //!
-//! No line is wider than 80 columns while traces are counted in millions, but for the plain
-//! progress lines, which nobody reads in a terminal. Colour only repeats what the words say.
+//! No line is wider than 80 columns until traces are counted in tens of millions. The plain
+//! progress lines are wider, since nobody reads them in a terminal. Colour only repeats what the
+//! words say.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::trace::TraceId;
 
-/// The bar of a policy that all kept spans belong to.
+/// The length of the bar of a policy that has kept all kept spans.
 const BAR_COLUMNS: u64 = 10;
 
 /// Whether to colour.
@@ -21,7 +22,7 @@ pub(super) struct Paint {
     pub(super) is_on: bool,
 }
 
-/// Colours by what they are used for.
+/// Colours by their purpose.
 #[derive(Clone, Copy, Debug)]
 enum Colour {
     Good = 32,
@@ -45,19 +46,19 @@ impl Paint {
     }
 }
 
-/// What the live part shows.
+/// The content of the live part.
 #[derive(Clone, Debug)]
 pub(super) struct Frame<'a> {
     pub(super) elapsed: Duration,
     pub(super) figures: &'a Figures,
     pub(super) spans_per_second: u64,
     pub(super) report: &'a Report,
-    /// Where decisions are looked up, and a trace to look up.
+    /// The address for looking up decisions, and a trace to look up.
     pub(super) admin: &'a str,
     pub(super) example: Option<TraceId>,
 }
 
-/// Rows by policy and their total.
+/// The rows by policy, and their total.
 pub(super) fn by_policy(figures: &Figures, paint: Paint) -> String {
     let head = "policy    traces kept    dropped   spans kept    dropped  of kept";
     let mut text = format!("  {}\n", paint.with(Colour::Title, head));
@@ -70,7 +71,7 @@ pub(super) fn by_policy(figures: &Figures, paint: Paint) -> String {
     text
 }
 
-/// One row; the share and its bar where there is something to have a share of.
+/// One row, with the share and its bar if any span was kept.
 fn row(policy: &PolicyFigures, all_kept: u64, paint: Paint) -> String {
     let name = if policy.name == "none" { "no policy" } else { &policy.name };
     let kept = |count, width| {
@@ -98,7 +99,7 @@ fn row(policy: &PolicyFigures, all_kept: u64, paint: Paint) -> String {
     text + "\n"
 }
 
-/// The live part: everything that is redrawn.
+/// The live part, which is redrawn.
 pub(super) fn live(frame: &Frame<'_>, paint: Paint) -> String {
     let figures = frame.figures;
     let mut text = by_policy(figures, paint);
@@ -128,7 +129,7 @@ pub(super) fn live(frame: &Frame<'_>, paint: Paint) -> String {
     text
 }
 
-/// One line for whoever reads a file or a pipe.
+/// One line for the reader of a file or a pipe.
 pub(super) fn progress(frame: &Frame<'_>) -> String {
     let figures = frame.figures;
     let total = figures.total();
@@ -151,7 +152,7 @@ pub(super) fn progress(frame: &Frame<'_>) -> String {
     )
 }
 
-/// How it ended: storage, the sink's check and the ledger.
+/// The outcome: storage, the sink's check and the ledger.
 pub(super) fn summary(figures: &Figures, report: &Report, paint: Paint) -> String {
     let mut text = String::new();
     let total = figures.total();
@@ -207,14 +208,14 @@ fn faults(report: &Report) -> String {
     format!("{broken} NOT WHOLE, {lost} errors or slow ones LOST")
 }
 
-/// Spans that were dropped, of those decided; in per cent.
+/// The share of dropped spans among the decided ones, in per cent.
 fn saved_percent(figures: &Figures) -> f64 {
     let total = figures.total();
     let decided = total.spans_kept + total.spans_dropped;
     total.spans_dropped as f64 / decided.max(1) as f64 * 100.0
 }
 
-/// A number with commas.
+/// A number with commas between groups of digits.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);

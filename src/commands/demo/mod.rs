@@ -1,17 +1,17 @@
-//! `tailwater demo`: the whole path in one process, without set-up.
+//! `tailwater demo`: the whole pipeline in one process, without set-up.
 //!
 //! ```text
 //! Traffic (six services) --OTLP/gRPC--> Service (receiver, sampler, exporter) --OTLP/gRPC--> Sink
-//!     \--what was made--> Verifier <--what arrived------------------------------------------/
+//!     \--sent traces----> Verifier <--received traces---------------------------------------/
 //! ```
 //!
-//! The service is the real one, with its embedded policies, on its real sockets; what is shown is
-//! read from what /metrics answers. `run` waits for frames and signals on the main task; the
-//! traffic has tasks of its own. At the end the traffic stops first, then the service as on any
-//! SIGTERM, then the sink, so that each has got all there is from the one before when it stops.
+//! The service is the real one, with its embedded policies, on real sockets; the figures are read
+//! from its /metrics. `run` waits for frames and signals on the main task; the traffic has tasks of
+//! its own. At the end the traffic stops first, then the service as on any SIGTERM, then the sink,
+//! so that each has received everything from the one before when it stops.
 //!
-//! Memory stays bounded however long it runs: the verifier forgets after a minute, the service has
-//! its own limits.
+//! Memory stays bounded however long the demo runs: the verifier forgets a trace after a minute,
+//! and the service has its own limits.
 
 mod figures;
 mod gauge;
@@ -48,19 +48,19 @@ use traffic::{SPANS_PER_SECOND, Traffic};
 use verify::{Report, Verifier};
 
 const ANY_PORT: &str = "127.0.0.1:0";
-/// Shorter than the defaults, so that there is something to watch at once.
+/// Shorter than the defaults, so that the first decisions appear soon.
 const DECISION_WAIT: Duration = Duration::from_secs(10);
 const DECISION_WAIT_AFTER_ROOT: Duration = Duration::from_secs(2);
 
 /// Options of `tailwater demo`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// End after N seconds with a summary; without it, at Ctrl-C
+    /// End after N seconds with a summary; without it, run until Ctrl-C
     #[arg(long, value_name = "N")]
     pub seconds: Option<u64>,
 }
 
-/// The demo cannot start.
+/// Why the demo cannot start.
 #[derive(Debug, thiserror::Error)]
 enum DemoError {
     #[error("cannot listen for signals: {0}")]
@@ -73,8 +73,8 @@ enum DemoError {
     Client(#[from] ClientError),
 }
 
-/// Runs the demo until its time is over or a signal comes, and prints how it went. Whether all went
-/// well: the ledger balances, every kept trace arrived whole, and nothing was lost on the way.
+/// Runs the demo until its time is over or a signal comes, and prints a summary. Returns whether
+/// all went well: the ledger balances, every kept trace arrived whole, and no span was lost.
 pub async fn run(options: Options) -> bool {
     match Demo::start().await {
         Ok(demo) => demo.play(options.seconds.map(Duration::from_secs)).await,
@@ -85,7 +85,7 @@ pub async fn run(options: Options) -> bool {
     }
 }
 
-/// Everything, running.
+/// All parts of the demo, running.
 struct Demo {
     config: Config,
     service: Service,
@@ -121,14 +121,14 @@ impl Demo {
 
     async fn play(mut self, lasts: Option<Duration>) -> bool {
         let mut screen = Screen::open();
-        // Without a reader there is nothing to go on for, but what runs still ends in order.
+        // Without a reader the demo ends, but in the usual order.
         if screen.print(&self.header()).is_ok() {
             self.watch(&mut screen, lasts).await;
         }
         self.end(&mut screen).await
     }
 
-    /// Shows frames until it is time to end.
+    /// Shows frames until the demo should end.
     async fn watch(&mut self, screen: &mut Screen, lasts: Option<Duration>) {
         let admin = self.service.admin_address.to_string();
         let mut gauge = Gauge::new(&self.config, &self.service);
@@ -136,7 +136,7 @@ impl Demo {
         let mut frames = Screen::frames();
         loop {
             tokio::select! {
-                // Ending comes before another frame, and a person before the time they have set.
+                // Ending comes before another frame, and a signal before the time limit.
                 biased;
                 () = self.signals.next() => return,
                 () = &mut over => return,
@@ -158,20 +158,21 @@ impl Demo {
         }
     }
 
-    /// Stops everything in the order of the flow and tells how it went.
+    /// Stops everything in the order of the flow and prints the outcome.
     async fn end(self, screen: &mut Screen) -> bool {
         let Demo { config, service, sink, verifier, stop_traffic, traffic, mut signals } = self;
         let mut gauge = Gauge::new(&config, &service);
         let stop = async {
             stop_traffic.send_replace(true);
-            // Whatever ended it, the verifier knows what was made and the sink what arrived.
+            // However the traffic ended, the verifier knows what was made and the sink what
+            // arrived.
             let _ = traffic.await;
             let undelivered = service.shutdown().await;
             sink.stop().await;
             undelivered
         };
         let undelivered = tokio::select! {
-            // A second signal comes first: whoever sends it does not want to wait any longer.
+            // A second signal comes first: its sender does not want to wait any longer.
             biased;
             () = signals.next() => {
                 warn!("stopped at once by a second signal");
@@ -185,12 +186,12 @@ impl Demo {
         let paint = screen.paint();
         let by_policy = table::by_policy(figures, paint);
         let summary = table::summary(figures, &report, paint);
-        // Nobody may read any more; the exit code still tells.
+        // If nobody reads any more, the exit code still gives the outcome.
         let _ = screen.close(&format!("{by_policy}\n{summary}"));
         undelivered == 0 && is_fine(figures, &report)
     }
 
-    /// What runs where, and what to try.
+    /// The addresses, and commands to try.
     fn header(&self) -> String {
         let Demo { config, service, sink, .. } = self;
         let mut text = String::from(
@@ -218,7 +219,7 @@ impl Demo {
     }
 }
 
-/// Whether everything is accounted for, delivered and whole.
+/// Whether every span is accounted for, and every kept trace was delivered whole.
 fn is_fine(figures: &Figures, report: &Report) -> bool {
     figures.accounts_for_accepted()
         && figures.accounts_for_kept()
@@ -228,7 +229,7 @@ fn is_fine(figures: &Figures, report: &Report) -> bool {
         && report.excused == 0
 }
 
-/// Starts the service on the ports that people know, and on others where those are taken: the demo
+/// Starts the service on the usual ports, or on free ones where those are taken, so that the demo
 /// also starts beside a Collector.
 async fn start_service(config: &mut Config) -> Result<Service, StartError> {
     loop {
@@ -239,7 +240,7 @@ async fn start_service(config: &mut Config) -> Result<Service, StartError> {
     }
 }
 
-/// Has the listener that could not be bound take any port; not twice.
+/// Lets the listener that could not be bound take any port. Does so only once per listener.
 fn move_elsewhere(config: &mut Config, taken: &BindError) -> bool {
     let endpoint = match taken.key {
         "receiver.grpc.endpoint" => &mut config.grpc.endpoint,
@@ -266,7 +267,7 @@ impl Signals {
 
     async fn next(&mut self) {
         tokio::select! {
-            // The order means nothing: both do the same.
+            // The order does not matter: both signals do the same.
             biased;
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -1,9 +1,9 @@
 //! The shop's traffic: one visit is one trace, with the spans that its services would make.
 //!
-//! Two visits in a hundred fail at the edge of some service, and what waits for it fails with it;
-//! three take more than half a second. What a trace is [`Kind`] says, so that the sink can tell
-//! what must have arrived. Seeded: every run has the same visits in the same order, and only the
-//! time of day differs.
+//! Two visits in a hundred fail at the edge of some service, and the spans that wait for it fail
+//! too. Three in a hundred take more than half a second. [`Kind`] says which, so that the sink can
+//! tell which traces must have arrived. The generator is seeded: every run has the same visits in
+//! the same order, and only the time of day differs.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -18,14 +18,14 @@ const SEED: u64 = 2026;
 const ERROR_PERCENT: f64 = 2.0;
 const SLOW_PERCENT: f64 = 3.0;
 
-/// What a trace is, as far as policies care.
+/// The kinds of traces that policies tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Nothing went wrong, and in time.
+    /// No span failed, and the trace is fast.
     Plain,
     /// A span failed.
     Error,
-    /// Over 500 ms from its earliest start to its latest end.
+    /// The trace takes over 500 ms from its earliest start to its latest end.
     Slow,
 }
 
@@ -34,7 +34,7 @@ pub(super) enum Kind {
 pub(super) struct Trace {
     pub(super) id: TraceId,
     pub(super) kind: Kind,
-    /// Each with the service that made it; the root comes first.
+    /// Each span with the service that made it; the root comes first.
     pub(super) spans: Vec<(Service, Span)>,
 }
 
@@ -45,12 +45,12 @@ pub(super) struct Shop {
 }
 
 impl Shop {
-    /// A shop whose visits are always the same ones.
+    /// A shop that always makes the same visits.
     pub(super) fn open() -> Self {
         Shop { rng: Rng::with_seed(SEED) }
     }
 
-    /// The next visit, over by `now_unix_nano`.
+    /// The next visit, which has ended by `now_unix_nano`.
     pub(super) fn visit(&mut self, now_unix_nano: u64) -> Trace {
         let steps = self.route();
         let kind = self.kind();
@@ -60,7 +60,7 @@ impl Shop {
             Kind::Plain | Kind::Slow => Vec::new(),
         };
         let start = now_unix_nano.saturating_sub(root_nanos / 1000 * END_MAX);
-        // The low 56 bits decide what the baseline keeps, and all of them are random.
+        // The low 56 bits decide what the baseline policy keeps; all of them are random.
         let id = TraceId(self.rng.u128(1..).to_be_bytes());
         let span_ids: Vec<[u8; 8]> =
             steps.iter().map(|_| self.rng.u64(1..).to_be_bytes()).collect();
@@ -102,9 +102,9 @@ impl Shop {
         }
     }
 
-    /// How long the root takes: mostly a few dozen milliseconds, with a tail. The browsing route
-    /// ends with its root, so slow starts well above 500 ms; others end later than theirs, so the
-    /// rest stays below.
+    /// The duration of the root: mostly a few dozen milliseconds, with a tail. The browsing route
+    /// ends with its root, so slow roots take well over 500 ms; other routes end after their root,
+    /// so the other kinds stay below that.
     fn root_nanos(&mut self, kind: Kind) -> u64 {
         let micros = match kind {
             Kind::Slow => self.rng.u64(600_000..2_400_000),
@@ -116,7 +116,8 @@ impl Shop {
         micros * 1000
     }
 
-    /// The places of what failed: first where it began, then whoever waited for it.
+    /// The positions of the failed spans: first the one where the error began, then those that
+    /// waited for it.
     fn failed(&mut self, steps: &[Step]) -> Vec<usize> {
         let origins: Vec<_> = (0..steps.len()).filter(|&place| steps[place].can_fail()).collect();
         let mut failed: Vec<_> = self.rng.choice(origins).into_iter().collect();

@@ -1,12 +1,13 @@
-//! What the sink checks: that each kept trace arrives whole, no span of it twice, and that no trace
-//! with an error and no slow one is missing.
+//! The sink's check: each kept trace arrives whole, with no span twice, and no trace with an error
+//! and no slow trace is missing.
 //!
 //! The shop registers each trace before it is sent; the sink notes every span that arrives. A trace
-//! is judged and forgotten [`SETTLED_AFTER`] its registration, or at the end, so an endless demo
+//! is judged and forgotten [`SETTLED_AFTER`] its registration, or at the end. So an endless demo
 //! holds the last minute: 15,000 traces, about 3 MB. Spans of traces that the shop did not make
-//! come from somebody who tries the ports, and are only counted.
+//! come from other senders, and are only counted.
 //!
-//! One lock, taken by the shop once a trace and by the sink once a request; nothing waits under it.
+//! One lock, taken by the shop once per trace and by the sink once per request; nothing waits while
+//! it is held.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,40 +22,39 @@ use opentelemetry_proto::tonic::{
 use super::shop::{Kind, Trace};
 use crate::trace::TraceId;
 
-/// Longer than a trace of the demo waits for its decision and the exporter retries what a busy
-/// machine was late to take.
+/// Longer than a trace of the demo takes to be decided and exported, including retries on a busy
+/// machine.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
-/// What the check came to.
+/// The result of the check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
-    /// Kept traces that were judged, or are complete already.
+    /// Kept traces that were judged, or are already complete.
     pub(super) checked: u64,
-    /// Those of them that lack spans, or have spans twice or of nobody.
+    /// Kept traces that lack spans, or have spans twice, or have spans that the shop did not make.
     pub(super) broken: u64,
     /// Traces with an error, and slow ones, that arrived.
     pub(super) errors: u64,
     pub(super) slow: u64,
-    /// Such traces that did not.
+    /// Traces with an error, and slow ones, that did not arrive.
     pub(super) lost: u64,
-    /// Traces that the receiver did not take whole, of which nothing can be said.
+    /// Traces that the receiver did not take whole, and that cannot be judged.
     pub(super) excused: u64,
-    /// Spans from elsewhere.
+    /// Spans from other senders.
     pub(super) foreign_spans: u64,
-    /// A broken or lost trace, to look at.
+    /// A broken or lost trace, to look up.
     pub(super) culprit: Option<TraceId>,
     /// The last trace with an error that arrived whole.
     pub(super) example: Option<TraceId>,
 }
 
 impl Report {
-    /// Whether all that arrived is whole and all that had to arrive has.
+    /// Whether everything that arrived is whole, and everything that had to arrive has arrived.
     pub(super) fn is_fine(&self) -> bool {
         self.broken == 0 && self.lost == 0
     }
 }
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Verifier {
     state: Mutex<State>,
@@ -74,13 +74,13 @@ struct Expected {
     /// Span ids that have not arrived.
     missing: Vec<[u8; 8]>,
     has_arrived: bool,
-    /// Whether a span came twice, or one that the shop did not make.
+    /// Whether a span arrived twice, or one that the shop did not make.
     has_surplus: bool,
     is_excused: bool,
 }
 
 impl Verifier {
-    /// Expects a trace, registered at `now`, and judges those that have had their time.
+    /// Expects a trace, registered at `now`, and judges the traces whose time is over.
     pub(super) fn expect(&self, now: Duration, trace: &Trace) {
         let expected = Expected {
             kind: trace.kind,
@@ -97,7 +97,7 @@ impl Verifier {
         }
     }
 
-    /// Expects nothing of these traces: some of their spans were never taken.
+    /// Expects nothing of these traces any more: some of their spans were never taken.
     pub(super) fn excuse(&self, traces: impl IntoIterator<Item = TraceId>) {
         let mut state = self.lock();
         for id in traces {
@@ -107,7 +107,7 @@ impl Verifier {
         }
     }
 
-    /// Notes what arrived at the sink.
+    /// Notes the spans that arrived at the sink.
     pub(super) fn receive(&self, request: &ExportTraceServiceRequest) {
         let mut state = self.lock();
         let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
@@ -116,7 +116,7 @@ impl Verifier {
         }
     }
 
-    /// How it stands, for the live table: traces that are still arriving are left out.
+    /// The report so far, for the live table. It leaves out traces that are still arriving.
     pub(super) fn so_far(&self) -> Report {
         let state = self.lock();
         let mut report = state.report.clone();
@@ -125,7 +125,7 @@ impl Verifier {
         report
     }
 
-    /// Judges all that is left. Called when nothing will arrive any more.
+    /// Judges all remaining traces. Called when nothing will arrive any more.
     pub(super) fn finish(&self) -> Report {
         let mut state = self.lock();
         while let Some((_, id)) = state.by_age.pop_front() {
@@ -135,7 +135,7 @@ impl Verifier {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is complete when a panic could come; what was noted is still worth judging.
+        // No panic can leave a change half done; the notes are still worth judging.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -178,7 +178,7 @@ impl State {
         } else if expected.kind != Kind::Plain {
             report.lost += 1;
         } else {
-            // Dropped, as most are.
+            // The trace was dropped, as most are.
             return;
         }
         if !is_whole && !expected.is_excused {

@@ -1,5 +1,5 @@
-//! What the shop's spans say: names, kinds and attributes as instrumentation would write them,
-//! after the OpenTelemetry semantic conventions 1.37. Ids and times are the shop's.
+//! The content of the shop's spans: names, kinds and attributes as instrumentation would write
+//! them, after the OpenTelemetry semantic conventions 1.37. The shop sets ids and times.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
@@ -16,7 +16,7 @@ use super::routes::{Does, Service, Step};
 
 const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.37.0";
 
-/// Name, kind, attributes and status; ids and times are the caller's.
+/// Name, kind, attributes and status of a span; the caller sets ids and times.
 pub(super) fn describe(step: &Step, has_failed: bool, rng: &mut Rng) -> Span {
     let http_status = if has_failed { 500 } else { 200 };
     let (name, kind, mut attributes) = match step.does {
@@ -109,7 +109,7 @@ fn error_type(does: &Does) -> &'static str {
     }
 }
 
-/// The span in which an error began also says what it was.
+/// Adds the exception to the span in which an error began.
 pub(super) fn with_exception(mut span: Span) -> Span {
     let message = format!("{} gave up after 3 attempts", span.name);
     span.events.push(Event {
@@ -125,7 +125,7 @@ pub(super) fn with_exception(mut span: Span) -> Span {
     span
 }
 
-/// The spans of one service as its SDK would put them into a request.
+/// The spans of one service, as its SDK would put them into a request.
 pub(super) fn resource_spans(service: Service, spans: Vec<Span>) -> ResourceSpans {
     let name = service.name();
     let attributes = vec![

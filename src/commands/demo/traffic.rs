@@ -1,11 +1,12 @@
-//! Sending: six services, each with an exporter of its own that sends what it has every so often,
-//! as an SDK's batch processor does. So the spans of a trace come in several requests, on several
-//! connections, in any order.
+//! Sends the traffic: six services, each with an exporter of its own that sends its spans at
+//! intervals, as an SDK's batch processor does. So the spans of a trace come in several requests,
+//! on several connections, in any order.
 //!
-//! One task makes visits at an even rate and hands out batches; one task a service sends them.
-//! Between them is a channel of [`BATCHES_MAX`]: a receiver that refuses slows the shop down. A
-//! refusal with RetryInfo has consumed nothing and is tried again, [`ATTEMPTS_MAX`] times; what
-//! fails otherwise may have been taken or not, so nothing is expected of its traces any more.
+//! One task makes visits at an even rate and hands out batches; one task per service sends them.
+//! Between them is a channel of [`BATCHES_MAX`], so a receiver that refuses requests slows the shop
+//! down. A refusal with RetryInfo has consumed nothing and is retried [`ATTEMPTS_MAX`] times. Any
+//! other failed request may have been taken or not, so the verifier expects nothing of its traces
+//! any more.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,21 +30,22 @@ use crate::{
     trace::TraceId,
 };
 
-/// What the shop makes.
+/// The rate of the shop.
 pub(super) const SPANS_PER_SECOND: usize = 2000;
-/// Between two rounds of visits.
+/// The time between two rounds of visits.
 const TICK: Duration = Duration::from_millis(50);
 const SPANS_PER_TICK: usize = SPANS_PER_SECOND / 20;
-/// Ticks from one request of a service to its next, by its number: 200 to 550 ms, so that who is
-/// first changes all the time. The longest is far below `decision_wait_after_root_received`.
+/// Ticks from one request of a service to its next, by the service's number: 200 to 550 ms, so that
+/// the order of the services changes all the time. The longest is far below
+/// `decision_wait_after_root_received`.
 const FLUSH_TICKS: [u64; 6] = [4, 5, 6, 7, 9, 11];
-/// Batches of one service that wait to be sent.
+/// Batches of one service that may wait to be sent.
 const BATCHES_MAX: usize = 4;
 const ATTEMPTS_MAX: u32 = 5;
-/// The longest wait between two attempts, so that the end of the demo does not wait long either.
+/// The longest wait between two attempts, which also bounds the wait at the end of the demo.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// What a service has not sent yet.
+/// The spans that a service has not sent yet.
 #[derive(Debug)]
 struct Outgoing {
     service: Service,
@@ -69,10 +71,10 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// Traffic to the endpoint of `exporter`, every trace of it registered with `verifier`.
+    /// Sends traffic to the endpoint of `exporter` and registers every trace with `verifier`.
     ///
     /// # Errors
-    /// [`ClientError`] when the endpoint cannot be used.
+    /// [`ClientError`] if the endpoint cannot be used.
     pub(super) fn new(exporter: &Exporter, verifier: &Arc<Verifier>) -> Result<Self, ClientError> {
         let mut senders = JoinSet::new();
         let mut outgoing = Vec::new();
@@ -86,15 +88,15 @@ impl Traffic {
         Ok(Traffic { shop, clock, verifier: Arc::clone(verifier), outgoing, senders })
     }
 
-    /// Makes and sends visits until `stop` turns true, then sends what is left.
+    /// Makes and sends visits until `stop` turns true, then sends the rest.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(TICK);
-        // After a pause, of a laptop for instance, the shop goes on; it does not catch up.
+        // After a pause, for instance of a laptop, the shop continues without catching up.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let (mut due, mut made) = (0, 0);
         for tick in 0_u64.. {
             tokio::select! {
-                // Stopping comes first: nothing is made that could still be left out.
+                // Stopping comes first: no visit is made that might not be sent.
                 biased;
                 _ = stop.wait_for(|&stop| stop) => break,
                 _ = ticks.tick() => {}
@@ -130,7 +132,7 @@ impl Traffic {
 }
 
 impl Outgoing {
-    /// Hands the collected spans to the sender, once it has room for them.
+    /// Passes the collected spans to the sender, once its channel has a free place.
     async fn flush(&mut self) {
         if self.spans.is_empty() {
             return;
@@ -140,7 +142,8 @@ impl Outgoing {
         let traces = ids.map(TraceId).collect();
         let resource_spans = vec![resource_spans(self.service, spans)];
         let body = ExportTraceServiceRequest { resource_spans }.encode_to_vec().into();
-        // A sender ends before its channel only by a panic. Its spans are missed at the sink then.
+        // A sender ends before its channel only by a panic. The sink then reports its spans as
+        // missing.
         let _ = self.batches.send(Batch { body, traces }).await;
     }
 }
@@ -185,9 +188,9 @@ mod tests {
     use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;
-    use crate::{config, demo::verify::Report, testing::Sink};
+    use crate::{commands::demo::verify::Report, config, testing::Sink};
 
-    /// What the verifier says when the shop sends straight to a backend that refuses its first
+    /// The verifier's report when the shop sends directly to a backend that refuses its first
     /// requests, or all.
     async fn refused_by(refuse: impl Fn() -> Option<Status> + Send + Sync + 'static) -> Report {
         let verifier = Arc::new(Verifier::default());

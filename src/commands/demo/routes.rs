@@ -1,12 +1,13 @@
-//! The shop's three routes as tables: which service does what for whom, and when.
+//! The shop's three routes as tables: which service does what for which caller, and when.
 //!
-//! A step's times are in thousandths of its root's duration. What follows a message may end after
-//! the root has, as it does in life: the longest trace lasts [`END_MAX`] thousandths of its root.
+//! The times of a step are in thousandths of its root's duration. A step that follows a message may
+//! end after the root, as in real traces: the longest trace lasts [`END_MAX`] thousandths of its
+//! root.
 
 use Does::{Cache, Call, Consume, Publish, Query, Serve};
 use Service::{Cart, Gateway, Inventory, Notification, Payment, Shipping};
 
-/// A service of the shop, each with a resource and an exporter of its own.
+/// A service of the shop. Each has a resource and an exporter of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Service {
     Gateway = 0,
@@ -35,20 +36,20 @@ impl Service {
     }
 }
 
-/// What a span stands for.
+/// The operation that a span stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Does {
     /// Answers a request: method and route.
     Serve(&'static str, &'static str),
-    /// Makes one: method, host and path.
+    /// Makes a request: method, host and path.
     Call(&'static str, &'static str, &'static str),
-    /// Asks the database: operation and table.
+    /// Queries the database: operation and table.
     Query(&'static str, &'static str),
-    /// Asks the cache: command.
+    /// Queries the cache: command.
     Cache(&'static str),
     /// Sends a message to a topic.
     Publish(&'static str),
-    /// Works on a message from a topic.
+    /// Processes a message from a topic.
     Consume(&'static str),
 }
 
@@ -57,14 +58,14 @@ pub(super) enum Does {
 pub(super) struct Step {
     pub(super) service: Service,
     pub(super) does: Does,
-    /// Its place in the route; always an earlier one. `None` for the root.
+    /// The position of the parent in the route, which is an earlier one. `None` for the root.
     pub(super) parent: Option<usize>,
     pub(super) start: u64,
     pub(super) end: u64,
 }
 
 impl Step {
-    /// Whether errors begin here: at the edges of the shop, not in the services between.
+    /// Whether errors begin here: at the edges of the shop, not in the services in between.
     pub(super) fn can_fail(&self) -> bool {
         match self.does {
             Query(..) | Cache(..) => true,
@@ -74,7 +75,7 @@ impl Step {
     }
 }
 
-/// The longest a trace may last, in thousandths of its root.
+/// The longest duration of a trace, in thousandths of its root.
 pub(super) const END_MAX: u64 = 1200;
 
 const fn root(does: Does) -> Step {
@@ -120,5 +121,5 @@ const CHECKOUT: &[Step] = &[
     step(11, Notification, Call("POST", "mail.example.com", "/send"), 1010, 1180),
 ];
 
-/// The routes, each with its share of the visits in per cent. Eight spans a trace on average.
+/// The routes, each with its share of the visits in per cent. A trace has eight spans on average.
 pub(super) const ROUTES: [(u32, &[Step]); 3] = [(40, BROWSE), (35, ADD_TO_CART), (25, CHECKOUT)];

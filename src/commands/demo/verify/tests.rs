@@ -1,5 +1,5 @@
 use super::*;
-use crate::demo::{routes::Service, shop::Shop, spans::resource_spans};
+use crate::commands::demo::{routes::Service, shop::Shop, spans::resource_spans};
 
 /// The next trace of a kind, registered at 0.
 fn expected(verifier: &Verifier, shop: &mut Shop, kind: Kind) -> Trace {

@@ -1,30 +1,29 @@
-//! Reading the service's metrics frame by frame, with enough of the past for a rate.
+//! Reads the service's metrics frame by frame, and remembers enough frames for a rate.
 //!
-//! It asks what the admin listener answers from, and not the listener, because the last reading is
-//! taken when the service has shut down: only then is the ledger at rest.
+//! It reads the source of the admin listener's answers and not the listener itself. The last
+//! reading is taken after the service has shut down, since only then is the ledger at rest.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::figures::Figures;
 use crate::{admin::Admin, clock::Clock, config::Config, service::Service, trace::TraceId};
 
-/// Frames over which the rate is taken. One would show when services send, not how much.
+/// Frames over which the rate is taken. A single frame would show when services send, not how much.
 const RATE_FRAMES: usize = 5;
-/// Frames that a trace to look up stays the same: time to copy it.
+/// A trace to look up stays the same for this many frames, which leaves time to copy it.
 const EXAMPLE_FRAMES: u64 = 15;
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Gauge {
     admin: Arc<Admin>,
     clock: Clock,
     rows: Vec<String>,
     pub(super) figures: Figures,
-    /// Since the gauge was made.
+    /// The time since the gauge was made.
     pub(super) elapsed: Duration,
-    /// Times of the last frames, with the spans accepted until then.
+    /// The times of the last frames, each with the spans accepted until then.
     past: VecDeque<(Duration, u64)>,
-    /// A trace to look up.
+    /// A trace that the user may look up.
     pub(super) example: Option<TraceId>,
     frames: u64,
 }
@@ -46,7 +45,7 @@ impl Gauge {
         }
     }
 
-    /// Takes one reading; `example` is the latest trace worth looking up.
+    /// Takes one reading. `example` is the latest trace worth looking up.
     pub(super) fn read(&mut self, example: Option<TraceId>) {
         self.elapsed = self.clock.elapsed();
         self.figures = Figures::read(&self.admin.scrape(), &self.rows);
@@ -60,7 +59,7 @@ impl Gauge {
         self.frames += 1;
     }
 
-    /// Accepted spans by time, over the last readings.
+    /// The rate of accepted spans over the last readings.
     pub(super) fn spans_per_second(&self) -> u64 {
         let (Some((since, before)), Some((until, after))) = (self.past.front(), self.past.back())
         else {

@@ -1,0 +1,25 @@
+//! A moment in the time that traces wait in, as a number: code that must not read a clock can be
+//! given one.
+
+/// Monotonic milliseconds since the service started, modulo 2^32. Differences are right up to 24
+/// days.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Millis(pub u32);
+
+impl Millis {
+    /// Milliseconds from `earlier` to this; 0 where `earlier` is later.
+    pub fn since(self, earlier: Millis) -> u32 {
+        let difference = self.0.wrapping_sub(earlier.0);
+        if difference > u32::MAX / 2 { 0 } else { difference }
+    }
+
+    /// This much later.
+    pub fn after(self, millis: u32) -> Millis {
+        Millis(self.0.wrapping_add(millis))
+    }
+
+    /// Whether this moment has come at `now`.
+    pub fn is_due(self, now: Millis) -> bool {
+        now.0.wrapping_sub(self.0) <= u32::MAX / 2
+    }
+}
