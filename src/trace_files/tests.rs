@@ -114,8 +114,8 @@ fn otlp_in_every_form_is_the_same() {
     }
 }
 
-/// Scenario: requests in protobuf of many lengths, among them those whose first bytes are a new line
-/// and a bracket.
+/// Scenario: requests in protobuf of many lengths, among them those whose first bytes are a new
+/// line and a bracket.
 /// Guarantees: none is taken for JSON, alone or in a frame; what is JSON is.
 #[test]
 fn the_length_of_a_request_is_no_bracket() {
