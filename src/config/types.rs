@@ -17,7 +17,7 @@ use super::keys::{Key, Kind, Need};
 pub(crate) struct PolicyType {
     pub(crate) name: &'static str,
     pub(super) id: Type,
-    /// What it matches, as a sentence without its subject: "… any span has one of the statuses".
+    /// What it matches, in sentences.
     pub(crate) words: &'static str,
     pub(crate) parameters: &'static [Key],
     /// Parameters of which at least one must be there.
@@ -140,25 +140,25 @@ const KEY: Key = required("key", Kind::Text { pattern: "." }, "The key of the at
 const SCOPE: Key = Key::word(
     "scope",
     &["any", "span", "resource"],
-    "Where the attribute is looked for: on the span or its resource, or on one of them alone.",
+    "Where to look for the attribute: on the span and its resource, or on one of the two.",
 );
 const VALUES: Key = required(
     "values",
     Kind::Strings { pattern: "" },
-    "What to match: texts, or regular expressions.",
+    "The values to match, or regular expressions.",
 );
 const REGEX: Key = Key::boolean(
     "enabled_regex_matching",
     false,
-    "Whether the listed texts are regular expressions (of the Rust `regex` crate), which match \
-     anywhere in a value.",
+    "Whether `values` are regular expressions (of the Rust `regex` crate). They match anywhere in \
+     a value.",
 );
-const INVERT: Key = Key::boolean("invert_match", false, "Matches where no span does.");
+const INVERT: Key = Key::boolean("invert_match", false, "Match if no span meets the condition.");
 const MIN: Key = optional("min_value", Kind::Number, "The number is at least this.");
 const MAX: Key = optional("max_value", Kind::Number, "The number is at most this.");
 const ABOVE: Key = optional("above", Kind::Number, "The number is above this.");
 const BELOW: Key = optional("below", Kind::Number, "The number is below this.");
-const PARTS: Key = required("policies", Kind::Policies, "The parts, nameless policies.");
+const PARTS: Key = required("policies", Kind::Policies, "The parts: policies without a name.");
 
 const fn required(name: &'static str, kind: Kind, words: &'static str) -> Key {
     Key::new(name, kind, words).needed(Need::Required)
@@ -174,11 +174,11 @@ const fn whole(min: u64, max: u64) -> Kind {
 
 /// All types, in the order in which they are shown.
 pub(crate) const TYPES: &[PolicyType] = &[
-    PolicyType::new("always_sample", Type::AlwaysSample, "always").stands(Standing::OfTrace),
+    PolicyType::new("always_sample", Type::AlwaysSample, "Matches every trace.").stands(Standing::OfTrace),
     PolicyType::new(
         "status_code",
         Type::StatusCode,
-        "any span has one of the statuses; a span without a status is `UNSET`",
+        "Matches if any span has one of the statuses. A span without a status is `UNSET`.",
     )
     .with(&[required(
         "status_codes",
@@ -188,15 +188,15 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "latency",
         Type::Latency,
-        "the whole trace, from its earliest start to its latest end, lasts longer than the one \
-         threshold and at most the other",
+        "Matches if the whole trace, from its earliest start to its latest end, lasts longer than \
+         `threshold_ms` and at most `upper_threshold_ms`.",
     )
     .with(&[
         required("threshold_ms", whole(0, YEAR_MS), "The trace lasts longer than this."),
         optional(
             "upper_threshold_ms",
             whole(1, YEAR_MS),
-            "And at most this. Unset: no upper bound.",
+            "And at most this long. Unset: no upper bound.",
         ),
     ])
     .stands(Standing::OfTrace)
@@ -204,7 +204,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "string_attribute",
         Type::StringAttribute,
-        "any span or its resource has the key with one of the texts; of a list each element counts",
+        "Matches if any span, or its resource, has the attribute with one of the values. Each element \
+         of a list counts as a value.",
     )
     .with(&[KEY, VALUES, REGEX, SCOPE, INVERT])
     .turns(Turns::Inverted),
@@ -214,8 +215,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ..PolicyType::new(
             "numeric_attribute",
             Type::NumericAttribute,
-            "any span or its resource has the key with a number within the bounds; integers are \
-             compared exactly, also beyond 2^53",
+            "Matches if any span, or its resource, has the attribute with a number within the bounds. \
+             Integers are compared exactly, also beyond 2^53.",
         )
         .with(&[KEY, MIN, ABOVE, MAX, BELOW, SCOPE, INVERT])
         .turns(Turns::Inverted)
@@ -223,34 +224,34 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "boolean_attribute",
         Type::BooleanAttribute,
-        "any span or its resource has the key with this boolean",
+        "Matches if any span, or its resource, has the attribute with this boolean.",
     )
     .with(&[KEY, required("value", Kind::Truth, "The value to match."), SCOPE, INVERT])
     .turns(Turns::Inverted),
     PolicyType::new(
         "attribute_exists",
         Type::AttributeExists,
-        "any span or its resource has the key, whatever its value",
+        "Matches if any span, or its resource, has the attribute, whatever its value.",
     )
     .with(&[KEY, SCOPE, INVERT])
     .turns(Turns::Inverted),
     PolicyType::new(
         "probabilistic",
         Type::Probabilistic,
-        "always, with the probability of its `sampling_percentage`",
+        "Matches every trace with the probability `sampling_percentage`.",
     )
     .stands(Standing::OfTrace),
     PolicyType::new(
         "span_count",
         Type::SpanCount,
-        "the trace has that many spans; both bounds are inclusive",
+        "Matches if the number of spans of the trace is within the bounds. Both are inclusive.",
     )
     .with(&[
-        required("min_spans", whole(0, u32::MAX as u64), "The trace has at least so many spans."),
+        required("min_spans", whole(0, u32::MAX as u64), "The least number of spans."),
         optional(
             "max_spans",
             whole(1, u32::MAX as u64),
-            "And at most so many. Unset: no upper bound.",
+            "The greatest number of spans. Unset: no upper bound.",
         ),
     ])
     .stands(Standing::OfTrace)
@@ -258,28 +259,28 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "trace_state",
         Type::TraceState,
-        "the `tracestate` of any span has the key with one of the values",
+        "Matches if the `tracestate` of any span has the key with one of the values.",
     )
     .with(&[
-        required("key", Kind::Text { pattern: "^[^,= \\t]+$" }, "What stands before the `=`."),
+        required("key", Kind::Text { pattern: "^[^,= \\t]+$" }, "The text before the `=`."),
         required(
             "values",
             Kind::Strings { pattern: "^([^,]*[^, \\t])?$" },
             "Values to match exactly.",
         ),
     ]),
-    PolicyType::new("trace_flags", Type::TraceFlags, "any span has the sampled flag"),
-    PolicyType::new("span_name", Type::SpanName, "any span has one of the names")
+    PolicyType::new("trace_flags", Type::TraceFlags, "Matches if any span has the sampled flag."),
+    PolicyType::new("span_name", Type::SpanName, "Matches if any span has one of the names.")
         .with(&[VALUES, REGEX, INVERT])
         .turns(Turns::Inverted),
     PolicyType::new(
         "service_name",
         Type::ServiceName,
-        "the `service.name` of the resource of any span is one of these",
+        "Matches if the `service.name` in the resource of any span is one of the values.",
     )
     .with(&[VALUES, REGEX, INVERT])
     .turns(Turns::Inverted),
-    PolicyType::new("span_kind", Type::SpanKind, "any span is of one of the kinds").with(&[
+    PolicyType::new("span_kind", Type::SpanKind, "Matches if any span is of one of the kinds.").with(&[
         required(
             "kinds",
             Kind::Words(&["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "UNSPECIFIED"]),
@@ -289,20 +290,21 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "root_span",
         Type::RootSpan,
-        "any span is a root: its parent is empty or all zero. Inside of `same_span`: that span is",
+        "Matches if any span is a root: its parent span id is empty or all zero. In `same_span`, that \
+         span has to be the root.",
     ),
     PolicyType::new(
         "span_duration",
         Type::SpanDuration,
-        "any single span lasts longer than the one threshold and at most the other, compared in \
-         nanoseconds",
+        "Matches if any single span lasts longer than `threshold_ms` and at most \
+         `upper_threshold_ms`, compared in nanoseconds.",
     )
     .with(&[
         required("threshold_ms", whole(0, YEAR_MS), "The span lasts longer than this."),
         optional(
             "upper_threshold_ms",
             whole(1, YEAR_MS),
-            "And at most this. Unset: no upper bound.",
+            "And at most this long. Unset: no upper bound.",
         ),
     ]),
     PolicyType {
@@ -310,8 +312,9 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ..PolicyType::new(
             "span_event",
             Type::SpanEvent,
-            "any span has an event that has one of the names, and the key with one of the values \
-             (without `values`: with any); one and the same event meets all",
+            "Matches if any span has an event with one of the names, and with the attribute `key` with \
+             one of the values (any value if `values` is unset). A single event has to meet all \
+             of these.",
         )
         .with(&[
             optional("names", Kind::Strings { pattern: "" }, "Names of the event."),
@@ -319,7 +322,7 @@ pub(crate) const TYPES: &[PolicyType] = &[
             Key::new(
                 "values",
                 Kind::Strings { pattern: "" },
-                "Texts or expressions for that attribute.",
+                "Values, or regular expressions, for that attribute.",
             )
             .needed(Need::With("key")),
             REGEX,
@@ -327,22 +330,22 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ])
         .turns(Turns::Inverted)
     },
-    PolicyType::new("and", Type::And, "all parts match; the lowest percentage of them counts")
+    PolicyType::new("and", Type::And, "Matches if all parts match. The lowest percentage among them counts.")
         .with(&[PARTS])
         .takes(Parts::Any)
         .turns(Turns::AsParts),
-    PolicyType::new("or", Type::Or, "any part matches; the highest percentage of these counts")
+    PolicyType::new("or", Type::Or, "Matches if any part matches. The highest percentage among the matching parts counts.")
         .with(&[PARTS])
         .takes(Parts::Any)
         .turns(Turns::AsParts),
-    PolicyType::new("not", Type::Not, "its part does not match")
-        .with(&[required("policy", Kind::Policy, "The part, a nameless policy.")])
+    PolicyType::new("not", Type::Not, "Matches if its part does not match.")
+        .with(&[required("policy", Kind::Policy, "The part: a policy without a name.")])
         .takes(Parts::Certain)
         .turns(Turns::Opposite),
     PolicyType::new(
         "drop",
         Type::Drop,
-        "all parts match: the trace is dropped, whatever else would keep it",
+        "Matches if all parts match. The trace is then dropped, whatever else would keep it.",
     )
     .with(&[PARTS])
     .stands(Standing::Top)
@@ -351,7 +354,7 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "same_span",
         Type::SameSpan,
-        "one single span, with its own resource, meets all parts",
+        "Matches if one single span, with its resource, meets all parts.",
     )
     .with(&[PARTS])
     .stands(Standing::OfTrace)
@@ -363,13 +366,13 @@ pub(crate) const COMMON: &[Key] = &[
     required(
         "name",
         Kind::Text { pattern: "^[A-Za-z0-9_.-]{1,64}$" },
-        "Stands in metrics and on kept spans. Unique; `none` is reserved.",
+        "The name in metrics and on kept spans. Must be unique; `none` is reserved.",
     ),
     Key::new(
         "sampling_percentage",
         Kind::Percentage,
-        "The share of the traces that match, in per cent; 100 by default. With 0 it never \
-         matches. May also stand on parts.",
+        "The percentage of the matching traces that the policy keeps; 100 if unset. With 0 the \
+         policy never matches. Parts can have it too.",
     ),
     Key::new(
         "limit",
@@ -380,14 +383,14 @@ pub(crate) const COMMON: &[Key] = &[
     Key::new(
         "expires",
         Kind::DateTime,
-        "A date and time with an offset, such as `2026-12-24T18:00:00Z`, from which on the policy \
+        "A date and time with an offset, such as `2026-12-24T18:00:00Z`. From then on the policy \
          matches nothing.",
     ),
     Key::boolean(
         "shadow",
         false,
-        "Whether the policy is only evaluated: metrics say what it would change, and it decides \
-         nothing.",
+        "Whether the policy is only evaluated. It decides nothing, and metrics show what it would \
+         change.",
     ),
 ];
 
@@ -398,7 +401,7 @@ pub(crate) const LIMIT: &[Key] = &[
     Key::new(
         "burst_capacity",
         Kind::AboveZero,
-        "What may be kept at once after a quiet time; only beside a single rate. Unset: twice the \
-         rate.",
+        "How much can be kept at once after a quiet time. Only with a single rate. Unset: twice \
+         the rate.",
     ),
 ];

@@ -11,21 +11,22 @@ use crate::config::{
 const HEADER: &str = "\
 # Policy reference
 
-A `[[policy]]` table has a `name`, a `type`, and the parameters of that type. Policies stand in the
-main file and in the files that `policy_files` names. Their order never matters: the most generous
+A `[[policy]]` table has a `name`, a `type`, and the parameters of that type. Policies are in the
+main file and in the files that `policy_files` names. Their order does not matter: the most generous
 policy that matches decides, and `drop` vetoes. See [how decisions work](../how-decisions-work.md)
 and the [cookbook](../cookbook.md).
 
-At most 1,000 policies with 10,000 conditions, nested at most 64 levels deep. Keys and listed values
-are compared byte by byte. A value of another type than a condition asks for does not match; of
-duplicate keys each counts, and of a list each element. Regular expressions match anywhere in a
-value, in linear time. Percentages may stand on parts, too.
+There can be at most 1,000 policies with 10,000 conditions, nested at most 64 levels deep. Keys and
+values are compared byte by byte. A value whose type is not the one that the condition asks for does
+not match. If a key occurs more than once, each occurrence counts; if a value is a list, each element
+counts. Regular expressions match anywhere in a value, in linear time.
 ";
 
 const LIMIT_WORDS: &str = "\
-`limit = { spans_per_second = 500 }` holds what a policy keeps to a rate, by raising its threshold.
-A bucket holds at least two ticks (200 ms) of its rate, whatever `burst_capacity` says. At low rates
-a limit may exceed its rate once, by the burst and a few traces; in the long run it meets the rate.
+`limit = { spans_per_second = 500 }` limits the rate of the spans that a policy keeps, by raising its
+sampling threshold. The bucket holds at least two ticks (200 ms) of its rate, even if
+`burst_capacity` is smaller. At low rates a policy can exceed its limit once, by the burst and a few
+traces; in the long run it meets the rate.
 ";
 
 #[test]
@@ -37,7 +38,7 @@ fn the_page_of_the_policies_is_what_the_code_says() {
     table(&mut page, LIMIT);
     page.push_str("\n## Types\n");
     for kind in TYPES {
-        let _ = writeln!(page, "\n### `{}`\n\nMatches where {}.", kind.name, kind.words);
+        let _ = writeln!(page, "\n### `{}`\n\n{}", kind.name, kind.words);
         if !kind.parameters.is_empty() {
             table(&mut page, kind.parameters);
         }
@@ -52,7 +53,7 @@ fn table(page: &mut String, keys: &[Key]) {
         let default = match (key.default(), key.need) {
             (Some(default), _) => format!("`{default}`"),
             (None, Need::Required) => "required".to_owned(),
-            (None, Need::With(other)) => format!("only beside `{other}`"),
+            (None, Need::With(other)) => format!("only with `{other}`"),
             (None, Need::Optional) => "unset".to_owned(),
         };
         let words = key.words.replace('|', "\\|");
@@ -73,23 +74,23 @@ fn remarks(page: &mut String, kind: &PolicyType) {
     }
     lines.extend(match kind.place {
         Standing::OfOneSpan => None,
-        Standing::OfTrace => Some("It cannot stand inside of `same_span`.".to_owned()),
-        Standing::Top => Some("It stands at the top level alone.".to_owned()),
+        Standing::OfTrace => Some("Not allowed inside `same_span`.".to_owned()),
+        Standing::Top => Some("Allowed only at the top level.".to_owned()),
     });
     lines.extend(match kind.parts {
         Parts::None | Parts::Any => None,
-        Parts::Certain => Some("Nothing inside may be left to chance.".to_owned()),
+        Parts::Certain => Some("No part, at any depth, may have a `sampling_percentage` or be `probabilistic`.".to_owned()),
         Parts::OfOneSpan => {
-            Some("Its parts are conditions that one span can meet, none left to chance.".to_owned())
+            Some("Its parts are conditions that one span can meet, without `sampling_percentage`.".to_owned())
         }
     });
     lines.push(
         match kind.turns {
             Turns::Never => "Once it matches, later spans do not change that.",
-            Turns::Inverted => "Inverted, later spans can still end the match.",
-            Turns::Bounded => "With an upper bound, later spans can still end the match.",
-            Turns::AsParts => "Later spans can end the match if they can for its parts.",
-            Turns::Opposite => "Later spans can still end the match.",
+            Turns::Inverted => "With `invert_match`, later spans can end the match.",
+            Turns::Bounded => "With an upper bound, later spans can end the match.",
+            Turns::AsParts => "Later spans can end the match if they can end that of its parts.",
+            Turns::Opposite => "Later spans can end the match.",
         }
         .to_owned(),
     );

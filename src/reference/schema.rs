@@ -267,7 +267,7 @@ fn of_type(kind: &PolicyType, shared: &Value) -> Value {
         required.push("sampling_percentage");
     }
     let mut says = json!({
-        "description": format!("Matches where {}.", kind.words),
+        "description": kind.words,
         "additionalProperties": false,
         "properties": properties,
     });

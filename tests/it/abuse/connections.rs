@@ -119,7 +119,7 @@ async fn descriptors_do_not_run_out() {
     let mut last = greedy.pop().expect("some");
     while !is_closed(&mut last).await {}
     assert_eq!(get(admin, "/-/ready").await.0, 200);
-    assert_eq!(process.lines("closed a connection at once"), 1);
+    assert_eq!(process.lines("closed a new connection"), 1);
     assert_eq!(process.lines("cannot accept"), 0);
     drop(greedy);
     // The server sees them close one by one.
