@@ -79,10 +79,14 @@ fn remarks(page: &mut String, kind: &PolicyType) {
     });
     lines.extend(match kind.parts {
         Parts::None | Parts::Any => None,
-        Parts::Certain => Some("No part, at any depth, may have a `sampling_percentage` or be `probabilistic`.".to_owned()),
-        Parts::OfOneSpan => {
-            Some("Its parts are conditions that one span can meet, without `sampling_percentage`.".to_owned())
-        }
+        Parts::Certain => Some(
+            "No part, at any depth, may have a `sampling_percentage` or be `probabilistic`."
+                .to_owned(),
+        ),
+        Parts::OfOneSpan => Some(
+            "Its parts are conditions that one span can meet, without `sampling_percentage`."
+                .to_owned(),
+        ),
     });
     lines.push(
         match kind.turns {
