@@ -115,7 +115,7 @@ impl Reload {
         let longest_stall = self.swap(&plan);
         let changed = self.config.differences(&config).join(", ");
         if !changed.is_empty() {
-            warn!(changed, "a reload applies only policies; restart to apply the other changes");
+            warn!(changed, "a reload applies only policies; the other changes need a restart");
         }
         Ok(Reloaded { policies: config.policies.len(), longest_stall })
     }

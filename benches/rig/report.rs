@@ -161,7 +161,10 @@ fn warnings(row: &Measurement) -> Vec<String> {
     if let Some(kept) = row.kept {
         if (kept.percent - kept.expected_percent).abs() > KEPT_DIFFERENCE_MAX {
             let expected = kept.expected_percent;
-            warnings.push(format!("kept {:.2} % where {expected:.2} % was due", kept.percent));
+            warnings.push(format!(
+                "kept {:.2} % instead of the expected {expected:.2} %",
+                kept.percent
+            ));
         }
         if kept.sink.malformed > 0 {
             warnings.push(format!("{} exported requests are malformed", kept.sink.malformed));
