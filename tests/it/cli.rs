@@ -345,7 +345,7 @@ async fn a_hangup_reloads_the_policies() {
     process.signal("HUP");
     let line = process.line("policies reloaded").await;
     assert_eq!((&line["level"], &line["fields"]["policies"]), (&"INFO".into(), &1.into()));
-    let line = process.line("restart to apply").await;
+    let line = process.line("need a restart").await;
     assert_eq!(
         (&line["level"], &line["fields"]["changed"]),
         (&"WARN".into(), &"[sampling]".into())
