@@ -35,6 +35,8 @@ mod policies;
 mod report;
 mod rule;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod types;
 mod yaml;
 
@@ -228,8 +230,13 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
     let mut names = HashSet::new();
     let mut rules = 0;
     for node in list {
-        if names.len() >= POLICIES_MAX || rules > RULES_MAX || policies.report.is_full() {
-            policies.report.error(node, "here the conversion ends: a file has at most 1,000 policies, 10,000 conditions and 1,000 diagnostics");
+        let is_full = policies.is_full() || policies.report.is_full();
+        if names.len() >= POLICIES_MAX || rules > RULES_MAX || is_full {
+            policies.report.error(
+                node,
+                "the conversion ends here: a file has at most 1,000 policies and 10,000 conditions",
+            );
+            toml.push_str("\n# Here the conversion ends.\n");
             break;
         }
         let errors = policies.report.errors();

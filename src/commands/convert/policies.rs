@@ -6,7 +6,12 @@
 
 use std::rc::Rc;
 
-use super::{limit::Limit, report::Report, rule::Rule, yaml::Node};
+use super::{
+    limit::Limit,
+    report::Report,
+    rule::Rule,
+    yaml::{Duplicates, Node},
+};
 
 /// A converted policy, before it has a name of its own.
 #[derive(Debug, PartialEq)]
@@ -53,6 +58,7 @@ pub(super) struct Policies<'r> {
     pub(super) conditions: usize,
     /// Bytes of strings that were read.
     pub(super) value_bytes: usize,
+    duplicates: Duplicates,
 }
 
 /// A policy without its name.
@@ -70,7 +76,7 @@ impl From<Rule> for Part {
 
 impl<'r> Policies<'r> {
     pub(super) fn new(report: &'r mut Report) -> Self {
-        Policies { report, conditions: 0, value_bytes: 0 }
+        Policies { report, conditions: 0, value_bytes: 0, duplicates: Duplicates::new() }
     }
 
     /// The policies that one entry of the list becomes; nothing where it cannot be expressed, which
@@ -78,7 +84,7 @@ impl<'r> Policies<'r> {
     pub(super) fn policy(&mut self, node: &Node) -> Option<Vec<Converted>> {
         let errors = self.report.errors();
         let name = self.name(node)?;
-        if let Some(key) = node.duplicate() {
+        if let Some(key) = node.duplicate(&mut self.duplicates) {
             let message = format!("the key `{}` stands twice", key.text().unwrap_or("?"));
             self.report.error(&key, message);
         }

@@ -252,22 +252,23 @@ impl Node {
         }
     }
 
-    /// The first key below this node that its mapping has before.
-    pub(super) fn duplicate(&self) -> Option<Rc<Node>> {
-        self.duplicate_below(&mut HashSet::new())
-    }
-
-    fn duplicate_below(&self, seen: &mut HashSet<*const Node>) -> Option<Rc<Node>> {
-        if !seen.insert(std::ptr::from_ref(self)) {
-            return None;
+    /// The first key at or below this node that its mapping has before. What is known of nodes is
+    /// kept for the next call, as aliases lead to them again.
+    pub(super) fn duplicate(&self, known: &mut Duplicates) -> Option<Rc<Node>> {
+        let address = std::ptr::from_ref(self);
+        if let Some(found) = known.get(&address) {
+            return found.clone();
         }
-        match &self.value {
-            Value::Scalar(_) => None,
-            Value::List(items) => items.iter().find_map(|item| item.duplicate_below(seen)),
-            Value::Map(_) => {
-                self.own_duplicate().or_else(|| self.values().find_map(|v| v.duplicate_below(seen)))
-            }
-        }
+        let found = match &self.value {
+            // There are many, and nothing to know.
+            Value::Scalar(_) => return None,
+            Value::List(items) => items.iter().find_map(|item| item.duplicate(known)),
+            Value::Map(own) => self
+                .own_duplicate()
+                .or_else(|| own.iter().find_map(|(_, value)| value.duplicate(known))),
+        };
+        known.insert(address, found.clone());
+        found
     }
 
     /// The first key that the mapping itself has before.
@@ -277,15 +278,10 @@ impl Node {
         let mut keys = own.iter().map(|(key, _)| key);
         keys.find(|key| key.text().is_some_and(|name| !names.insert(name))).cloned()
     }
-
-    fn values(&self) -> impl Iterator<Item = &Rc<Node>> {
-        let own = match &self.value {
-            Value::Map(own) => own.as_slice(),
-            _ => &[],
-        };
-        own.iter().map(|(_, value)| value)
-    }
 }
+
+/// The first duplicate key below each node, by its address, while all nodes live.
+pub(super) type Duplicates = HashMap<*const Node, Option<Rc<Node>>>;
 
 /// The entries of a mapping while they are collected.
 #[derive(Default)]
