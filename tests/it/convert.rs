@@ -4,10 +4,13 @@ use std::{fs, process::Output};
 
 use crate::{cli::tailwater, harness::Directory};
 
-const GOOD: &str = "processors:\n  tail_sampling:\n    decision_wait: 10s\n    policies:\n    - name: errors\n      \
+const GOOD: &str = "processors:\n  tail_sampling:\n    decision_wait: 10s\n    policies:\n    - \
+    name: errors\n      \
                     type: status_code\n      status_code: {status_codes: [ERROR]}\n";
-const TWO: &str = "processors:\n  tail_sampling/a: {policies: [{name: one, type: always_sample}]}\n  \
-                   tail_sampling/b: {policies: [{name: two, type: wrong}, {name: rest, type: trace_flags}]}\n";
+const TWO: &str = "processors:\n  tail_sampling/a: {policies: [{name: one, type: \
+    always_sample}]}\n  \
+                   tail_sampling/b: {policies: [{name: two, type: wrong}, \
+                   {name: rest, type: trace_flags}]}\n";
 
 fn told(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
@@ -47,7 +50,7 @@ fn a_refused_policy_is_told_by_the_exit_code() {
     let (code, out, errors) = convert(&directory, TWO, &["--processor", "tail_sampling/b"]);
     assert_eq!(code, 1);
     assert!(
-        errors.contains("c.yaml:3:57: error: the Collector has no policy type `wrong`"),
+        errors.contains("c.yaml:3:50: error: the Collector has no policy type `wrong`"),
         "{errors}"
     );
     assert!(out.contains("# Not converted: the policy `two`.\n"), "{out}");

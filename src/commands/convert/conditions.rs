@@ -1,7 +1,7 @@
 //! A condition in OTTL as a rule about one span.
 //!
 //! What is not sure to mean the same is refused: a converter, an attribute compared with another,
-//! an order of strings. `!=` is true for a span that lacks the attribute, so that it becomes a `not`
+//! an order of strings. `!=` is true for a span that lacks the attribute, so it becomes a `not`
 //! inside of `same_span` and never `invert_match`.
 
 use std::ops::Range;
@@ -23,9 +23,11 @@ pub(super) struct Refusal {
 /// What means something slightly different, in words.
 pub(super) type Notes = Vec<String>;
 
-const NOT_EQUAL: &str = "`!=` is true for every span that lacks the attribute or has another value: written as \
+const NOT_EQUAL: &str = "`!=` is true for every span that lacks the attribute or has another \
+    value: written as \
      `same_span` with a `not`, not as `invert_match`";
-pub(super) const IS_MATCH: &str = "`IsMatch` also looks into values that are not strings, written as text; here only strings match";
+pub(super) const IS_MATCH: &str = "`IsMatch` also looks into values that are not strings, \
+    written as text; here only strings match";
 
 pub(super) fn refuse<T>(span: &Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { span: span.clone(), reason: reason.into() })

@@ -29,7 +29,8 @@ pub(super) fn compile(patterns: &[String]) -> Result<(), String> {
     }
 }
 
-fn rewritten(pattern: &str) -> Result<String, String> {
+/// An expression that means here what `pattern` means in Go; it may be wrong in both.
+pub(super) fn rewritten(pattern: &str) -> Result<String, String> {
     let mut written = String::with_capacity(pattern.len());
     let mut rest = pattern;
     let mut is_class = false;

@@ -7,7 +7,8 @@
 //! comparison = sum [ ("==" | "!=" | "<" | "<=" | ">" | ">=") sum ]
 //! sum    = product { ("+" | "-") product }
 //! product = value { ("*" | "/") value }
-//! value  = string | number | "true" | "false" | "nil" | ENUM | path | Function(or, ...) | "(" or ")"
+//! value  = string | number | "true" | "false" | "nil" | ENUM | path
+//!        | Function(or, ...) | "(" or ")"
 //! path   = name { "." name } { "[" string | number "]" }
 //! ```
 //!
@@ -186,7 +187,8 @@ fn string(text: &str) -> Result<(String, usize), Fault> {
                 let Some(meant) = meant else {
                     let end = text.len().min(at + 1 + escape.len_utf8());
                     let message = format!(
-                        "`\\{escape}` is no escape in a string of OTTL; a backslash is written `\\\\`"
+                        "`\\{escape}` is no escape in a string of OTTL; a backslash is written \
+                        `\\\\`"
                     );
                     return Err(Fault { span: at..end, message });
                 };

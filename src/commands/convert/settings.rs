@@ -79,7 +79,7 @@ impl Policies<'_> {
              decision_wait = \"{wait}\"\n\
              # Off by default in the Collector, 10 s by default in Tailwater.\n\
              decision_wait_after_root_received = \"{after_root}\"\n\
-             # The Collector has no cap on spans. A trace that reaches a cap is decided with what it has.\n\
+             # The Collector has no cap on spans. A trace that reaches one is decided early.\n\
              max_trace_spans = 32000\n\
              max_trace_bytes_mib = {max_trace_mib}\n"
         )

@@ -4,13 +4,19 @@ use super::{
     conditions::{self, Notes},
     durations::YEAR_MILLIS,
     events,
-    expressions::{compile, translated},
+    expressions::{compile, rewritten},
     fields::is_variable,
     ottl,
     policies::{Place, Policies},
     rule::{Rule, float, text, texts},
     yaml::Node,
 };
+
+/// What an expression costs beside its text, as it is compiled.
+const EXPRESSION_BYTES: usize = 1 << 10;
+
+/// How many expressions are compiled one by one to find a wrong one.
+const EXPRESSIONS_TRIED: usize = 100;
 
 impl Policies<'_> {
     pub(super) fn latency(&mut self, block: &Node) -> Option<Rule> {
@@ -155,7 +161,8 @@ impl Policies<'_> {
         let nodes = list.as_deref().and_then(Node::list).unwrap_or_default();
         let mut written = Vec::new();
         for (value, node) in values.iter().zip(nodes) {
-            match translated(value) {
+            self.charge(node, EXPRESSION_BYTES)?;
+            match rewritten(value) {
                 Ok(expression) => written.push(expression),
                 Err(reason) => {
                     self.report.error(node, reason);
@@ -163,13 +170,15 @@ impl Policies<'_> {
                 }
             }
         }
-        match compile(&written) {
-            Ok(()) => Some(written),
-            Err(reason) => {
-                self.report.error(list.as_deref().unwrap_or(block), reason);
-                None
-            }
+        let Err(reason) = compile(&written) else { return Some(written) };
+        // The one that is wrong, unless it is all of them together.
+        let alone = |expression: &String| compile(std::slice::from_ref(expression)).err();
+        let mut wrong = written.iter().take(EXPRESSIONS_TRIED).zip(nodes);
+        match wrong.find_map(|(expression, node)| alone(expression).map(|why| (node, why))) {
+            Some((node, why)) => self.report.error(node, why),
+            None => self.report.error(list.as_deref().unwrap_or(block), reason),
         }
+        None
     }
 
     pub(super) fn boolean_attribute(&mut self, block: &Node, place: Place) -> Option<Rule> {
@@ -178,7 +187,8 @@ impl Policies<'_> {
         let value = self.boolean(block, "value")?;
         let invert = self.boolean(block, "invert_match")?;
         if !value {
-            let message = "the Collector reads values that are not booleans as `false`; here they do \
+            let message = "the Collector reads values that are not booleans as `false`; here \
+                they do \
                            not match";
             self.report.note(block, message);
         }

@@ -4,7 +4,8 @@ use super::{Converted, convert_policy};
 
 fn composite(more: &str, parts: &str) -> Converted {
     convert_policy(&format!(
-        "- name: c\n  type: composite\n  composite:\n    max_total_spans_per_second: 1000\n    {more}\n    \
+        "- name: c\n  type: composite\n  composite:\n    max_total_spans_per_second: 1000\n    \
+        {more}\n    \
          composite_sub_policy: [{parts}]"
     ))
 }
@@ -64,7 +65,8 @@ fn a_limit_of_a_part_and_its_share_both_hold() {
         let kind = limit.split(':').next().unwrap_or_default();
         let alone = format!("{{name: r, type: {kind}, {limit}}}");
         let inside = format!(
-            "{{name: x, type: and, and: {{and_sub_policy: [{{name: f, type: trace_flags}}, {alone}]}}}}"
+            "{{name: x, type: and, and: {{and_sub_policy: [{{name: f, type: trace_flags}}, \
+            {alone}]}}}}"
         );
         for part in [alone, inside] {
             assert_eq!(limits(&composite("policy_order: []", &part)), [wanted], "{limit}");
@@ -74,10 +76,9 @@ fn a_limit_of_a_part_and_its_share_both_hold() {
         "{name: r, type: bytes_limiting, bytes_limiting: {bytes_per_second: 5, burst_capacity: 7}}";
     assert_eq!(
         composite("policy_order: []", burst).errors(),
-        [
-            "9:32: error: a burst of bytes beside the share of spans cannot be expressed: a limit on \
-          both has bursts of twice its rates"
-        ]
+        ["9:32: error: a burst of bytes beside the share of spans cannot be expressed: a \
+            limit on \
+          both has bursts of twice its rates"]
     );
 }
 

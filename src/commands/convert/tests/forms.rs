@@ -47,7 +47,7 @@ fn it_is_found_in_a_block_of_text() {
         (config_map(&format!("# tail_sampling\n\n{WRONG}")), 11, 15),
         (config_map(&format!("inner: |-\n{}", indented(WRONG, 2))), 10, 17),
         (config_map(WRONG).replace('\n', "\r\n"), 9, 15),
-        (format!("- relay: |\n    tail_sampling: {{}}\n"), 2, 20),
+        ("- relay: |\n    tail_sampling: {}\n".to_owned(), 2, 20),
     ] {
         let converted = convert(&text);
         let errors = converted.errors();
@@ -86,7 +86,12 @@ fn places_inside_of_a_condition_hold_in_a_block_of_text() {
 fn a_second_block_is_read_like_the_first() {
     // The nodes of a text that has been searched must not be taken for those of the next.
     let blocks: String = (0..50)
-        .map(|n| format!("  k{n}: |\n    service: {{pipelines: {{traces: {{processors: [tail_sampling]}}}}}}\n"))
+        .map(|n| {
+            format!(
+                "  k{n}: |\n    service: {{pipelines: {{traces: {{processors: \
+            [tail_sampling]}}}}}}\n"
+            )
+        })
         .collect();
     let text = format!("data:\n{blocks}  last: |\n{}", indented(WRONG, 4));
     assert_eq!(convert(&text).errors().len(), 1);
@@ -94,7 +99,8 @@ fn a_second_block_is_read_like_the_first() {
 
 #[test]
 fn a_template_is_told_from_a_file_without_a_processor() {
-    let template = "data:\n  relay: |\n    tail_sampling:\n      {{- toYaml .Values.policies }}\n      \
+    let template = "data:\n  relay: |\n    tail_sampling:\n      {{- toYaml .Values.policies \
+        }}\n      \
                     decision_wait: 5s\n";
     let converted = convert(template);
     let errors = converted.errors();
@@ -110,9 +116,8 @@ fn one_of_several_is_named() {
     let converted = convert(text);
     assert_eq!(
         converted.errors(),
-        [
-            "1:1: error: there are several: name one with --processor: `tail_sampling/a`, `tail_sampling/b`"
-        ]
+        ["1:1: error: there are several: name one with --processor: `tail_sampling/a`, \
+            `tail_sampling/b`"]
     );
     assert_eq!(converted.toml, "");
     let converted = convert_one(text, Some("tail_sampling/b"));
@@ -120,9 +125,8 @@ fn one_of_several_is_named() {
     assert!(converted.toml.contains("name = \"b\""));
     assert_eq!(
         convert_one(text, Some("tail_sampling")).errors(),
-        [
-            "1:1: error: there is no `tail_sampling` in this file, but `tail_sampling/a`, `tail_sampling/b`"
-        ]
+        ["1:1: error: there is no `tail_sampling` in this file, but `tail_sampling/a`, \
+            `tail_sampling/b`"]
     );
     assert_eq!(
         convert_one("a: 1", Some("tail_sampling")).errors(),
@@ -152,7 +156,9 @@ fn anchors_and_merges_are_followed() {
 #[test]
 fn dollars_and_other_notations() {
     let text = "tail_sampling:\n  policies:\n  - name: p\n    type: string_attribute\n    \
-                string_attribute:\n      key: \"a$$b\"\n      values: ['^/x$$', \"\\u00e9\", 'it''s', '$${not_a_variable}']\n";
+                string_attribute:\n      key: \"a$$b\"\n      \
+                values: ['^/x$$', \"\\u00e9\", 'it''s', \
+                '$${not_a_variable}']\n";
     let converted = convert(text);
     assert_eq!(converted.errors(), Vec::<&str>::new());
     assert!(

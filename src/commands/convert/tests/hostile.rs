@@ -49,12 +49,14 @@ fn values_policies_and_parts_are_bounded() {
     let list = format!("v: &v [{values}]\np: &p {}\n{PROCESSOR}[{aliases}]\n", policy("p"));
     assert!(convert(&list).toml.contains("\n# Here the conversion ends.\n"));
     let parts = format!(
-        "v: &v [{values}]\np: &p {}\n{PROCESSOR}[{{name: a, type: and, and: {{and_sub_policy: [{aliases}]}}}}]\n",
+        "v: &v [{values}]\np: &p {}\n{PROCESSOR}[{{name: a, type: and, and: {{and_sub_policy: \
+        [{aliases}]}}}}]\n",
         policy("p")
     );
     assert!(last_error(&parts).contains("more than 4 MiB"));
     let small = format!(
-        "p: &p {{name: x, type: trace_flags}}\n{PROCESSOR}[{{name: a, type: and, and: {{and_sub_policy: [{aliases}]}}}}]\n"
+        "p: &p {{name: x, type: trace_flags}}\n{PROCESSOR}[{{name: a, type: and, and: \
+        {{and_sub_policy: [{aliases}]}}}}]\n"
     );
     assert!(last_error(&small).contains("more than 10,000 conditions"));
     let many = format!("p: &p {{name: x, type: trace_flags}}\n{PROCESSOR}[{aliases}]\n");
@@ -68,4 +70,16 @@ fn diagnostics_are_bounded() {
     let converted = convert(&text);
     assert_eq!(converted.said.len(), 1_000);
     assert!(converted.says("there are more diagnostics than 1,000"));
+}
+
+#[test]
+fn expressions_are_bounded() {
+    let expressions = "*r, ".repeat(3_000);
+    let text = format!(
+        "r: &r '(a{{90}}){{90}}'\n{PROCESSOR}[{{name: a, type: string_attribute, \
+         string_attribute: {{key: k, enabled_regex_matching: true, values: [{expressions}]}}}}]\n"
+    );
+    assert!(last_error(&text).contains("the regular expression cannot be used"));
+    let more = text.replace(&expressions, &expressions.repeat(2));
+    assert!(last_error(&more).contains("more than 4 MiB"));
 }

@@ -17,24 +17,24 @@ const POLICIES: [(&str, &[&str]); 30] = [
     ("- {name: p, type: latency}", &["4:7: error: the policy `p` has no block `latency`"]),
     ("- {name: p, type: latency, latency: 500}", &["4:41: error: `latency` is not a mapping"]),
     (
-        "- name: p\n  type: latency\n  latency: {threshold_ms: 5}\n  status_code: {status_codes: [ERROR]}",
-        &[
-            "7:7: error: the policy is of type `latency` and has a block `status_code`, which the Collector ignores",
-        ],
+        "- name: p\n  type: latency\n  latency: {threshold_ms: 5}\n  status_code: {status_codes: \
+        [ERROR]}",
+        &["7:7: error: the policy is of type `latency` and has a block `status_code`, which \
+            the Collector ignores"],
     ),
     (
         "- name: p\n  type: always_sample\n  decision: drop",
         &["6:7: error: the Collector has no option `decision` in a policy"],
     ),
     (
-        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: [v], span_properties: x}",
+        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: [v], \
+        span_properties: x}",
         &["6:47: error: the Collector has no option `span_properties` here"],
     ),
     (
         "- name: p\n  type: latency\n  latency:\n    threshold_ms: \"${SAMPLING_LATENCY}\"",
-        &[
-            "7:23: error: this comes from a variable, whose value is not known here, and policies have no variables",
-        ],
+        &["7:23: error: this comes from a variable, whose value is not known here, and \
+            policies have no variables"],
     ),
     (
         "- name: p\n  type: latency\n  latency:\n    threshold_ms: 500ms",
@@ -46,9 +46,8 @@ const POLICIES: [(&str, &[&str]); 30] = [
     ),
     (
         "- name: p\n  type: probabilistic\n  probabilistic:\n    sampling_percentage: ${env:P}",
-        &[
-            "7:30: error: this comes from a variable, whose value is not known here, and policies have no variables",
-        ],
+        &["7:30: error: this comes from a variable, whose value is not known here, and \
+            policies have no variables"],
     ),
     (
         "- name: p\n  type: probabilistic\n  probabilistic: {sampling_percentage: 5%}",
@@ -63,21 +62,23 @@ const POLICIES: [(&str, &[&str]); 30] = [
         &["6:42: error: `values` is not a list"],
     ),
     (
-        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: ['${env:A}', b]}",
-        &[
-            "6:43: error: this comes from a variable, whose value is not known here, and policies have no variables",
-        ],
+        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: ['${env:A}', \
+        b]}",
+        &["6:43: error: this comes from a variable, whose value is not known here, and \
+            policies have no variables"],
     ),
     (
         "- name: p\n  type: string_attribute\n  string_attribute: {values: [v]}",
         &["6:25: error: `key` is missing or empty"],
     ),
     (
-        "- name: p\n  type: string_attribute\n  string_attribute:\n    key: k\n    values: ['a(']\n    enabled_regex_matching: true",
+        "- name: p\n  type: string_attribute\n  string_attribute:\n    key: k\n    values: \
+        ['a(']\n    enabled_regex_matching: true",
         &["8:18: error: the regular expression cannot be used: unclosed group"],
     ),
     (
-        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: [v], invert_match: yes}",
+        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: [v], \
+        invert_match: yes}",
         &["6:61: error: `invert_match` is not true or false"],
     ),
     (
@@ -85,7 +86,8 @@ const POLICIES: [(&str, &[&str]); 30] = [
         &["4:72: error: `error` is not a status code: OK, ERROR or UNSET"],
     ),
     (
-        "- {name: p, type: numeric_attribute, numeric_attribute: {key: k, min_value: 5, max_value: 2}}",
+        "- {name: p, type: numeric_attribute, numeric_attribute: {key: k, min_value: 5, \
+        max_value: 2}}",
         &["4:61: error: no number is above `min_value` and below `max_value`"],
     ),
     (
@@ -93,7 +95,8 @@ const POLICIES: [(&str, &[&str]); 30] = [
         &["4:53: error: `spans_per_second` must be above 0"],
     ),
     (
-        "- {name: p, type: not, not: {not_sub_policy: {name: q, type: probabilistic, probabilistic: {sampling_percentage: 5}}}}",
+        "- {name: p, type: not, not: {not_sub_policy: {name: q, type: probabilistic, \
+        probabilistic: {sampling_percentage: 5}}}}",
         &["4:50: error: nothing left to chance can stand inside of `not`"],
     ),
     (
@@ -130,14 +133,16 @@ fn a_drop_that_is_missing_is_told_in_the_file() {
          - {name: rest, type: always_sample}",
     );
     assert!(converted.policies().starts_with(
-        "# Not converted: the policy `d`.\n# Without it, traces are kept that the Collector drops.\n\
+        "# Not converted: the policy `d`.\n# Without it, traces are kept that the Collector \
+        drops.\n\
          # line 8: the policy `q` has no block `latency`\n"
     ));
 }
 
 #[test]
 fn options_of_the_processor_are_checked() {
-    let text = "tail_sampling:\n  metric_labels: x\n  decision_wait: ${env:WAIT}\n  num_traces: 5\n  \
+    let text = "tail_sampling:\n  metric_labels: x\n  decision_wait: ${env:WAIT}\n  num_traces: \
+        5\n  \
                 sampling_strategy: guess\n  policies: [{name: a, type: always_sample}]\n";
     let converted = convert(text);
     assert_eq!(

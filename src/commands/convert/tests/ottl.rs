@@ -23,6 +23,10 @@ fn rule(list: &str, text: &str) -> String {
     lines.collect::<Vec<_>>().join(" ")
 }
 
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 #[test]
 fn and_binds_more_than_or_and_not_most_of_all() {
     let Kind::Or(parts) = parse("not name == \"a\" and true or false").expect("parses").kind else {
@@ -126,16 +130,19 @@ fn conditions_on_spans_become_rules() {
         ),
         (
             r#"resource.attributes["service.name"] == "shop""#,
-            r#"type = "string_attribute" key = "service.name" values = ["shop"] scope = "resource""#,
+            r#"type = "string_attribute" key = "service.name" values = ["shop"] scope =
+              "resource""#,
         ),
         (
             r#"attributes["a"] != "x""#,
-            r#"type = "same_span" policies = [ { type = "not", policy = { type = "string_attribute", key = "a", values = ["x"], scope = "span" } } ]"#,
+            r#"type = "same_span" policies = [ { type = "not", policy = { type =
+              "string_attribute", key = "a", values = ["x"], scope = "span" } } ]"#,
         ),
         (r#"attributes["a"] != nil"#, r#"type = "attribute_exists" key = "a" scope = "span""#),
         (
             r#"attributes["a"] == nil"#,
-            r#"type = "same_span" policies = [ { type = "not", policy = { type = "attribute_exists", key = "a", scope = "span" } } ]"#,
+            r#"type = "same_span" policies = [ { type = "not", policy = { type =
+              "attribute_exists", key = "a", scope = "span" } } ]"#,
         ),
         (
             r#"attributes["n"] > 5"#,
@@ -143,7 +150,8 @@ fn conditions_on_spans_become_rules() {
         ),
         (
             r#"attributes["n"] == 0.5"#,
-            r#"type = "numeric_attribute" key = "n" min_value = 0.5 max_value = 0.5 scope = "span""#,
+            r#"type = "numeric_attribute" key = "n" min_value = 0.5 max_value = 0.5 scope =
+              "span""#,
         ),
         (
             r#"attributes["b"] == true"#,
@@ -158,7 +166,8 @@ fn conditions_on_spans_become_rules() {
         ("IsRootSpan() != false", r#"type = "root_span""#),
         (
             "IsRootSpan() == false",
-            r#"type = "same_span" policies = [ { type = "not", policy = { type = "root_span" } } ]"#,
+            r#"type = "same_span" policies = [ { type = "not", policy = { type = "root_span" } }
+              ]"#,
         ),
         ("status.code == STATUS_CODE_ERROR", r#"type = "status_code" status_codes = ["ERROR"]"#),
         ("span.status.code == 2", r#"type = "status_code" status_codes = ["ERROR"]"#),
@@ -174,7 +183,7 @@ fn conditions_on_spans_become_rules() {
         ),
         ("true", r#"type = "always_sample""#),
     ] {
-        assert_eq!(rule("span", text), wanted, "{text}");
+        assert_eq!(rule("span", text), one_line(wanted), "{text}");
     }
 }
 
@@ -182,12 +191,19 @@ fn conditions_on_spans_become_rules() {
 fn what_and_joins_is_about_one_span() {
     assert_eq!(
         rule("span", r#"attributes["n"] >= 500 and attributes["n"] <= 599"#),
-        r#"type = "same_span" policies = [ { type = "numeric_attribute", key = "n", min_value = 500, scope = "span" } { type = "numeric_attribute", key = "n", max_value = 599, scope = "span" } ]"#
+        one_line(
+            r#"type = "same_span" policies = [ { type = "numeric_attribute", key = "n", min_value =
+          500, scope = "span" } { type = "numeric_attribute", key = "n", max_value = 599, scope =
+          "span" } ]"#
+        )
     );
     // Some span meets `a or b` where some span meets `a` or some span meets `b`.
     assert_eq!(
         rule("span", r#"IsRootSpan() or name == "x" and IsRootSpan()"#),
-        r#"type = "or" policies = [ { type = "root_span" } { type = "same_span", policies = [{ type = "span_name", values = ["x"] }, { type = "root_span" }] } ]"#
+        one_line(
+            r#"type = "or" policies = [ { type = "root_span" } { type = "same_span", policies = [{
+          type = "span_name", values = ["x"] }, { type = "root_span" }] } ]"#
+        )
     );
 }
 
@@ -202,114 +218,98 @@ fn conditions_on_events_become_rules() {
         (r#"attributes["k"] != nil"#, r#"type = "span_event" key = "k""#),
         (
             r#"name == "a.b" and IsMatch(attributes["m"], "^time")"#,
-            r#"type = "span_event" names = ['^(?:a\.b)$'] key = "m" values = ["^time"] enabled_regex_matching = true"#,
+            r#"type = "span_event" names = ['^(?:a\.b)$'] key = "m" values = ["^time"]
+              enabled_regex_matching = true"#,
         ),
     ] {
-        assert_eq!(rule("spanevent", text), wanted, "{text}");
+        assert_eq!(rule("spanevent", text), one_line(wanted), "{text}");
     }
 }
+
+/// The list, the condition, the place in it, and the reason.
+const REFUSED: [(&str, &str, i32, &str); 21] = [
+    (
+        "span",
+        r#"Double(attributes["c"]) > 0.1"#,
+        0,
+        "the function `Double` has no counterpart in Tailwater",
+    ),
+    (
+        "span",
+        r#"name == "a" and Len(name) > 3"#,
+        16,
+        "the function `Len` has no counterpart in Tailwater",
+    ),
+    (
+        "span",
+        r#"status.code == "STATUS_CODE_ERROR""#,
+        15,
+        "the field is a number and never equals a string",
+    ),
+    ("span", r#"kind == "SPAN_KIND_SERVER""#, 8, "the field is a number and never equals a string"),
+    (
+        "span",
+        "kind.string == SPAN_KIND_SERVER",
+        15,
+        "this is none of the values that the field can have",
+    ),
+    ("span", "status.code > STATUS_CODE_OK", 14, "an order of these values cannot be expressed"),
+    ("span", r#"attributes["a"] > "x""#, 0, "an order of strings or booleans cannot be expressed"),
+    ("span", r#"attributes["a"] >= nil"#, 0, "nothing is above or below `nil`"),
+    (
+        "span",
+        r#"attributes["a"]["b"] == "x""#,
+        0,
+        "a value inside of an attribute cannot be compared",
+    ),
+    (
+        "span",
+        r#"attributes["a"] == attributes["b"]"#,
+        19,
+        "an attribute can only be compared with a literal",
+    ),
+    ("span", r#"trace_state["a"] == "b""#, 0, "no condition looks at `trace_state`"),
+    ("span", r#"spanevent.name == "b""#, 0, "no condition looks at `spanevent.name`"),
+    (
+        "span",
+        r#"attributes["a"]"#,
+        0,
+        "only comparisons, `IsMatch` and `IsRootSpan` can be a condition",
+    ),
+    ("span", r#"IsMatch(name, "a(")"#, 14, "the regular expression cannot be used: unclosed group"),
+    (
+        "span",
+        "end_time_unix_nano - start_time_unix_nano > 1500000",
+        44,
+        "`span_duration` compares with whole milliseconds, exclusive",
+    ),
+    ("spanevent", r#"name != "x""#, 0, "that some event lacks a value cannot be expressed"),
+    (
+        "spanevent",
+        r#"name == "x" and name == "y""#,
+        16,
+        "`span_event` has one name and one attribute",
+    ),
+    (
+        "spanevent",
+        r#"attributes["n"] == 5"#,
+        0,
+        "`span_event` compares names and attributes with strings",
+    ),
+    ("spanevent", r#"span.name == "x""#, 0, "no condition on events looks at `span.name`"),
+    ("span", r#"attributes["a"] == "x"#, 19, "the string has no closing quote"),
+    (
+        "span",
+        r#"attributes["a"] == "${env:X}""#,
+        -1,
+        "a variable stands in the condition; its value is not known here",
+    ),
+];
 
 /// Conditions begin in column 12.
 #[test]
 fn what_cannot_be_expressed_is_refused_at_its_place() {
-    for (list, text, column, reason) in [
-        (
-            "span",
-            r#"Double(attributes["c"]) > 0.1"#,
-            0,
-            "the function `Double` has no counterpart in Tailwater",
-        ),
-        (
-            "span",
-            r#"name == "a" and Len(name) > 3"#,
-            16,
-            "the function `Len` has no counterpart in Tailwater",
-        ),
-        (
-            "span",
-            r#"status.code == "STATUS_CODE_ERROR""#,
-            15,
-            "the field is a number and never equals a string",
-        ),
-        (
-            "span",
-            r#"kind == "SPAN_KIND_SERVER""#,
-            8,
-            "the field is a number and never equals a string",
-        ),
-        (
-            "span",
-            "kind.string == SPAN_KIND_SERVER",
-            15,
-            "this is none of the values that the field can have",
-        ),
-        (
-            "span",
-            "status.code > STATUS_CODE_OK",
-            14,
-            "an order of these values cannot be expressed",
-        ),
-        (
-            "span",
-            r#"attributes["a"] > "x""#,
-            0,
-            "an order of strings or booleans cannot be expressed",
-        ),
-        ("span", r#"attributes["a"] >= nil"#, 0, "nothing is above or below `nil`"),
-        (
-            "span",
-            r#"attributes["a"]["b"] == "x""#,
-            0,
-            "a value inside of an attribute cannot be compared",
-        ),
-        (
-            "span",
-            r#"attributes["a"] == attributes["b"]"#,
-            19,
-            "an attribute can only be compared with a literal",
-        ),
-        ("span", r#"trace_state["a"] == "b""#, 0, "no condition looks at `trace_state`"),
-        ("span", r#"spanevent.name == "b""#, 0, "no condition looks at `spanevent.name`"),
-        (
-            "span",
-            r#"attributes["a"]"#,
-            0,
-            "only comparisons, `IsMatch` and `IsRootSpan` can be a condition",
-        ),
-        (
-            "span",
-            r#"IsMatch(name, "a(")"#,
-            14,
-            "the regular expression cannot be used: unclosed group",
-        ),
-        (
-            "span",
-            "end_time_unix_nano - start_time_unix_nano > 1500000",
-            44,
-            "`span_duration` compares with whole milliseconds, exclusive",
-        ),
-        ("spanevent", r#"name != "x""#, 0, "that some event lacks a value cannot be expressed"),
-        (
-            "spanevent",
-            r#"name == "x" and name == "y""#,
-            16,
-            "`span_event` has one name and one attribute",
-        ),
-        (
-            "spanevent",
-            r#"attributes["n"] == 5"#,
-            0,
-            "`span_event` compares names and attributes with strings",
-        ),
-        ("spanevent", r#"span.name == "x""#, 0, "no condition on events looks at `span.name`"),
-        ("span", r#"attributes["a"] == "x"#, 19, "the string has no closing quote"),
-        (
-            "span",
-            r#"attributes["a"] == "${env:X}""#,
-            -1,
-            "a variable stands in the condition; its value is not known here",
-        ),
-    ] {
+    for (list, text, column, reason) in REFUSED {
         let converted = condition(list, text);
         let place = format!("8:{}: error: {reason}", 12 + column);
         assert_eq!(converted.errors(), [place], "{text}");
@@ -328,7 +328,8 @@ fn differences_are_noted_where_they_stand() {
 #[test]
 fn a_list_of_conditions_is_an_or() {
     let converted = convert_policy(
-        "- name: p\n  type: ottl_condition\n  ottl_condition:\n    error_mode: ignore\n    span:\n    \
+        "- name: p\n  type: ottl_condition\n  ottl_condition:\n    error_mode: ignore\n    \
+        span:\n    \
          - 'name == \"a\"'\n    - 'IsRootSpan()'\n    spanevent:\n    - 'name == \"e\"'",
     );
     assert_eq!(converted.errors(), Vec::<&str>::new());

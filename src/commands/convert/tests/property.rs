@@ -114,9 +114,12 @@ fn policy() -> impl Strategy<Value = String> {
     });
     prop_oneof![
         3 => leaf(),
-        1 => list().prop_map(|parts| format!("{{name: a, type: and, and: {{and_sub_policy: [{parts}]}}}}")),
-        1 => list().prop_map(|parts| format!("{{name: d, type: drop, drop: {{drop_sub_policy: [{parts}]}}}}")),
-        1 => leaf().prop_map(|part| format!("{{name: n, type: not, not: {{not_sub_policy: {part}}}}}")),
+        1 => list().prop_map(|parts| format!("{{name: a, type: and, and: {{and_sub_policy: \
+            [{parts}]}}}}")),
+        1 => list().prop_map(|parts| format!("{{name: d, type: drop, drop: {{drop_sub_policy: \
+            [{parts}]}}}}")),
+        1 => leaf().prop_map(|part| format!("{{name: n, type: not, not: {{not_sub_policy: \
+            {part}}}}}")),
         1 => composite,
     ]
 }
@@ -131,7 +134,8 @@ proptest! {
     ) {
         let list: String = policies.iter().map(|policy| format!("  - {policy}\n")).collect();
         // `convert` of these tests asserts that what has a policy passes `check`.
-        let converted = convert(&format!("tail_sampling:\n  decision_wait: {wait}\n  policies:\n{list}"));
+        let converted = convert(&format!("tail_sampling:\n  decision_wait: {wait}\n  \
+            policies:\n{list}"));
         let refused = converted.toml.matches("# Not converted").count();
         let of_policies = converted.errors().iter().filter(|e| !e.starts_with("2:")).count();
         prop_assert_eq!(refused == 0, of_policies == 0, "{:?}", converted.said);
@@ -140,7 +144,8 @@ proptest! {
 
     #[test]
     fn any_text_ends_in_an_answer(text in "[ -~\n\t]{0,60}", cut in 0usize..200) {
-        let whole = format!("{text}\ntail_sampling:\n  policies:\n  - {{name: a, type: ottl_condition, \
+        let whole = format!("{text}\ntail_sampling:\n  policies:\n  - {{name: a, type: \
+            ottl_condition, \
             ottl_condition: {{span: ['{}']}}}}\n", text.replace(['\'', '\n'], ""));
         let cut = whole.floor_char_boundary(cut);
         for text in [&whole, &whole[..cut]] {

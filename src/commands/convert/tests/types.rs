@@ -9,80 +9,84 @@ fn rule(kind: &str, block: &str) -> String {
     converted.policies().lines().skip(2).collect::<Vec<_>>().join(" ")
 }
 
+/// Type, block, and the policy that it becomes.
+const CONDITIONS: [(&str, &str, &str); 18] = [
+    ("always_sample", "{}", "type = \"always_sample\""),
+    ("trace_flags", "{}", "type = \"trace_flags\""),
+    ("latency", "{threshold_ms: 500}", "type = \"latency\" threshold_ms = 500"),
+    (
+        "latency",
+        "{threshold_ms: 5, upper_threshold_ms: 9}",
+        "type = \"latency\" threshold_ms = 5 upper_threshold_ms = 9",
+    ),
+    (
+        "status_code",
+        "{status_codes: [ERROR, OK]}",
+        "type = \"status_code\" status_codes = [\"ERROR\", \"OK\"]",
+    ),
+    (
+        "string_attribute",
+        "{key: k, values: [a, \"b\\\"c\"], invert_match: true}",
+        "type = \"string_attribute\" key = \"k\" values = [\"a\", 'b\"c'] invert_match = true",
+    ),
+    (
+        "string_attribute",
+        "{key: k, values: ['^/v\\d'], enabled_regex_matching: true, cache_max_size: 10}",
+        "type = \"string_attribute\" key = \"k\" values = [\"^/v[0-9]\"] enabled_regex_matching \
+        = true",
+    ),
+    (
+        "numeric_attribute",
+        "{key: k, min_value: -5, max_value: 9}",
+        "type = \"numeric_attribute\" key = \"k\" min_value = -5 max_value = 9",
+    ),
+    (
+        "numeric_attribute",
+        "{key: k, max_value: 9}",
+        "type = \"numeric_attribute\" key = \"k\" max_value = 9",
+    ),
+    (
+        "boolean_attribute",
+        "{key: k, value: true}",
+        "type = \"boolean_attribute\" key = \"k\" value = true",
+    ),
+    (
+        "span_count",
+        "{min_spans: 2, max_spans: 9}",
+        "type = \"span_count\" min_spans = 2 max_spans = 9",
+    ),
+    ("span_count", "{min_spans: -1}", "type = \"span_count\" min_spans = 0"),
+    (
+        "trace_state",
+        "{key: k, values: [a, '']}",
+        "type = \"trace_state\" key = \"k\" values = [\"a\"]",
+    ),
+    (
+        "probabilistic",
+        "{sampling_percentage: 12.5}",
+        "type = \"probabilistic\" sampling_percentage = 12.5",
+    ),
+    (
+        "probabilistic",
+        "{sampling_percentage: 150}",
+        "type = \"probabilistic\" sampling_percentage = 100",
+    ),
+    ("probabilistic", "{hash_salt: x}", "type = \"probabilistic\" sampling_percentage = 0"),
+    (
+        "rate_limiting",
+        "{spans_per_second: 35}",
+        "type = \"always_sample\" limit = { spans_per_second = 35 }",
+    ),
+    (
+        "bytes_limiting",
+        "{bytes_per_second: 1_000, burst_capacity: 9}",
+        "type = \"always_sample\" limit = { bytes_per_second = 1000, burst_capacity = 9 }",
+    ),
+];
+
 #[test]
 fn conditions_become_those_of_the_same_name() {
-    for (kind, block, wanted) in [
-        ("always_sample", "{}", "type = \"always_sample\""),
-        ("trace_flags", "{}", "type = \"trace_flags\""),
-        ("latency", "{threshold_ms: 500}", "type = \"latency\" threshold_ms = 500"),
-        (
-            "latency",
-            "{threshold_ms: 5, upper_threshold_ms: 9}",
-            "type = \"latency\" threshold_ms = 5 upper_threshold_ms = 9",
-        ),
-        (
-            "status_code",
-            "{status_codes: [ERROR, OK]}",
-            "type = \"status_code\" status_codes = [\"ERROR\", \"OK\"]",
-        ),
-        (
-            "string_attribute",
-            "{key: k, values: [a, \"b\\\"c\"], invert_match: true}",
-            "type = \"string_attribute\" key = \"k\" values = [\"a\", 'b\"c'] invert_match = true",
-        ),
-        (
-            "string_attribute",
-            "{key: k, values: ['^/v\\d'], enabled_regex_matching: true, cache_max_size: 10}",
-            "type = \"string_attribute\" key = \"k\" values = [\"^/v[0-9]\"] enabled_regex_matching = true",
-        ),
-        (
-            "numeric_attribute",
-            "{key: k, min_value: -5, max_value: 9}",
-            "type = \"numeric_attribute\" key = \"k\" min_value = -5 max_value = 9",
-        ),
-        (
-            "numeric_attribute",
-            "{key: k, max_value: 9}",
-            "type = \"numeric_attribute\" key = \"k\" max_value = 9",
-        ),
-        (
-            "boolean_attribute",
-            "{key: k, value: true}",
-            "type = \"boolean_attribute\" key = \"k\" value = true",
-        ),
-        (
-            "span_count",
-            "{min_spans: 2, max_spans: 9}",
-            "type = \"span_count\" min_spans = 2 max_spans = 9",
-        ),
-        ("span_count", "{min_spans: -1}", "type = \"span_count\" min_spans = 0"),
-        (
-            "trace_state",
-            "{key: k, values: [a, '']}",
-            "type = \"trace_state\" key = \"k\" values = [\"a\"]",
-        ),
-        (
-            "probabilistic",
-            "{sampling_percentage: 12.5}",
-            "type = \"probabilistic\" sampling_percentage = 12.5",
-        ),
-        (
-            "probabilistic",
-            "{sampling_percentage: 150}",
-            "type = \"probabilistic\" sampling_percentage = 100",
-        ),
-        ("probabilistic", "{hash_salt: x}", "type = \"probabilistic\" sampling_percentage = 0"),
-        (
-            "rate_limiting",
-            "{spans_per_second: 35}",
-            "type = \"always_sample\" limit = { spans_per_second = 35 }",
-        ),
-        (
-            "bytes_limiting",
-            "{bytes_per_second: 1_000, burst_capacity: 9}",
-            "type = \"always_sample\" limit = { bytes_per_second = 1000, burst_capacity = 9 }",
-        ),
-    ] {
+    for (kind, block, wanted) in CONDITIONS {
         assert_eq!(rule(kind, block), wanted, "{kind} {block}");
     }
 }
@@ -126,10 +130,13 @@ fn every_difference_is_noted() {
 #[test]
 fn combinations_keep_their_parts() {
     let converted = convert_policy(
-        "- name: a\n  type: and\n  and:\n    and_sub_policy:\n    - {name: x, type: trace_flags}\n    \
-         - {name: y, type: not, not: {not_sub_policy: {name: z, type: status_code, status_code: {status_codes: [OK]}}}}\n    \
+        "- name: a\n  type: and\n  and:\n    and_sub_policy:\n    - {name: x, type: \
+        trace_flags}\n    \
+         - {name: y, type: not, not: {not_sub_policy: {name: z, type: status_code, \
+         status_code: {status_codes: [OK]}}}}\n    \
          - {name: r, type: rate_limiting, rate_limiting: {spans_per_second: 5}}\n\
-         - name: d\n  type: drop\n  drop:\n    drop_sub_policy:\n    - name: s\n      type: string_attribute\n      \
+         - name: d\n  type: drop\n  drop:\n    drop_sub_policy:\n    - name: s\n      \
+         type: string_attribute\n      \
          string_attribute: {key: k, values: [v], invert_match: true}",
     );
     assert_eq!(converted.errors(), Vec::<&str>::new());
@@ -137,7 +144,8 @@ fn combinations_keep_their_parts() {
         converted.policies(),
         "[[policy]]\nname = \"a\"\ntype = \"and\"\npolicies = [\n  { type = \"trace_flags\" },\n  \
          { type = \"not\", policy = { type = \"status_code\", status_codes = [\"OK\"] } },\n]\n\
-         limit = { spans_per_second = 5 }\n[[policy]]\nname = \"d\"\ntype = \"drop\"\npolicies = [\n  \
+         limit = { spans_per_second = 5 }\n\
+         [[policy]]\nname = \"d\"\ntype = \"drop\"\npolicies = [\n  \
          { type = \"string_attribute\", key = \"k\", values = [\"v\"], invert_match = true },\n]\n"
     );
     assert!(
