@@ -1,13 +1,14 @@
 //! A condition in OTTL as a rule about one span.
 //!
 //! What is not sure to mean the same is refused: a converter, an attribute compared with another,
-//! an order of strings. `!=` is true for a span that lacks the attribute, so that it becomes a `not`
+//! an order of strings. `!=` is true for a span that lacks the attribute, so it becomes a `not`
 //! inside of `same_span` and never `invert_match`.
 
 use std::ops::Range;
 
 use super::{
     durations::duration,
+    expressions::translated,
     ottl::{Expression, Kind, Operator, Path},
     rule::{Rule, float, text, texts},
 };
@@ -22,9 +23,11 @@ pub(super) struct Refusal {
 /// What means something slightly different, in words.
 pub(super) type Notes = Vec<String>;
 
-const NOT_EQUAL: &str = "`!=` is true for every span that lacks the attribute or has another value: written as \
+const NOT_EQUAL: &str = "`!=` is true for every span that lacks the attribute or has another \
+    value: written as \
      `same_span` with a `not`, not as `invert_match`";
-pub(super) const IS_MATCH: &str = "`IsMatch` also looks into values that are not strings, written as text; here only strings match";
+pub(super) const IS_MATCH: &str = "`IsMatch` also looks into values that are not strings, \
+    written as text; here only strings match";
 
 pub(super) fn refuse<T>(span: &Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { span: span.clone(), reason: reason.into() })
@@ -88,10 +91,15 @@ fn compare(
     }
     if let Kind::Call(name, arguments) = &left.kind {
         return match (name.as_str(), &right.kind, operator) {
-            ("IsRootSpan" | "IsMatch", Kind::Boolean(wanted), Operator::Equal) => {
+            (
+                "IsRootSpan" | "IsMatch",
+                Kind::Boolean(right),
+                Operator::Equal | Operator::NotEqual,
+            ) => {
+                let wanted = *right == (operator == Operator::Equal);
                 let kind = Kind::Call(name.clone(), arguments.clone());
                 let rule = span_rule(&Expression { kind, span: left.span.clone() }, notes)?;
-                Ok(if *wanted { rule } else { negated(rule) })
+                Ok(if wanted { rule } else { negated(rule) })
             }
             ("IsRootSpan" | "IsMatch", ..) => {
                 refuse(span, "compare it with `== true` or `== false`")
@@ -108,9 +116,11 @@ fn compare(
     let rule = match field(path, &left.span)? {
         Field::Attribute { key, scope } => attribute(key, scope, operator, right, span, notes)?,
         Field::Name => named("span_name", "values", operator, right, span)?,
-        Field::Status => word("status_code", "status_codes", &STATUS, operator, right)?,
-        Field::Kind => word("span_kind", "kinds", &KINDS, operator, right)?,
-        Field::KindText => word("span_kind", "kinds", &KIND_TEXTS, operator, right)?,
+        Field::Status => {
+            one_of("status_code", "status_codes", number_word(&STATUS, right)?, operator, right)?
+        }
+        Field::Kind => one_of("span_kind", "kinds", number_word(&KINDS, right)?, operator, right)?,
+        Field::KindText => one_of("span_kind", "kinds", kind_text(right)?, operator, right)?,
     };
     Ok(rule)
 }
@@ -254,32 +264,46 @@ const KINDS: [(&str, i64, &str); 6] = [
     ("SPAN_KIND_CONSUMER", 5, "CONSUMER"),
 ];
 /// What `kind.string` gives.
-const KIND_TEXTS: [(&str, i64, &str); 6] = [
-    ("Unspecified", 0, "UNSPECIFIED"),
-    ("Internal", 1, "INTERNAL"),
-    ("Server", 2, "SERVER"),
-    ("Client", 3, "CLIENT"),
-    ("Producer", 4, "PRODUCER"),
-    ("Consumer", 5, "CONSUMER"),
+const KIND_TEXTS: [(&str, &str); 6] = [
+    ("Unspecified", "UNSPECIFIED"),
+    ("Internal", "INTERNAL"),
+    ("Server", "SERVER"),
+    ("Client", "CLIENT"),
+    ("Producer", "PRODUCER"),
+    ("Consumer", "CONSUMER"),
 ];
 
-fn word(
+/// The word for a number or its name. A string never equals a number in OTTL.
+fn number_word(words: &Words, value: &Expression) -> Result<&'static str, Refusal> {
+    let known = match &value.kind {
+        Kind::Enum(name) => words.iter().find(|(known, ..)| known == name),
+        Kind::Integer(number) => words.iter().find(|(_, known, _)| known == number),
+        Kind::Text(_) => {
+            return refuse(&value.span, "the field is a number and never equals a string");
+        }
+        _ => None,
+    };
+    known.map_or_else(|| refuse(&value.span, NO_SUCH_VALUE), |(.., word)| Ok(*word))
+}
+
+fn kind_text(value: &Expression) -> Result<&'static str, Refusal> {
+    let known = match &value.kind {
+        Kind::Text(name) => KIND_TEXTS.iter().find(|(known, _)| known == name),
+        _ => None,
+    };
+    known.map_or_else(|| refuse(&value.span, NO_SUCH_VALUE), |(_, word)| Ok(*word))
+}
+
+const NO_SUCH_VALUE: &str = "this is none of the values that the field can have";
+
+fn one_of(
     kind: &'static str,
     key: &'static str,
-    words: &Words,
+    word: &'static str,
     operator: Operator,
     value: &Expression,
 ) -> Result<Rule, Refusal> {
-    let known = match &value.kind {
-        Kind::Enum(name) => words.iter().find(|(known, ..)| known == name),
-        Kind::Text(name) => words.iter().find(|(known, ..)| known == name),
-        Kind::Integer(number) => words.iter().find(|(_, known, _)| known == number),
-        _ => None,
-    };
-    let Some((.., word)) = known else {
-        return refuse(&value.span, "this is none of the values that the field can have");
-    };
-    match unless_equal(Rule::new(kind).with(key, texts([*word])), operator) {
+    match unless_equal(Rule::new(kind).with(key, texts([word])), operator) {
         Some(rule) => Ok(rule),
         None => refuse(&value.span, "an order of these values cannot be expressed"),
     }
@@ -291,11 +315,11 @@ fn is_match(value: &Expression, pattern: &Expression, notes: &mut Notes) -> Resu
         return refuse(&value.span, "`IsMatch` can only look at a field of the span");
     };
     let rule = match field(path, &value.span)? {
-        Field::Name => Rule::new("span_name").with("values", texts([pattern])),
+        Field::Name => Rule::new("span_name").with("values", texts([pattern.as_str()])),
         Field::Attribute { key, scope } => {
             notes.push(IS_MATCH.to_owned());
             let rule = Rule::new("string_attribute").with("key", text(key));
-            rule.with("values", texts([pattern])).with("scope", text(scope))
+            rule.with("values", texts([pattern.as_str()])).with("scope", text(scope))
         }
         _ => return refuse(&value.span, "`IsMatch` can only look at names and attributes"),
     };
@@ -303,16 +327,9 @@ fn is_match(value: &Expression, pattern: &Expression, notes: &mut Notes) -> Resu
 }
 
 /// A regular expression that Tailwater can compile.
-pub(super) fn expression(pattern: &Expression) -> Result<&str, Refusal> {
+pub(super) fn expression(pattern: &Expression) -> Result<String, Refusal> {
     let Kind::Text(pattern_text) = &pattern.kind else {
         return refuse(&pattern.span, "the expression must be a string");
     };
-    match regex::bytes::Regex::new(pattern_text) {
-        Ok(_) => Ok(pattern_text),
-        Err(error) => {
-            let text = error.to_string();
-            let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            refuse(&pattern.span, format!("the regular expression cannot be used: {reason}"))
-        }
-    }
+    translated(pattern_text).or_else(|reason| refuse(&pattern.span, reason))
 }

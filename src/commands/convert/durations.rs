@@ -8,6 +8,9 @@ use super::{
 
 const MILLISECOND_NANOS: i64 = 1_000_000;
 
+/// The longest duration that a policy of Tailwater compares with.
+pub(super) const YEAR_MILLIS: i64 = 31_536_000_000;
+
 /// `(end_time_unix_nano - start_time_unix_nano) > N`, or with `end_time`, `start_time` and
 /// `Duration("…")`.
 pub(super) fn duration(
@@ -45,15 +48,18 @@ pub(super) fn duration(
     // `>= N` is `> N - 1`, in nanoseconds.
     let (above, is_negated) = match operator {
         Operator::Greater => (nanos, false),
-        Operator::GreaterOrEqual => (nanos - 1, false),
+        Operator::GreaterOrEqual => (nanos.saturating_sub(1), false),
         Operator::LessOrEqual => (nanos, true),
-        Operator::Less => (nanos - 1, true),
+        Operator::Less => (nanos.saturating_sub(1), true),
         _ => return refuse(&limit.span, "a duration can only be above or below a limit"),
     };
     if above < 0 || above % MILLISECOND_NANOS != 0 {
         return refuse(&limit.span, "`span_duration` compares with whole milliseconds, exclusive");
     }
     let millis = above / MILLISECOND_NANOS;
+    if millis > YEAR_MILLIS {
+        return refuse(&limit.span, "a duration is at most a year");
+    }
     let rule = Rule::new("span_duration").with("threshold_ms", millis.to_string());
     Ok(if is_negated { negated(rule) } else { rule })
 }

@@ -14,13 +14,9 @@ pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule
         let parts = parts.iter().map(|part| of_event(part, notes)).collect::<Result<Vec<_>, _>>();
         return Ok(Rule::all("or", parts?));
     }
-    let parts = match &condition.kind {
-        Kind::And(parts) => parts.as_slice(),
-        _ => std::slice::from_ref(condition),
-    };
-    let mut names: Option<(&str, bool)> = None;
-    let mut attribute: Option<(&str, Option<&str>, bool)> = None;
-    for part in parts {
+    let mut names: Option<(String, bool)> = None;
+    let mut attribute: Option<(&str, Option<String>, bool)> = None;
+    for part in conjuncts(condition) {
         let span = part.span.clone();
         match event_part(part, notes)? {
             EventPart::Name { value, is_regex } if names.is_none() => {
@@ -32,11 +28,13 @@ pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule
             _ => return refuse(&span, "`span_event` has one name and one attribute"),
         }
     }
-    let regexes = [names.map(|(_, regex)| regex), attribute.and_then(|(_, v, r)| v.map(|_| r))];
-    let (mut name_value, mut attribute_value) = (
-        names.map(|(value, _)| value.to_owned()),
-        attribute.and_then(|(_, value, _)| value.map(str::to_owned)),
-    );
+    let regexes = [
+        names.as_ref().map(|(_, regex)| *regex),
+        attribute.as_ref().and_then(|(_, value, regex)| value.as_ref().map(|_| *regex)),
+    ];
+    let mut name_value = names.map(|(value, _)| value);
+    let key = attribute.as_ref().map(|(key, ..)| *key);
+    let mut attribute_value = attribute.and_then(|(_, value, _)| value);
     let is_regex = regexes.contains(&Some(true));
     if is_regex {
         // One switch holds for both: what is no expression becomes one that finds only itself.
@@ -52,7 +50,7 @@ pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule
     if let Some(name) = &name_value {
         rule = rule.with("names", texts([name.as_str()]));
     }
-    if let Some((key, ..)) = attribute {
+    if let Some(key) = key {
         rule = rule.with("key", text(key));
     }
     if let Some(value) = &attribute_value {
@@ -64,9 +62,17 @@ pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule
     Ok(rule)
 }
 
+/// The parts of `and`, also of one inside of another.
+fn conjuncts(condition: &Expression) -> Vec<&Expression> {
+    match &condition.kind {
+        Kind::And(parts) => parts.iter().flat_map(conjuncts).collect(),
+        _ => vec![condition],
+    }
+}
+
 enum EventPart<'e> {
-    Name { value: &'e str, is_regex: bool },
-    Attribute { key: &'e str, value: Option<&'e str>, is_regex: bool },
+    Name { value: String, is_regex: bool },
+    Attribute { key: &'e str, value: Option<String>, is_regex: bool },
 }
 
 fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'e>, Refusal> {
@@ -77,10 +83,10 @@ fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'
             };
             match (event_field(path, &left.span)?, operator, &right.kind) {
                 (None, Operator::Equal, Kind::Text(value)) => {
-                    Ok(EventPart::Name { value, is_regex: false })
+                    Ok(EventPart::Name { value: value.clone(), is_regex: false })
                 }
                 (Some(key), Operator::Equal, Kind::Text(value)) => {
-                    Ok(EventPart::Attribute { key, value: Some(value), is_regex: false })
+                    Ok(EventPart::Attribute { key, value: Some(value.clone()), is_regex: false })
                 }
                 (Some(key), Operator::NotEqual, Kind::Nil) => {
                     Ok(EventPart::Attribute { key, value: None, is_regex: false })

@@ -1,9 +1,12 @@
 //! Options of the Collector as it reads them, each reported where it is wrong.
 
 use super::{
-    policies::Policies,
+    policies::{Policies, VALUE_BYTES_MAX},
     yaml::{Node, Value},
 };
+
+/// What a string costs beside its text.
+const STRING_BYTES: usize = 64;
 
 const VARIABLE: &str =
     "this comes from a variable, whose value is not known here, and policies have no variables";
@@ -40,8 +43,15 @@ impl Policies<'_> {
         };
         match &list.value {
             Value::List(items) => {
-                let read: Vec<_> = items.iter().map(|item| self.string(item)).collect();
-                read.into_iter().collect()
+                let mut values = Some(Vec::new());
+                for item in items {
+                    match (self.string(item), &mut values) {
+                        (Some(value), Some(values)) => values.push(value),
+                        _ if self.is_full() => return None,
+                        _ => values = None,
+                    }
+                }
+                values
             }
             _ => {
                 let message = match list.text() {
@@ -62,14 +72,29 @@ impl Policies<'_> {
             self.report.error(node, "this is not a string");
             return None;
         };
+        self.charge(node, scalar.text.len())?;
         if is_variable(&scalar.text) {
             self.report.error(node, VARIABLE);
             return None;
+        }
+        if node.is_null() {
+            self.report.note(node, "nothing is written here; the Collector reads an empty string");
+            return Some(String::new());
         }
         if scalar.is_plain && !is_text(&scalar.text) {
             self.report.note(node, "not in quotes in the file; taken as the text that is written");
         }
         Some(scalar.text.replace("$$", "$"))
+    }
+
+    /// Counts a string; the error comes once.
+    pub(super) fn charge(&mut self, node: &Node, bytes: usize) -> Option<()> {
+        let was_full = self.is_full();
+        self.value_bytes += bytes + STRING_BYTES;
+        if self.value_bytes > VALUE_BYTES_MAX && !was_full {
+            self.report.error(node, "the values are more than 4 MiB, aliases included");
+        }
+        (!self.is_full()).then_some(())
     }
 
     pub(super) fn boolean(&mut self, block: &Node, key: &str) -> Option<bool> {
@@ -121,8 +146,9 @@ impl Policies<'_> {
         None
     }
 }
+
 /// Whether a variable of the Collector stands in a text; `$$` is a dollar.
-fn is_variable(text: &str) -> bool {
+pub(super) fn is_variable(text: &str) -> bool {
     text.replace("$$", "").contains("${")
 }
 

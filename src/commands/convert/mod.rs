@@ -27,12 +27,16 @@ use crate::config::{self, Diagnostics};
 mod conditions;
 mod durations;
 mod events;
+mod expressions;
 mod fields;
+mod limit;
 mod ottl;
 mod policies;
 mod report;
 mod rule;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod types;
 mod yaml;
 
@@ -41,6 +45,10 @@ const NAME_CHARS_MAX: usize = 64;
 
 /// Texts inside of texts.
 const BLOCKS_DEEP_MAX: usize = 4;
+
+/// Policies and rules of one configuration, as `check` takes them.
+const POLICIES_MAX: usize = 1_000;
+const RULES_MAX: usize = 10_000;
 
 /// What to convert.
 #[derive(Args, Clone, Debug)]
@@ -88,12 +96,16 @@ fn convert(file: &Path, processor: Option<&str>) -> Conversion {
 
 fn of_source(mut report: Report, file: &Path, wanted: Option<&str>) -> Conversion {
     let text = report.file().to_owned();
-    let mut search = Search { file: &text, found: Vec::new(), seen: HashSet::new() };
+    let mut search = Search::new(&text);
     let mut toml = String::new();
     match yaml::parse(&text) {
         Ok(documents) => {
             for document in &documents {
                 search.visit(document, &Placement::default(), 0);
+            }
+            let has_found = !search.found.is_empty();
+            for (at, message) in search.faults.into_iter().filter(|_| !has_found) {
+                report.fault(at, message);
             }
             if let Some(found) = chosen(search.found, wanted, &mut report) {
                 report.set_place(found.place.clone());
@@ -115,11 +127,20 @@ struct Found {
 struct Search<'f> {
     file: &'f str,
     found: Vec<Found>,
+    /// Texts that name the processor and are no YAML: where and why.
+    faults: Vec<(usize, String)>,
     /// Nodes that were visited: an alias may lead to one again and again.
     seen: HashSet<*const Node>,
+    /// The documents of texts, which live as long as the search, so that no address is met twice.
+    documents: Vec<Rc<Node>>,
 }
 
-impl Search<'_> {
+impl<'f> Search<'f> {
+    fn new(file: &'f str) -> Self {
+        let (found, faults, documents) = (Vec::new(), Vec::new(), Vec::new());
+        Search { file, found, faults, seen: HashSet::new(), documents }
+    }
+
     fn visit(&mut self, node: &Rc<Node>, place: &Placement, blocks: usize) {
         if !self.seen.insert(Rc::as_ptr(node)) {
             return;
@@ -138,14 +159,26 @@ impl Search<'_> {
             }
             Value::List(items) => items.iter().for_each(|item| self.visit(item, place, blocks)),
             Value::Scalar(scalar) => {
-                let may_hold = scalar.is_literal && scalar.text.contains("tail_sampling");
+                let may_hold = scalar.text.contains("tail_sampling") && scalar.text.contains('\n');
                 if !may_hold || blocks == BLOCKS_DEEP_MAX {
                     return;
                 }
-                // A text that is no YAML is not what is looked for.
-                let place = place.block(self.file, node);
-                for document in yaml::parse(&scalar.text).unwrap_or_default() {
-                    self.visit(&document, &place, blocks + 1);
+                let place = if scalar.is_literal {
+                    place.block(self.file, node)
+                } else {
+                    place.whole(node)
+                };
+                match yaml::parse(&scalar.text) {
+                    Ok(documents) => {
+                        self.documents.extend(documents.iter().cloned());
+                        for document in &documents {
+                            self.visit(document, &place, blocks + 1);
+                        }
+                    }
+                    Err(fault) => {
+                        let message = format!("the text is no YAML: {}", fault.message);
+                        self.faults.push((place.of(fault.at), message));
+                    }
                 }
             }
         }
@@ -188,17 +221,31 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
     let Some(list) = list.as_deref().and_then(Node::list).filter(|list| !list.is_empty()) else {
         let at = list.as_deref().unwrap_or(&found.node);
         let message = match at.text() {
-            Some(text) if text.contains("${") => "the policies come from a variable",
+            Some(text) if fields::is_variable(text) => "the policies come from a variable",
             _ => "there is no list of `policies`",
         };
         report.error(at, message);
         return toml;
     };
     let mut names = HashSet::new();
+    let mut rules = 0;
     for node in list {
+        let is_full = policies.is_full() || policies.report.is_full();
+        if names.len() >= POLICIES_MAX || rules > RULES_MAX || is_full {
+            policies.report.error(
+                node,
+                "the conversion ends here: a file has at most 1,000 policies and 10,000 conditions",
+            );
+            toml.push_str("\n# Here the conversion ends.\n");
+            break;
+        }
         let errors = policies.report.errors();
         match policies.policy(node) {
             Some(converted) => {
+                rules += converted.iter().map(|policy| policy.rule.count()).sum::<usize>();
+                if rules > RULES_MAX {
+                    continue;
+                }
                 for policy in converted {
                     toml.push_str(&table(policy, node, &mut names, policies.report));
                 }
@@ -228,6 +275,9 @@ fn refused(node: &Node, reasons: &[String]) -> String {
     let name = node.get("name");
     let name = config::visible(name.as_deref().and_then(Node::text).unwrap_or("?"));
     let mut comment = format!("\n# Not converted: the policy `{name}`.\n");
+    if node.get("type").as_deref().and_then(Node::text) == Some("drop") {
+        comment.push_str("# Without it, traces are kept that the Collector drops.\n");
+    }
     for reason in reasons {
         comment.push_str(&format!("# {reason}\n"));
     }

@@ -3,18 +3,22 @@
 //! ```text
 //! or     = and { "or" and }
 //! and    = not { "and" not }
-//! not    = "not" not | comparison
+//! not    = [ "not" ] comparison
 //! comparison = sum [ ("==" | "!=" | "<" | "<=" | ">" | ">=") sum ]
 //! sum    = product { ("+" | "-") product }
 //! product = value { ("*" | "/") value }
-//! value  = string | number | "true" | "false" | "nil" | ENUM | path | Function(or, ...) | "(" or ")"
+//! value  = string | number | "true" | "false" | "nil" | ENUM | path
+//!        | Function(or, ...) | "(" or ")"
 //! path   = name { "." name } { "[" string | number "]" }
 //! ```
+//!
+//! The text is that of the Collector's file, in which `$$` stands for a dollar.
 //!
 //! Source: pkg/ottl/LANGUAGE.md of opentelemetry-collector-contrib.
 
 use std::ops::Range;
 
+/// Parentheses, arguments and arithmetic inside of each other.
 const DEPTH_MAX: usize = 64;
 
 /// An expression and its bytes.
@@ -95,7 +99,8 @@ pub(super) fn parse(text: &str) -> Result<Expression, Fault> {
 #[derive(Clone, Debug, PartialEq)]
 enum Token {
     Text(String),
-    Integer(i64),
+    /// Without its sign.
+    Integer(u64),
     Double(f64),
     Name(String),
     /// Operators and punctuation.
@@ -114,20 +119,24 @@ fn tokens(text: &str) -> Result<Vec<(Token, Range<usize>)>, Fault> {
             at += first.len_utf8();
             continue;
         }
+        let after = text[at + first.len_utf8()..].chars().next();
+        let is_number =
+            first.is_ascii_digit() || first == '.' && after.is_some_and(|c| c.is_ascii_digit());
         let token = if first == '"' {
-            let (value, length) = string(&text[at..]).ok_or_else(|| Fault {
-                span: start..text.len(),
-                message: "the string has no closing quote".to_owned(),
-            })?;
+            let (value, length) = string(&text[at..]).map_err(|fault| fault.moved(start))?;
             at += length;
             Token::Text(value)
-        } else if first.is_ascii_digit() {
-            let is_number = |c: char| c.is_ascii_alphanumeric() || c == '.';
-            at += text[at..].find(|c| !is_number(c)).unwrap_or(text.len() - at);
-            number(&text[start..at]).ok_or_else(|| Fault {
-                span: start..at,
-                message: format!("`{}` is not a number", &text[start..at]),
-            })?
+        } else if is_number && !is_index_dot(&tokens, first) {
+            let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_');
+            let mut end = at + text[at..].find(|c| !is_part(c)).unwrap_or(text.len() - at);
+            // The sign of an exponent.
+            if text[at..end].ends_with(['e', 'E']) && text[end..].starts_with(['+', '-']) {
+                end += 1;
+                end += text[end..].find(|c| !is_part(c)).unwrap_or(text.len() - end);
+            }
+            at = end;
+            number(&text[start..at])
+                .map_err(|message| Fault { span: start..at, message: message.to_owned() })?
         } else if first.is_ascii_alphabetic() || first == '_' {
             let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
             at += text[at..].find(|c| !is_name(c)).unwrap_or(text.len() - at);
@@ -144,36 +153,97 @@ fn tokens(text: &str) -> Result<Vec<(Token, Range<usize>)>, Fault> {
     Ok(tokens)
 }
 
+/// Whether a `.` stands behind a path, as in `a.b`, and begins no number.
+fn is_index_dot(tokens: &[(Token, Range<usize>)], first: char) -> bool {
+    first == '.' && matches!(tokens.last(), Some((Token::Name(_) | Token::Sign("]"), _)))
+}
+
 /// A string in double quotes at the beginning of `text`, and its length with the quotes.
-fn string(text: &str) -> Option<(String, usize)> {
+fn string(text: &str) -> Result<(String, usize), Fault> {
+    let unclosed =
+        || Fault { span: 0..text.len(), message: "the string has no closing quote".to_owned() };
     let mut value = String::new();
-    let mut characters = text.char_indices().skip(1);
+    let mut characters = text.char_indices().skip(1).peekable();
     while let Some((at, c)) = characters.next() {
         match c {
-            '"' => return Some((value, at + 1)),
-            '\\' => match characters.next()?.1 {
-                'n' => value.push('\n'),
-                't' => value.push('\t'),
-                'r' => value.push('\r'),
-                '"' => value.push('"'),
-                '\\' => value.push('\\'),
-                // OTTL reads strings as Go does, which refuses any other; expressions are often
-                // written with one backslash all the same.
-                other => value.extend(['\\', other]),
-            },
+            '"' => return Ok((value, at + 1)),
+            '$' => {
+                characters.next_if(|(_, next)| *next == '$');
+                value.push('$');
+            }
+            '\\' => {
+                let (_, escape) = characters.next().ok_or_else(unclosed)?;
+                let digits = match escape {
+                    'x' => 2,
+                    'u' => 4,
+                    'U' => 8,
+                    _ => 0,
+                };
+                let end = at + 1 + escape.len_utf8() + digits;
+                let meant = match digits {
+                    0 => simple_escape(escape),
+                    _ => text.get(at + 2..end).and_then(coded),
+                };
+                let Some(meant) = meant else {
+                    let end = text.len().min(at + 1 + escape.len_utf8());
+                    let message = format!(
+                        "`\\{escape}` is no escape in a string of OTTL; a backslash is written \
+                        `\\\\`"
+                    );
+                    return Err(Fault { span: at..end, message });
+                };
+                value.push(meant);
+                for _ in 0..digits {
+                    characters.next();
+                }
+            }
             c => value.push(c),
         }
     }
-    None
+    Err(unclosed())
 }
 
-fn number(text: &str) -> Option<Token> {
-    if let Some(digits) = text.strip_prefix("0x") {
-        return i64::from_str_radix(digits, 16).ok().map(Token::Integer);
+/// The character that a backslash and this one stand for in a string of Go.
+fn simple_escape(escape: char) -> Option<char> {
+    Some(match escape {
+        'a' => '\x07',
+        'b' => '\x08',
+        'f' => '\x0c',
+        'n' => '\n',
+        'r' => '\r',
+        't' => '\t',
+        'v' => '\x0b',
+        '"' | '\\' => escape,
+        _ => return None,
+    })
+}
+
+/// A character by its number; `\x` stands for a byte, which is one up to `\x7f`.
+fn coded(digits: &str) -> Option<char> {
+    let code = u32::from_str_radix(digits, 16).ok()?;
+    char::from_u32(code).filter(|_| digits.len() > 2 || code < 0x80)
+}
+
+fn number(text: &str) -> Result<Token, &'static str> {
+    const NO_NUMBER: &str = "this is not a number in OTTL";
+    if text.starts_with("0x") {
+        return Err("a value of bytes cannot be compared");
     }
-    match text.parse() {
-        Ok(integer) => Some(Token::Integer(integer)),
-        Err(_) => text.parse().ok().filter(|number: &f64| number.is_finite()).map(Token::Double),
+    if text.bytes().all(|c| c.is_ascii_digit()) {
+        return text.parse().map(Token::Integer).map_err(|_| "the number is too large");
+    }
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    let is_double = mantissa.split_once('.').is_some_and(|(whole, fraction)| {
+        (whole.is_empty() || is_digits(whole)) && is_digits(fraction)
+    }) && is_digits(exponent.trim_start_matches(['+', '-']));
+    let double = text.parse().ok().filter(|number: &f64| is_double && number.is_finite());
+    double.map(Token::Double).ok_or(NO_NUMBER)
+}
+
+impl Fault {
+    fn moved(self, by: usize) -> Self {
+        Fault { span: self.span.start + by..self.span.end + by, ..self }
     }
 }
 
@@ -188,8 +258,7 @@ impl Parser {
     fn or(&mut self) -> Result<Expression, Fault> {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
-            let message = format!("the condition is nested more than {DEPTH_MAX} levels deep");
-            return Err(Fault { span: self.span(), message });
+            return Err(self.too_deep());
         }
         let expression = self.joined("or", Self::and, Kind::Or);
         self.depth -= 1;
@@ -219,14 +288,10 @@ impl Parser {
 
     fn not(&mut self) -> Result<Expression, Fault> {
         let start = self.span().start;
-        let mut negations = 0;
-        while self.eat_name("not") {
-            negations += 1;
+        if !self.eat_name("not") {
+            return self.comparison();
         }
         let inner = self.comparison()?;
-        if negations % 2 == 0 {
-            return Ok(inner);
-        }
         let span = start..inner.span.end;
         Ok(Expression { kind: Kind::Not(Box::new(inner)), span })
     }
@@ -262,8 +327,13 @@ impl Parser {
         part: impl Fn(&mut Self) -> Result<Expression, Fault>,
     ) -> Result<Expression, Fault> {
         let mut left = part(self)?;
+        let mut operations = 0;
         while let Some(Token::Sign(sign)) = self.peek() {
             let Some(sign) = sign.chars().next().filter(|c| signs.contains(c)) else { break };
+            operations += 1;
+            if operations > DEPTH_MAX {
+                return Err(self.too_deep());
+            }
             self.next += 1;
             let right = part(self)?;
             let span = left.span.start..right.span.end;
@@ -279,19 +349,12 @@ impl Parser {
         self.next += 1;
         let kind = match token {
             Token::Text(text) => Kind::Text(text),
-            Token::Integer(integer) => Kind::Integer(integer),
-            Token::Double(number) => Kind::Double(number),
-            Token::Sign("-") => match self.peek().cloned() {
-                Some(Token::Integer(integer)) => {
-                    self.next += 1;
-                    Kind::Integer(-integer)
-                }
-                Some(Token::Double(number)) => {
-                    self.next += 1;
-                    Kind::Double(-number)
-                }
-                _ => return Err(self.unexpected("a number")),
-            },
+            Token::Integer(_) | Token::Double(_) => {
+                self.next -= 1;
+                self.signed(1)?
+            }
+            Token::Sign("+") => self.signed(1)?,
+            Token::Sign("-") => self.signed(-1)?,
             Token::Sign("(") => {
                 let inner = self.or()?;
                 self.expect(")")?;
@@ -304,6 +367,20 @@ impl Parser {
             }
         };
         Ok(Expression { kind, span: start.start..self.last().end })
+    }
+
+    /// The number that follows, times its sign.
+    fn signed(&mut self, sign: i8) -> Result<Kind, Fault> {
+        let span = self.span();
+        let number = match self.peek() {
+            Some(Token::Integer(number)) => i64::try_from(i128::from(*number) * i128::from(sign))
+                .map(Kind::Integer)
+                .map_err(|_| Fault { span, message: "the number is too large".to_owned() })?,
+            Some(Token::Double(number)) => Kind::Double(number * f64::from(sign)),
+            _ => return Err(self.unexpected("a number")),
+        };
+        self.next += 1;
+        Ok(number)
     }
 
     fn named(&mut self, name: String) -> Result<Kind, Fault> {
@@ -385,6 +462,11 @@ impl Parser {
 
     fn expect(&mut self, sign: &str) -> Result<(), Fault> {
         if self.eat(sign) { Ok(()) } else { Err(self.unexpected(&format!("`{sign}`"))) }
+    }
+
+    fn too_deep(&self) -> Fault {
+        let message = format!("the condition is nested more than {DEPTH_MAX} levels deep");
+        Fault { span: self.span(), message }
     }
 
     fn unexpected(&self, wanted: &str) -> Fault {

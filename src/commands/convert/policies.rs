@@ -7,9 +7,10 @@
 use std::rc::Rc;
 
 use super::{
+    limit::Limit,
     report::Report,
-    rule::{Rule, float},
-    yaml::Node,
+    rule::Rule,
+    yaml::{Duplicates, Node},
 };
 
 /// A converted policy, before it has a name of its own.
@@ -25,26 +26,46 @@ pub(super) struct Converted {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Place {
     Top,
-    /// In `and`, `drop` or a composite.
+    /// In a composite, which takes conditions and `and`.
+    Composite,
+    /// In `and` or `drop`, which take conditions and `not`.
     Part,
     /// In `not`, which takes a condition alone.
     Leaf,
 }
 
-/// Conditions that one file may have; more than a person writes.
+impl Place {
+    fn takes(self, kind: &str) -> bool {
+        match kind {
+            "drop" | "composite" => self == Place::Top,
+            "and" => matches!(self, Place::Top | Place::Composite),
+            "not" => matches!(self, Place::Top | Place::Part),
+            _ => true,
+        }
+    }
+}
+
+/// What one file may have, more than a person writes: an alias makes much of a short text.
 const CONDITIONS_MAX: usize = 10_000;
+pub(super) const VALUE_BYTES_MAX: usize = 4 << 20;
+
+/// Levels that Tailwater takes, less those that `and` and `same_span` add.
+const RULE_DEPTH_MAX: usize = 60;
 
 /// The conversion of one list of policies.
 pub(super) struct Policies<'r> {
     pub(super) report: &'r mut Report,
     pub(super) conditions: usize,
+    /// Bytes of strings that were read.
+    pub(super) value_bytes: usize,
+    duplicates: Duplicates,
 }
 
 /// A policy without its name.
 struct Part {
     rule: Rule,
-    /// `limit` in TOML, which only a whole policy can have.
-    limit: Option<String>,
+    /// What only a whole policy can have.
+    limit: Option<Limit>,
 }
 
 impl From<Rule> for Part {
@@ -55,7 +76,7 @@ impl From<Rule> for Part {
 
 impl<'r> Policies<'r> {
     pub(super) fn new(report: &'r mut Report) -> Self {
-        Policies { report, conditions: 0 }
+        Policies { report, conditions: 0, value_bytes: 0, duplicates: Duplicates::new() }
     }
 
     /// The policies that one entry of the list becomes; nothing where it cannot be expressed, which
@@ -63,14 +84,35 @@ impl<'r> Policies<'r> {
     pub(super) fn policy(&mut self, node: &Node) -> Option<Vec<Converted>> {
         let errors = self.report.errors();
         let name = self.name(node)?;
-        let kind = self.kind(node, &name)?;
-        if kind == "composite" {
-            let converted = self.composite(node, &name);
-            return converted.filter(|_| self.report.errors() == errors);
+        if let Some(key) = node.duplicate(&mut self.duplicates) {
+            let message = format!("the key `{}` stands twice", key.text().unwrap_or("?"));
+            self.report.error(&key, message);
         }
-        let Part { rule, limit } = self.part(node, Place::Top)?;
-        let converted = vec![Converted { name, rule, limit }];
+        let kind = self.kind(node, &name)?;
+        let converted = if kind == "composite" {
+            self.composite(node, &name)?
+        } else {
+            let Part { rule, limit } = self.part(node, Place::Top)?;
+            let limit = limit.map(|limit| limit.toml());
+            vec![Converted { name, rule, limit }]
+        };
+        if converted.iter().any(|policy| policy.rule.depth() > RULE_DEPTH_MAX) {
+            self.report.error(node, "the policy is nested too deeply");
+        }
         (self.report.errors() == errors).then_some(converted)
+    }
+
+    /// Whether so much was read that there is no going on.
+    pub(super) fn is_full(&self) -> bool {
+        self.conditions > CONDITIONS_MAX || self.value_bytes > VALUE_BYTES_MAX
+    }
+
+    pub(super) fn count_condition(&mut self, node: &Node) -> Option<()> {
+        self.conditions += 1;
+        if self.conditions == CONDITIONS_MAX + 1 {
+            self.report.error(node, "there are more than 10,000 conditions");
+        }
+        (!self.is_full()).then_some(())
     }
 
     fn name(&mut self, node: &Node) -> Option<String> {
@@ -79,7 +121,7 @@ impl<'r> Policies<'r> {
             return None;
         }
         match node.get("name").as_deref().and_then(Node::text) {
-            Some(name) if !name.is_empty() => Some(name.to_owned()),
+            Some(name) if !name.is_empty() && name != "~" => Some(name.to_owned()),
             _ => {
                 self.report.error(node, "the policy has no `name`");
                 None
@@ -110,25 +152,14 @@ impl<'r> Policies<'r> {
 
     /// Converts one policy or part; `None` where an error was reported.
     fn part(&mut self, node: &Node, place: Place) -> Option<Part> {
-        self.conditions += 1;
-        if self.conditions > CONDITIONS_MAX {
-            if self.conditions == CONDITIONS_MAX + 1 {
-                self.report.error(node, "there are more than 10,000 conditions");
-            }
-            return None;
-        }
+        self.count_condition(node)?;
         let name = self.name(node)?;
         let kind = self.kind(node, &name)?;
         let settings = self.settings(node, &kind)?;
         let block = settings.as_deref();
-        let is_allowed = match kind.as_str() {
-            "and" => place != Place::Leaf,
-            "not" => place != Place::Leaf,
-            "drop" | "composite" => place == Place::Top,
-            _ => true,
-        };
-        if !is_allowed {
-            let message = format!("the Collector takes no `{kind}` inside of another policy here");
+        if !place.takes(&kind) {
+            let message =
+                format!("the Collector takes no policy of type `{kind}` inside of this one");
             self.report.error(node, message);
             return None;
         }
@@ -195,7 +226,7 @@ impl<'r> Policies<'r> {
     fn limit(&mut self, block: &Node, rate: &'static str) -> Option<Part> {
         self.only(block, &[rate, "burst_capacity"])?;
         let per_second = self.integer(block, rate)?.unwrap_or(0);
-        let burst = self.integer(block, "burst_capacity")?.unwrap_or(0);
+        let burst = self.integer(block, "burst_capacity")?.filter(|burst| *burst > 0);
         if per_second <= 0 {
             self.report.error(block, format!("`{rate}` must be above 0"));
             return None;
@@ -205,15 +236,16 @@ impl<'r> Policies<'r> {
             "the Collector keeps whole traces as they come until the rate is used up; Tailwater \
              keeps those with the highest randomness of each tick and stamps the threshold",
         );
-        let burst = if burst > 0 { format!(", burst_capacity = {burst}") } else { String::new() };
-        let limit = format!("{{ {rate} = {per_second}{burst} }}");
-        Some(Part { rule: Rule::new("always_sample"), limit: Some(limit) })
+        Some(Part {
+            rule: Rule::new("always_sample"),
+            limit: Some(Limit { rate, per_second, burst, spans_per_second: None }),
+        })
     }
 
     fn and(&mut self, block: &Node) -> Option<Part> {
         self.only(block, &["and_sub_policy"])?;
         let (mut rules, limit) = self.parts(block, "and_sub_policy", true)?;
-        if rules.len() > 1 && limit.is_some() {
+        if limit.is_some() && rules.iter().any(|rule| rule.kind != "always_sample") {
             // What stands for the limit among the parts.
             rules.retain(|rule| rule.kind != "always_sample");
         }
@@ -251,7 +283,7 @@ impl<'r> Policies<'r> {
         block: &Node,
         key: &str,
         may_limit: bool,
-    ) -> Option<(Vec<Rule>, Option<String>)> {
+    ) -> Option<(Vec<Rule>, Option<Limit>)> {
         let list = block.get(key);
         let Some(list) = list.as_deref().and_then(Node::list).filter(|list| !list.is_empty())
         else {
@@ -261,11 +293,20 @@ impl<'r> Policies<'r> {
         let mut rules = Vec::new();
         let mut limit = None;
         let mut is_fine = true;
-        for node in list {
+        for (place, node) in list.iter().enumerate() {
             let Some(part) = self.part(node, Place::Part) else {
+                if self.is_full() {
+                    return None;
+                }
                 is_fine = false;
                 continue;
             };
+            if part.limit.is_some() && may_limit && place + 1 < list.len() {
+                let message = "the Collector counts every trace that reaches the rate limit, also \
+                               those that a later part refuses; here only those count that all \
+                               parts take";
+                self.report.note(node, message);
+            }
             if part.limit.is_some() && (!may_limit || limit.is_some()) {
                 let message = "a second limit, or one inside of `drop`, has no counterpart";
                 self.report.error(node, message);
@@ -317,18 +358,31 @@ impl<'r> Policies<'r> {
         );
         let mut converted = Vec::new();
         for (part, part_name) in parts.iter().zip(&names) {
-            let share = shares.iter().find(|(name, percent)| name == part_name && *percent > 0.0);
+            let share = shares.iter().find(|(name, percent)| name == part_name && *percent > 0);
             let rate = match share {
-                Some((_, percent)) => total as f64 * percent / 100.0,
-                None => total as f64 / parts.len() as f64,
+                Some((_, percent)) => i128::from(total) * i128::from(*percent) / 100,
+                None => i128::from(total) / parts.len() as i128,
             };
-            let Part { rule, limit: None } = self.part(part, Place::Part)? else {
-                self.report.error(part, "a limit inside of a composite has no counterpart");
+            let rate = i64::try_from(rate).unwrap_or(total).min(total);
+            if rate == 0 {
+                self.report.error(part, "the share of this part is below one span a second");
                 return None;
+            }
+            let Part { rule, limit } = self.part(part, Place::Composite)?;
+            let limit = match limit {
+                None => Limit::of_spans(rate),
+                Some(limit) => match limit.within(rate) {
+                    Some(limit) => limit,
+                    None => {
+                        let message = "a burst of bytes beside the share of spans cannot be \
+                                       expressed: a limit on both has bursts of twice its rates";
+                        self.report.error(part, message);
+                        return None;
+                    }
+                },
             };
-            let rate = if rate.fract() == 0.0 { format!("{rate:.0}") } else { float(rate) };
-            let limit = Some(format!("{{ spans_per_second = {rate} }}"));
-            converted.push(Converted { name: format!("{name}.{part_name}"), rule, limit });
+            let name = format!("{name}.{part_name}");
+            converted.push(Converted { name, rule, limit: Some(limit.toml()) });
         }
         Some(converted)
     }
@@ -352,7 +406,7 @@ impl<'r> Policies<'r> {
     }
 
     /// `rate_allocation`: names and per cents.
-    fn shares(&mut self, block: &Node, names: &[String]) -> Option<Vec<(String, f64)>> {
+    fn shares(&mut self, block: &Node, names: &[String]) -> Option<Vec<(String, i64)>> {
         let mut shares = Vec::new();
         let Some(list) = block.get("rate_allocation").filter(|list| !list.is_null()) else {
             return Some(shares);
@@ -368,7 +422,7 @@ impl<'r> Policies<'r> {
                 self.report.error(entry, message);
                 return None;
             }
-            let percent = self.number(entry, "percent")?.unwrap_or(0.0);
+            let percent = self.integer(entry, "percent")?.unwrap_or(0);
             shares.push((policy, percent));
         }
         Some(shares)

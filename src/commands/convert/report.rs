@@ -11,26 +11,53 @@ pub(super) struct Report {
     place: Placement,
     diagnostics: Diagnostics,
     errors: usize,
+    /// Diagnostics, notes included.
+    count: usize,
 }
 
-/// Where the text that is read stands in the file: for the start of each of its lines, the byte of
-/// the file. Empty for the file itself.
+/// Diagnostics of one file; what comes after them only counts.
+const DIAGNOSTICS_MAX: usize = 1_000;
+
+/// Where the text that is read stands in the file.
 #[derive(Clone, Default)]
-pub(super) struct Placement(Vec<(usize, usize)>);
+pub(super) enum Placement {
+    /// It is the file.
+    #[default]
+    File,
+    /// For the start of each of its lines, the byte of the file.
+    Lines(Vec<(usize, usize)>),
+    /// All of it stands at one place, as the file does not have it letter by letter.
+    At(usize),
+}
 
 impl Placement {
-    fn of(&self, offset: usize) -> usize {
-        let line = self.0.partition_point(|(start, _)| *start <= offset).checked_sub(1);
-        match line.and_then(|line| self.0.get(line)) {
-            Some((start, of_file)) => of_file + (offset - start),
-            None => offset,
+    /// The byte of the file.
+    pub(super) fn of(&self, offset: usize) -> usize {
+        match self {
+            Placement::File => offset,
+            Placement::At(place) => *place,
+            Placement::Lines(lines) => {
+                let line = lines.partition_point(|(start, _)| *start <= offset).checked_sub(1);
+                match line.and_then(|line| lines.get(line)) {
+                    Some((start, of_file)) => of_file + (offset - start),
+                    None => offset,
+                }
+            }
         }
+    }
+
+    /// The placement of a text in quotes.
+    pub(super) fn whole(&self, node: &Node) -> Placement {
+        Placement::At(self.of(node.span.start))
     }
 
     /// The placement of a block of text that begins at a node.
     pub(super) fn block(&self, file: &str, node: &Node) -> Placement {
+        if let Placement::At(place) = self {
+            return Placement::At(*place);
+        }
         let text = node.text().unwrap_or_default();
-        let start = self.of(node.span.start).min(file.len());
+        let start = file.floor_char_boundary(self.of(node.span.start));
         // The lines of the block are those behind its `|`.
         let mut at = match file[start..].find('\n') {
             Some(end) if file[start..].starts_with(['|', '>']) => start + end + 1,
@@ -46,19 +73,24 @@ impl Placement {
             start += line.len();
             at = file[at.min(file.len())..].find('\n').map_or(file.len(), |end| at + end + 1);
         }
-        Placement(lines)
+        Placement::Lines(lines)
     }
 }
 
 impl Report {
     pub(super) fn new(source: Source) -> Self {
         let diagnostics = Diagnostics::default();
-        Report { source, place: Placement::default(), diagnostics, errors: 0 }
+        Report { source, place: Placement::default(), diagnostics, errors: 0, count: 0 }
     }
 
     /// What follows is about a text that stands there.
     pub(super) fn set_place(&mut self, place: Placement) {
         self.place = place;
+    }
+
+    /// Whether there are so many diagnostics that no more are taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.count >= DIAGNOSTICS_MAX
     }
 
     /// Errors so far.
@@ -118,7 +150,18 @@ impl Report {
 
     fn at(&mut self, span: Range<usize>, severity: Severity, message: String) {
         self.errors += usize::from(severity == Severity::Error);
+        if self.is_full() {
+            return;
+        }
         let span = self.place.of(span.start)..self.place.of(span.end).max(1);
+        self.count += 1;
+        let (severity, message) = match self.count {
+            DIAGNOSTICS_MAX => {
+                (Severity::Error, "there are more diagnostics than 1,000".to_owned())
+            }
+            _ => (severity, message),
+        };
+        self.errors += usize::from(self.count == DIAGNOSTICS_MAX);
         let diagnostic = self.source.diagnose(span, severity, Problem::new(message));
         self.diagnostics.push(diagnostic);
     }

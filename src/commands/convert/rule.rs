@@ -36,6 +36,16 @@ impl Rule {
         Rule { kind, keys: Vec::new(), parts }
     }
 
+    /// Levels of rules, this one among them.
+    pub(super) fn depth(&self) -> usize {
+        1 + self.parts.iter().map(Rule::depth).max().unwrap_or(0)
+    }
+
+    /// This rule and all below it.
+    pub(super) fn count(&self) -> usize {
+        1 + self.parts.iter().map(Rule::count).sum::<usize>()
+    }
+
     /// The lines of a `[[policy]]` table below its name.
     pub(super) fn lines(&self) -> String {
         let mut lines = format!("type = \"{}\"\n", self.kind);

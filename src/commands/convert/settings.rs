@@ -1,9 +1,11 @@
 //! The options of the processor beside its policies, as `[sampling]`.
 
-use super::{durations::go_duration, policies::Policies, yaml::Node};
+use super::{durations::go_duration, fields::is_variable, policies::Policies, yaml::Node};
 
 const SECOND_NANOS: i64 = 1_000_000_000;
 const MIB: i64 = 1 << 20;
+/// The longest wait that Tailwater takes.
+const WAIT_SECONDS_MAX: i64 = 3600;
 
 /// Options that change no decision, or whose counterpart needs no value.
 const WITHOUT_COUNTERPART: &[(&str, &str)] = &[
@@ -23,13 +25,17 @@ impl Policies<'_> {
         let mut wait = "30s".to_owned();
         let mut after_root = "0s".to_owned();
         let mut max_trace_mib = 16;
+        if let Some(key) = processor.own_duplicate() {
+            let message = format!("the key `{}` stands twice", key.text().unwrap_or("?"));
+            self.report.error(&key, message);
+        }
         for (key, value) in processor.entries() {
             let name = key.text().unwrap_or("?").to_owned();
             match name.as_str() {
                 "policies" => {}
-                "decision_wait" => wait = self.seconds(&value, &wait),
+                "decision_wait" => wait = self.seconds(&value, 1, &wait),
                 "decision_wait_after_root_received" => {
-                    after_root = self.seconds(&value, &after_root);
+                    after_root = self.seconds(&value, 0, &after_root);
                 }
                 "maximum_trace_size_bytes" => {
                     let bytes = self.integer(processor, &name).flatten().unwrap_or(0);
@@ -41,7 +47,7 @@ impl Policies<'_> {
                     }
                 }
                 "sampling_strategy" => match value.text() {
-                    Some("trace-complete") => {}
+                    Some("trace-complete" | "") => {}
                     Some("span-ingest") => self.report.note(
                         &value,
                         "`span-ingest` decides by each batch alone; Tailwater decides whole traces",
@@ -73,18 +79,21 @@ impl Policies<'_> {
              decision_wait = \"{wait}\"\n\
              # Off by default in the Collector, 10 s by default in Tailwater.\n\
              decision_wait_after_root_received = \"{after_root}\"\n\
-             # The Collector has no cap on spans. A trace that reaches a cap is decided with what it has.\n\
+             # The Collector has no cap on spans. A trace that reaches one is decided early.\n\
              max_trace_spans = 32000\n\
              max_trace_bytes_mib = {max_trace_mib}\n"
         )
     }
 
-    /// Whole seconds, of which the Collector takes at least one.
-    fn seconds(&mut self, node: &Node, default: &str) -> String {
+    /// Whole seconds. The Collector takes less than one for one, and for `decision_wait` also 0.
+    fn seconds(&mut self, node: &Node, least: i64, default: &str) -> String {
+        if node.is_null() {
+            return default.to_owned();
+        }
         let text = node.text().unwrap_or_default();
         let nanos = text.parse().ok().or_else(|| go_duration(text));
         let Some(nanos) = nanos.filter(|nanos| *nanos >= 0) else {
-            let message = if text.contains("${") {
+            let message = if is_variable(text) {
                 "this comes from a variable, whose value is not known here"
             } else {
                 "this is not a duration"
@@ -92,10 +101,14 @@ impl Policies<'_> {
             self.report.error(node, message);
             return default.to_owned();
         };
-        if nanos % SECOND_NANOS != 0 {
+        if nanos % SECOND_NANOS != 0 || nanos < least {
             self.report.note(node, "the Collector waits for whole seconds, at least one");
         }
-        let seconds = nanos / SECOND_NANOS;
-        format!("{}s", if nanos > 0 { seconds.max(1) } else { 0 })
+        let seconds = (nanos / SECOND_NANOS).max(least.max(i64::from(nanos > 0)));
+        if seconds > WAIT_SECONDS_MAX {
+            self.report.error(node, "Tailwater waits for at most an hour");
+            return default.to_owned();
+        }
+        format!("{seconds}s")
     }
 }

@@ -2,17 +2,31 @@
 
 use super::{
     conditions::{self, Notes},
-    events, ottl,
+    durations::YEAR_MILLIS,
+    events,
+    expressions::{compile, rewritten},
+    fields::is_variable,
+    ottl,
     policies::{Place, Policies},
     rule::{Rule, float, text, texts},
     yaml::Node,
 };
+
+/// What an expression costs beside its text, as it is compiled.
+const EXPRESSION_BYTES: usize = 1 << 10;
+
+/// How many expressions are compiled one by one to find a wrong one.
+const EXPRESSIONS_TRIED: usize = 100;
 
 impl Policies<'_> {
     pub(super) fn latency(&mut self, block: &Node) -> Option<Rule> {
         self.only(block, &["threshold_ms", "upper_threshold_ms"])?;
         let threshold = self.integer(block, "threshold_ms")?.unwrap_or(0);
         let upper = self.integer(block, "upper_threshold_ms")?.unwrap_or(0);
+        if threshold < 0 || threshold.max(upper) > YEAR_MILLIS {
+            self.report.error(block, "a duration is at least 0 and at most a year");
+            return None;
+        }
         let rule = Rule::new("latency").with("threshold_ms", threshold.to_string());
         self.report.note(
             block,
@@ -84,9 +98,12 @@ impl Policies<'_> {
             self.report.error(block, "`status_codes` is empty");
             return None;
         }
-        for code in &codes {
+        let list = block.get("status_codes");
+        let nodes = list.as_deref().and_then(Node::list).unwrap_or_default();
+        for (code, node) in codes.iter().zip(nodes) {
             if !["OK", "ERROR", "UNSET"].contains(&code.as_str()) {
-                self.report.error(block, format!("`{code}` is not a status code"));
+                let message = format!("`{code}` is not a status code: OK, ERROR or UNSET");
+                self.report.error(node, message);
                 return None;
             }
         }
@@ -121,7 +138,7 @@ impl Policies<'_> {
             return None;
         }
         if is_regex {
-            self.expressions(block, &values)?;
+            values = self.expressions(block, values)?;
         }
         if invert && place == Place::Top {
             self.report.note(
@@ -138,32 +155,30 @@ impl Policies<'_> {
         Some(inverted(rule, invert))
     }
 
-    /// Whether all regular expressions can be used.
-    pub(super) fn expressions(&mut self, block: &Node, values: &[String]) -> Option<()> {
-        let at = block.get("values");
-        let node = |index: usize| {
-            at.as_deref().and_then(Node::list).and_then(|list| list.get(index).cloned())
-        };
-        for (index, value) in values.iter().enumerate() {
-            let place = node(index);
-            let place = place.as_deref().unwrap_or(block);
-            if let Err(error) = regex::bytes::Regex::new(value) {
-                let error = error.to_string();
-                let reason = error.lines().last().unwrap_or_default();
-                let reason = reason.trim_start_matches("error: ");
-                let message = format!("the regular expression cannot be used: {reason}");
-                self.report.error(place, message);
-                return None;
-            }
-            if ["\\w", "\\d", "\\s", "\\b", "\\W", "\\D", "\\S", "\\B"]
-                .iter()
-                .any(|c| value.contains(c))
-            {
-                self.report
-                    .note(place, "character classes are Unicode here, ASCII in the Collector");
+    /// The regular expressions of `values`, all of which can be used.
+    fn expressions(&mut self, block: &Node, values: Vec<String>) -> Option<Vec<String>> {
+        let list = block.get("values");
+        let nodes = list.as_deref().and_then(Node::list).unwrap_or_default();
+        let mut written = Vec::new();
+        for (value, node) in values.iter().zip(nodes) {
+            self.charge(node, EXPRESSION_BYTES)?;
+            match rewritten(value) {
+                Ok(expression) => written.push(expression),
+                Err(reason) => {
+                    self.report.error(node, reason);
+                    return None;
+                }
             }
         }
-        Some(())
+        let Err(reason) = compile(&written) else { return Some(written) };
+        // The one that is wrong, unless it is all of them together.
+        let alone = |expression: &String| compile(std::slice::from_ref(expression)).err();
+        let mut wrong = written.iter().take(EXPRESSIONS_TRIED).zip(nodes);
+        match wrong.find_map(|(expression, node)| alone(expression).map(|why| (node, why))) {
+            Some((node, why)) => self.report.error(node, why),
+            None => self.report.error(list.as_deref().unwrap_or(block), reason),
+        }
+        None
     }
 
     pub(super) fn boolean_attribute(&mut self, block: &Node, place: Place) -> Option<Rule> {
@@ -172,7 +187,8 @@ impl Policies<'_> {
         let value = self.boolean(block, "value")?;
         let invert = self.boolean(block, "invert_match")?;
         if !value {
-            let message = "the Collector reads values that are not booleans as `false`; here they do \
+            let message = "the Collector reads values that are not booleans as `false`; here \
+                they do \
                            not match";
             self.report.note(block, message);
         }
@@ -188,6 +204,10 @@ impl Policies<'_> {
         self.only(block, &["min_spans", "max_spans"])?;
         let min = self.integer(block, "min_spans")?.unwrap_or(0);
         let max = self.integer(block, "max_spans")?.unwrap_or(0);
+        if min.max(max) > i64::from(u32::MAX) {
+            self.report.error(block, "no trace has that many spans");
+            return None;
+        }
         let rule = Rule::new("span_count").with("min_spans", min.max(0).to_string());
         if max == 0 {
             return Some(rule);
@@ -204,6 +224,8 @@ impl Policies<'_> {
         let key = self.key(block)?;
         let mut values = self.strings(block, "values")?;
         values.retain(|value| !value.is_empty() && key.len() + value.len() < 256);
+        // Senders separate entries by white space as well.
+        values.retain(|value| !value.ends_with([' ', '\t']));
         if values.is_empty() {
             self.report.error(block, "`values` has nothing that a tracestate could have");
             return None;
@@ -223,17 +245,30 @@ impl Policies<'_> {
 
     pub(super) fn ottl_condition(&mut self, block: &Node) -> Option<Rule> {
         self.only(block, &["error_mode", "span", "spanevent"])?;
+        if let Some(mode) = block.get("error_mode").filter(|mode| !mode.is_null())
+            && !matches!(mode.text(), Some("ignore" | "silent" | "propagate" | ""))
+        {
+            self.report.error(&mode, "the Collector has no such `error_mode`");
+            return None;
+        }
         let mut parts = Vec::new();
         let mut is_fine = true;
         for (key, of_event) in [("span", false), ("spanevent", true)] {
             let Some(list) = block.get(key).filter(|list| !list.is_null()) else { continue };
             let Some(conditions) = list.list() else {
-                self.report.error(&list, format!("`{key}` is not a list of conditions"));
+                let message = match list.text() {
+                    Some(text) if is_variable(text) => {
+                        format!("`{key}` comes from a variable, whose value is not known here")
+                    }
+                    _ => format!("`{key}` is not a list of conditions"),
+                };
+                self.report.error(&list, message);
                 return None;
             };
             for condition in conditions {
                 match self.condition(condition, of_event) {
                     Some(rule) => parts.push(rule),
+                    None if self.is_full() => return None,
                     None => is_fine = false,
                 }
             }
@@ -250,7 +285,13 @@ impl Policies<'_> {
             self.report.error(node, "a condition is a string");
             return None;
         };
-        self.conditions += 1;
+        self.count_condition(node)?;
+        self.charge(node, written.len())?;
+        if is_variable(written) {
+            self.report
+                .error(node, "a variable stands in the condition; its value is not known here");
+            return None;
+        }
         let expression = match ottl::parse(written) {
             Ok(expression) => expression,
             Err(fault) => {

@@ -1,15 +1,18 @@
 //! A YAML file as a tree that remembers where each value stands.
 //!
 //! An alias shares the node of its anchor and is never expanded, so that a file of nested aliases
-//! takes no more memory than its text. Bounds: 128 levels; a mapping may be merged (`<<`) through 8
-//! levels.
+//! takes no more memory than its text. Bound: 128 levels, with those that aliases lead to, so that
+//! a walk through the tree, and its end, need little stack.
 
-use std::{collections::HashMap, ops::Range, rc::Rc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    rc::Rc,
+};
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
 
 const DEPTH_MAX: usize = 128;
-const MERGE_DEPTH_MAX: usize = 8;
 
 /// One value.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub(super) struct Node {
     pub(super) value: Value,
     /// Bytes of the text; for a collection those of its beginning.
     pub(super) span: Range<usize>,
+    /// Levels below this one, with those behind aliases.
+    height: usize,
 }
 
 #[derive(Debug)]
@@ -45,12 +50,12 @@ pub(super) struct Fault {
 
 /// All documents of a text.
 pub(super) fn parse(text: &str) -> Result<Vec<Rc<Node>>, Fault> {
-    let mut builder = Builder { lines: Lines::new(text), ..Builder::default() };
+    let mut builder = Builder::new(text);
     for event in Parser::new_from_str(text) {
         match event {
             Ok((event, span)) => builder.take(event, span)?,
             Err(error) => {
-                let at = builder.lines.offset(error.marker());
+                let at = builder.cursor.offset(error.marker());
                 return Err(Fault { at, message: error.info().to_owned() });
             }
         }
@@ -58,9 +63,8 @@ pub(super) fn parse(text: &str) -> Result<Vec<Rc<Node>>, Fault> {
     Ok(builder.documents)
 }
 
-#[derive(Default)]
-struct Builder {
-    lines: Lines,
+struct Builder<'t> {
+    cursor: Cursor<'t>,
     documents: Vec<Rc<Node>>,
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
@@ -72,26 +76,33 @@ struct Open {
     items: Vec<Rc<Node>>,
     anchor: usize,
     span: Range<usize>,
+    /// The greatest height of an item.
+    height: usize,
 }
 
-impl Builder {
+impl<'t> Builder<'t> {
+    fn new(text: &'t str) -> Self {
+        let cursor = Cursor { text, character: 0, byte: 0 };
+        Builder { cursor, documents: Vec::new(), open: Vec::new(), anchors: HashMap::new() }
+    }
+
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Fault> {
-        let at = self.lines.offset(&span.start);
+        let at = self.cursor.offset(&span.start);
         match event {
             Event::Scalar(text, style, anchor, _) => {
                 let is_plain = style == ScalarStyle::Plain;
                 let is_literal = style == ScalarStyle::Literal;
                 let scalar = Scalar { text: text.into_owned(), is_plain, is_literal };
-                let span = at..self.lines.offset(&span.end).max(at + 1);
-                self.put(Node { value: Value::Scalar(scalar), span }, anchor);
+                let span = at..self.cursor.offset(&span.end).max(at + 1);
+                self.put(Node { value: Value::Scalar(scalar), span, height: 0 }, anchor)?;
             }
             Event::SequenceStart(anchor, _) => self.begin(false, anchor, at)?,
             Event::MappingStart(anchor, _) => self.begin(true, anchor, at)?,
-            Event::SequenceEnd | Event::MappingEnd => self.end(),
+            Event::SequenceEnd | Event::MappingEnd => self.end()?,
             Event::Alias(anchor) => match self.anchors.get(&anchor) {
                 Some(node) => {
                     let node = Rc::clone(node);
-                    self.add(node);
+                    self.add(node, at)?;
                 }
                 None => {
                     let message = "an alias stands inside of its own anchor".to_owned();
@@ -109,15 +120,14 @@ impl Builder {
 
     fn begin(&mut self, is_map: bool, anchor: usize, at: usize) -> Result<(), Fault> {
         if self.open.len() == DEPTH_MAX {
-            let message = format!("values are nested more than {DEPTH_MAX} levels deep");
-            return Err(Fault { at, message });
+            return Err(too_deep(at));
         }
-        self.open.push(Open { is_map, items: Vec::new(), anchor, span: at..at + 1 });
+        self.open.push(Open { is_map, items: Vec::new(), anchor, span: at..at + 1, height: 0 });
         Ok(())
     }
 
-    fn end(&mut self) {
-        let Some(open) = self.open.pop() else { return };
+    fn end(&mut self) -> Result<(), Fault> {
+        let Some(open) = self.open.pop() else { return Ok(()) };
         let value = if open.is_map {
             let mut items = open.items.into_iter();
             let pairs = std::iter::from_fn(|| Some((items.next()?, items.next()?)));
@@ -125,44 +135,57 @@ impl Builder {
         } else {
             Value::List(open.items)
         };
-        self.put(Node { value, span: open.span }, open.anchor);
+        self.put(Node { value, span: open.span, height: open.height + 1 }, open.anchor)
     }
 
-    fn put(&mut self, node: Node, anchor: usize) {
+    fn put(&mut self, node: Node, anchor: usize) -> Result<(), Fault> {
+        let at = node.span.start;
         let node = Rc::new(node);
         if anchor != 0 {
             self.anchors.insert(anchor, Rc::clone(&node));
         }
-        self.add(node);
+        self.add(node, at)
     }
 
-    fn add(&mut self, node: Rc<Node>) {
+    fn add(&mut self, node: Rc<Node>, at: usize) -> Result<(), Fault> {
+        if self.open.len() + node.height > DEPTH_MAX {
+            return Err(too_deep(at));
+        }
         match self.open.last_mut() {
-            Some(open) => open.items.push(node),
+            Some(open) => {
+                open.height = open.height.max(node.height);
+                open.items.push(node);
+            }
             None => self.documents.push(node),
         }
+        Ok(())
     }
 }
 
-/// Where each line begins.
-#[derive(Default)]
-struct Lines {
-    text: String,
-    starts: Vec<usize>,
+fn too_deep(at: usize) -> Fault {
+    Fault { at, message: format!("values are nested more than {DEPTH_MAX} levels deep") }
 }
 
-impl Lines {
-    fn new(text: &str) -> Self {
-        let ends = text.match_indices('\n').map(|(at, _)| at + 1);
-        Lines { text: text.to_owned(), starts: std::iter::once(0).chain(ends).collect() }
-    }
+/// A place in the text. The parser counts characters and moves forwards, with short steps back, so
+/// that counting on from the last place is cheap also where the whole file is one line.
+struct Cursor<'t> {
+    text: &'t str,
+    character: usize,
+    byte: usize,
+}
 
-    /// The byte of a line and a column in characters.
-    fn offset(&self, marker: &Marker) -> usize {
-        let start = self.starts.get(marker.line().saturating_sub(1)).copied();
-        let start = start.unwrap_or(self.text.len());
-        let mut characters = self.text[start..].char_indices();
-        characters.nth(marker.col()).map_or(self.text.len(), |(at, _)| start + at)
+impl Cursor<'_> {
+    /// The byte of a place that the parser gives.
+    fn offset(&mut self, marker: &Marker) -> usize {
+        while self.character > marker.index() {
+            self.byte = self.text.floor_char_boundary(self.byte - 1);
+            self.character -= 1;
+        }
+        while self.character < marker.index() && self.byte < self.text.len() {
+            self.byte = self.text.ceil_char_boundary(self.byte + 1);
+            self.character += 1;
+        }
+        self.byte
     }
 }
 
@@ -205,28 +228,67 @@ impl Node {
 
     /// Keys and values, those merged in last, and only where the mapping does not have the key.
     pub(super) fn entries(&self) -> Vec<(Rc<Node>, Rc<Node>)> {
-        let mut entries: Vec<(Rc<Node>, Rc<Node>)> = Vec::new();
-        self.collect(&mut entries, 0);
-        entries
+        let mut entries = Entries::default();
+        self.collect(&mut entries);
+        entries.found
     }
 
-    fn collect(&self, entries: &mut Vec<(Rc<Node>, Rc<Node>)>, depth: usize) {
+    fn collect(&self, entries: &mut Entries) {
         let Value::Map(own) = &self.value else { return };
+        // A mapping that has been merged adds nothing when it is merged again.
+        if !entries.merged.insert(std::ptr::from_ref(self)) {
+            return;
+        }
         for (name, value) in own.iter().filter(|(name, _)| !is_merge(name)) {
-            if !entries.iter().any(|(known, _)| known.text() == name.text()) {
-                entries.push((Rc::clone(name), Rc::clone(value)));
+            if entries.names.insert(name.text().map(str::to_owned)) {
+                entries.found.push((Rc::clone(name), Rc::clone(value)));
             }
         }
         for (_, merged) in own.iter().filter(|(name, _)| is_merge(name)) {
-            if depth == MERGE_DEPTH_MAX {
-                return;
-            }
             match merged.list() {
-                Some(list) => list.iter().for_each(|node| node.collect(entries, depth + 1)),
-                None => merged.collect(entries, depth + 1),
+                Some(list) => list.iter().for_each(|node| node.collect(entries)),
+                None => merged.collect(entries),
             }
         }
     }
+
+    /// The first key at or below this node that its mapping has before. What is known of nodes is
+    /// kept for the next call, as aliases lead to them again.
+    pub(super) fn duplicate(&self, known: &mut Duplicates) -> Option<Rc<Node>> {
+        let address = std::ptr::from_ref(self);
+        if let Some(found) = known.get(&address) {
+            return found.clone();
+        }
+        let found = match &self.value {
+            // There are many, and nothing to know.
+            Value::Scalar(_) => return None,
+            Value::List(items) => items.iter().find_map(|item| item.duplicate(known)),
+            Value::Map(own) => self
+                .own_duplicate()
+                .or_else(|| own.iter().find_map(|(_, value)| value.duplicate(known))),
+        };
+        known.insert(address, found.clone());
+        found
+    }
+
+    /// The first key that the mapping itself has before.
+    pub(super) fn own_duplicate(&self) -> Option<Rc<Node>> {
+        let Value::Map(own) = &self.value else { return None };
+        let mut names = HashSet::new();
+        let mut keys = own.iter().map(|(key, _)| key);
+        keys.find(|key| key.text().is_some_and(|name| !names.insert(name))).cloned()
+    }
+}
+
+/// The first duplicate key below each node, by its address, while all nodes live.
+pub(super) type Duplicates = HashMap<*const Node, Option<Rc<Node>>>;
+
+/// The entries of a mapping while they are collected.
+#[derive(Default)]
+struct Entries {
+    found: Vec<(Rc<Node>, Rc<Node>)>,
+    names: HashSet<Option<String>>,
+    merged: HashSet<*const Node>,
 }
 
 fn is_merge(name: &Node) -> bool {

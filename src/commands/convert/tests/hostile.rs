@@ -1,0 +1,85 @@
+//! Files that make much of little: what comes of them is bounded.
+
+use super::convert;
+
+const PROCESSOR: &str = "tail_sampling:\n  policies: ";
+
+/// The last error, once a bound is met.
+fn last_error(text: &str) -> String {
+    let converted = convert(text);
+    assert!(converted.toml.len() < 8 << 20, "{} bytes", converted.toml.len());
+    assert!(converted.said.len() <= 1_000);
+    converted.errors().last().map_or_else(String::new, |error| (*error).to_owned())
+}
+
+#[test]
+fn an_alias_bomb_ends_at_once() {
+    let mut text = "a0: &a0 {name: x, type: always_sample}\n".to_owned();
+    for n in 1..40 {
+        let last = n - 1;
+        text += &format!("a{n}: &a{n} [*a{last}, *a{last}, *a{last}, *a{last}, *a{last}]\n");
+    }
+    text += PROCESSOR;
+    text += "*a39\n";
+    let error = last_error(&text);
+    assert!(error.contains("a policy is a mapping"), "{error}");
+}
+
+#[test]
+fn a_bomb_of_merges_ends_at_once() {
+    let mut text = "a0: &a0 {x: 1}\n".to_owned();
+    for n in 1..60 {
+        let last = n - 1;
+        text += &format!("a{n}: &a{n} {{<<: [*a{last}, *a{last}, *a{last}, *a{last}], y{n}: 1}}\n");
+    }
+    text += PROCESSOR;
+    text += "[*a59]\n";
+    assert!(last_error(&text).contains("the policy has no `name`"));
+}
+
+#[test]
+fn values_policies_and_parts_are_bounded() {
+    let values = "v, ".repeat(50_000);
+    let policy = |name: &str| {
+        format!(
+            "{{name: {name}, type: string_attribute, string_attribute: {{key: k, values: *v}}}}"
+        )
+    };
+    let aliases = "*p, ".repeat(100_000);
+    let list = format!("v: &v [{values}]\np: &p {}\n{PROCESSOR}[{aliases}]\n", policy("p"));
+    assert!(convert(&list).toml.contains("\n# Here the conversion ends.\n"));
+    let parts = format!(
+        "v: &v [{values}]\np: &p {}\n{PROCESSOR}[{{name: a, type: and, and: {{and_sub_policy: \
+        [{aliases}]}}}}]\n",
+        policy("p")
+    );
+    assert!(last_error(&parts).contains("more than 4 MiB"));
+    let small = format!(
+        "p: &p {{name: x, type: trace_flags}}\n{PROCESSOR}[{{name: a, type: and, and: \
+        {{and_sub_policy: [{aliases}]}}}}]\n"
+    );
+    assert!(last_error(&small).contains("more than 10,000 conditions"));
+    let many = format!("p: &p {{name: x, type: trace_flags}}\n{PROCESSOR}[{aliases}]\n");
+    assert!(convert(&many).toml.contains("\n# Here the conversion ends.\n"));
+}
+
+#[test]
+fn diagnostics_are_bounded() {
+    let keys: String = (0..80_000).map(|n| format!("k{n}: 1, ")).collect();
+    let text = format!("tail_sampling: {{{keys}policies: [{{name: a, type: always_sample}}]}}\n");
+    let converted = convert(&text);
+    assert_eq!(converted.said.len(), 1_000);
+    assert!(converted.says("there are more diagnostics than 1,000"));
+}
+
+#[test]
+fn expressions_are_bounded() {
+    let expressions = "*r, ".repeat(3_000);
+    let text = format!(
+        "r: &r '(a{{90}}){{90}}'\n{PROCESSOR}[{{name: a, type: string_attribute, \
+         string_attribute: {{key: k, enabled_regex_matching: true, values: [{expressions}]}}}}]\n"
+    );
+    assert!(last_error(&text).contains("the regular expression cannot be used"));
+    let more = text.replace(&expressions, &expressions.repeat(2));
+    assert!(last_error(&more).contains("more than 4 MiB"));
+}
