@@ -174,7 +174,13 @@ const fn whole(min: u64, max: u64) -> Kind {
 
 /// All types, in the order in which they are shown.
 pub(crate) const TYPES: &[PolicyType] = &[
-    PolicyType::new("always_sample", Type::AlwaysSample, "Matches every trace.").stands(Standing::OfTrace),
+    PolicyType::new(
+        "always_sample",
+        Type::AlwaysSample,
+        "Matches every \
+     trace.",
+    )
+    .stands(Standing::OfTrace),
     PolicyType::new(
         "status_code",
         Type::StatusCode,
@@ -204,7 +210,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "string_attribute",
         Type::StringAttribute,
-        "Matches if any span, or its resource, has the attribute with one of the values. Each element \
+        "Matches if any span, or its resource, has the attribute with one of the values. \
+         Each element \
          of a list counts as a value.",
     )
     .with(&[KEY, VALUES, REGEX, SCOPE, INVERT])
@@ -215,7 +222,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ..PolicyType::new(
             "numeric_attribute",
             Type::NumericAttribute,
-            "Matches if any span, or its resource, has the attribute with a number within the bounds. \
+            "Matches if any span, or its resource, has the attribute with a number within \
+             the bounds. \
              Integers are compared exactly, also beyond 2^53.",
         )
         .with(&[KEY, MIN, ABOVE, MAX, BELOW, SCOPE, INVERT])
@@ -280,17 +288,22 @@ pub(crate) const TYPES: &[PolicyType] = &[
     )
     .with(&[VALUES, REGEX, INVERT])
     .turns(Turns::Inverted),
-    PolicyType::new("span_kind", Type::SpanKind, "Matches if any span is of one of the kinds.").with(&[
-        required(
-            "kinds",
-            Kind::Words(&["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "UNSPECIFIED"]),
-            "Kinds of spans.",
-        ),
-    ]),
+    PolicyType::new(
+        "span_kind",
+        Type::SpanKind,
+        "Matches if any span is of one of the \
+     kinds.",
+    )
+    .with(&[required(
+        "kinds",
+        Kind::Words(&["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "UNSPECIFIED"]),
+        "Kinds of spans.",
+    )]),
     PolicyType::new(
         "root_span",
         Type::RootSpan,
-        "Matches if any span is a root: its parent span id is empty or all zero. In `same_span`, that \
+        "Matches if any span is a root: its parent span id is empty or all zero. In \
+         `same_span`, that \
          span has to be the root.",
     ),
     PolicyType::new(
@@ -312,7 +325,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ..PolicyType::new(
             "span_event",
             Type::SpanEvent,
-            "Matches if any span has an event with one of the names, and with the attribute `key` with \
+            "Matches if any span has an event with one of the names, and with the attribute \
+             `key` with \
              one of the values (any value if `values` is unset). A single event has to meet all \
              of these.",
         )
@@ -330,14 +344,24 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ])
         .turns(Turns::Inverted)
     },
-    PolicyType::new("and", Type::And, "Matches if all parts match. The lowest percentage among them counts.")
-        .with(&[PARTS])
-        .takes(Parts::Any)
-        .turns(Turns::AsParts),
-    PolicyType::new("or", Type::Or, "Matches if any part matches. The highest percentage among the matching parts counts.")
-        .with(&[PARTS])
-        .takes(Parts::Any)
-        .turns(Turns::AsParts),
+    PolicyType::new(
+        "and",
+        Type::And,
+        "Matches if all parts match. The lowest percentage \
+     among them counts.",
+    )
+    .with(&[PARTS])
+    .takes(Parts::Any)
+    .turns(Turns::AsParts),
+    PolicyType::new(
+        "or",
+        Type::Or,
+        "Matches if any part matches. The highest percentage \
+     among the matching parts counts.",
+    )
+    .with(&[PARTS])
+    .takes(Parts::Any)
+    .turns(Turns::AsParts),
     PolicyType::new("not", Type::Not, "Matches if its part does not match.")
         .with(&[required("policy", Kind::Policy, "The part: a policy without a name.")])
         .takes(Parts::Certain)

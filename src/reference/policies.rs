@@ -12,14 +12,14 @@ const HEADER: &str = "\
 # Policy reference
 
 A `[[policy]]` table has a `name`, a `type`, and the parameters of that type. Policies are in the
-main file and in the files that `policy_files` names. Their order does not matter: the most generous
-policy that matches decides, and `drop` vetoes. See [how decisions work](../how-decisions-work.md)
+main file and in the files that `policy_files` names. Their order does not matter: the most
+generous policy that matches decides, and `drop` vetoes. See [how decisions work](../how-decisions-work.md)
 and the [cookbook](../cookbook.md).
 
 There can be at most 1,000 policies with 10,000 conditions, nested at most 64 levels deep. Keys and
 values are compared byte by byte. A value whose type is not the one that the condition asks for does
-not match. If a key occurs more than once, each occurrence counts; if a value is a list, each element
-counts. Regular expressions match anywhere in a value, in linear time.
+not match. If a key occurs more than once, each occurrence counts; if a value is a list, each
+element counts. Regular expressions match anywhere in a value, in linear time.
 ";
 
 const LIMIT_WORDS: &str = "\
