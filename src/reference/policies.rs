@@ -13,8 +13,8 @@ const HEADER: &str = "\
 
 A `[[policy]]` table has a `name`, a `type`, and the parameters of that type. Policies are in the
 main file and in the files that `policy_files` names. Their order does not matter: the most
-generous policy that matches decides, and `drop` vetoes. See [how decisions work](../how-decisions-work.md)
-and the [cookbook](../cookbook.md).
+generous policy that matches decides, and `drop` vetoes. See
+[how decisions work](../how-decisions-work.md) and the [cookbook](../cookbook.md).
 
 There can be at most 1,000 policies with 10,000 conditions, nested at most 64 levels deep. Keys and
 values are compared byte by byte. A value whose type is not the one that the condition asks for does
@@ -23,8 +23,8 @@ element counts. Regular expressions match anywhere in a value, in linear time.
 ";
 
 const LIMIT_WORDS: &str = "\
-`limit = { spans_per_second = 500 }` limits the rate of the spans that a policy keeps, by raising its
-sampling threshold. The bucket holds at least two ticks (200 ms) of its rate, even if
+`limit = { spans_per_second = 500 }` limits the rate of the spans that a policy keeps, by raising
+its sampling threshold. The bucket holds at least two ticks (200 ms) of its rate, even if
 `burst_capacity` is smaller. At low rates a policy can exceed its limit once, by the burst and a few
 traces; in the long run it meets the rate.
 ";
