@@ -7,7 +7,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
@@ -17,7 +17,7 @@ use hyper_util::{client::legacy::connect, rt::TokioIo};
 use tailwater::net::listen::{Connected, Listen};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc},
     time::sleep,
 };
 
@@ -40,7 +40,9 @@ pub struct Weather {
 /// The way from one host to another, which may have a listener at its end.
 #[derive(Debug)]
 pub struct Link {
-    weather: watch::Sender<Weather>,
+    weather: Mutex<Weather>,
+    /// Wakes whoever waits in the order of waiting, as `watch` does not: it draws the order.
+    changed: Notify,
     rng: Mutex<fastrand::Rng>,
     listener: Mutex<Option<mpsc::Sender<DuplexStream>>>,
 }
@@ -50,7 +52,8 @@ impl Link {
     pub fn new(seed: u64) -> Arc<Self> {
         let weather = Weather { clogged: [false; 2], latency_millis: 2, resets: 0 };
         Arc::new(Link {
-            weather: watch::Sender::new(weather),
+            weather: Mutex::new(weather),
+            changed: Notify::new(),
             rng: Mutex::new(fastrand::Rng::with_seed(seed)),
             listener: Mutex::default(),
         })
@@ -58,7 +61,24 @@ impl Link {
 
     /// Changes the faults.
     pub fn change(&self, change: impl FnOnce(&mut Weather)) {
-        self.weather.send_modify(change);
+        change(&mut self.weather.lock().expect("no panic"));
+        self.changed.notify_waiters();
+    }
+
+    fn weather(&self) -> Weather {
+        *self.weather.lock().expect("no panic")
+    }
+
+    /// Waits until the faults are as asked for.
+    async fn wait_for(&self, is_so: impl Fn(Weather) -> bool) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if is_so(self.weather()) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Cuts every connection.
@@ -78,9 +98,8 @@ impl Link {
     }
 
     async fn connect(self: Arc<Self>) -> io::Result<TokioIo<Stream>> {
-        let mut weather = self.weather.subscribe();
         // While the link is clogged, the packets that open a connection are lost, and sent again.
-        let _ = weather.wait_for(|weather| weather.clogged == [false; 2]).await;
+        self.wait_for(|weather| weather.clogged == [false; 2]).await;
         sleep(self.latency()).await;
         let listener = self.listener.lock().expect("no panic").clone();
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
@@ -94,8 +113,7 @@ impl Link {
 
     /// Carries both directions of a connection until both ends have closed it, or it is cut.
     async fn carry(self: Arc<Self>, near: DuplexStream, far: DuplexStream) {
-        let mut weather = self.weather.subscribe();
-        let resets = weather.borrow().resets;
+        let resets = self.weather().resets;
         let (near_read, near_write) = tokio::io::split(near);
         let (far_read, far_write) = tokio::io::split(far);
         let both = async {
@@ -106,7 +124,7 @@ impl Link {
         };
         tokio::select! {
             biased;
-            _ = weather.wait_for(|weather| weather.resets != resets) => {}
+            () = self.wait_for(|weather| weather.resets != resets) => {}
             _ = both => {}
         }
     }
@@ -116,12 +134,11 @@ impl Link {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let mut weather = self.weather.subscribe();
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             let read = from.read(&mut chunk).await.unwrap_or(0);
             sleep(self.latency()).await;
-            let _ = weather.wait_for(|weather| !weather.clogged[direction]).await;
+            self.wait_for(|weather| !weather.clogged[direction]).await;
             if read == 0 {
                 let _ = to.shutdown().await;
                 return;
@@ -133,7 +150,7 @@ impl Link {
     }
 
     fn latency(&self) -> Duration {
-        let most = self.weather.borrow().latency_millis;
+        let most = self.weather().latency_millis;
         Duration::from_millis(self.rng.lock().expect("no panic").u64(0..=most))
     }
 }
