@@ -2,7 +2,7 @@
 //!
 //! The form is told by content, compressed or not: OTLP/JSON (one document, or one a line as the
 //! Collector's file exporter writes), OTLP protobuf (one request, or the file exporter's frames),
-//! Tempo's and Jaeger's JSON, and what `tailwater record` writes.
+//! Tempo's and Jaeger's JSON, and recordings of whole traces.
 //!
 //! A file is read piece by piece: a piece is one `ResourceSpans` or one trace, at most
 //! [`PIECE_BYTES_MAX`], so that a file of any size takes bounded memory. A part that cannot be read
@@ -27,7 +27,7 @@ pub const PIECE_BYTES_MAX: usize = 128 << 20;
 /// How often a file may be compressed.
 const COMPRESSED_MAX: usize = 2;
 
-/// The first line of what `tailwater record` writes; a line of JSON and frames follow.
+/// The first line of a recording; a line of JSON and frames follow.
 const RECORD_MAGIC: &[u8] = b"TAILWATER RECORD 1\n";
 
 /// One part of a file.
