@@ -4,7 +4,7 @@
 use std::{
     env,
     fs::File,
-    io::{PipeReader, Read as _, pipe},
+    io::{BufRead as _, BufReader, PipeReader, pipe},
     net::TcpListener,
     panic::catch_unwind,
     process::{Child, Command, Stdio},
@@ -159,16 +159,25 @@ async fn a_full_disk_costs_nothing_but_the_log() {
     survives_an_outage(full.into(), "info").await;
 }
 
-/// Reads to the end, on a thread, what has not been read so far.
-fn read_on(mut reader: PipeReader) -> mpsc::Receiver<String> {
-    let (send, text) = mpsc::sync_channel(1);
+/// Reads to the end, on a thread, what has not been read so far. Sends once when a line says that
+/// lines were lost, and all of it at the end.
+fn read_on(reader: PipeReader) -> mpsc::Receiver<String> {
+    let (send, text) = mpsc::sync_channel(2);
     thread::spawn(move || {
-        let mut text = String::new();
-        reader.read_to_string(&mut text).expect("UTF-8");
+        let (mut text, mut has_told) = (String::new(), false);
+        let mut reader = BufReader::new(reader);
+        while let line @ 1.. = reader.read_line(&mut text).expect("UTF-8") {
+            if !has_told && text[text.len() - line..].contains(LOST) {
+                has_told = true;
+                send.send(String::new()).expect("the test waits");
+            }
+        }
         send.send(text).expect("the test waits");
     });
     text
 }
+
+const LOST: &str = "log lines were lost";
 
 /// Scenario: whoever reads standard error sleeps while more is logged than fits a pipe, and wakes
 /// up at the end.
@@ -186,13 +195,14 @@ async fn a_reader_that_sleeps_costs_nothing_but_lines_of_the_log() {
     let delivered = |metrics: &Metrics| metrics.get("exporter_sent_spans_total") == 100.0;
     process.until("all delivered", delivered).await.assert_ledger();
     let log = read_on(reader);
+    // From here on there is space for the lines of the shutdown.
+    log.recv_timeout(Duration::from_secs(30)).expect("it says that lines were lost");
     assert_eq!(process.terminate().await, Some(0));
     let log = log.recv_timeout(Duration::from_secs(30)).expect("the process has ended");
     let lines: Vec<Value> =
         log.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
-    let told = |line: &&Value| {
-        line["fields"]["message"].as_str().is_some_and(|text| text.contains("log lines were lost"))
-    };
+    let told =
+        |line: &&Value| line["fields"]["message"].as_str().is_some_and(|text| text.contains(LOST));
     let told = lines.iter().find(told).expect("it says that lines were lost");
     assert!(told["fields"]["lines"].as_u64() > Some(0), "{told}");
     assert!(log.contains("shutting down"));
