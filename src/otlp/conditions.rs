@@ -159,7 +159,7 @@ pub enum AttributeValue<'a> {
 
 impl<'a> AttributeValue<'a> {
     /// Calls `test` with the value or, if it is a list, with each of its elements, at any depth.
-    /// Values nested deeper than [`LEVELS_MAX`] levels are not exported unchanged and count as
+    /// Values nested deeper than `LEVELS_MAX` levels are not exported unchanged and count as
     /// [`AttributeValue::Other`].
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! instead.
 //!
 //! Receivers call it rarely, with untrusted input. An outline is one line of printable ASCII with
-//! at most [`NAMES_MAX`] names of at most [`NAME_CHARS_MAX`] characters. Nothing is allocated for
+//! at most `NAMES_MAX` names of at most `NAME_CHARS_MAX` characters. Nothing is allocated for
 //! further names.
 
 use std::fmt;
