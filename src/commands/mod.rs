@@ -1,6 +1,6 @@
 //! The commands that a person runs, one file or folder each.
 //!
-//! What people read goes to standard output, through [`print`]; diagnostics go to standard error,
+//! What people read goes to standard output, through [`print()`]; diagnostics go to standard error,
 //! through [`complain`]. Neither fails a command because nobody reads any more.
 
 use std::io::{self, Write as _};

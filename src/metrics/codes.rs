@@ -36,7 +36,7 @@ pub enum ExportCode {
 }
 
 impl ExportCode {
-    /// One of each label, in the order of [`ExportCode::index`].
+    /// One of each label, in the order of `ExportCode::index`.
     pub fn all() -> impl Iterator<Item = Self> {
         let http = HTTP.iter().map(|(status, _)| ExportCode::Http(*status));
         codes().map(ExportCode::Grpc).chain(http)

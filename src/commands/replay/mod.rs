@@ -1,7 +1,7 @@
 //! `tailwater replay INPUT...`: what policies would keep of recorded traces.
 //!
 //! Inputs are read one after the other and piece by piece; of a trace there are facts and bits, not
-//! its bytes ([`super::traces`]). When all are read, or memory is full, traces are decided in the
+//! its bytes (`commands::traces`). When all are read, or memory is full, traces are decided in the
 //! order of their time (`decide`), counted and weighted (`totals`), and reported (`report`).
 //!
 //! What cannot be read is named on standard error and passed over.
