@@ -88,8 +88,15 @@ def any_value(value: object) -> AnyValue:
 
 
 def send(port: int, requests: list[bytes]) -> None:
-    """All requests of a set, one after the other on one connection."""
+    """All requests of a set, fast enough for Tailwater to decide after the last."""
     started = time.monotonic()
+    post(port, requests)
+    if time.monotonic() - started > SENDING_S_MAX:
+        raise TroubleError("sending took so long that decisions may have come before the last span")
+
+
+def post(port: int, requests: list[bytes]) -> None:
+    """Requests, one after the other on one connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     for request in requests:
         connection.request(
@@ -103,8 +110,6 @@ def send(port: int, requests: list[bytes]) -> None:
         if rejected.rejected_spans:
             raise TroubleError(f"port {port} rejects spans: {rejected.error_message}")
     connection.close()
-    if time.monotonic() - started > SENDING_S_MAX:
-        raise TroubleError("sending took so long that decisions may have come before the last span")
 
 
 def send_all(ports: list[int], bodies: list[list[bytes]]) -> None:
@@ -197,13 +202,18 @@ def undecided(doors: list[dict[str, int]], counts: list[int]) -> list[str]:
 
 def spans_by_trace(sink: Sink) -> collections.Counter[bytes]:
     with sink.lock:
-        return collections.Counter(
-            span.trace_id
-            for request in sink.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        )
+        return spans_in(sink.requests)
+
+
+def spans_in(requests: list[service.ExportTraceServiceRequest]) -> collections.Counter[bytes]:
+    """The number of spans of each trace."""
+    return collections.Counter(
+        span.trace_id
+        for request in requests
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    )
 
 
 def explanation(policies: list[dict], spans: list[Span]) -> tuple[str, ...] | None:

@@ -119,8 +119,10 @@ def by_collector(binary: Path, found: list, bodies: list, sink: Sink, folder: Pa
 def by_tailwater(binary: Path, found: list, bodies: list, sink: Sink, folder: Path) -> None:
     with Children(folder) as children:
         running = []
+        # All at once: a port of a process that does not listen yet is still free.
+        free = iter(free_ports(3 * len(found)))
         for place, (file, name) in enumerate(found):
-            ports = free_ports(3)
+            ports = [next(free) for _ in range(3)]
             config = folder / f"{place}.toml"
             command = [binary, "convert", "--processor", name, file]
             converted = subprocess.run(command, capture_output=True, text=True, check=False)

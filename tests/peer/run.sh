@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The same bytes to Tailwater and to a real Collector: what differs must be on the list in README.md.
-# Before that, kept spans leave over OTLP/HTTP into the Collector, and configurations of the Collector are
-# compared with what `tailwater convert` makes of them.
+# Before that, kept spans leave over OTLP/HTTP into the Collector, files that the Collector writes are
+# replayed, and configurations of the Collector are compared with what `tailwater convert` makes of them.
 #
 #     tests/peer/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
@@ -31,6 +31,8 @@ collector=$("$here/build.sh")
 export PYTHONDONTWRITEBYTECODE=1
 "$cache/venv/bin/python" "$here/backend.py" \
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/backend"
+"$cache/venv/bin/python" "$here/replay.py" \
+    --tailwater "$tailwater" --collector "$collector" --folder "$cache/replay"
 "$cache/venv/bin/python" "$here/convert.py" \
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/convert"
 exec "$cache/venv/bin/python" "$here/compare.py" \
