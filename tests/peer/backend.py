@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "real"))
 
 from children import Children, TroubleError, free_ports, get, wait_until  # noqa: E402
-from compare import attributes, listens, send, stop  # noqa: E402
+from compare import arguments_of, attributes, exit_code, send, start_collector, stop  # noqa: E402
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service  # noqa: E402
 from sink import Sink  # noqa: E402
 
@@ -84,7 +84,7 @@ def collector_config(port: int, sink: Sink) -> dict:
     }
 
 
-def run(tailwater: Path, collector: Path, folder: Path, compression: str) -> None:
+def deliver(tailwater: Path, collector: Path, folder: Path, compression: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     sink = Sink()
@@ -93,14 +93,7 @@ def run(tailwater: Path, collector: Path, folder: Path, compression: str) -> Non
         config = folder / "collector.yaml"
         # JSON is YAML.
         config.write_text(json.dumps(collector_config(ports["backend"], sink), indent=1))
-        peer = children.start("collector", collector, "--config", config)
-
-        def ready() -> bool:
-            if peer.poll() is not None:
-                raise TroubleError(f"the Collector ended\n{children.tail('collector', 40)}")
-            return listens(ports["backend"])
-
-        wait_until("the Collector is ready", ready, 60)
+        peer = start_collector(children, collector, ["--config", config], [ports["backend"]])
         config = folder / "tailwater.toml"
         config.write_text(CONFIG.format(compression=compression, **ports))
         process = children.start("tailwater", tailwater, "run", "--config", config)
@@ -122,20 +115,11 @@ def run(tailwater: Path, collector: Path, folder: Path, compression: str) -> Non
     print(f"{compression}: {TRACES} spans in {requests} requests of at most {BODY_BYTES_MAX} bytes")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tailwater", type=Path, required=True)
-    parser.add_argument("--collector", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="configurations and logs")
-    told = parser.parse_args()
-    try:
-        for compression in ("none", "gzip", "zstd"):
-            run(told.tailwater, told.collector, told.folder / compression, compression)
-    except TroubleError as error:
-        print(f"FAIL  {error}")
-        return 1
+def run(told: argparse.Namespace) -> int:
+    for compression in ("none", "gzip", "zstd"):
+        deliver(told.tailwater, told.collector, told.folder / compression, compression)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run, arguments_of(__doc__)))

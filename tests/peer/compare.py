@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,6 +131,21 @@ def stop(process: subprocess.Popen, name: str, children: Children) -> None:
         raise TroubleError(f"{name} ended with exit code {code}\n{children.tail(name)}")
 
 
+def start_collector(
+    children: Children, binary: Path, arguments: list, ports: list[int]
+) -> subprocess.Popen:
+    """A Collector that listens on all ports."""
+    process = children.start("collector", binary, *arguments)
+
+    def ready() -> bool:
+        if process.poll() is not None:
+            raise TroubleError(f"the Collector ended\n{children.tail('collector', 40)}")
+        return all(map(listens, ports))
+
+    wait_until("the Collector is ready", ready, 60)
+    return process
+
+
 def by_collector(
     binary: Path, sets: list[PolicySet], bodies: list[list[bytes]], sink: Sink, folder: Path
 ) -> None:
@@ -139,14 +155,7 @@ def by_collector(
         told = [(one.policies, port) for one, port in zip(sets, ports, strict=True)]
         # JSON is YAML.
         config.write_text(json.dumps(collector.config(told, sink.port), indent=1))
-        process = children.start("collector", binary, "--config", config)
-
-        def ready() -> bool:
-            if process.poll() is not None:
-                raise TroubleError(f"the Collector ended\n{children.tail('collector', 40)}")
-            return all(map(listens, ports))
-
-        wait_until("the Collector is ready", ready, 60)
+        process = start_collector(children, binary, ["--config", config], ports)
         send_all(ports, bodies)
         # It decides everything when it stops, as it would have done later.
         process.send_signal(signal.SIGTERM)
@@ -322,20 +331,31 @@ def run(arguments: argparse.Namespace) -> int:
     return tally.summary(len(sets), time.monotonic() - started)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments_of(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that each of these tests has."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--tailwater", type=Path, required=True)
     parser.add_argument("--collector", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="configurations and logs")
-    parser.add_argument("--sets", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0, help="the number of the first set")
-    parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, required=True, help="what a run writes and logs")
+    return parser
+
+
+def exit_code(run: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> int:
+    """Runs a test. Trouble is printed, and fails it."""
     try:
         return run(parser.parse_args())
     except TroubleError as error:
         print(f"FAIL  {error}")
         return 1
+
+
+def main() -> int:
+    parser = arguments_of(__doc__)
+    parser.add_argument("--sets", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first set")
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    return exit_code(run, parser)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,15 @@ sys.path.insert(0, str(HERE.parent / "real"))
 
 import collector  # noqa: E402
 from children import Children, TroubleError, free_ports, get, wait_until  # noqa: E402
-from compare import attributes, listens, send_all, spans_by_trace, stop  # noqa: E402
+from compare import (  # noqa: E402
+    arguments_of,
+    attributes,
+    exit_code,
+    send_all,
+    spans_by_trace,
+    start_collector,
+    stop,
+)
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service  # noqa: E402
 from sink import Sink  # noqa: E402
 
@@ -103,14 +111,7 @@ def by_collector(binary: Path, found: list, bodies: list, sink: Sink, folder: Pa
         config.write_text(json.dumps(made, indent=1))
         files = [*sorted({file for file, _ in found}), config]
         arguments = [part for file in files for part in ("--config", file)]
-        process = children.start("collector", binary, *arguments)
-
-        def ready() -> bool:
-            if process.poll() is not None:
-                raise TroubleError(f"the Collector ended\n{children.tail('collector', 40)}")
-            return all(map(listens, ports))
-
-        wait_until("the Collector is ready", ready, 60)
+        process = start_collector(children, binary, arguments, ports)
         send_all(ports, bodies)
         process.send_signal(signal.SIGTERM)
         stop(process, "collector", children)
@@ -183,17 +184,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tailwater", type=Path, required=True)
-    parser.add_argument("--collector", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="configurations and logs")
-    try:
-        return run(parser.parse_args())
-    except TroubleError as error:
-        print(f"FAIL  {error}")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run, arguments_of(__doc__)))

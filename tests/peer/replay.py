@@ -21,7 +21,17 @@ import convert  # noqa: E402
 import metrics  # noqa: E402
 import tailwater  # noqa: E402
 from children import Children, TroubleError, free_ports, get, wait_until  # noqa: E402
-from compare import WAIT_S, encoded, listens, post, spans_in, stop, undecided  # noqa: E402
+from compare import (  # noqa: E402
+    WAIT_S,
+    arguments_of,
+    encoded,
+    exit_code,
+    post,
+    spans_in,
+    start_collector,
+    stop,
+    undecided,
+)
 from generate import policy_sets  # noqa: E402
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service  # noqa: E402
 from sink import Sink  # noqa: E402
@@ -91,14 +101,7 @@ def by_collector(binary: Path, gate: str, requests: list[bytes], folder: Path) -
         # JSON is YAML.
         config.write_text(json.dumps(made, indent=1))
         arguments = ["--config", config, "--feature-gates", gate]
-        process = children.start("collector", binary, *arguments)
-
-        def ready() -> bool:
-            if process.poll() is not None:
-                raise TroubleError(f"the Collector ended\n{children.tail('collector', 40)}")
-            return listens(port)
-
-        wait_until("the Collector is ready", ready, 60)
+        process = start_collector(children, binary, arguments, [port])
         post(port, requests)
         # It writes what it has when it stops.
         process.send_signal(signal.SIGTERM)
@@ -244,17 +247,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tailwater", type=Path, required=True)
-    parser.add_argument("--collector", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="configurations, files and logs")
-    try:
-        return run(parser.parse_args())
-    except TroubleError as error:
-        print(f"FAIL  {error}")
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(run, arguments_of(__doc__)))
