@@ -25,7 +25,7 @@ const REGEX_BYTES_MAX: usize = 1 << 20;
 const STATUS_CODES: &[(&str, StatusCode)] =
     &[("OK", StatusCode::Ok), ("ERROR", StatusCode::Error), ("UNSET", StatusCode::Unset)];
 
-const SPAN_KINDS: &[(&str, SpanKind)] = &[
+pub(super) const SPAN_KINDS: &[(&str, SpanKind)] = &[
     ("INTERNAL", SpanKind::Internal),
     ("SERVER", SpanKind::Server),
     ("CLIENT", SpanKind::Client),

@@ -49,13 +49,7 @@ pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
     if trace_state.len() < "ot=rv:".len() + 14 {
         return None;
     }
-    let text = std::str::from_utf8(trace_state).ok()?;
-    let mut found = members(text).filter_map(ot_value);
-    let value = found.next()?;
-    if found.next().is_some() {
-        return None;
-    }
-    value.split(';').find_map(|pair| parse_randomness(pair.strip_prefix("rv:")?))
+    only_ot(trace_state)?.split(';').find_map(|pair| parse_randomness(pair.strip_prefix("rv:")?))
 }
 
 /// The threshold of a span that was sampled before: its `ot=th`, if the list has exactly one valid
@@ -64,13 +58,15 @@ pub fn threshold(trace_state: &[u8]) -> Option<Threshold> {
     if trace_state.len() < "ot=th:0".len() {
         return None;
     }
+    parse_ot(only_ot(trace_state)?).ok()?.threshold
+}
+
+/// The value of `ot`, if there is exactly one.
+fn only_ot(trace_state: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(trace_state).ok()?;
     let mut found = members(text).filter_map(ot_value);
     let value = found.next()?;
-    if found.next().is_some() {
-        return None;
-    }
-    parse_ot(value).ok()?.threshold
+    found.next().is_none().then_some(value)
 }
 
 /// Clears `out` and writes the stamped list to it. Returns whether an incoming `th` above the

@@ -3,6 +3,7 @@
 use toml::de::DeValue;
 
 use super::super::{
+    conditions::SPAN_KINDS,
     diagnostics::{Problem, quote},
     reader::Span,
     section::{Read, Section},
@@ -65,15 +66,6 @@ pub enum AttributeValue {
     List(Vec<AttributeValue>),
 }
 
-const KINDS: &[(&str, SpanKind)] = &[
-    ("INTERNAL", SpanKind::Internal),
-    ("SERVER", SpanKind::Server),
-    ("CLIENT", SpanKind::Client),
-    ("PRODUCER", SpanKind::Producer),
-    ("CONSUMER", SpanKind::Consumer),
-    ("UNSPECIFIED", SpanKind::Unspecified),
-];
-
 const STATUS_CODES: &[(&str, StatusCode)] =
     &[("UNSET", StatusCode::Unset), ("OK", StatusCode::Ok), ("ERROR", StatusCode::Error)];
 
@@ -125,7 +117,7 @@ fn read(mut section: Section<'_, '_>, ids: &mut Vec<String>) -> TestSpan {
         service,
         name: text(&mut section, "name").or(String::new()),
         kind: section
-            .literal("kind", |text| values::choice("kind", text, KINDS))
+            .literal("kind", |text| values::choice("kind", text, SPAN_KINDS))
             .or(SpanKind::Internal),
         status: section
             .literal("status", |text| values::choice("status", text, STATUS_CODES))
