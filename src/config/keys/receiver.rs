@@ -41,7 +41,8 @@ pub(super) const SECTIONS: &[Described] = &[
                 1024,
                 "Connections at once; fewer where the limit of open files is low. At the limit a \
                  new connection replaces the one that has been silent longest since it was \
-                 opened. If every connection has carried a request, the new one is closed.",
+                 opened. If every connection has sent its HTTP/2 preface or the head of a request, \
+                 the new one is closed.",
             ),
             Key::duration(
                 "max_connection_age",
