@@ -22,6 +22,7 @@ pub mod budget;
 pub mod buffers;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod credentials;
 pub mod grpc;
 pub mod logging;
