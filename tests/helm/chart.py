@@ -46,9 +46,7 @@ def objects(text: str) -> list[dict]:
 
 def manifest(rendered: str, name: str) -> str:
     """A rendered chart as a plain manifest."""
-    lines = [
-        line for line in rendered.splitlines() if not line.strip().startswith(HELM_ONLY)
-    ]
+    lines = [line for line in rendered.splitlines() if not line.strip().startswith(HELM_ONLY)]
     # Helm leaves blank lines where a condition did not hold.
     kept = [line.rstrip() for i, line in enumerate(lines) if line.strip() or lines[i - 1].strip()]
     return (
