@@ -23,6 +23,7 @@ pub mod buffers;
 pub mod changes;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod credentials;
 pub mod grpc;
 pub mod logging;

@@ -48,6 +48,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
             "crate::policy::Plan",
         ],
     ),
+    ("control", &["crate::"]),
     ("credentials", &["tokio", "tonic"]),
     ("grpc", &["crate::"]),
     ("logging", &["crate::service", "crate::receiver", "crate::metrics", "tokio", "tonic"]),
