@@ -10,14 +10,15 @@
 //! needs a restart.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tracing::{error, info, warn};
 
 use crate::{
-    clock::Clock,
+    clock::{self, Clock},
     config::{self, Config, Diagnostics},
     decider,
     logging::log_problems,
@@ -38,6 +39,18 @@ pub struct Reload {
     supervisor: Arc<Supervisor>,
     /// Locked from reading to the last shard, so that plans follow one another.
     under_way: Mutex<()>,
+    loaded: Mutex<Loaded>,
+}
+
+/// Where the policies in force come from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The SHA-256 of all files that they were read from, in hexadecimal.
+    pub hash: String,
+    /// When they were read, in Unix milliseconds.
+    pub at: u64,
+    /// Whether the last reload put new ones in force; true before the first.
+    pub last_reload_successful: bool,
 }
 
 /// The outcome of a reload.
@@ -78,7 +91,27 @@ impl Reload {
             clock: Clock::start(),
             supervisor: Arc::clone(supervisor),
             under_way: Mutex::default(),
+            loaded: Mutex::new(Loaded {
+                hash: config.hash.clone(),
+                at: clock::unix_millis(),
+                last_reload_successful: true,
+            }),
         }
+    }
+
+    /// The configuration file; `None` for what is built in.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.file.as_deref()
+    }
+
+    /// Where the policies in force come from.
+    pub fn loaded(&self) -> Loaded {
+        self.lock_loaded().clone()
+    }
+
+    fn lock_loaded(&self) -> MutexGuard<'_, Loaded> {
+        // No code panics while it holds this lock.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the files again and applies their policies. Logs and counts the outcome. Blocks.
@@ -91,6 +124,7 @@ impl Reload {
         let outcome = self.supervisor.contained_now(Task::Reload, || self.apply());
         let outcome = outcome.unwrap_or(Err(Refused::Panicked));
         self.metrics.reloaded(outcome.is_ok());
+        self.lock_loaded().last_reload_successful = outcome.is_ok();
         match &outcome {
             Ok(Reloaded { policies, longest_stall }) => {
                 info!(policies, ?longest_stall, "policies reloaded");
@@ -113,6 +147,11 @@ impl Reload {
         let plan = Arc::new(self.sampler.plan().successor(&config.policies)?);
         decider::expire(&plan);
         let longest_stall = self.swap(&plan);
+        *self.lock_loaded() = Loaded {
+            hash: config.hash.clone(),
+            at: clock::unix_millis(),
+            last_reload_successful: true,
+        };
         let changed = self.config.differences(&config).join(", ");
         if !changed.is_empty() {
             warn!(changed, "a reload applies only policies; the other changes need a restart");

@@ -67,6 +67,9 @@ pub const SCHEMA: &str = include_str!("../../deploy/tailwater.schema.json");
 pub struct Config {
     /// Where it was read from, to be read again; `None` for what is built in.
     pub file: Option<PathBuf>,
+    /// The SHA-256 of all files that were read, one after the other, the main file first and then
+    /// those of `policy_files` by path; in hexadecimal.
+    pub hash: String,
     /// `shutdown_timeout`: the longest a graceful shutdown may take.
     pub shutdown_timeout: Duration,
     /// `[receiver.grpc]`.
@@ -94,6 +97,7 @@ impl Config {
     pub fn differences(&self, other: &Config) -> Vec<&'static str> {
         let Config {
             file: _,
+            hash: _,
             shutdown_timeout,
             grpc,
             http,
