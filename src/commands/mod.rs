@@ -10,6 +10,8 @@ use crate::policy::PolicySpec;
 pub mod check;
 pub mod convert;
 pub mod demo;
+pub mod explain;
+mod instance;
 pub mod replay;
 pub mod test;
 mod traces;
