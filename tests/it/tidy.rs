@@ -32,6 +32,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("trace_files", &["crate::policy", "crate::sampler", "crate::config", "tokio"]),
     ("budget", &["crate::", "tokio", "tonic"]),
     ("buffers", &["crate::", "tokio", "tonic"]),
+    ("changes", &["crate::", "tokio", "tonic"]),
     ("clock", &["crate::sampler", "crate::config"]),
     (
         "config",
@@ -48,7 +49,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("control", &["crate::"]),
-    ("credentials", &["crate::", "tokio", "tonic"]),
+    ("credentials", &["tokio", "tonic"]),
     ("grpc", &["crate::"]),
     ("logging", &["crate::service", "crate::receiver", "crate::metrics", "tokio", "tonic"]),
     ("metrics", &["crate::config", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
@@ -80,6 +81,7 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
 /// Where tasks and threads begin, and why not in `service.rs`.
 const SPAWN: &[(&str, &str)] = &[
     ("service.rs", "the wiring"),
+    ("service/watching.rs", "the wiring"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),
     ("admin/mod.rs", "the thread that answers while the runtime is busy"),
