@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
-    commands::{check, complain, convert, demo, explain, print, replay, test},
+    commands::{check, complain, convert, demo, explain, print, replay, tail, test},
     config::{self, Config},
     logging::Log,
     service::Service,
@@ -38,6 +38,8 @@ enum Command {
     Replay(replay::Options),
     /// Say why a running instance kept or dropped a trace
     Explain(explain::Options),
+    /// Follow the decisions of a running instance as they fall
+    Tail(tail::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Test(options) => exit_code(test::run(&options)),
         Command::Replay(options) => exit_code(replay::run(&options)),
         Command::Explain(options) => exit_code(explain::run(&options)),
+        Command::Tail(options) => exit_code(tail::run(&options)),
         Command::Demo(options) => {
             exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }

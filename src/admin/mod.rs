@@ -9,7 +9,6 @@ mod access;
 mod control;
 mod describe;
 mod history;
-mod json;
 mod rpc;
 mod snapshot;
 mod watching;
@@ -39,6 +38,7 @@ use tonic_health::server::HealthReporter;
 use crate::{
     budget::Budget,
     clock::{self, Clock, WindowClock},
+    control::to_json,
     credentials::{Live, Tokens},
     decisions::{Decision, Logged},
     exporter::{Client, Queue},
@@ -250,7 +250,9 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
-            "/-/status" => response(StatusCode::OK, JSON, json::status(&self.status())),
+            "/-/status" => {
+                response(StatusCode::OK, JSON, to_json("GetStatusResponse", &self.status()))
+            }
             path => match path.strip_prefix("/-/decisions/") {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),

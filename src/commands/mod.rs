@@ -13,6 +13,7 @@ pub mod demo;
 pub mod explain;
 mod instance;
 pub mod replay;
+pub mod tail;
 pub mod test;
 mod traces;
 
