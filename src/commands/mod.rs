@@ -10,7 +10,10 @@ use crate::policy::PolicySpec;
 pub mod check;
 pub mod convert;
 pub mod demo;
+pub mod explain;
+mod instance;
 pub mod replay;
+pub mod tail;
 pub mod test;
 mod traces;
 

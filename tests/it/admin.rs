@@ -305,7 +305,7 @@ async fn the_page_is_served_and_explains_traces() {
     let policy = page.header("content-security-policy");
     assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
     let text = String::from_utf8(page.body).expect("UTF-8");
-    let kept = format!("Trace {id} was kept by policy &quot;errors&quot; (keeps 100 %).");
+    let kept = format!("The trace {id} was kept by the policy `errors`, which keeps 100 %");
     assert!(text.contains(&kept), "{text}");
     let hostile = "/?trace_id=%3Cscript%3E%22&trace_id=2&%ff=%zz";
     let text = String::from_utf8(ask(admin, "GET", hostile).await.body).expect("UTF-8");

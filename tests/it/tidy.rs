@@ -84,7 +84,8 @@ const SPAWN: &[(&str, &str)] = &[
     ("service/watching.rs", "the wiring"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),
-    ("admin/mod.rs", "the thread that answers while the runtime is busy, and one for a reload"),
+    ("admin/mod.rs", "the thread that answers while the runtime is busy"),
+    ("admin/control.rs", "a thread for a reload, which blocks"),
     ("logging.rs", "a thread that may wait for whoever reads standard error"),
     ("config/load.rs", "a thread whose stack is deep enough for any file"),
     ("testing.rs", "the sink stands outside the service"),
@@ -281,7 +282,7 @@ fn files_have_headers_and_sizes() {
 /// with the date that a policy ends at, so that a step of it moves no deadline of a trace.
 #[test]
 fn wall_time_is_only_shown() {
-    const SHOWN: [&str; 11] = [
+    const SHOWN: [&str; 12] = [
         "self.sampler.log().push(",
         "self.gauges.reload",
         "self.shop.visit(",
@@ -292,6 +293,7 @@ fn wall_time_is_only_shown() {
         "at: clock::unix_millis(),",
         "started_at: clock::unix_millis(),",
         "self.history.note(",
+        ".explained(clock::unix_millis())",
         "timestamp(clock::unix_millis() +",
     ];
     complain(|source| {
