@@ -14,6 +14,7 @@ pub(crate) mod described;
 mod expiries;
 mod histogram;
 mod policies;
+mod process;
 mod reasons;
 
 use std::{
@@ -38,6 +39,7 @@ use self::{
     expiries::Expiries,
     histogram::Histogram,
     policies::Policies,
+    process::Process,
     reasons::{FAILED, REFUSED, REFUSED_SPANS},
 };
 use crate::{
@@ -66,6 +68,8 @@ const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503]
 /// Values that are read when scraped.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readings {
+    /// Whether requests are taken.
+    pub is_ready: bool,
     /// What the window holds.
     pub buffered: Buffered,
     /// Bytes held, the limit, and the overhead.
@@ -111,6 +115,7 @@ pub struct Metrics {
     forgotten: Counter,
     gauges: Gauges,
     expiries: Expiries,
+    process: Process,
     lag: Histogram,
     duration: Histogram,
     spans: Histogram,
@@ -121,6 +126,7 @@ struct Gauges {
     window: [Gauge; 3],
     memory: [Gauge; 3],
     queue: [Gauge; 3],
+    ready: Gauge,
     /// Whether the last one succeeded, and when one last did.
     reload: [Gauge; 2],
     credentials: Gauge,
@@ -185,6 +191,7 @@ impl Metrics {
             forgotten: described::DECISIONS_FORGOTTEN.counter([]),
             gauges: Gauges::register(),
             expiries: Expiries::default(),
+            process: Process::start(),
             lag: histogram(described::DECISION_LAG, &SECONDS[..]),
             duration: histogram(described::TRACE_DURATION, &TRACE_SECONDS),
             spans: histogram(described::TRACE_SPANS, &TRACE_SPANS),
@@ -364,6 +371,7 @@ impl Metrics {
         self.log_lines_lost.absolute(readings.log_lines_lost);
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
+        self.process.write(&mut text);
         for histogram in [&self.lag, &self.duration, &self.spans] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);
@@ -392,12 +400,14 @@ impl Gauges {
                 .map(gauge),
             queue: [described::QUEUE_SPANS, described::QUEUE_BYTES, described::QUEUE_CAPACITY]
                 .map(gauge),
+            ready: gauge(described::READY),
             reload: [described::RELOAD_SUCCESSFUL, described::RELOAD_TIME].map(gauge),
             credentials: gauge(described::CREDENTIALS_SUCCESSFUL),
         }
     }
 
     fn set(&self, readings: &Readings) {
+        self.ready.set(f64::from(u8::from(readings.is_ready)));
         let window = readings.buffered;
         let values = [window.traces, window.spans, window.bytes];
         let set = |gauges: &[Gauge], values: &[f64]| {
