@@ -7,14 +7,16 @@
 #     tests/real/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
 # Needs Python 3.11, Node 20 with npm, openssl, curl, and Debian's apt; root for apt, the first time. Everything is
-# installed into target/real (but python3-venv, where Debian's Python lacks it), and no service of
-# the machine is started. What a run wrote and logged stays in target/real/run.
+# installed into target/real (but python3-venv, where Debian's Python lacks it, and Prometheus, which is
+# kept beside the tools of .ci/run), and no service of the machine is started. What a run wrote and
+# logged stays in target/real/run.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 cache=$repository/target/real
-mkdir -p "$cache"
+tools=${TAILWATER_TOOLS:-$HOME/.cache/tailwater-tools}
+mkdir -p "$cache" "$tools"
 
 # Node packages. The sender is copied beside them, because Node searches from the importing file up.
 install_node() {
@@ -25,21 +27,6 @@ install_node() {
     cp "$here/node/package.json" "$here/node/package-lock.json" "$cache/node/"
     (cd "$cache/node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
     cp "$here/node/package-lock.json" "$cache/node/installed.json"
-}
-
-# Prometheus and promtool out of Debian's package, unpacked rather than installed: installing it
-# would start a service.
-install_prometheus() {
-    [[ -x $cache/prometheus/usr/bin/promtool ]] && return
-    echo "fetching Debian's prometheus package"
-    rm -rf "$cache/prometheus" "$cache/deb"
-    mkdir -p "$cache/deb"
-    apt-get update -qq
-    # apt's own user could not write into a folder of root's.
-    (cd "$cache/deb" && apt-get -qq -o APT::Sandbox::User=root download prometheus)
-    dpkg -x "$cache"/deb/prometheus_*.deb "$cache/deb/unpacked"
-    mv "$cache/deb/unpacked" "$cache/prometheus"
-    rm -r "$cache/deb"
 }
 
 if (($# > 1)); then
@@ -55,12 +42,12 @@ fi
 
 "$here/venv.sh" "$cache/venv" "$here/requirements.txt"
 install_node
-install_prometheus
+"$here/prometheus.sh" "$tools/prometheus"
 
 export PYTHONDONTWRITEBYTECODE=1
 exec "$cache/venv/bin/python" "$here/verify.py" \
     --tailwater "$tailwater" \
-    --prometheus "$cache/prometheus/usr/bin/prometheus" \
-    --promtool "$cache/prometheus/usr/bin/promtool" \
+    --prometheus "$tools/prometheus/usr/bin/prometheus" \
+    --promtool "$tools/prometheus/usr/bin/promtool" \
     --node-sender "$cache/node/send.mjs" \
     --folder "$cache/run"
