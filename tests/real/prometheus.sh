@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Puts Prometheus and promtool into FOLDER, out of Debian's package. It is unpacked rather than installed,
-# because installing it would start a service.
+# Prometheus and promtool out of Debian's package, in FOLDER/usr/bin. Unpacked rather than installed: installing
+# it would start a service. Needs apt, and root the first time.
 #
-#     tests/real/prometheus.sh FOLDER         FOLDER/usr/bin/prometheus and promtool
+#     tests/real/prometheus.sh FOLDER
 set -euo pipefail
 
 folder=$1
@@ -13,6 +13,6 @@ mkdir -p "$folder.deb"
 apt-get update -qq
 # apt's own user could not write into a folder of root's.
 (cd "$folder.deb" && apt-get -qq -o APT::Sandbox::User=root download prometheus)
-dpkg -x "$folder".deb/prometheus_*.deb "$folder.deb/unpacked"
+dpkg -x "$folder.deb"/prometheus_*.deb "$folder.deb/unpacked"
 mv "$folder.deb/unpacked" "$folder"
 rm -r "$folder.deb"

@@ -7,16 +7,14 @@
 #     tests/real/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
 # Needs Python 3.11, Node 20 with npm, openssl, curl, and Debian's apt; root for apt, the first time. Everything is
-# installed into target/real (but python3-venv, where Debian's Python lacks it, and Prometheus, which is
-# kept beside the tools of .ci/run), and no service of the machine is started. What a run wrote and
-# logged stays in target/real/run.
+# installed into target/real (but python3-venv, where Debian's Python lacks it), and no service of
+# the machine is started. What a run wrote and logged stays in target/real/run.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 cache=$repository/target/real
-tools=${TAILWATER_TOOLS:-$HOME/.cache/tailwater-tools}
-mkdir -p "$cache" "$tools"
+mkdir -p "$cache"
 
 # Node packages. The sender is copied beside them, because Node searches from the importing file up.
 install_node() {
@@ -42,12 +40,12 @@ fi
 
 "$here/venv.sh" "$cache/venv" "$here/requirements.txt"
 install_node
-"$here/prometheus.sh" "$tools/prometheus"
+"$here/prometheus.sh" "$cache/prometheus"
 
 export PYTHONDONTWRITEBYTECODE=1
 exec "$cache/venv/bin/python" "$here/verify.py" \
     --tailwater "$tailwater" \
-    --prometheus "$tools/prometheus/usr/bin/prometheus" \
-    --promtool "$tools/prometheus/usr/bin/promtool" \
+    --prometheus "$cache/prometheus/usr/bin/prometheus" \
+    --promtool "$cache/prometheus/usr/bin/promtool" \
     --node-sender "$cache/node/send.mjs" \
     --folder "$cache/run"

@@ -300,6 +300,22 @@ function checkLogQueries() {
   check(`${count} log queries are LogQL, and their words are in the source`, problems);
 }
 
+// Grafana reads $$ in these files as $.
+function checkProvisioning() {
+  const problems = [];
+  const { datasources } = yaml(read('deploy/grafana/provisioning/datasources/tailwater.yml'));
+  const uids = datasources.map(({ uid }) => uid);
+  for (const [, uid] of JSON.stringify(datasources).matchAll(/"datasourceUid":"([^"]*)"/g))
+    if (!uids.includes(uid)) problems.push(`there is no data source ${uid}`);
+  for (const { jsonData } of datasources)
+    for (const { name, query: asked } of jsonData.tracesToMetrics?.queries ?? [])
+      for (const error of parsed(promql, asked.replace('$$__tags', 'service="a"')).errors)
+        problems.push(`${name}: ${error}`);
+  const { providers } = yaml(read('deploy/grafana/provisioning/dashboards/tailwater.yml'));
+  if (!providers.every(({ options }) => options.path)) problems.push('a provider without a path');
+  check('provisioning files refer to their own data sources', problems);
+}
+
 function checkPromql() {
   for (const page of PAGES)
     for (const block of blocks(read(page), 'promql'))
@@ -317,6 +333,7 @@ checkRules();
 checkRuleTests();
 checkRunbook();
 checkLogQueries();
+checkProvisioning();
 checkPromql();
 writeFileSync(output, JSON.stringify(queries, null, 1));
 console.log(`${passed} passed, ${failed} failed`);
