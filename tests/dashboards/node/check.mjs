@@ -32,16 +32,9 @@ function check(name, problems) {
 
 const duplicates = (values) => values.filter((value, at) => values.indexOf(value) !== at);
 
-// What Grafana puts in place of its variables, with the defaults of a dashboard just opened.
-const VARIABLES = {
-  $__rate_interval: '4s',
-  $__range: '1h',
-  $job: '.+',
-  $instance: '.+',
-  $policy: '.+',
-};
-const interpolate = (query) =>
-  query.replace(/\$\w+/g, (name) => VARIABLES[name] ?? `<no variable ${name}>`);
+// What Grafana puts in place of its variables. Those of a dashboard stand for all values at first.
+const VARIABLES = { $__rate_interval: '4s', $__range: '1h' };
+const interpolate = (query) => query.replace(/\$\w+/g, (name) => VARIABLES[name] ?? '.+');
 
 // The selectors and functions of a query, and its errors.
 function parsed(parser, query) {
@@ -116,7 +109,8 @@ function checkIds() {
   for (const [file, { uid, panels: all }] of dashboards) {
     if (uid !== `tailwater-${file.replace('.json', '')}`) problems.push(`${file}: uid ${uid}`);
     for (const id of duplicates(all.map((panel) => panel.id))) problems.push(`${file}: id ${id}`);
-    for (const title of duplicates(all.map((panel) => panel.title)))
+    const shown = all.filter(({ type }) => type !== 'row');
+    for (const title of duplicates(shown.map((panel) => panel.title)))
       problems.push(`${file}: two panels "${title}"`);
   }
   for (const [where, { targets }] of drawn)
@@ -170,7 +164,7 @@ function checkVariables() {
     for (const { name, datasource, query: asked } of others) {
       if (!isRef(datasource)) problems.push(`${file}: $${name} has a data source of its own`);
       const call = /^label_values\((.*), (\w+)\)$/.exec(asked);
-      if (call?.[2] !== name) problems.push(`${file}: $${name}: ${asked}`);
+      if (!call) problems.push(`${file}: $${name}: ${asked}`);
       else query(`${file}: $${name}`, call[1]);
     }
     const known = new Set(others.map(({ name }) => `$${name}`));
@@ -187,7 +181,7 @@ function checkVariables() {
 
 function checkQueries() {
   const problems = [];
-  for (const [where, { targets }] of drawn)
+  for (const [where, { targets, type }] of drawn)
     for (const { expr } of targets) {
       query(where, expr);
       const known = expr.replaceAll('$__rate_interval', '7m').replaceAll('$__range', '8m');
@@ -198,11 +192,15 @@ function checkQueries() {
       for (const call of calls) {
         const name = /^\w+/.exec(call)[0];
         const range = /\[(\w+)\]\)$/.exec(call)?.[1];
-        if (name === 'rate' && range !== '7m') problems.push(`${where}: ${expr}`);
-        if (name === 'increase' && !['7m', '8m'].includes(range)) problems.push(`${where}: ${expr}`);
+        // A single number may be the mean of the whole time range.
+        const allowed = type === 'timeseries' && name === 'rate' ? ['7m'] : ['7m', '8m'];
+        if (/^(rate|increase)$/.test(name) && !allowed.includes(range))
+          problems.push(`${where}: ${expr}`);
         if (/^(irate|delta|idelta|changes)$/.test(name)) problems.push(`${where}: ${name}`);
       }
-      const counters = /_(total|bucket|count|sum)\{[^}]*\}(?!\[)/.exec(expr);
+      // Apart from the number of series.
+      const values = expr.replace(/count (by \([\w, ]*\) )?\(\w+\{[^}]*\}\)/g, '');
+      const counters = /_(total|bucket|count|sum)\{[^}]*\}(?!\[)/.exec(values);
       const isLedger = /unaccounted/i.test(where);
       if (counters && !isLedger) problems.push(`${where}: ${counters[0]} without rate`);
     }

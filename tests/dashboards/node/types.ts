@@ -19,6 +19,7 @@ type Plain<T> = T extends string
 interface Query extends DataQuery {
   datasource: { type: 'prometheus'; uid: '${datasource}' };
   editorMode: 'code';
+  exemplar?: boolean;
   expr: string;
   format?: 'table';
   instant: boolean;
