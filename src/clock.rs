@@ -1,7 +1,7 @@
 //! All readings of a clock, except tokio's for timeouts, retries and pauses: monotonic time for
-//! measurements and for waiting traces, wall time for people, and CPU time for a metric. Wall time is compared only with
-//! dates that people wrote: those of certificates (by rustls, with its own reading) and `expires`
-//! of policies. A step of the wall clock does not move any trace's deadline.
+//! measurements and for waiting traces, CPU time for a metric, and wall time for people. Wall time
+//! is compared only with dates that people wrote: those of certificates (by rustls, with its own
+//! reading) and `expires` of policies. A step of the wall clock does not move any trace's deadline.
 //!
 //! Traces wait in the time of a [`WindowClock`]. In this time, a period in which the process did
 //! not run (SIGSTOP, a paused container, a machine without spare CPU) is short. Spans that were

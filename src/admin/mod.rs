@@ -268,6 +268,7 @@ impl Admin {
         let buffered = self.sampler.buffered();
         let (queue_bytes, queue_spans) = self.queue.held();
         Readings {
+            started_at: self.started_at,
             is_ready: self.is_ready(),
             buffered,
             memory: [self.budget.used(), self.budget.limit(), self.budget.overhead()],

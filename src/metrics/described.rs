@@ -1,6 +1,6 @@
 //! Every metric, described once: name, kind, labels, unit, help.
 //!
-//! Those that start with `process_` have the names that the client libraries of Prometheus give them.
+//! Those that start with `process_` have the names that the client libraries of Prometheus use.
 //!
 //! Registration takes names and help from here, and the reference page is written from it by
 //! `crate::reference`. To add a metric: one line here, and its handle in `Metrics`. A test fails

@@ -36,7 +36,6 @@ use self::{
     expiries::Expiries,
     histogram::Histogram,
     policies::Policies,
-    process::Process,
     reasons::{FAILED, REFUSED, REFUSED_SPANS},
 };
 use crate::{
@@ -65,6 +64,8 @@ const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503]
 /// Values that are read when scraped.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readings {
+    /// When the service started, in Unix milliseconds.
+    pub started_at: u64,
     /// Whether requests are taken.
     pub is_ready: bool,
     /// What the window holds.
@@ -126,7 +127,6 @@ pub struct Metrics {
     forgotten: Counter,
     gauges: Gauges,
     expiries: Expiries,
-    process: Process,
     lag: Histogram,
     duration: Histogram,
     spans: Histogram,
@@ -201,7 +201,6 @@ impl Metrics {
             forgotten: described::DECISIONS_FORGOTTEN.counter([]),
             gauges: Gauges::register(),
             expiries: Expiries::default(),
-            process: Process::start(),
             lag: histogram(described::DECISION_LAG, &SECONDS[..]),
             duration: histogram(described::TRACE_DURATION, &TRACE_SECONDS),
             spans: histogram(described::TRACE_SPANS, &TRACE_SPANS),
@@ -401,7 +400,7 @@ impl Metrics {
         self.log_lines_lost.absolute(readings.log_lines_lost);
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
-        self.process.write(&mut text);
+        process::write(&mut text, readings.started_at);
         for histogram in [&self.lag, &self.duration, &self.spans] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);

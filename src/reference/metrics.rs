@@ -28,8 +28,8 @@ queue_spans `exporter_queue_spans`, each summed over its labels.
 (`other` for rare ones). An attempt to export that got no answer is `UNAVAILABLE` or
 `DEADLINE_EXCEEDED` over both protocols. The policy `none` stands for traces that no policy matches.
 
-Metrics whose name begins with `process_` are those that the client libraries of Prometheus have; what
-the operating system does not tell is left out.
+Metrics whose name begins with `process_` are those that the client libraries of Prometheus have.
+Those that the operating system does not tell are left out.
 
 | metric | type | labels | unit | meaning |
 |---|---|---|---|---|
