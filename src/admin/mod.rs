@@ -313,12 +313,14 @@ impl Admin {
     fn ready(&self) -> Response<Full<Bytes>> {
         let why_not = match self.supervisor.failed() {
             Some(failure) => format!("not ready: {failure}\n"),
-            None if self.is_ready.load(Relaxed) => {
-                return response(StatusCode::OK, TEXT, "ready\n");
-            }
+            None if self.is_ready() => return response(StatusCode::OK, TEXT, "ready\n"),
             None => "not ready\n".to_owned(),
         };
         response(StatusCode::SERVICE_UNAVAILABLE, TEXT, why_not)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.supervisor.failed().is_none() && self.is_ready.load(Relaxed)
     }
 
     async fn reload(&self, wants_json: bool) -> Response<Full<Bytes>> {
@@ -353,6 +355,8 @@ impl Admin {
         let buffered = self.sampler.buffered();
         let (queue_bytes, queue_spans) = self.queue.held();
         Readings {
+            started_at: self.started_at,
+            is_ready: self.is_ready(),
             buffered,
             memory: [self.budget.used(), self.budget.limit(), self.budget.overhead()],
             queue_spans,

@@ -15,6 +15,7 @@ pub(crate) mod described;
 mod expiries;
 mod histogram;
 mod policies;
+mod process;
 mod reasons;
 
 use std::{sync::Arc, time::Duration};
@@ -63,6 +64,10 @@ const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503]
 /// Values that are read when scraped.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readings {
+    /// When the service started, in Unix milliseconds.
+    pub started_at: u64,
+    /// Whether requests are taken.
+    pub is_ready: bool,
     /// What the window holds.
     pub buffered: Buffered,
     /// Bytes held, the limit, and the overhead.
@@ -132,6 +137,7 @@ struct Gauges {
     window: [Gauge; 3],
     memory: [Gauge; 3],
     queue: [Gauge; 3],
+    ready: Gauge,
     /// Whether the last one succeeded, and when one last did.
     reload: [Gauge; 2],
     credentials: Gauge,
@@ -394,6 +400,7 @@ impl Metrics {
         self.log_lines_lost.absolute(readings.log_lines_lost);
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
+        process::write(&mut text, readings.started_at);
         for histogram in [&self.lag, &self.duration, &self.spans] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);
@@ -422,12 +429,14 @@ impl Gauges {
                 .map(gauge),
             queue: [described::QUEUE_SPANS, described::QUEUE_BYTES, described::QUEUE_CAPACITY]
                 .map(gauge),
+            ready: gauge(described::READY),
             reload: [described::RELOAD_SUCCESSFUL, described::RELOAD_TIME].map(gauge),
             credentials: gauge(described::CREDENTIALS_SUCCESSFUL),
         }
     }
 
     fn set(&self, readings: &Readings) {
+        self.ready.set(f64::from(u8::from(readings.is_ready)));
         let window = readings.buffered;
         let values = [window.traces, window.spans, window.bytes];
         let set = |gauges: &[Gauge], values: &[f64]| {
