@@ -1,9 +1,12 @@
-"""Renders the chart with every file of values and checks what comes out. `run.sh` installs what this needs.
+"""Renders the chart with every file of values and checks what comes out.
 
-- values/: must render, pass Kubernetes' schemas, and give a configuration that `tailwater check` takes.
+`run.sh` installs what this needs.
+
+- values/: must render, pass Kubernetes' schemas, and give a configuration that `tailwater check`
+  takes.
 - bad/: must not render; the first line is part of the words that must say why.
-- refused/: renders, but `tailwater check` refuses the configuration or the policies with the words of the
-  first line. It shows that a policy with a mistake in values/ would fail.
+- refused/: renders, but `tailwater check` refuses the configuration or the policies with the words
+  of the first line. It shows that a policy with a mistake in values/ would fail.
 """
 
 import argparse
@@ -21,10 +24,9 @@ sys.path.insert(0, str(chart.HERE.parent / "real"))
 
 from running import Report  # noqa: E402
 
-# What a binary says that was built without a feature, about every configuration that has its section.
+# What a binary says about each configuration with a section whose feature it was built without.
 NOT_BUILT = (
     "--features kafka",
-    "unknown key `watch_policy_files`",
     "unknown key `durability`",
     "unknown key `kafka`",
 )
