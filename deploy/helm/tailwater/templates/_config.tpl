@@ -35,7 +35,7 @@
 {{ mergeOverwrite (fromToml $v.config) $set | toToml }}
 {{- end -}}
 
-{{/* Half of the volume is for undecided spans; kept ones and decisions have the rest. */}}
+{{/* Nine tenths of the volume; its file system needs some for itself. */}}
 {{- define "tailwater.durableMib" -}}
-{{- divf (include "tailwater.bytes" .Values.durability.size) 2097152 | floor | int64 -}}
+{{- divf (mulf (include "tailwater.bytes" .Values.durability.size) 0.9) 1048576 | floor | int64 -}}
 {{- end -}}
