@@ -50,6 +50,8 @@ def make_secrets(folder: Path) -> None:
     (folder / "tls").mkdir(parents=True)
     (folder / "tls/token").write_text("a-token\n")
     (folder / "tls/token").chmod(0o600)
+    (folder / "tls/more").mkdir()
+    (folder / "tls/more/more.toml").write_text('[[policy]]\nname="mounted"\ntype="always_sample"\n')
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 90"
     files = ("-keyout", folder / "tls/tls.key", "-out", folder / "tls/tls.crt")
     names = ("-subj", "/CN=tailwater", "-addext", "subjectAltName=DNS:tailwater")
