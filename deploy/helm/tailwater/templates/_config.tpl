@@ -11,6 +11,7 @@ addresses, policy files or Kafka it wins; where it must not, `tailwater.configPr
       "grpc" (dict "endpoint" (printf "%s:4317" $host))
       "http" (dict "endpoint" (printf "%s:4318" $host)))
     "sampling" (dict "memory_limit_mib" ($v.memoryLimitMib | int64))
+    "exporter" (dict "otlp" (dict "endpoint" "http://tempo:4317"))
     "telemetry" (dict "endpoint" "0.0.0.0:9464") -}}
 {{- $files := dig "sampling" "policy_files" list $config -}}
 {{- if include "tailwater.policies" . -}}
@@ -21,7 +22,8 @@ addresses, policy files or Kafka it wins; where it must not, `tailwater.configPr
 {{- end -}}
 {{- $files = $others -}}
 {{- end -}}
-{{- if $files -}}
+{{- /* `merge` takes a false in `config` for nothing, so such keys are only added where it has none. */ -}}
+{{- if and $files (not (hasKey (dig "sampling" dict $config) "watch_policy_files")) -}}
 {{- $_ := set $defaults.sampling "watch_policy_files" true -}}
 {{- end -}}
 {{- if $v.kafka.enabled -}}
@@ -33,8 +35,10 @@ addresses, policy files or Kafka it wins; where it must not, `tailwater.configPr
     "group_id" $v.kafka.groupId
     "group_instance_id" "${env:HOSTNAME}"
     "encoding" $v.kafka.encoding
-    "initial_offset" $v.kafka.initialOffset
-    "leave_on_shutdown" $leave) -}}
+    "initial_offset" $v.kafka.initialOffset) -}}
+{{- if not (hasKey (dig "receiver" "kafka" dict $config) "leave_on_shutdown") -}}
+{{- $_ := set $defaults.receiver.kafka "leave_on_shutdown" $leave -}}
+{{- end -}}
 {{- end -}}
 {{- if ne $v.durability.mode "none" -}}
 {{- $_ := set $defaults "durability" (include "tailwater.durability" . | fromYaml) -}}
