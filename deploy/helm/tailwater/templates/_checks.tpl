@@ -57,6 +57,9 @@ unknown values before.
 {{- if and (dig "receiver" "kafka" "" $config) (not .Values.kafka.enabled) -}}
 {{- $problems = append $problems "config has [receiver.kafka], but kafka.enabled is false: set kafka.enabled and kafka.brokers" -}}
 {{- end -}}
+{{- if and (dig "telemetry" "auth" "" $config) .Values.serviceMonitor.enabled (not .Values.serviceMonitor.authorization) -}}
+{{- $problems = append $problems "config has [telemetry.auth], but Prometheus would have no token: write serviceMonitor.authorization, such as {credentials: {name: tailwater, key: token}}" -}}
+{{- end -}}
 {{- if dig "telemetry" "tls" "client_ca_file" "" $config -}}
 {{- $problems = append $problems "config sets telemetry.tls.client_ca_file: the kubelet shows no certificate, so its probes would fail; leave it out and use telemetry.auth" -}}
 {{- end -}}
