@@ -51,7 +51,7 @@ unknown values before.
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if and (hasKey $config "durability") (eq .Values.durability.mode "none") -}}
+{{- if and (hasKey $config "durability") (eq .Values.durability.mode "none") (ne (dig "durability" "mode" "" $config) "none") -}}
 {{- $problems = append $problems "config has [durability], but durability.mode is none: set durability.mode to process or power" -}}
 {{- end -}}
 {{- if and (dig "receiver" "kafka" "" $config) (not .Values.kafka.enabled) -}}
