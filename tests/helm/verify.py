@@ -182,7 +182,7 @@ def main() -> int:
     report = Report()
     passed, output, errors = chart.helm(arguments.helm, "lint", "--strict", chart.CHART)
     report.check("helm lint", [] if passed else [output + errors])
-    report.check("copies and manifests are up to date", chart.compare(arguments.helm))
+    report.check("links and manifests are up to date", chart.compare(arguments.helm))
     report.check("Deployments and StatefulSets", check_workloads(arguments))
     checks = {"values": check_values, "bad": check_bad, "refused": check_refused}
     for folder, check in checks.items():
