@@ -8,8 +8,10 @@ use std::io::{self, Write as _};
 use crate::policy::PolicySpec;
 
 pub mod check;
+pub mod completions;
 pub mod convert;
 pub mod demo;
+pub mod health;
 pub mod replay;
 pub mod test;
 mod traces;

@@ -35,6 +35,7 @@ mod forms;
 mod harness;
 mod hostile;
 mod http;
+mod installing;
 mod json;
 mod late;
 mod limited_counts;
