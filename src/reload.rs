@@ -13,6 +13,7 @@
 //! needs a restart.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,7 +22,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     changes,
-    clock::Clock,
+    clock::{self, Clock},
     config::{self, Config, Diagnostics, Inputs},
     decider,
     logging::log_problems,
@@ -42,6 +43,7 @@ pub struct Reload {
     supervisor: Arc<Supervisor>,
     /// Locked from reading to the last shard, so that plans follow one another.
     read: Mutex<LastRead>,
+    loaded: Mutex<Loaded>,
 }
 
 /// What the last load has read.
@@ -55,6 +57,17 @@ impl LastRead {
     fn new(inputs: Inputs) -> Self {
         LastRead { files: changes::Files::new(inputs.read()), inputs }
     }
+}
+
+/// Where the policies in force come from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The SHA-256 of all files that they were read from, in hexadecimal.
+    pub hash: String,
+    /// When they were read, in Unix milliseconds.
+    pub at: u64,
+    /// Whether the last reload put new ones in force; true before the first.
+    pub last_reload_successful: bool,
 }
 
 /// The outcome of a reload.
@@ -95,7 +108,27 @@ impl Reload {
             clock: Clock::start(),
             supervisor: Arc::clone(supervisor),
             read: Mutex::new(LastRead::new(config.inputs.clone())),
+            loaded: Mutex::new(Loaded {
+                hash: config.hash.clone(),
+                at: clock::unix_millis(),
+                last_reload_successful: true,
+            }),
         }
+    }
+
+    /// The configuration file; `None` for what is built in.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.file.as_deref()
+    }
+
+    /// Where the policies in force come from.
+    pub fn loaded(&self) -> Loaded {
+        self.lock_loaded().clone()
+    }
+
+    fn lock_loaded(&self) -> MutexGuard<'_, Loaded> {
+        // No code panics while it holds this lock.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the files again and applies their policies. Logs and counts the outcome. Blocks.
@@ -136,6 +169,7 @@ impl Reload {
         let outcome = self.supervisor.contained_now(Task::Reload, || self.apply(read));
         let outcome = outcome.unwrap_or(Err(Refused::Panicked));
         self.metrics.reloaded(outcome.is_ok());
+        self.lock_loaded().last_reload_successful = outcome.is_ok();
         match &outcome {
             Ok(Reloaded { policies, longest_stall }) => {
                 info!(policies, ?longest_stall, "policies reloaded");
@@ -159,6 +193,11 @@ impl Reload {
         let plan = Arc::new(self.sampler.plan().successor(&config.policies)?);
         decider::expire(&plan);
         let longest_stall = self.swap(&plan);
+        *self.lock_loaded() = Loaded {
+            hash: config.hash.clone(),
+            at: clock::unix_millis(),
+            last_reload_successful: true,
+        };
         let changed = self.config.differences(&config).join(", ");
         if !changed.is_empty() {
             warn!(changed, "a reload applies only policies; the other changes need a restart");

@@ -18,6 +18,7 @@
 //! connection, and hyper one per HTTP/2 stream. Large requests, the looks at files and a reload by
 //! SIGHUP use a blocking thread; POST /-/reload uses one of the admin runtime.
 
+mod admin;
 mod credentials;
 mod limits;
 mod watching;
@@ -50,7 +51,7 @@ use self::{
     limits::{cores, grpc_limits, http_limits, http_settings, limits, tick},
 };
 use crate::{
-    admin::{Admin, Scrapes},
+    admin::Admin,
     budget::Budget,
     clock::{Clock, WindowClock},
     config::Config,
@@ -69,7 +70,6 @@ use crate::{
     receiver::{
         self, Intake, empty::EmptyRequests, grpc::GrpcService, http::HttpService, turns::Turns,
     },
-    reload::Reload,
     sampler::Sampler,
     supervise::{Supervised, Supervisor, Task},
     window::{Hasher, SEGMENT_BYTES},
@@ -200,21 +200,6 @@ impl Shared {
         };
         Decider::new(parts, settings)
     }
-
-    fn admin(&self, config: &Config, is_ready: &Arc<AtomicBool>) -> Arc<Admin> {
-        Arc::new(Admin {
-            metrics: Arc::clone(&self.metrics),
-            sampler: Arc::clone(&self.sampler),
-            queue: Arc::clone(&self.queue),
-            budget: Arc::clone(&self.budget),
-            is_ready: Arc::clone(is_ready),
-            supervisor: Arc::clone(&self.supervisor),
-            clock: Arc::clone(&self.clock),
-            reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
-            enable_lifecycle: config.telemetry.enable_lifecycle,
-            scrapes: Scrapes::default(),
-        })
-    }
 }
 
 /// What a service is started on: listeners that are bound before anything starts, the client of the
@@ -282,11 +267,11 @@ impl Service {
             Some(client) => client,
             None => credentials.client(config)?,
         };
-        let consumers = spawn_consumers(config, client, &shared, consumers_give_up);
+        let consumers = spawn_consumers(config, client.clone(), &shared, consumers_give_up);
         let vital = |task| shared.supervisor.vital(task);
         let decider = decide(shared.decider(config), decider_stops, shared.supervisor.clone());
         let decider = tokio::spawn(vital(Task::Decider).over(decider));
-        let admin = shared.admin(config, &is_ready);
+        let admin = shared.admin(config, &is_ready, client);
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
         let health = HealthReporter::new();

@@ -12,6 +12,8 @@ use std::{
     thread::{self, ScopedJoinHandle},
 };
 
+use ring::digest;
+
 use super::{
     Config,
     diagnostics::{Diagnostic, Diagnostics, Problem, Severity, quote},
@@ -152,6 +154,8 @@ pub(super) struct Load {
     barren: Vec<(Span, Problem)>,
     /// Whether there may be policies that could not be read, which has been reported.
     pub(super) obscured: bool,
+    /// Of all files, in the order in which they are read.
+    hash: digest::Context,
     /// Whether the tree has the `log_format` "json", also where the parser lost its way.
     log_json: bool,
     inputs: Inputs,
@@ -165,12 +169,14 @@ impl Load {
             diagnostics: Diagnostics::default(),
             barren: Vec::new(),
             obscured: false,
+            hash: digest::Context::new(&digest::SHA256),
             log_json: false,
             inputs: Inputs::default(),
         }
     }
 
     pub(super) fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
+        source.hash(&mut self.hash);
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let log_format = table.get("telemetry").and_then(|it| it.get_ref().get("log_format"));
@@ -237,6 +243,7 @@ impl Load {
     }
 
     fn policy_file(&mut self, source: &Source) {
+        source.hash(&mut self.hash);
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let variable = self.host.variable;
@@ -280,6 +287,7 @@ impl Load {
         let log_json = self.log_json || sections.telemetry.log_json;
         let config = Config {
             file: None,
+            hash: hexadecimal(self.hash.finish().as_ref()),
             shutdown_timeout: sections.shutdown_timeout,
             grpc: sections.grpc,
             http: sections.http,
@@ -294,4 +302,8 @@ impl Load {
         let config = Some(config).filter(|_| !self.diagnostics.has_errors());
         Loaded { config, diagnostics: self.diagnostics, log_json, inputs: self.inputs }
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

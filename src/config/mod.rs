@@ -71,6 +71,9 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// What was read from there, to notice that it has changed.
     pub inputs: Inputs,
+    /// The SHA-256 of all files that were read, one after the other, the main file first and then
+    /// those of `policy_files` by path; in hexadecimal.
+    pub hash: String,
     /// `shutdown_timeout`: the longest a graceful shutdown may take.
     pub shutdown_timeout: Duration,
     /// `[receiver.grpc]`.
@@ -99,6 +102,7 @@ impl Config {
         let Config {
             file: _,
             inputs: _,
+            hash: _,
             shutdown_timeout,
             grpc,
             http,

@@ -282,13 +282,18 @@ fn files_have_headers_and_sizes() {
 /// with the date that a policy ends at, so that a step of it moves no deadline of a trace.
 #[test]
 fn wall_time_is_only_shown() {
-    const SHOWN: [&str; 6] = [
+    const SHOWN: [&str; 11] = [
         "self.sampler.log().push(",
         "self.gauges.reload",
         "self.shop.visit(",
         "plan.expire(clock::unix_millis())",
         "now: clock::unix_millis(),",
         "super::in_force(clock::unix_millis())",
+        "since: clock::unix_millis()",
+        "at: clock::unix_millis(),",
+        "started_at: clock::unix_millis(),",
+        "self.history.note(",
+        "timestamp(clock::unix_millis() +",
     ];
     complain(|source| {
         let named = |line: &str, what: &str| line.contains(what) && source.path != "clock.rs";
