@@ -68,7 +68,10 @@ fn tell(states: &[NotifyState<'_>]) {
 }
 
 fn failed(problem: &io::Error) {
-    warn!(%problem, "cannot notify systemd: it may restart the service. Check NotifyAccess of the unit");
+    warn!(
+        %problem,
+        "cannot notify systemd, which may restart the service. Check NotifyAccess of the unit"
+    );
 }
 
 #[cfg(test)]
