@@ -13,6 +13,11 @@ use tailwater::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{Level, error, info, warn};
 
+/// musl's own allocator has one lock for all threads; glibc's is as fast as this one.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A tail-based trace sampler between OpenTelemetry and Grafana Tempo.
 #[derive(Parser)]
 #[command(version = env!("TAILWATER_VERSION"), about, disable_help_subcommand = true)]
