@@ -49,7 +49,8 @@ pub async fn feed_watchdog(progress: impl Fn() -> u64) {
 }
 
 async fn feed(limit: Duration, progress: impl Fn() -> u64, tell: impl Fn()) {
-    let mut looks = tokio::time::interval(limit / LOOKS);
+    // An interval of nothing would be a panic.
+    let mut looks = tokio::time::interval((limit / LOOKS).max(Duration::from_millis(1)));
     let mut seen = None;
     loop {
         looks.tick().await;
