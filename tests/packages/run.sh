@@ -5,8 +5,8 @@
 #   tests/packages/run.sh target/x86_64-unknown-linux-musl/release/tailwater
 #
 # Needs root, cargo-deb, debootstrap and, for the .rpm, cargo-generate-rpm and rpm. What is missing is said, and
-# the rest is tested. systemd does not run in a chroot: its unit is tested by systemd-analyze, and the messages to
-# it by `cargo test installing`.
+# the rest is tested. CLEAN_ROOT may name a root that debootstrap has made before. systemd does not run in a
+# chroot: its unit is tested by systemd-analyze, and the messages to it by `cargo test installing`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 binary=${1:?the path of a static binary}
@@ -40,9 +40,10 @@ files=(
     usr/share/bash-completion/completions/tailwater usr/share/fish/vendor_completions.d/tailwater.fish
     usr/share/tailwater/tailwater.schema.json
 )
-if ! command -v debootstrap >/dev/null ||
-    ! debootstrap --variant=minbase --include=passwd bookworm "$work/clean" "$mirror" >"$work/debootstrap.log" 2>&1; then
-    tail -n 3 "$work/debootstrap.log" 2>/dev/null || true
+clean=${CLEAN_ROOT:-$work/clean}
+if [[ ! -d $clean ]] && ! { command -v debootstrap && debootstrap --variant=minbase \
+    --include=passwd,systemd-standalone-sysusers bookworm "$clean" "$mirror"; } >"$work/debootstrap.log" 2>&1; then
+    tail -n 3 "$work/debootstrap.log"
     echo "packages: only unpacked: no clean root, because debootstrap is missing or failed"
     dpkg-deb --extract "$deb" "$work/unpacked"
     for file in "${files[@]}"; do [[ -e $work/unpacked/$file ]] || fail "no $file in the .deb"; done
@@ -57,20 +58,22 @@ installed() {
     grep -q '^tailwater:x:[0-9]*:[0-9]*:.*:/var/lib/tailwater:/usr/sbin/nologin$' "$root/etc/passwd" ||
         fail "no system user: $(grep tailwater "$root/etc/passwd")"
     chroot "$root" tailwater check /etc/tailwater/tailwater.toml || fail "check"
-    chroot --userspec=tailwater:tailwater "$root" tailwater run --config /etc/tailwater/tailwater.toml \
-        >"$work/log" 2>&1 &
+    # The default ports may be taken on this machine.
+    sed -e 's/127.0.0.1:4317/127.0.0.1:14317/' -e 's/127.0.0.1:4318/127.0.0.1:14318/' \
+        -e 's/127.0.0.1:9464/127.0.0.1:19464/' "$root/etc/tailwater/tailwater.toml" >"$root/tmp/tailwater.toml"
+    chroot --userspec=tailwater:tailwater "$root" tailwater run --config /tmp/tailwater.toml >"$work/log" 2>&1 &
     local service=$! health=1
     for _ in $(seq 100); do
-        if chroot "$root" tailwater health >/dev/null 2>&1; then health=0 && break; fi
+        if chroot "$root" tailwater health --address http://127.0.0.1:19464 >/dev/null 2>&1; then health=0 && break; fi
         sleep 0.1
     done
-    kill "$service"
+    kill "$service" || true
     wait "$service" || { cat "$work/log" && fail "exit code $?"; }
     [[ $health == 0 ]] || { cat "$work/log" && fail "never ready"; }
 }
 
 root=$work/deb
-cp -a "$work/clean" "$root"
+cp -a "$clean" "$root"
 cp "$deb" "$root/tailwater.deb"
 dpkg_in() { chroot "$root" env DEBIAN_FRONTEND=noninteractive dpkg "$@" >"$work/dpkg.log" 2>&1 || {
     cat "$work/dpkg.log" >&2
@@ -96,7 +99,7 @@ if [[ ! -e $rpm ]] || ! command -v rpm >/dev/null; then
 fi
 # Debian's root serves: the package needs no other, and its scripts need a shell and useradd.
 root=$work/rpm
-cp -a "$work/clean" "$root"
+cp -a "$clean" "$root"
 rpm_in() { rpm --root "$root" "$@" || fail "rpm $*"; }
 rpm_in --initdb
 rpm_in --install --nodeps "$rpm"
