@@ -224,6 +224,7 @@ impl Decider {
     }
 
     fn begin_tick(&mut self) {
+        self.supervisor.note_round();
         // Runs before the limits, which only see policies in force.
         expire(&self.sampler.plan());
         // Without room nothing is decided. The due traces then wait for the thresholds of a later

@@ -29,6 +29,7 @@ pub mod grpc;
 pub mod logging;
 pub mod metrics;
 pub mod net;
+pub mod notify;
 #[cfg(test)]
 mod reference;
 pub mod supervise;

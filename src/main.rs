@@ -2,19 +2,27 @@
 
 use std::{io, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tailwater::{
-    commands::{check, complain, convert, demo, explain, print, replay, tail, test},
+    commands::{
+        check, complain, completions, convert, demo, explain, health, print, replay, tail, test,
+    },
     config::{self, Config},
     logging::Log,
+    notify,
     service::Service,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{Level, error, info, warn};
 
+/// musl's own allocator has one lock for all threads; glibc's is as fast as this one.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A tail-based trace sampler between OpenTelemetry and Grafana Tempo.
 #[derive(Parser)]
-#[command(version, about, disable_help_subcommand = true)]
+#[command(version = env!("TAILWATER_VERSION"), about, disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -52,6 +60,12 @@ enum Command {
         #[arg(long, conflicts_with = "files")]
         schema: bool,
     },
+    /// Ask a running instance whether it is ready
+    Health(health::Options),
+    /// Print the completions of a shell
+    Completions(completions::Options),
+    /// Write the manual pages
+    Man(completions::ManOptions),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +88,11 @@ fn main() -> ExitCode {
         Command::Replay(options) => exit_code(replay::run(&options)),
         Command::Explain(options) => exit_code(explain::run(&options)),
         Command::Tail(options) => exit_code(tail::run(&options)),
+        Command::Health(options) => exit_code(on_runtime(health::run(options))),
+        Command::Completions(options) => {
+            exit_code(completions::run(Arguments::command(), &options))
+        }
+        Command::Man(options) => exit_code(completions::man(Arguments::command(), &options)),
         Command::Demo(options) => {
             exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }
@@ -126,13 +145,18 @@ async fn run(config: Config) -> bool {
             return false;
         }
     };
+    notify::ready();
+    let supervisor = service.supervisor();
     let has_failed = tokio::select! {
-        // Either event ends it; a failure comes first, as it says more about the cause.
+        // Either event ends it; a failure comes first, as it says more about the cause. Feeding the
+        // watchdog ends nothing.
         biased;
         () = service.failure() => true,
         () = signals.stop_or_reload(&service) => false,
+        () = notify::feed_watchdog(|| supervisor.rounds()) => true,
     };
     info!("shutting down");
+    notify::stopping(config.shutdown_timeout);
     tokio::select! {
         // A second signal comes first: its sender does not want to wait any longer.
         biased;
@@ -164,7 +188,9 @@ impl Signals {
         let Signals { terminate, interrupt, hangup } = self;
         let reloads = async {
             while hangup.recv().await.is_some() {
+                notify::reloading();
                 service.reload().await;
+                notify::ready();
             }
         };
         tokio::select! {

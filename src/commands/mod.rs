@@ -8,9 +8,11 @@ use std::io::{self, Write as _};
 use crate::policy::PolicySpec;
 
 pub mod check;
+pub mod completions;
 pub mod convert;
 pub mod demo;
 pub mod explain;
+pub mod health;
 mod instance;
 pub mod replay;
 pub mod tail;

@@ -36,6 +36,7 @@ mod forms;
 mod harness;
 mod hostile;
 mod http;
+mod installing;
 mod json;
 mod late;
 mod limited_counts;

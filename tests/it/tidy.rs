@@ -57,6 +57,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
         "net",
         &["crate::config", "crate::receiver", "crate::otlp", "crate::sampler", "crate::exporter"],
     ),
+    ("notify", &["crate::"]),
     ("supervise", &["crate::"]),
     ("testing", &["crate::service", "crate::sampler", "crate::decider"]),
     ("throttle", &["crate::config", "crate::metrics", "tokio", "tonic"]),
