@@ -6,23 +6,29 @@
 //! longest time that a shard was locked is logged. Only one reload runs at a time; another one
 //! waits.
 //!
+//! A trial of a second set of policies ([`trial`]) begins and ends the same way, and a reload ends
+//! it.
+//!
 //! Only policies are applied. If anything else in the file has changed, the log says that this
 //! needs a restart.
 
+mod trial;
+
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tracing::{error, info, warn};
 
+pub use self::trial::NoTrial;
 use crate::{
     clock::Clock,
     config::{self, Config, Diagnostics},
     decider,
     logging::log_problems,
     metrics::Metrics,
-    policy::{Plan, TooManyNames},
+    policy::{Plan, PolicySpec, TooManyNames, Trial},
     sampler::{Hold, Sampler},
     supervise::{Supervisor, Task},
 };
@@ -37,7 +43,15 @@ pub struct Reload {
     clock: Clock,
     supervisor: Arc<Supervisor>,
     /// Locked from reading to the last shard, so that plans follow one another.
-    under_way: Mutex<()>,
+    current: Mutex<Current>,
+}
+
+/// The policies of the plan in force.
+#[derive(Debug)]
+struct Current {
+    policies: Vec<PolicySpec>,
+    /// The trial that runs beside them.
+    trial: Option<Arc<Trial>>,
 }
 
 /// The outcome of a reload.
@@ -77,7 +91,7 @@ impl Reload {
             metrics: Arc::clone(metrics),
             clock: Clock::start(),
             supervisor: Arc::clone(supervisor),
-            under_way: Mutex::default(),
+            current: Mutex::new(Current { policies: config.policies.clone(), trial: None }),
         }
     }
 
@@ -86,9 +100,8 @@ impl Reload {
     /// # Errors
     /// [`Refused`]: nothing has changed.
     pub fn run(&self) -> Result<Reloaded, Refused> {
-        // The lock guards no state that a panic could leave half done.
-        let _one_at_a_time = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.supervisor.contained_now(Task::Reload, || self.apply());
+        let mut current = self.one_at_a_time();
+        let outcome = self.supervisor.contained_now(Task::Reload, || self.apply(&mut current));
         let outcome = outcome.unwrap_or(Err(Refused::Panicked));
         self.metrics.reloaded(outcome.is_ok());
         match &outcome {
@@ -106,13 +119,24 @@ impl Reload {
         outcome
     }
 
-    fn apply(&self) -> Result<Reloaded, Refused> {
+    fn one_at_a_time(&self) -> MutexGuard<'_, Current> {
+        // Each field changes in one step, so a panic leaves nothing half done.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, current: &mut Current) -> Result<Reloaded, Refused> {
         let loaded = config::load_or_embedded(self.config.file.as_deref());
         let Some(config) = loaded.config else { return Err(Refused::Invalid(loaded.diagnostics)) };
         log_problems(&loaded.diagnostics);
         let plan = Arc::new(self.sampler.plan().successor(&config.policies)?);
         decider::expire(&plan);
+        // The metrics come first, so that every decision by the new policies has a counter.
+        self.metrics.policies_in_force(&plan);
+        current.policies.clone_from(&config.policies);
         let longest_stall = self.swap(&plan);
+        if let Some(trial) = current.trial.take() {
+            trial::ended(&trial, "the policies were reloaded");
+        }
         let changed = self.config.differences(&config).join(", ");
         if !changed.is_empty() {
             warn!(changed, "a reload applies only policies; the other changes need a restart");
@@ -122,8 +146,6 @@ impl Reload {
 
     /// Puts the plan in force. Returns the longest time that a shard was locked.
     fn swap(&self, plan: &Arc<Plan>) -> Duration {
-        // The metrics come first, so that every decision by the new policies has a counter.
-        self.metrics.policies_in_force(plan);
         let (mut longest, mut since) = (Duration::ZERO, Duration::ZERO);
         self.sampler.reload(plan, |hold| match hold {
             Hold::Begins => since = self.clock.elapsed(),

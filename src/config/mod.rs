@@ -49,7 +49,7 @@ pub(crate) use diagnostics::Problem;
 pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
 pub(crate) use files::read_text;
-pub use load::{Loaded, embedded, load, load_or_embedded};
+pub use load::{Loaded, embedded, load, load_or_embedded, load_policies};
 pub use policy_tests::{
     AttributeValue, Expected, LoadedTests, PolicyTest, PolicyTests, TestEvent, TestSpan,
     TestedTrace, load_tests,

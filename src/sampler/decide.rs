@@ -10,7 +10,7 @@ use super::{Cut, Sampler, ShardState, cap::Since};
 use crate::{
     decisions::{Decision, DecisionRecord, Decisions},
     otlp::encode::KeptSpan,
-    policy::{Evidence, Shadowed, Verdict},
+    policy::{Evidence, Plan, Shadowed, Verdict},
     trace::{Facts, Randomness, StatusCode, Trigger},
     window::{self, Due, Freed, Millis, Position, Run, Shard, Taken},
 };
@@ -241,15 +241,13 @@ impl Sampler {
         }
         let shadowed_start = out.decisions.shadowed.len() as u32;
         if has_shadows {
-            let shadowed = &mut out.decisions.shadowed;
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                state.plan.shadow(&evidence, &verdict, shadowed);
-            }));
-            // After a panic, only the verdicts of the shadow policies are lost.
-            if outcome.is_err() {
-                out.panics += 1;
-                out.decisions.shadowed.truncate(shadowed_start as usize);
-            }
+            shadow(&state.plan, &evidence, &verdict, out);
+        }
+        if let Some(trial) = state.plan.trial() {
+            let matched = &out.decisions.matched[matched_start as usize..];
+            let decide = || trial.decide(trace_id, &evidence, &verdict, matched);
+            // After a panic, only the trial misses the trace.
+            out.panics += u64::from(catch_unwind(AssertUnwindSafe(decide)).is_err());
         }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
         out.taken.push(window.take(due.position, verdict.kept));
@@ -330,6 +328,18 @@ impl Sampler {
             spans: run.order.len(),
         });
         self.cut_late(state, hash, out);
+    }
+}
+
+/// Compares the shadow policies with the verdict.
+fn shadow(plan: &Plan, evidence: &Evidence<'_>, verdict: &Verdict, out: &mut Decided) {
+    let shadowed = &mut out.decisions.shadowed;
+    let before = shadowed.len();
+    let compare = AssertUnwindSafe(|| plan.shadow(evidence, verdict, shadowed));
+    // After a panic, only the verdicts of the shadow policies are lost.
+    if catch_unwind(compare).is_err() {
+        out.panics += 1;
+        out.decisions.shadowed.truncate(before);
     }
 }
 

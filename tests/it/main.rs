@@ -57,6 +57,7 @@ mod stderr;
 mod tidy;
 mod timing;
 mod tls;
+mod trials;
 mod tuning;
 mod walker;
 mod web;
