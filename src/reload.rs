@@ -21,14 +21,14 @@ use std::{
 
 use tracing::{error, info, warn};
 
-pub use self::trial::NoTrial;
+pub use self::trial::{Change, NoTrial, Outcome, Report, Sum, Trial};
 use crate::{
     clock::Clock,
     config::{self, Config, Diagnostics},
     decider,
     logging::log_problems,
     metrics::Metrics,
-    policy::{Plan, PolicySpec, TooManyNames, Trial},
+    policy::{Plan, PolicySpec, TooManyNames},
     sampler::{Hold, Sampler},
     supervise::{Supervisor, Task},
 };

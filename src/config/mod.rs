@@ -277,8 +277,11 @@ pub struct Retry {
 pub struct Telemetry {
     /// `endpoint` as host:port of /metrics, health and look-ups, default 127.0.0.1:9464.
     pub endpoint: String,
-    /// `enable_lifecycle`: whether POST /-/reload is answered, default false.
+    /// `enable_lifecycle`: whether policies may be reloaded and tried over the network, default
+    /// false.
     pub enable_lifecycle: bool,
+    /// `enable_recording`: whether spans may be read over the network, default false.
+    pub enable_recording: bool,
     /// `log_level`, default info.
     pub log_level: tracing::Level,
     /// `log_format`: "json" is true, "text" (the default) false.

@@ -89,6 +89,13 @@ impl Decisions {
         &self.shadowed[record.shadowed.start as usize..record.shadowed.end as usize]
     }
 
+    /// One of the records as an answer for people.
+    pub fn logged(&self, record: &DecisionRecord, decided_at: u64) -> Logged {
+        let shadow_matched = self.shadowed(record).iter().map(|shadowed| shadowed.policy).collect();
+        let matched = self.matched(record).to_vec();
+        Logged { record: record.clone(), matched, shadow_matched, decided_at }
+    }
+
     fn part(&self, records: Range<usize>) -> DecisionsPart<'_> {
         let records = &self.records[records];
         let whole = |range: fn(&DecisionRecord) -> &Range<u32>| {
@@ -244,14 +251,11 @@ impl DecisionLog {
     pub fn find(&self, trace_id: TraceId) -> Option<Logged> {
         let chunks: Vec<_> = self.lock().chunks.iter().cloned().collect();
         let of_trace = |record: &&DecisionRecord| record.trace_id == trace_id;
-        let in_chunk = |chunk: &Arc<Chunk>| {
-            let record = chunk.decisions.records.iter().rev().find(of_trace)?.clone();
-            let matched = chunk.decisions.matched(&record).to_vec();
-            let shadowed = chunk.decisions.shadowed(&record).iter();
-            let shadow_matched = shadowed.map(|shadowed| shadowed.policy).collect();
-            Some(Logged { record, matched, shadow_matched, decided_at: chunk.decided_at })
+        let in_chunk = |Chunk { decisions, decided_at, .. }: &Chunk| {
+            let record = decisions.records.iter().rev().find(of_trace)?;
+            Some(decisions.logged(record, *decided_at))
         };
-        chunks.iter().rev().find_map(in_chunk)
+        chunks.iter().rev().find_map(|chunk| in_chunk(chunk))
     }
 
     fn lock(&self) -> MutexGuard<'_, Chunks> {

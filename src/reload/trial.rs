@@ -8,15 +8,19 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::Reload;
+pub use crate::policy::{Change, Outcome, Report, Sum, Trial};
 use crate::{
+    config::{self, Diagnostics},
     decider,
-    policy::{PolicySpec, Trial},
     supervise::Task,
 };
 
 /// Why a trial cannot begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum NoTrial {
+    /// The policies have errors.
+    #[error("{0}")]
+    Invalid(Diagnostics),
     /// Only one may run at a time.
     #[error("another trial is running; end it, or wait until it ends")]
     Running,
@@ -26,12 +30,15 @@ pub enum NoTrial {
 }
 
 impl Reload {
-    /// Lets a second set of policies decide the traffic as well, from now on. Its shadow policies
-    /// take no part. Blocks while the window is walked.
+    /// Lets a second set of policies, the text of a policy file, decide the traffic as well from
+    /// now on. Its shadow policies take no part. Blocks while the window is walked.
     ///
     /// # Errors
     /// [`NoTrial`]: nothing has changed.
-    pub fn begin_trial(&self, mut candidate: Vec<PolicySpec>) -> Result<Arc<Trial>, NoTrial> {
+    pub fn begin_trial(&self, policies: &str) -> Result<Arc<Trial>, NoTrial> {
+        let read = || config::load_policies("policies", policies);
+        let read = self.supervisor.contained_now(Task::Reload, read);
+        let mut candidate = read.map_err(|_| NoTrial::Panicked)?.map_err(NoTrial::Invalid)?;
         candidate.retain(|policy| !policy.shadow);
         let mut current = self.one_at_a_time();
         if current.trial.is_some() {

@@ -48,6 +48,7 @@ mod pipeline;
 mod policies;
 mod probability;
 mod rates;
+mod recordings;
 mod reload;
 mod scaling;
 mod secrets;

@@ -23,6 +23,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ),
     ("policy", &["crate::window", "crate::clock", "crate::config", "tokio", "tonic", "std::time"]),
     ("decisions", &["crate::exporter", "crate::window::Shard", "tokio", "tonic", "prost"]),
+    ("recording", &["crate::sampler", "crate::window", "crate::exporter", "tonic", "prost"]),
     ("decider", &["crate::receiver", "crate::admin", "crate::service", "tonic", "prost"]),
     ("exporter", &["crate::policy", "crate::sampler", "crate::window", "crate::decider"]),
     ("service", &["crate::otlp", "crate::policy::spec", "prost"]),
@@ -280,7 +281,7 @@ fn files_have_headers_and_sizes() {
 #[test]
 fn wall_time_is_only_shown() {
     const SHOWN: [&str; 6] = [
-        "self.sampler.log().push(",
+        "self.sampler.publish(",
         "self.gauges.reload",
         "self.shop.visit(",
         "plan.expire(clock::unix_millis())",

@@ -15,8 +15,15 @@ pub(super) const SECTIONS: &[Described] = &[Described {
         Key::boolean(
             "enable_lifecycle",
             false,
-            "Whether POST `/-/reload` reads the policies again, as SIGHUP always does. Off, \
-             because everyone who reaches the port could.",
+            "Whether POST `/-/reload` and `Reload` read the policies again, as SIGHUP always does, \
+             and whether `tailwater try` may try others. Off, because everyone who reaches the port \
+             could.",
+        ),
+        Key::boolean(
+            "enable_recording",
+            false,
+            "Whether `tailwater record` gets spans as they came. Off, because everyone who reaches \
+             the port could read them.",
         ),
         Key::word("log_level", &["error", "warn", "info", "debug", "trace"], "What is logged.")
             .or("info"),
