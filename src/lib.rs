@@ -21,6 +21,7 @@ pub mod trace_files;
 
 pub mod budget;
 pub mod buffers;
+pub mod changes;
 pub mod clock;
 pub mod config;
 pub mod control;

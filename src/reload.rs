@@ -1,10 +1,13 @@
 //! Reloading policies: reads the files again. If they have no errors, the service decides by them
 //! from then on, including the traces in the window. If they have errors, nothing changes.
 //!
-//! Called for SIGHUP and for POST /-/reload, on threads that may block: reading and compiling take
-//! milliseconds, and walking the window takes as long as it took when the spans arrived. The
-//! longest time that a shard was locked is logged. Only one reload runs at a time; another one
-//! waits.
+//! Called for SIGHUP, for POST /-/reload and, with `watch_policy_files`, when the files have
+//! changed, on threads that may block: reading and compiling take milliseconds, and walking the
+//! window takes as long as it took when the spans arrived. The longest time that a shard was locked
+//! is logged. Only one reload runs at a time; another one waits.
+//!
+//! Whatever asked for it, a reload notes what it has read, so that the same contents are not read
+//! again: files that are refused are refused once, until they change.
 //!
 //! A trial of a second set of policies ([`trial`]) begins and ends the same way, and a reload ends
 //! it.
@@ -15,6 +18,7 @@
 mod trial;
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,8 +27,9 @@ use tracing::{error, info, warn};
 
 pub use self::trial::{Change, NoTrial, Outcome, Report, Sum, Trial};
 use crate::{
-    clock::Clock,
-    config::{self, Config, Diagnostics},
+    changes,
+    clock::{self, Clock},
+    config::{self, Config, Diagnostics, Inputs},
     decider,
     logging::log_problems,
     metrics::Metrics,
@@ -44,14 +49,40 @@ pub struct Reload {
     supervisor: Arc<Supervisor>,
     /// Locked from reading to the last shard, so that plans follow one another.
     current: Mutex<Current>,
+    loaded: Mutex<Loaded>,
 }
 
-/// The policies of the plan in force.
+/// What the last load has read, and the policies of the plan in force.
 #[derive(Debug)]
 struct Current {
+    inputs: Inputs,
+    files: changes::Files,
     policies: Vec<PolicySpec>,
     /// The trial that runs beside them.
     trial: Option<Arc<Trial>>,
+}
+
+impl Current {
+    fn new(inputs: Inputs, policies: &[PolicySpec]) -> Self {
+        let (files, policies) = (changes::Files::new(inputs.read()), policies.to_vec());
+        Current { inputs, files, policies, trial: None }
+    }
+
+    fn has_read(&mut self, inputs: Inputs) {
+        self.files = changes::Files::new(inputs.read());
+        self.inputs = inputs;
+    }
+}
+
+/// Where the policies in force come from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The SHA-256 of all files that they were read from, in hexadecimal.
+    pub hash: String,
+    /// When they were read, in Unix milliseconds.
+    pub at: u64,
+    /// Whether the last reload put new ones in force; true before the first.
+    pub last_reload_successful: bool,
 }
 
 /// The outcome of a reload.
@@ -91,8 +122,28 @@ impl Reload {
             metrics: Arc::clone(metrics),
             clock: Clock::start(),
             supervisor: Arc::clone(supervisor),
-            current: Mutex::new(Current { policies: config.policies.clone(), trial: None }),
+            current: Mutex::new(Current::new(config.inputs.clone(), &config.policies)),
+            loaded: Mutex::new(Loaded {
+                hash: config.hash.clone(),
+                at: clock::unix_millis(),
+                last_reload_successful: true,
+            }),
         }
+    }
+
+    /// The configuration file; `None` for what is built in.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.file.as_deref()
+    }
+
+    /// Where the policies in force come from.
+    pub fn loaded(&self) -> Loaded {
+        self.lock_loaded().clone()
+    }
+
+    fn lock_loaded(&self) -> MutexGuard<'_, Loaded> {
+        // No code panics while it holds this lock.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the files again and applies their policies. Logs and counts the outcome. Blocks.
@@ -100,10 +151,40 @@ impl Reload {
     /// # Errors
     /// [`Refused`]: nothing has changed.
     pub fn run(&self) -> Result<Reloaded, Refused> {
-        let mut current = self.one_at_a_time();
-        let outcome = self.supervisor.contained_now(Task::Reload, || self.apply(&mut current));
+        self.run_locked(&mut self.lock())
+    }
+
+    /// Whether the files are to be watched.
+    pub fn is_watching(&self) -> bool {
+        self.config.sampling.watch_policy_files && self.config.file.is_some()
+    }
+
+    /// Reloads if the files have changed since they were last read, and have come to rest. Returns
+    /// the outcome if so. Called once every [`changes::PERIOD`]. Blocks.
+    pub fn look(&self) -> Option<Result<Reloaded, Refused>> {
+        let file = self.config.file.as_ref()?;
+        let mut current = self.lock();
+        let now = current.inputs.now(file);
+        if !current.files.look(now) {
+            return None;
+        }
+        info!(file = %file.display(), "configuration or policy files changed: reloading");
+        // Noted before anything can panic, so that the same contents do not panic again.
+        current.files.note_read();
+        Some(self.run_locked(&mut current))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        // Panics are contained while it is locked; one elsewhere leaves at worst files noted as
+        // read that were not.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_locked(&self, current: &mut Current) -> Result<Reloaded, Refused> {
+        let outcome = self.supervisor.contained_now(Task::Reload, || self.apply(current));
         let outcome = outcome.unwrap_or(Err(Refused::Panicked));
         self.metrics.reloaded(outcome.is_ok());
+        self.lock_loaded().last_reload_successful = outcome.is_ok();
         match &outcome {
             Ok(Reloaded { policies, longest_stall }) => {
                 info!(policies, ?longest_stall, "policies reloaded");
@@ -119,13 +200,9 @@ impl Reload {
         outcome
     }
 
-    fn one_at_a_time(&self) -> MutexGuard<'_, Current> {
-        // Each field changes in one step, so a panic leaves nothing half done.
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn apply(&self, current: &mut Current) -> Result<Reloaded, Refused> {
         let loaded = config::load_or_embedded(self.config.file.as_deref());
+        current.has_read(loaded.inputs);
         let Some(config) = loaded.config else { return Err(Refused::Invalid(loaded.diagnostics)) };
         log_problems(&loaded.diagnostics);
         let plan = Arc::new(self.sampler.plan().successor(&config.policies)?);
@@ -137,6 +214,11 @@ impl Reload {
         if let Some(trial) = current.trial.take() {
             trial::ended(&trial, "the policies were reloaded");
         }
+        *self.lock_loaded() = Loaded {
+            hash: config.hash.clone(),
+            at: clock::unix_millis(),
+            last_reload_successful: true,
+        };
         let changed = self.config.differences(&config).join(", ");
         if !changed.is_empty() {
             warn!(changed, "a reload applies only policies; the other changes need a restart");

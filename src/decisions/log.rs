@@ -51,6 +51,8 @@ pub struct DecisionRecord {
     pub duration_nanos: u64,
     /// Milliseconds from the time at which the trace was due to its decision.
     pub lag_millis: u32,
+    /// Whether a span without a parent had arrived by then.
+    pub root_received: bool,
     /// The policies that matched, as a range of [`Decisions::matched`].
     pub matched: Range<u32>,
     /// The shadow policies that matched, as a range of [`Decisions::shadowed`].
@@ -258,6 +260,17 @@ impl DecisionLog {
         chunks.iter().rev().find_map(|chunk| in_chunk(chunk))
     }
 
+    /// The last decisions, newest first.
+    pub fn newest(&self, count: usize) -> Vec<Logged> {
+        let chunks: Vec<_> = self.lock().chunks.iter().rev().take(count).cloned().collect();
+        let of_chunk = |chunk: &Arc<Chunk>| {
+            let Chunk { decisions, decided_at, .. } = &**chunk;
+            let records = decisions.records.iter().rev().take(count);
+            records.map(|record| decisions.logged(record, *decided_at)).collect::<Vec<_>>()
+        };
+        chunks.iter().flat_map(of_chunk).take(count).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Chunks> {
         // The sums and the queue are changed together, and no code in between panics.
         self.logged.lock().unwrap_or_else(PoisonError::into_inner)
@@ -283,6 +296,7 @@ mod tests {
             bytes: 0,
             duration_nanos: 0,
             lag_millis: 0,
+            root_received: false,
             shadowed: matched.clone(),
             matched,
         }
@@ -316,6 +330,9 @@ mod tests {
         assert_eq!((newest.record.spans, newest.decided_at), (99_999, 99_999));
         assert_eq!(newest.matched, [PolicyId(4)]);
         assert_eq!(newest.shadow_matched, [PolicyId(6)]);
+        let ids: Vec<_> = log.newest(3).iter().map(|logged| logged.record.trace_id).collect();
+        assert_eq!(ids, [7, 99_999, 7].map(trace_id));
+        assert_eq!(log.newest(9_999).len(), 1000);
         let trace_bytes = LOGGED_TRACE_BYTES + 2 + size_of::<Shadowed>();
         assert_eq!(budget.used(), 1000 * trace_bytes + 500 * CHUNK_BYTES);
         drop(log);

@@ -40,7 +40,7 @@ impl Reload {
         let read = self.supervisor.contained_now(Task::Reload, read);
         let mut candidate = read.map_err(|_| NoTrial::Panicked)?.map_err(NoTrial::Invalid)?;
         candidate.retain(|policy| !policy.shadow);
-        let mut current = self.one_at_a_time();
+        let mut current = self.lock();
         if current.trial.is_some() {
             return Err(NoTrial::Running);
         }
@@ -67,7 +67,7 @@ impl Reload {
     /// Ends this trial, unless it has ended. Its counts are final after that. Blocks while the
     /// window is walked.
     pub fn end_trial(&self, trial: &Arc<Trial>) {
-        let mut current = self.one_at_a_time();
+        let mut current = self.lock();
         if !current.trial.as_ref().is_some_and(|running| Arc::ptr_eq(running, trial)) {
             return;
         }

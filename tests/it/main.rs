@@ -54,6 +54,7 @@ mod scaling;
 mod secrets;
 mod shadow;
 mod stamps;
+mod status;
 mod stderr;
 mod tidy;
 mod timing;
