@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
-    commands::{check, complain, convert, demo, print, replay, test},
+    commands::{check, complain, convert, demo, explain, print, replay, test},
     config::{self, Config},
     logging::Log,
     service::Service,
@@ -36,6 +36,8 @@ enum Command {
     Test(test::Options),
     /// Decide recorded traces, and say what would be kept of them, by policy
     Replay(replay::Options),
+    /// Say why a running instance kept or dropped a trace
+    Explain(explain::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Convert(options) => exit_code(convert::run(&options)),
         Command::Test(options) => exit_code(test::run(&options)),
         Command::Replay(options) => exit_code(replay::run(&options)),
+        Command::Explain(options) => exit_code(explain::run(&options)),
         Command::Demo(options) => {
             exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }

@@ -29,8 +29,8 @@ pub use self::trial::{Change, NoTrial, Outcome, Report, Sum, Trial};
 use crate::{
     changes,
     clock::{self, Clock},
-    config::{self, Config, Diagnostics, Inputs},
-    decider,
+    config::{self, Config, Diagnostics, Inputs, Severity},
+    control, decider,
     logging::log_problems,
     metrics::Metrics,
     policy::{Plan, PolicySpec, TooManyNames},
@@ -92,6 +92,28 @@ pub struct Reloaded {
     pub policies: usize,
     /// The longest time that a shard was locked.
     pub longest_stall: Duration,
+    /// Warnings about the files.
+    pub diagnostics: Diagnostics,
+}
+
+/// Problems as the control API describes them.
+pub fn describe(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
+    use control::diagnostic::Severity as Shown;
+    let severity = |severity| match severity {
+        Severity::Error => Shown::Error,
+        Severity::Warning => Shown::Warning,
+        Severity::Note => Shown::Note,
+    };
+    let place = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    let described = diagnostics.iter().map(|problem| control::Diagnostic {
+        file: problem.file.clone(),
+        line: place(problem.line),
+        column: place(problem.column),
+        severity: severity(problem.severity).into(),
+        message: problem.message.clone(),
+        hint: problem.hint.clone().unwrap_or_default(),
+    });
+    described.collect()
 }
 
 /// Why the policies were not changed.
@@ -186,7 +208,7 @@ impl Reload {
         self.metrics.reloaded(outcome.is_ok());
         self.lock_loaded().last_reload_successful = outcome.is_ok();
         match &outcome {
-            Ok(Reloaded { policies, longest_stall }) => {
+            Ok(Reloaded { policies, longest_stall, .. }) => {
                 info!(policies, ?longest_stall, "policies reloaded");
             }
             Err(Refused::Invalid(diagnostics)) => {
@@ -223,7 +245,8 @@ impl Reload {
         if !changed.is_empty() {
             warn!(changed, "a reload applies only policies; the other changes need a restart");
         }
-        Ok(Reloaded { policies: config.policies.len(), longest_stall })
+        let policies = config.policies.len();
+        Ok(Reloaded { policies, longest_stall, diagnostics: loaded.diagnostics })
     }
 
     /// Puts the plan in force. Returns the longest time that a shard was locked.

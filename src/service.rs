@@ -51,7 +51,7 @@ use self::{
     limits::{cores, grpc_limits, http_limits, http_settings, limits, tick},
 };
 use crate::{
-    admin::Admin,
+    admin::{Admin, CONTROL_SERVICE},
     budget::Budget,
     clock::{Clock, WindowClock},
     config::Config,
@@ -272,6 +272,9 @@ impl Service {
         let decider = decide(shared.decider(config), decider_stops, shared.supervisor.clone());
         let decider = tokio::spawn(vital(Task::Decider).over(decider));
         let admin = shared.admin(config, &is_ready, client);
+        for service in [TRACE_SERVICE, CONTROL_SERVICE] {
+            admin.health.set_service_status(service, ServingStatus::Serving).await;
+        }
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
         let health = HealthReporter::new();
@@ -331,10 +334,12 @@ impl Service {
         let failed_before = self.metrics.failed_in_all();
         self.is_ready.store(false, Relaxed);
         self.supervisor.stop();
-        for service in ["", TRACE_SERVICE] {
-            self.health.set_service_status(service, ServingStatus::NotServing).await;
-            // Ends the streams of health watchers, which would hold their connections open.
-            self.health.clear_service_status(service).await;
+        for mut health in [self.health.clone(), self.admin.health.clone()] {
+            for service in ["", TRACE_SERVICE, CONTROL_SERVICE] {
+                health.set_service_status(service, ServingStatus::NotServing).await;
+                // Ends the streams of health watchers, which would hold their connections open.
+                health.clear_service_status(service).await;
+            }
         }
         self.intake.is_draining.store(true, Relaxed);
         self.stop_receivers.send_replace(true);

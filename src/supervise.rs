@@ -193,6 +193,11 @@ impl Supervisor {
         })
     }
 
+    /// Whether the service is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Relaxed)
+    }
+
     /// Counts a panic that was contained elsewhere.
     pub fn panicked(&self, task: Task) {
         self.panics[task as usize].fetch_add(1, Relaxed);

@@ -5,14 +5,18 @@
 //! saturated, and on one more while a reload goes on. An outage of the backend changes neither
 //! health nor readiness.
 
+mod control;
 mod describe;
 mod history;
 mod json;
+mod rpc;
 mod snapshot;
+mod watching;
 
 use std::{
     sync::{Arc, atomic::AtomicBool, atomic::Ordering::Relaxed},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,14 +26,14 @@ use http::{
 };
 use http_body::Body as _;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
+use tonic::body::Body;
+use tonic_health::server::HealthReporter;
 
 use crate::{
     budget::Budget,
@@ -48,7 +52,13 @@ use crate::{
     trace::{Randomness, TraceId},
 };
 
-pub use self::history::{History, Second};
+pub use self::{
+    control::CONTROL_SERVICE,
+    history::{History, Second},
+    rpc::Calls,
+    watching::Watchers,
+};
+use self::{control::TRACE_ID_FORMS, rpc::held};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -59,12 +69,15 @@ fn limits() -> listen::Limits {
     listen::Limits {
         max_connections: 64,
         max_age: None,
-        max_concurrent_streams: 16,
+        max_concurrent_streams: 100,
         windows: Windows::new(1 << 20, None),
         http2_only: false,
+        keep_alive: Duration::from_secs(12),
     }
 }
 
+/// The longest that the thread waits for its clients once the service has stopped.
+const READERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answers to /metrics that wait for their reader at once: with many policies each has megabytes.
 const SCRAPES_MAX: usize = 16;
 
@@ -123,6 +136,12 @@ pub struct Admin {
     pub history: History,
     /// Times the readings of the history.
     pub uptime: Clock,
+    /// Those who watch decisions.
+    pub watchers: Watchers,
+    /// Bounds the answers and streams that are under way.
+    pub calls: Calls,
+    /// Answers health checks over gRPC.
+    pub health: HealthReporter,
 }
 
 impl Admin {
@@ -147,16 +166,21 @@ impl Admin {
         };
         let supervised = Supervised { supervisor: Arc::clone(&self.supervisor), task: Task::Admin };
         let vital = self.supervisor.vital(Task::Admin);
-        let noting = Arc::clone(&self);
-        let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
+        let services = rpc::services(&self);
+        let answer = move |request| Arc::clone(&services).answer(request);
+        let admin = self;
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             let terms = Terms { limits: limits(), tls: None, supervised, tally: None };
+            let told = stop.clone();
             runtime.block_on(async {
                 tokio::select! {
-                    // The order does not matter: only the end of the first ends the thread.
+                    // The order does not matter: only the first two end, and both only once the
+                    // service has stopped.
                     biased;
                     () = vital.over(listen::serve(listener, terms, answer, stop)) => {}
-                    () = noting.note_history() => {}
+                    () = stopped(told) => {}
+                    () = admin.note_history() => {}
+                    () = admin.pass_decisions() => {}
                 }
             });
         })
@@ -176,12 +200,31 @@ impl Admin {
         while self.supervisor.run(Task::Admin, note()).await.is_err() {}
     }
 
+    /// Passes decisions on to those who watch, for as long as the thread runs.
+    async fn pass_decisions(&self) {
+        let pass = async || self.pass_decisions_on().await;
+        while self.supervisor.run(Task::Admin, pass()).await.is_err() {}
+    }
+
     /// What /metrics answers, also when nobody listens any more.
     pub fn scrape(&self) -> String {
         self.metrics.render(&self.readings())
     }
 
-    async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Full<Bytes>> {
+    async fn answer_http<B>(self: Arc<Self>, request: Request<B>) -> Response<Body> {
+        if matches!(request.uri().path(), "/-/healthy" | "/-/ready") {
+            return self.answer(request).await.map(Body::new);
+        }
+        match self.calls.answer() {
+            Some(permit) => held(self.answer(request).await, permit),
+            None => {
+                let message = "too many answers wait to be read already\n";
+                response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message).map(Body::new)
+            }
+        }
+    }
+
+    async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>> {
         match (request.uri().path(), request.method()) {
             ("/-/reload", &Method::POST) => {
                 let accepted = request.headers().get_all(ACCEPT).iter();
@@ -230,17 +273,12 @@ impl Admin {
     }
 
     async fn reload(&self, wants_json: bool) -> Response<Full<Bytes>> {
-        if !self.enable_lifecycle {
+        if let Err(refused) = self.permit_lifecycle() {
             // As Prometheus answers, so that whoever sees it knows that the path was right.
-            let message = "off unless `enable_lifecycle = true` in [telemetry]; SIGHUP reloads\n";
+            let message = format!("{}\n", refused.message());
             return response(StatusCode::FORBIDDEN, TEXT, message);
         }
-        let reload = Arc::clone(&self.reload);
-        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or_else(|_| {
-            self.supervisor.panicked(Task::Reload);
-            Err(Refused::Panicked)
-        });
-        match outcome {
+        match self.run_reload().await {
             Ok(reloaded) => {
                 let message = format!("reloaded, policies: {}\n", reloaded.policies);
                 response(StatusCode::OK, TEXT, message)
@@ -278,9 +316,7 @@ impl Admin {
 
     fn decision(&self, id: &str) -> Response<Full<Bytes>> {
         let Some(trace_id) = TraceId::from_any_form(id) else {
-            let body = json!({
-                "error": "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero"
-            });
+            let body = json!({ "error": TRACE_ID_FORMS });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
         };
         let (status, body) = match self.sampler.look_up(self.clock.now(), trace_id) {
@@ -328,6 +364,13 @@ impl Admin {
         }
         body
     }
+}
+
+/// Waits until the service has stopped, and then for the clients that still read.
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that the service is gone.
+    let _ = stop.wait_for(|&stop| stop).await;
+    sleep(READERS_TIMEOUT).await;
 }
 
 /// The answer to HEAD: that to GET, and how long its body would be.

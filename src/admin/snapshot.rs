@@ -50,7 +50,10 @@ impl Admin {
             backend: Some(self.backend()),
             policies: self.policies(),
             recent_decisions: self.recent_decisions(),
-            activity: Some(Activity::default()),
+            activity: Some(Activity {
+                watchers: self.watchers.count() as u32,
+                ..Activity::default()
+            }),
         }
     }
 

@@ -3,7 +3,8 @@
 //! Limits:
 //! - TLS handshake and preface, or first head, together: 10 s.
 //! - Headers of a request: 64 KiB.
-//! - A ping after 60 s of silence, to be answered within 20 s.
+//! - A ping after 60 s of silence, to be answered within 20 s; on the telemetry port after 12 s,
+//!   within 12 s, so that a watcher that has vanished is noticed within 30 s.
 //! - Answers that wait for their reader: closed after 30 s in which none of them is read.
 //! - No request: closed after 11 minutes. Load balancers keep a connection for less (Google's: 10
 //!   min), so they close first, and no request meets a closed connection.
@@ -22,7 +23,7 @@ use std::{
     net::SocketAddr,
     pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -44,7 +45,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{oneshot, watch},
+    sync::{Notify, oneshot, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tracing::debug;
@@ -68,6 +69,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(660);
 const IDLE_CHECKS: u32 = 10;
 /// Unread answers are checked this often per [`REQUEST_TIMEOUT`].
 const UNREAD_CHECKS: u32 = 3;
+/// The longest wait for the answer to a ping.
+const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// Header lists that hold more than this are cut down to [`READ`].
 const HEADER_BYTES_KEPT: usize = 4 << 10;
@@ -85,9 +88,31 @@ const READ: [HeaderName; 10] = [
     HeaderName::from_static("grpc-timeout"),
 ];
 
-/// Marks an answer whose body may take any time, such as a stream of health changes.
-#[derive(Clone, Copy, Debug)]
-pub struct LongLived;
+/// Marks an answer whose body may take any time, such as a stream of health changes. On a [`Leash`]
+/// it keeps its connection from being idle.
+#[derive(Clone, Debug, Default)]
+pub struct LongLived(Option<Arc<Leash>>);
+
+impl LongLived {
+    /// An answer whose sender may close the connection.
+    pub fn on(leash: Arc<Leash>) -> Self {
+        LongLived(Some(leash))
+    }
+}
+
+/// Closes the connection of an answer that nobody reads. HTTP/2 cannot end such a stream alone: its
+/// end would wait behind the data.
+#[derive(Debug, Default)]
+pub struct Leash(OnceLock<Weak<Activity>>);
+
+impl Leash {
+    /// Closes the connection.
+    pub fn hang_up(&self) {
+        if let Some(activity) = self.0.get().and_then(Weak::upgrade) {
+            activity.hang_up.notify_one();
+        }
+    }
+}
 
 /// An accepted connection, and the terms it is served under.
 pub(super) struct Connection {
@@ -112,7 +137,7 @@ struct Arrived<S> {
 
 /// The requests under way and the answers unread, and how many requests there have been. It tells
 /// an idle connection from one that does not read its answers.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Activity {
     under_way: Arc<AtomicUsize>,
     begun: AtomicU64,
@@ -122,6 +147,8 @@ pub(super) struct Activity {
     is_old: AtomicBool,
     /// Set once its client was told to close.
     was_told: AtomicBool,
+    /// Notified when an answer is not read and its sender gives up.
+    hang_up: Notify,
 }
 
 impl Activity {
@@ -311,6 +338,10 @@ impl Connection {
                     debug!(?peer, "closed a connection that read no answer in time");
                     return Closed::Unresponsive;
                 }
+                () = activity.hang_up.notified() => {
+                    debug!(?peer, "closed a connection that did not read a stream");
+                    return Closed::Unresponsive;
+                }
                 () = &mut idle, if leaves.is_none() => {
                     leaves = Some(Closed::Idle);
                     connection.as_mut().graceful_shutdown();
@@ -397,10 +428,18 @@ impl Connection {
                 if is_http1 {
                     seen.tell(&mut response);
                 }
-                let is_long_lived = response.extensions().get::<LongLived>().is_some();
-                let unread = (!is_long_lived).then(|| Unread::one_more(&seen));
+                let (mut unread, mut streaming) = (None, None);
+                match response.extensions().get::<LongLived>() {
+                    None => unread = Some(Unread::one_more(&seen)),
+                    Some(LongLived(None)) => {}
+                    Some(LongLived(Some(leash))) => {
+                        // Nobody else sets it.
+                        let _ = leash.0.set(Arc::downgrade(&seen));
+                        streaming = Some(Counted::one_more(&seen.under_way));
+                    }
+                }
                 // hyper drops a body once its last byte is written. Errors pass unchanged.
-                let held = move |error| (error, &unread).0;
+                let held = move |error| (error, &unread, &streaming).0;
                 Ok::<_, Panicked>(response.map(|body| body.map_err(held)))
             }
         })
@@ -415,8 +454,8 @@ impl Connection {
             .initial_connection_window_size(window)
             .max_concurrent_streams(self.terms.limits.max_concurrent_streams)
             .max_header_list_size(HEADER_BYTES_MAX)
-            .keep_alive_interval(Duration::from_secs(60))
-            .keep_alive_timeout(Duration::from_secs(20));
+            .keep_alive_interval(self.terms.limits.keep_alive)
+            .keep_alive_timeout(self.terms.limits.keep_alive.min(PONG_TIMEOUT));
         // `arrive` already waits for the first head; the timeout for later heads is the idle
         // timeout. A client may close its sending side after its requests and still be answered.
         builder

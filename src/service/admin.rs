@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
+use tonic_health::server::HealthReporter;
+
 use super::Shared;
 use crate::{
-    admin::{Admin, History, Scrapes},
+    admin::{Admin, Calls, History, Scrapes, Watchers},
     clock::{self, Clock},
     config::Config,
     exporter::Client,
@@ -34,6 +36,9 @@ impl Shared {
             backend,
             history: History::default(),
             uptime: Clock::start(),
+            watchers: Watchers::default(),
+            calls: Calls::default(),
+            health: HealthReporter::new(),
         })
     }
 }
