@@ -12,6 +12,10 @@
     reason = "generated; the .proto file has the words"
 )]
 
+mod json;
+
+pub use json::json;
+
 tonic::include_proto!("tailwater.control.v1");
 
 /// The descriptors of the API and of what it imports, as an encoded `FileDescriptorSet`.

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
-    commands::{check, complain, convert, demo, explain, print, replay, test},
+    commands::{check, complain, convert, demo, explain, print, record, replay, test, trial},
     config::{self, Config},
     logging::Log,
     service::Service,
@@ -38,6 +38,10 @@ enum Command {
     Replay(replay::Options),
     /// Say why a running instance kept or dropped a trace
     Explain(explain::Options),
+    /// Let a running instance decide its traffic by other policies as well, and say what would change
+    Try(trial::Options),
+    /// Record a share of whole traces from a running instance, for replay
+    Record(record::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -71,6 +75,8 @@ fn main() -> ExitCode {
         Command::Test(options) => exit_code(test::run(&options)),
         Command::Replay(options) => exit_code(replay::run(&options)),
         Command::Explain(options) => exit_code(explain::run(&options)),
+        Command::Try(options) => exit_code(trial::run(&options)),
+        Command::Record(options) => exit_code(record::run(&options)),
         Command::Demo(options) => {
             exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }

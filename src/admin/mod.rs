@@ -8,9 +8,10 @@
 mod control;
 mod describe;
 mod history;
-mod json;
+mod record;
 mod rpc;
 mod snapshot;
+mod trial;
 mod watching;
 
 use std::{
@@ -136,6 +137,10 @@ pub struct Admin {
     pub history: History,
     /// Times the readings of the history.
     pub uptime: Clock,
+    /// `telemetry.enable_recording`.
+    pub enable_recording: bool,
+    /// Turns true when trials and recordings are to end, because the service stops.
+    pub streams_end: watch::Sender<bool>,
     /// Those who watch decisions.
     pub watchers: Watchers,
     /// Bounds the answers and streams that are under way.
@@ -244,7 +249,7 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
-            "/-/status" => response(StatusCode::OK, JSON, json::status(&self.status())),
+            "/-/status" => response(StatusCode::OK, JSON, self.status_json()),
             path => match path.strip_prefix("/-/decisions/") {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),

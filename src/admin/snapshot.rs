@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::{Admin, describe::timestamp};
 use crate::{
     control::{
-        Activity, Backend, Configuration, Decision, GetStatusResponse, Ledger, Memory,
+        self, Activity, Backend, Configuration, Decision, GetStatusResponse, Ledger, Memory,
         PolicyStatus, Queue, Window, backend::State,
     },
     exporter::Standing,
@@ -51,10 +51,16 @@ impl Admin {
             policies: self.policies(),
             recent_decisions: self.recent_decisions(),
             activity: Some(Activity {
+                trial_running: self.sampler.plan().trial().is_some(),
+                recordings: self.sampler.recordings().running() as u32,
                 watchers: self.watchers.count() as u32,
-                ..Activity::default()
             }),
         }
+    }
+
+    /// The status in protobuf's JSON form.
+    pub(super) fn status_json(&self) -> String {
+        control::json("GetStatusResponse", &self.status())
     }
 
     fn configuration(&self) -> Configuration {

@@ -13,9 +13,11 @@ pub mod demo;
 pub mod explain;
 mod figures;
 mod instance;
+pub mod record;
 pub mod replay;
 pub mod test;
 mod traces;
+pub mod trial;
 
 /// Whether a policy decides at this time, in Unix milliseconds: neither as a shadow nor once it has
 /// expired.

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
+use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
 
 use super::Shared;
@@ -30,6 +31,8 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
+            enable_recording: config.telemetry.enable_recording,
+            streams_end: watch::channel(false).0,
             scrapes: Scrapes::default(),
             started_at: clock::unix_millis(),
             backend_endpoint: config.exporter.endpoint.clone(),

@@ -1,5 +1,7 @@
 //! Recordings: whole traces as they came, kept and dropped alike, without a wait anywhere.
 
+mod running;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use opentelemetry_proto::tonic::{

@@ -87,6 +87,8 @@ const SPAWN: &[(&str, &str)] = &[
     ("receiver/turns.rs", "a large request would hold a worker"),
     ("admin/mod.rs", "the thread that answers while the runtime is busy"),
     ("admin/control.rs", "a thread for a reload, which blocks"),
+    ("admin/trial.rs", "a trial is to end also if its client goes away while it begins"),
+    ("admin/record.rs", "a recording is to end also if its client does not read"),
     ("logging.rs", "a thread that may wait for whoever reads standard error"),
     ("config/load.rs", "a thread whose stack is deep enough for any file"),
     ("testing.rs", "the sink stands outside the service"),

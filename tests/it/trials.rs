@@ -1,5 +1,8 @@
 //! Trials: a second set of policies decides the traffic as well, and changes nothing.
 
+mod commands;
+pub(crate) mod running;
+
 use std::sync::Arc;
 
 use opentelemetry_proto::tonic::trace::v1::Span;
