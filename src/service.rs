@@ -174,7 +174,7 @@ impl Shared {
     }
 
     fn terms(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Terms {
-        let handshake = |server| Handshake::new(server, transport, &self.metrics);
+        let handshake = |server| Handshake::new(server, Some(transport), &self.metrics);
         let supervisor = Arc::clone(&self.supervisor);
         let supervised = Supervised { supervisor, task: Task::Receiver };
         let tally = Some(Tally::new(&self.metrics, transport));
@@ -271,11 +271,15 @@ impl Service {
         let vital = |task| shared.supervisor.vital(task);
         let decider = decide(shared.decider(config), decider_stops, shared.supervisor.clone());
         let decider = tokio::spawn(vital(Task::Decider).over(decider));
-        let admin = shared.admin(config, &is_ready, client);
+        let admin = shared.admin(config, &is_ready, client, &credentials);
         for service in [TRACE_SERVICE, CONTROL_SERVICE] {
             admin.health.set_service_status(service, ServingStatus::Serving).await;
         }
-        let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
+        let admin_thread = Arc::clone(&admin).spawn(
+            admin_listener,
+            shared.admin_tls(&credentials),
+            admin_stops,
+        )?;
         let intake = shared.intake(config, credentials.tokens.clone());
         let health = HealthReporter::new();
         health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;

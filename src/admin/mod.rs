@@ -5,6 +5,7 @@
 //! saturated, and on one more while a reload goes on. An outage of the backend changes neither
 //! health nor readiness.
 
+mod access;
 mod control;
 mod describe;
 mod history;
@@ -39,11 +40,14 @@ use tonic_health::server::HealthReporter;
 use crate::{
     budget::Budget,
     clock::{self, Clock, WindowClock},
+    control::to_json,
+    credentials::{Live, Tokens},
     decisions::{Decision, Logged},
     exporter::{Client, Queue},
     logging,
     metrics::{Metrics, Readings},
     net::{
+        handshake::Handshake,
         listen::{self, Terms},
         windows::Windows,
     },
@@ -145,6 +149,8 @@ pub struct Admin {
     pub watchers: Watchers,
     /// Bounds the answers and streams that are under way.
     pub calls: Calls,
+    /// The tokens of those who may ask; anyone may if `None`.
+    pub tokens: Option<Arc<Live<Tokens>>>,
     /// Answers health checks over gRPC.
     pub health: HealthReporter,
 }
@@ -157,6 +163,7 @@ impl Admin {
     pub fn spawn(
         self: Arc<Self>,
         listener: std::net::TcpListener,
+        tls: Option<Arc<Handshake>>,
         stop: watch::Receiver<bool>,
     ) -> std::io::Result<JoinHandle<()>> {
         // One reload at a time; those that come meanwhile wait in line, at most as many as there
@@ -175,7 +182,7 @@ impl Admin {
         let answer = move |request| Arc::clone(&services).answer(request);
         let admin = self;
         std::thread::Builder::new().name("admin".into()).spawn(move || {
-            let terms = Terms { limits: limits(), tls: None, supervised, tally: None };
+            let terms = Terms { limits: limits(), tls, supervised, tally: None };
             let told = stop.clone();
             runtime.block_on(async {
                 tokio::select! {
@@ -249,7 +256,9 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
-            "/-/status" => response(StatusCode::OK, JSON, self.status_json()),
+            "/-/status" => {
+                response(StatusCode::OK, JSON, to_json("GetStatusResponse", &self.status()))
+            }
             path => match path.strip_prefix("/-/decisions/") {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),

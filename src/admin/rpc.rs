@@ -104,6 +104,9 @@ pub(super) fn services(
 impl<A: v1::ServerReflection, B: v1alpha::ServerReflection> Rpc<A, B> {
     /// Answers one request: gRPC, or HTTP.
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        if let Some(refusal) = self.admin.refuse(&request) {
+            return refusal;
+        }
         if !is_grpc(&request) {
             return Arc::clone(&self.admin).answer_http(request).await;
         }
@@ -159,7 +162,7 @@ fn name_the_limit(response: &mut Response<Body>) {
     }
 }
 
-fn is_grpc<B>(request: &Request<B>) -> bool {
+pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     let rest = content_type.and_then(|value| value.strip_prefix(GRPC));
     rest.is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))

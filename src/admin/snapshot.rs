@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::{Admin, describe::timestamp};
 use crate::{
     control::{
-        self, Activity, Backend, Configuration, Decision, GetStatusResponse, Ledger, Memory,
+        Activity, Backend, Configuration, Decision, GetStatusResponse, Ledger, Memory,
         PolicyStatus, Queue, Window, backend::State,
     },
     exporter::Standing,
@@ -56,11 +56,6 @@ impl Admin {
                 watchers: self.watchers.count() as u32,
             }),
         }
-    }
-
-    /// The status in protobuf's JSON form.
-    pub(super) fn status_json(&self) -> String {
-        control::json("GetStatusResponse", &self.status())
     }
 
     fn configuration(&self) -> Configuration {

@@ -210,7 +210,7 @@ async fn try_policies(options: &Options) -> Result<bool, Failure> {
     }
     let report = match format {
         Format::Text => text(&last, file),
-        Format::Json => control::json("TryPoliciesResponse", &last),
+        Format::Json => control::to_json("TryPoliciesResponse", &last),
     };
     let is_printed = print(&report);
     ended.map(|()| is_printed)

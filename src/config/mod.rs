@@ -297,4 +297,8 @@ pub struct Telemetry {
     pub log_level: tracing::Level,
     /// `log_format`: "json" is true, "text" (the default) false.
     pub log_json: bool,
+    /// `[telemetry.tls]`; `None` for plaintext, which is the default.
+    pub tls: Option<ServerTls>,
+    /// `[telemetry.auth] bearer_token_file`; `None`, which is the default, lets anyone ask.
+    pub bearer_token_file: Option<PathBuf>,
 }

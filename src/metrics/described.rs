@@ -98,7 +98,8 @@ const TRIGGER: Label = Label {
 };
 const TASK: Label = Label { name: "task", values: &[] };
 const VERSION: Label = Label { name: "version", values: &[] };
-const CERTIFICATE: Label = Label { name: "certificate", values: &["receiver", "exporter"] };
+const CERTIFICATE: Label =
+    Label { name: "certificate", values: &["receiver", "exporter", "telemetry"] };
 
 const fn reason(values: &'static [&'static str]) -> Label {
     Label { name: "reason", values }

@@ -231,7 +231,7 @@ impl Metrics {
         self.gauges.credentials.set(f64::from(u8::from(all)));
     }
 
-    /// The last second of a certificate that the service shows: as `receiver` or `exporter`. The
+    /// The last second of a certificate that the service shows: as `receiver`, `exporter` or `telemetry`. The
     /// series is there only where a certificate is, since 0 would be long ago.
     pub fn certificate_expires(&self, of: &'static str, unix_seconds: u64) {
         let gauge =

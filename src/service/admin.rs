@@ -5,21 +5,29 @@ use std::sync::{Arc, atomic::AtomicBool};
 use tokio::sync::watch;
 use tonic_health::server::HealthReporter;
 
-use super::Shared;
+use super::{Shared, credentials::Credentials};
 use crate::{
     admin::{Admin, Calls, History, Scrapes, Watchers},
     clock::{self, Clock},
     config::Config,
     exporter::Client,
+    net::handshake::Handshake,
     reload::Reload,
 };
 
 impl Shared {
+    /// The TLS handshake of the telemetry port, if it has one.
+    pub(super) fn admin_tls(&self, credentials: &Credentials) -> Option<Arc<Handshake>> {
+        let telemetry = credentials.telemetry.as_ref()?;
+        Some(Handshake::new(telemetry, None, &self.metrics))
+    }
+
     pub(super) fn admin(
         &self,
         config: &Config,
         is_ready: &Arc<AtomicBool>,
         backend: Client,
+        credentials: &Credentials,
     ) -> Arc<Admin> {
         Arc::new(Admin {
             metrics: Arc::clone(&self.metrics),
@@ -41,6 +49,7 @@ impl Shared {
             uptime: Clock::start(),
             watchers: Watchers::default(),
             calls: Calls::default(),
+            tokens: credentials.telemetry_tokens.clone(),
             health: HealthReporter::new(),
         })
     }

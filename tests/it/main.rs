@@ -19,6 +19,7 @@ mod cli;
 mod config_check;
 mod conformance;
 mod connections;
+mod control;
 mod convert;
 mod demo;
 mod differential;
