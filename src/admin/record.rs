@@ -45,6 +45,7 @@ impl Admin {
             let message = "off unless `enable_recording = true` in [telemetry]";
             return Err(Status::permission_denied(message));
         }
+        self.permit_stream()?;
         let percentage = request.percentage.unwrap_or(100.0);
         // Also where it is not a number.
         if !(percentage > 0.0 && percentage <= 100.0) {
@@ -100,6 +101,7 @@ impl Recording {
     /// Passes the recording to its client until it ends.
     async fn run(mut self, duration: Duration) {
         let end = self.pass_on(duration).await;
+        self.recorder.end();
         self.summary.skipped_traces += self.recorder.skipped();
         let Summary { traces, spans, bytes, skipped_traces, .. } = self.summary;
         let reason = end.map_or("CLIENT_GONE", |end| end.as_str_name());

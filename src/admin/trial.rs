@@ -43,12 +43,21 @@ const MESSAGE_CHARS_MAX: usize = 300;
 type Answers = mpsc::Sender<Result<TryPoliciesResponse, Status>>;
 
 impl Admin {
+    /// Whether a trial or a recording may begin.
+    pub(super) fn permit_stream(&self) -> Result<(), Status> {
+        if *self.streams_end.borrow() {
+            return Err(Status::unavailable("the service is shutting down"));
+        }
+        Ok(())
+    }
+
     /// Begins a trial, and returns its messages.
     pub(super) async fn try_policies(
         self: &Arc<Self>,
         request: TryPoliciesRequest,
     ) -> Result<mpsc::Receiver<Result<TryPoliciesResponse, Status>>, Status> {
         self.permit_lifecycle()?;
+        self.permit_stream()?;
         let duration = duration(request.duration, DURATION)?;
         let (answers, stream) = mpsc::channel(1);
         let (begun, outcome) = oneshot::channel();
@@ -83,7 +92,7 @@ impl Admin {
         };
         let _ = begun.send(Ok(()));
         let began = Instant::now();
-        let is_stopping = self.tell(&trial, began + duration, &answers).await;
+        let is_stopping = self.tell(&trial, (began, duration), &answers).await;
         // A service that stops has better things to do than to walk its window once more.
         if !is_stopping {
             let (reload, trial) = (Arc::clone(&self.reload), Arc::clone(&trial));
@@ -94,8 +103,12 @@ impl Admin {
     }
 
     /// Tells how a trial goes until it is to end. Returns whether the service stops.
-    async fn tell(&self, trial: &Trial, deadline: Instant, answers: &Answers) -> bool {
-        let began = Instant::now();
+    async fn tell(
+        &self,
+        trial: &Trial,
+        (began, duration): (Instant, Duration),
+        answers: &Answers,
+    ) -> bool {
         let mut stops = self.streams_end.subscribe();
         let mut periods = interval_at(began + PERIOD, PERIOD);
         let mut looks = interval_at(began + LOOK, LOOK);
@@ -105,7 +118,7 @@ impl Admin {
                 // What ends the trial comes before messages about it.
                 biased;
                 _ = stops.wait_for(|stops| *stops) => return true,
-                () = sleep_until(deadline) => return false,
+                () = sleep_until(began + duration) => return false,
                 () = answers.closed() => return false,
                 _ = looks.tick() => if trial.is_over() {
                     return false;
