@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
-    commands::{check, complain, convert, demo, explain, print, record, replay, test, trial},
+    commands::{check, complain, convert, demo, explain, print, record, replay, tail, test, trial},
     config::{self, Config},
     logging::Log,
     service::Service,
@@ -38,6 +38,8 @@ enum Command {
     Replay(replay::Options),
     /// Say why a running instance kept or dropped a trace
     Explain(explain::Options),
+    /// Follow the decisions of a running instance as they fall
+    Tail(tail::Options),
     /// Let a running instance decide its traffic by other policies as well, and say what would change
     Try(trial::Options),
     /// Record a share of whole traces from a running instance, for replay
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Test(options) => exit_code(test::run(&options)),
         Command::Replay(options) => exit_code(replay::run(&options)),
         Command::Explain(options) => exit_code(explain::run(&options)),
+        Command::Tail(options) => exit_code(tail::run(&options)),
         Command::Try(options) => exit_code(trial::run(&options)),
         Command::Record(options) => exit_code(record::run(&options)),
         Command::Demo(options) => {

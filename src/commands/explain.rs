@@ -171,10 +171,7 @@ fn contents(state: State, details: &Details, text: &mut String) {
         State::Pending => ("has", "so far"),
         _ => ("had", "by then"),
     };
-    let spans = match spans {
-        1 => "1 span".to_owned(),
-        spans => format!("{spans} spans"),
-    };
+    let spans = span_count(*spans);
     let duration = details.duration.and_then(|lasted| Duration::try_from(lasted).ok());
     let millis = duration.unwrap_or_default().as_secs_f64() * 1e3;
     let root = if *root_received { "with" } else { "without" };
@@ -197,7 +194,13 @@ fn millis(at: &Timestamp) -> u64 {
     seconds.saturating_mul(1_000).saturating_add(millis)
 }
 
-fn time(at: &Timestamp) -> String {
+/// A number of spans in words.
+pub(super) fn span_count(spans: u64) -> String {
+    if spans == 1 { "1 span".to_owned() } else { format!("{spans} spans") }
+}
+
+/// A moment as RFC 3339.
+pub(super) fn time(at: &Timestamp) -> String {
     let since = Duration::from_millis(millis(at));
     let at = std::time::UNIX_EPOCH.checked_add(since).unwrap_or(std::time::UNIX_EPOCH);
     humantime::format_rfc3339_millis(at).to_string()

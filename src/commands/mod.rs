@@ -15,6 +15,7 @@ mod figures;
 mod instance;
 pub mod record;
 pub mod replay;
+pub mod tail;
 pub mod test;
 mod traces;
 pub mod trial;

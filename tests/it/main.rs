@@ -58,6 +58,7 @@ mod stamps;
 mod status;
 mod stderr;
 mod tidy;
+mod telemetry_access;
 mod timing;
 mod tls;
 mod trials;
