@@ -6,6 +6,7 @@
 //! it does for kept traces. After the lock is released, the decider or the connection task encodes
 //! them and hands them to the recording's buffer ([`Recordings::deliver`]). Neither ever waits: a
 //! trace for which there is no room is left out and counted.
+//! They are encoded at once: waiting as slices, small traces would hold a segment of 256 KiB each.
 //!
 //! Limits: [`RECORDINGS_MAX`] at once. The buffer of each takes a 32nd of the memory limit, at most
 //! 16 MiB, and beyond that one trace. Above the soft memory limit nothing is recorded. While no
