@@ -71,8 +71,8 @@ fn traffic(traces: u64) -> Vec<Vec<Span>> {
     let of = |number: u64| {
         let randomness = [LOW, HIGH][number as usize % 2];
         let child = |id| {
-            let status = if number % 5 == 0 && id == 3 { error() } else { None };
-            let text = "x".repeat(if number % 7 == 0 { 50_000 } else { 10 });
+            let status = if number.is_multiple_of(5) && id == 3 { error() } else { None };
+            let text = "x".repeat(if number.is_multiple_of(7) { 50_000 } else { 10 });
             let attributes = vec![string("text", &text)];
             Span { status, attributes, ..span(randomness | (number + 1), id, Some(1)) }
         };
