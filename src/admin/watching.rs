@@ -285,3 +285,83 @@ impl Stream for Watching {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        decisions::{Decision, DecisionRecord, Decisions},
+        policy::{PolicyId, Verdict},
+        trace::{Randomness, Threshold, TraceId, Trigger},
+    };
+
+    fn tapped(count: u8, missed: u64) -> Tapped {
+        let verdict = Verdict { kept: true, policy: PolicyId(3), threshold: Threshold::ALWAYS };
+        let decision =
+            Decision { verdict, trigger: Trigger::DecisionWait, explicit_randomness: None };
+        let record = |id| DecisionRecord {
+            trace_id: TraceId([id; 16]),
+            decision,
+            randomness: Randomness(0),
+            spans: 1,
+            bytes: 1,
+            duration_nanos: 0,
+            lag_millis: 0,
+            root_received: true,
+            matched: 0..0,
+            shadowed: 0..0,
+        };
+        let records = (0..count).map(record).collect();
+        let decisions = Decisions { records, ..Decisions::default() };
+        let mut tapped = Tapped::default();
+        (tapped.decisions, tapped.missed) = (vec![(decisions, 1)], missed);
+        tapped
+    }
+
+    fn watcher(watchers: &Watchers, per_second: f64) -> mpsc::Receiver<Result<Seen, Status>> {
+        let (sender, queue) = mpsc::channel(QUEUE_MAX);
+        let policies = BTreeSet::from([3]);
+        let wanted = Wanted { kept: true, dropped: false, policies, per_second };
+        let watcher = Watcher {
+            wanted,
+            queue: sender,
+            skipped: 0,
+            allowed: per_second,
+            raised_at: Duration::ZERO,
+            full_since: None,
+            leash: Arc::default(),
+        };
+        watchers.add(watcher).expect("there is room");
+        queue
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted() {
+        let watchers = Watchers::default();
+        let mut queue = watcher(&watchers, 2.0);
+        let seconds = Duration::from_secs;
+        let mut skipped = |at, count, missed| {
+            assert!(watchers.pass_on(seconds(at), &tapped(count, missed)));
+            let seen = std::iter::from_fn(|| queue.try_recv().ok());
+            seen.map(|seen| seen.expect("no end").skipped).collect::<Vec<_>>()
+        };
+        assert_eq!(skipped(0, 5, 0), [0, 0]);
+        assert_eq!(skipped(1, 1, 7), [3]);
+        assert_eq!(skipped(2, 1, 0), [7]);
+        drop(queue);
+        assert!(!watchers.pass_on(seconds(3), &tapped(1, 0)), "nobody is left");
+    }
+
+    #[test]
+    fn a_watcher_that_does_not_read_is_ended() {
+        let watchers = Watchers::default();
+        let (mut reads, never_reads) = (watcher(&watchers, 1e9), watcher(&watchers, 1e9));
+        for second in 0..100 {
+            assert!(watchers.pass_on(Duration::from_secs(second), &tapped(200, 0)));
+            while reads.try_recv().is_ok() {}
+        }
+        assert_eq!(watchers.count(), 1);
+        assert!(never_reads.len() == QUEUE_MAX && never_reads.is_closed());
+        assert!(!reads.is_closed());
+    }
+}
