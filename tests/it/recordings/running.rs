@@ -87,7 +87,7 @@ fn traffic(traces: u64) -> Vec<Vec<Span>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_of_a_recording_keeps_what_the_service_kept() {
     let running = Running::start(recording(ERRORS_AND_HALF)).await;
-    let mut parts = record(&running, whole(3)).await.expect("begins");
+    let mut parts = record(&running, whole(6)).await.expect("begins");
     let status = control(&running).await.get_status(GetStatusRequest {}).await.expect("answers");
     assert_eq!(status.into_inner().activity.expect("always there").recordings, 1);
     let sent = traffic(70);
@@ -182,7 +182,7 @@ async fn recordings_are_bounded() {
     };
     let bounded = RecordRequest { max_bytes: 5_000, ..whole(3600) };
     let mut bounded = tokio::time::timeout(Duration::from_secs(30), begun(bounded)).await.unwrap();
-    let tenth = RecordRequest { percentage: Some(10.0), ..whole(4) };
+    let tenth = RecordRequest { percentage: Some(10.0), ..whole(8) };
     let mut tenth = tokio::time::timeout(Duration::from_secs(30), begun(tenth)).await.unwrap();
     let spans = (1..=3_000).map(|trace| span(trace, 1, None));
     for spans in spans.collect::<Vec<_>>().chunks(500) {
@@ -219,7 +219,7 @@ async fn readers_that_do_not_read_cost_only_themselves() {
         "{ALL}limit = {{ spans_per_second = 50 }}\n[[policy]]\nname = \"veto\"\ntype = \"drop\"\n\
          policies = [{{ type = \"attribute_exists\", key = \"text\" }}]\n"
     );
-    let request = TryPoliciesRequest { policies, duration: None };
+    let request = TryPoliciesRequest { policies, duration: whole(3600).duration };
     let mut tried =
         control(&running).await.try_policies(request).await.expect("begins").into_inner();
     let mut sent = 0;

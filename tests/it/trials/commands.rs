@@ -1,6 +1,7 @@
 //! `tailwater try` and `tailwater record` as people run them.
 
 use std::{
+    ops::RangeInclusive,
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -57,8 +58,9 @@ async fn until_active(running: &Running, key: &str, wanted: Value) {
     panic!("{key} is not {wanted} within 30 s");
 }
 
-async fn send(running: &Running, traces: u64) {
-    for number in 1..=traces {
+/// Two spans of each trace of these numbers; of twenty in a row, the policies keep twelve.
+async fn send(running: &Running, traces: RangeInclusive<u64>) {
+    for number in traces {
         let trace = [LOW, HIGH][number as usize % 2] | number;
         let status = if number % 5 == 0 { error() } else { None };
         let child = Span { status, ..span(trace, 2, Some(1)) };
@@ -85,13 +87,13 @@ async fn try_says_what_would_change() {
     let running = steered().await;
     let directory = Directory::new();
     let all = directory.file("all.toml", ALL);
-    let child = start(&running, &["try", "--seconds", "2", &all]);
+    let child = start(&running, &["try", "--seconds", "5", &all]);
     until_active(&running, "trialRunning", Value::Bool(true)).await;
-    send(&running, 20).await;
+    send(&running, 1..=20).await;
     let output = finish(child).await;
     let report = text(&output.stdout);
     assert!(output.status.success(), "{report} {}", text(&output.stderr));
-    assert!(report.starts_with("tried for 2 s: 20 traces decided, 40 spans\n"), "{report}");
+    assert!(report.starts_with("tried for 5 s: 20 traces decided, 40 spans\n"), "{report}");
     assert!(report.contains("\nkept now: 12 traces, 24 spans,"), "{report}");
     assert!(report.contains("all.toml: 20 traces, 40 spans,"), "{report}");
     assert!(report.contains("\nnewly kept: 8 traces, 16 spans,"), "{report}");
@@ -102,7 +104,7 @@ async fn try_says_what_would_change() {
     until_active(&running, "trialRunning", Value::Bool(true)).await;
     // The first message comes after a second.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    send(&running, 10).await;
+    send(&running, 21..=30).await;
     running.at_rest().await;
     for _ in 0..6 {
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -144,9 +146,9 @@ async fn record_writes_files_that_can_be_read_after_any_end() {
     let directory = Directory::new();
     let path = directory.0.join("all.rec");
     let output = path.to_str().expect("UTF-8");
-    let child = start(&running, &["record", "--output", output, "--seconds", "2"]);
+    let child = start(&running, &["record", "--output", output, "--seconds", "5"]);
     until_active(&running, "recordings", 1.into()).await;
-    send(&running, 20).await;
+    send(&running, 1..=20).await;
     let finished = finish(child).await;
     assert!(finished.status.success(), "{}", text(&finished.stderr));
     let report = text(&finished.stdout);
@@ -154,18 +156,20 @@ async fn record_writes_files_that_can_be_read_after_any_end() {
     assert_eq!(requests(&path), (1.0, 20));
     assert_eq!(text(&finished.stderr), "", "no progress where there is no terminal");
 
-    let half = ["record", "--output", output, "--seconds", "3600", "--percentage", "50"];
+    let half_path = directory.0.join("half.rec");
+    let half_output = half_path.to_str().expect("UTF-8");
+    let half = ["record", "--output", half_output, "--seconds", "3600", "--percentage", "50"];
     let child = start(&running, &half);
     until_active(&running, "recordings", 1.into()).await;
-    send(&running, 60).await;
+    send(&running, 21..=80).await;
     running.at_rest().await;
-    while std::fs::metadata(&path).map_or(0, |file| file.len()) < 2_000 {
+    while std::fs::metadata(&half_path).map_or(0, |file| file.len()) < 2_000 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     interrupt(&child);
     let finished = finish(child).await;
     assert!(finished.status.success(), "{}", text(&finished.stderr));
-    let (share, traces) = requests(&path);
+    let (share, traces) = requests(&half_path);
     assert!((1..60).contains(&traces), "{traces}");
     assert!((share - 0.5).abs() < 1e-9);
     until_active(&running, "recordings", 0.into()).await;
@@ -182,7 +186,7 @@ async fn record_writes_files_that_can_be_read_after_any_end() {
 
     let child = start(&running, &["record", "--output", output, "--seconds", "3600"]);
     until_active(&running, "recordings", 1.into()).await;
-    send(&running, 10).await;
+    send(&running, 81..=90).await;
     running.at_rest().await;
     running.stop().await;
     let finished = finish(child).await;

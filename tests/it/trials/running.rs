@@ -129,7 +129,7 @@ async fn a_trial_says_what_a_reload_then_does() {
     let file = crate::harness::tempfile(ERRORS_AND_HALF);
     let mut config = lifecycle(ERRORS_AND_HALF);
     config.file = Some(file.clone());
-    config.sampling.decision_wait = Duration::from_secs(2);
+    config.sampling.decision_wait = Duration::from_secs(4);
     config.sampling.decision_wait_after_root_received = None;
     let running = Running::start(config).await;
     running.accept(traffic(1)).await;
