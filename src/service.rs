@@ -271,18 +271,10 @@ impl Service {
         let vital = |task| shared.supervisor.vital(task);
         let decider = decide(shared.decider(config), decider_stops, shared.supervisor.clone());
         let decider = tokio::spawn(vital(Task::Decider).over(decider));
-        let admin = shared.admin(config, &is_ready, client, &credentials);
-        for service in [TRACE_SERVICE, CONTROL_SERVICE] {
-            admin.health.set_service_status(service, ServingStatus::Serving).await;
-        }
-        let admin_thread = Arc::clone(&admin).spawn(
-            admin_listener,
-            shared.admin_tls(&credentials),
-            admin_stops,
-        )?;
+        let admin = shared.admin(config, &is_ready, client, &credentials).await;
+        let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
-        let health = HealthReporter::new();
-        health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;
+        let health = serving(&[TRACE_SERVICE]).await;
         let mut receivers = JoinSet::new();
         let service = GrpcService::new(
             Arc::clone(&intake),
@@ -417,6 +409,15 @@ impl Service {
     pub fn admin(&self) -> &Arc<Admin> {
         &self.admin
     }
+}
+
+/// A reporter that says that these services, and the whole, are serving.
+async fn serving(services: &[&str]) -> HealthReporter {
+    let health = HealthReporter::new();
+    for service in services {
+        health.set_service_status(service, ServingStatus::Serving).await;
+    }
+    health
 }
 
 fn spawn_consumers(

@@ -151,6 +151,8 @@ pub struct Admin {
     pub calls: Calls,
     /// The tokens of those who may ask; anyone may if `None`.
     pub tokens: Option<Arc<Live<Tokens>>>,
+    /// The TLS handshake that connections must complete, if any.
+    pub tls: Option<Arc<Handshake>>,
     /// Answers health checks over gRPC.
     pub health: HealthReporter,
 }
@@ -163,7 +165,6 @@ impl Admin {
     pub fn spawn(
         self: Arc<Self>,
         listener: std::net::TcpListener,
-        tls: Option<Arc<Handshake>>,
         stop: watch::Receiver<bool>,
     ) -> std::io::Result<JoinHandle<()>> {
         // One reload at a time; those that come meanwhile wait in line, at most as many as there
@@ -182,7 +183,7 @@ impl Admin {
         let answer = move |request| Arc::clone(&services).answer(request);
         let admin = self;
         std::thread::Builder::new().name("admin".into()).spawn(move || {
-            let terms = Terms { limits: limits(), tls, supervised, tally: None };
+            let terms = Terms { limits: limits(), tls: admin.tls.clone(), supervised, tally: None };
             let told = stop.clone();
             runtime.block_on(async {
                 tokio::select! {

@@ -3,32 +3,27 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use tokio::sync::watch;
-use tonic_health::server::HealthReporter;
 
-use super::{Shared, credentials::Credentials};
+use super::{Shared, credentials::Credentials, serving};
 use crate::{
-    admin::{Admin, Calls, History, Scrapes, Watchers},
+    admin::{Admin, CONTROL_SERVICE, Calls, History, Scrapes, Watchers},
     clock::{self, Clock},
     config::Config,
     exporter::Client,
+    grpc::TRACE_SERVICE,
     net::handshake::Handshake,
     reload::Reload,
 };
 
 impl Shared {
-    /// The TLS handshake of the telemetry port, if it has one.
-    pub(super) fn admin_tls(&self, credentials: &Credentials) -> Option<Arc<Handshake>> {
-        let telemetry = credentials.telemetry.as_ref()?;
-        Some(Handshake::new(telemetry, None, &self.metrics))
-    }
-
-    pub(super) fn admin(
+    pub(super) async fn admin(
         &self,
         config: &Config,
         is_ready: &Arc<AtomicBool>,
         backend: Client,
         credentials: &Credentials,
     ) -> Arc<Admin> {
+        let handshake = |telemetry| Handshake::new(telemetry, None, &self.metrics);
         Arc::new(Admin {
             metrics: Arc::clone(&self.metrics),
             sampler: Arc::clone(&self.sampler),
@@ -50,7 +45,8 @@ impl Shared {
             watchers: Watchers::default(),
             calls: Calls::default(),
             tokens: credentials.telemetry_tokens.clone(),
-            health: HealthReporter::new(),
+            tls: credentials.telemetry.as_ref().map(handshake),
+            health: serving(&[TRACE_SERVICE, CONTROL_SERVICE]).await,
         })
     }
 }
