@@ -259,7 +259,7 @@ impl Decider {
         let mut decided = std::mem::take(&mut self.decided);
         self.queue.announce(decided.spans.len() as u64);
         self.metrics.decided(&decided);
-        self.sampler.log().push(&decided.decisions, clock::unix_millis());
+        self.sampler.publish(&mut decided, clock::unix_millis());
         for _ in 0..decided.panics {
             self.supervisor.panicked(Task::Decider);
         }

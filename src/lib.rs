@@ -9,6 +9,7 @@ pub mod sampler;
 pub mod window;
 pub mod policy;
 pub mod decisions;
+pub mod recording;
 pub mod decider;
 pub mod exporter;
 

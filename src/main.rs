@@ -5,7 +5,8 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tailwater::{
     commands::{
-        check, complain, completions, convert, demo, explain, health, print, replay, tail, test,
+        check, complain, completions, convert, demo, explain, health, print, record, replay, tail,
+        test, trial,
     },
     config::{self, Config},
     logging::Log,
@@ -48,6 +49,10 @@ enum Command {
     Explain(explain::Options),
     /// Follow the decisions of a running instance as they fall
     Tail(tail::Options),
+    /// Let a running instance decide its traffic by other policies as well, and say what would change
+    Try(trial::Options),
+    /// Record a share of whole traces from a running instance, for replay
+    Record(record::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -93,6 +98,8 @@ fn main() -> ExitCode {
             exit_code(completions::run(Arguments::command(), &options))
         }
         Command::Man(options) => exit_code(completions::man(Arguments::command(), &options)),
+        Command::Try(options) => exit_code(trial::run(&options)),
+        Command::Record(options) => exit_code(record::run(&options)),
         Command::Demo(options) => {
             exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }

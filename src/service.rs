@@ -330,6 +330,7 @@ impl Service {
         let failed_before = self.metrics.failed_in_all();
         self.is_ready.store(false, Relaxed);
         self.supervisor.stop();
+        self.admin.streams_end.send_replace(true);
         for mut health in [self.health.clone(), self.admin.health.clone()] {
             for service in ["", TRACE_SERVICE, CONTROL_SERVICE] {
                 health.set_service_status(service, ServingStatus::NotServing).await;

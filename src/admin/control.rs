@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
-use tonic::{Request, Response, Status, async_trait, codegen::BoxStream};
+use tonic::{
+    Request, Response, Status, async_trait, codegen::tokio_stream::wrappers::ReceiverStream,
+};
 
 use super::{Admin, watching::Watching};
 use crate::{
@@ -27,8 +29,8 @@ pub(super) struct ControlService(pub(super) Arc<Admin>);
 #[async_trait]
 impl Control for ControlService {
     type WatchDecisionsStream = Watching;
-    type TryPoliciesStream = BoxStream<TryPoliciesResponse>;
-    type RecordStream = BoxStream<RecordResponse>;
+    type TryPoliciesStream = ReceiverStream<Result<TryPoliciesResponse, Status>>;
+    type RecordStream = ReceiverStream<Result<RecordResponse, Status>>;
 
     async fn get_status(
         &self,
@@ -62,16 +64,18 @@ impl Control for ControlService {
 
     async fn try_policies(
         &self,
-        _request: Request<TryPoliciesRequest>,
+        request: Request<TryPoliciesRequest>,
     ) -> Result<Response<Self::TryPoliciesStream>, Status> {
-        Err(Status::unimplemented("this version of Tailwater runs no trials"))
+        let responses = self.0.try_policies(request.into_inner()).await?;
+        Ok(Response::new(ReceiverStream::new(responses)))
     }
 
     async fn record(
         &self,
-        _request: Request<RecordRequest>,
+        request: Request<RecordRequest>,
     ) -> Result<Response<Self::RecordStream>, Status> {
-        Err(Status::unimplemented("this version of Tailwater records nothing"))
+        let responses = self.0.record(request.get_ref())?;
+        Ok(Response::new(ReceiverStream::new(responses)))
     }
 
     async fn reload(

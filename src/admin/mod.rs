@@ -10,8 +10,10 @@ mod control;
 mod describe;
 mod history;
 mod page;
+mod record;
 mod rpc;
 mod snapshot;
+mod trial;
 mod watching;
 
 use std::{
@@ -146,6 +148,10 @@ pub struct Admin {
     pub history: History,
     /// Times the readings of the history.
     pub uptime: Clock,
+    /// `telemetry.enable_recording`.
+    pub enable_recording: bool,
+    /// Turns true when trials and recordings are to end, because the service stops.
+    pub streams_end: watch::Sender<bool>,
     /// Those who watch decisions.
     pub watchers: Watchers,
     /// Bounds the answers and streams that are under way.

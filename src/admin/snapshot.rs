@@ -49,8 +49,9 @@ impl Admin {
             policies: self.policies(),
             recent_decisions: self.recent_decisions(),
             activity: Some(Activity {
+                trial_running: self.sampler.plan().trial().is_some(),
+                recordings: self.sampler.recordings().running() as u32,
                 watchers: self.watchers.count() as u32,
-                ..Activity::default()
             }),
         }
     }

@@ -12,12 +12,15 @@ pub mod completions;
 pub mod convert;
 pub mod demo;
 pub mod explain;
+mod figures;
 pub mod health;
 mod instance;
+pub mod record;
 pub mod replay;
 pub mod tail;
 pub mod test;
 mod traces;
+pub mod trial;
 
 /// Whether a policy decides at this time, in Unix milliseconds: neither as a shadow nor once it has
 /// expired.

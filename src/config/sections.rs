@@ -385,6 +385,7 @@ fn telemetry(mut section: Section<'_, '_>, directory: &Path, others: [&String; 2
     let config = Telemetry {
         endpoint: listener(&mut section, &others),
         enable_lifecycle: section.boolean_or_default("enable_lifecycle"),
+        enable_recording: section.boolean_or_default("enable_recording"),
         log_level: section.word("log_level", levels),
         log_json: section.word("log_format", [false, true]),
         tls: server_tls(section.section("tls"), directory),

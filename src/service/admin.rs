@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
+use tokio::sync::watch;
+
 use super::{Shared, credentials::Credentials, serving};
 use crate::{
     admin::{Admin, CONTROL_SERVICE, Calls, History, LongAnswers, Watchers},
@@ -33,6 +35,8 @@ impl Shared {
             reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
             long_answers: LongAnswers::default(),
+            enable_recording: config.telemetry.enable_recording,
+            streams_end: watch::channel(false).0,
             started_at: clock::unix_millis(),
             backend_endpoint: config.exporter.endpoint.clone(),
             backend,

@@ -317,6 +317,18 @@ impl Shard {
         None
     }
 
+    /// Appends the spans of an undecided trace in order of arrival, usable after the lock is
+    /// released. For traces that people record; kept traces are shared by [`Self::empty`].
+    pub fn share(&self, position: Position, out: &mut Vec<KeptSpan>) {
+        let mut location = self.entry(position).last_record;
+        let mut records = Vec::new();
+        while location != Location::NONE {
+            records.push(location);
+            location = self.segment(location.slot).previous(location.record);
+        }
+        records.into_iter().rev().for_each(|location| self.share_record(location, out));
+    }
+
     /// Removes a trace from the deadlines. The trace stays in the index, and its records in their
     /// segments, until [`Self::empty`] is called. Nothing may be inserted before that call.
     pub fn take(&mut self, position: Position, is_kept: bool) -> Taken {

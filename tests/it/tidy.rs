@@ -23,6 +23,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ),
     ("policy", &["crate::window", "crate::clock", "crate::config", "tokio", "tonic", "std::time"]),
     ("decisions", &["crate::exporter", "crate::window::Shard", "tokio", "tonic", "prost"]),
+    ("recording", &["crate::sampler", "crate::window", "crate::exporter", "tonic", "prost"]),
     ("decider", &["crate::receiver", "crate::admin", "crate::service", "tonic", "prost"]),
     ("exporter", &["crate::policy", "crate::sampler", "crate::window", "crate::decider"]),
     ("service", &["crate::otlp", "crate::policy::spec", "prost"]),
@@ -87,6 +88,8 @@ const SPAWN: &[(&str, &str)] = &[
     ("receiver/turns.rs", "a large request would hold a worker"),
     ("admin/mod.rs", "the thread that answers while the runtime is busy"),
     ("admin/control.rs", "a thread for a reload, which blocks"),
+    ("admin/trial.rs", "a trial is to end also if its client goes away while it begins"),
+    ("admin/record.rs", "a recording is to end also if its client does not read"),
     ("logging.rs", "a thread that may wait for whoever reads standard error"),
     ("config/load.rs", "a thread whose stack is deep enough for any file"),
     ("testing.rs", "the sink stands outside the service"),
@@ -284,7 +287,7 @@ fn files_have_headers_and_sizes() {
 #[test]
 fn wall_time_is_only_shown() {
     const SHOWN: [&str; 12] = [
-        "self.sampler.log().push(",
+        "self.sampler.publish(",
         "self.gauges.reload",
         "self.shop.visit(",
         "plan.expire(clock::unix_millis())",

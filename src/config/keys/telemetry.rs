@@ -19,7 +19,14 @@ const TELEMETRY: Described = Described {
             "enable_lifecycle",
             false,
             "Whether POST `/-/reload` and `Reload` of the control API read the policies again, as \
-             SIGHUP always does. Off, because everyone who reaches the port could.",
+             SIGHUP always does, and whether `tailwater try` may try others. Off, because everyone \
+             who reaches the port could.",
+        ),
+        Key::boolean(
+            "enable_recording",
+            false,
+            "Whether `tailwater record` gets spans as they came. Off, because everyone who reaches \
+             the port could read them.",
         ),
         Key::word("log_level", &["error", "warn", "info", "debug", "trace"], "What is logged.")
             .or("info"),
