@@ -29,8 +29,8 @@
 //!   requests, which ask, as much as the largest message needs.
 //! - Export: the queue, 1/4 by default and 1/2 at most, and the requests that wait for it. The
 //!   backend empties it.
-//! - Recordings, up to four: 1/32 each, at most 16 MiB, and one trace; nothing is recorded above the
-//!   soft limit.
+//! - Recordings, up to four: 1/32 each, at most 16 MiB, and one trace; nothing is recorded above
+//!   the soft limit.
 //! - HTTP/2 flow control (reserved): 1/8, and beyond that 64 KiB per connection, until the
 //!   connection ends.
 //! - Not charged: spare receive buffers, 1/32, and two spare export buffers of the size of the
