@@ -1,9 +1,11 @@
-//! What operators ask: /metrics, health, readiness, what was decided about a trace, and to reload
+//! What operators ask: /metrics, /metrics/spans, health, readiness, what was decided about a trace, and to reload
 //! the policies.
 //!
 //! Served on its own listener by its own thread, so that it answers while the data plane is
 //! saturated, and on one more while a reload goes on. An outage of the backend changes neither
 //! health nor readiness.
+
+mod spans;
 
 use std::{
     sync::{Arc, atomic::AtomicBool, atomic::Ordering::Relaxed},
@@ -12,11 +14,11 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use http_body::Body as _;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::{
@@ -41,6 +43,11 @@ use crate::{
     supervise::{Supervised, Supervisor, Task},
     trace::{Randomness, TraceId},
 };
+
+use self::spans::SpanScrape;
+
+/// The body of an answer.
+type Body = Either<Full<Bytes>, SpanScrape>;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -141,7 +148,7 @@ impl Admin {
         self.metrics.render(&self.readings())
     }
 
-    async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Full<Bytes>> {
+    async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Body> {
         match (request.uri().path(), request.method()) {
             ("/-/reload", &Method::POST) => {
                 let accepted = request.headers().get_all(ACCEPT).iter();
@@ -150,15 +157,16 @@ impl Admin {
                 self.reload(wants_json).await
             }
             ("/-/reload", _) => not_allowed("POST"),
-            (path, &Method::GET) => self.get(path),
-            (path, &Method::HEAD) => without_body(self.get(path)),
+            (path, &Method::GET) => self.get(path, request.headers()),
+            (path, &Method::HEAD) => without_body(self.get(path, request.headers())),
             _ => not_allowed("GET, HEAD"),
         }
     }
 
-    fn get(&self, path: &str) -> Response<Full<Bytes>> {
+    fn get(&self, path: &str, headers: &HeaderMap) -> Response<Body> {
         match path {
             "/metrics" => self.metrics(),
+            spans::PATH => self.span_metrics(headers),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
             path => match path.strip_prefix("/-/decisions/") {
@@ -168,16 +176,24 @@ impl Admin {
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let Ok(permit) = Arc::clone(&self.scrapes.0).try_acquire_owned() else {
-            let message = format!("{SCRAPES_MAX} answers wait to be read already\n");
-            return response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message);
+    fn metrics(&self) -> Response<Body> {
+        let permit = match self.permit() {
+            Ok(permit) => permit,
+            Err(refused) => return refused,
         };
         let scrape = Scrape { text: self.scrape(), _permit: permit };
         response(StatusCode::OK, EXPOSITION, Bytes::from_owner(scrape))
     }
 
-    fn ready(&self) -> Response<Full<Bytes>> {
+    /// A permit for one more scrape, or the refusal.
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Response<Body>> {
+        Arc::clone(&self.scrapes.0).try_acquire_owned().map_err(|_| {
+            let message = format!("{SCRAPES_MAX} answers wait to be read already\n");
+            response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message)
+        })
+    }
+
+    fn ready(&self) -> Response<Body> {
         let why_not = match self.supervisor.failed() {
             Some(failure) => format!("not ready: {failure}\n"),
             None if self.is_ready.load(Relaxed) => {
@@ -188,7 +204,7 @@ impl Admin {
         response(StatusCode::SERVICE_UNAVAILABLE, TEXT, why_not)
     }
 
-    async fn reload(&self, wants_json: bool) -> Response<Full<Bytes>> {
+    async fn reload(&self, wants_json: bool) -> Response<Body> {
         if !self.enable_lifecycle {
             // As Prometheus answers, so that whoever sees it knows that the path was right.
             let message = "off unless `enable_lifecycle = true` in [telemetry]; SIGHUP reloads\n";
@@ -232,10 +248,11 @@ impl Admin {
             panics: self.supervisor.panics(),
             stalled: self.clock.stalled(),
             log_lines_lost: logging::lines_lost(),
+            span_metrics: self.sampler.span_metrics().map(|it| it.totals()).unwrap_or_default(),
         }
     }
 
-    fn decision(&self, id: &str) -> Response<Full<Bytes>> {
+    fn decision(&self, id: &str) -> Response<Body> {
         let Some(trace_id) = TraceId::from_any_form(id) else {
             let body = json!({
                 "error": "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero"
@@ -290,13 +307,14 @@ impl Admin {
 }
 
 /// The answer to HEAD: that to GET, and how long its body would be.
-fn without_body(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
-    let length = response.body().size_hint().exact().unwrap_or_default();
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
-    response.map(|_| Full::default())
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response.map(|_| Either::Left(Full::default()))
 }
 
-fn not_allowed(method: &'static str) -> Response<Full<Bytes>> {
+fn not_allowed(method: &'static str) -> Response<Body> {
     let message = format!("only {method} is answered here\n");
     let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, message);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
@@ -307,8 +325,8 @@ fn response(
     status: StatusCode,
     content_type: &'static str,
     body: impl Into<Bytes>,
-) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

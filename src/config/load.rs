@@ -251,6 +251,7 @@ impl Load {
             sampling: sections.sampling,
             exporter: sections.exporter,
             telemetry: sections.telemetry,
+            span_metrics: sections.span_metrics,
             policies: self.policies.into_specs(),
         };
         let config = Some(config).filter(|_| !self.diagnostics.has_errors());

@@ -28,6 +28,8 @@ use super::{
     schema, tracestate,
     wire::{BYTES, Malformed, Reader, VARINT, tag},
 };
+#[cfg(doc)]
+use crate::trace::SpanKind;
 use crate::trace::{Facts, Randomness, StatusCode, TraceId};
 
 /// The data of a span that later stages need. The span's bytes stay in the request.
@@ -51,6 +53,9 @@ pub struct SpanMeta {
     pub status_mask: u8,
     /// Whether it has no parent.
     pub is_root: bool,
+    /// [`SpanKind::mask`] of its kind, if it was asked for ([`Walked::ask_for_kinds`]); 0 for kinds
+    /// that OTLP does not define.
+    pub kind_mask: u8,
 }
 
 impl SpanMeta {
@@ -185,7 +190,7 @@ impl<C: Conditions> Walk<'_, C> {
             }
             walked.refuse_outsized(scope_spans)?;
             let spans_before = walked.spans_seen();
-            if self.conditions.reads_fields() {
+            if self.conditions.reads_fields() || walked.are_kinds_read() {
                 self.spans::<true>(scope_spans, walked)?;
             } else {
                 self.spans::<false>(scope_spans, walked)?;
@@ -322,9 +327,9 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let Some((trace_id, is_root)) = sound_ids(trace_id, span_id, parent) else { return Ok(None) };
     let status_mask = status_mask(code);
     let end = if end == 0 { 0 } else { end.max(start) };
+    let kind_mask = if FIELDS && (0..=5).contains(&kind) { 1 << kind } else { 0 };
     if FIELDS {
         let duration_nanos = (start != 0 && end != 0).then(|| end - start);
-        let kind_mask = if (0..=5).contains(&kind) { 1 << kind } else { 0 };
         let fields = SpanFields {
             name,
             trace_state,
@@ -346,7 +351,14 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
         context: 0,
         status_mask,
         is_root,
+        kind_mask,
     }))
+}
+
+/// What [`walk`] would have told of a span, its kind included, but for its place in a request.
+/// `None` if the span cannot be read.
+pub fn span_meta(span: &[u8]) -> Option<SpanMeta> {
+    read_span::<true, _>(&(), span, &mut []).ok().flatten()
 }
 
 /// The trace id, and whether the span is a root; `None` if an id is malformed.
