@@ -52,6 +52,7 @@ mod reload;
 mod scaling;
 mod secrets;
 mod shadow;
+mod span_metrics;
 mod stamps;
 mod stderr;
 mod tidy;
