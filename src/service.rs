@@ -12,14 +12,16 @@
 //! Signals: a watch each for "stop accepting", "give up delivering" and "stop the admin thread", a
 //! oneshot for "stop deciding", and the [`Supervisor`]'s watch for "the service cannot go on".
 //!
-//! Tasks: one per listener, the decider, `num_consumers` consumers, the admin thread, and one that
-//! checks certificates, keys and tokens if any are configured; each of these is
-//! [vital](Supervisor::vital). A listener spawns one task per connection, and hyper one per HTTP/2
-//! stream. Large requests, the check of files once a second and a reload by SIGHUP use a blocking
-//! thread; POST /-/reload uses one of the admin runtime.
+//! Tasks: one per listener, the decider, `num_consumers` consumers, the admin thread, and two that
+//! look once a second whether files have changed: credentials if any are configured, policies if
+//! that is asked for. Each of these is [vital](Supervisor::vital). A listener spawns one task per
+//! connection, and hyper one per HTTP/2 stream. Large requests, the looks at files and a reload by
+//! SIGHUP use a blocking thread; POST /-/reload uses one of the admin runtime.
 
+mod admin;
 mod credentials;
 mod limits;
+mod watching;
 
 use std::{
     io,
@@ -49,11 +51,11 @@ use self::{
     limits::{cores, grpc_limits, http_limits, http_settings, limits, span_metrics, tick},
 };
 use crate::{
-    admin::{Admin, Scrapes},
+    admin::Admin,
     budget::Budget,
     clock::{Clock, WindowClock},
     config::Config,
-    credentials::{Faults, Live, Tokens, Watch},
+    credentials::{Faults, Live, Tokens},
     decider::{self, Decider, Outbox, Parts, Settings},
     exporter::{Client, ClientError, Consumer, Queue},
     grpc::TRACE_SERVICE,
@@ -68,7 +70,6 @@ use crate::{
     receiver::{
         self, Intake, empty::EmptyRequests, grpc::GrpcService, http::HttpService, turns::Turns,
     },
-    reload::Reload,
     sampler::Sampler,
     supervise::{Supervised, Supervisor, Task},
     window::{Hasher, SEGMENT_BYTES},
@@ -111,7 +112,7 @@ pub struct Service {
     consumers: JoinSet<()>,
     supervisor: Arc<Supervisor>,
     sampler: Arc<Sampler>,
-    credentials: JoinHandle<()>,
+    watchers: JoinSet<()>,
     admin: Arc<Admin>,
     admin_thread: Thread<()>,
     stop_receivers: watch::Sender<bool>,
@@ -200,21 +201,6 @@ impl Shared {
         };
         Decider::new(parts, settings)
     }
-
-    fn admin(&self, config: &Config, is_ready: &Arc<AtomicBool>) -> Arc<Admin> {
-        Arc::new(Admin {
-            metrics: Arc::clone(&self.metrics),
-            sampler: Arc::clone(&self.sampler),
-            queue: Arc::clone(&self.queue),
-            budget: Arc::clone(&self.budget),
-            is_ready: Arc::clone(is_ready),
-            supervisor: Arc::clone(&self.supervisor),
-            clock: Arc::clone(&self.clock),
-            reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
-            enable_lifecycle: config.telemetry.enable_lifecycle,
-            scrapes: Scrapes::default(),
-        })
-    }
 }
 
 /// What a service is started on: listeners that are bound before anything starts, the client of the
@@ -282,11 +268,11 @@ impl Service {
             Some(client) => client,
             None => credentials.client(config)?,
         };
-        let consumers = spawn_consumers(config, client, &shared, consumers_give_up);
+        let consumers = spawn_consumers(config, client.clone(), &shared, consumers_give_up);
         let vital = |task| shared.supervisor.vital(task);
         let decider = decide(shared.decider(config), decider_stops, shared.supervisor.clone());
         let decider = tokio::spawn(vital(Task::Decider).over(decider));
-        let admin = shared.admin(config, &is_ready);
+        let admin = shared.admin(config, &is_ready, client);
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
         let health = HealthReporter::new();
@@ -309,7 +295,7 @@ impl Service {
         let terms = shared.terms(http_limits, Transport::Http, &credentials);
         let http = listen::serve(http, terms, answer, receivers_stop);
         receivers.spawn(vital(Task::Receiver).over(http));
-        let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.supervisor)));
+        let watchers = watching::spawn(credentials.watch, &admin.reload, &shared.supervisor);
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, supervisor, sampler, .. } = shared;
         info!(%grpc_address, %http_address, %admin_address, "ready");
@@ -328,7 +314,7 @@ impl Service {
             consumers,
             supervisor,
             sampler,
-            credentials,
+            watchers,
             admin,
             admin_thread,
             stop_receivers,
@@ -378,7 +364,7 @@ impl Service {
         self.queue.close();
         while self.consumers.join_next().await.is_some() {}
         // Stopped last, so that the last connection to the backend used valid credentials.
-        self.credentials.abort();
+        self.watchers.abort_all();
         self.stop_admin.send_replace(true);
         // The admin thread ends with its connections, but a scraper that does not read may hold one
         // open.
@@ -453,22 +439,6 @@ fn spawn_consumers(
         }));
     }
     consumers
-}
-
-/// Checks certificates, keys and tokens until the service stops.
-async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
-    if watch.is_empty() {
-        return;
-    }
-    let _vital = supervisor.vital(Task::Credentials);
-    loop {
-        tokio::time::sleep(watch.period()).await;
-        let looking = Arc::clone(&watch);
-        // On a blocking thread: file systems may hang, and a worker must not.
-        if spawn_blocking(move || looking.look()).await.is_err() {
-            supervisor.panicked(Task::Credentials);
-        }
-    }
 }
 
 /// Decides the remaining traces. If a trace makes it panic, only the traces in hand are lost.

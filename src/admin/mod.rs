@@ -5,6 +5,10 @@
 //! saturated, and on one more while a reload goes on. An outage of the backend changes neither
 //! health nor readiness.
 
+mod describe;
+mod history;
+mod json;
+mod snapshot;
 mod spans;
 
 use std::{
@@ -25,13 +29,14 @@ use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
 };
 
 use crate::{
     budget::Budget,
-    clock::WindowClock,
+    clock::{self, Clock, WindowClock},
     decisions::{Decision, Logged},
-    exporter::Queue,
+    exporter::{Client, Queue},
     logging,
     metrics::{Metrics, Readings},
     net::{
@@ -44,6 +49,7 @@ use crate::{
     trace::{Randomness, TraceId},
 };
 
+pub use self::history::{History, Second};
 use self::spans::SpanScrape;
 
 /// The body of an answer.
@@ -112,6 +118,16 @@ pub struct Admin {
     pub enable_lifecycle: bool,
     /// Bounds what readers that do not read can make the service hold.
     pub scrapes: Scrapes,
+    /// When the service started, in Unix milliseconds.
+    pub started_at: u64,
+    /// `exporter.otlp.endpoint`.
+    pub backend_endpoint: String,
+    /// Knows how the backend is.
+    pub backend: Client,
+    /// The rates of the last ten minutes.
+    pub history: History,
+    /// Times the readings of the history.
+    pub uptime: Clock,
 }
 
 impl Admin {
@@ -136,11 +152,33 @@ impl Admin {
         };
         let supervised = Supervised { supervisor: Arc::clone(&self.supervisor), task: Task::Admin };
         let vital = self.supervisor.vital(Task::Admin);
+        let noting = Arc::clone(&self);
         let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             let terms = Terms { limits: limits(), tls: None, supervised, tally: None };
-            runtime.block_on(vital.over(listen::serve(listener, terms, answer, stop)));
+            runtime.block_on(async {
+                tokio::select! {
+                    // The order does not matter: only the end of the first ends the thread.
+                    biased;
+                    () = vital.over(listen::serve(listener, terms, answer, stop)) => {}
+                    () = noting.note_history() => {}
+                }
+            });
         })
+    }
+
+    /// Notes the sums of the ledger once a second, for as long as the thread runs.
+    async fn note_history(&self) {
+        let note = async || {
+            let mut ticks = interval(history::PERIOD);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            loop {
+                ticks.tick().await;
+                let (at, totals) = (self.uptime.elapsed(), self.metrics.totals());
+                self.history.note(at, clock::unix_millis(), totals);
+            }
+        };
+        while self.supervisor.run(Task::Admin, note()).await.is_err() {}
     }
 
     /// What /metrics answers, also when nobody listens any more.
@@ -169,6 +207,7 @@ impl Admin {
             spans::PATH => self.span_metrics(headers),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
+            "/-/status" => response(StatusCode::OK, JSON, json::status(&self.status())),
             path => match path.strip_prefix("/-/decisions/") {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),
@@ -259,8 +298,8 @@ impl Admin {
             });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
         };
-        let (status, body) = match self.sampler.look_up(trace_id) {
-            Lookup::Pending => {
+        let (status, body) = match self.sampler.look_up(self.clock.now(), trace_id) {
+            Lookup::Pending(_) => {
                 let id = trace_id.to_string();
                 (StatusCode::OK, json!({ "trace_id": id, "decision": "pending" }))
             }

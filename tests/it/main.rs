@@ -54,6 +54,7 @@ mod secrets;
 mod shadow;
 mod span_metrics;
 mod stamps;
+mod status;
 mod stderr;
 mod tidy;
 mod timing;
