@@ -1,5 +1,5 @@
-//! What operators ask: /metrics, /metrics/spans, health, readiness, what was decided about a trace, and to reload
-//! the policies.
+//! What operators ask: /metrics, /metrics/spans, health, readiness, what was decided about a trace,
+//! and to reload the policies.
 //!
 //! Served on its own listener by its own thread, so that it answers while the data plane is
 //! saturated, and on one more while a reload goes on. An outage of the backend changes neither

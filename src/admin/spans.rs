@@ -1,4 +1,5 @@
-//! `/metrics/spans`: the metrics from all spans, written while they are read.
+//! `/metrics/spans`: the metrics from all spans. Up to 1 MiB is sent with its length; more is
+//! written while it is read.
 
 use std::{
     convert::Infallible,
@@ -11,7 +12,7 @@ use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{ACCEPT, CONTENT_TYPE},
 };
-use http_body::{Body as HttpBody, Frame};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Either;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -20,11 +21,31 @@ use crate::span_metrics::{Exposition, Format};
 
 pub(super) const PATH: &str = "/metrics/spans";
 
+/// The most bytes that are written before the first is sent.
+const WHOLE_BYTES_MAX: usize = 1 << 20;
+
 /// An answer, counted until it is read.
 #[derive(Debug)]
 pub(super) struct SpanScrape {
-    exposition: Exposition,
+    /// What is written and not sent.
+    begin: Bytes,
+    rest: Exposition,
+    is_over: bool,
     _permit: OwnedSemaphorePermit,
+}
+
+impl SpanScrape {
+    fn new(mut exposition: Exposition, permit: OwnedSemaphorePermit) -> Self {
+        let mut begin = String::new();
+        let mut is_over = false;
+        while begin.len() < WHOLE_BYTES_MAX && !is_over {
+            match exposition.next() {
+                Some(chunk) => begin.push_str(&chunk),
+                None => is_over = true,
+            }
+        }
+        SpanScrape { begin: Bytes::from(begin), rest: exposition, is_over, _permit: permit }
+    }
 }
 
 impl HttpBody for SpanScrape {
@@ -35,8 +56,23 @@ impl HttpBody for SpanScrape {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let chunk = self.exposition.next();
+        let begin = std::mem::take(&mut self.begin);
+        if !begin.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(begin))));
+        }
+        let chunk = self.rest.next();
         Poll::Ready(chunk.map(|text| Ok(Frame::data(Bytes::from(text)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over && self.begin.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.is_over {
+            true => SizeHint::with_exact(self.begin.len() as u64),
+            false => SizeHint::default(),
+        }
     }
 }
 
@@ -52,8 +88,8 @@ impl Admin {
             Err(refused) => return refused,
         };
         let format = accepted(headers);
-        let exposition = Exposition::new(metrics, format);
-        let mut answer = Response::new(Either::Right(SpanScrape { exposition, _permit: permit }));
+        let scrape = SpanScrape::new(Exposition::new(metrics, format), permit);
+        let mut answer = Response::new(Either::Right(scrape));
         let content_type = HeaderValue::from_static(format.content_type());
         answer.headers_mut().insert(CONTENT_TYPE, content_type);
         answer

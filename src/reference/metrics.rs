@@ -11,9 +11,9 @@ use crate::metrics::{
 const HEADER: &str = "\
 # Metrics reference
 
-`/metrics` on the telemetry port; [`/metrics/spans`](#metrics-from-all-spans) is below. Every series exists at 0 from the start, those of new policies
-from their reload on; no label takes a value that traffic can choose. Series of policies that are
-gone stay until a restart.
+`/metrics` on the telemetry port; [`/metrics/spans`](#metrics-from-all-spans) is below. Every series
+exists at 0 from the start, those of new policies from their reload on; no label takes a value that
+traffic can choose. Series of policies that are gone stay until a restart.
 
 The ledger, exact when traffic rests, in spans:
 
@@ -42,10 +42,12 @@ text format for others. [Metrics from all spans](../span-metrics.md) explains th
 | style | metric | type | meaning |
 |---|---|---|---|
 | `tempo` | `traces_spanmetrics_calls_total` | counter | spans |
-| `tempo` | `traces_spanmetrics_latency` | histogram | durations in seconds: 14 buckets, from 0.002 by doubling |
+| `tempo` | `traces_spanmetrics_latency` | histogram | durations in seconds, \
+14 buckets from 0.002 by doubling |
 | `tempo` | `traces_spanmetrics_size_total` | counter | encoded bytes as received |
 | `connector` | `traces_span_metrics_calls_total` | counter | spans |
-| `connector` | `traces_span_metrics_duration_seconds` | histogram | durations in seconds: 16 buckets, from 0.002 to 15 |
+| `connector` | `traces_span_metrics_duration_seconds` | histogram | durations in seconds, \
+16 buckets from 0.002 to 15 |
 
 Labels are `service` (`service_name` with `connector`), `span_name`, `span_kind` such as
 `SPAN_KIND_SERVER`, `status_code` such as `STATUS_CODE_ERROR`, and the `dimensions`. The series
@@ -54,8 +56,7 @@ when traffic rests, in spans, each summed over its labels:
 
     tailwater_span_metrics_spans_total = calls_total + tailwater_span_metrics_stale_spans_total
 
-If all six `kinds` are chosen, this is also `tailwater_receiver_accepted_spans_total`, except for
-spans of kinds that OpenTelemetry does not define.
+If all six `kinds` are chosen, this is also `tailwater_receiver_accepted_spans_total`.
 ";
 
 #[test]

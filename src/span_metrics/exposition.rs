@@ -184,7 +184,7 @@ impl Exposition {
             if let Some(exemplar) = exemplar {
                 let (label, trace_id) = (style.exemplar_label(), exemplar.trace_id);
                 let seconds = exemplar.nanos as f64 / 1e9;
-                let at = exemplar.unix_millis.get();
+                let at = exemplar.set_at_millis.get();
                 let (at, millis) = (at / 1_000, at % 1_000);
                 let _ = write!(text, " # {{{label}=\"{trace_id}\"}} {seconds} {at}.{millis:03}");
             }

@@ -51,6 +51,7 @@ use crate::{
         encode::KeptSpan,
         walk::{self, SpanMeta},
     },
+    trace::SpanKind,
 };
 
 /// The most dimensions.
@@ -65,7 +66,7 @@ const SHARE: usize = 16;
 pub struct Settings {
     /// `style`.
     pub style: Style,
-    /// `kinds`, as a mask of [`crate::trace::SpanKind::mask`].
+    /// `kinds`, as a mask of [`SpanKind::mask`].
     pub kinds: u8,
     /// `dimensions`, at most [`DIMENSIONS_MAX`].
     pub dimensions: Vec<Dimension>,
@@ -136,7 +137,7 @@ impl SpanMetrics {
         key: &mut Vec<u8>,
     ) {
         let (mut counted, mut overflow) = (0, None::<Sums>);
-        for span in spans.filter(|span| span.kind_mask & self.settings.kinds != 0) {
+        for span in spans.filter(|span| self.is_chosen(span)) {
             counted += 1;
             let bytes = &request[span.offset as usize..][..span.len as usize];
             let observed = self.observe(bytes, &contexts[span.context as usize], span, key);
@@ -152,20 +153,21 @@ impl SpanMetrics {
         }
     }
 
-    /// Makes kept spans the exemplars of their series.
-    pub fn kept(&self, spans: &[KeptSpan], unix_millis: u64) {
-        let Some(unix_millis) = NonZeroU64::new(unix_millis) else { return };
+    /// Makes kept spans the exemplars of their series, at this wall time in milliseconds.
+    pub fn kept(&self, spans: &[KeptSpan], now_millis: u64) {
+        let Some(set_at_millis) = NonZeroU64::new(now_millis) else { return };
         if spans.is_empty() || !self.settings.exemplars {
             return;
         }
         let mut key = Vec::new();
         for KeptSpan { bytes, context } in spans {
             let meta = walk::span_meta(bytes);
-            let Some(meta) = meta.filter(|meta| meta.kind_mask & self.settings.kinds != 0) else {
+            let Some(meta) = meta.filter(|meta| self.is_chosen(meta)) else {
                 continue;
             };
             let observed = self.observe(bytes, context, &meta, &mut key);
-            let exemplar = Exemplar { trace_id: meta.trace_id, nanos: observed.nanos, unix_millis };
+            let exemplar =
+                Exemplar { trace_id: meta.trace_id, nanos: observed.nanos, set_at_millis };
             self.table.set_exemplar(&key, observed.bucket, exemplar);
         }
     }
@@ -186,6 +188,10 @@ impl SpanMetrics {
         }
     }
 
+    fn is_chosen(&self, span: &SpanMeta) -> bool {
+        kind_of(span) & self.settings.kinds != 0
+    }
+
     /// Writes the key of a span and returns the rest of what counts. A span without a start or an
     /// end lasts 0 s.
     #[inline]
@@ -196,11 +202,16 @@ impl SpanMetrics {
         meta: &SpanMeta,
         key: &mut Vec<u8>,
     ) -> Observed {
-        key::write(&self.settings, (bytes, context), (meta.kind_mask, meta.status_mask), key);
+        key::write(&self.settings, (bytes, context), (kind_of(meta), meta.status_mask), key);
         let nanos = match (meta.start_unix_nano, meta.end_unix_nano) {
             (0, _) | (_, 0) => 0,
             (start, end) => end - start,
         };
         Observed { bucket: self.settings.style.bucket(nanos), nanos, bytes: bytes.len() as u32 }
     }
+}
+
+/// A kind that OTLP does not define counts as unspecified.
+fn kind_of(span: &SpanMeta) -> u8 {
+    if span.kind_mask == 0 { SpanKind::Unspecified.mask() } else { span.kind_mask }
 }

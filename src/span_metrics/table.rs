@@ -72,7 +72,7 @@ pub(super) struct Exemplar {
     pub(super) trace_id: TraceId,
     pub(super) nanos: u64,
     /// When it became the exemplar.
-    pub(super) unix_millis: NonZeroU64,
+    pub(super) set_at_millis: NonZeroU64,
 }
 
 /// The newest of each bucket.

@@ -137,7 +137,8 @@ impl Rig {
     pub(crate) fn new(policies: &[PolicySpec], limits: Limits, shards: usize) -> Self {
         let budget = Budget::new(1 << 30);
         let plan = Arc::new(Plan::compile(policies));
-        let span_metrics = Arc::new(SpanMetrics::new(all_kinds(), &budget));
+        // With a budget of its own, so that tests can say what the rest takes.
+        let span_metrics = Arc::new(SpanMetrics::new(all_kinds(), &Budget::new(1 << 30)));
         let sampler = Sampler::new(plan, limits, &budget, shards);
         let sampler = sampler.with_span_metrics(Some(span_metrics));
         Rig { budget, sampler, scratch: Scratch::default(), accepted: 0, kept: 0, dropped: 0 }

@@ -10,7 +10,8 @@ pub(super) const SECTIONS: &[Described] = &[Described {
         Key::listener(
             "endpoint",
             "127.0.0.1:9464",
-            "`host:port` of `/metrics`, `/metrics/spans`, `/-/healthy`, `/-/ready` and `/-/decisions/<trace id>`.",
+            "`host:port` of `/metrics`, `/metrics/spans`, \
+             `/-/healthy`, `/-/ready` and `/-/decisions/<trace id>`.",
         ),
         Key::boolean(
             "enable_lifecycle",
