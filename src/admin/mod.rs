@@ -216,20 +216,14 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Body> {
-        let permit = match self.permit() {
-            Ok(permit) => permit,
-            Err(refused) => return refused,
-        };
+        let Some(permit) = self.permit() else { return too_many_scrapes() };
         let scrape = Scrape { text: self.scrape(), _permit: permit };
         response(StatusCode::OK, EXPOSITION, Bytes::from_owner(scrape))
     }
 
-    /// A permit for one more scrape, or the refusal.
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Response<Body>> {
-        Arc::clone(&self.scrapes.0).try_acquire_owned().map_err(|_| {
-            let message = format!("{SCRAPES_MAX} answers wait to be read already\n");
-            response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message)
-        })
+    /// A permit for one more scrape.
+    fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.scrapes.0).try_acquire_owned().ok()
     }
 
     fn ready(&self) -> Response<Body> {
@@ -351,6 +345,11 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     response.map(|_| Either::Left(Full::default()))
+}
+
+fn too_many_scrapes() -> Response<Body> {
+    let message = format!("{SCRAPES_MAX} answers wait to be read already\n");
+    response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message)
 }
 
 fn not_allowed(method: &'static str) -> Response<Body> {

@@ -86,7 +86,7 @@ pub(super) fn read(
     section.finish();
 
     let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
-    let span_metrics = span_metrics::read(root.section("span_metrics"));
+    let span_metrics = span_metrics::read(root.section("span_metrics"), memory);
     Sections {
         shutdown_timeout,
         grpc,

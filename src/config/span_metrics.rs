@@ -6,22 +6,43 @@ use super::{
     section::{Read, Section},
     values,
 };
-use crate::span_metrics::{DIMENSIONS_MAX, Dimension, OVERFLOW_LABEL, Settings, Style, label_of};
+use crate::span_metrics::{
+    DIMENSIONS_MAX, Dimension, OVERFLOW_LABEL, Settings, Style, label_of, series_fitting,
+};
 
-/// The settings, if the metrics are on. A section that is off is checked all the same.
-pub(super) fn read(mut section: Section<'_, '_>) -> Option<Settings> {
+/// The settings, if the metrics are on. A section that is off is checked all the same. `memory` is
+/// the memory limit, if it is known.
+pub(super) fn read(mut section: Section<'_, '_>, memory: Option<usize>) -> Option<Settings> {
     let is_on = section.boolean_or_default("enabled");
     let style = section.word("style", [Style::Tempo, Style::Connector]);
+    let exemplars = section.boolean_or_default("exemplars");
     let settings = Settings {
         style,
         kinds: kinds(&mut section),
         dimensions: dimensions(&mut section, style),
-        max_series: section.integer_or_default("max_series"),
+        max_series: max_series(&mut section, memory.filter(|_| is_on), exemplars),
         stale_after: section.duration_or_default("stale_after"),
-        exemplars: section.boolean_or_default("exemplars"),
+        exemplars,
     };
     section.finish();
     is_on.then_some(settings)
+}
+
+/// Warns where fewer series fit into memory. The default gives way silently.
+fn max_series(section: &mut Section<'_, '_>, memory: Option<usize>, exemplars: bool) -> usize {
+    let read = section.integer::<usize>("max_series");
+    let fitting = memory.map_or(usize::MAX, |bytes| series_fitting(bytes, exemplars));
+    if let Read::Set(wanted, span) = &read
+        && *wanted > fitting
+    {
+        let message = format!(
+            "about {fitting} series will fit, not `max_series` = {wanted}: they may take a \
+             sixteenth of the memory limit"
+        );
+        let hint = format!("set it to {fitting} or less, or raise `memory_limit_mib`");
+        section.warn(span.clone(), Problem::new(message).hint(hint));
+    }
+    read.or(section.default_integer("max_series"))
 }
 
 /// The chosen kinds as a mask.
@@ -70,7 +91,7 @@ fn check(attribute: &str, label: &str, style: Style, before: &[Dimension]) -> Re
     }
     let quoted = quote(attribute);
     if style.labels().contains(&label) || ["le", OVERFLOW_LABEL].contains(&label) {
-        let message = format!("{quoted} becomes the label `{label}`, which every series has");
+        let message = format!("{quoted} becomes the label `{label}`, which is taken");
         return Err(Problem::new(message).hint("leave it out, or choose another attribute"));
     }
     if label.starts_with("__") {

@@ -61,6 +61,12 @@ pub const OVERFLOW_LABEL: &str = "metric_overflow";
 /// All series may take the memory limit divided by this.
 const SHARE: usize = 16;
 
+/// The series that fit into this memory limit, if their labels are of usual length.
+pub fn series_fitting(limit_bytes: usize, exemplars: bool) -> usize {
+    const LABEL_BYTES: usize = 100;
+    limit_bytes / SHARE / (table::series_bytes(exemplars) + LABEL_BYTES)
+}
+
 /// `[span_metrics]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {

@@ -28,6 +28,11 @@ const SHARDS: usize = 64;
 const SERIES_BYTES: usize = 2 * size_of::<Option<Series>>() + 24 + 32;
 const EXEMPLARS_BYTES: usize = size_of::<Exemplars>() + 16;
 
+/// What a series costs, without its key.
+pub(super) const fn series_bytes(has_exemplars: bool) -> usize {
+    if has_exemplars { SERIES_BYTES + EXEMPLARS_BYTES } else { SERIES_BYTES }
+}
+
 /// What a series adds up.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sums {
@@ -174,19 +179,18 @@ impl Table {
     #[cold]
     fn has_room_for(&self, key: &[u8]) -> bool {
         let bytes = self.cost_bytes(key);
-        if self.series.fetch_add(1, Relaxed) < self.series_max {
-            if self.budget.held(Holder::SpanMetrics) + bytes <= self.bytes_max {
-                self.budget.charge(Holder::SpanMetrics, bytes);
-                return true;
-            }
+        if self.series.fetch_add(1, Relaxed) < self.series_max
+            && self.budget.held(Holder::SpanMetrics) + bytes <= self.bytes_max
+        {
+            self.budget.charge(Holder::SpanMetrics, bytes);
+            return true;
         }
         self.series.fetch_sub(1, Relaxed);
         false
     }
 
     fn cost_bytes(&self, key: &[u8]) -> usize {
-        let exemplars = if self.has_exemplars { EXEMPLARS_BYTES } else { 0 };
-        SERIES_BYTES + key.len() + exemplars
+        series_bytes(self.has_exemplars) + key.len()
     }
 
     /// Adds spans for whose series there was no room.
@@ -220,10 +224,9 @@ impl Table {
         for shard in first..first + AT_ONCE {
             let mut shard = lock(&self.shards[shard % SHARDS]);
             let Shard { index, slots, free } = &mut *shard;
-            for slot in 0..slots.len() {
-                let is_stale = |series: &Series| now.since(series.seen) >= stale_millis;
-                let Some(gone) = slots[slot].take_if(|series| is_stale(series)) else { continue };
-                let slot = slot as u32;
+            for (slot, place) in (0..).zip(&mut *slots) {
+                let is_stale = |series: &mut Series| now.since(series.seen) >= stale_millis;
+                let Some(gone) = place.take_if(is_stale) else { continue };
                 if let Ok(entry) = index.find_entry(gone.hash, |other| *other == slot) {
                     entry.remove();
                 }

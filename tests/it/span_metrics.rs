@@ -62,11 +62,13 @@ fn parse(text: &str) -> BTreeMap<String, Sums> {
     all
 }
 
+/// Trace, name, kind, status and duration in milliseconds.
+type Drawn = (u64, u8, i32, i32, u64);
+
 /// A request of the property: blocks of spans by service, and what is wrong with it.
 #[derive(Clone, Debug)]
 struct Sent {
-    /// Trace, name, kind, status and duration in milliseconds.
-    blocks: Vec<(u8, Vec<(u64, u8, i32, i32, u64)>)>,
+    blocks: Vec<(u8, Vec<Drawn>)>,
     fault: Fault,
     /// How often each block is repeated.
     copies: usize,
