@@ -5,10 +5,14 @@ it refuses one with an unknown escape, a series that is there twice, or no end. 
 to traces that the sink has.
 """
 
+import json
+import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
 from checks import Evidence, Problems, differences, service_of
+from children import TroubleError, wait_until
 from metrics import Prometheus, lint
 from running import Report, Tailwater
 
@@ -18,6 +22,9 @@ LABELS = ("service", "span_name", "span_kind", "status_code", "http_route")
 # The bounds of the buckets, in seconds.
 BOUNDS = [0.002 * 2**power for power in range(14)]
 
+# Names that would end a label, a line or a scrape if they were not escaped or repaired.
+HOSTILE = ['a"b\\c\nd', "nul\0", "\x1b[31m", "é" * 300, "\u2028", '"} 1\n# EOF\n', "{}", ""]
+
 Series = tuple[str, ...]
 
 
@@ -26,11 +33,12 @@ def run(
 ) -> None:
     text = tailwater.get(PATH)[1]
     report.check("promtool check metrics, of all spans", lint(promtool, text))
-    up = prometheus.number('min_over_time(up{job="spans"}[1h])')
-    report.check("every scrape of /metrics/spans was good", differences("up", up, 1))
     report.check("calls of all spans are those that the SDKs sent", calls(prometheus, e))
     report.check("durations of all spans are those that the SDKs sent", durations(prometheus, e))
     report.check("each exemplar's trace is in the sink", exemplars(prometheus, e))
+    report.check("hostile names of spans are labels too", hostile(tailwater, prometheus))
+    up = prometheus.number('min_over_time(up{job="spans"}[1h])')
+    report.check("every scrape of /metrics/spans was good", differences("up", up, 1))
 
 
 def series_of(span: dict) -> Series:
@@ -95,3 +103,30 @@ def exemplars(prometheus: Prometheus, e: Evidence) -> Problems:
     if not named <= kept:
         problems.append(f"{named - kept} were not to be kept")
     return problems
+
+
+def hostile(tailwater: Tailwater, prometheus: Prometheus) -> Problems:
+    """Short traces of low randomness, which are dropped and count all the same."""
+    now = time.time_ns()
+    times = {"startTimeUnixNano": str(now), "endTimeUnixNano": str(now + 10**6)}
+    spans = [
+        {"traceId": f"{n:016x}{0:015x}1", "spanId": f"{n:016x}", "name": name, "kind": 2, **times}
+        for n, name in enumerate(HOSTILE, 1)
+    ]
+    service = {"key": "service.name", "value": {"stringValue": "hostile"}}
+    resource = {"resource": {"attributes": [service]}, "scopeSpans": [{"spans": spans}]}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{tailwater.http_port}/v1/traces",
+        json.dumps({"resourceSpans": [resource]}).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10):
+        pass
+    query = 'traces_spanmetrics_calls_total{service="hostile"}'
+    try:
+        wait_until(query, lambda: len(prometheus.query(query)) == len(HOSTILE), 15)
+    except TroubleError as trouble:
+        return [str(trouble)]
+    names = {one["metric"].get("span_name", "") for one in prometheus.query(query)}
+    wanted = {name.replace("\0", "\ufffd")[:127] for name in HOSTILE}
+    return differences("the names", sorted(names), sorted(wanted))
