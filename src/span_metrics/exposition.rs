@@ -100,7 +100,7 @@ impl Exposition {
     fn begin(&self, family: Family, text: &mut String) {
         let name = self.name(family);
         let (kind, help) = match family {
-            Family::Calls => ("counter", "Spans."),
+            Family::Calls => ("counter", "Accepted spans, whether kept or dropped."),
             Family::Durations => ("histogram", "Durations of spans in seconds."),
             Family::Sizes => ("counter", "Encoded bytes of spans as received."),
         };

@@ -100,9 +100,17 @@ fn put_attribute(key: &mut Vec<u8>, attribute: Option<&Attribute<'_>>) {
     match value {
         Some(AttributeValue::String(text)) => put(key, text),
         Some(AttributeValue::Int(number)) => put(key, number.to_string().as_bytes()),
-        Some(AttributeValue::Double(number)) => put(key, number.to_string().as_bytes()),
+        Some(AttributeValue::Double(number)) => put(key, decimal(number).as_bytes()),
         Some(AttributeValue::Bool(value)) => put(key, value.to_string().as_bytes()),
         Some(AttributeValue::List(_) | AttributeValue::Other) | None => key.push(0),
+    }
+}
+
+/// Very large and very small numbers with an exponent: in full they have hundreds of digits.
+fn decimal(number: f64) -> String {
+    match number.abs() {
+        1e-6..1e16 | 0.0 => number.to_string(),
+        _ => format!("{number:e}"),
     }
 }
 

@@ -178,6 +178,10 @@ impl Table {
     /// Takes the room for a series with this key, if there is some.
     #[cold]
     fn has_room_for(&self, key: &[u8]) -> bool {
+        // Read first, so that threads do not take turns in writing while the table is full.
+        if self.series.load(Relaxed) >= self.series_max {
+            return false;
+        }
         let bytes = self.cost_bytes(key);
         if self.series.fetch_add(1, Relaxed) < self.series_max
             && self.budget.held(Holder::SpanMetrics) + bytes <= self.bytes_max

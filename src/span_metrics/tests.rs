@@ -139,7 +139,7 @@ fn tempo_style() {
         })
         .collect();
     let expected = format!(
-        "# HELP traces_spanmetrics_calls_total Spans.\n\
+        "# HELP traces_spanmetrics_calls_total Accepted spans, whether kept or dropped.\n\
          # TYPE traces_spanmetrics_calls_total counter\n\
          traces_spanmetrics_calls_total{{{labels}}} 1\n\
          # HELP traces_spanmetrics_latency Durations of spans in seconds.\n\
@@ -153,7 +153,7 @@ fn tempo_style() {
     );
     assert_eq!(counting.scrape(Format::Text), expected);
     let openmetrics = expected
-        .replace("calls_total Spans", "calls Spans")
+        .replace("calls_total Accepted", "calls Accepted")
         .replace("calls_total counter", "calls counter")
         .replace("size_total Encoded", "size Encoded")
         .replace("size_total counter", "size counter");
@@ -222,6 +222,7 @@ fn dimensions_are_of_the_span_or_else_of_the_resource() {
         Span { attributes: vec![pair("n", Value::IntValue(-7)), text("zone", "")], ..span("b", 1) },
         Span { attributes: vec![pair("n", Value::BoolValue(true))], ..span("c", 1) },
         Span { attributes: vec![pair("n", Value::DoubleValue(1.5))], ..span("d", 1) },
+        Span { attributes: vec![pair("n", Value::DoubleValue(1e308))], ..span("f", 1) },
         Span { attributes: vec![list], ..span("e", 1) },
     ];
     counting.count(&request(resource(), spans.clone()));
@@ -233,6 +234,7 @@ fn dimensions_are_of_the_span_or_else_of_the_resource() {
         (calls("c", "http_route=\"r\",zone=\"z\",n=\"true\""), 1),
         (calls("d", "http_route=\"r\",zone=\"z\",n=\"1.5\""), 1),
         (calls("e", "http_route=\"r\",zone=\"z\""), 1),
+        (calls("f", "http_route=\"r\",zone=\"z\",n=\"1e308\""), 1),
     ];
     assert_eq!(counting.calls(), expected);
 }
