@@ -9,8 +9,9 @@
 //! Exemplars are set when a decision falls: the decider and the receivers hand over the spans that
 //! are about to leave ([`SpanMetrics::kept`]), late spans of kept traces included. Their series are
 //! looked up once more, so no candidates are remembered between arrival and decision, and a trace
-//! that was dropped, or a span that was cut off its trace, can never be named. Nine tenths of the
-//! spans are dropped, so this costs less than remembering a candidate per span would.
+//! that was dropped, or a span that was cut off its trace, can never be named. Most spans are
+//! dropped, so few spans are looked up again, where a candidate would have to be remembered for
+//! each.
 //!
 //! Limits: `max_series` sets of labels, which together take at most a sixteenth of the memory
 //! limit. Spans with further sets count in one series, `metric_overflow="true"`, so the sum over
