@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 use crate::{
     changes,
     clock::{self, Clock},
-    config::{self, Config, Diagnostics, Inputs},
+    config::{self, Config, Diagnostics, Inputs, Shown},
     decider,
     logging::log_problems,
     metrics::Metrics,
@@ -64,6 +64,8 @@ impl LastRead {
 pub struct Loaded {
     /// The SHA-256 of all files that they were read from, in hexadecimal.
     pub hash: String,
+    /// These files, for people.
+    pub shown: Arc<Shown>,
     /// When they were read, in Unix milliseconds.
     pub at: u64,
     /// Whether the last reload put new ones in force; true before the first.
@@ -110,6 +112,7 @@ impl Reload {
             read: Mutex::new(LastRead::new(config.inputs.clone())),
             loaded: Mutex::new(Loaded {
                 hash: config.hash.clone(),
+                shown: Arc::new(config.shown.clone()),
                 at: clock::unix_millis(),
                 last_reload_successful: true,
             }),
@@ -195,6 +198,7 @@ impl Reload {
         let longest_stall = self.swap(&plan);
         *self.lock_loaded() = Loaded {
             hash: config.hash.clone(),
+            shown: Arc::new(config.shown.clone()),
             at: clock::unix_millis(),
             last_reload_successful: true,
         };

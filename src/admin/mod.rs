@@ -8,6 +8,7 @@
 mod describe;
 mod history;
 mod json;
+mod page;
 mod snapshot;
 mod spans;
 
@@ -50,7 +51,10 @@ use crate::{
 };
 
 pub use self::history::{History, Second};
-use self::spans::SpanScrape;
+use self::{
+    page::{Asked, Page},
+    spans::SpanScrape,
+};
 
 /// The body of an answer.
 type Body = Either<Full<Bytes>, SpanScrape>;
@@ -58,6 +62,9 @@ type Body = Either<Full<Bytes>, SpanScrape>;
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
+
+const NO_TRACE_ID: &str = "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero";
+const UNKNOWN_TRACE: &str = "unknown or no longer remembered";
 
 /// Ample for scrapers and people, and nothing that a scan could turn into memory.
 fn limits() -> listen::Limits {
@@ -70,28 +77,28 @@ fn limits() -> listen::Limits {
     }
 }
 
-/// Answers to /metrics that wait for their reader at once: with many policies each has megabytes.
-const SCRAPES_MAX: usize = 16;
+/// Long answers that wait for their reader at once: with many policies each has megabytes.
+const UNREAD_MAX: usize = 16;
 
-/// An answer to /metrics, counted until it is read.
-struct Scrape {
+/// A long answer (/metrics, the page, the status), counted until it is read.
+struct Unread {
     text: String,
     _permit: OwnedSemaphorePermit,
 }
 
-impl AsRef<[u8]> for Scrape {
+impl AsRef<[u8]> for Unread {
     fn as_ref(&self) -> &[u8] {
         self.text.as_bytes()
     }
 }
 
-/// Answers to /metrics that may be under way.
+/// Long answers that may be under way.
 #[derive(Debug)]
-pub struct Scrapes(Arc<Semaphore>);
+pub struct LongAnswers(Arc<Semaphore>);
 
-impl Default for Scrapes {
+impl Default for LongAnswers {
     fn default() -> Self {
-        Scrapes(Arc::new(Semaphore::new(SCRAPES_MAX)))
+        LongAnswers(Arc::new(Semaphore::new(UNREAD_MAX)))
     }
 }
 
@@ -117,7 +124,7 @@ pub struct Admin {
     /// `telemetry.enable_lifecycle`.
     pub enable_lifecycle: bool,
     /// Bounds what readers that do not read can make the service hold.
-    pub scrapes: Scrapes,
+    pub long_answers: LongAnswers,
     /// When the service started, in Unix milliseconds.
     pub started_at: u64,
     /// `exporter.otlp.endpoint`.
@@ -195,6 +202,8 @@ impl Admin {
                 self.reload(wants_json).await
             }
             ("/-/reload", _) => not_allowed("POST"),
+            ("/", &Method::GET) => self.page(request.uri().query()),
+            ("/", &Method::HEAD) => without_body(self.page(request.uri().query())),
             (path, &Method::GET) => self.get(path, request.headers()),
             (path, &Method::HEAD) => without_body(self.get(path, request.headers())),
             _ => not_allowed("GET, HEAD"),
@@ -203,11 +212,11 @@ impl Admin {
 
     fn get(&self, path: &str, headers: &HeaderMap) -> Response<Body> {
         match path {
-            "/metrics" => self.metrics(),
+            "/metrics" => self.long(EXPOSITION, || self.scrape()),
             spans::PATH => self.span_metrics(headers),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
-            "/-/status" => response(StatusCode::OK, JSON, json::status(&self.status())),
+            "/-/status" => self.long(JSON, || json::status(&self.status())),
             path => match path.strip_prefix("/-/decisions/") {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),
@@ -215,15 +224,44 @@ impl Admin {
         }
     }
 
-    fn metrics(&self) -> Response<Body> {
-        let Some(permit) = self.permit() else { return too_many_scrapes() };
-        let scrape = Scrape { text: self.scrape(), _permit: permit };
-        response(StatusCode::OK, EXPOSITION, Bytes::from_owner(scrape))
+    fn page(&self, query: Option<&str>) -> Response<Body> {
+        let asked = query.and_then(|query| self.asked(query));
+        let loaded = self.reload.loaded();
+        let mut response = self.long(page::HTML, || {
+            let page = Page {
+                status: &self.status(),
+                seconds: &self.history.seconds(),
+                files: loaded.shown.files(),
+                asked: asked.as_ref(),
+                now: clock::unix_millis(),
+            };
+            page.render()
+        });
+        page::protect(response.headers_mut());
+        response
     }
 
-    /// A permit for one more scrape.
+    /// The trace of `?trace_id=`.
+    fn asked(&self, query: &str) -> Option<Asked> {
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        let text = pairs.find(|(key, _)| key == "trace_id")?.1.into_owned();
+        let found = match TraceId::from_any_form(&text) {
+            None => Err(NO_TRACE_ID),
+            Some(trace_id) => self.explain(trace_id).ok_or(UNKNOWN_TRACE),
+        };
+        Some(Asked { text, found })
+    }
+
+    /// An answer that may be long, or 503 if too many of them wait to be read.
+    fn long(&self, content_type: &'static str, text: impl FnOnce() -> String) -> Response<Body> {
+        let Some(permit) = self.permit() else { return too_many_unread() };
+        let unread = Unread { text: text(), _permit: permit };
+        response(StatusCode::OK, content_type, Bytes::from_owner(unread))
+    }
+
+    /// A permit for one more long answer.
     fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.scrapes.0).try_acquire_owned().ok()
+        Arc::clone(&self.long_answers.0).try_acquire_owned().ok()
     }
 
     fn ready(&self) -> Response<Body> {
@@ -287,9 +325,7 @@ impl Admin {
 
     fn decision(&self, id: &str) -> Response<Body> {
         let Some(trace_id) = TraceId::from_any_form(id) else {
-            let body = json!({
-                "error": "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero"
-            });
+            let body = json!({ "error": NO_TRACE_ID });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
         };
         let (status, body) = match self.sampler.look_up(self.clock.now(), trace_id) {
@@ -300,9 +336,7 @@ impl Admin {
             Lookup::Decided(decision, logged) => {
                 (StatusCode::OK, self.describe(trace_id, &decision, logged.as_deref()))
             }
-            Lookup::Unknown => {
-                (StatusCode::NOT_FOUND, json!({ "error": "unknown or no longer remembered" }))
-            }
+            Lookup::Unknown => (StatusCode::NOT_FOUND, json!({ "error": UNKNOWN_TRACE })),
         };
         response(status, JSON, format!("{body}\n"))
     }
@@ -347,8 +381,8 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
     response.map(|_| Either::Left(Full::default()))
 }
 
-fn too_many_scrapes() -> Response<Body> {
-    let message = format!("{SCRAPES_MAX} answers wait to be read already\n");
+fn too_many_unread() -> Response<Body> {
+    let message = format!("{UNREAD_MAX} answers wait to be read already\n");
     response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message)
 }
 

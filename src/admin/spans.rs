@@ -16,7 +16,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::Either;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Admin, Body, TEXT, response, too_many_scrapes};
+use super::{Admin, Body, TEXT, response, too_many_unread};
 use crate::span_metrics::{Exposition, Format};
 
 pub(super) const PATH: &str = "/metrics/spans";
@@ -83,7 +83,7 @@ impl Admin {
             let message = "off unless `enabled = true` in [span_metrics]\n";
             return response(StatusCode::NOT_FOUND, TEXT, message);
         };
-        let Some(permit) = self.permit() else { return too_many_scrapes() };
+        let Some(permit) = self.permit() else { return too_many_unread() };
         let format = accepted(headers);
         let scrape = SpanScrape::new(Exposition::new(metrics, format), permit);
         let mut answer = Response::new(Either::Right(scrape));

@@ -24,6 +24,7 @@ use super::{
     policies::Policies,
     reader::{KnownKeys, Reader, Span},
     sections::{self, Sections},
+    shown::Shown,
     source::Source,
     syntax,
 };
@@ -154,6 +155,8 @@ pub(super) struct Load {
     barren: Vec<(Span, Problem)>,
     /// Whether there may be policies that could not be read, which has been reported.
     pub(super) obscured: bool,
+    /// What people are shown of the files.
+    shown: Shown,
     /// Of all files, in the order in which they are read.
     hash: digest::Context,
     /// Whether the tree has the `log_format` "json", also where the parser lost its way.
@@ -169,6 +172,7 @@ impl Load {
             diagnostics: Diagnostics::default(),
             barren: Vec::new(),
             obscured: false,
+            shown: Shown::default(),
             hash: digest::Context::new(&digest::SHA256),
             log_json: false,
             inputs: Inputs::default(),
@@ -177,6 +181,7 @@ impl Load {
 
     pub(super) fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
         source.hash(&mut self.hash);
+        self.shown.add(source);
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let log_format = table.get("telemetry").and_then(|it| it.get_ref().get("log_format"));
@@ -244,6 +249,7 @@ impl Load {
 
     fn policy_file(&mut self, source: &Source) {
         source.hash(&mut self.hash);
+        self.shown.add(source);
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let variable = self.host.variable;
@@ -287,6 +293,7 @@ impl Load {
         let log_json = self.log_json || sections.telemetry.log_json;
         let config = Config {
             file: None,
+            shown: self.shown,
             hash: hexadecimal(self.hash.finish().as_ref()),
             shutdown_timeout: sections.shutdown_timeout,
             grpc: sections.grpc,

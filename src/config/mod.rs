@@ -39,6 +39,7 @@ mod reader;
 mod secret;
 mod section;
 mod sections;
+mod shown;
 mod source;
 mod span_metrics;
 mod syntax;
@@ -58,6 +59,7 @@ pub use policy_tests::{
     TestedTrace, load_tests,
 };
 pub use secret::Secret;
+pub use shown::Shown;
 pub(crate) use source::Source;
 
 /// The JSON Schema (2020-12) of a configuration or policy file, for editors. What it knows beside
@@ -75,6 +77,8 @@ pub struct Config {
     /// The SHA-256 of all files that were read, one after the other, the main file first and then
     /// those of `policy_files` by path; in hexadecimal.
     pub hash: String,
+    /// These files, for people.
+    pub shown: Shown,
     /// `shutdown_timeout`: the longest a graceful shutdown may take.
     pub shutdown_timeout: Duration,
     /// `[receiver.grpc]`.
@@ -106,6 +110,7 @@ impl Config {
             file: _,
             inputs: _,
             hash: _,
+            shown: _,
             shutdown_timeout,
             grpc,
             http,

@@ -67,6 +67,20 @@ impl Source {
         hash.update(self.text.as_bytes());
     }
 
+    /// The name, and the text with secrets hidden.
+    pub(super) fn shown(&self) -> (String, String) {
+        let mut text = String::with_capacity(self.text.len());
+        for (number, line) in self.text.lines().enumerate() {
+            if self.secret_lines.contains(&number) {
+                text.push_str("# hidden: a line of headers");
+            } else {
+                text.push_str(line);
+            }
+            text.push('\n');
+        }
+        (self.name.clone(), text)
+    }
+
     /// The line of an offset, from 0.
     pub(super) fn line(&self, offset: usize) -> usize {
         self.line_starts.partition_point(|start| *start <= offset) - 1

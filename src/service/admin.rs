@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use super::Shared;
 use crate::{
-    admin::{Admin, History, Scrapes},
+    admin::{Admin, History, LongAnswers},
     clock::{self, Clock},
     config::Config,
     exporter::Client,
@@ -28,7 +28,7 @@ impl Shared {
             clock: Arc::clone(&self.clock),
             reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
-            scrapes: Scrapes::default(),
+            long_answers: LongAnswers::default(),
             started_at: clock::unix_millis(),
             backend_endpoint: config.exporter.endpoint.clone(),
             backend,
