@@ -328,7 +328,8 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let status_mask = status_mask(code);
     let end = if end == 0 { 0 } else { end.max(start) };
     let kind_mask = if FIELDS && (0..=5).contains(&kind) { 1 << kind } else { 0 };
-    if FIELDS {
+    // Fields are also read for their kind alone.
+    if FIELDS && conditions.reads_fields() {
         let duration_nanos = (start != 0 && end != 0).then(|| end - start);
         let fields = SpanFields {
             name,
