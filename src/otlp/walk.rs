@@ -327,7 +327,7 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let Some((trace_id, is_root)) = sound_ids(trace_id, span_id, parent) else { return Ok(None) };
     let status_mask = status_mask(code);
     let end = if end == 0 { 0 } else { end.max(start) };
-    let kind_mask = if FIELDS && (0..=5).contains(&kind) { 1 << kind } else { 0 };
+    let kind_mask = if FIELDS { kind_mask(kind) } else { 0 };
     // Fields are also read for their kind alone.
     if FIELDS && conditions.reads_fields() {
         let duration_nanos = (start != 0 && end != 0).then(|| end - start);
@@ -354,6 +354,21 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
         is_root,
         kind_mask,
     }))
+}
+
+/// The kind that a span states first, as a [`SpanKind::mask`], and no more of the span is read; 0
+/// if it states none. Nearly always this is its kind.
+pub fn first_kind_mask(span: &[u8]) -> u8 {
+    let mut reader = Reader::new(span);
+    while let Ok(Some(tag)) = reader.next_tag() {
+        if tag == span_tag::KIND {
+            return reader.varint().map_or(0, |kind| kind_mask(kind as i32));
+        }
+        if reader.skip(tag).is_err() {
+            break;
+        }
+    }
+    0
 }
 
 /// What [`walk`] would have told of a span, its kind included, but for its place in a request.
@@ -455,6 +470,10 @@ fn read_status(status: &[u8], code: &mut i32) -> Result<(), Malformed> {
 }
 
 const STATUS_CODE: u32 = tag(3, VARINT);
+
+fn kind_mask(kind: i32) -> u8 {
+    if (0..=5).contains(&kind) { 1 << kind } else { 0 }
+}
 
 fn status_mask(code: i32) -> u8 {
     match code {

@@ -144,7 +144,7 @@ impl SpanMetrics {
         key: &mut Vec<u8>,
     ) {
         let (mut counted, mut overflow) = (0, None::<Sums>);
-        for span in spans.filter(|span| self.is_chosen(span)) {
+        for span in spans.filter(|span| self.is_chosen(span.kind_mask)) {
             counted += 1;
             let bytes = &request[span.offset as usize..][..span.len as usize];
             let observed = self.observe(bytes, &contexts[span.context as usize], span, key);
@@ -168,10 +168,12 @@ impl SpanMetrics {
         }
         let mut key = Vec::new();
         for KeptSpan { bytes, context } in spans {
-            let meta = walk::span_meta(bytes);
-            let Some(meta) = meta.filter(|meta| self.is_chosen(meta)) else {
+            // Most spans are of another kind, and their bytes were last touched long ago.
+            if !self.is_chosen(walk::first_kind_mask(bytes)) {
                 continue;
-            };
+            }
+            let meta = walk::span_meta(bytes).filter(|meta| self.is_chosen(meta.kind_mask));
+            let Some(meta) = meta else { continue };
             let observed = self.observe(bytes, context, &meta, &mut key);
             let exemplar =
                 Exemplar { trace_id: meta.trace_id, nanos: observed.nanos, set_at_millis };
@@ -195,8 +197,8 @@ impl SpanMetrics {
         }
     }
 
-    fn is_chosen(&self, span: &SpanMeta) -> bool {
-        kind_of(span) & self.settings.kinds != 0
+    fn is_chosen(&self, kind_mask: u8) -> bool {
+        kind_of(kind_mask) & self.settings.kinds != 0
     }
 
     /// Writes the key of a span and returns the rest of what counts. A span without a start or an
@@ -209,7 +211,12 @@ impl SpanMetrics {
         meta: &SpanMeta,
         key: &mut Vec<u8>,
     ) -> Observed {
-        key::write(&self.settings, (bytes, context), (kind_of(meta), meta.status_mask), key);
+        key::write(
+            &self.settings,
+            (bytes, context),
+            (kind_of(meta.kind_mask), meta.status_mask),
+            key,
+        );
         let nanos = match (meta.start_unix_nano, meta.end_unix_nano) {
             (0, _) | (_, 0) => 0,
             (start, end) => end - start,
@@ -219,6 +226,6 @@ impl SpanMetrics {
 }
 
 /// A kind that OTLP does not define counts as unspecified.
-fn kind_of(span: &SpanMeta) -> u8 {
-    if span.kind_mask == 0 { SpanKind::Unspecified.mask() } else { span.kind_mask }
+fn kind_of(mask: u8) -> u8 {
+    if mask == 0 { SpanKind::Unspecified.mask() } else { mask }
 }
