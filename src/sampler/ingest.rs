@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Decided, Sampler, ShardState, cap::Since};
+use super::{Decided, Passed, Sampler, ShardState, cap::Since};
 use crate::{
     budget::{Budget, Hold, Holder},
     decisions::Decision,
@@ -91,9 +91,26 @@ struct Appending {
     slots: ContextSlots,
 }
 
+/// A request that has been walked and fits, but of which nothing has been taken in yet.
+#[derive(Debug)]
+pub struct Prepared {
+    plan: Arc<Plan>,
+    room: Option<(Hold, usize)>,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin<'a> {
+    /// Its position in the log that the shards read from, if they read from one.
+    pub position: Option<u64>,
+    /// In a replay: the spans that an earlier process has dealt with.
+    pub passed: Option<&'a Passed>,
+}
+
 /// A request that is being taken in.
 struct Taking<'a> {
     now: Millis,
+    origin: Origin<'a>,
     request: &'a [u8],
     plan: &'a Arc<Plan>,
     /// The memory reserved for the spans that are still to come, and the share of each span.
@@ -102,6 +119,7 @@ struct Taking<'a> {
 
 /// The spans of a request that belong to one shard.
 struct OfShard<'a> {
+    origin: Origin<'a>,
     request: &'a [u8],
     contexts: &'a [Arc<Context>],
     spans: &'a [SpanMeta],
@@ -209,13 +227,39 @@ impl Sampler {
         scratch: &mut Scratch,
         out: &mut Decided,
     ) -> Result<Ingested, Unwalked> {
+        let prepared = self.prepare(request, scratch)?;
+        Ok(self.take_in(now, request, (prepared, Origin::default()), scratch, out))
+    }
+
+    /// Walks a request, and reserves the memory that it needs if it is large. A request that is
+    /// prepared can be taken in by [`Self::take_in`], with the same `scratch`; between the two the
+    /// caller may write it to a log.
+    ///
+    /// # Errors
+    /// [`Unwalked`], as for [`Self::ingest`].
+    pub fn prepare(&self, request: &[u8], scratch: &mut Scratch) -> Result<Prepared, Unwalked> {
         scratch.walked.bound(self.bounds);
-        let plan = &self.plan();
+        let plan = self.plan();
         let walked = walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked);
         let room = walked.and_then(|()| self.room_for(request, &scratch.walked));
         // Release the request's memory before the sender gets an answer.
         let room = room.inspect_err(|_| scratch.shrink())?;
-        let mut taking = Taking { now, request, plan, room };
+        Ok(Prepared { plan, room })
+    }
+
+    /// Takes in a request that was prepared. Adds the decisions that it causes to `out`.
+    pub fn take_in(
+        &self,
+        now: Millis,
+        request: &[u8],
+        (prepared, origin): (Prepared, Origin<'_>),
+        scratch: &mut Scratch,
+        out: &mut Decided,
+    ) -> Ingested {
+        let Prepared { plan, room } = prepared;
+        let plan = &plan;
+        out.position = origin.position;
+        let mut taking = Taking { now, origin, request, plan, room };
         let Scratch { walked, sorted, appending, taken } = scratch;
         appending.slots.reset(walked.contexts.len());
         let mut ingest = |walked: &Walked| {
@@ -231,7 +275,7 @@ impl Sampler {
         let accepted = std::mem::take(taken);
         // An idle connection must not keep the contexts of its last request alive.
         scratch.shrink();
-        Ok(Ingested { accepted, rejected, outsized })
+        Ingested { accepted, rejected, outsized }
     }
 
     /// Reserves memory for the spans of a large request. Returns the reservation and the share of
@@ -262,7 +306,7 @@ impl Sampler {
     ) {
         self.sort(walked, sorted);
         let Sorted { hashes, order, rests, .. } = sorted;
-        let &mut Taking { now, request, plan, .. } = taking;
+        let &mut Taking { now, origin, request, plan, .. } = taking;
         let Walked { contexts, spans, bits, .. } = walked;
         // A very large request returns to a shard only after it has visited all others, so other
         // tasks get the lock in between.
@@ -271,7 +315,8 @@ impl Sampler {
                 let now_taken = rest.start..rest.end.min(rest.start + SPANS_PER_LOCK);
                 rest.start = now_taken.end;
                 let order = &order[now_taken];
-                let of_shard = OfShard { request, contexts, spans, bits, hashes, order, plan };
+                let of_shard =
+                    OfShard { origin, request, contexts, spans, bits, hashes, order, plan };
                 self.ingest_locked(now, &of_shard, appending, out, taken);
                 if let Some((room, of_span)) = &mut taking.room {
                     room.shrink(order.len() * *of_span);
@@ -292,6 +337,7 @@ impl Sampler {
         let shard = self.shard_of(of_shard.hashes[of_shard.order[0] as usize]);
         let mut state = self.lock(shard);
         state.window.advance(now);
+        out.note_taken(&mut state);
         let before = state.window.spans() + out.left_spans();
         // Computed under the lock, where the difference is exactly what this request has added.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -314,7 +360,7 @@ impl Sampler {
         appending: &mut Appending,
         out: &mut Decided,
     ) {
-        let &OfShard { request, contexts, spans, bits, hashes, order, .. } = of_shard;
+        let &OfShard { origin, request, contexts, spans, bits, hashes, order, .. } = of_shard;
         let Appending { sought, slots } = appending;
         // Look up all traces first. The look-ups then wait for memory together; with appends in
         // between, each would wait alone.
@@ -343,6 +389,12 @@ impl Sampler {
         for sought in &*sought {
             let (order, later) = rest.split_at(sought.spans);
             rest = later;
+            if let (Some(passed), Some(position)) = (origin.passed, origin.position)
+                && passed.covers(sought.trace_id, position)
+            {
+                out.passed_over += order.len() as u64;
+                continue;
+            }
             let run = Run { request, contexts, spans, bits, order };
             self.ingest_run(state, sought, &run, slots, out);
         }

@@ -21,6 +21,8 @@
 mod cap;
 mod decide;
 mod ingest;
+mod passed;
+mod positions;
 #[cfg(test)]
 mod tests;
 mod tick;
@@ -31,7 +33,9 @@ use self::tick::Ticks;
 pub use self::{
     cap::Cut,
     decide::{Decided, KeptTrace, Late, Progress, Which},
-    ingest::{Ingested, Scratch},
+    ingest::{Ingested, Origin, Prepared, Scratch},
+    passed::Passed,
+    positions::{Mark, Positions, Underway},
 };
 use crate::{
     budget::{Budget, Holder},
@@ -86,6 +90,18 @@ struct ShardState {
     plan: Arc<Plan>,
     window: Shard,
     remembered: DecisionCache,
+    /// The positions of the log that the shard reads from, if there is one.
+    positions: Option<Arc<Positions>>,
+}
+
+impl ShardState {
+    /// The position below which all requests have been taken in. Called under the shard's lock.
+    fn taken_below(&mut self) -> u64 {
+        let Some(positions) = &self.positions else { return 0 };
+        let low = positions.least();
+        self.window.advance_position(low);
+        low
+    }
 }
 
 /// The contents of the window.
@@ -150,6 +166,7 @@ impl Sampler {
                     plan: Arc::clone(&plan),
                     window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
                     remembered: DecisionCache::new(ttl, remembered_bytes_max, budget),
+                    positions: None,
                 })
             })
             .collect();
@@ -167,6 +184,47 @@ impl Sampler {
             budget: Arc::clone(budget),
             ticks,
         }
+    }
+
+    /// Keeps the positions of the requests that it takes in from now on, which all stand in one log.
+    /// Called before the first request. It costs 8 bytes per undecided trace.
+    #[must_use]
+    pub fn with_positions(self, positions: &Arc<Positions>) -> Self {
+        for index in 0..self.shards.len() {
+            let mut state = self.lock(index);
+            state.window.keep_positions();
+            state.positions = Some(Arc::clone(positions));
+        }
+        self
+    }
+
+    /// The watermark of a log, over all shards that read from it. Locks each shard in turn.
+    /// [`Mark`] says when it may be used.
+    pub fn mark(&self, positions: &Arc<Positions>) -> Mark {
+        // Read before the shards: what ends meanwhile is in a shard already when it is looked at.
+        let mut watermark = positions.least();
+        for index in 0..self.shards.len() {
+            let mut state = self.lock(index);
+            if state.positions.as_ref().is_some_and(|of_shard| Arc::ptr_eq(of_shard, positions)) {
+                watermark = watermark.min(state.window.lowest_position().unwrap_or(watermark));
+            }
+        }
+        // Read after the shards: whoever took a trace out of a shard before it was looked at had
+        // begun by now.
+        Mark::new(watermark, positions.next())
+    }
+
+    /// Remembers a decision that an earlier process made, for late spans and look-ups. `bytes` is
+    /// what the trace has used of its cap.
+    pub fn remember(&self, trace_id: TraceId, decision: &Decision, bytes: u64) {
+        let hash = window::hash_of(&self.hasher, trace_id);
+        let mut state = self.lock(self.shard_of(hash));
+        state.remembered.remember(hash, decision);
+        if self.limits.kept_bytes_max.is_some() && decision.verdict.kept {
+            state.remembered.use_bytes(hash, bytes);
+        }
+        let now = state.window.now();
+        state.remembered.rotate(now);
     }
 
     /// The number of shards.

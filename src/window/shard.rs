@@ -46,6 +46,8 @@ pub struct Shard {
     pub(super) words: usize,
     pub(super) now: Millis,
     pub(super) ring: Ring,
+    /// The position that the next trace is added with, where positions are kept.
+    low: u64,
     index: HashTable<u32>,
     pub(super) hasher: super::Hasher,
     randomness: ExplicitRandomness,
@@ -82,6 +84,7 @@ impl Shard {
             words,
             now: Millis::default(),
             ring: Ring::new(words),
+            low: 0,
             index: HashTable::new(),
             hasher,
             randomness: ExplicitRandomness::default(),
@@ -107,6 +110,25 @@ impl Shard {
         if self.now.is_due(now) {
             self.now = now;
         }
+    }
+
+    /// From now on, a position is kept for each trace. Called while the shard is empty.
+    pub fn keep_positions(&mut self) {
+        self.ring.keep_positions();
+    }
+
+    /// Notes that all requests below `low` have been taken in. The number must be read under the
+    /// shard's lock, so that it never falls.
+    pub fn advance_position(&mut self, low: u64) {
+        debug_assert!(low >= self.low, "the least position never goes back");
+        self.low = low;
+    }
+
+    /// A position that no span of an undecided trace stands below; `None` if there is no undecided
+    /// trace, or no positions are kept.
+    pub fn lowest_position(&mut self) -> Option<u64> {
+        let (position, _) = self.oldest()?;
+        self.ring.low(position)
     }
 
     /// The shard's time.
@@ -151,7 +173,7 @@ impl Shard {
 
     /// Adds a trace that [`Self::find`] has not found.
     pub fn insert(&mut self, hash: u64, trace_id: TraceId) -> Position {
-        let position = self.ring.push(Entry::new(trace_id, self.now));
+        let position = self.ring.push(Entry::new(trace_id, self.now), self.low);
         let (ring, hasher) = (&self.ring, &self.hasher);
         let rehash = |&position: &u32| {
             let entry = ring.get(Position(position)).expect("the index names live entries");

@@ -46,6 +46,7 @@ mod panics;
 mod peers;
 mod pipeline;
 mod policies;
+mod positions;
 mod probability;
 mod rates;
 mod reload;
