@@ -11,6 +11,7 @@ pub mod policy;
 pub mod decisions;
 pub mod decider;
 pub mod exporter;
+pub mod durability;
 
 pub mod service;
 pub mod admin;

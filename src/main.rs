@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tailwater::{
-    commands::{check, complain, convert, demo, print, replay, test},
+    commands::{check, complain, convert, demo, log, print, replay, test},
     config::{self, Config},
     logging::Log,
     service::Service,
@@ -36,6 +36,8 @@ enum Command {
     Test(test::Options),
     /// Decide recorded traces, and say what would be kept of them, by policy
     Replay(replay::Options),
+    /// Show what the logs of [durability] hold, and what of it is damaged
+    Log(log::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Convert(options) => exit_code(convert::run(&options)),
         Command::Test(options) => exit_code(test::run(&options)),
         Command::Replay(options) => exit_code(replay::run(&options)),
+        Command::Log(options) => exit_code(log::run(&options)),
         Command::Demo(options) => {
             exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }
@@ -113,7 +116,13 @@ async fn run(config: Config) -> bool {
             return false;
         }
     };
-    let service = match Service::start(&config).await {
+    let started = tokio::select! {
+        // A signal comes first: a replay may take a while, and what is on disk stays there.
+        biased;
+        () = signals.stop() => return true,
+        started = Service::start(&config) => started,
+    };
+    let service = match started {
         Ok(service) => service,
         Err(problem) => {
             error!("{problem}");

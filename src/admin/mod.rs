@@ -29,6 +29,7 @@ use crate::{
     budget::Budget,
     clock::WindowClock,
     decisions::{Decision, Logged},
+    durability::Durability,
     exporter::Queue,
     logging,
     metrics::{Metrics, Readings},
@@ -99,6 +100,8 @@ pub struct Admin {
     pub supervisor: Arc<Supervisor>,
     /// Knows when the process did not run.
     pub clock: Arc<WindowClock>,
+    /// Knows the logs of `[durability]`.
+    pub durability: Option<Arc<Durability>>,
     /// Reloads the policies.
     pub reload: Arc<Reload>,
     /// `telemetry.enable_lifecycle`.
@@ -232,6 +235,10 @@ impl Admin {
             panics: self.supervisor.panics(),
             stalled: self.clock.stalled(),
             log_lines_lost: logging::lines_lost(),
+            durability: self
+                .durability
+                .as_ref()
+                .map_or(Default::default(), |logs| (logs.bytes(), logs.errors(), logs.damaged())),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::policy::PolicySpec;
 pub mod check;
 pub mod convert;
 pub mod demo;
+pub mod log;
 pub mod replay;
 pub mod test;
 mod traces;

@@ -250,6 +250,7 @@ impl Load {
             bearer_token_file: sections.bearer_token_file,
             sampling: sections.sampling,
             exporter: sections.exporter,
+            durability: sections.durability,
             telemetry: sections.telemetry,
             policies: self.policies.into_specs(),
         };

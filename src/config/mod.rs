@@ -82,6 +82,8 @@ pub struct Config {
     pub sampling: Sampling,
     /// `[exporter.otlp]`.
     pub exporter: Exporter,
+    /// `[durability]`; `None` for `mode = "none"`, which is the default.
+    pub durability: Option<Durability>,
     /// `[telemetry]`.
     pub telemetry: Telemetry,
     /// All `[[policy]]` tables: the main file's, then those of `policy_files` by path. Never empty.
@@ -101,6 +103,7 @@ impl Config {
             bearer_token_file,
             sampling,
             exporter,
+            durability,
             telemetry,
             policies: _,
         } = self;
@@ -112,6 +115,7 @@ impl Config {
             ("[receiver.auth]", *bearer_token_file == other.bearer_token_file),
             ("[sampling]", *sampling == other.sampling),
             ("[exporter.otlp]", *exporter == other.exporter),
+            ("[durability]", *durability == other.durability),
             ("[telemetry]", *telemetry == other.telemetry),
         ];
         parts.into_iter().filter(|(_, is_same)| !is_same).map(|(name, _)| name).collect()
@@ -270,6 +274,19 @@ pub struct Retry {
     pub max_interval: Duration,
     /// `max_elapsed_time`, default 300 s; `None` for "0s", which means for ever.
     pub max_elapsed_time: Option<Duration>,
+}
+
+/// `[durability]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Durability {
+    /// `directory`, default /var/lib/tailwater.
+    pub directory: PathBuf,
+    /// `max_size_mib`, here in bytes. Default 4096 MiB.
+    pub bytes_max: u64,
+    /// `sync_interval`, default 20 ms, for `mode = "power"`; `None` for `"process"`.
+    pub sync_interval: Option<Duration>,
+    /// `on_shutdown`: "keep" is true (the default), "decide" false.
+    pub keeps_on_shutdown: bool,
 }
 
 /// `[telemetry]`.

@@ -102,10 +102,13 @@ impl Popped {
         self.queue.lock().spans -= spans;
     }
 
-    /// Leaves the rest of a stored request for the next process. Its spans still count as queued.
-    /// Returns false, and does nothing, if the request is not stored.
-    pub fn leave(&mut self) -> bool {
-        self.is_left = self.stored_at.is_some();
+    /// Leaves the rest of the request for the next process. Its spans still count as queued.
+    pub fn leave(&mut self) {
+        self.is_left = true;
+    }
+
+    /// Whether the rest of the request was left.
+    pub fn is_left(&self) -> bool {
         self.is_left
     }
 }
@@ -223,6 +226,11 @@ impl Queue {
     /// the queue must not wait for ever.
     pub fn place_within(&self, bytes: usize) -> Option<Place<'_>> {
         self.place_below(self.capacity_bytes.saturating_add(1).saturating_sub(bytes), bytes)
+    }
+
+    /// A place for a request of an earlier process, which had one in its queue.
+    pub fn place_again(&self, bytes: usize) -> Option<Place<'_>> {
+        self.place_below(usize::MAX, bytes)
     }
 
     /// A place if the queue holds fewer bytes than `bound`, or none at all.
@@ -399,13 +407,14 @@ mod tests {
         let fill = |stored_at| queue.place(1).expect("room").fill_stored(request(1), stored_at);
         [Some(7), None, Some(9)].into_iter().for_each(fill);
         let fence = queue.fence();
-        let (mut stored, mut unstored) = (queue.pop().await, queue.pop().await);
-        assert!(stored.as_mut().is_some_and(Popped::leave));
-        assert!(!unstored.as_mut().is_some_and(Popped::leave));
+        let popped = [queue.pop().await, queue.pop().await];
         queue.hold_back();
         assert!(queue.pop().await.is_none() && queue.pop().await.is_none());
-        drop((stored, unstored));
-        assert_eq!(queue.held().1, 2);
+        for mut popped in popped.into_iter().flatten() {
+            popped.leave();
+            assert!(popped.is_left());
+        }
+        assert_eq!((queue.held().1, queue.unstored()), (3, 1));
         assert!(!queue.is_settled(fence) && queue.take_departed().is_empty());
     }
 

@@ -33,7 +33,7 @@ pub use self::{
     reasons::{FailedBecause, RefusedBecause},
 };
 use self::{
-    connections::{Connections, TRANSPORTS},
+    connections::{Connections, ORIGINS, TRANSPORTS},
     described::Metric,
     expiries::Expiries,
     histogram::Histogram,
@@ -44,7 +44,7 @@ use crate::{
     clock,
     grpc::{code_name, codes},
     otlp::encode::Faults,
-    policy::Plan,
+    policy::{Plan, PolicyId},
     sampler::{Buffered, Decided, Ingested},
     supervise::Task,
     trace::Trigger,
@@ -59,6 +59,8 @@ const TRACE_SPANS: [f64; 16] = [
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0,
     16384.0, 32768.0,
 ];
+
+const LOGS: [&str; 3] = ["intake", "outbox", "decisions"];
 
 /// HTTP answers that are counted; any other is counted as 500.
 const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503];
@@ -80,6 +82,8 @@ pub struct Readings {
     pub stalled: Duration,
     /// Lines of the log that could not be written.
     pub log_lines_lost: u64,
+    /// Bytes on disk and errors of the logs of `[durability]`, and their damaged records.
+    pub durability: ([u64; 3], [u64; 3], u64),
 }
 
 /// The handles.
@@ -87,7 +91,7 @@ pub struct Metrics {
     /// Registers the series of policies that come with a reload.
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
-    accepted: [Counter; 2],
+    accepted: [Counter; 3],
     refused_spans: [[Counter; 2]; 2],
     refused_requests: [[Counter; REFUSED.len()]; 2],
     empty_requests: [Counter; 2],
@@ -115,6 +119,9 @@ pub struct Metrics {
     duration: Histogram,
     spans: Histogram,
     request_duration: Vec<Histogram>,
+    sync: Histogram,
+    disk_errors: [Counter; 3],
+    damaged: Counter,
 }
 
 struct Gauges {
@@ -124,6 +131,7 @@ struct Gauges {
     /// Whether the last one succeeded, and when one last did.
     reload: [Gauge; 2],
     credentials: Gauge,
+    durability: [Gauge; 3],
 }
 
 impl Metrics {
@@ -152,7 +160,7 @@ impl Metrics {
         Metrics {
             handle: recorder.handle(),
             recorder,
-            accepted: per_transport(described::ACCEPTED_SPANS),
+            accepted: ORIGINS.map(|origin| described::ACCEPTED_SPANS.counter([origin])),
             refused_spans: TRANSPORTS.map(|transport| {
                 REFUSED_SPANS.map(|why| described::REFUSED_SPANS_TOTAL.counter([transport, why]))
             }),
@@ -191,6 +199,9 @@ impl Metrics {
             request_duration: ExportCode::all()
                 .map(|c| Histogram::new(described::REQUEST_DURATION, c.as_str(), &SECONDS))
                 .collect(),
+            sync: histogram(described::DURABILITY_SYNC, &SECONDS),
+            disk_errors: LOGS.map(|log| described::DURABILITY_ERRORS.counter([log])),
+            damaged: described::DURABILITY_DAMAGED.counter([]),
         }
     }
 
@@ -259,6 +270,22 @@ impl Metrics {
                 counter.increment(spans);
             }
         }
+    }
+
+    /// Spans that came back from the logs of an earlier process.
+    pub fn replayed(&self, spans: u64) {
+        self.accepted[2].increment(spans);
+    }
+
+    /// Spans that an earlier process kept by a policy and did not deliver.
+    pub fn kept_before(&self, policy: PolicyId, spans: u64) {
+        self.replayed(spans);
+        self.policies.kept_before(policy, spans);
+    }
+
+    /// A sync of the logs of `[durability]`.
+    pub fn synced(&self, took: Duration) {
+        self.sync.observe([took.as_secs_f64()]);
     }
 
     /// A request of which nothing was taken.
@@ -362,9 +389,14 @@ impl Metrics {
         }
         self.stalled.absolute(readings.stalled.as_secs());
         self.log_lines_lost.absolute(readings.log_lines_lost);
+        let (_, errors, damaged) = readings.durability;
+        self.damaged.absolute(damaged);
+        for (counter, errors) in self.disk_errors.iter().zip(errors) {
+            counter.absolute(errors);
+        }
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
-        for histogram in [&self.lag, &self.duration, &self.spans] {
+        for histogram in [&self.lag, &self.duration, &self.spans, &self.sync] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);
         }
@@ -394,6 +426,7 @@ impl Gauges {
                 .map(gauge),
             reload: [described::RELOAD_SUCCESSFUL, described::RELOAD_TIME].map(gauge),
             credentials: gauge(described::CREDENTIALS_SUCCESSFUL),
+            durability: LOGS.map(|log| described::DURABILITY_BYTES.gauge([log])),
         }
     }
 
@@ -405,6 +438,7 @@ impl Gauges {
         };
         set(&self.window, &values.map(|value| value as f64));
         set(&self.memory, &readings.memory.map(|bytes| bytes as f64));
+        set(&self.durability, &readings.durability.0.map(|bytes| bytes as f64));
         let (bytes, capacity) = readings.queue_bytes;
         set(&self.queue, &[readings.queue_spans as f64, bytes as f64, capacity as f64]);
     }

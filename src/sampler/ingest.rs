@@ -8,6 +8,7 @@
 //! spans need.
 
 use std::{
+    collections::HashMap,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
@@ -24,7 +25,7 @@ use crate::{
         rewalk::Rewalk,
         walk::{self, SpanMeta, Unwalked, Walked},
     },
-    policy::Plan,
+    policy::{Plan, PolicyId},
     trace::{TraceId, Trigger},
     window::{self, ContextSlots, Due, Millis, Position, Run},
 };
@@ -57,6 +58,16 @@ impl Scratch {
     /// The number of spans that were taken in from a request that panicked.
     pub fn taken(&self) -> u64 {
         self.taken
+    }
+
+    /// Whether the request that was prepared has a span that can be taken in.
+    pub fn has_spans(&self) -> bool {
+        !self.walked.spans.is_empty() || !self.walked.is_whole()
+    }
+
+    /// Forgets a request that was prepared and is not taken in.
+    pub fn clear(&mut self) {
+        self.shrink();
     }
 
     /// Shrinks the buffers to the room that `walked` keeps.
@@ -276,6 +287,29 @@ impl Sampler {
         // An idle connection must not keep the contexts of its last request alive.
         scratch.shrink();
         Ingested { accepted, rejected, outsized }
+    }
+
+    /// The policies that the traces of an encoded request are remembered to be kept by, each with
+    /// the number of its spans.
+    ///
+    /// # Errors
+    /// [`Unwalked`] if it is no request.
+    pub fn credits(
+        &self,
+        request: &[u8],
+        scratch: &mut Scratch,
+    ) -> Result<HashMap<PolicyId, u64>, Unwalked> {
+        self.prepare(request, scratch)?;
+        let mut credits = HashMap::new();
+        for run in scratch.walked.spans.chunk_by(|a, b| a.trace_id == b.trace_id) {
+            let policy = match self.look_up(run[0].trace_id) {
+                super::Lookup::Decided(decision, _) => decision.verdict.policy,
+                super::Lookup::Pending | super::Lookup::Unknown => PolicyId::NONE,
+            };
+            *credits.entry(policy).or_default() += run.len() as u64;
+        }
+        scratch.shrink();
+        Ok(credits)
     }
 
     /// Reserves memory for the spans of a large request. Returns the reservation and the share of

@@ -214,17 +214,30 @@ impl Sampler {
         Mark::new(watermark, positions.next())
     }
 
-    /// Remembers a decision that an earlier process made, for late spans and look-ups. `bytes` is
-    /// what the trace has used of its cap.
-    pub fn remember(&self, trace_id: TraceId, decision: &Decision, bytes: u64) {
+    /// Remembers a decision that an earlier process made, for late spans and look-ups.
+    /// [`Self::settle_remembered`] has to follow after every few thousand.
+    pub fn remember(&self, trace_id: TraceId, decision: &Decision) {
+        let hash = window::hash_of(&self.hasher, trace_id);
+        self.lock(self.shard_of(hash)).remembered.remember(hash, decision);
+    }
+
+    /// Adds to what a remembered trace has used of its cap.
+    pub fn remember_bytes(&self, trace_id: TraceId, bytes: u64) {
+        let Some(cap) = self.limits.kept_bytes_max else { return };
         let hash = window::hash_of(&self.hasher, trace_id);
         let mut state = self.lock(self.shard_of(hash));
-        state.remembered.remember(hash, decision);
-        if self.limits.kept_bytes_max.is_some() && decision.verdict.kept {
-            state.remembered.use_bytes(hash, bytes);
+        let used = state.remembered.used_bytes(hash);
+        // What did not fit was dropped.
+        state.remembered.use_bytes(hash, (used + bytes).min(cap));
+    }
+
+    /// Charges what is remembered, and forgets the oldest of it if it is too much.
+    pub fn settle_remembered(&self) {
+        for index in 0..self.shards.len() {
+            let mut state = self.lock(index);
+            let now = state.window.now();
+            state.remembered.rotate(now);
         }
-        let now = state.window.now();
-        state.remembered.rotate(now);
     }
 
     /// The number of shards.

@@ -24,6 +24,7 @@ mod demo;
 mod differential;
 mod documents;
 mod draining;
+mod durability;
 mod export;
 mod export_encoding;
 mod export_hostile;

@@ -294,7 +294,7 @@ impl Model {
         let next = sampler(&self.plan, &positions);
         let mut passed = Passed::default();
         for (trace, decision, note) in &self.written.decisions {
-            next.remember(*trace, decision, 0);
+            next.remember(*trace, decision);
             passed.decided(*trace, note.below, note.own);
         }
         for (trace, at) in &self.written.late {

@@ -25,6 +25,17 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("decisions", &["crate::exporter", "crate::window::Shard", "tokio", "tonic", "prost"]),
     ("decider", &["crate::receiver", "crate::admin", "crate::service", "tonic", "prost"]),
     ("exporter", &["crate::policy", "crate::sampler", "crate::window", "crate::decider"]),
+    (
+        "durability",
+        &[
+            "crate::receiver",
+            "crate::window",
+            "crate::decider",
+            "crate::exporter",
+            "tokio::net",
+            "tonic",
+        ],
+    ),
     ("service", &["crate::otlp", "crate::policy::spec", "prost"]),
     ("admin", &["crate::policy", "crate::window", "crate::config"]),
     ("reload", &["crate::otlp", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
@@ -79,6 +90,8 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
 /// Where tasks and threads begin, and why not in `service.rs`.
 const SPAWN: &[(&str, &str)] = &[
     ("service.rs", "the wiring"),
+    ("service/tasks.rs", "the wiring"),
+    ("service/durable.rs", "the thread that syncs logs, and reading them at the start"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),
     ("admin/mod.rs", "the thread that answers while the runtime is busy, and one for a reload"),

@@ -14,6 +14,7 @@
 
 use std::time::Duration;
 
+mod durability;
 mod exporter;
 mod receiver;
 mod sampling;
@@ -235,7 +236,13 @@ static TOP: Described = Described {
 
 /// All sections, in the order in which they are shown.
 pub(crate) fn sections() -> impl Iterator<Item = &'static Described> {
-    let parts = [receiver::SECTIONS, sampling::SECTIONS, exporter::SECTIONS, telemetry::SECTIONS];
+    let parts = [
+        receiver::SECTIONS,
+        sampling::SECTIONS,
+        exporter::SECTIONS,
+        durability::SECTIONS,
+        telemetry::SECTIONS,
+    ];
     std::iter::once(&TOP).chain(parts.into_iter().flatten())
 }
 
