@@ -21,8 +21,10 @@ pub mod trace_files;
 
 pub mod budget;
 pub mod buffers;
+pub mod changes;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod credentials;
 pub mod grpc;
 pub mod logging;

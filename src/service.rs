@@ -12,16 +12,18 @@
 //! Signals: a watch each for "stop accepting", "give up delivering" and "stop the admin thread", a
 //! oneshot for "stop deciding", and the [`Supervisor`]'s watch for "the service cannot go on".
 //!
-//! Tasks: one per listener, the decider, `num_consumers` consumers, the admin thread, and one that
-//! checks certificates, keys and tokens if any are configured; each of these is
-//! [vital](Supervisor::vital). A listener spawns one task per connection, and hyper one per HTTP/2
-//! stream. Large requests, the check of files once a second and a reload by SIGHUP use a blocking
-//! thread; POST /-/reload uses one of the admin runtime.
+//! Tasks: one per listener, the decider, `num_consumers` consumers, the admin thread, and two that
+//! look once a second whether files have changed: credentials if any are configured, policies if
+//! that is asked for. Each of these is [vital](Supervisor::vital). A listener spawns one task per
+//! connection, and hyper one per HTTP/2 stream. Large requests, the looks at files and a reload by
+//! SIGHUP use a blocking thread; POST /-/reload uses one of the admin runtime.
 
+mod admin;
 mod credentials;
 mod durable;
 mod limits;
 mod tasks;
+mod watching;
 
 use std::{
     io,
@@ -50,10 +52,10 @@ use self::{
     credentials::Credentials,
     durable::{Durable, Opened},
     limits::{cores, grpc_limits, http_limits, http_settings, limits, tick},
-    tasks::{decide, finish, spawn_consumers, watch},
+    tasks::{decide, finish, spawn_consumers},
 };
 use crate::{
-    admin::{Admin, Scrapes},
+    admin::Admin,
     budget::Budget,
     clock::WindowClock,
     config::Config,
@@ -73,7 +75,6 @@ use crate::{
     receiver::{
         self, Intake, empty::EmptyRequests, grpc::GrpcService, http::HttpService, turns::Turns,
     },
-    reload::Reload,
     sampler::Sampler,
     supervise::{Supervised, Supervisor, Task},
     window::{Hasher, SEGMENT_BYTES},
@@ -122,7 +123,7 @@ pub struct Service {
     consumers: JoinSet<()>,
     supervisor: Arc<Supervisor>,
     sampler: Arc<Sampler>,
-    credentials: JoinHandle<()>,
+    watchers: JoinSet<()>,
     admin: Arc<Admin>,
     admin_thread: Thread<()>,
     durable: Option<Durable>,
@@ -252,22 +253,6 @@ impl Shared {
         };
         Decider::new(parts, settings, self.durable.as_ref().map(|durable| durable.journal(self)))
     }
-
-    fn admin(&self, config: &Config, is_ready: &Arc<AtomicBool>) -> Arc<Admin> {
-        Arc::new(Admin {
-            metrics: Arc::clone(&self.metrics),
-            sampler: Arc::clone(&self.sampler),
-            queue: Arc::clone(&self.queue),
-            budget: Arc::clone(&self.budget),
-            is_ready: Arc::clone(is_ready),
-            supervisor: Arc::clone(&self.supervisor),
-            clock: Arc::clone(&self.clock),
-            durability: self.durable.as_ref().map(Durable::logs),
-            reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
-            enable_lifecycle: config.telemetry.enable_lifecycle,
-            scrapes: Scrapes::default(),
-        })
-    }
 }
 
 /// What a service is started on: listeners that are bound before anything starts, the client of the
@@ -336,8 +321,8 @@ impl Service {
             Some(client) => client,
             None => credentials.client(config)?,
         };
-        let consumers = spawn_consumers(config, client, &shared, consumers_give_up);
-        let admin = shared.admin(config, &is_ready);
+        let consumers = spawn_consumers(config, client.clone(), &shared, consumers_give_up);
+        let admin = shared.admin(config, &is_ready, client);
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
         let mut decider = shared.decider(config);
@@ -352,7 +337,7 @@ impl Service {
         health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;
         let stop = (health.clone(), receivers_stop);
         let receivers = shared.serve(config, &intake, &credentials, (grpc, http), stop);
-        let credentials = tokio::spawn(watch(credentials.watch, Arc::clone(&shared.supervisor)));
+        let watchers = watching::spawn(credentials.watch, &admin.reload, &shared.supervisor);
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, supervisor, sampler, .. } = shared;
         info!(%grpc_address, %http_address, %admin_address, "ready");
@@ -371,7 +356,7 @@ impl Service {
             consumers,
             supervisor,
             sampler,
-            credentials,
+            watchers,
             admin,
             admin_thread,
             durable,
@@ -431,7 +416,7 @@ impl Service {
             durable.end(decider.as_mut()).await;
         }
         // Stopped last, so that the last connection to the backend used valid credentials.
-        self.credentials.abort();
+        self.watchers.abort_all();
         self.stop_admin.send_replace(true);
         // The admin thread ends with its connections, but a scraper that does not read may hold one
         // open.

@@ -30,8 +30,10 @@ impl TraceId {
     }
 
     /// Parses an id in the forms in which tools show it: 32 hexadecimal digits, fewer if leading
-    /// zeros are left out, or a UUID, in any case. `None` for anything else, and for zero.
+    /// zeros are left out, or a UUID, in any case, with white space around. `None` for anything
+    /// else, and for zero.
     pub fn from_any_form(text: &str) -> Option<Self> {
+        let text = text.trim();
         let is_uuid = text.len() == UUID_CHARS
             && text.bytes().enumerate().all(|(at, b)| (b == b'-') == UUID_DASHES.contains(&at));
         let digits = if is_uuid { text.replace('-', "") } else { text.to_owned() };
@@ -288,7 +290,7 @@ mod tests {
         let parsed = |text: &str| TraceId::from_any_form(text).map(|id| id.to_string());
         let id = "000000000000000000000000000a1b2c";
         let uuid = "00000000-0000-0000-0000-0000000A1B2C";
-        for text in [id, "a1b2c", "0A1b2C", uuid, &uuid.to_lowercase()] {
+        for text in [id, "a1b2c", "0A1b2C", uuid, &uuid.to_lowercase(), " a1b2c\n"] {
             assert_eq!(parsed(text).as_deref(), Some(id), "{text}");
         }
         let full = "01234567-89ab-cdef-FEDC-ba9876543210";

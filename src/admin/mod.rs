@@ -5,6 +5,12 @@
 //! saturated, and on one more while a reload goes on. An outage of the backend changes neither
 //! health nor readiness.
 
+mod describe;
+mod history;
+mod json;
+mod page;
+mod snapshot;
+
 use std::{
     sync::{Arc, atomic::AtomicBool, atomic::Ordering::Relaxed},
     thread::JoinHandle,
@@ -23,14 +29,15 @@ use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
 };
 
 use crate::{
     budget::Budget,
-    clock::WindowClock,
+    clock::{self, Clock, WindowClock},
     decisions::{Decision, Logged},
     durability::Durability,
-    exporter::Queue,
+    exporter::{Client, Queue},
     logging,
     metrics::{Metrics, Readings},
     net::{
@@ -43,9 +50,15 @@ use crate::{
     trace::{Randomness, TraceId},
 };
 
+pub use self::history::{History, Second};
+use self::page::{Asked, Page};
+
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
+
+const NO_TRACE_ID: &str = "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero";
+const UNKNOWN_TRACE: &str = "unknown or no longer remembered";
 
 /// Ample for scrapers and people, and nothing that a scan could turn into memory.
 fn limits() -> listen::Limits {
@@ -58,28 +71,28 @@ fn limits() -> listen::Limits {
     }
 }
 
-/// Answers to /metrics that wait for their reader at once: with many policies each has megabytes.
-const SCRAPES_MAX: usize = 16;
+/// Long answers that wait for their reader at once: with many policies each has megabytes.
+const UNREAD_MAX: usize = 16;
 
-/// An answer to /metrics, counted until it is read.
-struct Scrape {
+/// A long answer (/metrics, the page, the status), counted until it is read.
+struct Unread {
     text: String,
     _permit: OwnedSemaphorePermit,
 }
 
-impl AsRef<[u8]> for Scrape {
+impl AsRef<[u8]> for Unread {
     fn as_ref(&self) -> &[u8] {
         self.text.as_bytes()
     }
 }
 
-/// Answers to /metrics that may be under way.
+/// Long answers that may be under way.
 #[derive(Debug)]
-pub struct Scrapes(Arc<Semaphore>);
+pub struct LongAnswers(Arc<Semaphore>);
 
-impl Default for Scrapes {
+impl Default for LongAnswers {
     fn default() -> Self {
-        Scrapes(Arc::new(Semaphore::new(SCRAPES_MAX)))
+        LongAnswers(Arc::new(Semaphore::new(UNREAD_MAX)))
     }
 }
 
@@ -107,7 +120,17 @@ pub struct Admin {
     /// `telemetry.enable_lifecycle`.
     pub enable_lifecycle: bool,
     /// Bounds what readers that do not read can make the service hold.
-    pub scrapes: Scrapes,
+    pub long_answers: LongAnswers,
+    /// When the service started, in Unix milliseconds.
+    pub started_at: u64,
+    /// `exporter.otlp.endpoint`.
+    pub backend_endpoint: String,
+    /// Knows how the backend is.
+    pub backend: Client,
+    /// The rates of the last ten minutes.
+    pub history: History,
+    /// Times the readings of the history.
+    pub uptime: Clock,
 }
 
 impl Admin {
@@ -132,11 +155,33 @@ impl Admin {
         };
         let supervised = Supervised { supervisor: Arc::clone(&self.supervisor), task: Task::Admin };
         let vital = self.supervisor.vital(Task::Admin);
+        let noting = Arc::clone(&self);
         let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
         std::thread::Builder::new().name("admin".into()).spawn(move || {
             let terms = Terms { limits: limits(), tls: None, supervised, tally: None };
-            runtime.block_on(vital.over(listen::serve(listener, terms, answer, stop)));
+            runtime.block_on(async {
+                tokio::select! {
+                    // The order does not matter: only the end of the first ends the thread.
+                    biased;
+                    () = vital.over(listen::serve(listener, terms, answer, stop)) => {}
+                    () = noting.note_history() => {}
+                }
+            });
         })
+    }
+
+    /// Notes the sums of the ledger once a second, for as long as the thread runs.
+    async fn note_history(&self) {
+        let note = async || {
+            let mut ticks = interval(history::PERIOD);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            loop {
+                ticks.tick().await;
+                let (at, totals) = (self.uptime.elapsed(), self.metrics.totals());
+                self.history.note(at, clock::unix_millis(), totals);
+            }
+        };
+        while self.supervisor.run(Task::Admin, note()).await.is_err() {}
     }
 
     /// What /metrics answers, also when nobody listens any more.
@@ -153,6 +198,8 @@ impl Admin {
                 self.reload(wants_json).await
             }
             ("/-/reload", _) => not_allowed("POST"),
+            ("/", &Method::GET) => self.page(request.uri().query()),
+            ("/", &Method::HEAD) => without_body(self.page(request.uri().query())),
             (path, &Method::GET) => self.get(path),
             (path, &Method::HEAD) => without_body(self.get(path)),
             _ => not_allowed("GET, HEAD"),
@@ -161,9 +208,10 @@ impl Admin {
 
     fn get(&self, path: &str) -> Response<Full<Bytes>> {
         match path {
-            "/metrics" => self.metrics(),
+            "/metrics" => self.long(EXPOSITION, || self.scrape()),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
+            "/-/status" => self.long(JSON, || json::status(&self.status())),
             path => match path.strip_prefix("/-/decisions/") {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),
@@ -171,13 +219,46 @@ impl Admin {
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let Ok(permit) = Arc::clone(&self.scrapes.0).try_acquire_owned() else {
-            let message = format!("{SCRAPES_MAX} answers wait to be read already\n");
+    fn page(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+        let asked = query.and_then(|query| self.asked(query));
+        let loaded = self.reload.loaded();
+        let mut response = self.long(page::HTML, || {
+            let page = Page {
+                status: &self.status(),
+                seconds: &self.history.seconds(),
+                files: loaded.shown.files(),
+                asked: asked.as_ref(),
+                now: clock::unix_millis(),
+            };
+            page.render()
+        });
+        page::protect(response.headers_mut());
+        response
+    }
+
+    /// The trace of `?trace_id=`.
+    fn asked(&self, query: &str) -> Option<Asked> {
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        let text = pairs.find(|(key, _)| key == "trace_id")?.1.into_owned();
+        let found = match TraceId::from_any_form(&text) {
+            None => Err(NO_TRACE_ID),
+            Some(trace_id) => self.explain(trace_id).ok_or(UNKNOWN_TRACE),
+        };
+        Some(Asked { text, found })
+    }
+
+    /// An answer that may be long, or 503 if too many of them wait to be read.
+    fn long(
+        &self,
+        content_type: &'static str,
+        text: impl FnOnce() -> String,
+    ) -> Response<Full<Bytes>> {
+        let Ok(permit) = Arc::clone(&self.long_answers.0).try_acquire_owned() else {
+            let message = format!("{UNREAD_MAX} answers wait to be read already\n");
             return response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message);
         };
-        let scrape = Scrape { text: self.scrape(), _permit: permit };
-        response(StatusCode::OK, EXPOSITION, Bytes::from_owner(scrape))
+        let unread = Unread { text: text(), _permit: permit };
+        response(StatusCode::OK, content_type, Bytes::from_owner(unread))
     }
 
     fn ready(&self) -> Response<Full<Bytes>> {
@@ -244,22 +325,18 @@ impl Admin {
 
     fn decision(&self, id: &str) -> Response<Full<Bytes>> {
         let Some(trace_id) = TraceId::from_any_form(id) else {
-            let body = json!({
-                "error": "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero"
-            });
+            let body = json!({ "error": NO_TRACE_ID });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
         };
-        let (status, body) = match self.sampler.look_up(trace_id) {
-            Lookup::Pending => {
+        let (status, body) = match self.sampler.look_up(self.clock.now(), trace_id) {
+            Lookup::Pending(_) => {
                 let id = trace_id.to_string();
                 (StatusCode::OK, json!({ "trace_id": id, "decision": "pending" }))
             }
             Lookup::Decided(decision, logged) => {
                 (StatusCode::OK, self.describe(trace_id, &decision, logged.as_deref()))
             }
-            Lookup::Unknown => {
-                (StatusCode::NOT_FOUND, json!({ "error": "unknown or no longer remembered" }))
-            }
+            Lookup::Unknown => (StatusCode::NOT_FOUND, json!({ "error": UNKNOWN_TRACE })),
         };
         response(status, JSON, format!("{body}\n"))
     }

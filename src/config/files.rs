@@ -17,6 +17,7 @@ use super::{
     diagnostics::{Diagnostic, Diagnostics, Problem, Severity, quote},
     source::Source,
 };
+use crate::changes::{self, Digest};
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const GLOB_DEPTH_MAX: usize = 16;
@@ -33,14 +34,41 @@ pub(super) enum Unreadable {
 
 /// Reads a file of at most 1 MiB.
 pub(super) fn read(path: &Path) -> Result<Source, Unreadable> {
-    let closed = |error: io::Error| Unreadable::Closed(unreadable(path, &error));
+    text(path, bytes(path))
+}
+
+/// The same, and the digest of what was read.
+pub(super) fn read_with_digest(path: &Path) -> (Digest, Result<Source, Unreadable>) {
+    let bytes = bytes(path);
+    (digest_of(path, &bytes), text(path, bytes))
+}
+
+/// The digest of a file as it is now.
+pub(super) fn digest(path: &Path) -> Digest {
+    digest_of(path, &bytes(path))
+}
+
+fn digest_of(path: &Path, bytes: &Result<Vec<u8>, Problem>) -> Digest {
+    match bytes {
+        Ok(bytes) => changes::digest(path, Ok(bytes)),
+        Err(problem) => changes::digest(path, Err(&problem.message)),
+    }
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, Problem> {
+    let closed = |error: io::Error| unreadable(path, &error);
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(closed)?;
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(closed)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         let message = format!("{} is larger than 1 MiB", quote(&path.display().to_string()));
-        return Err(Unreadable::Closed(Problem::new(message)));
+        return Err(Problem::new(message));
     }
+    Ok(bytes)
+}
+
+fn text(path: &Path, bytes: Result<Vec<u8>, Problem>) -> Result<Source, Unreadable> {
+    let bytes = bytes.map_err(Unreadable::Closed)?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => Ok(Source::new(path, text)),
         Err(error) => {

@@ -12,15 +12,19 @@ use std::{
     thread::{self, ScopedJoinHandle},
 };
 
+use ring::digest;
+
 use super::{
     Config,
     diagnostics::{Diagnostic, Diagnostics, Problem, Severity, quote},
     env::Variable,
     files::{self, Unreadable},
+    inputs::{Inputs, WATCHED_FILES_MAX},
     memory::MemoryLimit,
     policies::Policies,
     reader::{KnownKeys, Reader, Span},
     sections::{self, Sections},
+    shown::Shown,
     source::Source,
     syntax,
 };
@@ -44,6 +48,8 @@ pub struct Loaded {
     /// Whether `log_format` is "json", as far as the file can be read, so that its problems can be
     /// told in that format. False for a file that cannot be read at all.
     pub log_json: bool,
+    /// What was read; nothing for a configuration that is built in.
+    pub inputs: Inputs,
 }
 
 /// What a configuration takes from the machine it is read on.
@@ -68,17 +74,21 @@ impl Host {
 /// Reads the file and the policy files it names. Blocks on the file system; a file that can't be
 /// read is a diagnostic like any other problem.
 pub fn load(path: &Path) -> Loaded {
-    match files::read(path) {
-        Ok(source) => {
-            let loaded = parse(&source, path, Host::detect()).0;
-            let of_file = |config| Config { file: Some(path.to_owned()), ..config };
-            Loaded { config: loaded.config.map(of_file), ..loaded }
-        }
+    let (digest, read) = files::read_with_digest(path);
+    let mut inputs = Inputs::default();
+    inputs.add(digest);
+    let mut loaded = match read {
+        Ok(source) => parse_read(&source, path, Host::detect(), inputs).0,
         Err(Unreadable::Closed(problem)) => {
-            refused(Source::new(path, "").whole(Severity::Error, problem))
+            refused(Source::new(path, "").whole(Severity::Error, problem), inputs)
         }
-        Err(Unreadable::NotText(diagnostic)) => refused(*diagnostic),
+        Err(Unreadable::NotText(diagnostic)) => refused(*diagnostic, inputs),
+    };
+    if let Some(config) = &mut loaded.config {
+        config.file = Some(path.to_owned());
+        config.inputs = loaded.inputs.clone();
     }
+    loaded
 }
 
 /// The configuration of a service that was given none: every default, and `policies/default.toml`.
@@ -93,23 +103,32 @@ pub fn load_or_embedded(file: Option<&Path>) -> Loaded {
     let built_in = || {
         let config = embedded();
         let log_json = config.telemetry.log_json;
-        Loaded { config: Some(config), diagnostics: Diagnostics::default(), log_json }
+        let (diagnostics, inputs) = Default::default();
+        Loaded { config: Some(config), diagnostics, log_json, inputs }
     };
     file.map_or_else(built_in, load)
 }
 
-fn refused(diagnostic: Diagnostic) -> Loaded {
+fn refused(diagnostic: Diagnostic, inputs: Inputs) -> Loaded {
     let mut diagnostics = Diagnostics::default();
     diagnostics.push(diagnostic);
-    Loaded { config: None, diagnostics, log_json: false }
+    Loaded { config: None, diagnostics, log_json: false, inputs }
 }
 
 /// Parses a main file that has been read from `path`, and returns also the keys that it may have.
 pub(super) fn parse(source: &Source, path: &Path, host: Host) -> (Loaded, KnownKeys) {
+    parse_read(source, path, host, Inputs::default())
+}
+
+/// The same, where the main file has been noted.
+fn parse_read(source: &Source, path: &Path, host: Host, inputs: Inputs) -> (Loaded, KnownKeys) {
     on_a_large_stack(|| {
-        let mut load = Load::new(host.clone());
+        let mut load = Load { inputs: inputs.clone(), ..Load::new(host.clone()) };
         let (sections, known) = load.main_file(source, path.parent().unwrap_or(Path::new("")));
-        load.policy_files(source, path, &sections.policy_files);
+        let files = load.policy_files(source, path, &sections.policy_files);
+        if let Some(span) = &sections.watched {
+            load.require_few(source, span, files);
+        }
         load.require_policies(source);
         (load.finish(sections), known)
     })
@@ -136,8 +155,13 @@ pub(super) struct Load {
     barren: Vec<(Span, Problem)>,
     /// Whether there may be policies that could not be read, which has been reported.
     pub(super) obscured: bool,
+    /// What people are shown of the files.
+    shown: Shown,
+    /// Of all files, in the order in which they are read.
+    hash: digest::Context,
     /// Whether the tree has the `log_format` "json", also where the parser lost its way.
     log_json: bool,
+    inputs: Inputs,
 }
 
 impl Load {
@@ -148,11 +172,16 @@ impl Load {
             diagnostics: Diagnostics::default(),
             barren: Vec::new(),
             obscured: false,
+            shown: Shown::default(),
+            hash: digest::Context::new(&digest::SHA256),
             log_json: false,
+            inputs: Inputs::default(),
         }
     }
 
     pub(super) fn main_file(&mut self, source: &Source, directory: &Path) -> (Sections, KnownKeys) {
+        source.hash(&mut self.hash);
+        self.shown.add(source);
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let log_format = table.get("telemetry").and_then(|it| it.get_ref().get("log_format"));
@@ -166,13 +195,13 @@ impl Load {
         (sections, reader.finish())
     }
 
-    /// Reads what `policy_files` names, each file once, by path.
+    /// Reads what `policy_files` names, each file once, by path. Returns their number.
     pub(super) fn policy_files(
         &mut self,
         source: &Source,
         path: &Path,
         patterns: &[(String, Span)],
-    ) {
+    ) -> usize {
         let mut files: BTreeMap<PathBuf, Span> = BTreeMap::new();
         for (pattern, span) in patterns {
             match files::named(pattern, path) {
@@ -184,11 +213,18 @@ impl Load {
                 Ok(found) => found.into_iter().for_each(|file| {
                     files.entry(file).or_insert_with(|| span.clone());
                 }),
-                Err(problem) => self.unreadable(source, span, problem),
+                Err(problem) => {
+                    self.inputs.add_unlisted(pattern, &problem.message);
+                    self.unreadable(source, span, problem);
+                }
             }
         }
+        self.inputs.patterns = patterns.iter().map(|(pattern, _)| pattern.clone()).collect();
+        let read = files.len();
         for (file, span) in files {
-            match files::read(&file) {
+            let (digest, read) = files::read_with_digest(&file);
+            self.inputs.add(digest);
+            match read {
                 Ok(policies) => self.policy_file(&policies),
                 Err(Unreadable::Closed(problem)) => self.unreadable(source, &span, problem),
                 Err(Unreadable::NotText(diagnostic)) => {
@@ -197,9 +233,23 @@ impl Load {
                 }
             }
         }
+        read
+    }
+
+    /// Watching reads every file once a second.
+    fn require_few(&mut self, source: &Source, span: &Span, files: usize) {
+        if files > WATCHED_FILES_MAX {
+            let problem = Problem::new(format!(
+                "`watch_policy_files` can watch {WATCHED_FILES_MAX} policy files, found {files}"
+            ));
+            let problem = problem.hint("name only files with policies in `policy_files`");
+            self.diagnostics.push(source.diagnose(span.clone(), Severity::Error, problem));
+        }
     }
 
     fn policy_file(&mut self, source: &Source) {
+        source.hash(&mut self.hash);
+        self.shown.add(source);
         let (table, damage) = syntax::parse(source, &mut self.diagnostics);
         self.obscured |= damage.hides_keys();
         let variable = self.host.variable;
@@ -243,6 +293,8 @@ impl Load {
         let log_json = self.log_json || sections.telemetry.log_json;
         let config = Config {
             file: None,
+            shown: self.shown,
+            hash: hexadecimal(self.hash.finish().as_ref()),
             shutdown_timeout: sections.shutdown_timeout,
             grpc: sections.grpc,
             http: sections.http,
@@ -253,8 +305,13 @@ impl Load {
             durability: sections.durability,
             telemetry: sections.telemetry,
             policies: self.policies.into_specs(),
+            inputs: Inputs::default(),
         };
         let config = Some(config).filter(|_| !self.diagnostics.has_errors());
-        Loaded { config, diagnostics: self.diagnostics, log_json }
+        Loaded { config, diagnostics: self.diagnostics, log_json, inputs: self.inputs }
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -29,6 +29,7 @@ mod env;
 mod files;
 pub(crate) mod keys;
 mod fit;
+mod inputs;
 mod limits;
 mod load;
 mod memory;
@@ -38,6 +39,7 @@ mod reader;
 mod secret;
 mod section;
 mod sections;
+mod shown;
 mod source;
 mod syntax;
 #[cfg(test)]
@@ -49,12 +51,14 @@ pub(crate) use diagnostics::Problem;
 pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
 pub(crate) use files::read_text;
+pub use inputs::Inputs;
 pub use load::{Loaded, embedded, load, load_or_embedded};
 pub use policy_tests::{
     AttributeValue, Expected, LoadedTests, PolicyTest, PolicyTests, TestEvent, TestSpan,
     TestedTrace, load_tests,
 };
 pub use secret::Secret;
+pub use shown::Shown;
 pub(crate) use source::Source;
 
 /// The JSON Schema (2020-12) of a configuration or policy file, for editors. What it knows beside
@@ -67,6 +71,13 @@ pub const SCHEMA: &str = include_str!("../../deploy/tailwater.schema.json");
 pub struct Config {
     /// Where it was read from, to be read again; `None` for what is built in.
     pub file: Option<PathBuf>,
+    /// What was read from there, to notice that it has changed.
+    pub inputs: Inputs,
+    /// The SHA-256 of all files that were read, one after the other, the main file first and then
+    /// those of `policy_files` by path; in hexadecimal.
+    pub hash: String,
+    /// These files, for people.
+    pub shown: Shown,
     /// `shutdown_timeout`: the longest a graceful shutdown may take.
     pub shutdown_timeout: Duration,
     /// `[receiver.grpc]`.
@@ -96,6 +107,9 @@ impl Config {
     pub fn differences(&self, other: &Config) -> Vec<&'static str> {
         let Config {
             file: _,
+            inputs: _,
+            hash: _,
+            shown: _,
             shutdown_timeout,
             grpc,
             http,
@@ -188,6 +202,8 @@ pub struct Sampling {
     /// `decision_log_size` in traces, default 100,000, as far as they fit into a sixteenth of the
     /// memory limit; 0 turns the log off.
     pub decision_log_size: usize,
+    /// `watch_policy_files`: whether to reload when the files change, default false.
+    pub watch_policy_files: bool,
     /// `[sampling.stamp] tracestate`, default true.
     pub stamp_tracestate: bool,
     /// `[sampling.stamp] policy`: "root" is true (the default), "off" false.

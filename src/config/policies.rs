@@ -41,6 +41,8 @@ const LIMIT_HINT: &str =
 
 /// What a policy at the top level may have besides its rule.
 struct Top {
+    /// Its `type`.
+    type_name: &'static str,
     limit: Option<LimitSpec>,
     expires: Option<u64>,
     shadow: bool,
@@ -146,8 +148,9 @@ impl Policies {
             _ => section.warning_at(section.span()),
         };
         let rule = self.whole_rule(section, Place::TOP);
-        if let (Some(name), Some((rule, Top { limit, expires, shadow }))) = (name.good(), rule) {
-            self.specs.push(PolicySpec { name, rule, limit, expires, shadow });
+        if let (Some(name), Some((rule, top))) = (name.good(), rule) {
+            let Top { type_name, limit, expires, shadow } = top;
+            self.specs.push(PolicySpec { name, type_name, rule, limit, expires, shadow });
             self.places.push(place);
         }
     }
@@ -231,14 +234,15 @@ impl Policies {
 
         let kind_spec = self.kind(&mut section, kind, place);
         let percentage = percentage(&mut section, kind.id, place);
-        let top = self.top(&mut section, kind.id, place);
+        let top = self.top(&mut section, kind, place);
         section.finish();
         Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, top))
     }
 
     /// The keys that only a policy at the top level may have.
-    fn top(&self, section: &mut Section<'_, '_>, kind: Type, place: Place) -> Top {
-        let limit = match limit_misplaced(kind, place) {
+    fn top(&self, section: &mut Section<'_, '_>, kind: &PolicyType, place: Place) -> Top {
+        let type_name = kind.name;
+        let limit = match limit_misplaced(kind.id, place) {
             Some(problem) => {
                 section.refuse("limit", problem);
                 None
@@ -250,7 +254,7 @@ impl Policies {
             section.refuse("expires", problem.hint("only the [[policy]] around it ends"));
             let problem = Problem::new("a nested policy has no `shadow`");
             section.refuse("shadow", problem.hint("only the [[policy]] around it can be one"));
-            return Top { limit, expires: None, shadow: false };
+            return Top { type_name, limit, expires: None, shadow: false };
         }
         let expires = section.instant("expires");
         if let Read::Set(at, span) = &expires
@@ -260,7 +264,7 @@ impl Policies {
             section.warn(span.clone(), problem.hint("remove it, or let it end later"));
         }
         let shadow = section.boolean("shadow").or(false);
-        Top { limit, expires: expires.good(), shadow }
+        Top { type_name, limit, expires: expires.good(), shadow }
     }
 
     fn kind(

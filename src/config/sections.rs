@@ -40,6 +40,8 @@ pub(super) struct Sections {
     pub(super) telemetry: Telemetry,
     /// `policy_files` with their places.
     pub(super) policy_files: Vec<(String, Span)>,
+    /// The place of `watch_policy_files = true`.
+    pub(super) watched: Option<Span>,
 }
 
 /// Reads all sections, and the files that they name relative to `directory`;
@@ -60,13 +62,18 @@ pub(super) fn read(
 
     let mut section = root.section("sampling");
     let policy_files = section.texts("policy_files").or(Vec::new());
+    let watched = match section.boolean("watch_policy_files") {
+        Read::Set(true, span) => Some(span),
+        _ => None,
+    };
     let memory = section.integer::<usize>("memory_limit_mib").map(|mib| mib * MIB);
     let (memory, memory_span) = match memory {
         Read::Set(bytes, span) => (Some(MemoryLimit::configured(bytes)), Some(span)),
         Read::Unset => (Some(memory_default.clone()), None),
         Read::Bad => (None, None),
     };
-    let (sampling, log) = sampling(section, memory.as_ref().unwrap_or(memory_default));
+    let (mut sampling, log) = sampling(section, memory.as_ref().unwrap_or(memory_default));
+    sampling.watch_policy_files = watched.is_some();
     if let Some(limit) = &memory {
         let messages: Vec<_> = [grpc_message, http_message].into_iter().flatten().collect();
         fit::review(root, limit, memory_span.as_ref(), &messages, log.as_ref());
@@ -91,6 +98,7 @@ pub(super) fn read(
         durability,
         telemetry,
         policy_files,
+        watched,
     }
 }
 
@@ -224,6 +232,7 @@ fn sampling(
         max_trace_bytes: section.integer_or_default::<u32>("max_trace_bytes_mib") << 20,
         decision_cache_ttl: section.duration_or_default("decision_cache_ttl"),
         decision_log_size: log_size.or(log_default),
+        watch_policy_files: false,
         stamp_tracestate,
         stamp_policy,
     };

@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeSet, ops::Range, path::Path};
 
+use ring::digest;
+
 use super::diagnostics::{Diagnostic, Problem, Severity, push_visible, visible};
 
 /// Characters of a line that a snippet shows.
@@ -19,6 +21,7 @@ const SNIPPET_CHARS_BEFORE: usize = 40;
 pub(crate) struct Source {
     name: String,
     text: String,
+    has_bom: bool,
     /// Byte offset at which each line starts; never empty.
     line_starts: Vec<usize>,
     /// Lines of `headers`, the values of which are not to be shown.
@@ -37,11 +40,15 @@ pub(super) struct Snippet {
 
 impl Source {
     pub(crate) fn new(name: &Path, text: &str) -> Self {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (text, has_bom) = match text.strip_prefix('\u{feff}') {
+            Some(text) => (text, true),
+            None => (text, false),
+        };
         let line_ends = text.match_indices('\n').map(|(at, _)| at + 1);
         Source {
             name: visible(&name.display().to_string()),
             text: text.to_owned(),
+            has_bom,
             secret_lines: secret_lines(text),
             line_starts: std::iter::once(0).chain(line_ends).collect(),
         }
@@ -50,6 +57,28 @@ impl Source {
     /// What the TOML parser reads; all spans are offsets into it.
     pub(crate) fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Adds the bytes of the file to a hash.
+    pub(super) fn hash(&self, hash: &mut digest::Context) {
+        if self.has_bom {
+            hash.update("\u{feff}".as_bytes());
+        }
+        hash.update(self.text.as_bytes());
+    }
+
+    /// The name, and the text with secrets hidden.
+    pub(super) fn shown(&self) -> (String, String) {
+        let mut text = String::with_capacity(self.text.len());
+        for (number, line) in self.text.lines().enumerate() {
+            if self.secret_lines.contains(&number) {
+                text.push_str("# hidden: a line of headers");
+            } else {
+                text.push_str(line);
+            }
+            text.push('\n');
+        }
+        (self.name.clone(), text)
     }
 
     /// The line of an offset, from 0.

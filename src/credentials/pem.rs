@@ -19,6 +19,7 @@ use rustls::{
 };
 
 use super::side::provider;
+use crate::changes::{self, Digest};
 
 /// A bundle of all public CAs has 250 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -122,16 +123,16 @@ pub(super) fn contents(role: Role, file: &Path) -> Result<Vec<u8>, FileFault> {
     Ok(contents)
 }
 
-/// The digest of each file, which tells contents apart; a file that cannot be read has the digest
-/// of its error.
-pub(super) fn fingerprint(files: &[PathBuf]) -> Vec<[u8; 32]> {
+/// The digest of each file.
+pub(super) fn digests(files: &[PathBuf]) -> Vec<Digest> {
     let of_file = |file: &PathBuf| match contents(Role::Certificate, file) {
-        Ok(contents) => sha256(&contents),
-        Err(fault) => sha256(fault.to_string().as_bytes()),
+        Ok(contents) => changes::digest(file, Ok(&contents)),
+        Err(fault) => changes::digest(file, Err(&fault)),
     };
     files.iter().map(of_file).collect()
 }
 
+/// The digest of a token.
 pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest(&SHA256, bytes).as_ref());

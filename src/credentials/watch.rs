@@ -4,15 +4,12 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
 };
 
 use tracing::{error, info};
 
-use super::pem::{Faults, fingerprint};
-
-/// A change takes effect after two checks, well within the promised ten seconds.
-const PERIOD: Duration = Duration::from_secs(1);
+use super::pem::{Faults, digests};
+use crate::changes;
 
 /// The contents of files as of the last time that they could be used.
 #[derive(Debug)]
@@ -33,10 +30,7 @@ impl<T> Live<T> {
 /// Files that are read together.
 struct Files {
     paths: Vec<PathBuf>,
-    /// Their digests when they were last read.
-    read: Vec<[u8; 32]>,
-    /// Their digests at the last check.
-    seen: Vec<[u8; 32]>,
+    changes: changes::Files,
     is_in_force: bool,
     /// Reads the files and puts their contents in force.
     apply: Box<dyn Fn() -> Result<(), Faults> + Send>,
@@ -72,11 +66,11 @@ impl Watch {
         read: impl Fn() -> Result<T, Faults> + Send + 'static,
     ) -> Result<Arc<Live<T>>, Faults> {
         // The digests are taken before the files are read: a write in between counts as a change.
-        let seen = fingerprint(&paths);
+        let changes = changes::Files::new(digests(&paths));
         let live = Arc::new(Live(RwLock::new(Arc::new(read()?))));
         let target = Arc::clone(&live);
         let apply = Box::new(move || read().map(|next| target.set(next)));
-        let files = Files { paths, read: seen.clone(), seen, is_in_force: true, apply };
+        let files = Files { paths, changes, is_in_force: true, apply };
         self.files.lock().unwrap_or_else(PoisonError::into_inner).push(files);
         Ok(live)
     }
@@ -86,21 +80,13 @@ impl Watch {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// How often to call [`Watch::look`].
-    pub fn period(&self) -> Duration {
-        PERIOD
-    }
-
-    /// Reads the files again that have changed and have been the same for two checks: a file that
-    /// is still being written, or one half of a pair, changes again until then. Blocks.
+    /// Reads the files again that have changed and come to rest. Called once every
+    /// [`changes::PERIOD`]. Blocks.
     pub fn look(&self) {
         let mut all = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         for files in all.iter_mut() {
-            let now = fingerprint(&files.paths);
-            let is_at_rest = now == files.seen;
-            files.seen = now;
-            if is_at_rest && files.seen != files.read {
-                files.read = files.seen.clone();
+            if files.changes.look(digests(&files.paths)) {
+                files.changes.note_read();
                 files.apply();
             }
         }

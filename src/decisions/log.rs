@@ -51,6 +51,8 @@ pub struct DecisionRecord {
     pub duration_nanos: u64,
     /// Milliseconds from the time at which the trace was due to its decision.
     pub lag_millis: u32,
+    /// Whether a span without a parent had arrived by then.
+    pub root_received: bool,
     /// The policies that matched, as a range of [`Decisions::matched`].
     pub matched: Range<u32>,
     /// The shadow policies that matched, as a range of [`Decisions::shadowed`].
@@ -87,6 +89,13 @@ impl Decisions {
     /// The shadow policies that matched one of the records.
     pub fn shadowed(&self, record: &DecisionRecord) -> &[Shadowed] {
         &self.shadowed[record.shadowed.start as usize..record.shadowed.end as usize]
+    }
+
+    /// One of the records as an answer for people.
+    pub fn logged(&self, record: &DecisionRecord, decided_at: u64) -> Logged {
+        let shadow_matched = self.shadowed(record).iter().map(|shadowed| shadowed.policy).collect();
+        let matched = self.matched(record).to_vec();
+        Logged { record: record.clone(), matched, shadow_matched, decided_at }
     }
 
     fn part(&self, records: Range<usize>) -> DecisionsPart<'_> {
@@ -244,14 +253,22 @@ impl DecisionLog {
     pub fn find(&self, trace_id: TraceId) -> Option<Logged> {
         let chunks: Vec<_> = self.lock().chunks.iter().cloned().collect();
         let of_trace = |record: &&DecisionRecord| record.trace_id == trace_id;
-        let in_chunk = |chunk: &Arc<Chunk>| {
-            let record = chunk.decisions.records.iter().rev().find(of_trace)?.clone();
-            let matched = chunk.decisions.matched(&record).to_vec();
-            let shadowed = chunk.decisions.shadowed(&record).iter();
-            let shadow_matched = shadowed.map(|shadowed| shadowed.policy).collect();
-            Some(Logged { record, matched, shadow_matched, decided_at: chunk.decided_at })
+        let in_chunk = |Chunk { decisions, decided_at, .. }: &Chunk| {
+            let record = decisions.records.iter().rev().find(of_trace)?;
+            Some(decisions.logged(record, *decided_at))
         };
-        chunks.iter().rev().find_map(in_chunk)
+        chunks.iter().rev().find_map(|chunk| in_chunk(chunk))
+    }
+
+    /// The last decisions, newest first.
+    pub fn newest(&self, count: usize) -> Vec<Logged> {
+        let chunks: Vec<_> = self.lock().chunks.iter().rev().take(count).cloned().collect();
+        let of_chunk = |chunk: &Arc<Chunk>| {
+            let Chunk { decisions, decided_at, .. } = &**chunk;
+            let records = decisions.records.iter().rev().take(count);
+            records.map(|record| decisions.logged(record, *decided_at)).collect::<Vec<_>>()
+        };
+        chunks.iter().flat_map(of_chunk).take(count).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Chunks> {
@@ -279,6 +296,7 @@ mod tests {
             bytes: 0,
             duration_nanos: 0,
             lag_millis: 0,
+            root_received: false,
             shadowed: matched.clone(),
             matched,
         }
@@ -312,6 +330,9 @@ mod tests {
         assert_eq!((newest.record.spans, newest.decided_at), (99_999, 99_999));
         assert_eq!(newest.matched, [PolicyId(4)]);
         assert_eq!(newest.shadow_matched, [PolicyId(6)]);
+        let ids: Vec<_> = log.newest(3).iter().map(|logged| logged.record.trace_id).collect();
+        assert_eq!(ids, [7, 99_999, 7].map(trace_id));
+        assert_eq!(log.newest(9_999).len(), 1000);
         let trace_bytes = LOGGED_TRACE_BYTES + 2 + size_of::<Shadowed>();
         assert_eq!(budget.used(), 1000 * trace_bytes + 500 * CHUNK_BYTES);
         drop(log);

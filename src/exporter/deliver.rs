@@ -164,6 +164,12 @@ impl<'a> Delivery<'a> {
             _ = consumer.give_up.wait_for(|&give_up| give_up) => return None,
         };
         consumer.metrics.exported(outcome.code(), consumer.clock.elapsed() - started);
+        if let Outcome::Retry { code, message, .. } | Outcome::Refused { code, message, .. } =
+            &outcome
+        {
+            let said = format!("{}: {}", code.as_str(), shortened(message));
+            consumer.client.peer.took_nothing(said);
+        }
         Some(outcome)
     }
 

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 pub use answer::{Answer, Cause, Outcome};
 pub use client::{Client, ClientError};
 pub use connect::{ConnectError, Connection, Connector, Tls};
+pub use peer::Standing;
 pub use queue::{Place, Popped, Queue};
 
 use crate::{

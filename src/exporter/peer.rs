@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::answer::{Cause, REQUEST_BYTES_MIN};
-use crate::throttle::Throttle;
+use crate::{clock, throttle::Throttle};
 
 /// How long the learnt size limit is remembered. Then one request is sent whole again, to test the
 /// limit.
@@ -44,6 +44,26 @@ struct State {
     paused_at: Option<Instant>,
     /// Since when attempts fail.
     failing: Option<Failing>,
+    standing: Option<Standing>,
+}
+
+/// What the last attempt to export says about the backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Why it took nothing; `None` if it took what was sent.
+    pub error: Option<String>,
+    /// Since when that is so, in Unix milliseconds.
+    pub since: u64,
+}
+
+impl State {
+    fn note(&mut self, error: Option<String>) {
+        let is_failing = |standing: &&mut Standing| standing.error.is_some() == error.is_some();
+        match self.standing.as_mut().filter(is_failing) {
+            Some(standing) => standing.error = error,
+            None => self.standing = Some(Standing { error, since: clock::unix_millis() }),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,11 +91,22 @@ impl Peer {
         is_news.then_some(learnt)
     }
 
+    /// What the last attempt said; `None` before the first.
+    pub(super) fn standing(&self) -> Option<Standing> {
+        self.lock().standing.clone()
+    }
+
+    /// Notes why an attempt sent nothing.
+    pub(super) fn took_nothing(&self, error: String) {
+        self.lock().note(Some(error));
+    }
+
     /// Notes that the backend has taken a request of `request_bytes`. Returns for how long it had
     /// taken none, if the log has said so.
     pub(super) fn took(&self, request_bytes: usize) -> Option<Duration> {
         let mut state = self.lock();
         state.refusals = 0;
+        state.note(None);
         // A larger request has been taken, so the limit is out of date.
         state.limit = state.limit.filter(|(limit, _)| request_bytes <= *limit);
         let failing = state.failing.take()?;
@@ -256,6 +287,24 @@ mod tests {
         evidence.refused(70_000, None);
         evidence.refused_alone();
         assert_eq!(evidence.proven_limit(), None);
+    }
+
+    #[test]
+    fn the_last_attempt_tells_how_the_backend_is() {
+        let peer = Peer::default();
+        let error = || peer.standing().map(|standing| standing.error);
+        assert_eq!(error(), None);
+        peer.took(1);
+        assert_eq!(error(), Some(None));
+        let since = peer.standing().map(|standing| standing.since);
+        peer.took(1);
+        assert_eq!(peer.standing().map(|standing| standing.since), since);
+        for said in ["UNAVAILABLE: gone", "DEADLINE_EXCEEDED: no answer in time"] {
+            peer.took_nothing(said.to_owned());
+            assert_eq!(error(), Some(Some(said.to_owned())));
+        }
+        peer.took(1);
+        assert_eq!(error(), Some(None));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,19 +10,14 @@
 
 mod codes;
 mod connections;
+mod count;
 pub(crate) mod described;
 mod expiries;
 mod histogram;
 mod policies;
 mod reasons;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use metrics::{Counter, Gauge, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -30,10 +25,12 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 pub use self::{
     codes::ExportCode,
     connections::{Closed, Transport},
+    policies::PolicyCounts,
     reasons::{FailedBecause, RefusedBecause},
 };
 use self::{
     connections::{Connections, ORIGINS, TRANSPORTS},
+    count::Count,
     described::Metric,
     expiries::Expiries,
     histogram::Histogram,
@@ -86,12 +83,27 @@ pub struct Readings {
     pub durability: ([u64; 3], [u64; 3], u64),
 }
 
+/// Spans since the start, as the ledger adds them up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Acknowledged.
+    pub accepted: u64,
+    /// Kept by a decision.
+    pub kept: u64,
+    /// Dropped by a decision, as late spans of a dropped trace, or beyond the cap of a trace.
+    pub dropped: u64,
+    /// Taken by the backend.
+    pub sent: u64,
+    /// Kept, and lost on the way to the backend.
+    pub failed: u64,
+}
+
 /// The handles.
 pub struct Metrics {
     /// Registers the series of policies that come with a reload.
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
-    accepted: [Counter; 3],
+    accepted: [Count; 3],
     refused_spans: [[Counter; 2]; 2],
     refused_requests: [[Counter; REFUSED.len()]; 2],
     empty_requests: [Counter; 2],
@@ -104,9 +116,8 @@ pub struct Metrics {
     triggers: [Counter; 5],
     late_spans: [Counter; 2],
     late_errors: [Counter; 2],
-    sent: Counter,
-    failed: [Counter; 7],
-    failed_in_all: AtomicU64,
+    sent: Count,
+    failed: [Count; 7],
     retries: Vec<Counter>,
     faults: [Counter; 4],
     panics: [Counter; Task::ALL.len()],
@@ -160,7 +171,7 @@ impl Metrics {
         Metrics {
             handle: recorder.handle(),
             recorder,
-            accepted: ORIGINS.map(|origin| described::ACCEPTED_SPANS.counter([origin])),
+            accepted: ORIGINS.map(|origin| Count::new(described::ACCEPTED_SPANS.counter([origin]))),
             refused_spans: TRANSPORTS.map(|transport| {
                 REFUSED_SPANS.map(|why| described::REFUSED_SPANS_TOTAL.counter([transport, why]))
             }),
@@ -176,9 +187,8 @@ impl Metrics {
             triggers: Trigger::ALL.map(|trigger| described::DECISIONS.counter([trigger.as_str()])),
             late_spans: by_decision(described::LATE_SPANS),
             late_errors: by_decision(described::LATE_ERROR_SPANS),
-            sent: described::SENT_SPANS.counter([]),
-            failed: FAILED.map(|why| described::FAILED_SPANS.counter([why])),
-            failed_in_all: AtomicU64::new(0),
+            sent: Count::new(described::SENT_SPANS.counter([])),
+            failed: FAILED.map(|why| Count::new(described::FAILED_SPANS.counter([why]))),
             retries: ExportCode::all().map(|c| described::RETRIES.counter([c.as_str()])).collect(),
             faults: [
                 described::UNSTAMPED_SPANS,
@@ -262,7 +272,7 @@ impl Metrics {
 
     /// A request that was taken.
     pub fn accepted(&self, transport: Transport, ingested: &Ingested) {
-        self.accepted[transport as usize].increment(ingested.accepted);
+        self.accepted[transport as usize].add(ingested.accepted);
         let outsized = ingested.outsized.as_ref().map_or(0, |outsized| outsized.spans);
         let refused = &self.refused_spans[transport as usize];
         for (counter, spans) in refused.iter().zip([ingested.rejected, outsized]) {
@@ -274,7 +284,7 @@ impl Metrics {
 
     /// Spans that came back from the logs of an earlier process.
     pub fn replayed(&self, spans: u64) {
-        self.accepted[2].increment(spans);
+        self.accepted[2].add(spans);
     }
 
     /// Spans that an earlier process kept by a policy and did not deliver.
@@ -357,18 +367,36 @@ impl Metrics {
 
     /// Spans that the backend has.
     pub fn sent(&self, spans: u64) {
-        self.sent.increment(spans);
+        self.sent.add(spans);
     }
 
     /// Kept spans that the backend will never have.
     pub fn failed(&self, because: FailedBecause, spans: u64) {
-        self.failed[because as usize].increment(spans);
-        self.failed_in_all.fetch_add(spans, Relaxed);
+        self.failed[because as usize].add(spans);
     }
 
     /// Kept spans that the backend will never have, for whatever reason.
     pub fn failed_in_all(&self) -> u64 {
-        self.failed_in_all.load(Relaxed)
+        self.failed.iter().map(Count::get).sum()
+    }
+
+    /// The sums of the ledger that are counted, over all policies and reasons.
+    pub fn totals(&self) -> Totals {
+        // In the order of the flow: a span that moves on meanwhile is seen twice, not missed.
+        let accepted = self.accepted.iter().map(Count::get).sum();
+        let (kept, dropped) = self.policies.spans();
+        Totals { accepted, kept, dropped, sent: self.sent.get(), failed: self.failed_in_all() }
+    }
+
+    /// Kept spans that the backend will never have, by reason; only reasons that have occurred.
+    pub fn failed_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counted = FAILED.into_iter().zip(self.failed.iter().map(Count::get));
+        counted.filter(|(_, spans)| *spans > 0)
+    }
+
+    /// What was counted for each of these policies since the start.
+    pub fn of_policies(&self, ids: impl Iterator<Item = PolicyId>) -> Vec<PolicyCounts> {
+        self.policies.counts(ids)
     }
 
     /// One attempt to export.
@@ -384,6 +412,8 @@ impl Metrics {
     /// The exposition format, version 0.0.4.
     pub fn render(&self, readings: &Readings) -> String {
         self.gauges.set(readings);
+        self.accepted.iter().chain(&self.failed).chain([&self.sent]).for_each(Count::show);
+        self.policies.show();
         for (counter, panics) in self.panics.iter().zip(readings.panics) {
             counter.absolute(panics);
         }

@@ -3,13 +3,14 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use metrics::Counter;
-
-use super::described::{self, Metric};
+use super::{
+    count::Count,
+    described::{self, Metric},
+};
 
 use crate::{
     decisions::DecisionRecord,
-    policy::{PolicyId, Shadowed},
+    policy::{Effect, PolicyId, Shadowed},
     sampler::{Decided, Late},
 };
 
@@ -53,7 +54,7 @@ impl Policies {
 
     /// Counts spans that an earlier process kept.
     pub(super) fn kept_before(&self, policy: PolicyId, spans: u64) {
-        self.read(|counters| counters[index(policy)].spans_kept.increment(spans));
+        self.read(|counters| counters[index(policy)].spans_kept.add(spans));
     }
 
     /// Counts what was decided together.
@@ -88,6 +89,24 @@ impl Policies {
         });
     }
 
+    /// Kept and dropped spans over all policies.
+    pub(super) fn spans(&self) -> (u64, u64) {
+        self.read(|counters| {
+            let kept = counters.iter().map(|counters| counters.spans_kept.get()).sum();
+            (kept, counters.iter().map(PolicyCounters::dropped).sum())
+        })
+    }
+
+    /// What was counted for these policies.
+    pub(super) fn counts(&self, ids: impl Iterator<Item = PolicyId>) -> Vec<PolicyCounts> {
+        self.read(|counters| ids.map(|id| counters[index(id)].counts()).collect())
+    }
+
+    /// Sets the series to what was counted.
+    pub(super) fn show(&self) {
+        self.read(|counters| counters.iter().for_each(PolicyCounters::show));
+    }
+
     fn read<T>(&self, read: impl FnOnce(&[PolicyCounters]) -> T) -> T {
         read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -97,25 +116,45 @@ fn index(policy: PolicyId) -> usize {
     if policy == PolicyId::NONE { 0 } else { usize::from(policy.0) + 1 }
 }
 
+/// What was counted for one policy since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyCounts {
+    /// Traces that it matched.
+    pub matched_traces: u64,
+    /// Traces that were kept by it.
+    pub kept_traces: u64,
+    /// Traces that were dropped by it.
+    pub dropped_traces: u64,
+    /// Spans that were kept by it.
+    pub kept_spans: u64,
+    /// Spans that were dropped by it.
+    pub dropped_spans: u64,
+    /// Dropped traces that it would have kept as a shadow policy.
+    pub shadow_kept_traces: u64,
+    /// Kept traces that it would have dropped as a shadow policy.
+    pub shadow_dropped_traces: u64,
+}
+
 struct PolicyCounters {
-    traces_kept: Counter,
-    traces_dropped: Counter,
-    spans_kept: Counter,
-    spans_dropped: [Counter; 3],
-    matches: Counter,
+    traces_kept: Count,
+    traces_dropped: Count,
+    spans_kept: Count,
+    spans_dropped: [Count; 3],
+    matches: Count,
     /// Where it is a shadow policy, or was one.
     shadow: Option<ShadowCounters>,
 }
 
 /// What a shadow policy would have changed, in the order of [`EFFECTS`].
 struct ShadowCounters {
-    traces: [Counter; 3],
-    spans: [Counter; 3],
+    traces: [Count; 3],
+    spans: [Count; 3],
 }
 
 impl ShadowCounters {
     fn register(policy: &str) -> Self {
-        let by_effect = |metric: Metric| EFFECTS.map(|effect| metric.counter([policy, effect]));
+        let by_effect =
+            |metric: Metric| EFFECTS.map(|effect| Count::new(metric.counter([policy, effect])));
         ShadowCounters {
             traces: by_effect(described::SHADOW_TRACES),
             spans: by_effect(described::SHADOW_SPANS),
@@ -124,8 +163,8 @@ impl ShadowCounters {
 
     fn add(&self, tally: &[[u64; 2]; 3]) {
         for ((traces, spans), tally) in self.traces.iter().zip(&self.spans).zip(tally) {
-            traces.increment(tally[0]);
-            spans.increment(tally[1]);
+            traces.add(tally[0]);
+            spans.add(tally[1]);
         }
     }
 }
@@ -165,12 +204,13 @@ impl PolicyTally {
 
 impl PolicyCounters {
     fn register(policy: &str) -> Self {
-        let by_policy = |metric: Metric| metric.counter([policy]);
+        let by_policy = |metric: Metric| Count::new(metric.counter([policy]));
+        let dropped = |why| Count::new(described::SPANS_DROPPED.counter([policy, why]));
         PolicyCounters {
             traces_kept: by_policy(described::TRACES_KEPT),
             traces_dropped: by_policy(described::TRACES_DROPPED),
             spans_kept: by_policy(described::SPANS_KEPT),
-            spans_dropped: DROPPED.map(|why| described::SPANS_DROPPED.counter([policy, why])),
+            spans_dropped: DROPPED.map(dropped),
             matches: by_policy(described::POLICY_MATCHES),
             shadow: None,
         }
@@ -181,15 +221,42 @@ impl PolicyCounters {
         if *tally == PolicyTally::default() {
             return;
         }
-        self.traces_kept.increment(tally.traces[0]);
-        self.traces_dropped.increment(tally.traces[1]);
-        self.spans_kept.increment(tally.spans_kept);
+        self.traces_kept.add(tally.traces[0]);
+        self.traces_dropped.add(tally.traces[1]);
+        self.spans_kept.add(tally.spans_kept);
         for (counter, &spans) in self.spans_dropped.iter().zip(&tally.spans_dropped) {
-            counter.increment(spans);
+            counter.add(spans);
         }
-        self.matches.increment(tally.matches);
+        self.matches.add(tally.matches);
         if let Some(shadow) = &self.shadow {
             shadow.add(&tally.shadow);
+        }
+    }
+
+    fn dropped(&self) -> u64 {
+        self.spans_dropped.iter().map(Count::get).sum()
+    }
+
+    fn counts(&self) -> PolicyCounts {
+        let shadow = |effect: Effect| {
+            self.shadow.as_ref().map_or(0, |shadow| shadow.traces[effect as usize].get())
+        };
+        PolicyCounts {
+            matched_traces: self.matches.get(),
+            kept_traces: self.traces_kept.get(),
+            dropped_traces: self.traces_dropped.get(),
+            kept_spans: self.spans_kept.get(),
+            dropped_spans: self.dropped(),
+            shadow_kept_traces: shadow(Effect::Kept),
+            shadow_dropped_traces: shadow(Effect::Dropped),
+        }
+    }
+
+    fn show(&self) {
+        let counts = [&self.traces_kept, &self.traces_dropped, &self.spans_kept, &self.matches];
+        counts.into_iter().chain(&self.spans_dropped).for_each(Count::show);
+        if let Some(shadow) = &self.shadow {
+            shadow.traces.iter().chain(&shadow.spans).for_each(Count::show);
         }
     }
 }

@@ -21,7 +21,7 @@ mod tick;
 pub use leaves::Leaves;
 pub use number::{Number, NumberRange};
 pub use plan::{
-    Effect, Evidence, POLICY_NAMES_MAX, Plan, PolicyId, Shadowed, TooManyNames, Verdict,
+    Effect, Evidence, InForce, POLICY_NAMES_MAX, Plan, PolicyId, Shadowed, TooManyNames, Verdict,
 };
 pub use review::{Remark, review};
 pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch};

@@ -66,6 +66,16 @@ impl Node {
             Node::Or(parts) => parts.iter().map(evaluate).min().unwrap_or(Threshold::NEVER),
         }
     }
+
+    /// The lowest threshold that the expression evaluates to for any trace that it matches.
+    pub(super) fn lowest(&self) -> Threshold {
+        match self {
+            Node::Constant(threshold) => *threshold,
+            Node::Condition { .. } => Threshold::ALWAYS,
+            Node::And(parts) => parts.iter().map(Node::lowest).max().unwrap_or(Threshold::ALWAYS),
+            Node::Or(parts) => parts.iter().map(Node::lowest).min().unwrap_or(Threshold::NEVER),
+        }
+    }
 }
 
 impl Condition {

@@ -95,9 +95,28 @@ pub struct Shadowed {
     pub effect: Effect,
 }
 
+/// A policy in force, as people see it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InForce<'a> {
+    /// Its id.
+    pub id: PolicyId,
+    /// Its name.
+    pub name: &'a str,
+    /// Its `type`, as it is written.
+    pub type_name: &'static str,
+    /// Whether it is a shadow policy.
+    pub is_shadow: bool,
+    /// When it ends, in Unix milliseconds.
+    pub expires: Option<u64>,
+    /// The threshold that it proposes now for a trace that it matches, limits included; if it has
+    /// parts with different percentages, the lowest of these thresholds. `None` for `drop`.
+    pub threshold: Option<Threshold>,
+}
+
 #[derive(Debug)]
 struct Policy {
     id: PolicyId,
+    type_name: &'static str,
     node: Node,
     is_veto: bool,
     /// The index of its limit in the plan's limits.
@@ -144,6 +163,7 @@ impl Plan {
         for (spec, id) in specs.iter().zip(ids) {
             let policy = Policy {
                 id,
+                type_name: spec.type_name,
                 node: compile(&spec.rule, false, &mut leaves),
                 is_veto: matches!(spec.rule.kind, RuleKind::Drop(_)),
                 limit: spec.limit.map(|limit| {
@@ -243,6 +263,20 @@ impl Plan {
     /// The shadow policies. If there are none, they cost nothing.
     pub fn shadows(&self) -> impl ExactSizeIterator<Item = PolicyId> {
         self.shadows.iter().map(|policy| policy.id)
+    }
+
+    /// The policies in force: those that decide in the order of the files, then the shadow
+    /// policies.
+    pub fn in_force(&self) -> impl Iterator<Item = InForce<'_>> {
+        let count = self.policies.len();
+        self.all().enumerate().map(move |(index, policy)| InForce {
+            id: policy.id,
+            name: self.name(policy.id),
+            type_name: policy.type_name,
+            is_shadow: index >= count,
+            expires: policy.expiry.as_ref().map(|expiry| expiry.at()),
+            threshold: (!policy.is_veto).then(|| self.raised(policy, policy.node.lowest())),
+        })
     }
 
     /// The threshold that a policy proposes, raised by its limit.

@@ -15,6 +15,8 @@ use crate::trace::{SpanKind, StatusCode};
 pub struct PolicySpec {
     /// The unique name, `[A-Za-z0-9_.-]{1,64}`. It is the value of every `policy` label.
     pub name: String,
+    /// Its `type`, as it is written.
+    pub type_name: &'static str,
     /// The conditions, and the probability with which it keeps.
     pub rule: RuleSpec,
     /// The rate at which it may keep spans; not for `drop`.
@@ -28,7 +30,9 @@ pub struct PolicySpec {
 impl PolicySpec {
     /// A policy without an end and without a limit.
     pub fn new(name: impl Into<String>, rule: RuleSpec) -> Self {
-        PolicySpec { name: name.into(), rule, limit: None, expires: None, shadow: false }
+        let type_name = rule.kind.type_name();
+        let (limit, expires, shadow) = (None, None, false);
+        PolicySpec { name: name.into(), type_name, rule, limit, expires, shadow }
     }
 }
 

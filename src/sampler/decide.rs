@@ -284,6 +284,7 @@ impl Sampler {
             bytes: facts.bytes,
             duration_nanos: facts.duration_nanos(),
             lag_millis: window.now().since(due.at),
+            root_received: facts.root_seen,
             matched: matched_start..out.decisions.matched.len() as u32,
             shadowed: shadowed_start..out.decisions.shadowed.len() as u32,
         });

@@ -7,25 +7,25 @@
 //! the first span of a large request is taken in, the budget is asked for the memory that all its
 //! spans need.
 
+mod again;
+
 use std::{
-    collections::HashMap,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
 };
 
+use self::again::WalkedAgain;
 use super::{Decided, Passed, Sampler, ShardState, cap::Since};
 use crate::{
-    budget::{Budget, Hold, Holder},
+    budget::{Hold, Holder},
     decisions::Decision,
     otlp::{
         Context,
-        conditions::Conditions as _,
         outsized::Outsized,
-        rewalk::Rewalk,
         walk::{self, SpanMeta, Unwalked, Walked},
     },
-    policy::{Plan, PolicyId},
+    policy::Plan,
     trace::{TraceId, Trigger},
     window::{self, ContextSlots, Due, Millis, Position, Run},
 };
@@ -68,6 +68,11 @@ impl Scratch {
     /// Forgets a request that was prepared and is not taken in.
     pub fn clear(&mut self) {
         self.shrink();
+    }
+
+    /// The spans of the request that was prepared, or of its last piece.
+    pub(super) fn spans(&self) -> &[SpanMeta] {
+        &self.walked.spans
     }
 
     /// Shrinks the buffers to the room that `walked` keeps.
@@ -189,41 +194,6 @@ pub struct Ingested {
     pub outsized: Option<Box<Outsized>>,
 }
 
-/// Some spans of a request, with their bits under another plan than the one they were walked with.
-/// Needed when a reload has reached their shard, or is about to.
-struct WalkedAgain {
-    spans: Vec<SpanMeta>,
-    hashes: Vec<u64>,
-    bits: Vec<u64>,
-    order: Vec<u32>,
-    _hold: Hold,
-}
-
-impl WalkedAgain {
-    fn new(of_shard: &OfShard<'_>, plan: &Plan, budget: &Arc<Budget>) -> Self {
-        let (words, order) = (plan.leaves().words(), of_shard.order);
-        // These are the spans of one hold of the lock, too few to need a reservation.
-        let bytes = order.len() * (size_of::<SpanMeta>() + 8 + 8 * words + 4);
-        let hold = budget.hold(Holder::Walking, bytes);
-        let spans: Vec<_> = order.iter().map(|&index| of_shard.spans[index as usize]).collect();
-        let hashes = order.iter().map(|&index| of_shard.hashes[index as usize]).collect();
-        let mut bits = vec![0; spans.len() * words];
-        let mut rewalk = Rewalk::new(plan.leaves());
-        for (index, span) in spans.iter().enumerate() {
-            let bytes = &of_shard.request[span.offset as usize..][..span.len as usize];
-            let context = &of_shard.contexts[span.context as usize];
-            rewalk.add(context, bytes, &mut bits[index * words..][..words]);
-        }
-        let order = (0..).take(spans.len()).collect();
-        WalkedAgain { spans, hashes, bits, order, _hold: hold }
-    }
-
-    fn of_shard<'a>(&'a self, before: &OfShard<'a>) -> OfShard<'a> {
-        let WalkedAgain { spans, hashes, bits, order, .. } = self;
-        OfShard { spans, hashes, bits, order, ..*before }
-    }
-}
-
 impl Sampler {
     /// Takes in one `ExportTraceServiceRequest`. Adds the decisions that it causes (late spans,
     /// traces that reach a limit) to `out`.
@@ -287,29 +257,6 @@ impl Sampler {
         // An idle connection must not keep the contexts of its last request alive.
         scratch.shrink();
         Ingested { accepted, rejected, outsized }
-    }
-
-    /// The policies that the traces of an encoded request are remembered to be kept by, each with
-    /// the number of its spans.
-    ///
-    /// # Errors
-    /// [`Unwalked`] if it is no request.
-    pub fn credits(
-        &self,
-        request: &[u8],
-        scratch: &mut Scratch,
-    ) -> Result<HashMap<PolicyId, u64>, Unwalked> {
-        self.prepare(request, scratch)?;
-        let mut credits = HashMap::new();
-        for run in scratch.walked.spans.chunk_by(|a, b| a.trace_id == b.trace_id) {
-            let policy = match self.look_up(run[0].trace_id) {
-                super::Lookup::Decided(decision, _) => decision.verdict.policy,
-                super::Lookup::Pending | super::Lookup::Unknown => PolicyId::NONE,
-            };
-            *credits.entry(policy).or_default() += run.len() as u64;
-        }
-        scratch.shrink();
-        Ok(credits)
     }
 
     /// Reserves memory for the spans of a large request. Returns the reservation and the share of

@@ -23,13 +23,13 @@ mod decide;
 mod ingest;
 mod passed;
 mod positions;
+mod recall;
 #[cfg(test)]
 mod tests;
 mod tick;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use self::tick::Ticks;
 pub use self::{
     cap::Cut,
     decide::{Decided, KeptTrace, Late, Progress, Which},
@@ -37,13 +37,14 @@ pub use self::{
     passed::Passed,
     positions::{Mark, Positions, Underway},
 };
+use self::{decide::evidence, tick::Ticks};
 use crate::{
     budget::{Budget, Holder},
     decisions::{Decision, DecisionCache, DecisionLog, Logged},
     otlp::{Contexts, conditions::Conditions as _, walked::Bounds},
-    policy::Plan,
-    trace::TraceId,
-    window::{self, Hasher, Millis, NewBits, Pool, Shard, Waits},
+    policy::{Plan, PolicyId},
+    trace::{Facts, Randomness, TraceId},
+    window::{self, Hasher, Millis, NewBits, Pool, Position, Shard, Waits},
 };
 
 /// The limits of a trace and of the time it is kept.
@@ -128,11 +129,26 @@ pub enum Hold {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// In the window, undecided.
-    Pending,
+    Pending(Box<Pending>),
     /// Decided; the details are present while the decision log has them.
     Decided(Decision, Option<Box<Logged>>),
     /// Never seen, or forgotten.
     Unknown,
+}
+
+/// What is known so far about an undecided trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// The facts of its spans.
+    pub facts: Facts,
+    /// The randomness that will be compared with the threshold, unless a later span changes it.
+    pub randomness: Randomness,
+    /// The policies that match so far.
+    pub matched: Vec<PolicyId>,
+    /// The shadow policies that match so far.
+    pub shadow_matched: Vec<PolicyId>,
+    /// Milliseconds until it is decided at the latest; 0 if it is due.
+    pub due_in_millis: u32,
 }
 
 impl Sampler {
@@ -212,32 +228,6 @@ impl Sampler {
         // Read after the shards: whoever took a trace out of a shard before it was looked at had
         // begun by now.
         Mark::new(watermark, positions.next())
-    }
-
-    /// Remembers a decision that an earlier process made, for late spans and look-ups.
-    /// [`Self::settle_remembered`] has to follow after every few thousand.
-    pub fn remember(&self, trace_id: TraceId, decision: &Decision) {
-        let hash = window::hash_of(&self.hasher, trace_id);
-        self.lock(self.shard_of(hash)).remembered.remember(hash, decision);
-    }
-
-    /// Adds to what a remembered trace has used of its cap.
-    pub fn remember_bytes(&self, trace_id: TraceId, bytes: u64) {
-        let Some(cap) = self.limits.kept_bytes_max else { return };
-        let hash = window::hash_of(&self.hasher, trace_id);
-        let mut state = self.lock(self.shard_of(hash));
-        let used = state.remembered.used_bytes(hash);
-        // What did not fit was dropped.
-        state.remembered.use_bytes(hash, (used + bytes).min(cap));
-    }
-
-    /// Charges what is remembered, and forgets the oldest of it if it is too much.
-    pub fn settle_remembered(&self) {
-        for index in 0..self.shards.len() {
-            let mut state = self.lock(index);
-            let now = state.window.now();
-            state.remembered.rotate(now);
-        }
     }
 
     /// The number of shards.
@@ -330,12 +320,12 @@ impl Sampler {
         self.contexts.trim();
     }
 
-    /// What is known about a trace.
-    pub fn look_up(&self, trace_id: TraceId) -> Lookup {
+    /// What is known about a trace at `now`.
+    pub fn look_up(&self, now: Millis, trace_id: TraceId) -> Lookup {
         let hash = window::hash_of(&self.hasher, trace_id);
         let shard = self.lock(self.shard_of(hash));
-        if shard.window.find(hash, trace_id).is_some() {
-            return Lookup::Pending;
+        if let Some(position) = shard.window.find(hash, trace_id) {
+            return Lookup::Pending(Box::new(pending(&shard, position, now)));
         }
         let remembered = shard.remembered.recall(hash);
         drop(shard);
@@ -358,5 +348,21 @@ impl Sampler {
         // A panic under this lock is a bug that the service counts and survives. The other traces
         // of the shard can still be decided.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is known at `now` about the undecided trace at this position.
+fn pending(shard: &ShardState, position: Position, now: Millis) -> Pending {
+    let facts = shard.window.facts(position);
+    let evidence = evidence(&shard.window, position, &facts, false);
+    let (mut matched, mut shadowed) = (Vec::new(), Vec::new());
+    let verdict = shard.plan.decide(&evidence, &mut matched);
+    shard.plan.shadow(&evidence, &verdict, &mut shadowed);
+    Pending {
+        facts,
+        randomness: evidence.randomness,
+        matched,
+        shadow_matched: shadowed.iter().map(|shadowed| shadowed.policy).collect(),
+        due_in_millis: shard.window.due(position).since(now),
     }
 }

@@ -1,17 +1,16 @@
-//! The tasks of the stages that the service spawns: consumers, decider, and the check of files.
+//! The tasks of the stages that the service spawns: consumers and decider.
 
 use std::sync::Arc;
 
 use tokio::{
     sync::{oneshot, watch},
-    task::{JoinSet, spawn_blocking},
+    task::JoinSet,
 };
 
 use super::Shared;
 use crate::{
     clock::Clock,
     config::Config,
-    credentials::Watch,
     decider::Decider,
     exporter::{Client, Consumer},
     supervise::{Supervisor, Task},
@@ -47,22 +46,6 @@ pub(super) fn spawn_consumers(
         }));
     }
     consumers
-}
-
-/// Checks certificates, keys and tokens until the service stops.
-pub(super) async fn watch(watch: Arc<Watch>, supervisor: Arc<Supervisor>) {
-    if watch.is_empty() {
-        return;
-    }
-    let _vital = supervisor.vital(Task::Credentials);
-    loop {
-        tokio::time::sleep(watch.period()).await;
-        let looking = Arc::clone(&watch);
-        // On a blocking thread: file systems may hang, and a worker must not.
-        if spawn_blocking(move || looking.look()).await.is_err() {
-            supervisor.panicked(Task::Credentials);
-        }
-    }
 }
 
 /// Decides the remaining traces. If a trace makes it panic, only the traces in hand are lost.

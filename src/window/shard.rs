@@ -287,6 +287,17 @@ impl Shard {
         self.randomness.get(&position).copied()
     }
 
+    /// When an undecided trace will be decided at the latest. Searches the deadlines after the
+    /// root, so it is for people who ask, not for the way of spans.
+    pub fn due(&self, position: Position) -> Millis {
+        let after_root = self.after_root.iter().find(|(_, expected)| *expected == position);
+        // The deadline after the root is queued only if it is the earlier one.
+        after_root.map_or_else(
+            || self.entry(position).arrived.after(self.waits.decision_wait),
+            |(at, _)| *at,
+        )
+    }
+
     /// A trace whose deadline has passed at `now`, if there is one.
     pub fn next_due(&mut self, now: Millis) -> Option<Due> {
         while let Some(&(at, position)) = self.after_root.front() {

@@ -191,7 +191,7 @@ async fn health_and_readiness() {
             );
         }
     }
-    for path in ["/", "/metrics/", "/-/", "/-/decisions"] {
+    for path in ["/index.html", "/metrics/", "/-/", "/-/decisions"] {
         assert_eq!(ask(address, "GET", path).await.status, 404, "{path}");
     }
     running.stop().await;
@@ -285,5 +285,33 @@ async fn decisions_outlive_their_details() {
         "threshold": "8", "randomness": "ffffffffffff00",
     });
     assert_eq!(decision(&running, &hex).await, (200, expected));
+    running.stop().await;
+}
+
+/// Scenario: a browser opens the page, also with a query that means no good.
+/// Guarantees: the page is HTML with a policy that allows nothing from elsewhere; a trace is
+/// explained in sentences, and what is no id is answered as text.
+#[tokio::test]
+async fn the_page_is_served_and_explains_traces() {
+    let running = Running::start(config(ERRORS_AND_HALF)).await;
+    let failed = Span { status: error(), ..span(1, 1, None) };
+    running.accept(vec![failed]).await;
+    running.at_rest().await;
+    let id: String = trace_id(1).iter().map(|byte| format!("{byte:02x}")).collect();
+    let admin = running.service.admin_address;
+    let page = ask(admin, "GET", &format!("/?trace_id={}", id.to_uppercase())).await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let policy = page.header("content-security-policy");
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    let text = String::from_utf8(page.body).expect("UTF-8");
+    let kept = format!("Trace {id} was kept by policy &quot;errors&quot; (keeps 100 %).");
+    assert!(text.contains(&kept), "{text}");
+    let hostile = "/?trace_id=%3Cscript%3E%22&trace_id=2&%ff=%zz";
+    let text = String::from_utf8(ask(admin, "GET", hostile).await.body).expect("UTF-8");
+    assert!(text.contains("value=\"&lt;script&gt;&quot;\""), "{text}");
+    assert!(text.contains("a trace id is up to 32 hexadecimal digits"), "{text}");
+    assert_eq!(ask(admin, "HEAD", "/").await.body, b"");
+    assert_eq!(ask(admin, "POST", "/").await.status, 405);
     running.stop().await;
 }

@@ -17,7 +17,7 @@ use crate::{
     wire::{connect, frame, http2, open, post},
 };
 
-const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
 /// A port where nothing listens: only root could.
 pub const NOBODY: &str = "http://127.0.0.1:1";
 
@@ -63,7 +63,7 @@ impl Process {
         Self::start_by(shell, "shutdown_timeout = \"1s\"", &exporter, "info")
     }
 
-    fn start_by(mut command: Command, more: &str, exporter: &str, level: &str) -> Self {
+    fn start_by(command: Command, more: &str, exporter: &str, level: &str) -> Self {
         let zero = "endpoint = \"127.0.0.1:0\"\n";
         let config = format!(
             "{more}\n[receiver.grpc]\n{zero}[receiver.http]\n{zero}[telemetry]\n{zero}\
@@ -71,8 +71,12 @@ impl Process {
              decision_wait_after_root_received = \"0s\"\n\
              [exporter.otlp]\n{exporter}\n{ALL}"
         );
-        let directory = Directory::new();
-        let config = directory.file("tailwater.toml", &config);
+        Self::start_on(command, Directory::new(), &config)
+    }
+
+    /// With this configuration, beside the files of a directory.
+    pub fn start_on(mut command: Command, directory: Directory, config: &str) -> Self {
+        let config = directory.file("tailwater.toml", config);
         let log = directory.0.join("log");
         command.env("TAILWATER_SECRET", "kanarienvogel");
         command.args(["run", "--config", &config]).stdout(Stdio::null());

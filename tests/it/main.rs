@@ -55,6 +55,7 @@ mod scaling;
 mod secrets;
 mod shadow;
 mod stamps;
+mod status;
 mod stderr;
 mod tidy;
 mod timing;

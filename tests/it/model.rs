@@ -179,10 +179,14 @@ impl Pair {
     fn forget_what_may_be_forgotten(&mut self) {
         let ttl = u64::from(self.naive.limits.decision_ttl_millis);
         let old = |id: &[u8; 16]| self.naive.decided(id).is_some_and(|d| self.now - d.at >= ttl);
-        let unknown = |id: &[u8; 16]| self.rig.sampler.look_up(TraceId(*id)) == Lookup::Unknown;
+        let unknown = |id: &[u8; 16]| self.look_up(*id) == Lookup::Unknown;
         let forgotten = self.naive.remembered().into_iter().filter(|id| old(id) && unknown(id));
         let forgotten: Vec<_> = forgotten.collect();
         self.naive.forget(&forgotten);
+    }
+
+    fn look_up(&self, id: [u8; 16]) -> Lookup {
+        self.rig.sampler.look_up(self.millis(), TraceId(id))
     }
 
     fn force(&mut self, trigger: Trigger) {
@@ -356,12 +360,17 @@ impl Pair {
             expected.traces += 1;
             expected.spans += trace.spans.len() as u64;
             expected.bytes += bytes_of(&trace.spans) as u64;
-            assert_eq!(self.rig.sampler.look_up(TraceId(id)), Lookup::Pending);
+            let Lookup::Pending(pending) = self.look_up(id) else {
+                panic!("a buffered trace can be looked up");
+            };
+            assert_eq!(pending.facts.spans as usize, trace.spans.len());
+            let due_in = self.naive.due(trace).0.saturating_sub(self.now);
+            assert_eq!(u64::from(pending.due_in_millis), due_in);
         }
         assert_eq!(self.rig.sampler.buffered(), expected);
         for id in self.naive.remembered() {
             let expected = self.naive.decided(&id).expect("remembered");
-            let Lookup::Decided(decision, logged) = self.rig.sampler.look_up(TraceId(id)) else {
+            let Lookup::Decided(decision, logged) = self.look_up(id) else {
                 panic!("a remembered decision can be looked up");
             };
             self.compare_verdict(&decision.verdict, &expected.verdict);
@@ -373,7 +382,7 @@ impl Pair {
         }
         for id in self.sent_ids() {
             if self.naive.buffered(&id).is_none() && self.naive.decided(&id).is_none() {
-                assert_eq!(self.rig.sampler.look_up(TraceId(id)), Lookup::Unknown);
+                assert_eq!(self.look_up(id), Lookup::Unknown);
             }
         }
     }

@@ -234,7 +234,8 @@ impl Model {
             self.stages.get_mut(&id(&span)).expect("taken").2 = Stage::Kept(note);
         }
         for (_, trace, stage) in self.stages.values_mut() {
-            let is_gone = self.sampler.look_up(*trace) != Lookup::Pending;
+            let now = Millis(self.now);
+            let is_gone = !matches!(self.sampler.look_up(now, *trace), Lookup::Pending(_));
             if *stage == Stage::Undecided && is_gone {
                 *stage = Stage::Dropped;
             }

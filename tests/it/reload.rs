@@ -4,6 +4,7 @@
 mod buffered;
 mod expiry;
 mod shadow;
+mod watching;
 
 use std::{
     path::PathBuf,
@@ -44,6 +45,7 @@ impl File {
         let mut config = crate::harness::config(ALL);
         config.policies = loaded.policies;
         config.file = loaded.file;
+        config.inputs = loaded.inputs;
         config.telemetry.enable_lifecycle = true;
         config
     }

@@ -27,21 +27,6 @@ install_node() {
     cp "$here/node/package-lock.json" "$cache/node/installed.json"
 }
 
-# Prometheus and promtool out of Debian's package, unpacked rather than installed: installing it
-# would start a service.
-install_prometheus() {
-    [[ -x $cache/prometheus/usr/bin/promtool ]] && return
-    echo "fetching Debian's prometheus package"
-    rm -rf "$cache/prometheus" "$cache/deb"
-    mkdir -p "$cache/deb"
-    apt-get update -qq
-    # apt's own user could not write into a folder of root's.
-    (cd "$cache/deb" && apt-get -qq -o APT::Sandbox::User=root download prometheus)
-    dpkg -x "$cache"/deb/prometheus_*.deb "$cache/deb/unpacked"
-    mv "$cache/deb/unpacked" "$cache/prometheus"
-    rm -r "$cache/deb"
-}
-
 if (($# > 1)); then
     echo "usage: $0 [path to the tailwater binary]" >&2
     exit 2
@@ -55,7 +40,7 @@ fi
 
 "$here/venv.sh" "$cache/venv" "$here/requirements.txt"
 install_node
-install_prometheus
+"$here/prometheus.sh" "$cache/prometheus"
 
 export PYTHONDONTWRITEBYTECODE=1
 exec "$cache/venv/bin/python" "$here/verify.py" \

@@ -102,7 +102,7 @@ fn traces(
     for (&number, trace) in &traces {
         has_unknown |= trace.has_unknown;
         let id = TraceId(harness::trace_id(number).try_into().expect("16 bytes"));
-        let Lookup::Decided(decision, logged) = sampler.look_up(id) else {
+        let Lookup::Decided(decision, logged) = sampler.look_up(Default::default(), id) else {
             let is_fine = trace.taken.is_empty() || is_forgetful;
             journal.check(is_fine, || format!("trace {number:x} was never decided"));
             continue;

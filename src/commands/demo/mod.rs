@@ -209,6 +209,7 @@ impl Demo {
             ("policies", format!("{} (policies/default.toml)", names.join(", "))),
             ("decided", format!("{after_root} after the root span arrived, {wait} without one")),
             ("backend", format!("an embedded OTLP sink at {}", sink.address)),
+            ("page", format!("http://{admin}/ in a browser")),
             ("metrics", format!("curl {admin}/metrics")),
             ("look up", format!("curl {admin}/-/decisions/<trace id>")),
         ] {

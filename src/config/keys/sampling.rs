@@ -74,6 +74,14 @@ pub(super) const SECTIONS: &[Described] = &[
                  `[\"policies/*.toml\"]`. Their policies come after those of this file, sorted by \
                  path.",
             ),
+            Key::boolean(
+                "watch_policy_files",
+                false,
+                "Reloads the policies by itself, as SIGHUP does, two to three seconds after this \
+                 file or a policy file has changed. Contents are compared once a second, so that \
+                 every way to replace a file is noticed, the links of a Kubernetes ConfigMap \
+                 included. At most 1,000 policy files can be watched.",
+            ),
         ],
     },
     Described {

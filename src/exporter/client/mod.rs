@@ -27,7 +27,7 @@ use tower_service::Service;
 use self::{grpc::Grpc, http::Http};
 use super::{
     answer::{Answer, Cause, Outcome, classify},
-    peer::Peer,
+    peer::{Peer, Standing},
 };
 use crate::{
     config::{Compression, Exporter, Protocol},
@@ -121,6 +121,11 @@ impl Client {
     pub fn with_token(mut self, token: Option<Arc<Live<Bearer>>>) -> Self {
         self.token = token;
         self
+    }
+
+    /// What the last attempt to export says about the backend; `None` before the first.
+    pub fn standing(&self) -> Option<Standing> {
+        self.peer.standing()
     }
 
     /// Sends one request once.

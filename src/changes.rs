@@ -1,0 +1,105 @@
+//! Noticing that files have changed and are complete.
+//!
+//! Files are compared by the digests of their contents, once every [`PERIOD`], and not by times or
+//! events: Kubernetes swaps symbolic links, editors rename a new file over the old one, and network
+//! file systems report neither. Two equal looks are needed, because a file may be half written, or
+//! one of two that belong together. A change so takes effect after two to three seconds.
+//!
+//! Used for certificates, keys and tokens (`credentials`) and for policies (`reload`), on blocking
+//! threads. Only digests are kept, 32 bytes for a file.
+
+use std::{fmt::Display, path::Path, time::Duration};
+
+use ring::digest::{Context, SHA256};
+
+/// The time between two looks.
+pub const PERIOD: Duration = Duration::from_secs(1);
+
+/// Tells a file from another one, and its contents from others.
+pub type Digest = [u8; 32];
+
+/// The digest of a file, or of the reason why it cannot be read.
+pub fn digest(file: &Path, contents: Result<&[u8], &dyn Display>) -> Digest {
+    let name = file.as_os_str().as_encoded_bytes();
+    let mut context = Context::new(&SHA256);
+    // A path has no zero byte, and the byte behind it tells contents from a reason.
+    context.update(name);
+    match contents {
+        Ok(contents) => {
+            context.update(&[0, 0]);
+            context.update(contents);
+        }
+        Err(reason) => {
+            context.update(&[0, 1]);
+            context.update(reason.to_string().as_bytes());
+        }
+    }
+    let mut digest = Digest::default();
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+/// Files that are read together, and whether it is time to read them again.
+#[derive(Debug)]
+pub struct Files {
+    /// As they were last read.
+    read: Vec<Digest>,
+    /// As they were at the last look.
+    seen: Vec<Digest>,
+}
+
+impl Files {
+    /// Files that have just been read.
+    pub fn new(read: Vec<Digest>) -> Self {
+        Files { seen: read.clone(), read }
+    }
+
+    /// Takes a look. Whether the files have to be read again: they are not what was last read, and
+    /// have not changed since the last look.
+    pub fn look(&mut self, now: Vec<Digest>) -> bool {
+        let is_at_rest = now == self.seen;
+        self.seen = now;
+        is_at_rest && self.seen != self.read
+    }
+
+    /// The files have been read, as they were at the last look.
+    pub fn note_read(&mut self) {
+        self.read = self.seen.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(contents: &str) -> Vec<Digest> {
+        vec![digest(Path::new("a.toml"), Ok(contents.as_bytes()))]
+    }
+
+    #[test]
+    fn a_change_is_due_once_at_the_second_equal_look() {
+        let mut files = Files::new(of("old"));
+        assert!(!files.look(of("old")) && !files.look(of("old")), "nothing has changed");
+        assert!(!files.look(of("ne")) && !files.look(of("new")), "still being written");
+        assert!(files.look(of("new")));
+        files.note_read();
+        assert!(!files.look(of("new")) && !files.look(of("new")));
+        assert!(!files.look(of("old")) && !files.look(of("new")), "back before it came to rest");
+        assert!(!files.look(of("new")));
+    }
+
+    #[test]
+    fn names_contents_and_reasons_are_told_apart() {
+        let (a, b) = (Path::new("a"), Path::new("b"));
+        let all = [
+            digest(a, Ok(b"x")),
+            digest(b, Ok(b"x")),
+            digest(a, Ok(b"y")),
+            digest(a, Err(&"x")),
+            digest(a, Ok(b"")),
+        ];
+        for (i, one) in all.iter().enumerate() {
+            assert!(!all[..i].contains(one), "{i}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Which files a configuration was read from, and what was in them, to notice that it has changed.
+
+use std::{collections::BTreeSet, path::Path};
+
+use super::files;
+use crate::changes::{self, Digest};
+
+/// Policy files that can be watched. All are read once a second, and there can be as many policies.
+pub(super) const WATCHED_FILES_MAX: usize = 1_000;
+
+/// Digests that are compared: of more files, the rest is not. A load that is to be watched is
+/// refused then.
+const DIGESTS_MAX: usize = 1 + WATCHED_FILES_MAX;
+
+/// What a load has read: the main file, then the entries of `policy_files` whose files cannot be
+/// listed, then the policy files by path.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The entries of `policy_files`.
+    pub(super) patterns: Vec<String>,
+    digests: Vec<Digest>,
+}
+
+impl Inputs {
+    /// The files as they were read.
+    pub fn read(&self) -> Vec<Digest> {
+        self.digests.clone()
+    }
+
+    /// The files as they are now, if a load of the main file `file` would read the same ones:
+    /// other `policy_files` are another main file. Blocks.
+    pub fn now(&self, file: &Path) -> Vec<Digest> {
+        let mut now = Inputs::default();
+        now.add(files::digest(file));
+        let mut policies = BTreeSet::new();
+        for pattern in &self.patterns {
+            match files::named(pattern, file) {
+                Ok(found) => policies.extend(found),
+                Err(problem) => now.add_unlisted(pattern, &problem.message),
+            }
+        }
+        for file in policies.iter().take(WATCHED_FILES_MAX) {
+            now.add(files::digest(file));
+        }
+        now.digests
+    }
+
+    pub(super) fn add(&mut self, digest: Digest) {
+        if self.digests.len() < DIGESTS_MAX {
+            self.digests.push(digest);
+        }
+    }
+
+    /// Notes why the files of a pattern cannot be listed.
+    pub(super) fn add_unlisted(&mut self, pattern: &str, message: &str) {
+        self.add(changes::digest(Path::new(pattern), Err(&message)));
+    }
+}

@@ -1,0 +1,43 @@
+//! The tasks that look at files once a second, until the service stops.
+
+use std::sync::Arc;
+
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::{
+    changes,
+    credentials::Watch,
+    reload::Reload,
+    supervise::{Supervisor, Task},
+};
+
+/// Watches credentials if there are any, and policy files if that is asked for.
+pub(super) fn spawn(
+    credentials: Arc<Watch>,
+    policies: &Arc<Reload>,
+    supervisor: &Arc<Supervisor>,
+) -> JoinSet<()> {
+    let mut watchers = JoinSet::new();
+    if !credentials.is_empty() {
+        let look = move || credentials.look();
+        watchers.spawn(watch(look, Task::Credentials, Arc::clone(supervisor)));
+    }
+    if policies.is_watching() {
+        let policies = Arc::clone(policies);
+        // The reload logs and counts its outcome.
+        let look = move || drop(policies.look());
+        watchers.spawn(watch(look, Task::Reload, Arc::clone(supervisor)));
+    }
+    watchers
+}
+
+async fn watch(look: impl Fn() + Clone + Send + 'static, task: Task, supervisor: Arc<Supervisor>) {
+    let _vital = supervisor.vital(task);
+    loop {
+        tokio::time::sleep(changes::PERIOD).await;
+        // On a blocking thread: file systems may hang, and a worker must not.
+        if spawn_blocking(look.clone()).await.is_err() {
+            supervisor.panicked(task);
+        }
+    }
+}
