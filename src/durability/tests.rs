@@ -8,9 +8,17 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 use proptest::prelude::*;
 
 use super::{
+    Pending, WrittenDecision, WrittenDecisions,
     log::{Entry, Log, Unwritten},
     reader::{LogFiles, ReadError, RecordReader},
     record::{FILE_HEADER_BYTES, FileHeader, LogKind, RecordKind, VERSION},
+};
+
+use crate::{
+    decisions::{Decision, DecisionRecord},
+    policy::{PolicyId, Verdict},
+    sampler::Decided,
+    trace::{Randomness, Threshold, TraceId, Trigger},
 };
 
 /// A directory that is removed in the end.
@@ -260,11 +268,70 @@ proptest! {
         }
     }
 
-    /// A body of decisions is read back, and no part or change of one makes the reader panic.
+    /// No bytes make the reader of decisions panic.
+    #[test]
+    fn decisions_of_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let written = WrittenDecisions::decode(&bytes);
+        prop_assert!(written.is_none_or(|written| written.decided.len() < 300));
+    }
+
+    /// Decisions are read back as they were written, and no part of them is taken for the whole.
     #[test]
     fn decisions_are_read_back(
-        bytes in prop::collection::vec(any::<u8>(), 0..300),
+        decisions in prop::collection::vec((any::<[u8; 16]>(), 0..=1_u64 << 56, any::<bool>(), 0..2_u16,
+            0..5_usize, prop::option::of(0..1_u64 << 56)), 0..20),
+        (below, at) in (any::<u32>(), prop::option::of(any::<u32>())),
+        late in prop::collection::vec((any::<[u8; 16]>(), any::<u64>()), 0..5),
+        cut in any::<prop::sample::Index>(),
     ) {
-        let _ = super::WrittenDecisions::decode(&bytes);
+        let (below, at) = (u64::from(below), at.map(u64::from));
+        let mut decided = Decided::default();
+        (decided.taken_below, decided.position) = (Some(below), at);
+        let mut expected = Vec::new();
+        for (id, threshold, kept, policy, trigger, randomness) in decisions {
+            let verdict = Verdict {
+                kept,
+                policy: PolicyId(policy),
+                threshold: Threshold::from_bits(threshold),
+            };
+            let explicit_randomness = randomness.map(Randomness);
+            let decision = Decision { verdict, trigger: Trigger::ALL[trigger], explicit_randomness };
+            let trace_id = TraceId(id);
+            decided.decisions.records.push(record(trace_id, decision));
+            expected.push(WrittenDecision { trace_id, decision, bytes: 70, below, at });
+        }
+        decided.late_kept = late.iter().map(|(id, bytes)| (TraceId(*id), *bytes)).collect();
+        let mut pending = Pending::default();
+        pending.add(&decided);
+        let names = ["errors".to_owned(), "half".to_owned()];
+        let body = [&pending.names(&names)[..], pending.groups()].concat();
+        let written = WrittenDecisions::decode(&body).expect("a body");
+        let named = |decision: &WrittenDecision| {
+            let id = decision.decision.verdict.policy.0;
+            written.names.get(&id) == Some(&names[usize::from(id)])
+        };
+        prop_assert!(written.decided.iter().all(named));
+        prop_assert_eq!(written.decided, expected);
+        let no_request = u64::MAX;
+        let followed: Vec<_> =
+            late.iter().map(|(id, bytes)| (TraceId(*id), at.unwrap_or(no_request), *bytes)).collect();
+        prop_assert_eq!(written.followed, followed);
+        let part = WrittenDecisions::decode(&body[..cut.index(body.len())]);
+        prop_assert!(part.is_none_or(|part| part.followed.is_empty()));
+    }
+}
+
+fn record(trace_id: TraceId, decision: Decision) -> DecisionRecord {
+    DecisionRecord {
+        trace_id,
+        decision,
+        randomness: Randomness(0),
+        spans: 3,
+        bytes: 70,
+        duration_nanos: 0,
+        lag_millis: 0,
+        root_received: false,
+        matched: 0..0,
+        shadowed: 0..0,
     }
 }

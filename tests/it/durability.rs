@@ -340,12 +340,27 @@ async fn damage_is_counted() {
     }
     let copy = killed(&directory);
     drop(running);
+    let log = |format: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tailwater"));
+        let output = command.arg("log").arg(&copy.0).args(["--format", format]).output();
+        let output = output.expect("it runs");
+        (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
+    };
+    let (code, text) = log("json");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(
+        (code, &report["window"]["requests"], &report["damaged"]),
+        (Some(0), &10.into(), &0.into())
+    );
     let files = LogFiles::list(&copy.0, LogKind::Intake).expect("readable").files;
     let file = &files.iter().find(|file| file.len > 0).expect("a file").path;
     let mut bytes = fs::read(file).expect("read");
     // In the middle of the first record.
     bytes[100] ^= 1;
     fs::write(file, bytes).expect("written");
+    let (code, text) = log("text");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("9 requests") && text.contains("9 records, 1 damaged"), "{text}");
     first.durability = durable(ALL, &copy.0).durability;
     first.sampling.decision_wait = Duration::from_millis(500);
     let next = Running::start_with(first, Box::new(|_| Ok(Bytes::new()))).await;
