@@ -172,8 +172,6 @@ pub struct RecordReader {
     buffer: Vec<u8>,
     /// The offset of the buffer in the file.
     buffered_at: u64,
-    /// The position after the last sound record.
-    end: u64,
     damaged: u64,
     gap: Gap,
 }
@@ -215,7 +213,6 @@ impl RecordReader {
             at: at.next_multiple_of(ALIGNMENT),
             buffer: Vec::new(),
             buffered_at: 0,
-            end: *base + at,
             damaged: 0,
             gap: Gap::None,
         })
@@ -224,11 +221,6 @@ impl RecordReader {
     /// The number of places so far at which something is neither a sound record nor unwritten.
     pub fn damaged(&self) -> u64 {
         self.damaged
-    }
-
-    /// The position after the last sound record so far.
-    pub fn end(&self) -> u64 {
-        self.end
     }
 
     /// The next sound record.
@@ -263,7 +255,6 @@ impl RecordReader {
         let len = RECORD_HEADER_BYTES + found.len as usize;
         let start = (self.at - self.buffered_at) as usize;
         self.at += found.stride();
-        self.end = found.position + found.stride();
         let body = &self.buffer[start..start + len][RECORD_HEADER_BYTES..];
         Ok(Some(Record { header: found, body }))
     }

@@ -228,9 +228,11 @@ impl Queue {
         self.place_below(self.capacity_bytes.saturating_add(1).saturating_sub(bytes), bytes)
     }
 
-    /// A place for a request of an earlier process, which had one in its queue.
-    pub fn place_again(&self, bytes: usize) -> Option<Place<'_>> {
-        self.place_below(usize::MAX, bytes)
+    /// Queues a request of an earlier process, which had a place in its queue, and is stored.
+    pub fn push_again(&self, body: Bytes, spans: u64, stored_at: u64) {
+        if let Some(place) = self.place_below(usize::MAX, body.len()) {
+            place.fill_stored(EncodedRequest { body, spans }, Some(stored_at));
+        }
     }
 
     /// A place if the queue holds fewer bytes than `bound`, or none at all.

@@ -19,7 +19,6 @@ use crate::{
     },
     exporter::Queue,
     metrics::Metrics,
-    otlp::encode::EncodedRequest,
     policy::PolicyId,
     receiver::{
         Intake, Refusal,
@@ -247,9 +246,7 @@ fn queue_again(queued: Queued, shared: &Shared) -> u64 {
         shared.metrics.kept_before(policy, credited);
     }
     shared.metrics.kept_before(PolicyId::NONE, rest);
-    if let Some(place) = shared.queue.place_again(body.len()) {
-        place.fill_stored(EncodedRequest { body: body.into(), spans }, Some(position));
-    }
+    shared.queue.push_again(body.into(), spans, position);
     spans
 }
 
