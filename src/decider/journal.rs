@@ -4,9 +4,9 @@
 //! Kept spans are written as they are queued ([`Journal::store`]). At the end of a tick, once all
 //! of them are queued, the decisions of the tick follow. They also wait as long as a request is
 //! queued that could not be written: a decision that is on disk without its kept spans would lose
-//! them. Every quarter of a second a watermark is taken. It is used at the end of a later tick: once
-//! its fence has been reached, the outbox has been emptied after that, and the decisions that were
-//! there by then are written.
+//! them. Every quarter of a second a watermark is taken. It is used at the end of a later tick:
+//! once its fence has been reached, the outbox has been emptied after that, and the decisions that
+//! were there by then are written.
 //!
 //! With `mode = "power"` each of these steps waits until the one before it was synced, without
 //! holding up the decider: the state is kept from tick to tick. If a sync fails, the decisions wait

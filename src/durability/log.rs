@@ -327,8 +327,8 @@ impl Log {
         state.failed_at.is_some_and(|at| self.clock.elapsed() < at + PAUSE)
     }
 
-    /// The size of the next file, with room for a record of `needed` bytes. Sizes are powers of two,
-    /// so that files fit again, unless a record needs more.
+    /// The size of the next file, with room for a record of `needed` bytes. Sizes are powers of
+    /// two, so that files fit again, unless a record needs more.
     fn file_bytes(&self, needed: u64) -> u64 {
         let part = (self.allocated() / FILE_PART).next_power_of_two();
         let part = part.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);

@@ -5,9 +5,9 @@
 //! its own position and its checksum.
 //!
 //! Files are used again, so behind the last record there may be zeros, or the rest of what the file
-//! held before, and neither is damage. It is damage if it begins as a record of this place would (by
-//! its mark or its position), or if a sound record follows. The latter also counts a request whose
-//! record was not complete when the process was killed; it was not acknowledged.
+//! held before, and neither is damage. It is damage if it begins as a record of this place would
+//! (by its mark or its position), or if a sound record follows. The latter also counts a request
+//! whose record was not complete when the process was killed; it was not acknowledged.
 //!
 //! It reads with a buffer of 1 MiB, or of one record if that is longer.
 

@@ -244,7 +244,10 @@ proptest! {
     #[test]
     fn damage_costs_only_what_it_touches(
         lengths in prop::collection::vec(0..200_usize, 1..20),
-        places in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(any::<u8>(), 1..60)), 1..6),
+        places in prop::collection::vec(
+            (any::<prop::sample::Index>(), prop::collection::vec(any::<u8>(), 1..60)),
+            1..6,
+        ),
     ) {
         let directory = Directory::new();
         let (records, mut bytes, path) = written(&directory, &lengths);
@@ -263,7 +266,10 @@ proptest! {
         }
         for (at, body) in &records {
             let of_record = *at as usize..*at as usize + 32 + body.len();
-            let is_touched = touched.iter().any(|t| t.start < of_record.end && of_record.start < t.end);
+            let meets = |t: &std::ops::Range<usize>| {
+                t.start < of_record.end && of_record.start < t.end
+            };
+            let is_touched = touched.iter().any(meets);
             prop_assert!(is_touched || read.contains_key(at));
         }
     }
@@ -278,8 +284,13 @@ proptest! {
     /// Decisions are read back as they were written, and no part of them is taken for the whole.
     #[test]
     fn decisions_are_read_back(
-        decisions in prop::collection::vec((any::<[u8; 16]>(), 0..=1_u64 << 56, any::<bool>(), 0..2_u16,
-            0..5_usize, prop::option::of(0..1_u64 << 56)), 0..20),
+        decisions in prop::collection::vec(
+            (
+                any::<[u8; 16]>(), 0..=1_u64 << 56, any::<bool>(), 0..2_u16, 0..5_usize,
+                prop::option::of(0..1_u64 << 56),
+            ),
+            0..20,
+        ),
         (below, at) in (any::<u32>(), prop::option::of(any::<u32>())),
         late in prop::collection::vec((any::<[u8; 16]>(), any::<u64>()), 0..5),
         cut in any::<prop::sample::Index>(),
@@ -295,7 +306,8 @@ proptest! {
                 threshold: Threshold::from_bits(threshold),
             };
             let explicit_randomness = randomness.map(Randomness);
-            let decision = Decision { verdict, trigger: Trigger::ALL[trigger], explicit_randomness };
+            let trigger = Trigger::ALL[trigger];
+            let decision = Decision { verdict, trigger, explicit_randomness };
             let trace_id = TraceId(id);
             decided.decisions.records.push(record(trace_id, decision));
             expected.push(WrittenDecision { trace_id, decision, bytes: 70, below, at });
@@ -313,8 +325,9 @@ proptest! {
         prop_assert!(written.decided.iter().all(named));
         prop_assert_eq!(written.decided, expected);
         let no_request = u64::MAX;
-        let followed: Vec<_> =
-            late.iter().map(|(id, bytes)| (TraceId(*id), at.unwrap_or(no_request), *bytes)).collect();
+        let followed =
+            late.iter().map(|(id, bytes)| (TraceId(*id), at.unwrap_or(no_request), *bytes));
+        let followed: Vec<_> = followed.collect();
         prop_assert_eq!(written.followed, followed);
         let part = WrittenDecisions::decode(&body[..cut.index(body.len())]);
         prop_assert!(part.is_none_or(|part| part.followed.is_empty()));

@@ -109,7 +109,8 @@ const fn reason(values: &'static [&'static str]) -> Label {
 #[rustfmt::skip]
 metrics! {
     ACCEPTED_SPANS = Counter "receiver_accepted_spans_total" [ORIGIN] "spans"
-        "Spans acknowledged, without those rejected; and those that came back after a restart          (replay).";
+        "Spans acknowledged, without those rejected; and those that came back after a restart \
+         (replay).";
     REFUSED_SPANS_TOTAL = Counter "receiver_refused_spans_total"
         [TRANSPORT, reason(&REFUSED_SPANS)] "spans"
         "Spans rejected inside an accepted request: with a malformed id, or a resource or scope \
@@ -214,7 +215,8 @@ metrics! {
     DURABILITY_ERRORS = Counter "durability_errors_total" [LOG] "errors"
         "Writes, syncs and removals that failed in the directory of [durability].";
     DURABILITY_DAMAGED = Counter "durability_damaged_records_total" [] "records"
-        "Records in the directory of [durability] that could not be read at the start, and places          where files are missing.";
+        "Records in the directory of [durability] that could not be read at the start, and \
+         places where files are missing.";
     DURABILITY_SYNC = Histogram "durability_sync_seconds" [] "seconds"
         "Time that a sync of the logs of [durability] took; only with mode = power.";
     TASK_RESTARTS = Counter "task_restarts_total" [TASK] "panics"

@@ -202,8 +202,8 @@ impl Sampler {
         }
     }
 
-    /// Keeps the positions of the requests that it takes in from now on, which all stand in one log.
-    /// Called before the first request. It costs 8 bytes per undecided trace.
+    /// Keeps the positions of the requests that it takes in from now on, which all stand in one
+    /// log. Called before the first request. It costs 8 bytes per undecided trace.
     #[must_use]
     pub fn with_positions(self, positions: &Arc<Positions>) -> Self {
         for index in 0..self.shards.len() {

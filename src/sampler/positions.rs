@@ -83,8 +83,8 @@ impl Positions {
         Arc::new(Positions { state, least: AtomicU64::new(next) })
     }
 
-    /// Begins to take in a request. `reserve` returns the positions that the request occupies, which
-    /// must be at or after [`Self::next`]: each call gives higher ones.
+    /// Begins to take in a request. `reserve` returns the positions that the request occupies,
+    /// which must be at or after [`Self::next`]: each call gives higher ones.
     ///
     /// # Errors
     /// Those of `reserve`. Nothing has begun then.
