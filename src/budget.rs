@@ -29,6 +29,8 @@
 //!   requests, which ask, as much as the largest message needs.
 //! - Export: the queue, 1/4 by default and 1/2 at most, and the requests that wait for it. The
 //!   backend empties it.
+//! - Recordings, up to four: 1/32 each, at most 16 MiB, and one trace; nothing is recorded above the
+//!   soft limit.
 //! - HTTP/2 flow control (reserved): 1/8, and beyond that 64 KiB per connection, until the
 //!   connection ends.
 //! - Not charged: spare receive buffers, 1/32, and two spare export buffers of the size of the
@@ -75,9 +77,11 @@ pub enum Holder {
     ReceivingLarge,
     /// Kept spans between their decision and the answer of the backend.
     Export,
+    /// Recorded traces that wait for their reader.
+    Recordings,
 }
 
-const HOLDERS: usize = 9;
+const HOLDERS: usize = 10;
 
 /// The bytes of all holders, and their limit.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! All readings of a clock, except tokio's for timeouts, retries and pauses: monotonic time for
-//! measurements and for waiting traces, and wall time for people. Wall time is compared only with
-//! dates that people wrote: those of certificates (by rustls, with its own reading) and `expires`
-//! of policies. A step of the wall clock does not move any trace's deadline.
+//! measurements and for waiting traces, CPU time for a metric, and wall time for people. Wall time
+//! is compared only with dates that people wrote: those of certificates (by rustls, with its own
+//! reading) and `expires` of policies. A step of the wall clock does not move any trace's deadline.
 //!
 //! Traces wait in the time of a [`WindowClock`]. In this time, a period in which the process did
 //! not run (SIGSTOP, a paused container, a machine without spare CPU) is short. Spans that were
@@ -18,6 +18,12 @@ use std::{
 use tokio::time::Instant;
 
 pub use self::millis::Millis;
+
+/// The CPU time of the process since it started, user and system.
+pub fn cpu_time() -> Duration {
+    let read = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(read).unwrap_or_default()
+}
 
 /// Monotonic time since the service started. It is tokio's clock, which is the operating system's
 /// unless a test controls it, so timers and deadlines agree on the time.

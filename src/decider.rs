@@ -232,6 +232,7 @@ impl Decider {
     }
 
     fn begin_tick(&mut self) {
+        self.supervisor.note_round();
         // Runs before the limits, which only see policies in force.
         expire(&self.sampler.plan());
         // Without room nothing is decided. The due traces then wait for the thresholds of a later
@@ -266,7 +267,7 @@ impl Decider {
         let mut decided = std::mem::take(&mut self.decided);
         self.queue.announce(decided.spans.len() as u64);
         self.metrics.decided(&decided);
-        self.sampler.log().push(&decided.decisions, clock::unix_millis());
+        self.sampler.publish(&mut decided, clock::unix_millis());
         for _ in 0..decided.panics {
             self.supervisor.panicked(Task::Decider);
         }

@@ -13,12 +13,16 @@
 //! [`DecisionLog`] holds the details of the last decisions.
 
 mod log;
+mod tap;
 
 use std::{collections::HashMap, sync::Arc};
 
 use hashbrown::HashTable;
 
-pub use self::log::{DecisionLog, DecisionRecord, Decisions, Logged};
+pub use self::{
+    log::{DecisionLog, DecisionRecord, Decisions, Logged},
+    tap::{Tap, Tapped},
+};
 
 use crate::{
     budget::{Budget, Holder},

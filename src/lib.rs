@@ -9,6 +9,7 @@ pub mod sampler;
 pub mod window;
 pub mod policy;
 pub mod decisions;
+pub mod recording;
 pub mod decider;
 pub mod exporter;
 pub mod durability;
@@ -30,6 +31,7 @@ pub mod grpc;
 pub mod logging;
 pub mod metrics;
 pub mod net;
+pub mod notify;
 #[cfg(test)]
 mod reference;
 pub mod supervise;

@@ -2,19 +2,28 @@
 
 use std::{io, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tailwater::{
-    commands::{check, complain, convert, demo, log, print, replay, test},
+    commands::{
+        check, complain, completions, convert, demo, explain, health, log, print, record, replay,
+        tail, test, trial,
+    },
     config::{self, Config},
     logging::Log,
+    notify,
     service::Service,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{Level, error, info, warn};
 
+/// musl's own allocator has one lock for all threads; glibc's is as fast as this one.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A tail-based trace sampler between OpenTelemetry and Grafana Tempo.
 #[derive(Parser)]
-#[command(version, about, disable_help_subcommand = true)]
+#[command(version = env!("TAILWATER_VERSION"), about, disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -36,6 +45,14 @@ enum Command {
     Test(test::Options),
     /// Decide recorded traces, and say what would be kept of them, by policy
     Replay(replay::Options),
+    /// Say why a running instance kept or dropped a trace
+    Explain(explain::Options),
+    /// Follow the decisions of a running instance as they fall
+    Tail(tail::Options),
+    /// Let a running instance decide its traffic by other policies as well, and say what would change
+    Try(trial::Options),
+    /// Record a share of whole traces from a running instance, for replay
+    Record(record::Options),
     /// Show what the logs of [durability] hold, and what of it is damaged
     Log(log::Options),
     /// Validate configuration and policy files and report every problem
@@ -50,6 +67,12 @@ enum Command {
         #[arg(long, conflicts_with = "files")]
         schema: bool,
     },
+    /// Ask a running instance whether it is ready
+    Health(health::Options),
+    /// Print the completions of a shell
+    Completions(completions::Options),
+    /// Write the manual pages
+    Man(completions::ManOptions),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +94,15 @@ fn main() -> ExitCode {
         Command::Test(options) => exit_code(test::run(&options)),
         Command::Replay(options) => exit_code(replay::run(&options)),
         Command::Log(options) => exit_code(log::run(&options)),
+        Command::Explain(options) => exit_code(explain::run(&options)),
+        Command::Tail(options) => exit_code(tail::run(&options)),
+        Command::Health(options) => exit_code(on_runtime(health::run(options))),
+        Command::Completions(options) => {
+            exit_code(completions::run(Arguments::command(), &options))
+        }
+        Command::Man(options) => exit_code(completions::man(Arguments::command(), &options)),
+        Command::Try(options) => exit_code(trial::run(&options)),
+        Command::Record(options) => exit_code(record::run(&options)),
         Command::Demo(options) => {
             exit_code(logging(Level::WARN, false, |_| on_runtime(demo::run(options))))
         }
@@ -129,13 +161,18 @@ async fn run(config: Config) -> bool {
             return false;
         }
     };
+    notify::ready();
+    let supervisor = service.supervisor();
     let has_failed = tokio::select! {
-        // Either event ends it; a failure comes first, as it says more about the cause.
+        // Either event ends it; a failure comes first, as it says more about the cause. Feeding the
+        // watchdog ends nothing.
         biased;
         () = service.failure() => true,
         () = signals.stop_or_reload(&service) => false,
+        () = notify::feed_watchdog(|| supervisor.rounds()) => true,
     };
     info!("shutting down");
+    notify::stopping(config.shutdown_timeout);
     tokio::select! {
         // A second signal comes first: its sender does not want to wait any longer.
         biased;
@@ -167,7 +204,9 @@ impl Signals {
         let Signals { terminate, interrupt, hangup } = self;
         let reloads = async {
             while hangup.recv().await.is_some() {
+                notify::reloading();
                 service.reload().await;
+                notify::ready();
             }
         };
         tokio::select! {

@@ -9,8 +9,13 @@
 //! Whatever asked for it, a reload notes what it has read, so that the same contents are not read
 //! again: files that are refused are refused once, until they change.
 //!
+//! A trial of a second set of policies ([`trial`]) begins and ends the same way, and a reload ends
+//! it.
+//!
 //! Only policies are applied. If anything else in the file has changed, the log says that this
 //! needs a restart.
+
+mod trial;
 
 use std::{
     path::Path,
@@ -20,14 +25,15 @@ use std::{
 
 use tracing::{error, info, warn};
 
+pub use self::trial::{Change, NoTrial, Outcome, Report, Sum, Trial};
 use crate::{
     changes,
     clock::{self, Clock},
-    config::{self, Config, Diagnostics, Inputs, Shown},
-    decider,
+    config::{self, Config, Diagnostics, Inputs, Severity, Shown},
+    control, decider,
     logging::log_problems,
     metrics::Metrics,
-    policy::{Plan, TooManyNames},
+    policy::{Plan, PolicySpec, TooManyNames},
     sampler::{Hold, Sampler},
     supervise::{Supervisor, Task},
 };
@@ -42,20 +48,29 @@ pub struct Reload {
     clock: Clock,
     supervisor: Arc<Supervisor>,
     /// Locked from reading to the last shard, so that plans follow one another.
-    read: Mutex<LastRead>,
+    current: Mutex<Current>,
     loaded: Mutex<Loaded>,
 }
 
-/// What the last load has read.
+/// What the last load has read, and the policies of the plan in force.
 #[derive(Debug)]
-struct LastRead {
+struct Current {
     inputs: Inputs,
     files: changes::Files,
+    policies: Vec<PolicySpec>,
+    /// The trial that runs beside them.
+    trial: Option<Arc<Trial>>,
 }
 
-impl LastRead {
-    fn new(inputs: Inputs) -> Self {
-        LastRead { files: changes::Files::new(inputs.read()), inputs }
+impl Current {
+    fn new(inputs: Inputs, policies: &[PolicySpec]) -> Self {
+        let (files, policies) = (changes::Files::new(inputs.read()), policies.to_vec());
+        Current { inputs, files, policies, trial: None }
+    }
+
+    fn has_read(&mut self, inputs: Inputs) {
+        self.files = changes::Files::new(inputs.read());
+        self.inputs = inputs;
     }
 }
 
@@ -79,6 +94,28 @@ pub struct Reloaded {
     pub policies: usize,
     /// The longest time that a shard was locked.
     pub longest_stall: Duration,
+    /// Warnings about the files.
+    pub diagnostics: Diagnostics,
+}
+
+/// Problems as the control API describes them.
+pub fn describe(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
+    use control::diagnostic::Severity as Shown;
+    let severity = |severity| match severity {
+        Severity::Error => Shown::Error,
+        Severity::Warning => Shown::Warning,
+        Severity::Note => Shown::Note,
+    };
+    let place = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    let described = diagnostics.iter().map(|problem| control::Diagnostic {
+        file: problem.file.clone(),
+        line: place(problem.line),
+        column: place(problem.column),
+        severity: severity(problem.severity).into(),
+        message: problem.message.clone(),
+        hint: problem.hint.clone().unwrap_or_default(),
+    });
+    described.collect()
 }
 
 /// Why the policies were not changed.
@@ -109,7 +146,7 @@ impl Reload {
             metrics: Arc::clone(metrics),
             clock: Clock::start(),
             supervisor: Arc::clone(supervisor),
-            read: Mutex::new(LastRead::new(config.inputs.clone())),
+            current: Mutex::new(Current::new(config.inputs.clone(), &config.policies)),
             loaded: Mutex::new(Loaded {
                 hash: config.hash.clone(),
                 shown: Arc::new(config.shown.clone()),
@@ -151,30 +188,30 @@ impl Reload {
     /// the outcome if so. Called once every [`changes::PERIOD`]. Blocks.
     pub fn look(&self) -> Option<Result<Reloaded, Refused>> {
         let file = self.config.file.as_ref()?;
-        let mut read = self.lock();
-        let now = read.inputs.now(file);
-        if !read.files.look(now) {
+        let mut current = self.lock();
+        let now = current.inputs.now(file);
+        if !current.files.look(now) {
             return None;
         }
         info!(file = %file.display(), "configuration or policy files changed: reloading");
         // Noted before anything can panic, so that the same contents do not panic again.
-        read.files.note_read();
-        Some(self.run_locked(&mut read))
+        current.files.note_read();
+        Some(self.run_locked(&mut current))
     }
 
-    fn lock(&self) -> MutexGuard<'_, LastRead> {
+    fn lock(&self) -> MutexGuard<'_, Current> {
         // Panics are contained while it is locked; one elsewhere leaves at worst files noted as
         // read that were not.
-        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run_locked(&self, read: &mut LastRead) -> Result<Reloaded, Refused> {
-        let outcome = self.supervisor.contained_now(Task::Reload, || self.apply(read));
+    fn run_locked(&self, current: &mut Current) -> Result<Reloaded, Refused> {
+        let outcome = self.supervisor.contained_now(Task::Reload, || self.apply(current));
         let outcome = outcome.unwrap_or(Err(Refused::Panicked));
         self.metrics.reloaded(outcome.is_ok());
         self.lock_loaded().last_reload_successful = outcome.is_ok();
         match &outcome {
-            Ok(Reloaded { policies, longest_stall }) => {
+            Ok(Reloaded { policies, longest_stall, .. }) => {
                 info!(policies, ?longest_stall, "policies reloaded");
             }
             Err(Refused::Invalid(diagnostics)) => {
@@ -188,14 +225,20 @@ impl Reload {
         outcome
     }
 
-    fn apply(&self, read: &mut LastRead) -> Result<Reloaded, Refused> {
+    fn apply(&self, current: &mut Current) -> Result<Reloaded, Refused> {
         let loaded = config::load_or_embedded(self.config.file.as_deref());
-        *read = LastRead::new(loaded.inputs);
+        current.has_read(loaded.inputs);
         let Some(config) = loaded.config else { return Err(Refused::Invalid(loaded.diagnostics)) };
         log_problems(&loaded.diagnostics);
         let plan = Arc::new(self.sampler.plan().successor(&config.policies)?);
         decider::expire(&plan);
+        // The metrics come first, so that every decision by the new policies has a counter.
+        self.metrics.policies_in_force(&plan);
+        current.policies.clone_from(&config.policies);
         let longest_stall = self.swap(&plan);
+        if let Some(trial) = current.trial.take() {
+            trial::ended(&trial, "the policies were reloaded");
+        }
         *self.lock_loaded() = Loaded {
             hash: config.hash.clone(),
             shown: Arc::new(config.shown.clone()),
@@ -206,13 +249,12 @@ impl Reload {
         if !changed.is_empty() {
             warn!(changed, "a reload applies only policies; the other changes need a restart");
         }
-        Ok(Reloaded { policies: config.policies.len(), longest_stall })
+        let policies = config.policies.len();
+        Ok(Reloaded { policies, longest_stall, diagnostics: loaded.diagnostics })
     }
 
     /// Puts the plan in force. Returns the longest time that a shard was locked.
     fn swap(&self, plan: &Arc<Plan>) -> Duration {
-        // The metrics come first, so that every decision by the new policies has a counter.
-        self.metrics.policies_in_force(plan);
         let (mut longest, mut since) = (Duration::ZERO, Duration::ZERO);
         self.sampler.reload(plan, |hold| match hold {
             Hold::Begins => since = self.clock.elapsed(),

@@ -55,7 +55,7 @@ use self::{
     tasks::{decide, finish, spawn_consumers},
 };
 use crate::{
-    admin::Admin,
+    admin::{Admin, CONTROL_SERVICE},
     budget::Budget,
     clock::WindowClock,
     config::Config,
@@ -197,7 +197,7 @@ impl Shared {
     }
 
     fn terms(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Terms {
-        let handshake = |server| Handshake::new(server, transport, &self.metrics);
+        let handshake = |server| Handshake::new(server, Some(transport), &self.metrics);
         let supervisor = Arc::clone(&self.supervisor);
         let supervised = Supervised { supervisor, task: Task::Receiver };
         let tally = Some(Tally::new(&self.metrics, transport));
@@ -322,7 +322,7 @@ impl Service {
             None => credentials.client(config)?,
         };
         let consumers = spawn_consumers(config, client.clone(), &shared, consumers_give_up);
-        let admin = shared.admin(config, &is_ready, client);
+        let admin = shared.admin(config, &is_ready, client, &credentials).await;
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
         let mut decider = shared.decider(config);
@@ -333,8 +333,7 @@ impl Service {
         let vital = |task| shared.supervisor.vital(task);
         let decider = decide(decider, decider_stops, shared.supervisor.clone());
         let decider = tokio::spawn(vital(Task::Decider).over(decider));
-        let health = HealthReporter::new();
-        health.set_service_status(TRACE_SERVICE, ServingStatus::Serving).await;
+        let health = serving(&[TRACE_SERVICE]).await;
         let stop = (health.clone(), receivers_stop);
         let receivers = shared.serve(config, &intake, &credentials, (grpc, http), stop);
         let watchers = watching::spawn(credentials.watch, &admin.reload, &shared.supervisor);
@@ -375,10 +374,13 @@ impl Service {
         let failed_before = self.metrics.failed_in_all();
         self.is_ready.store(false, Relaxed);
         self.supervisor.stop();
-        for service in ["", TRACE_SERVICE] {
-            self.health.set_service_status(service, ServingStatus::NotServing).await;
-            // Ends the streams of health watchers, which would hold their connections open.
-            self.health.clear_service_status(service).await;
+        self.admin.streams_end.send_replace(true);
+        for mut health in [self.health.clone(), self.admin.health.clone()] {
+            for service in ["", TRACE_SERVICE, CONTROL_SERVICE] {
+                health.set_service_status(service, ServingStatus::NotServing).await;
+                // Ends the streams of health watchers, which would hold their connections open.
+                health.clear_service_status(service).await;
+            }
         }
         self.intake.is_draining.store(true, Relaxed);
         self.stop_receivers.send_replace(true);
@@ -461,4 +463,13 @@ impl Service {
     pub fn admin(&self) -> &Arc<Admin> {
         &self.admin
     }
+}
+
+/// A reporter that says that these services, and the whole, are serving.
+async fn serving(services: &[&str]) -> HealthReporter {
+    let health = HealthReporter::new();
+    for service in services {
+        health.set_service_status(service, ServingStatus::Serving).await;
+    }
+    health
 }

@@ -134,6 +134,8 @@ pub struct Supervisor {
     /// The recent panics of each loop.
     recent: Mutex<[VecDeque<Instant>; Task::ALL.len()]>,
     failed: watch::Sender<Option<Failure>>,
+    /// Rounds of the decider.
+    rounds: AtomicU64,
     /// Whether tasks may end.
     is_stopping: AtomicBool,
     #[cfg(debug_assertions)]
@@ -146,6 +148,7 @@ impl Default for Supervisor {
             panics: Default::default(),
             recent: Mutex::default(),
             failed: watch::Sender::new(None),
+            rounds: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
             #[cfg(debug_assertions)]
             armed: Default::default(),
@@ -197,6 +200,11 @@ impl Supervisor {
         })
     }
 
+    /// Whether the service is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Relaxed)
+    }
+
     /// Counts a panic that was contained elsewhere.
     pub fn panicked(&self, task: Task) {
         self.panics[task as usize].fetch_add(1, Relaxed);
@@ -208,6 +216,16 @@ impl Supervisor {
     /// Watches a task that must run until [`Self::stop`]. The task holds the returned value.
     pub fn vital(self: &Arc<Self>, task: Task) -> Vital {
         Vital { supervisor: Arc::clone(self), task }
+    }
+
+    /// The decider has begun another round over all shards.
+    pub fn note_round(&self) {
+        self.rounds.fetch_add(1, Relaxed);
+    }
+
+    /// Rounds of the decider so far: they go on for as long as the service decides.
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Relaxed)
     }
 
     /// Allows tasks to end from now on.

@@ -35,6 +35,7 @@ pub fn terms() -> Terms {
         max_concurrent_streams: 100,
         windows: Windows::new(64 << 20, None),
         http2_only: true,
+        keep_alive: std::time::Duration::from_secs(60),
     };
     let supervised = Supervised { supervisor: Arc::default(), task: Task::Receiver };
     Terms { limits, tls: None, supervised, tally: None }

@@ -42,6 +42,23 @@ impl TraceId {
         Self::from_hex(&id).filter(|id| id.0 != [0; 16])
     }
 
+    /// Parses an id as people paste it: in any of the forms of [`Self::from_any_form`], with white
+    /// space, quotes or brackets around it, with `0x` before it, with dashes anywhere, or within a
+    /// `traceparent`.
+    pub fn from_pasted(text: &str) -> Option<Self> {
+        let around = |c: char| c.is_whitespace() || "\"'`{}()[]<>,;".contains(c);
+        let text = text.trim_matches(around);
+        let text = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
+        let parts: Vec<_> = text.splitn(5, '-').collect();
+        let lengths: Vec<_> = parts.iter().map(|part| part.len()).collect();
+        match (&parts[..], &lengths[..]) {
+            ([_version, id, _parent, _flags], [2, 32, 16, 2]) => Self::from_any_form(id),
+            // Long text is not copied: no id has that many dashes.
+            _ if text.len() > 2 * UUID_CHARS => None,
+            _ => Self::from_any_form(&text.replace('-', "")),
+        }
+    }
+
     /// The randomness in the id itself: its low 56 bits.
     pub fn randomness(self) -> Randomness {
         let [.., b7, b6, b5, b4, b3, b2, b1, b0] = self.0;
@@ -292,6 +309,16 @@ mod tests {
         let uuid = "00000000-0000-0000-0000-0000000A1B2C";
         for text in [id, "a1b2c", "0A1b2C", uuid, &uuid.to_lowercase(), " a1b2c\n"] {
             assert_eq!(parsed(text).as_deref(), Some(id), "{text}");
+        }
+        let pasted = |text: &str| TraceId::from_pasted(text).map(|id| id.to_string());
+        let traceparent = format!("00-{id}-00f067aa0ba902b7-01");
+        for text in ["a1b2c", " 0xA1B2C\n", "\"a1b2c\"", "{a1-b2c}", "`a1b2c`,", &traceparent, uuid]
+        {
+            assert_eq!(pasted(text).as_deref(), Some(id), "{text}");
+        }
+        let long = "-".repeat(1 << 20);
+        for text in ["", "0x", "-", "a1b2c d", "00-a1b2c-0-01x", &format!("0{id}"), &long, "é"] {
+            assert_eq!(pasted(text), None, "{text:.50}");
         }
         let full = "01234567-89ab-cdef-FEDC-ba9876543210";
         assert_eq!(parsed(full).as_deref(), Some("0123456789abcdeffedcba9876543210"));

@@ -5,15 +5,21 @@
 //! saturated, and on one more while a reload goes on. An outage of the backend changes neither
 //! health nor readiness.
 
+mod access;
+mod control;
 mod describe;
 mod history;
-mod json;
 mod page;
+mod record;
+mod rpc;
 mod snapshot;
+mod trial;
+mod watching;
 
 use std::{
     sync::{Arc, atomic::AtomicBool, atomic::Ordering::Relaxed},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,24 +29,27 @@ use http::{
 };
 use http_body::Body as _;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
+use tonic::body::Body;
+use tonic_health::server::HealthReporter;
 
 use crate::{
     budget::Budget,
     clock::{self, Clock, WindowClock},
+    control::to_json,
+    credentials::{Live, Tokens},
     decisions::{Decision, Logged},
     durability::Durability,
     exporter::{Client, Queue},
     logging,
     metrics::{Metrics, Readings},
     net::{
+        handshake::Handshake,
         listen::{self, Terms},
         windows::Windows,
     },
@@ -50,14 +59,22 @@ use crate::{
     trace::{Randomness, TraceId},
 };
 
-pub use self::history::{History, Second};
-use self::page::{Asked, Page};
+pub use self::{
+    control::CONTROL_SERVICE,
+    history::{History, Second},
+    rpc::Calls,
+    watching::Watchers,
+};
+use self::{
+    control::TRACE_ID_FORMS,
+    page::{Asked, Page},
+    rpc::held,
+};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
-const NO_TRACE_ID: &str = "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero";
 const UNKNOWN_TRACE: &str = "unknown or no longer remembered";
 
 /// Ample for scrapers and people, and nothing that a scan could turn into memory.
@@ -65,12 +82,15 @@ fn limits() -> listen::Limits {
     listen::Limits {
         max_connections: 64,
         max_age: None,
-        max_concurrent_streams: 16,
+        max_concurrent_streams: 100,
         windows: Windows::new(1 << 20, None),
         http2_only: false,
+        keep_alive: Duration::from_secs(12),
     }
 }
 
+/// The longest that the thread waits for its clients once the service has stopped.
+const READERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Long answers that wait for their reader at once: with many policies each has megabytes.
 const UNREAD_MAX: usize = 16;
 
@@ -131,6 +151,20 @@ pub struct Admin {
     pub history: History,
     /// Times the readings of the history.
     pub uptime: Clock,
+    /// `telemetry.enable_recording`.
+    pub enable_recording: bool,
+    /// Turns true when trials and recordings are to end, because the service stops.
+    pub streams_end: watch::Sender<bool>,
+    /// Those who watch decisions.
+    pub watchers: Watchers,
+    /// Bounds the answers and streams that are under way.
+    pub calls: Calls,
+    /// The tokens of those who may ask; anyone may if `None`.
+    pub tokens: Option<Arc<Live<Tokens>>>,
+    /// The TLS handshake that connections must complete, if any.
+    pub tls: Option<Arc<Handshake>>,
+    /// Answers health checks over gRPC.
+    pub health: HealthReporter,
 }
 
 impl Admin {
@@ -155,16 +189,21 @@ impl Admin {
         };
         let supervised = Supervised { supervisor: Arc::clone(&self.supervisor), task: Task::Admin };
         let vital = self.supervisor.vital(Task::Admin);
-        let noting = Arc::clone(&self);
-        let answer = move |request: Request<Incoming>| Arc::clone(&self).answer(request);
+        let services = rpc::services(&self);
+        let answer = move |request| Arc::clone(&services).answer(request);
+        let admin = self;
         std::thread::Builder::new().name("admin".into()).spawn(move || {
-            let terms = Terms { limits: limits(), tls: None, supervised, tally: None };
+            let terms = Terms { limits: limits(), tls: admin.tls.clone(), supervised, tally: None };
+            let told = stop.clone();
             runtime.block_on(async {
                 tokio::select! {
-                    // The order does not matter: only the end of the first ends the thread.
+                    // The order does not matter: only the first two end, and both only once the
+                    // service has stopped.
                     biased;
                     () = vital.over(listen::serve(listener, terms, answer, stop)) => {}
-                    () = noting.note_history() => {}
+                    () = stopped(told) => {}
+                    () = admin.note_history() => {}
+                    () = admin.pass_decisions() => {}
                 }
             });
         })
@@ -184,12 +223,31 @@ impl Admin {
         while self.supervisor.run(Task::Admin, note()).await.is_err() {}
     }
 
+    /// Passes decisions on to those who watch, for as long as the thread runs.
+    async fn pass_decisions(&self) {
+        let pass = async || self.pass_decisions_on().await;
+        while self.supervisor.run(Task::Admin, pass()).await.is_err() {}
+    }
+
     /// What /metrics answers, also when nobody listens any more.
     pub fn scrape(&self) -> String {
         self.metrics.render(&self.readings())
     }
 
-    async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Full<Bytes>> {
+    async fn answer_http<B>(self: Arc<Self>, request: Request<B>) -> Response<Body> {
+        if matches!(request.uri().path(), "/-/healthy" | "/-/ready") {
+            return self.answer(request).await.map(Body::new);
+        }
+        match self.calls.answer() {
+            Some(permit) => held(self.answer(request).await, permit),
+            None => {
+                let message = "too many answers wait to be read already\n";
+                response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message).map(Body::new)
+            }
+        }
+    }
+
+    async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>> {
         match (request.uri().path(), request.method()) {
             ("/-/reload", &Method::POST) => {
                 let accepted = request.headers().get_all(ACCEPT).iter();
@@ -211,7 +269,7 @@ impl Admin {
             "/metrics" => self.long(EXPOSITION, || self.scrape()),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
-            "/-/status" => self.long(JSON, || json::status(&self.status())),
+            "/-/status" => self.long(JSON, || to_json("GetStatusResponse", &self.status())),
             path => match path.strip_prefix("/-/decisions/") {
                 Some(id) => self.decision(id),
                 None => response(StatusCode::NOT_FOUND, TEXT, "not found\n"),
@@ -241,7 +299,7 @@ impl Admin {
         let mut pairs = form_urlencoded::parse(query.as_bytes());
         let text = pairs.find(|(key, _)| key == "trace_id")?.1.into_owned();
         let found = match TraceId::from_any_form(&text) {
-            None => Err(NO_TRACE_ID),
+            None => Err(TRACE_ID_FORMS),
             Some(trace_id) => self.explain(trace_id).ok_or(UNKNOWN_TRACE),
         };
         Some(Asked { text, found })
@@ -264,26 +322,23 @@ impl Admin {
     fn ready(&self) -> Response<Full<Bytes>> {
         let why_not = match self.supervisor.failed() {
             Some(failure) => format!("not ready: {failure}\n"),
-            None if self.is_ready.load(Relaxed) => {
-                return response(StatusCode::OK, TEXT, "ready\n");
-            }
+            None if self.is_ready() => return response(StatusCode::OK, TEXT, "ready\n"),
             None => "not ready\n".to_owned(),
         };
         response(StatusCode::SERVICE_UNAVAILABLE, TEXT, why_not)
     }
 
+    fn is_ready(&self) -> bool {
+        self.supervisor.failed().is_none() && self.is_ready.load(Relaxed)
+    }
+
     async fn reload(&self, wants_json: bool) -> Response<Full<Bytes>> {
-        if !self.enable_lifecycle {
+        if let Err(refused) = self.permit_lifecycle() {
             // As Prometheus answers, so that whoever sees it knows that the path was right.
-            let message = "off unless `enable_lifecycle = true` in [telemetry]; SIGHUP reloads\n";
+            let message = format!("{}\n", refused.message());
             return response(StatusCode::FORBIDDEN, TEXT, message);
         }
-        let reload = Arc::clone(&self.reload);
-        let outcome = spawn_blocking(move || reload.run()).await.unwrap_or_else(|_| {
-            self.supervisor.panicked(Task::Reload);
-            Err(Refused::Panicked)
-        });
-        match outcome {
+        match self.run_reload().await {
             Ok(reloaded) => {
                 let message = format!("reloaded, policies: {}\n", reloaded.policies);
                 response(StatusCode::OK, TEXT, message)
@@ -309,6 +364,8 @@ impl Admin {
         let buffered = self.sampler.buffered();
         let (queue_bytes, queue_spans) = self.queue.held();
         Readings {
+            started_at: self.started_at,
+            is_ready: self.is_ready(),
             buffered,
             memory: [self.budget.used(), self.budget.limit(), self.budget.overhead()],
             queue_spans,
@@ -325,7 +382,7 @@ impl Admin {
 
     fn decision(&self, id: &str) -> Response<Full<Bytes>> {
         let Some(trace_id) = TraceId::from_any_form(id) else {
-            let body = json!({ "error": NO_TRACE_ID });
+            let body = json!({ "error": TRACE_ID_FORMS });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
         };
         let (status, body) = match self.sampler.look_up(self.clock.now(), trace_id) {
@@ -371,6 +428,13 @@ impl Admin {
         }
         body
     }
+}
+
+/// Waits until the service has stopped, and then for the clients that still read.
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that the service is gone.
+    let _ = stop.wait_for(|&stop| stop).await;
+    sleep(READERS_TIMEOUT).await;
 }
 
 /// The answer to HEAD: that to GET, and how long its body would be.

@@ -4,8 +4,6 @@
 //! shard, as a scrape does. A span that moves on meanwhile is seen twice, not missed; at rest the
 //! sums of the ledger are exact, and equal to those of /metrics.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use super::{Admin, describe::timestamp};
 use crate::{
     control::{
@@ -28,7 +26,7 @@ impl Admin {
         GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             start_time: Some(timestamp(self.started_at)),
-            ready: self.is_ready.load(Relaxed) && self.supervisor.failed().is_none(),
+            ready: self.is_ready(),
             configuration: Some(self.configuration()),
             ledger: Some(self.ledger(&buffered, queue_spans)),
             rates: Some(self.history.rates()),
@@ -50,7 +48,11 @@ impl Admin {
             backend: Some(self.backend()),
             policies: self.policies(),
             recent_decisions: self.recent_decisions(),
-            activity: Some(Activity::default()),
+            activity: Some(Activity {
+                trial_running: self.sampler.plan().trial().is_some(),
+                recordings: self.sampler.recordings().running() as u32,
+                watchers: self.watchers.count() as u32,
+            }),
         }
     }
 

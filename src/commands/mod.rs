@@ -8,12 +8,20 @@ use std::io::{self, Write as _};
 use crate::policy::PolicySpec;
 
 pub mod check;
+pub mod completions;
 pub mod convert;
 pub mod demo;
+pub mod explain;
+mod figures;
+pub mod health;
+mod instance;
 pub mod log;
+pub mod record;
 pub mod replay;
+pub mod tail;
 pub mod test;
 mod traces;
+pub mod trial;
 
 /// Whether a policy decides at this time, in Unix milliseconds: neither as a shadow nor once it has
 /// expired.

@@ -1,5 +1,5 @@
-//! `[receiver.tls]`, `[receiver.auth]`, `[exporter.otlp.tls]` and the exporter's token, with every
-//! file that they name.
+//! TLS and tokens of receivers and the telemetry port, `[exporter.otlp.tls]` and the exporter's
+//! token, with every file that they name.
 //!
 //! The files are read here as the service will read them, so that `check` finds what would keep it
 //! from starting. No message quotes a file, or its path: a token that is written where its file
@@ -22,8 +22,8 @@ const PEM_HINT: &str = "such a file begins with `-----BEGIN CERTIFICATE-----`";
 /// Where the file of a role is named.
 type Named<'a> = (Role, &'static str, &'a Read<PathBuf>);
 
-/// Reads `[receiver.tls]`; absent where the file does not have it.
-pub(super) fn receiver_tls(mut section: Section<'_, '_>, directory: &Path) -> Option<ServerTls> {
+/// Reads `[receiver.tls]` or `[telemetry.tls]`; absent where the file does not have it.
+pub(super) fn server_tls(mut section: Section<'_, '_>, directory: &Path) -> Option<ServerTls> {
     let cert = section.file("cert_file", directory);
     let key = section.file("key_file", directory);
     let clients = section.file("client_ca_file", directory);
@@ -50,8 +50,8 @@ pub(super) fn receiver_tls(mut section: Section<'_, '_>, directory: &Path) -> Op
     tls
 }
 
-/// Reads `[receiver.auth]`: the file of tokens.
-pub(super) fn receiver_auth(mut section: Section<'_, '_>, directory: &Path) -> Option<PathBuf> {
+/// Reads `[receiver.auth]` or `[telemetry.auth]`: the file of tokens.
+pub(super) fn server_auth(mut section: Section<'_, '_>, directory: &Path) -> Option<PathBuf> {
     let token = section.file("bearer_token_file", directory);
     if let Read::Set(file, _) = &token
         && let Err(faults) = credentials::read_tokens(file)

@@ -60,10 +60,7 @@ fn bytes(path: &Path) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(closed)?;
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(closed)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        let message = format!("{} is larger than 1 MiB", quote(&path.display().to_string()));
-        return Err(Problem::new(message));
-    }
+    check_size(path, bytes.len())?;
     Ok(bytes)
 }
 
@@ -83,6 +80,19 @@ fn text(path: &Path, bytes: Result<Vec<u8>, Problem>) -> Result<Source, Unreadab
             ))))
         }
     }
+}
+
+/// The text of a file that was sent, of at most 1 MiB.
+pub(super) fn sized(path: &Path, text: &str) -> Result<Source, Problem> {
+    check_size(path, text.len())?;
+    Ok(Source::new(path, text))
+}
+
+fn check_size(path: &Path, bytes: usize) -> Result<(), Problem> {
+    if bytes as u64 <= FILE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Problem::new(format!("{} is larger than 1 MiB", quote(&path.display().to_string()))))
 }
 
 /// The text of any file of at most 1 MiB, or why it cannot be read.

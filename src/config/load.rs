@@ -28,7 +28,7 @@ use super::{
     source::Source,
     syntax,
 };
-use crate::clock;
+use crate::{clock, policy::PolicySpec};
 
 /// The policies of a service that was given no configuration.
 const EMBEDDED_POLICIES: &str = include_str!("../../policies/default.toml");
@@ -96,6 +96,33 @@ pub fn embedded() -> Config {
     let path = Path::new("policies/default.toml");
     let loaded = parse(&Source::new(path, EMBEDDED_POLICIES), path, Host::detect()).0;
     loaded.config.expect("a test loads the embedded policies without a diagnostic")
+}
+
+/// Reads the text of a policy file that somebody sent. `name` is what its problems call it.
+///
+/// # Errors
+/// What is wrong with it. Warnings alone are no error.
+pub fn load_policies(name: &str, text: &str) -> Result<Vec<PolicySpec>, Diagnostics> {
+    let source = match files::sized(Path::new(name), text) {
+        Ok(source) => source,
+        Err(problem) => {
+            let source = Source::new(Path::new(name), "");
+            let mut diagnostics = Diagnostics::default();
+            diagnostics.push(source.whole(Severity::Error, problem));
+            return Err(diagnostics);
+        }
+    };
+    on_a_large_stack(|| {
+        let mut load = Load::new(Host::detect());
+        load.policy_file(&source);
+        load.require_policies(&source);
+        load.review();
+        load.diagnostics.sort();
+        if load.diagnostics.has_errors() {
+            return Err(load.diagnostics);
+        }
+        Ok(load.policies.into_specs())
+    })
 }
 
 /// What [`load`] makes of the file, or, where there is none, [`embedded`].

@@ -52,7 +52,7 @@ pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
 pub(crate) use files::read_text;
 pub use inputs::Inputs;
-pub use load::{Loaded, embedded, load, load_or_embedded};
+pub use load::{Loaded, embedded, load, load_or_embedded, load_policies};
 pub use policy_tests::{
     AttributeValue, Expected, LoadedTests, PolicyTest, PolicyTests, TestEvent, TestSpan,
     TestedTrace, load_tests,
@@ -310,10 +310,17 @@ pub struct Durability {
 pub struct Telemetry {
     /// `endpoint` as host:port of /metrics, health and look-ups, default 127.0.0.1:9464.
     pub endpoint: String,
-    /// `enable_lifecycle`: whether POST /-/reload is answered, default false.
+    /// `enable_lifecycle`: whether policies may be reloaded and tried over the network, default
+    /// false.
     pub enable_lifecycle: bool,
+    /// `enable_recording`: whether spans may be read over the network, default false.
+    pub enable_recording: bool,
     /// `log_level`, default info.
     pub log_level: tracing::Level,
     /// `log_format`: "json" is true, "text" (the default) false.
     pub log_json: bool,
+    /// `[telemetry.tls]`; `None` for plaintext, which is the default.
+    pub tls: Option<ServerTls>,
+    /// `[telemetry.auth] bearer_token_file`; `None`, which is the default, lets anyone ask.
+    pub bearer_token_file: Option<PathBuf>,
 }

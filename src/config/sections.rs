@@ -13,7 +13,7 @@ use std::{
 use super::{
     Compression, CorsPolicy, Durability, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry,
     Sampling, Secret, SendingQueue, Telemetry, address,
-    credentials::{exporter_tls, exporter_token, receiver_auth, receiver_tls},
+    credentials::{exporter_tls, exporter_token, server_auth, server_tls},
     diagnostics::{Problem, quote},
     endpoint,
     fit::{self, Wanted},
@@ -56,8 +56,8 @@ pub(super) fn read(
     let mut receiver = root.section("receiver");
     let (grpc, grpc_message) = grpc(receiver.section("grpc"));
     let (http, http_message) = http(receiver.section("http"), &grpc);
-    let tls = receiver_tls(receiver.section("tls"), directory);
-    let bearer_token_file = receiver_auth(receiver.section("auth"), directory);
+    let tls = server_tls(receiver.section("tls"), directory);
+    let bearer_token_file = server_auth(receiver.section("auth"), directory);
     receiver.finish();
 
     let mut section = root.section("sampling");
@@ -86,7 +86,8 @@ pub(super) fn read(
     section.finish();
 
     let durability = durability(root.section("durability"), directory);
-    let telemetry = telemetry(root.section("telemetry"), [&grpc.endpoint, &http.endpoint]);
+    let telemetry =
+        telemetry(root.section("telemetry"), directory, [&grpc.endpoint, &http.endpoint]);
     Sections {
         shutdown_timeout,
         grpc,
@@ -393,7 +394,7 @@ fn durability(mut section: Section<'_, '_>, directory: &Path) -> Option<Durabili
     is_on.map(|_| config)
 }
 
-fn telemetry(mut section: Section<'_, '_>, others: [&String; 2]) -> Telemetry {
+fn telemetry(mut section: Section<'_, '_>, directory: &Path, others: [&String; 2]) -> Telemetry {
     let levels = [
         tracing::Level::ERROR,
         tracing::Level::WARN,
@@ -404,8 +405,11 @@ fn telemetry(mut section: Section<'_, '_>, others: [&String; 2]) -> Telemetry {
     let config = Telemetry {
         endpoint: listener(&mut section, &others),
         enable_lifecycle: section.boolean_or_default("enable_lifecycle"),
+        enable_recording: section.boolean_or_default("enable_recording"),
         log_level: section.word("log_level", levels),
         log_json: section.word("log_format", [false, true]),
+        tls: server_tls(section.section("tls"), directory),
+        bearer_token_file: server_auth(section.section("auth"), directory),
     };
     section.finish();
     config

@@ -1,156 +1,241 @@
-//! A decision in sentences, for the page and for `tailwater explain`.
+//! A decision in sentences, for `tailwater explain` and the page.
+
+use std::{fmt::Write as _, time::Duration};
+
+use prost_types::Timestamp;
 
 use super::{
     Decision,
     decision::{Details, State, Trigger},
-    figures::{bytes, count, duration, moment, percentage},
+    figures::{millis, moment_exact, percentage, spans_of},
 };
 
 impl Decision {
-    /// Why the trace was kept or dropped, what else matched, when it was decided, and why then.
-    pub fn sentences(&self) -> Vec<String> {
-        let mut sentences = vec![self.outcome()];
-        match &self.details {
-            Some(details) => {
-                sentences.extend(self.others(details));
-                sentences.push(self.moment(details));
-                sentences.push(self.size(details));
-            }
-            None if self.state() != State::Pending => sentences.push(
-                "The decision log no longer has its details: what else matched, and when it was \
-                 decided."
-                    .into(),
-            ),
-            None => {}
+    /// Whether the trace was kept, by which policy, what else matched, when it was decided, and why
+    /// then: a sentence a line. `now` is in Unix milliseconds.
+    pub fn explained(&self, now: u64) -> String {
+        explain(self, now)
+    }
+}
+
+fn explain(decision: &Decision, now: u64) -> String {
+    let mut text = format!("The trace {} ", decision.trace_id);
+    match decision.state() {
+        State::Pending => text.push_str("is not decided yet.\n"),
+        State::Kept => kept(decision, &mut text),
+        State::Dropped | State::Unspecified => dropped(decision, &mut text),
+    }
+    let Some(details) = &decision.details else {
+        text.push_str(
+            "The details of the decision are no longer in the decision log \
+             (sampling.decision_log_size).\n",
+        );
+        why_then(decision.trigger(), None, &mut text);
+        return text;
+    };
+    if decision.state() == State::Pending {
+        pending(details, now, &mut text);
+    } else {
+        others(decision, details, &mut text);
+        why_then(decision.trigger(), details.decision_time.as_ref(), &mut text);
+    }
+    contents(decision.state(), details, &mut text);
+    text
+}
+
+fn kept(decision: &Decision, text: &mut String) {
+    let policy = &decision.policy;
+    let share = percentage(decision.percentage);
+    let _ =
+        writeln!(text, "was kept by the policy `{policy}`, which keeps {share} of such traces.");
+    if decision.percentage < 100.0 {
+        chance(decision, "is at or above", text);
+    }
+}
+
+fn dropped(decision: &Decision, text: &mut String) {
+    let Decision { policy, threshold, .. } = decision;
+    let share = percentage(decision.percentage);
+    let _ = match threshold {
+        None if policy == "none" => writeln!(text, "was dropped: no policy matched it."),
+        None => writeln!(
+            text,
+            "was dropped by the policy `{policy}`, which drops every trace that it matches."
+        ),
+        Some(_) => writeln!(
+            text,
+            "was dropped: of the policies that matched, `{policy}` keeps most, {share} of \
+             such traces, and this one was not among them."
+        ),
+    };
+    if threshold.is_some() {
+        chance(decision, "is below", text);
+    }
+}
+
+/// The two numbers that were compared.
+fn chance(decision: &Decision, relation: &str, text: &mut String) {
+    if let Decision { threshold: Some(threshold), randomness, .. } = decision {
+        let _ = writeln!(text, "Its randomness {randomness} {relation} the threshold {threshold}.");
+    }
+}
+
+/// The policies that matched besides the one that is credited.
+fn others(decision: &Decision, details: &Details, text: &mut String) {
+    let matched = details.matched.iter().filter(|name| **name != decision.policy);
+    if let Some(names) = listed(matched) {
+        let _ = writeln!(text, "{names} matched as well.");
+    }
+    if let Some(names) = listed(details.shadow_matched.iter()) {
+        let _ = writeln!(text, "In the shadow, {names} matched, and decided nothing.");
+    }
+}
+
+fn pending(details: &Details, now: u64, text: &mut String) {
+    let _ = match listed(details.matched.iter()) {
+        Some(names) => writeln!(text, "So far {names} would match."),
+        None => writeln!(text, "So far no policy would match."),
+    };
+    if let Some(names) = listed(details.shadow_matched.iter()) {
+        let _ = writeln!(text, "In the shadow, {names} would match.");
+    }
+    if let Some(due) = &details.due_time {
+        let left = Duration::from_millis(millis(due).saturating_sub(now));
+        let _ = writeln!(
+            text,
+            "It will be decided in {:.1} s at the latest, at {}.",
+            left.as_secs_f64(),
+            moment_exact(due)
+        );
+    }
+}
+
+/// When it was decided, and why at that moment.
+fn why_then(trigger: Trigger, at: Option<&Timestamp>, text: &mut String) {
+    let why = match trigger {
+        Trigger::DecisionWait => "decision_wait had passed since its first span",
+        Trigger::RootReceived => {
+            "decision_wait_after_root_received had passed since its root span arrived"
         }
-        sentences
-    }
+        Trigger::Memory => "memory was short, and it was among the oldest traces",
+        Trigger::TraceLimit => "it had reached the largest size of a trace",
+        Trigger::Shutdown => "the service was stopping",
+        Trigger::Unspecified => return,
+    };
+    let _ = match at {
+        Some(at) => writeln!(text, "It was decided at {}, because {why}.", moment_exact(at)),
+        None => writeln!(text, "It was decided because {why}."),
+    };
+}
 
-    fn outcome(&self) -> String {
-        let Decision { trace_id, policy, .. } = self;
-        let share = percentage(self.percentage);
-        match self.state() {
-            State::Kept => {
-                format!("Trace {trace_id} was kept by policy \"{policy}\" (keeps {share}).")
-            }
-            State::Dropped if policy == "none" => {
-                format!("Trace {trace_id} was dropped: no policy matched it.")
-            }
-            State::Dropped if self.threshold.is_some() => format!(
-                "Trace {trace_id} was dropped: policy \"{policy}\" keeps {share} of such traces, \
-                 and the randomness of this one is below the threshold."
-            ),
-            State::Dropped => format!(
-                "Trace {trace_id} was dropped by policy \"{policy}\", which keeps no such trace."
-            ),
-            State::Pending => format!("Trace {trace_id} is not decided yet."),
-            State::Unspecified => format!("Nothing is known about trace {trace_id}."),
-        }
-    }
+/// What had arrived.
+fn contents(state: State, details: &Details, text: &mut String) {
+    let Details { spans, bytes, root_received, .. } = details;
+    let (had, until) = match state {
+        State::Pending => ("has", "so far"),
+        _ => ("had", "by then"),
+    };
+    let spans = spans_of(*spans);
+    let duration = details.duration.and_then(|lasted| Duration::try_from(lasted).ok());
+    let millis = duration.unwrap_or_default().as_secs_f64() * 1e3;
+    let root = if *root_received { "with" } else { "without" };
+    let _ = writeln!(
+        text,
+        "It {had} {spans} of {bytes} bytes {until}, {root} a root span, over {millis} ms."
+    );
+}
 
-    /// The policies that matched besides the one that is credited.
-    fn others(&self, details: &Details) -> Option<String> {
-        let others: Vec<_> = details.matched.iter().filter(|name| **name != self.policy).collect();
-        let quoted: Vec<_> = others.iter().map(|name| format!("\"{name}\"")).collect();
-        let names = quoted.join(", ");
-        Some(match (self.state(), others.len()) {
-            (_, 0) => return None,
-            (State::Pending, _) => format!("Policies that match so far: {names}."),
-            (_, 1) => format!("Policy {names} matched too."),
-            _ => format!("Policies {names} matched too."),
-        })
-    }
-
-    fn moment(&self, details: &Details) -> String {
-        let at = |when: &Option<prost_types::Timestamp>| match when {
-            Some(when) => format!(" at {}", moment(when)),
-            None => String::new(),
-        };
-        if self.state() == State::Pending {
-            return format!("It will be decided{} at the latest.", at(&details.due_time));
-        }
-        let why = match self.trigger() {
-            Trigger::DecisionWait => "because decision_wait had passed since its first span",
-            Trigger::RootReceived => {
-                "because decision_wait_after_root_received had passed since its root span"
-            }
-            Trigger::Memory => "early, because memory in use was above the soft limit",
-            Trigger::TraceLimit => {
-                "early, because it had reached max_trace_spans or max_trace_bytes_mib"
-            }
-            Trigger::Shutdown => "because the instance was shutting down",
-            Trigger::Unspecified => "for an unknown reason",
-        };
-        format!("It was decided{}, {why}.", at(&details.decision_time))
-    }
-
-    fn size(&self, details: &Details) -> String {
-        let spans = match details.spans {
-            1 => "1 span".into(),
-            spans => format!("{} spans", count(spans)),
-        };
-        let lasted = details.duration.and_then(|lasted| lasted.try_into().ok());
-        let lasted = lasted.map_or_else(String::new, |it| format!(" over {}", duration(it)));
-        let root = if details.root_received { "" } else { " not" };
-        let (had, then) = match self.state() {
-            State::Pending => ("has", "so far"),
-            _ => ("had", "then"),
-        };
-        let size = bytes(details.bytes);
-        format!("It {had} {spans} ({size}){lasted} {then}; the root span was{root} among them.")
-    }
+/// Names in a sentence: `a`, `b` and `c`.
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> Option<String> {
+    let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+    let (last, first) = names.split_last()?;
+    Some(if first.is_empty() { last.clone() } else { format!("{} and {last}", first.join(", ")) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn decided(state: State, policy: &str, threshold: Option<&str>, percentage: f64) -> Decision {
-        Decision {
-            trace_id: "00".into(),
-            state: state.into(),
-            policy: policy.into(),
-            trigger: Trigger::RootReceived.into(),
-            threshold: threshold.map(str::to_owned),
-            percentage,
-            ..Decision::default()
+    fn at(seconds: i64) -> Option<Timestamp> {
+        Some(Timestamp { seconds, nanos: 250_000_000 })
+    }
+
+    fn details() -> Details {
+        Details {
+            matched: vec!["errors".into(), "half".into(), "slow".into()],
+            shadow_matched: vec!["try".into()],
+            spans: 7,
+            bytes: 3_482,
+            duration: Some(prost_types::Duration { seconds: 1, nanos: 12_500_000 }),
+            decision_time: at(1_700_000_000),
+            root_received: true,
+            due_time: None,
         }
     }
 
     #[test]
-    fn each_outcome_has_its_sentence() {
-        let first = |decision: Decision| decision.sentences().remove(0);
-        let kept = decided(State::Kept, "errors", Some("0"), 100.0);
-        assert_eq!(first(kept), "Trace 00 was kept by policy \"errors\" (keeps 100 %).");
-        let unlucky = first(decided(State::Dropped, "base", Some("e"), 12.5));
-        assert!(unlucky.contains("policy \"base\" keeps 12.5 % of such traces"), "{unlucky}");
-        let vetoed = first(decided(State::Dropped, "health", None, 0.0));
-        assert!(vetoed.ends_with("dropped by policy \"health\", which keeps no such trace."));
-        let unmatched = first(decided(State::Dropped, "none", None, 0.0));
-        assert_eq!(unmatched, "Trace 00 was dropped: no policy matched it.");
+    fn a_kept_trace() {
+        let decision = Decision {
+            trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
+            state: State::Kept.into(),
+            policy: "half".into(),
+            trigger: Trigger::RootReceived.into(),
+            threshold: Some("80000000000000".into()),
+            percentage: 50.0,
+            randomness: "eb211c80319c00".into(),
+            details: Some(details()),
+        };
+        assert_eq!(
+            decision.explained(0),
+            "The trace 0af7651916cd43dd8448eb211c80319c was kept by the policy `half`, which keeps \
+             50 % of such traces.\n\
+             Its randomness eb211c80319c00 is at or above the threshold 80000000000000.\n\
+             `errors` and `slow` matched as well.\n\
+             In the shadow, `try` matched, and decided nothing.\n\
+             It was decided at 2023-11-14T22:13:20.250Z, because \
+             decision_wait_after_root_received had passed since its root span arrived.\n\
+             It had 7 spans of 3482 bytes by then, with a root span, over 1012.5 ms.\n"
+        );
+        let forgotten = Decision { details: None, percentage: 100.0, ..decision };
+        let text = forgotten.explained(0);
+        assert!(text.contains("no longer in the decision log"), "{text}");
+        assert!(!text.contains("randomness"), "nothing is left to chance: {text}");
     }
 
     #[test]
-    fn details_say_what_else_matched_when_and_why_then() {
-        let details = Details {
-            matched: ["errors", "slow", "base"].map(str::to_owned).into(),
-            spans: 1,
-            bytes: 2048,
-            decision_time: Some(prost_types::Timestamp { seconds: 90, nanos: 0 }),
-            duration: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
-            root_received: true,
-            ..Details::default()
+    fn dropped_traces() {
+        let dropped = |policy: &str, threshold: Option<&str>| {
+            let decision = Decision {
+                state: State::Dropped.into(),
+                policy: policy.into(),
+                threshold: threshold.map(str::to_owned),
+                percentage: if threshold.is_some() { 12.5 } else { 0.0 },
+                ..Decision::default()
+            };
+            decision.explained(0)
         };
-        let kept =
-            Decision { details: Some(details), ..decided(State::Kept, "errors", Some("0"), 100.0) };
-        let expected = [
-            "Policies \"slow\", \"base\" matched too.",
-            "It was decided at 1970-01-01T00:01:30Z, because decision_wait_after_root_received \
-             had passed since its root span.",
-            "It had 1 span (2.0 KiB) over 2s then; the root span was among them.",
-        ];
-        assert_eq!(kept.sentences()[1..], expected);
-        let forgotten = Decision { details: None, ..kept };
-        assert!(forgotten.sentences()[1].starts_with("The decision log no longer has"));
+        assert!(dropped("none", None).contains("was dropped: no policy matched it."));
+        assert!(dropped("noise", None).contains("by the policy `noise`, which drops every trace"));
+        let unlucky = dropped("some", Some("e0000000000000"));
+        assert!(unlucky.contains("`some` keeps most, 12.5 % of such traces"), "{unlucky}");
+        assert!(unlucky.contains("is below the threshold e0000000000000"), "{unlucky}");
+    }
+
+    #[test]
+    fn a_pending_trace() {
+        let details =
+            Details { due_time: at(1_700_000_005), spans: 1, shadow_matched: vec![], ..details() };
+        let decision = Decision {
+            state: State::Pending.into(),
+            details: Some(details),
+            ..Decision::default()
+        };
+        let text = decision.explained(1_700_000_000_000);
+        assert!(text.contains("So far `errors`, `half` and `slow` would match."), "{text}");
+        assert!(
+            text.contains("decided in 5.2 s at the latest, at 2023-11-14T22:13:25.250Z"),
+            "{text}"
+        );
+        assert!(text.contains("It has 1 span of 3482 bytes so far"), "{text}");
     }
 }

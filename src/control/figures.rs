@@ -1,6 +1,6 @@
 //! Figures as people read them.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost_types::Timestamp;
 
@@ -85,6 +85,17 @@ pub fn moment(then: &Timestamp) -> String {
         Ok(then) => humantime::format_rfc3339_seconds(then).to_string(),
         Err(_) => "unknown".into(),
     }
+}
+
+/// A moment to the millisecond, as RFC 3339 in UTC.
+pub fn moment_exact(at: &Timestamp) -> String {
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis(at))).unwrap_or(UNIX_EPOCH);
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// A number of spans in words.
+pub fn spans_of(number: u64) -> String {
+    if number == 1 { "1 span".to_owned() } else { format!("{number} spans") }
 }
 
 #[cfg(test)]

@@ -6,6 +6,10 @@
 mod explained;
 pub mod figures;
 
+use std::sync::LazyLock;
+
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+
 pub use self::generated::*;
 
 mod generated {
@@ -23,3 +27,26 @@ mod generated {
 
 /// The descriptors of the API and of what it imports, as an encoded `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/control.binpb"));
+
+/// A message of this API as a line of JSON, in the form that protobuf defines. `name` is that of
+/// its type. Fields that are zero are there too, so that a reader finds what it looks for;
+/// messages and optional fields without a value are not.
+///
+/// # Panics
+/// If `name` is not that of the message's type.
+pub fn to_json(name: &str, message: &impl prost::Message) -> String {
+    static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+        DescriptorPool::decode(DESCRIPTORS).expect("the compiler of protobuf wrote it")
+    });
+    let name = format!("tailwater.control.v1.{name}");
+    let descriptor = POOL.get_message_by_name(&name).expect("the API has the message");
+    let message = DynamicMessage::decode(descriptor, &message.encode_to_vec()[..])
+        .expect("the message was generated from this descriptor");
+    let mut json = serde_json::Serializer::new(Vec::new());
+    message
+        .serialize_with_options(&mut json, &SerializeOptions::new().skip_default_fields(false))
+        .expect("times are within the years that protobuf allows, and keys are strings");
+    let mut json = String::from_utf8(json.into_inner()).expect("JSON is text");
+    json.push('\n');
+    json
+}

@@ -10,12 +10,14 @@
 
 use std::{fmt, path::Path};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD as STANDARD};
 use http::HeaderValue;
 use subtle::{Choice, ConstantTimeEq as _};
 
 use super::pem::{self, Fault, Faults, FileFault, Role};
 
 const SCHEME: &str = "bearer";
+const BASIC: &str = "basic";
 
 /// A SHA-256 digest. It has no `==`, so that only [`subtle`] compares it.
 #[derive(Clone)]
@@ -98,9 +100,30 @@ impl Tokens {
         if !scheme.eq_ignore_ascii_case(SCHEME.as_bytes()) || !token.starts_with(b" ") {
             return false;
         }
-        let told = Digest::of(token.trim_ascii());
+        self.has(token.trim_ascii())
+    }
+
+    /// Compares with every token, in a time that does not depend on which one it is.
+    fn has(&self, token: &[u8]) -> bool {
+        let told = Digest::of(token);
         let none = Choice::from(0);
         self.0.iter().fold(none, |any, token| any | token.ct_eq(&told)).into()
+    }
+}
+
+impl Tokens {
+    /// Whether the value of an `authorization` header of HTTP Basic has one of the tokens as its
+    /// password, with any name.
+    pub fn admit_basic(&self, authorization: &[u8]) -> bool {
+        let Some((scheme, encoded)) = authorization.split_at_checked(BASIC.len()) else {
+            return false;
+        };
+        if !scheme.eq_ignore_ascii_case(BASIC.as_bytes()) || !encoded.starts_with(b" ") {
+            return false;
+        }
+        let Ok(told) = STANDARD.decode(encoded.trim_ascii()) else { return false };
+        let password = told.iter().position(|byte| *byte == b':').map(|colon| &told[colon + 1..]);
+        password.is_some_and(|password| self.has(password))
     }
 }
 
@@ -134,5 +157,20 @@ mod tests {
             assert_eq!(tokens.admit(authorization.as_bytes()), admitted, "{authorization}");
         }
         assert_eq!(format!("{tokens:?}"), "2 tokens");
+        let basic = |told: &str| format!("Basic {}", STANDARD.encode(told));
+        for (authorization, admitted) in [
+            (basic("any:s3cret"), true),
+            (basic(":next"), true),
+            (basic("any:s3cret").replace("Basic", "bAsIc"), true),
+            (basic("any:s3cret "), false),
+            (basic("any:x:s3cret"), false),
+            (basic("s3cret"), false),
+            (basic(""), false),
+            ("Basic any:s3cret".to_owned(), false),
+            ("Bearer s3cret".to_owned(), false),
+            ("Basic".to_owned(), false),
+        ] {
+            assert_eq!(tokens.admit_basic(authorization.as_bytes()), admitted, "{authorization}");
+        }
     }
 }

@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::Decision;
+use super::{Decision, Tap};
 use crate::{
     budget::{Budget, DECISION_LOG_PART, Hold, Holder, LOGGED_TRACE_BYTES},
     policy::{PolicyId, Shadowed},
@@ -175,6 +175,7 @@ pub struct DecisionLog {
     traces_max: usize,
     bytes_max: usize,
     logged: Mutex<Chunks>,
+    tap: Tap,
     budget: Arc<Budget>,
 }
 
@@ -207,12 +208,19 @@ impl DecisionLog {
     pub fn new(traces: usize, budget: &Arc<Budget>) -> Self {
         let bytes_max = budget.limit() / DECISION_LOG_PART;
         let budget = Arc::clone(budget);
-        DecisionLog { traces_max: traces, bytes_max, logged: Mutex::default(), budget }
+        let (logged, tap) = Default::default();
+        DecisionLog { traces_max: traces, bytes_max, logged, tap, budget }
+    }
+
+    /// The decisions for those who watch.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
     }
 
     /// Logs decisions made at a Unix time in milliseconds. Must not be called under a shard's lock,
     /// because it frees the oldest decisions.
     pub fn push(&self, decisions: &Decisions, decided_at: u64) {
+        self.tap.offer(decisions, decided_at);
         let end = decisions.records.len();
         let start = end - self.newest_that_fit(&decisions.records);
         for chunk_start in (start..end).step_by(CHUNK_TRACES) {

@@ -1,5 +1,7 @@
 //! Every metric, described once: name, kind, labels, unit, help.
 //!
+//! Those that start with `process_` have the names that the client libraries of Prometheus use.
+//!
 //! Registration takes names and help from here, and the reference page is written from it by
 //! `crate::reference`. To add a metric: one line here, and its handle in `Metrics`. A test fails
 //! where a described metric is not in a scrape.
@@ -64,7 +66,7 @@ impl Metric {
 
 /// Tells the recorder in force the help of all counters and gauges.
 pub(super) fn describe() {
-    for Metric { name, kind, help, .. } in ALL {
+    for Metric { name, kind, help, .. } in all() {
         match kind {
             MetricKind::Counter => describe_counter!(*name, *help),
             MetricKind::Gauge => describe_gauge!(*name, *help),
@@ -73,18 +75,23 @@ pub(super) fn describe() {
     }
 }
 
-/// Constants and the list of them all.
+/// Every metric, in the order in which they are shown.
+pub(crate) fn all() -> impl Iterator<Item = &'static Metric> {
+    TAILWATER.iter().chain(PROCESS)
+}
+
+/// Constants, and a list of those with one prefix.
 macro_rules! metrics {
-    ($($id:ident = $kind:ident $name:literal [$($label:expr),*] $unit:literal $help:literal;)*) => {
+    ($list:ident $prefix:literal
+     $($id:ident = $kind:ident $name:literal [$($label:expr),*] $unit:literal $help:literal;)*) => {
         $(pub(super) const $id: Metric = Metric {
-            name: concat!("tailwater_", $name),
+            name: concat!($prefix, $name),
             kind: MetricKind::$kind,
             labels: &[$($label),*],
             unit: $unit,
             help: $help,
         };)*
-        /// All of them, in the order in which they are shown.
-        pub(crate) const ALL: &[Metric] = &[$($id),*];
+        const $list: &[Metric] = &[$($id),*];
     };
 }
 
@@ -100,7 +107,8 @@ const TRIGGER: Label = Label {
 };
 const TASK: Label = Label { name: "task", values: &[] };
 const VERSION: Label = Label { name: "version", values: &[] };
-const CERTIFICATE: Label = Label { name: "certificate", values: &["receiver", "exporter"] };
+const CERTIFICATE: Label =
+    Label { name: "certificate", values: &["receiver", "exporter", "telemetry"] };
 
 const fn reason(values: &'static [&'static str]) -> Label {
     Label { name: "reason", values }
@@ -108,6 +116,7 @@ const fn reason(values: &'static [&'static str]) -> Label {
 
 #[rustfmt::skip]
 metrics! {
+    TAILWATER "tailwater_"
     ACCEPTED_SPANS = Counter "receiver_accepted_spans_total" [ORIGIN] "spans"
         "Spans acknowledged, without those rejected; and those that came back after a restart \
          (replay).";
@@ -201,6 +210,8 @@ metrics! {
         "Strings in kept spans that were not UTF-8 and were repaired.";
     REMOVED_LINKS = Counter "removed_links_total" [] "links"
         "Span links with ids of wrong length, removed from kept spans.";
+    READY = Gauge "ready" [] "0 or 1"
+        "Whether requests are taken, as /-/ready says.";
     RELOAD_SUCCESSFUL = Gauge "config_last_reload_successful" [] "0 or 1"
         "Whether the last load of the policies succeeded.";
     RELOAD_TIME = Gauge "config_last_reload_success_timestamp_seconds" [] "Unix seconds"
@@ -225,4 +236,19 @@ metrics! {
         "Log lines that could not be written to standard error.";
     BUILD_INFO = Gauge "build_info" [VERSION] "1"
         "1, with the version of this binary.";
+}
+
+#[rustfmt::skip]
+metrics! {
+    PROCESS "process_"
+    CPU = Counter "cpu_seconds_total" [] "seconds"
+        "CPU time of the process, user and system.";
+    RESIDENT = Gauge "resident_memory_bytes" [] "bytes"
+        "Resident memory of the process.";
+    OPEN_FDS = Gauge "open_fds" [] "descriptors"
+        "Open file descriptors.";
+    MAX_FDS = Gauge "max_fds" [] "descriptors"
+        "The most file descriptors that may be open.";
+    START_TIME = Gauge "start_time_seconds" [] "Unix seconds"
+        "When the service started, in Unix seconds.";
 }

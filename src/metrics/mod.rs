@@ -15,6 +15,7 @@ pub(crate) mod described;
 mod expiries;
 mod histogram;
 mod policies;
+mod process;
 mod reasons;
 
 use std::{sync::Arc, time::Duration};
@@ -65,6 +66,10 @@ const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503]
 /// Values that are read when scraped.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readings {
+    /// When the service started, in Unix milliseconds.
+    pub started_at: u64,
+    /// Whether requests are taken.
+    pub is_ready: bool,
     /// What the window holds.
     pub buffered: Buffered,
     /// Bytes held, the limit, and the overhead.
@@ -139,6 +144,7 @@ struct Gauges {
     window: [Gauge; 3],
     memory: [Gauge; 3],
     queue: [Gauge; 3],
+    ready: Gauge,
     /// Whether the last one succeeded, and when one last did.
     reload: [Gauge; 2],
     credentials: Gauge,
@@ -242,8 +248,8 @@ impl Metrics {
         self.gauges.credentials.set(f64::from(u8::from(all)));
     }
 
-    /// The last second of a certificate that the service shows: as `receiver` or `exporter`. The
-    /// series is there only where a certificate is, since 0 would be long ago.
+    /// The last second of a certificate that the service shows: as `receiver`, `exporter` or
+    /// `telemetry`. The series is there only where a certificate is, since 0 would be long ago.
     pub fn certificate_expires(&self, of: &'static str, unix_seconds: u64) {
         let gauge =
             with_local_recorder(&*self.recorder, || described::CERTIFICATE_EXPIRY.gauge([of]));
@@ -426,6 +432,7 @@ impl Metrics {
         }
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
+        process::write(&mut text, readings.started_at);
         for histogram in [&self.lag, &self.duration, &self.spans, &self.sync] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);
@@ -454,6 +461,7 @@ impl Gauges {
                 .map(gauge),
             queue: [described::QUEUE_SPANS, described::QUEUE_BYTES, described::QUEUE_CAPACITY]
                 .map(gauge),
+            ready: gauge(described::READY),
             reload: [described::RELOAD_SUCCESSFUL, described::RELOAD_TIME].map(gauge),
             credentials: gauge(described::CREDENTIALS_SUCCESSFUL),
             durability: LOGS.map(|log| described::DURABILITY_BYTES.gauge([log])),
@@ -461,6 +469,7 @@ impl Gauges {
     }
 
     fn set(&self, readings: &Readings) {
+        self.ready.set(f64::from(u8::from(readings.is_ready)));
         let window = readings.buffered;
         let values = [window.traces, window.spans, window.bytes];
         let set = |gauges: &[Gauge], values: &[f64]| {

@@ -3,7 +3,8 @@
 //! Limits:
 //! - TLS handshake and preface, or first head, together: 10 s.
 //! - Headers of a request: 64 KiB.
-//! - A ping after 60 s of silence, to be answered within 20 s.
+//! - A ping after 60 s of silence, to be answered within 20 s; on the telemetry port after 12 s,
+//!   within 12 s, so that a watcher that has vanished is noticed within 30 s.
 //! - Answers that wait for their reader: closed after 30 s in which none of them is read.
 //! - No request: closed after 11 minutes. Load balancers keep a connection for less (Google's: 10
 //!   min), so they close first, and no request meets a closed connection.
@@ -21,18 +22,12 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, Version,
-    header::{self, CONNECTION},
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::{
     body::{Body, Incoming},
@@ -50,6 +45,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    activity::{Activity, Counted, LongLived, Unread},
     deadline::REQUEST_TIMEOUT,
     listen::{Connected, Terms},
     preface::{Begun, begun, spoken},
@@ -68,6 +64,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(660);
 const IDLE_CHECKS: u32 = 10;
 /// Unread answers are checked this often per [`REQUEST_TIMEOUT`].
 const UNREAD_CHECKS: u32 = 3;
+/// The longest wait for the answer to a ping.
+const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// Header lists that hold more than this are cut down to [`READ`].
 const HEADER_BYTES_KEPT: usize = 4 << 10;
@@ -84,10 +82,6 @@ const READ: [HeaderName; 10] = [
     HeaderName::from_static("grpc-encoding"),
     HeaderName::from_static("grpc-timeout"),
 ];
-
-/// Marks an answer whose body may take any time, such as a stream of health changes.
-#[derive(Clone, Copy, Debug)]
-pub struct LongLived;
 
 /// An accepted connection, and the terms it is served under.
 pub(super) struct Connection {
@@ -108,69 +102,6 @@ struct Arrived<S> {
     stream: Begun<S>,
     peer: Option<SocketAddr>,
     window: Granted,
-}
-
-/// The requests under way and the answers unread, and how many requests there have been. It tells
-/// an idle connection from one that does not read its answers.
-#[derive(Default)]
-pub(super) struct Activity {
-    under_way: Arc<AtomicUsize>,
-    begun: AtomicU64,
-    unread: AtomicUsize,
-    answered: AtomicU64,
-    /// Set for an HTTP/1.1 connection that must close after its next answer.
-    is_old: AtomicBool,
-    /// Set once its client was told to close.
-    was_told: AtomicBool,
-}
-
-impl Activity {
-    /// Whether a request is under way or an answer is still unwritten.
-    pub(super) fn is_busy(&self) -> bool {
-        self.under_way.load(Relaxed) > 0 || self.unread.load(Relaxed) > 0
-    }
-
-    /// Tells the client of an old HTTP/1.1 connection to open another one.
-    fn tell<B>(&self, response: &mut Response<B>) {
-        if self.is_old.load(Relaxed) {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            self.was_told.store(true, Relaxed);
-        }
-    }
-}
-
-/// Counts one request under way. Dropping it ends the count, so a request whose client leaves is
-/// uncounted although it is never answered.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn one_more(number: &Arc<AtomicUsize>) -> Self {
-        number.fetch_add(1, Relaxed);
-        Counted(Arc::clone(number))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Counts one unread answer until it is dropped.
-struct Unread(Arc<Activity>);
-
-impl Unread {
-    fn one_more(activity: &Arc<Activity>) -> Self {
-        activity.unread.fetch_add(1, Relaxed);
-        Unread(Arc::clone(activity))
-    }
-}
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        self.0.unread.fetch_sub(1, Relaxed);
-        self.0.answered.fetch_add(1, Relaxed);
-    }
 }
 
 impl Connection {
@@ -311,6 +242,10 @@ impl Connection {
                     debug!(?peer, "closed a connection that read no answer in time");
                     return Closed::Unresponsive;
                 }
+                () = activity.hang_up.notified() => {
+                    debug!(?peer, "closed a connection that did not read a stream");
+                    return Closed::Unresponsive;
+                }
                 () = &mut idle, if leaves.is_none() => {
                     leaves = Some(Closed::Idle);
                     connection.as_mut().graceful_shutdown();
@@ -397,10 +332,18 @@ impl Connection {
                 if is_http1 {
                     seen.tell(&mut response);
                 }
-                let is_long_lived = response.extensions().get::<LongLived>().is_some();
-                let unread = (!is_long_lived).then(|| Unread::one_more(&seen));
+                let (mut unread, mut streaming) = (None, None);
+                match response.extensions().get::<LongLived>() {
+                    None => unread = Some(Unread::one_more(&seen)),
+                    Some(LongLived(None)) => {}
+                    Some(LongLived(Some(leash))) => {
+                        // Nobody else sets it.
+                        let _ = leash.0.set(Arc::downgrade(&seen));
+                        streaming = Some(Counted::one_more(&seen.under_way));
+                    }
+                }
                 // hyper drops a body once its last byte is written. Errors pass unchanged.
-                let held = move |error| (error, &unread).0;
+                let held = move |error| (error, &unread, &streaming).0;
                 Ok::<_, Panicked>(response.map(|body| body.map_err(held)))
             }
         })
@@ -415,8 +358,8 @@ impl Connection {
             .initial_connection_window_size(window)
             .max_concurrent_streams(self.terms.limits.max_concurrent_streams)
             .max_header_list_size(HEADER_BYTES_MAX)
-            .keep_alive_interval(Duration::from_secs(60))
-            .keep_alive_timeout(Duration::from_secs(20));
+            .keep_alive_interval(self.terms.limits.keep_alive)
+            .keep_alive_timeout(self.terms.limits.keep_alive.min(PONG_TIMEOUT));
         // `arrive` already waits for the first head; the timeout for later heads is the idle
         // timeout. A client may close its sending side after its requests and still be answered.
         builder

@@ -1,4 +1,4 @@
-//! TLS in front of a receiver. A failed handshake closes the connection and is counted. One in ten
+//! TLS in front of a listener. A failed handshake closes the connection and is counted. One in ten
 //! seconds is logged, since anybody who can reach the port can make handshakes fail.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -18,11 +18,12 @@ use crate::{
     throttle::Throttle,
 };
 
-/// The TLS settings of one receiver.
+/// The TLS settings of one listener.
 #[derive(Debug)]
 pub struct Handshake {
     certificates: Arc<Live<ServerSide>>,
-    transport: Transport,
+    /// What failures are counted under; `None` for the telemetry port, where they are not.
+    transport: Option<Transport>,
     metrics: Arc<Metrics>,
     throttle: Throttle,
 }
@@ -51,7 +52,7 @@ impl Handshake {
     /// Uses these certificates; each new connection gets their current version.
     pub fn new(
         certificates: &Arc<Live<ServerSide>>,
-        transport: Transport,
+        transport: Option<Transport>,
         metrics: &Arc<Metrics>,
     ) -> Arc<Self> {
         let (certificates, metrics) = (Arc::clone(certificates), Arc::clone(metrics));
@@ -75,7 +76,9 @@ impl Handshake {
             Ok(Err(failure)) => failure,
             Err(_elapsed) => Failure::Late(within),
         };
-        self.metrics.handshake_failed(self.transport);
+        if let Some(transport) = self.transport {
+            self.metrics.handshake_failed(transport);
+        }
         match self.throttle.ask() {
             Some(suppressed) => {
                 warn!(?peer, suppressed, "TLS handshake with a client failed: {failure}")
@@ -94,8 +97,8 @@ impl Handshake {
         let Some(stream) = spoken(stream).await? else { return Ok(None) };
         let certificates = self.certificates.get();
         let config = match self.transport {
-            Transport::Grpc => &certificates.grpc,
-            Transport::Http => &certificates.http,
+            Some(Transport::Grpc) => &certificates.grpc,
+            Some(Transport::Http) | None => &certificates.http,
         };
         Ok(Some(TlsAcceptor::from(Arc::clone(config)).accept(stream).await?))
     }

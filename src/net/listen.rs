@@ -23,7 +23,7 @@ use tracing::warn;
 use super::{connection::Connection, handshake::Handshake, tally::Tally, windows::Windows};
 use crate::{supervise::Supervised, throttle::Throttle};
 
-pub use super::connection::LongLived;
+pub use super::activity::{Leash, LongLived};
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -106,6 +106,9 @@ pub struct Limits {
     pub windows: Windows,
     /// Whether only HTTP/2 is accepted.
     pub http2_only: bool,
+    /// An HTTP/2 connection is checked with a ping after this much silence, and closed if the
+    /// answer takes as long again, up to 20 s.
+    pub keep_alive: Duration,
 }
 
 /// The terms under which the connections of one listener are served.

@@ -22,7 +22,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    connection::Activity,
+    activity::Activity,
     frames::{Received, Sent},
     preface::PREFACE,
     tally::Tally,

@@ -19,6 +19,7 @@ pub mod split;
 pub mod tracestate;
 pub mod walk;
 pub mod walked;
+pub mod whole;
 pub mod wire;
 
 pub use context::{Context, Contexts};

@@ -17,6 +17,7 @@ mod review;
 mod spec;
 mod texts;
 mod tick;
+mod trial;
 
 pub use leaves::Leaves;
 pub use number::{Number, NumberRange};
@@ -26,6 +27,7 @@ pub use plan::{
 pub use review::{Remark, review};
 pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch};
 pub use tick::{Begins, Tick};
+pub use trial::{Change, OfPolicy, Outcome, Report, Sum, Trial};
 
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ use super::{
     limit::Limit,
     node::Node,
     spec::{LimitSpec, PolicySpec, RuleKind},
+    trial::Trial,
 };
 use crate::trace::{Facts, Randomness, Threshold};
 
@@ -40,6 +41,8 @@ pub struct Plan {
     names: Vec<String>,
     leaves: Leaves,
     limits: Vec<Arc<Limit>>,
+    /// The trial that runs beside these policies.
+    trial: Option<Arc<Trial>>,
 }
 
 /// Too many policy names since the start. A restart forgets the names that are no longer used.
@@ -141,7 +144,7 @@ pub struct Evidence<'a> {
 impl Plan {
     /// Compiles valid policies. Leaves that several policies share are compiled once.
     pub fn compile(specs: &[PolicySpec]) -> Self {
-        Plan::build(None, specs)
+        Plan::build(None, specs, None)
     }
 
     /// Compiles valid policies as a successor of this plan. A name that was known keeps its id, and
@@ -150,21 +153,50 @@ impl Plan {
     /// # Errors
     /// [`TooManyNames`]: only a restart helps.
     pub fn successor(&self, specs: &[PolicySpec]) -> Result<Self, TooManyNames> {
-        let plan = Plan::build(Some(self), specs);
+        let plan = Plan::build(Some(self), specs, None);
         if plan.names.len() > POLICY_NAMES_MAX { Err(TooManyNames) } else { Ok(plan) }
     }
 
-    fn build(before: Option<&Plan>, specs: &[PolicySpec]) -> Self {
+    /// This plan, compiled again from its policies, with a trial of `candidate` beside it. The
+    /// candidate must not have shadow policies.
+    pub fn with_trial(&self, specs: &[PolicySpec], candidate: &[PolicySpec]) -> Self {
+        Plan::build(Some(self), specs, Some(candidate))
+    }
+
+    /// This plan, compiled again from its policies, without a trial.
+    pub fn without_trial(&self, specs: &[PolicySpec]) -> Self {
+        Plan::build(Some(self), specs, None)
+    }
+
+    fn build(
+        before: Option<&Plan>,
+        specs: &[PolicySpec],
+        candidate: Option<&[PolicySpec]>,
+    ) -> Self {
+        let mut leaves = LeavesBuilder::default();
+        let plan = Plan::with_leaves(before, specs, &mut leaves);
+        let trial = candidate.map(|candidate| {
+            let candidate = Plan::with_leaves(None, candidate, &mut leaves);
+            Arc::new(Trial::new(&plan, candidate))
+        });
+        Plan { leaves: leaves.build(), trial, ..plan }
+    }
+
+    /// Compiles policies whose conditions go to `leaves`; the plan has none of its own yet.
+    fn with_leaves(
+        before: Option<&Plan>,
+        specs: &[PolicySpec],
+        leaves: &mut LeavesBuilder,
+    ) -> Self {
         let mut names = before.map_or_else(Vec::new, |before| before.names.clone());
         let ids = ids(&mut names, specs);
-        let mut leaves = LeavesBuilder::default();
         let mut limits = Vec::new();
         let (mut policies, mut shadows) = (Vec::new(), Vec::new());
         for (spec, id) in specs.iter().zip(ids) {
             let policy = Policy {
                 id,
                 type_name: spec.type_name,
-                node: compile(&spec.rule, false, &mut leaves),
+                node: compile(&spec.rule, false, leaves),
                 is_veto: matches!(spec.rule.kind, RuleKind::Drop(_)),
                 limit: spec.limit.map(|limit| {
                     let kept = before.and_then(|before| before.limit(id, &limit));
@@ -178,7 +210,7 @@ impl Plan {
             };
             if spec.shadow { &mut shadows } else { &mut policies }.push(policy);
         }
-        Plan { policies, shadows, names, leaves: leaves.build(), limits }
+        Plan { policies, shadows, names, leaves: Leaves::default(), limits, trial: None }
     }
 
     /// Adds names of policies of an earlier process, as far as there is room for them, so that its
@@ -260,6 +292,21 @@ impl Plan {
         }
     }
 
+    /// The policies that decide, in the order of the file.
+    pub(super) fn deciding(&self) -> impl Iterator<Item = PolicyId> {
+        self.policies.iter().map(|policy| policy.id)
+    }
+
+    /// The trial that runs beside these policies.
+    pub fn trial(&self) -> Option<&Arc<Trial>> {
+        self.trial.as_ref()
+    }
+
+    /// The second set of policies, if a trial runs.
+    pub(super) fn candidate(&self) -> Option<&Arc<Plan>> {
+        self.trial.as_ref().map(|trial| trial.candidate())
+    }
+
     /// The shadow policies. If there are none, they cost nothing.
     pub fn shadows(&self) -> impl ExactSizeIterator<Item = PolicyId> {
         self.shadows.iter().map(|policy| policy.id)
@@ -304,9 +351,12 @@ impl Plan {
     }
 
     /// Sets the time, in Unix milliseconds. A policy that has reached its end matches nothing.
-    /// Returns the policies that have ended since the last call. Called before the plan decides
-    /// anything, and once per tick.
+    /// Returns the policies that have ended since the last call, without those of a trial. Called
+    /// before the plan decides anything, and once per tick.
     pub fn expire(&self, now: u64) -> Vec<PolicyId> {
+        if let Some(candidate) = self.candidate() {
+            candidate.expire(now);
+        }
         let has_come =
             |policy: &&Policy| policy.expiry.as_ref().is_some_and(|expiry| expiry.has_come(now));
         self.all().filter(has_come).map(|policy| policy.id).collect()
@@ -318,14 +368,15 @@ impl Plan {
         self.all().filter_map(at).collect()
     }
 
-    /// Whether any policy has a limit. If none has, ticks and charges do nothing.
+    /// Whether any policy, also of a trial, has a limit. If none has, ticks and charges do nothing.
     pub fn has_limits(&self) -> bool {
-        !self.limits.is_empty()
+        !self.limits.is_empty() || self.candidate().is_some_and(|plan| plan.has_limits())
     }
 
     /// Whether a limit has not had a tick yet, so its threshold does not hold the rate.
     pub fn has_new_limits(&self) -> bool {
         !self.limits.iter().all(|limit| limit.has_begun())
+            || self.candidate().is_some_and(|plan| plan.has_new_limits())
     }
 
     /// The limits of the policies that decide.

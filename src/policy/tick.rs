@@ -20,6 +20,8 @@ pub struct Tick {
     found: HashMap<*const Limit, usize>,
     /// The number of candidates that may still be listed.
     room: usize,
+    /// The limits of a trial. They have a list of their own, so they take no room from the others.
+    of_trial: Option<Box<Tick>>,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,8 @@ pub enum Begins {
 impl Default for Tick {
     /// Begins without plans.
     fn default() -> Self {
-        Tick { plans: Vec::new(), limits: Vec::new(), found: HashMap::new(), room: CANDIDATES_MAX }
+        let (plans, limits, found) = Default::default();
+        Tick { plans, limits, found, room: CANDIDATES_MAX, of_trial: None }
     }
 }
 
@@ -59,6 +62,9 @@ impl Tick {
         });
         let limits = limits.collect();
         self.plans.push(OfPlan { plan: Arc::clone(plan), limits });
+        if let Some(candidate) = plan.candidate() {
+            self.of_trial.get_or_insert_default().join(candidate);
+        }
     }
 
     /// Adds a due trace to the candidates of each limit that it counts towards. The plan must have
@@ -72,6 +78,9 @@ impl Tick {
             let (_, candidates) = &mut self.limits[known.limits[limit]];
             candidates.add(candidate, &mut self.room);
         }
+        if let (Some(tick), Some(candidate)) = (&mut self.of_trial, plan.candidate()) {
+            tick.add(candidate, evidence);
+        }
     }
 
     /// Sets the thresholds, `seconds` after the last tick.
@@ -80,6 +89,9 @@ impl Tick {
             if begins == Begins::All || !limit.has_begun() {
                 limit.begin_tick(seconds, candidates);
             }
+        }
+        if let Some(tick) = self.of_trial {
+            tick.begin(seconds, begins);
         }
     }
 }

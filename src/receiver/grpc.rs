@@ -73,7 +73,7 @@ impl GrpcService {
         let path = request.uri().path();
         if path.starts_with("/grpc.health.v1.Health/") {
             let Ok(mut response) = self.health.clone().call(request).await;
-            response.extensions_mut().insert(LongLived);
+            response.extensions_mut().insert(LongLived::default());
             return response;
         }
         let answer = match self.intake.authenticate(request.headers()) {

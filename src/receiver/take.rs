@@ -218,7 +218,7 @@ impl Intake {
         // The outbox comes first, so that kept spans count as queued before they count as kept.
         self.outbox.put(decided);
         self.metrics.decided(decided);
-        self.sampler.log().push(&decided.decisions, clock::unix_millis());
+        self.sampler.publish(decided, clock::unix_millis());
         for _ in 0..decided.panics {
             self.supervisor.panicked(Task::Decider);
         }

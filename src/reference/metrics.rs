@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::hold;
 use crate::metrics::{
     Metrics, Readings,
-    described::{ALL, Label, MetricKind},
+    described::{self, Label, MetricKind},
 };
 
 const HEADER: &str = "\
@@ -28,6 +28,9 @@ queue_spans `exporter_queue_spans`, each summed over its labels.
 (`other` for rare ones). An attempt to export that got no answer is `UNAVAILABLE` or
 `DEADLINE_EXCEEDED` over both protocols. The policy `none` stands for traces that no policy matches.
 
+Metrics whose name begins with `process_` are those that the client libraries of Prometheus have.
+Those that the operating system does not tell are left out.
+
 | metric | type | labels | unit | meaning |
 |---|---|---|---|---|
 ";
@@ -35,7 +38,7 @@ queue_spans `exporter_queue_spans`, each summed over its labels.
 #[test]
 fn the_page_of_the_metrics_is_what_the_code_says() {
     let mut page = HEADER.to_owned();
-    for metric in ALL {
+    for metric in described::all() {
         let kind = match metric.kind {
             MetricKind::Counter => "counter",
             MetricKind::Gauge => "gauge",
@@ -68,11 +71,11 @@ fn every_described_metric_is_in_a_scrape_and_no_other() {
     let scraped = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let scraped: Vec<&str> = scraped.filter_map(|line| line.split(' ').next()).collect();
     for name in &scraped {
-        assert!(ALL.iter().any(|metric| metric.name == *name), "{name} is not described");
+        assert!(described::all().any(|metric| metric.name == *name), "{name} is not described");
     }
     // They stand only where there is a certificate, a shadow policy or one that ends.
     let may_lack = ["tls_certificate_expiry", "shadow_", "policy_expiry"];
-    for metric in ALL {
+    for metric in described::all() {
         let is_there = scraped.contains(&metric.name);
         let may_lack = may_lack.iter().any(|part| metric.name.contains(part));
         assert!(is_there || may_lack, "{} is not in a scrape", metric.name);

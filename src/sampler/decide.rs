@@ -10,7 +10,8 @@ use super::{Cut, Sampler, ShardState, cap::Since};
 use crate::{
     decisions::{Decision, DecisionRecord, Decisions},
     otlp::encode::KeptSpan,
-    policy::{Evidence, Shadowed, Verdict},
+    policy::{Evidence, Plan, Shadowed, Verdict},
+    recording::Chosen,
     trace::{Facts, Randomness, StatusCode, TraceId, Trigger},
     window::{self, Due, Freed, Millis, Position, Run, Shard, Taken},
 };
@@ -19,7 +20,7 @@ use crate::{
 const TRACES_PER_LOCK: usize = 256;
 /// The number of entries that each list of a [`Decided`] keeps room for when it is cleared.
 const SPARE_ENTRIES: usize = 16 << 10;
-/// After this many kept spans, no further trace is decided in the same hold of the lock: on its way
+/// After this many kept or recorded spans, no further trace is decided in the same hold of the lock: on its way
 /// out, each span takes 40 bytes in addition to its own.
 const KEPT_SPANS_PER_LOCK: usize = 8 << 10;
 
@@ -43,6 +44,8 @@ pub struct Decided {
     pub cut: Vec<Cut>,
     /// Traces that were dropped because a policy panicked.
     pub panics: u64,
+    /// Traces that recordings have chosen.
+    pub chosen: Chosen,
     /// Decisions that were forgotten before their time to live was over.
     pub forgotten: u64,
     /// Where positions are kept: the spans of the decided traces below this position are all part
@@ -78,6 +81,7 @@ impl Decided {
         self.late.clear();
         self.cut.clear();
         self.panics = 0;
+        self.chosen.give_up();
         self.forgotten = 0;
         self.taken_below = None;
         self.position = None;
@@ -113,6 +117,7 @@ impl Decided {
         self.spans.clear();
         self.kept_bytes = 0;
         self.taken.clear();
+        self.chosen.give_up();
         let records = self.decisions.records.iter().filter(|record| record.decision.verdict.kept);
         let late = self.late.iter().filter(|late| late.verdict.kept);
         let kept = records.map(|record| u64::from(record.spans)).sum::<u64>();
@@ -189,7 +194,7 @@ impl Sampler {
         let since = Since::now(out);
         let (mut kept_traces, mut kept_spans) = (out.kept.len(), 0);
         for _ in 0..TRACES_PER_LOCK {
-            if kept_spans >= KEPT_SPANS_PER_LOCK {
+            if kept_spans + out.chosen.spans() >= KEPT_SPANS_PER_LOCK {
                 break;
             }
             let early = |(position, _), trigger| Due { position, trigger, at: now };
@@ -264,15 +269,18 @@ impl Sampler {
         }
         let shadowed_start = out.decisions.shadowed.len() as u32;
         if has_shadows {
-            let shadowed = &mut out.decisions.shadowed;
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                state.plan.shadow(&evidence, &verdict, shadowed);
-            }));
-            // After a panic, only the verdicts of the shadow policies are lost.
-            if outcome.is_err() {
-                out.panics += 1;
-                out.decisions.shadowed.truncate(shadowed_start as usize);
-            }
+            shadow(&state.plan, &evidence, &verdict, out);
+        }
+        if let Some(trial) = state.plan.trial() {
+            let matched = &out.decisions.matched[matched_start as usize..];
+            let decide = || trial.decide(trace_id, &evidence, &verdict, matched);
+            // After a panic, only the trial misses the trace.
+            out.panics += u64::from(catch_unwind(AssertUnwindSafe(decide)).is_err());
+        }
+        if self.recordings.running() > 0 {
+            let record = out.decisions.records.len();
+            let share = |spans: &mut Vec<KeptSpan>| window.share(due.position, spans);
+            self.recordings.choose(&mut out.chosen, record, facts.spans, share);
         }
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
         out.taken.push(window.take(due.position, verdict.kept));
@@ -357,6 +365,18 @@ impl Sampler {
             spans: run.order.len(),
         });
         self.cut_late(state, hash, out);
+    }
+}
+
+/// Compares the shadow policies with the verdict.
+fn shadow(plan: &Plan, evidence: &Evidence<'_>, verdict: &Verdict, out: &mut Decided) {
+    let shadowed = &mut out.decisions.shadowed;
+    let before = shadowed.len();
+    let compare = AssertUnwindSafe(|| plan.shadow(evidence, verdict, shadowed));
+    // After a panic, only the verdicts of the shadow policies are lost.
+    if catch_unwind(compare).is_err() {
+        out.panics += 1;
+        out.decisions.shadowed.truncate(before);
     }
 }
 

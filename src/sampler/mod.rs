@@ -43,6 +43,7 @@ use crate::{
     decisions::{Decision, DecisionCache, DecisionLog, Logged},
     otlp::{Contexts, conditions::Conditions as _, walked::Bounds},
     policy::{Plan, PolicyId},
+    recording::Recordings,
     trace::{Facts, Randomness, TraceId},
     window::{self, Hasher, Millis, NewBits, Pool, Position, Shard, Waits},
 };
@@ -80,6 +81,7 @@ pub struct Sampler {
     /// Limits the memory for descriptions of the spans of requests in progress.
     bounds: Bounds,
     log: DecisionLog,
+    recordings: Arc<Recordings>,
     pool: Arc<Pool>,
     budget: Arc<Budget>,
     ticks: Ticks,
@@ -196,6 +198,7 @@ impl Sampler {
             limits,
             bounds,
             log: DecisionLog::new(limits.decision_log_traces, budget),
+            recordings: Recordings::new(budget),
             pool,
             budget: Arc::clone(budget),
             ticks,
@@ -284,6 +287,18 @@ impl Sampler {
     /// The decision log.
     pub fn log(&self) -> &DecisionLog {
         &self.log
+    }
+
+    /// The recordings of decided traces.
+    pub fn recordings(&self) -> &Arc<Recordings> {
+        &self.recordings
+    }
+
+    /// Passes decisions, made at a Unix time in milliseconds, to people who ask or record. Must not
+    /// be called under the lock of a shard.
+    pub fn publish(&self, decided: &mut Decided, decided_at: u64) {
+        self.log.push(&decided.decisions, decided_at);
+        self.recordings.deliver(&mut decided.chosen, &decided.decisions, decided_at);
     }
 
     /// The contents of all windows. Locks each shard in turn.

@@ -2,22 +2,28 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use super::{Shared, durable::Durable};
+use tokio::sync::watch;
+
+use super::{Shared, credentials::Credentials, durable::Durable, serving};
 use crate::{
-    admin::{Admin, History, LongAnswers},
+    admin::{Admin, CONTROL_SERVICE, Calls, History, LongAnswers, Watchers},
     clock::{self, Clock},
     config::Config,
     exporter::Client,
+    grpc::TRACE_SERVICE,
+    net::handshake::Handshake,
     reload::Reload,
 };
 
 impl Shared {
-    pub(super) fn admin(
+    pub(super) async fn admin(
         &self,
         config: &Config,
         is_ready: &Arc<AtomicBool>,
         backend: Client,
+        credentials: &Credentials,
     ) -> Arc<Admin> {
+        let handshake = |telemetry| Handshake::new(telemetry, None, &self.metrics);
         Arc::new(Admin {
             metrics: Arc::clone(&self.metrics),
             sampler: Arc::clone(&self.sampler),
@@ -30,11 +36,18 @@ impl Shared {
             reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
             long_answers: LongAnswers::default(),
+            enable_recording: config.telemetry.enable_recording,
+            streams_end: watch::channel(false).0,
             started_at: clock::unix_millis(),
             backend_endpoint: config.exporter.endpoint.clone(),
             backend,
             history: History::default(),
             uptime: Clock::start(),
+            watchers: Watchers::default(),
+            calls: Calls::default(),
+            tokens: credentials.telemetry_tokens.clone(),
+            tls: credentials.telemetry.as_ref().map(handshake),
+            health: serving(&[TRACE_SERVICE, CONTROL_SERVICE]).await,
         })
     }
 }

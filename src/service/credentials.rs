@@ -1,10 +1,10 @@
 //! The certificates, keys and tokens that a configuration names, read again when they change.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     config::Config,
-    credentials::{self, Bearer, Faults, Live, ServerSide, Tokens, Watch},
+    credentials::{self, Bearer, Faults, Live, ServerSide, ServerTls, Tokens, Watch},
     exporter::{Client, ClientError, Connector, Tls},
     metrics::Metrics,
 };
@@ -14,6 +14,9 @@ pub(super) struct Credentials {
     pub(super) watch: Arc<Watch>,
     pub(super) server: Option<Arc<Live<ServerSide>>>,
     pub(super) tokens: Option<Arc<Live<Tokens>>>,
+    /// Those of the telemetry port.
+    pub(super) telemetry: Option<Arc<Live<ServerSide>>>,
+    pub(super) telemetry_tokens: Option<Arc<Live<Tokens>>>,
     backend: Option<Tls>,
     /// The token that is sent to the backend.
     bearer: Option<Arc<Live<Bearer>>>,
@@ -23,20 +26,22 @@ impl Credentials {
     pub(super) fn read(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Faults> {
         let told = Arc::clone(metrics);
         let watch = Watch::new(move |in_force| told.credentials_in_force(in_force));
-        let server = config.tls.clone().map(|tls| {
+        let server = |tls: &Option<ServerTls>, of| {
+            let tls = tls.clone()?;
             let metrics = Arc::clone(metrics);
-            watch.add(tls.files(), move || {
+            Some(watch.add(tls.files(), move || {
                 let side = tls.read()?;
-                side.certificate
-                    .not_after
-                    .inspect(|end| metrics.certificate_expires("receiver", *end));
+                side.certificate.not_after.inspect(|end| metrics.certificate_expires(of, *end));
                 Ok(side)
-            })
-        });
-        let tokens = config
-            .bearer_token_file
-            .clone()
-            .map(|file| watch.add(vec![file.clone()], move || credentials::read_tokens(&file)));
+            }))
+        };
+        let tokens = |file: &Option<PathBuf>| {
+            let file = file.clone()?;
+            Some(watch.add(vec![file.clone()], move || credentials::read_tokens(&file)))
+        };
+        let telemetry = server(&config.telemetry.tls, "telemetry").transpose()?;
+        let telemetry_tokens = tokens(&config.telemetry.bearer_token_file).transpose()?;
+        let (server, tokens) = (server(&config.tls, "receiver"), tokens(&config.bearer_token_file));
         let backend = config.exporter.tls.clone().map(|tls| {
             let (server_name, metrics) = (tls.server_name.clone(), Arc::clone(metrics));
             let certificates = watch.add(tls.files(), move || {
@@ -54,7 +59,8 @@ impl Credentials {
             .map(|file| watch.add(vec![file.clone()], move || credentials::read_bearer(&file)));
         let (server, tokens) = (server.transpose()?, tokens.transpose()?);
         let (backend, bearer) = (backend.transpose()?, bearer.transpose()?);
-        Ok(Credentials { watch: Arc::new(watch), server, tokens, backend, bearer })
+        let watch = Arc::new(watch);
+        Ok(Credentials { watch, server, tokens, telemetry, telemetry_tokens, backend, bearer })
     }
 
     /// The exporter's client, over TCP or TLS.

@@ -69,6 +69,7 @@ pub(super) fn grpc_limits(
         max_concurrent_streams: config.grpc.max_concurrent_streams,
         windows: Windows::new(budget.limit() / 8, Some(budget)),
         http2_only: true,
+        keep_alive: Duration::from_secs(60),
     }
 }
 

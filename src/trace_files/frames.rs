@@ -39,11 +39,18 @@ pub(super) struct Pieces<I> {
     is_over: bool,
     /// The pieces of the frame in hand, in reverse.
     ready: Vec<Part>,
+    /// Whether a body is known to be plain protobuf. A short one can look like JSON.
+    are_protobuf: bool,
 }
 
 impl<I: BufRead> Pieces<I> {
     pub(super) fn new(input: I) -> Self {
-        Pieces { input, at: 0, is_over: false, ready: Vec::new() }
+        Pieces { input, at: 0, is_over: false, ready: Vec::new(), are_protobuf: false }
+    }
+
+    /// The frames of a recording.
+    pub(super) fn of_recording(input: I) -> Self {
+        Pieces { are_protobuf: true, ..Self::new(input) }
     }
 
     pub(super) fn next(&mut self) -> Next {
@@ -79,7 +86,12 @@ impl<I: BufRead> Pieces<I> {
 
     /// The body of a frame may be in any form but frames.
     fn open(&mut self, at: u64, body: &[u8]) -> io::Result<()> {
-        let mut file = TraceFile::open("", body)?;
+        let mut file = if self.are_protobuf {
+            let form = super::Form::Protobuf(super::protobuf::Pieces::new(Box::new(body)));
+            TraceFile { name: String::new(), form, share: 1.0, place: Place::Byte(0) }
+        } else {
+            TraceFile::open("", body)?
+        };
         if matches!(file.form, super::Form::Frames(_)) {
             file.form = super::Form::Unknown("this is no request".to_owned());
         }

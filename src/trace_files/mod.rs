@@ -17,9 +17,12 @@ mod frames;
 mod jaeger;
 mod json;
 mod protobuf;
+mod record;
 mod tempo;
 #[cfg(test)]
 mod tests;
+
+pub use record::RecordFile;
 
 /// The largest piece; a larger one is passed over.
 pub const PIECE_BYTES_MAX: usize = 128 << 20;
@@ -90,7 +93,7 @@ impl<'i> TraceFile<'i> {
                 start => {
                     if start.starts_with(RECORD_MAGIC) {
                         share = frames::read_record_header(&mut input)?;
-                        form = Some(Form::Frames(frames::Pieces::new(input)));
+                        form = Some(Form::Frames(frames::Pieces::of_recording(input)));
                     } else {
                         form = Some(told_by(start, input));
                     }

@@ -2,10 +2,15 @@
 
 use std::io::{self, Read, Write as _};
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::KeyValue,
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
 use prost::Message as _;
 
-use super::{Piece, TraceFile};
+use super::{Piece, RecordFile, TraceFile};
 
 /// Hands out a few bytes at a time.
 struct Crumbs<'b>(&'b [u8], usize);
@@ -226,6 +231,60 @@ fn what_is_broken_is_named_and_passed_over() {
     }
     assert_eq!(read(b""), (Vec::new(), Vec::new()));
     assert_eq!(read(b"\n \n"), (Vec::new(), Vec::new()));
+}
+
+/// A recording of a percentage that has been written to a file, and the bytes of that file.
+fn recorded(percentage: f64, traces: &[&[Vec<u8>]]) -> Vec<u8> {
+    let name = format!("tailwater-record-{}-{:x}", std::process::id(), fastrand::u64(..));
+    let path = std::env::temp_dir().join(name);
+    let mut file = RecordFile::create(&path, 12.5).expect("a new file");
+    file.correct(percentage).expect("written");
+    for trace in traces {
+        trace.iter().for_each(|request| file.add(request));
+        file.end_trace().expect("written");
+    }
+    // Of a trace that is not complete nothing is in the file.
+    file.add(&protobuf(&["torn"]));
+    let bytes = std::fs::read(&path).expect("written");
+    std::fs::remove_file(&path).expect("removed");
+    bytes
+}
+
+#[test]
+fn what_is_recorded_is_read_back() {
+    let traces: [&[Vec<u8>]; 2] = [&[protobuf(&["a"]), protobuf(&["b"])], &[protobuf(&["c"])]];
+    for percentage in [100.0, 10.0, 0.1 + 0.2, 1e-9] {
+        let bytes = recorded(percentage, &traces);
+        let file = TraceFile::open("t", bytes.as_slice()).expect("to open");
+        assert!((file.share() * 100.0 / percentage - 1.0).abs() < 1e-12);
+        assert_eq!(read(&bytes).0, ABC.map(str::to_owned));
+        assert_eq!(read(&gzip(&bytes)).0, ABC.map(str::to_owned));
+    }
+}
+
+/// A request begins with the byte of a new line and a length, and so does the resource in it. With
+/// these lengths both look like the beginning of JSON.
+#[test]
+fn a_recorded_request_is_never_taken_for_json() {
+    let attribute = KeyValue { key: "0".repeat(0x30 - 4), ..KeyValue::default() };
+    let resource = Resource { attributes: vec![attribute], ..Resource::default() };
+    assert_eq!(resource.encoded_len(), 0x30);
+    let of = |padding: usize| ExportTraceServiceRequest {
+        resource_spans: vec![ResourceSpans {
+            resource: Some(resource.clone()),
+            scope_spans: vec![ScopeSpans {
+                spans: vec![Span { name: "a".repeat(padding), ..Span::default() }],
+                ..ScopeSpans::default()
+            }],
+            ..ResourceSpans::default()
+        }],
+    };
+    let request = (0..99).map(|padding| of(padding).encode_to_vec());
+    let request = request.into_iter().find(|request| request[..4] == *b"\n{\n0").expect("one");
+    let bytes = recorded(100.0, &[&[request]]);
+    let mut file = TraceFile::open("t", bytes.as_slice()).expect("to open");
+    assert!(matches!(file.next_piece(), Some(Piece::Request(_))));
+    assert_eq!(file.next_piece(), None);
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub struct Shard {
     pub(super) now: Millis,
     pub(super) ring: Ring,
     /// The position that the next trace is added with, where positions are kept.
-    low: u64,
+    pub(super) low: u64,
     index: HashTable<u32>,
     pub(super) hasher: super::Hasher,
     randomness: ExplicitRandomness,
@@ -110,25 +110,6 @@ impl Shard {
         if self.now.is_due(now) {
             self.now = now;
         }
-    }
-
-    /// From now on, a position is kept for each trace. Called while the shard is empty.
-    pub fn keep_positions(&mut self) {
-        self.ring.keep_positions();
-    }
-
-    /// Notes that all requests below `low` have been taken in. The number must be read under the
-    /// shard's lock, so that it never falls.
-    pub fn advance_position(&mut self, low: u64) {
-        debug_assert!(low >= self.low, "the least position never goes back");
-        self.low = low;
-    }
-
-    /// A position that no span of an undecided trace stands below; `None` if there is no undecided
-    /// trace, or no positions are kept.
-    pub fn lowest_position(&mut self) -> Option<u64> {
-        let (position, _) = self.oldest()?;
-        self.ring.low(position)
     }
 
     /// The shard's time.
@@ -337,6 +318,18 @@ impl Shard {
             self.ring.pop_front();
         }
         None
+    }
+
+    /// Appends the spans of an undecided trace in order of arrival, usable after the lock is
+    /// released. For traces that people record; kept traces are shared by [`Self::empty`].
+    pub fn share(&self, position: Position, out: &mut Vec<KeptSpan>) {
+        let mut location = self.entry(position).last_record;
+        let mut records = Vec::new();
+        while location != Location::NONE {
+            records.push(location);
+            location = self.segment(location.slot).previous(location.record);
+        }
+        records.into_iter().rev().for_each(|location| self.share_record(location, out));
     }
 
     /// Removes a trace from the deadlines. The trace stays in the index, and its records in their

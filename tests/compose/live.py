@@ -1,6 +1,7 @@
 """The shop, the Collector, Tailwater and Prometheus of deploy/compose as processes on this machine.
 
-The files are used as they are, except that names of containers become ports of the loopback address.
+The files are used as they are, except that names of containers become ports of the loopback
+address.
 """
 
 import argparse

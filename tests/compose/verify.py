@@ -1,6 +1,7 @@
-"""Checks the files of deploy/compose, and runs what they describe as processes. `run.sh` installs what this needs.
+"""Checks the files of deploy/compose, and runs what they describe as processes.
 
-A Tempo cannot be had from the package registries: its file is only read as YAML, and a sink stands in its place.
+`run.sh` installs what this needs. A Tempo cannot be had from the package registries: its file is
+only read as YAML, and a sink stands in its place.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Rendering the chart, and the files that must be equal to what it renders."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ REPOSITORY = HERE.parent.parent
 CHART = REPOSITORY / "deploy/helm/tailwater"
 NAMESPACE = "tailwater"
 
-# Files outside of the chart that it needs copies of, because `.Files` cannot leave the chart.
-COPIES = {
+# Files outside of the chart that links in it lead to, because `.Files` cannot leave the chart. Helm
+# follows the links, also into a package.
+LINKS = {
     "policies/default.toml": "files/default.toml",
     "deploy/prometheus/tailwater-alerts.yml": "files/tailwater-alerts.yml",
     "deploy/grafana/dashboards/overview.json": "files/dashboards/overview.json",
@@ -62,11 +62,9 @@ def compare(binary: Path) -> list[str]:
     """Differences between the committed files and what they are made of."""
     update = os.environ.get("UPDATE_REFERENCE") == "1"
     problems = []
-    for source, copy in COPIES.items():
-        if update:
-            shutil.copyfile(REPOSITORY / source, CHART / copy)
-        if (REPOSITORY / source).read_bytes() != (CHART / copy).read_bytes():
-            problems.append(f"{CHART.relative_to(REPOSITORY) / copy} differs from {source}")
+    for source, link in LINKS.items():
+        if (CHART / link).resolve() != REPOSITORY / source:
+            problems.append(f"{CHART.relative_to(REPOSITORY) / link} is no link to {source}")
     for name in MANIFESTS:
         folder = REPOSITORY / "deploy/kubernetes"
         _, rendered, errors = template(binary, folder / f"{name}.values.yaml")
@@ -74,5 +72,8 @@ def compare(binary: Path) -> list[str]:
         if update and rendered:
             (folder / f"{name}.yaml").write_text(wanted)
         if (folder / f"{name}.yaml").read_text() != wanted:
-            problems.append(f"deploy/kubernetes/{name}.yaml is not what is rendered {errors}")
-    return [f"{problem}: run tests/helm/run.sh with UPDATE_REFERENCE=1" for problem in problems]
+            problems.append(
+                f"deploy/kubernetes/{name}.yaml is not what is rendered: run tests/helm/run.sh with"
+                f" UPDATE_REFERENCE=1 {errors}"
+            )
+    return problems

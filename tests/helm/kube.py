@@ -54,8 +54,10 @@ def schemas(objects: list[dict], crds: Path) -> list[str]:
 
 
 def closed(schema: dict) -> dict:
-    """The schema of a custom resource, with unknown fields as errors, and flags of Go's expressions where
-    Python has them."""
+    """The schema of a custom resource, with unknown fields as errors.
+
+    Flags of Go's expressions come to the place where Python has them.
+    """
     if "pattern" in schema:
         return {**schema, "pattern": schema["pattern"].replace("^(?i)", "(?i)^")}
     if "properties" in schema:
@@ -71,7 +73,7 @@ def matches(selector: dict, labels: dict) -> bool:
 
 
 def references(objects: list[dict]) -> Iterator[str]:
-    """Names that come twice, selectors that select nothing, and volumes of objects that do not exist."""
+    """Names that come twice, selectors of nothing, and volumes of objects that do not exist."""
     names = Counter((one["kind"], one["metadata"]["name"]) for one in objects)
     yield from (f"{kind} {name} comes {n} times" for (kind, name), n in names.items() if n > 1)
     workloads = of_kind(objects, "Deployment", "StatefulSet")
@@ -87,7 +89,8 @@ def references(objects: list[dict]) -> Iterator[str]:
     for one in of_kind(objects, *selectors):
         selector = selectors[one["kind"]](one["spec"])
         if sum(matches(selector, each) for each in labels) != 1:
-            yield f"{one['kind']} {one['metadata']['name']} does not select the pods of one workload"
+            name = f"{one['kind']} {one['metadata']['name']}"
+            yield f"{name} does not select the pods of one workload"
     for one in of_kind(objects, "ServiceMonitor"):
         selector = one["spec"]["selector"]["matchLabels"]
         services = of_kind(objects, "Service")

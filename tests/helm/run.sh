@@ -6,7 +6,7 @@
 #
 #     tests/helm/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
-# UPDATE_REFERENCE=1 writes the copies in the chart and the manifests anew instead of comparing them.
+# UPDATE_REFERENCE=1 writes the manifests anew instead of comparing them.
 # Needs Go 1.26 and Python 3.11. Helm is built once, into TAILWATER_TOOLS; what was rendered stays in target/helm.
 set -euo pipefail
 

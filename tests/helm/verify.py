@@ -1,9 +1,12 @@
-"""Renders the chart with every file of values and checks what comes out. `run.sh` installs what this needs.
+"""Renders the chart with every file of values and checks what comes out.
 
-- values/: must render, pass Kubernetes' schemas, and give a configuration that `tailwater check` takes.
+`run.sh` installs what this needs.
+
+- values/: must render, pass Kubernetes' schemas, and give a configuration that `tailwater check`
+  takes.
 - bad/: must not render; the first line is part of the words that must say why.
-- refused/: renders, but `tailwater check` refuses the configuration or the policies with the words of the
-  first line. It shows that a policy with a mistake in values/ would fail.
+- refused/: renders, but `tailwater check` refuses the configuration or the policies with the words
+  of the first line. It shows that a policy with a mistake in values/ would fail.
 """
 
 import argparse
@@ -21,10 +24,9 @@ sys.path.insert(0, str(chart.HERE.parent / "real"))
 
 from running import Report  # noqa: E402
 
-# What a binary says that was built without a feature, about every configuration that has its section.
+# What a binary says about each configuration with a section whose feature it was built without.
 NOT_BUILT = (
     "--features kafka",
-    "unknown key `watch_policy_files`",
     "unknown key `durability`",
     "unknown key `kafka`",
 )
@@ -48,6 +50,8 @@ def make_secrets(folder: Path) -> None:
     (folder / "tls").mkdir(parents=True)
     (folder / "tls/token").write_text("a-token\n")
     (folder / "tls/token").chmod(0o600)
+    (folder / "tls/more").mkdir()
+    (folder / "tls/more/more.toml").write_text('[[policy]]\nname="mounted"\ntype="always_sample"\n')
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 90"
     files = ("-keyout", folder / "tls/tls.key", "-out", folder / "tls/tls.crt")
     names = ("-subj", "/CN=tailwater", "-addext", "subjectAltName=DNS:tailwater")
@@ -178,7 +182,7 @@ def main() -> int:
     report = Report()
     passed, output, errors = chart.helm(arguments.helm, "lint", "--strict", chart.CHART)
     report.check("helm lint", [] if passed else [output + errors])
-    report.check("copies and manifests are up to date", chart.compare(arguments.helm))
+    report.check("links and manifests are up to date", chart.compare(arguments.helm))
     report.check("Deployments and StatefulSets", check_workloads(arguments))
     checks = {"values": check_values, "bad": check_bad, "refused": check_refused}
     for folder, check in checks.items():

@@ -1,6 +1,10 @@
 //! What operators are answered: health, readiness, metrics and decisions.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::{Value, json};
@@ -73,6 +77,7 @@ gauge config_last_reload_success_timestamp_seconds
 gauge build_info version=VERSION
 counter task_restarts_total task=receiver,decider,exporter,reload,admin,credentials
 counter unstamped_spans_total
+gauge ready
 "#;
 
 /// Every combination of the labels' values, as the exposition format writes it.
@@ -194,6 +199,33 @@ async fn health_and_readiness() {
     for path in ["/index.html", "/metrics/", "/-/", "/-/decisions"] {
         assert_eq!(ask(address, "GET", path).await.status, 404, "{path}");
     }
+    assert_eq!(running.metrics().await.get("ready"), 1.0);
+    running.stop().await;
+}
+
+/// Scenario: a service that runs, before and after a reading of its metrics.
+/// Guarantees: the metrics of the process are there, and are of this process.
+#[tokio::test]
+async fn the_metrics_of_the_process() {
+    let running = Running::start(config(ALL)).await;
+    let read = async || {
+        let text = ask(running.service.admin_address, "GET", "/metrics").await.body;
+        let text = String::from_utf8(text).expect("UTF-8");
+        let of_process = text.lines().filter(|line| line.starts_with("process_"));
+        let parsed = of_process.map(|line| {
+            let (name, value) = line.split_once(' ').expect("a value");
+            (name["process_".len()..].to_owned(), value.parse().expect("a number"))
+        });
+        parsed.collect::<BTreeMap<String, f64>>()
+    };
+    let (before, after) = (read().await, read().await);
+    assert!(before["cpu_seconds_total"] > 0.0, "{before:?}");
+    assert!(after["cpu_seconds_total"] > before["cpu_seconds_total"], "{before:?} {after:?}");
+    // Three standard streams and three listeners are open at least.
+    assert!((6.0..after["max_fds"]).contains(&after["open_fds"]), "{after:?}");
+    assert!((1e6..1e12).contains(&after["resident_memory_bytes"]), "{after:?}");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    assert!((now - 600.0..=now).contains(&after["start_time_seconds"]), "{after:?}");
     running.stop().await;
 }
 
@@ -305,7 +337,7 @@ async fn the_page_is_served_and_explains_traces() {
     let policy = page.header("content-security-policy");
     assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
     let text = String::from_utf8(page.body).expect("UTF-8");
-    let kept = format!("Trace {id} was kept by policy &quot;errors&quot; (keeps 100 %).");
+    let kept = format!("The trace {id} was kept by the policy `errors`, which keeps 100 %");
     assert!(text.contains(&kept), "{text}");
     let hostile = "/?trace_id=%3Cscript%3E%22&trace_id=2&%ff=%zz";
     let text = String::from_utf8(ask(admin, "GET", hostile).await.body).expect("UTF-8");

@@ -154,7 +154,7 @@ impl Drop for Process {
 #[test]
 fn version_and_help() {
     let version = tailwater(&["--version"]);
-    assert_eq!(text(&version.stdout), concat!("tailwater ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert!(text(&version.stdout).starts_with(concat!("tailwater ", env!("CARGO_PKG_VERSION"))));
     assert_eq!(version.status.code(), Some(0));
     for (arguments, words) in [
         (&["--help"][..], &["run", "demo", "check"][..]),

@@ -83,5 +83,6 @@ async fn while_draining_it_is_healthy_and_not_ready() {
     };
     let (draining, (_, undelivered)) = tokio::join!(prober, running.stop());
     assert_eq!(draining.sum("receiver_accepted_spans_total"), 1.0);
+    assert_eq!(draining.get("ready"), 0.0);
     assert_eq!(undelivered, 1);
 }

@@ -4,6 +4,7 @@ mod evaluation;
 mod naive;
 mod order;
 pub(crate) mod strategies;
+mod tried;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -25,6 +26,7 @@ use tailwater::{
 use self::{
     naive::{Effects, Expected, Naive, Stored, bytes_of, code, duration},
     strategies::{Run, Step},
+    tried::Tried,
 };
 use crate::builders::{self, ANY_ROOM, Rig};
 
@@ -37,14 +39,15 @@ struct Pair {
     /// All shards have seen `now`, so an older time must change nothing.
     all_have_seen_now: bool,
     sent: Vec<Vec<ResourceSpans>>,
+    tried: Option<Tried>,
 }
 
 impl Pair {
     fn new(run: &Run) -> Self {
         let rig = Rig::new(&run.policies, run.limits, run.shards);
         let naive = Naive::new(run.policies.clone(), run.limits);
-        let mut pair =
-            Pair { rig, naive, base: 0, now: 0, all_have_seen_now: true, sent: Vec::new() };
+        let (sent, tried) = (Vec::new(), None);
+        let mut pair = Pair { rig, naive, base: 0, now: 0, all_have_seen_now: true, sent, tried };
         // A service that comes to a late time has ticked all the way.
         for quarter in 1..=4 {
             pair.base = (u64::from(run.base) * quarter / 4) as u32;
@@ -79,6 +82,7 @@ impl Pair {
                 self.tick(room.unwrap_or(ANY_ROOM));
             }
             Step::Reload { policies, request } => self.reload(policies, request.as_ref()),
+            Step::Try { candidate } => self.try_policies(candidate.as_deref()),
             Step::Force { trigger } => self.force(*trigger),
             Step::Age => {
                 self.now += u64::from(self.naive.limits.decision_ttl_millis / 2);
@@ -87,6 +91,9 @@ impl Pair {
             Step::Forget => self.forget(),
         }
         self.compare_what_is_buffered();
+        if let Some(tried) = &self.tried {
+            tried.compare();
+        }
     }
 
     fn ingest(&mut self, request: &[ResourceSpans], age: u32) {
@@ -128,6 +135,7 @@ impl Pair {
             visited += 1;
         });
         self.naive.policies = policies.to_vec();
+        self.tried = None;
         if let Some((request, taken, decided)) = during {
             *accepted += taken.accepted;
             self.sent.push(request.clone());
@@ -135,6 +143,21 @@ impl Pair {
             let effects = self.naive.ingest(self.now, &stored(request));
             self.compare(&decided, effects);
         }
+    }
+
+    /// A second set of policies decides as well from now on, or no longer.
+    fn try_policies(&mut self, candidate: Option<&[PolicySpec]>) {
+        let (before, policies) = (self.rig.sampler.plan(), &self.naive.policies);
+        let plan = Arc::new(match candidate {
+            Some(candidate) => before.with_trial(policies, &tried::without_shadows(candidate)),
+            None => before.without_trial(policies),
+        });
+        assert_eq!(plan.names(), before.names(), "a candidate's names are its own");
+        self.rig.sampler.reload(&plan, |_| {});
+        self.tried = plan
+            .trial()
+            .zip(candidate)
+            .map(|(trial, candidate)| Tried::new(Arc::clone(trial), policies, candidate));
     }
 
     /// Nothing of a request is taken that ends within a field.
@@ -236,11 +259,14 @@ impl Pair {
     }
 
     /// Compares everything in `decided` with what the model says.
-    fn compare(&self, decided: &Decided, effects: Effects) {
+    fn compare(&mut self, decided: &Decided, effects: Effects) {
         let records = &decided.decisions.records;
         assert_eq!(records.len(), effects.decided.len());
         for record in records {
             let expected = &effects.decided[&record.trace_id.0];
+            if let Some(tried) = &mut self.tried {
+                tried.note(record.trace_id, expected);
+            }
             self.compare_verdict(&record.decision.verdict, &expected.verdict);
             assert_eq!(record.decision.trigger, expected.trigger);
             assert_eq!(record.randomness.0, expected.verdict.randomness);
@@ -447,9 +473,11 @@ proptest! {
 
     /// Scenario: random policies and limits; requests with spans of a few traces, duplicates, late
     /// spans and malformed ids arrive, time passes, shards decide, with and without room, by force,
-    /// and forget; policies are reloaded, now and then while a request comes in.
+    /// and forget; policies are reloaded, now and then while a request comes in; trials of other
+    /// policies begin and end.
     /// Guarantees: after every step the ledger balances and every decision, kept byte, late span
-    /// and look-up is what the naive model says; at the end no byte of the budget is held.
+    /// and look-up is what the naive model says; a trial counts what the model decides by its
+    /// policies, and changes nothing; at the end no byte of the budget is held.
     #[test]
     fn the_sampler_does_what_the_model_does(run in strategies::run()) {
         let mut pair = Pair::new(&run);

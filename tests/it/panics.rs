@@ -136,6 +136,7 @@ async fn a_task_that_keeps_panicking_ends_the_service() {
         let why = format!("not ready: the task `{}` keeps panicking\n", task.as_str());
         assert_eq!(get(running.service.admin_address, "/-/ready").await, (503, why));
         let admin = Arc::clone(running.service.admin());
+        assert_eq!(Metrics::parse(&admin.scrape()).get("ready"), 0.0);
         let undelivered = running.service.shutdown().await;
         let metrics = Metrics::parse(&admin.scrape());
         metrics.assert_ledger();

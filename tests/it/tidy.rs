@@ -23,6 +23,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ),
     ("policy", &["crate::window", "crate::clock", "crate::config", "tokio", "tonic", "std::time"]),
     ("decisions", &["crate::exporter", "crate::window::Shard", "tokio", "tonic", "prost"]),
+    ("recording", &["crate::sampler", "crate::window", "crate::exporter", "tonic", "prost"]),
     ("decider", &["crate::receiver", "crate::admin", "crate::service", "tonic", "prost"]),
     ("exporter", &["crate::policy", "crate::sampler", "crate::window", "crate::decider"]),
     (
@@ -68,6 +69,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
         "net",
         &["crate::config", "crate::receiver", "crate::otlp", "crate::sampler", "crate::exporter"],
     ),
+    ("notify", &["crate::"]),
     ("supervise", &["crate::"]),
     ("testing", &["crate::service", "crate::sampler", "crate::decider"]),
     ("throttle", &["crate::config", "crate::metrics", "tokio", "tonic"]),
@@ -97,7 +99,10 @@ const SPAWN: &[(&str, &str)] = &[
     ("service/watching.rs", "the wiring"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),
-    ("admin/mod.rs", "the thread that answers while the runtime is busy, and one for a reload"),
+    ("admin/mod.rs", "the thread that answers while the runtime is busy"),
+    ("admin/control.rs", "a thread for a reload, which blocks"),
+    ("admin/trial.rs", "a trial is to end also if its client goes away while it begins"),
+    ("admin/record.rs", "a recording is to end also if its client does not read"),
     ("logging.rs", "a thread that may wait for whoever reads standard error"),
     ("config/load.rs", "a thread whose stack is deep enough for any file"),
     ("testing.rs", "the sink stands outside the service"),
@@ -294,8 +299,8 @@ fn files_have_headers_and_sizes() {
 /// with the date that a policy ends at, so that a step of it moves no deadline of a trace.
 #[test]
 fn wall_time_is_only_shown() {
-    const SHOWN: [&str; 11] = [
-        "self.sampler.log().push(",
+    const SHOWN: [&str; 12] = [
+        "self.sampler.publish(",
         "self.gauges.reload",
         "self.shop.visit(",
         "plan.expire(clock::unix_millis())",
@@ -305,6 +310,7 @@ fn wall_time_is_only_shown() {
         "at: clock::unix_millis(),",
         "started_at: clock::unix_millis(),",
         "self.history.note(",
+        ".explained(clock::unix_millis())",
         "timestamp(clock::unix_millis() +",
     ];
     complain(|source| {

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The same bytes to Tailwater and to a real Collector: what differs must be on the list in README.md.
 # Before that, kept spans leave over OTLP/HTTP into the Collector, files that the Collector writes are
-# replayed, and configurations of the Collector are compared with what `tailwater convert` makes of them.
+# replayed, configurations of the Collector are compared with what `tailwater convert` makes of them, and traffic
+# moves from tail_sampling to Tailwater without losing a trace.
 #
 #     tests/peer/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
@@ -35,5 +36,7 @@ export PYTHONDONTWRITEBYTECODE=1
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/replay"
 "$cache/venv/bin/python" "$here/convert.py" \
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/convert"
+"$cache/venv/bin/python" "$here/migrate.py" \
+    --tailwater "$tailwater" --collector "$collector" --folder "$cache/migrate"
 exec "$cache/venv/bin/python" "$here/compare.py" \
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/run"

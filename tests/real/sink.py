@@ -13,17 +13,17 @@ from values import attributes_from_otlp
 
 
 class Sink(service_grpc.TraceServiceServicer):
-    """Listens on a free port of the loopback address from the start.
+    """Listens on the loopback address from the start, on a free port unless it is given one.
 
     gRPC's limit of 4 MiB a message stays, as most backends have it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.lock = threading.Lock()
         self.requests: list[service.ExportTraceServiceRequest] = []
         self.server = grpc.server(ThreadPoolExecutor(max_workers=8))
         service_grpc.add_TraceServiceServicer_to_server(self, self.server)
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
         self.server.start()
 
     def Export(self, request: Any, context: Any) -> service.ExportTraceServiceResponse:  # noqa: N802

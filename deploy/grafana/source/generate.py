@@ -2,7 +2,7 @@
 """Writes the Grafana dashboards in ../dashboards. They are edited here, and never by hand.
 
     deploy/grafana/source/generate.py            write the files
-    deploy/grafana/source/generate.py --check    exit with 1 if a file differs from what would be written
+    deploy/grafana/source/generate.py --check    exit with 1 if a file is not what would be written
 
 Needs Python 3.11 and nothing else. tests/dashboards/run.sh checks the result.
 """
@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from overview import OVERVIEW
-from policies import POLICIES
 from resources import RESOURCES
+
+from policies import POLICIES
 
 FOLDER = Path(__file__).resolve().parent.parent / "dashboards"
 

@@ -1,7 +1,17 @@
 """Is it well, and where do spans go? Rows in the order of the data flow."""
 
-from panels import NONE_IS_GOOD, ONE_IS_GOOD, dashboard, good_below, graph, quantiles, rate, stat
-from panels import table, total
+from panels import (
+    NONE_IS_GOOD,
+    ONE_IS_GOOD,
+    dashboard,
+    good_below,
+    graph,
+    quantiles,
+    rate,
+    stat,
+    table,
+    total,
+)
 
 UNACCOUNTED = {
     "accepted": (
@@ -154,8 +164,8 @@ KAFKA = [
     ),
     graph(
         "Kafka: rebalances, spans handed over",
-        "Rebalances of the group in the last 10 minutes, and undecided spans that left with a"
-        " partition: another instance decides them.",
+        "Rebalances of the group, and undecided spans that left with a partition (another instance"
+        " decides them), within the interval of the rate.",
         "none",
         ("rebalances of {{instance}}",
          "sum by (instance) (increase(tailwater_kafka_rebalances_total{@}[$__rate_interval]))"),
@@ -226,8 +236,8 @@ DECISIONS = [
 EXPORTER = [
     graph(
         "Fill of the export queue",
-        "Fill. The alert TailwaterQueueFilling fires above 50 %; with overflow = \"block\", requests"
-        " are refused from 75 % on.",
+        'The alert TailwaterQueueFilling fires above 50 %; with overflow = "block", requests are'
+        " refused from 75 % on.",
         "percentunit",
         ("{{instance}}", "sum by (instance) (tailwater_exporter_queue_bytes{@})"
          " / sum by (instance) (tailwater_exporter_queue_capacity_bytes{@})"),

@@ -2,6 +2,7 @@
 
 In the queries, `@` stands for the selector of the dashboard's job and instance variables.
 """
+
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 SELECTOR = 'job=~"$job", instance=~"$instance"'
 WIDTH = 24  # columns of Grafana's grid
@@ -56,7 +57,7 @@ def panel(kind, title, about, unit, queries, options, instant=False, **field):
     size = field.pop("size")
     return {
         "type": kind, "title": title, "description": about, "datasource": DATASOURCE,
-        "gridPos": dict(zip("wh", size), x=0, y=0),
+        "gridPos": {"w": size[0], "h": size[1], "x": 0, "y": 0},
         "fieldConfig": {
             "defaults": {
                 "unit": unit,
@@ -118,8 +119,9 @@ def table(title, about, *columns, width=WIDTH, height=9, **field):
     """One row for each set of labels; a column is (name, unit, query)."""
     made = panel(
         "table", title, about, "none", [(name, expr) for name, _, expr in columns],
-        {"cellHeight": "sm", "frameIndex": 0, "showHeader": True}, instant="table", size=(width, height),
-        custom={"align": "auto", "filterable": True, "inspect": False}, **field,
+        {"cellHeight": "sm", "frameIndex": 0, "showHeader": True}, instant="table",
+        custom={"align": "auto", "filterable": True, "inspect": False},
+        size=(width, height), **field,
     )  # fmt: skip
     names = {f"Value #{chr(65 + i)}": name for i, (name, _, _) in enumerate(columns)}
     if len(columns) == 1:

@@ -90,8 +90,8 @@ SHADOW = [
 BUDGETS = [
     graph(
         "Level of budgets",
-        "The most spans per second that a budget keeps of one kind of trace. Kinds below it are kept"
-        " whole. No data without budget policies in spans_per_second.",
+        "The most spans per second that a budget keeps of one kind of trace. Kinds below it are"
+        " kept whole. No data without budget policies in spans_per_second.",
         "cps",
         ("{{policy}}", f"max by (policy) (tailwater_budget_level_spans_per_second{{@{P}}})"),
     ),
@@ -101,8 +101,8 @@ BUDGETS = [
     ),
     graph(
         "Spans that budgets keep",
-        "Spans kept per second by policies with a budget. The alert TailwaterBudgetExceeded fires if"
-        " they are above the level of all kinds together.",
+        "Spans kept per second by policies with a budget. The alert TailwaterBudgetExceeded fires"
+        " if they are above the level of all kinds together.",
         "cps",
         ("{{policy}}", by_policy("tailwater_spans_kept_total")
          + f" and on (policy) tailwater_budget_keys{{@{P}}}"),

@@ -152,7 +152,8 @@ HEALTH = [
     ),
     stat(
         "Links removed",
-        "Span links in kept spans, in the time range, with ids of wrong length: a sender is faulty.",
+        "Span links in kept spans, in the time range, with ids of wrong length: a sender is"
+        " faulty.",
         "short", total("tailwater_removed_links_total"), width=4, decimals=0,
     ),
     stat(
@@ -163,7 +164,7 @@ HEALTH = [
 
 RESOURCES = dashboard(
     "Resources",
-    "CPU, memory, connections and disk of the instances, and how near each of them is to its limit.",
+    "CPU, memory, connections and disk of the instances, and how near each is to its limit.",
     [
         ("Process", PROCESS),
         ("Memory", MEMORY),

@@ -99,7 +99,7 @@ impl Page<'_> {
                         section .quarter #queue data-live { (self.queue()) }
                         section .quarter #backend data-live { (self.backend()) }
                         section #policies data-live { (self.policies()) }
-                        section #trace { (trace::form(self.asked)) }
+                        section #trace { (trace::form(self.asked, self.now)) }
                         section #decisions data-live { (trace::recent(self.status)) }
                         section .half #ledger data-live { (self.ledger()) }
                         section .half #configuration { (self.configuration()) }

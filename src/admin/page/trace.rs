@@ -16,8 +16,8 @@ pub(in crate::admin) struct Asked {
     pub(in crate::admin) found: Result<Decision, &'static str>,
 }
 
-/// The field, and below it what is known of the trace.
-pub(super) fn form(asked: Option<&Asked>) -> Markup {
+/// The field, and below it what is known of the trace. `now` is in Unix milliseconds.
+pub(super) fn form(asked: Option<&Asked>, now: u64) -> Markup {
     let text = asked.map_or("", |asked| &asked.text);
     html! {
         h2 { "Why is a trace kept or dropped?" }
@@ -29,7 +29,7 @@ pub(super) fn form(asked: Option<&Asked>) -> Markup {
         }
         div #answer data-live aria-live="polite" {
             @match asked.map(|asked| &asked.found) {
-                Some(Ok(decision)) => { (explained(decision)) }
+                Some(Ok(decision)) => { (explained(decision, now)) }
                 Some(Err(why_not)) => { p { (why_not) } }
                 None => {}
             }
@@ -37,10 +37,10 @@ pub(super) fn form(asked: Option<&Asked>) -> Markup {
     }
 }
 
-fn explained(decision: &Decision) -> Markup {
+fn explained(decision: &Decision, now: u64) -> Markup {
     let details = decision.details.clone().unwrap_or_default();
     html! {
-        p { @for sentence in decision.sentences() { (sentence) " " } }
+        p { (decision.explained(now).replace('\n', " ")) }
         dl .facts {
             dt { "trace" } dd { span .mono { (decision.trace_id) } }
             @if let Some(threshold) = &decision.threshold {

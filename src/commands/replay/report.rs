@@ -12,6 +12,7 @@ use super::{
     decide::Outcome,
     totals::{Change, OfPolicy, Sum, Totals},
 };
+use crate::commands::figures::{aligned, grouped, in_units};
 
 pub(super) fn print(outcome: &Outcome, format: Format) -> String {
     match format {
@@ -158,39 +159,5 @@ fn table(totals: &Totals) -> String {
     };
     let rows: Vec<_> =
         std::iter::once(header.map(str::to_owned)).chain(totals.policies.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let _ = write!(text, "  {:<width$}", row[0], width = widths[0]);
-        for (cell, width) in row.iter().zip(widths).skip(1) {
-            let _ = write!(text, "  {cell:>width$}");
-        }
-        text.push('\n');
-    }
-    text
-}
-
-/// Rounded, with separators of thousands.
-fn grouped(count: f64) -> String {
-    let digits = format!("{:.0}", count.max(0.0));
-    let mut out = String::with_capacity(digits.len() * 4 / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-fn in_units(bytes: f64) -> String {
-    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    for (unit, shift) in units {
-        let size = (1u64 << shift) as f64;
-        if bytes >= size {
-            return format!("{:.1} {unit}", bytes / size);
-        }
-    }
-    format!("{bytes:.0} B")
+    aligned(&rows)
 }

@@ -1,8 +1,10 @@
 //! `[telemetry]`.
 
-use super::{Described, Key};
+use super::{Described, Key, Need};
 
-pub(super) const SECTIONS: &[Described] = &[Described {
+pub(super) const SECTIONS: &[Described] = &[TELEMETRY, TLS, AUTH];
+
+const TELEMETRY: Described = Described {
     path: "telemetry",
     words: "What operators see and steer.",
     is_optional: false,
@@ -10,13 +12,21 @@ pub(super) const SECTIONS: &[Described] = &[Described {
         Key::listener(
             "endpoint",
             "127.0.0.1:9464",
-            "`host:port` of `/metrics`, `/-/healthy`, `/-/ready` and `/-/decisions/<trace id>`.",
+            "`host:port` of `/metrics`, `/-/healthy`, `/-/ready`, `/-/status`, \
+             `/-/decisions/<trace id>`, and the control API over gRPC.",
         ),
         Key::boolean(
             "enable_lifecycle",
             false,
-            "Whether POST `/-/reload` reads the policies again, as SIGHUP always does. Off, \
-             because everyone who reaches the port could.",
+            "Whether POST `/-/reload` and `Reload` of the control API read the policies again, as \
+             SIGHUP always does, and whether `tailwater try` may try others. Off, because everyone \
+             who reaches the port could.",
+        ),
+        Key::boolean(
+            "enable_recording",
+            false,
+            "Whether `tailwater record` gets spans as they came. Off, because everyone who reaches \
+             the port could read them.",
         ),
         Key::word("log_level", &["error", "warn", "info", "debug", "trace"], "What is logged.")
             .or("info"),
@@ -28,4 +38,42 @@ pub(super) const SECTIONS: &[Described] = &[Described {
              itself is wrong, the mistake is told as text.",
         ),
     ],
-}];
+};
+
+const TLS: Described = Described {
+    path: "telemetry.tls",
+    words: "TLS of the telemetry endpoint. Without the section it speaks plaintext. Files as in \
+            `[receiver.tls]`.",
+    is_optional: true,
+    keys: &[
+        Key::path(
+            "cert_file",
+            "\"server.crt\"",
+            "The certificate of the service, followed by the intermediate ones.",
+        )
+        .needed(Need::Required),
+        Key::path("key_file", "\"server.key\"", "Its private key, without a passphrase.")
+            .needed(Need::Required),
+        Key::path(
+            "client_ca_file",
+            "\"operators.crt\"",
+            "Mutual TLS: clients must show a certificate that one of these CAs has signed, also \
+             those that only ask for health. Unset: clients need no certificate.",
+        ),
+    ],
+};
+
+const AUTH: Described = Described {
+    path: "telemetry.auth",
+    words: "Who may ask. Without the section anyone may. `/-/healthy`, `/-/ready` and \
+            `grpc.health.v1` never need a token.",
+    is_optional: true,
+    keys: &[Key::path(
+        "bearer_token_file",
+        "\"operators-token\"",
+        "A file with one token a line. Clients must send one of them as `authorization: Bearer \
+         <token>`; a browser may send it as the password of HTTP Basic, with any name. It is read \
+         again within 10 s when it changes.",
+    )
+    .needed(Need::Required)],
+};

@@ -58,6 +58,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.telemetry.endpoint, "127.0.0.1:9464");
     assert_eq!(config.telemetry.log_level, tracing::Level::INFO);
     assert!(!config.telemetry.log_json && !config.telemetry.enable_lifecycle);
+    assert!(!config.telemetry.enable_recording);
 }
 
 #[test]
@@ -128,7 +129,7 @@ fn every_key_changes_the_configuration() {
         receiver.grpc.max_connections = 3
         receiver.http = { endpoint = "otel.example:${env:PORT}", max_request_body_size_mib = 8 }
         telemetry = { endpoint = "0.0.0.0:0",
-             enable_lifecycle = true, log_level = "warn", log_format = "json" }
+             enable_lifecycle = true, enable_recording = true, log_level = "warn", log_format = "json" }
         [sampling]
         decision_wait = "1m 30s"
         decision_wait_after_root_received = "0s"
@@ -158,6 +159,7 @@ fn every_key_changes_the_configuration() {
     assert_eq!(changed.telemetry.endpoint, "0.0.0.0:0");
     assert_eq!(changed.telemetry.log_level, tracing::Level::WARN);
     assert!(changed.telemetry.log_json && changed.telemetry.enable_lifecycle);
+    assert!(changed.telemetry.enable_recording);
     assert_eq!(changed.sampling.decision_wait, Duration::from_secs(90));
     assert_eq!(changed.sampling.decision_wait_after_root_received, None);
     assert_eq!(changed.sampling.memory_limit_bytes, 32 << 20);

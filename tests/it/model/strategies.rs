@@ -57,6 +57,8 @@ pub(super) enum Step {
     /// Other policies decide from now on. During the reload a request arrives, if there is one,
     /// after so many locks: three a shard.
     Reload { policies: Vec<PolicySpec>, request: Option<(usize, Vec<ResourceSpans>)> },
+    /// A second set of policies decides as well from now on, or none does.
+    Try { candidate: Option<Vec<PolicySpec>> },
     /// All shards decide everything.
     Force { trigger: Trigger },
     /// Half the time passes for which a decision is remembered at least.
@@ -122,6 +124,7 @@ fn step(ids: Vec<[u8; 16]>) -> impl Strategy<Value = Step> {
             .prop_map(|(advance, room)| Step::Tick { advance, room }),
         3 => (policies(), option::of((0..24usize, request)))
             .prop_map(|(policies, request)| Step::Reload { policies, request }),
+        3 => option::weighted(0.8, policies()).prop_map(|candidate| Step::Try { candidate }),
         1 => select(vec![Trigger::Memory, Trigger::Shutdown])
             .prop_map(|trigger| Step::Force { trigger }),
         1 => Just(Step::Age),

@@ -26,38 +26,39 @@ unknown values before.
 {{- $problems = append $problems (printf "policies: %s is not TOML: %s" $name $parsed.Error) -}}
 {{- end -}}
 {{- end -}}
-{{- $owned := dict
-    "receiver.grpc.endpoint" "leave it out: pods listen on port 4317"
-    "receiver.http.endpoint" "leave it out: pods listen on port 4318"
-    "telemetry.endpoint" "leave it out: pods listen on port 9464"
-    "sampling.memory_limit_mib" "write the value memoryLimitMib instead"
-    "sampling.policy_files" "write the texts of the files in the value policies instead"
-    "sampling.watch_policy_files" "leave it out: it is always true"
-    "durability.mode" "write the value durability.mode instead, which also makes the volume"
-    "durability.directory" "leave it out: it is the volume of the pod"
-    "durability.max_size_mib" "write the value durability.size instead"
-    "durability.on_shutdown" "write the value durability.onShutdown instead"
-    "receiver.kafka.brokers" "write the values kafka.enabled and kafka.brokers instead"
-    "receiver.kafka.topic" "write the value kafka.topic instead"
-    "receiver.kafka.group_id" "write the value kafka.groupId instead"
-    "receiver.kafka.group_instance_id" "leave it out: it is the name of the pod"
-    "receiver.kafka.encoding" "write the value kafka.encoding instead"
-    "receiver.kafka.initial_offset" "write the value kafka.initialOffset instead"
-    "receiver.kafka.leave_on_shutdown" "write the value kafka.leaveOnShutdown instead" -}}
-{{- range $path, $instead := $owned -}}
+{{- $limit := dig "sampling" "memory_limit_mib" .Values.memoryLimitMib $config -}}
+{{- if ne (int64 $limit) (int64 .Values.memoryLimitMib) -}}
+{{- $problems = append $problems (printf "config sets sampling.memory_limit_mib = %v, but memoryLimitMib is %v: write memoryLimitMib: %v, and leave it out of config" $limit (int64 .Values.memoryLimitMib) $limit) -}}
+{{- end -}}
+{{- $endpoints := list (list "telemetry") -}}
+{{- if eq .Values.mode "gateway" -}}
+{{- $endpoints = list (list "telemetry") (list "receiver" "grpc") (list "receiver" "http") -}}
+{{- end -}}
+{{- range $path := $endpoints -}}
 {{- $at := $config -}}
-{{- range splitList "." $path -}}
-{{- if kindIs "map" $at -}}{{- $at = get $at . -}}{{- else -}}{{- $at = "" -}}{{- end -}}
+{{- range $path -}}{{- $at = get $at . | default dict -}}{{- end -}}
+{{- $endpoint := get $at "endpoint" | default "" -}}
+{{- if regexMatch "^(127\\.|localhost:|\\[::1\\])" $endpoint -}}
+{{- $problems = append $problems (printf "config sets %s.endpoint = %q, which nothing outside of the pod can reach: leave it out, or write %q" (join "." $path) $endpoint (printf "0.0.0.0:%s" (regexFind "[0-9]+$" $endpoint))) -}}
 {{- end -}}
-{{- if ne (toString $at) "" -}}
-{{- $problems = append $problems (printf "config sets %s: %s" $path $instead) -}}
+{{- end -}}
+{{- if ne .Values.durability.mode "none" -}}
+{{- $written := dig "durability" dict $config -}}
+{{- $words := dict "mode" "mode" "directory" "mode (the volume is at /var/lib/tailwater)" "max_size_mib" "size" "on_shutdown" "onShutdown" -}}
+{{- range $key, $value := include "tailwater.durability" . | fromYaml -}}
+{{- if and (hasKey $written $key) (ne (toString (get $written $key)) (toString $value)) -}}
+{{- $problems = append $problems (printf "config sets durability.%s = %v, but the values make it %v: write the value durability.%s instead" $key (get $written $key) $value (get $words $key)) -}}
 {{- end -}}
 {{- end -}}
-{{- if and (hasKey $config "durability") (eq .Values.durability.mode "none") -}}
+{{- end -}}
+{{- if and (hasKey $config "durability") (eq .Values.durability.mode "none") (ne (dig "durability" "mode" "" $config) "none") -}}
 {{- $problems = append $problems "config has [durability], but durability.mode is none: set durability.mode to process or power" -}}
 {{- end -}}
 {{- if and (dig "receiver" "kafka" "" $config) (not .Values.kafka.enabled) -}}
 {{- $problems = append $problems "config has [receiver.kafka], but kafka.enabled is false: set kafka.enabled and kafka.brokers" -}}
+{{- end -}}
+{{- if and (dig "telemetry" "auth" "" $config) .Values.serviceMonitor.enabled (not .Values.serviceMonitor.authorization) -}}
+{{- $problems = append $problems "config has [telemetry.auth], but Prometheus would have no token: write serviceMonitor.authorization, such as {credentials: {name: tailwater, key: token}}" -}}
 {{- end -}}
 {{- if dig "telemetry" "tls" "client_ca_file" "" $config -}}
 {{- $problems = append $problems "config sets telemetry.tls.client_ca_file: the kubelet shows no certificate, so its probes would fail; leave it out and use telemetry.auth" -}}
@@ -109,7 +110,7 @@ unknown values before.
 {{- if and $scaling (ne $v.durability.mode "none") (eq $v.durability.onShutdown "keep") -}}
 {{- $problems = append $problems "autoscaling.enabled with durability.onShutdown: keep: a pod that is scaled away would leave undecided traces on its volume; write durability.onShutdown: decide" -}}
 {{- end -}}
-{{- if and $v.kafka.enabled (not $v.kafka.brokers) -}}
+{{- if and $v.kafka.enabled (not $v.kafka.brokers) (not (dig "receiver" "kafka" "brokers" "" (fromToml $v.config))) -}}
 {{- $problems = append $problems "kafka.enabled needs kafka.brokers, such as [\"kafka:9092\"]" -}}
 {{- end -}}
 {{- toYaml $problems -}}

@@ -104,11 +104,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if dig "telemetry" "tls" "" (fromToml .Values.config) -}}HTTPS{{- else -}}HTTP{{- end -}}
 {{- end -}}
 
-{{/* The policy files, as YAML: file name -> text. Empty if all policies are in `config`. */}}
+{{/* The policy files, as YAML: file name -> text. Empty if `config` has policies or names their files. */}}
 {{- define "tailwater.policies" -}}
 {{- if .Values.policies -}}
 {{- toYaml .Values.policies -}}
-{{- else if not (hasKey (fromToml .Values.config) "policy") -}}
+{{- else if not (or (hasKey (fromToml .Values.config) "policy") (dig "sampling" "policy_files" "" (fromToml .Values.config))) -}}
 {{- dict "default.toml" (.Files.Get "files/default.toml") | toYaml -}}
 {{- end -}}
 {{- end -}}

@@ -9,11 +9,11 @@ env:
 {{- end }}
 ports:
   - name: otlp-grpc
-    containerPort: 4317
+    containerPort: {{ include "tailwater.port" (list . "receiver" "grpc") }}
   - name: otlp-http
-    containerPort: 4318
+    containerPort: {{ include "tailwater.port" (list . "receiver" "http") }}
   - name: telemetry
-    containerPort: 9464
+    containerPort: {{ include "tailwater.port" (list . "telemetry") }}
 # Durability reads its files before the pod is ready, which can take minutes; it is healthy meanwhile.
 startupProbe:
   httpGet:

@@ -1,0 +1,218 @@
+//! `TryPolicies`: a trial for one client, and how it goes, once a second.
+//!
+//! Each trial has a task. It never waits for its reader: messages have all counts since the trial
+//! began, so one that finds no room is left out. The trial ends when its time is over, when a
+//! reload has ended it, when the client is gone, and when the service stops.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message as _;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
+};
+use tonic::{Code, Status};
+
+use super::Admin;
+use crate::{
+    control::{
+        Diagnostic, Diagnostics, TryPoliciesRequest, TryPoliciesResponse,
+        try_policies_response::{self, PolicyOutcome},
+    },
+    reload::{Change, NoTrial, Outcome, Trial, describe},
+    supervise::Task,
+};
+
+/// The time of a trial if the request names none.
+const DURATION: Duration = Duration::from_secs(30);
+/// The longest time of a trial or a recording.
+const DURATION_MAX: Duration = Duration::from_secs(3600);
+/// The time between two messages.
+const PERIOD: Duration = Duration::from_secs(1);
+/// The time between two looks at whether a reload has ended the trial.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long the last message of a stream may wait for its reader.
+pub(super) const LAST_WAIT: Duration = Duration::from_secs(5);
+/// The most bytes of mistakes in status details. They travel in a header, and some clients refuse
+/// headers of more than 8 KiB.
+const DETAILS_BYTES_MAX: usize = 4 << 10;
+const MESSAGE_CHARS_MAX: usize = 300;
+
+/// The messages of a stream.
+type Answers = mpsc::Sender<Result<TryPoliciesResponse, Status>>;
+
+impl Admin {
+    /// Whether a trial or a recording may begin.
+    pub(super) fn permit_stream(&self) -> Result<(), Status> {
+        if *self.streams_end.borrow() {
+            return Err(Status::unavailable("the service is shutting down"));
+        }
+        Ok(())
+    }
+
+    /// Begins a trial, and returns its messages.
+    pub(super) async fn try_policies(
+        self: &Arc<Self>,
+        request: TryPoliciesRequest,
+    ) -> Result<mpsc::Receiver<Result<TryPoliciesResponse, Status>>, Status> {
+        self.permit_lifecycle()?;
+        self.permit_stream()?;
+        let duration = duration(request.duration, DURATION)?;
+        let (answers, stream) = mpsc::channel(1);
+        let (begun, outcome) = oneshot::channel();
+        // On a task from the start, so that a trial ends whose client goes away while it begins.
+        let admin = Arc::clone(self);
+        tokio::spawn(async move {
+            let supervisor = Arc::clone(&admin.supervisor);
+            let trying = admin.try_out(request.policies, duration, begun, answers);
+            // A panic is counted. The trial then stays until the next reload.
+            let _ = supervisor.contained(Task::Admin, trying).await;
+        });
+        outcome.await.unwrap_or_else(|_| Err(Status::internal("internal error")))?;
+        Ok(stream)
+    }
+
+    async fn try_out(
+        self: Arc<Self>,
+        policies: String,
+        duration: Duration,
+        begun: oneshot::Sender<Result<(), Status>>,
+        answers: Answers,
+    ) {
+        let reload = Arc::clone(&self.reload);
+        let trial = spawn_blocking(move || reload.begin_trial(&policies)).await;
+        let trial = match trial.unwrap_or(Err(NoTrial::Panicked)) {
+            Ok(trial) => trial,
+            Err(refused) => {
+                // Nobody may be there any more to hear it.
+                let _ = begun.send(Err(status(&refused)));
+                return;
+            }
+        };
+        let _ = begun.send(Ok(()));
+        let began = Instant::now();
+        let is_stopping = self.tell(&trial, (began, duration), &answers).await;
+        // A service that stops has better things to do than to walk its window once more.
+        if !is_stopping {
+            let (reload, trial) = (Arc::clone(&self.reload), Arc::clone(&trial));
+            let _ = spawn_blocking(move || reload.end_trial(&trial)).await;
+        }
+        let last = response(&trial, began.elapsed(), true);
+        let _ = timeout(LAST_WAIT, answers.send(Ok(last))).await;
+    }
+
+    /// Tells how a trial goes until it is to end. Returns whether the service stops.
+    async fn tell(
+        &self,
+        trial: &Trial,
+        (began, duration): (Instant, Duration),
+        answers: &Answers,
+    ) -> bool {
+        let mut stops = self.streams_end.subscribe();
+        let mut periods = interval_at(began + PERIOD, PERIOD);
+        let mut looks = interval_at(began + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // What ends the trial comes before messages about it.
+                biased;
+                _ = stops.wait_for(|stops| *stops) => return true,
+                () = sleep_until(began + duration) => return false,
+                () = answers.closed() => return false,
+                _ = looks.tick() => if trial.is_over() {
+                    return false;
+                },
+                _ = periods.tick() => {
+                    let _ = answers.try_send(Ok(response(trial, began.elapsed(), false)));
+                }
+            }
+        }
+    }
+}
+
+/// The duration that a request names, or a default.
+pub(super) fn duration(
+    named: Option<prost_types::Duration>,
+    default: Duration,
+) -> Result<Duration, Status> {
+    let Some(named) = named else { return Ok(default) };
+    let duration = Duration::try_from(named).ok();
+    let duration = duration.filter(|it| !it.is_zero() && *it <= DURATION_MAX);
+    duration.ok_or_else(|| Status::invalid_argument("duration: more than 0, and at most an hour"))
+}
+
+fn status(refused: &NoTrial) -> Status {
+    match refused {
+        NoTrial::Invalid(diagnostics) => invalid(describe(diagnostics)),
+        NoTrial::Running => Status::failed_precondition(refused.to_string()),
+        NoTrial::Panicked => Status::internal(refused.to_string()),
+    }
+}
+
+/// The answer to policies that have errors, with as many of their problems as fit.
+fn invalid(mut diagnostics: Vec<Diagnostic>) -> Status {
+    // If only some fit, errors say more than warnings.
+    diagnostics.sort_by_key(|diagnostic| diagnostic.severity);
+    let first = diagnostics.first().map_or_else(String::new, |first| {
+        let Diagnostic { file, line, column, message, .. } = first;
+        format!("{file}:{line}:{column}: {message}")
+    });
+    let first: String = first.chars().take(MESSAGE_CHARS_MAX).collect();
+    let message = format!("the policies have errors; the first is {first}");
+    let mut room = DETAILS_BYTES_MAX;
+    diagnostics.retain(|diagnostic| {
+        let left = room.checked_sub(diagnostic.encoded_len() + 4);
+        room = left.unwrap_or(0);
+        left.is_some()
+    });
+    diagnostics.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
+    let details = tonic_types::Status {
+        code: Code::InvalidArgument.into(),
+        message: message.clone(),
+        details: vec![prost_types::Any {
+            type_url: "type.googleapis.com/tailwater.control.v1.Diagnostics".to_owned(),
+            value: Diagnostics { diagnostics }.encode_to_vec(),
+        }],
+    };
+    Status::with_details(Code::InvalidArgument, message, details.encode_to_vec().into())
+}
+
+fn response(trial: &Trial, elapsed: Duration, is_last: bool) -> TryPoliciesResponse {
+    let report = trial.report();
+    TryPoliciesResponse {
+        elapsed: elapsed.try_into().ok(),
+        is_last,
+        current: Some(outcome(report.current)),
+        candidate: Some(outcome(report.candidate)),
+        newly_kept: Some(change(&report.newly_kept)),
+        newly_dropped: Some(change(&report.newly_dropped)),
+    }
+}
+
+fn outcome(outcome: Outcome) -> try_policies_response::Outcome {
+    let policies = outcome.policies.into_iter().map(|(policy, of_policy)| PolicyOutcome {
+        policy,
+        matched_traces: of_policy.matched_traces,
+        kept_traces: of_policy.kept.traces,
+        kept_spans: of_policy.kept.spans,
+        kept_bytes: of_policy.kept.bytes,
+    });
+    try_policies_response::Outcome {
+        decided_traces: outcome.decided.traces,
+        decided_spans: outcome.decided.spans,
+        kept_traces: outcome.kept.traces,
+        kept_spans: outcome.kept.spans,
+        kept_bytes: outcome.kept.bytes,
+        policies: policies.collect(),
+    }
+}
+
+fn change(change: &Change) -> try_policies_response::Change {
+    try_policies_response::Change {
+        traces: change.sum.traces,
+        spans: change.sum.spans,
+        bytes: change.sum.bytes,
+        examples: change.examples.iter().map(ToString::to_string).collect(),
+    }
+}

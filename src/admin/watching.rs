@@ -1,0 +1,369 @@
+//! Decisions on their way to those who watch them (`WatchDecisions`).
+//!
+//! The admin thread takes the decisions from the sampler every [`PERIOD`], filters them for each
+//! watcher, and puts them into the watcher's queue. Deciding never waits for a watcher: what does
+//! not fit into a queue, or exceeds `max_per_second`, is left out, and the next decision says how
+//! many were. While nobody watches, the task sleeps and the sampler copies nothing.
+//!
+//! Limits: 32 watchers; queues of 512 decisions; a watcher whose queue stays full for 30 s does not
+//! read, and its connection is closed. At the end of the service, watchers see the last decisions
+//! for a second, and then an error that says why the stream ends.
+
+use std::{
+    collections::BTreeSet,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::sync::{
+    Notify,
+    mpsc::{self, error::TrySendError},
+};
+use tonic::{Status, codegen::tokio_stream::Stream};
+
+use super::Admin;
+use crate::{
+    control::{WatchDecisionsRequest, WatchDecisionsResponse, decision::State},
+    decisions::{Logged, Tapped},
+    net::listen::{Leash, LongLived},
+};
+
+/// The most watchers at once.
+const WATCHERS_MAX: usize = 32;
+/// Decisions that wait for their reader.
+const QUEUE_MAX: usize = 512;
+/// How often the decisions are taken from the sampler.
+const PERIOD: Duration = Duration::from_millis(50);
+/// A watcher whose queue stays full for this long does not read.
+const UNREAD_MAX: Duration = Duration::from_secs(30);
+/// After this time of a shutdown, streams end.
+const LAST_DECISIONS: Duration = Duration::from_secs(1);
+/// `max_per_second` where a request has none.
+const PER_SECOND: u32 = 100;
+
+/// Everyone who watches.
+#[derive(Debug, Default)]
+pub struct Watchers {
+    all: Mutex<Vec<Watcher>>,
+    /// Notified when the first watcher comes.
+    came: Notify,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    wanted: Wanted,
+    queue: mpsc::Sender<Result<Seen, Status>>,
+    /// Matching decisions left out since the last one that was queued.
+    skipped: u64,
+    /// Decisions that may be sent now, and when that was last raised.
+    allowed: f64,
+    raised_at: Duration,
+    /// Since when the queue is full.
+    full_since: Option<Duration>,
+    leash: Arc<Leash>,
+}
+
+/// What a watcher asked for.
+#[derive(Debug, PartialEq)]
+struct Wanted {
+    kept: bool,
+    dropped: bool,
+    /// The numbers of policies; all policies if there is none.
+    policies: BTreeSet<u16>,
+    per_second: f64,
+}
+
+/// A decision for one watcher.
+#[derive(Debug)]
+struct Seen {
+    logged: Arc<Logged>,
+    skipped: u64,
+}
+
+impl Wanted {
+    fn wants(&self, logged: &Logged) -> bool {
+        let verdict = logged.record.decision.verdict;
+        let is_wanted = if verdict.kept { self.kept } else { self.dropped };
+        let is_of = |policy: u16| self.policies.contains(&policy);
+        is_wanted
+            && (self.policies.is_empty()
+                || is_of(verdict.policy.0)
+                // Shadow policies are never credited.
+                || logged.shadow_matched.iter().any(|policy| is_of(policy.0)))
+    }
+}
+
+impl Watcher {
+    /// Queues a decision that the watcher wants, or counts it.
+    fn offer(&mut self, now: Duration, logged: &Arc<Logged>) {
+        let since = now.saturating_sub(std::mem::replace(&mut self.raised_at, now));
+        let raised = self.allowed + since.as_secs_f64() * self.wanted.per_second;
+        self.allowed = raised.min(self.wanted.per_second);
+        if self.allowed < 1.0 {
+            self.skipped += 1;
+            return;
+        }
+        let seen = Seen { logged: Arc::clone(logged), skipped: self.skipped };
+        match self.queue.try_send(Ok(seen)) {
+            Ok(()) => {
+                self.allowed -= 1.0;
+                (self.skipped, self.full_since) = (0, None);
+            }
+            Err(TrySendError::Full(_)) => {
+                self.skipped += 1;
+                self.full_since.get_or_insert(now);
+            }
+            // The client has gone; the next look removes the watcher.
+            Err(TrySendError::Closed(_)) => {}
+        }
+    }
+
+    /// Whether the client is gone, or has not read for so long that its connection was closed.
+    fn is_over(&self, now: Duration) -> bool {
+        let never_reads =
+            self.full_since.is_some_and(|since| now.saturating_sub(since) >= UNREAD_MAX);
+        if never_reads {
+            self.leash.hang_up();
+        }
+        never_reads || self.queue.is_closed()
+    }
+
+    /// Says why the stream ends.
+    fn end(self) {
+        let ended = self.queue.try_send(Err(Status::unavailable("the service is shutting down")));
+        if ended.is_err() {
+            self.leash.hang_up();
+        }
+    }
+}
+
+impl Watchers {
+    /// The number of those who watch now.
+    pub(super) fn count(&self) -> usize {
+        self.lock().iter().filter(|watcher| !watcher.queue.is_closed()).count()
+    }
+
+    /// Passes on decisions. Returns whether anybody is left.
+    fn pass_on(&self, now: Duration, tapped: &Tapped) -> bool {
+        let mut all = self.lock();
+        for (decisions, decided_at) in &tapped.decisions {
+            for record in &decisions.records {
+                let logged = Arc::new(decisions.logged(record, *decided_at));
+                let wanting = all.iter_mut().filter(|watcher| watcher.wanted.wants(&logged));
+                wanting.for_each(|watcher| watcher.offer(now, &logged));
+            }
+        }
+        // It is not known which of these match; too many is better than a gap that nobody sees.
+        all.iter_mut().for_each(|watcher| watcher.skipped += tapped.missed);
+        all.retain(|watcher| !watcher.is_over(now));
+        !all.is_empty()
+    }
+
+    /// Ends all streams of decisions.
+    fn end(&self) {
+        std::mem::take(&mut *self.lock()).into_iter().for_each(Watcher::end);
+    }
+
+    fn add(&self, watcher: Watcher) -> Result<(), Status> {
+        let mut all = self.lock();
+        all.retain(|watcher| !watcher.queue.is_closed());
+        if all.len() >= WATCHERS_MAX {
+            let message = format!("{WATCHERS_MAX} clients watch already, the most at once");
+            return Err(Status::resource_exhausted(message));
+        }
+        all.push(watcher);
+        drop(all);
+        self.came.notify_one();
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Watcher>> {
+        // Each watcher is whole at any time.
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admin {
+    /// Passes decisions on to those who watch, for as long as the admin thread runs.
+    pub(super) async fn pass_decisions_on(&self) {
+        let tap = self.sampler.log().tap();
+        let mut stopping_since = None;
+        loop {
+            self.watchers.came.notified().await;
+            while self.watchers.pass_on(self.uptime.elapsed(), &tap.take()) {
+                tokio::time::sleep(PERIOD).await;
+                let now = self.uptime.elapsed();
+                if self.supervisor.is_stopping()
+                    && now.saturating_sub(*stopping_since.get_or_insert(now)) >= LAST_DECISIONS
+                {
+                    self.watchers.pass_on(now, &tap.take());
+                    self.watchers.end();
+                }
+            }
+            tap.set_open(false);
+            // Someone may have come just now.
+            tap.set_open(self.watchers.count() > 0);
+        }
+    }
+
+    /// Begins to watch. The second value marks the answer, so that its connection may be closed.
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        request: &WatchDecisionsRequest,
+    ) -> Result<(Watching, LongLived), Status> {
+        if self.supervisor.is_stopping() {
+            return Err(Status::unavailable("the service is shutting down"));
+        }
+        let wanted = self.wanted(request)?;
+        let (sender, queue) = mpsc::channel(QUEUE_MAX);
+        let leash = Arc::<Leash>::default();
+        self.sampler.log().tap().set_open(true);
+        self.watchers.add(Watcher {
+            allowed: wanted.per_second,
+            wanted,
+            queue: sender,
+            skipped: 0,
+            raised_at: self.uptime.elapsed(),
+            full_since: None,
+            leash: Arc::clone(&leash),
+        })?;
+        Ok((Watching { queue, admin: Arc::clone(self) }, LongLived::on(leash)))
+    }
+
+    fn wanted(&self, request: &WatchDecisionsRequest) -> Result<Wanted, Status> {
+        let (mut kept, mut dropped) = (false, false);
+        for &state in &request.states {
+            match State::try_from(state) {
+                Ok(State::Kept) => kept = true,
+                Ok(State::Dropped) => dropped = true,
+                _ => {
+                    let message = "states: only STATE_KEPT and STATE_DROPPED can be watched";
+                    return Err(Status::invalid_argument(message));
+                }
+            }
+        }
+        let plan = self.sampler.plan();
+        let mut policies = BTreeSet::new();
+        for name in &request.policies {
+            let policy = plan.in_force().find(|policy| policy.name == name);
+            let Some(policy) = policy else {
+                // It is sent as a header, so it must not be long.
+                let name: String = name.chars().take(64).collect();
+                let message = format!("policies: no policy {name:?} is in force");
+                return Err(Status::invalid_argument(message));
+            };
+            policies.insert(policy.id.0);
+        }
+        let per_second = request.max_per_second.unwrap_or(PER_SECOND);
+        if per_second == 0 {
+            return Err(Status::invalid_argument("max_per_second: must be at least 1"));
+        }
+        let is_all = request.states.is_empty();
+        let per_second = f64::from(per_second);
+        Ok(Wanted { kept: kept || is_all, dropped: dropped || is_all, policies, per_second })
+    }
+}
+
+/// The stream of one watcher. Decisions are described when they are read, so that those which wait
+/// take little memory.
+#[derive(Debug)]
+pub(super) struct Watching {
+    queue: mpsc::Receiver<Result<Seen, Status>>,
+    admin: Arc<Admin>,
+}
+
+impl Stream for Watching {
+    type Item = Result<WatchDecisionsResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = ready!(self.queue.poll_recv(context));
+        Poll::Ready(next.map(|next| {
+            next.map(|Seen { logged, skipped }| WatchDecisionsResponse {
+                decision: Some(self.admin.decided(&logged)),
+                skipped,
+            })
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        decisions::{Decision, DecisionRecord, Decisions},
+        policy::{PolicyId, Verdict},
+        trace::{Randomness, Threshold, TraceId, Trigger},
+    };
+
+    fn tapped(count: u8, missed: u64) -> Tapped {
+        let verdict = Verdict { kept: true, policy: PolicyId(3), threshold: Threshold::ALWAYS };
+        let decision =
+            Decision { verdict, trigger: Trigger::DecisionWait, explicit_randomness: None };
+        let record = |id| DecisionRecord {
+            trace_id: TraceId([id; 16]),
+            decision,
+            randomness: Randomness(0),
+            spans: 1,
+            bytes: 1,
+            duration_nanos: 0,
+            lag_millis: 0,
+            root_received: true,
+            matched: 0..0,
+            shadowed: 0..0,
+        };
+        let records = (0..count).map(record).collect();
+        let decisions = Decisions { records, ..Decisions::default() };
+        let mut tapped = Tapped::default();
+        (tapped.decisions, tapped.missed) = (vec![(decisions, 1)], missed);
+        tapped
+    }
+
+    fn watcher(watchers: &Watchers, per_second: f64) -> mpsc::Receiver<Result<Seen, Status>> {
+        let (sender, queue) = mpsc::channel(QUEUE_MAX);
+        let policies = BTreeSet::from([3]);
+        let wanted = Wanted { kept: true, dropped: false, policies, per_second };
+        let watcher = Watcher {
+            wanted,
+            queue: sender,
+            skipped: 0,
+            allowed: per_second,
+            raised_at: Duration::ZERO,
+            full_since: None,
+            leash: Arc::default(),
+        };
+        watchers.add(watcher).expect("there is room");
+        queue
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted() {
+        let watchers = Watchers::default();
+        let mut queue = watcher(&watchers, 2.0);
+        let seconds = Duration::from_secs;
+        let mut skipped = |at, count, missed| {
+            assert!(watchers.pass_on(seconds(at), &tapped(count, missed)));
+            let seen = std::iter::from_fn(|| queue.try_recv().ok());
+            seen.map(|seen| seen.expect("no end").skipped).collect::<Vec<_>>()
+        };
+        assert_eq!(skipped(0, 5, 0), [0, 0]);
+        assert_eq!(skipped(1, 1, 7), [3]);
+        assert_eq!(skipped(2, 1, 0), [7]);
+        drop(queue);
+        assert!(!watchers.pass_on(seconds(3), &tapped(1, 0)), "nobody is left");
+    }
+
+    #[test]
+    fn a_watcher_that_does_not_read_is_ended() {
+        let watchers = Watchers::default();
+        let (mut reads, never_reads) = (watcher(&watchers, 1e9), watcher(&watchers, 1e9));
+        for second in 0..100 {
+            assert!(watchers.pass_on(Duration::from_secs(second), &tapped(200, 0)));
+            while reads.try_recv().is_ok() {}
+        }
+        assert_eq!(watchers.count(), 1);
+        assert!(never_reads.len() == QUEUE_MAX && never_reads.is_closed());
+        assert!(!reads.is_closed());
+    }
+}

@@ -1,0 +1,44 @@
+//! `tailwater completions SHELL` and `tailwater man DIRECTORY`: what a package installs beside the
+//! binary, from the description of the command line itself.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Command};
+use clap_complete::Shell;
+
+use super::{complain, print};
+
+/// Which shell.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// The shell that completes
+    shell: Shell,
+}
+
+/// Where to.
+#[derive(Debug, Args)]
+pub struct ManOptions {
+    /// An existing directory, which gets a page for each command
+    #[arg(value_name = "DIRECTORY")]
+    directory: PathBuf,
+}
+
+/// Prints the script of a shell. Returns whether that went well.
+pub fn run(mut command: Command, options: &Options) -> bool {
+    let mut script = Vec::new();
+    clap_complete::generate(options.shell, &mut command, "tailwater", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+/// Writes the pages. Returns whether that went well.
+pub fn man(command: Command, options: &ManOptions) -> bool {
+    let directory: &Path = &options.directory;
+    match clap_mangen::generate_to(command, directory) {
+        Ok(()) => true,
+        Err(problem) => {
+            let directory = directory.display();
+            complain(&format!("error: cannot write pages to {directory}: {problem}\n"));
+            false
+        }
+    }
+}

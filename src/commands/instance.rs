@@ -1,0 +1,303 @@
+//! How commands reach the control API of a running instance, over plaintext or TLS.
+//!
+//! The connection is made with the first call, and again whenever it is gone, so that a long
+//! command survives a restart of the instance. A message of the instance has at most 8 MiB. An
+//! instance that vanishes without a word is noticed within 30 s, by pings while a call is open.
+
+use std::{
+    error::Error,
+    fmt, io,
+    net::IpAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use clap::Args;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+use tower_service::Service;
+
+use super::complain;
+use crate::{
+    control::control_client::ControlClient,
+    credentials::{self, ClientTls, Faults},
+};
+
+/// The longest that making a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that an answer may take, streams aside.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The interval and the timeout of pings while a call is open.
+const KEEP_ALIVE: Duration = Duration::from_secs(12);
+/// The largest message of an instance: a status with a thousand policies has a tenth of it.
+const MESSAGE_BYTES_MAX: usize = 8 << 20;
+
+/// Where the instance is, and how to prove that one may ask it.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Instance")]
+pub(super) struct Instance {
+    /// The telemetry endpoint of the running instance
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TAILWATER_ADDRESS",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:9464",
+        value_parser = address
+    )]
+    address: Uri,
+    /// A file with the bearer token of the telemetry endpoint
+    #[arg(long, value_name = "FILE", env = "TAILWATER_TOKEN_FILE", hide_env_values = true)]
+    token_file: Option<PathBuf>,
+    /// The CAs that the instance's certificate may be signed by; those of the system by default
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// A certificate to show to the instance
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+    /// The private key of this certificate
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
+}
+
+/// A URL with a scheme and a host; without a scheme it is `http`.
+fn address(text: &str) -> Result<Uri, String> {
+    let text = text.trim_end_matches('/');
+    let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let wanted = "write it as http://HOST:PORT or https://HOST:PORT";
+    let address: Uri = text.parse().map_err(|error| format!("{error}; {wanted}"))?;
+    let is_known = matches!(address.scheme_str(), Some("http" | "https"));
+    let is_bare = matches!(address.path(), "" | "/") && address.query().is_none();
+    if !is_known || !is_bare || address.host().is_none_or(str::is_empty) {
+        return Err(wanted.to_owned());
+    }
+    Ok(address)
+}
+
+/// Why an instance cannot be asked, or does not answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// A file of the command line cannot be used.
+    #[error("{0}")]
+    Files(#[from] Faults),
+    /// There is no connection.
+    #[error("cannot reach Tailwater at {address}: {why}")]
+    Unreachable { address: Uri, why: String },
+    /// The instance refuses the call.
+    #[error("{address} refuses: {why}")]
+    Refused { address: Uri, why: String },
+    /// Something else answers.
+    #[error(
+        "{0} does not serve the control API: is it the telemetry endpoint of Tailwater \
+         (telemetry.endpoint, port 9464 by default)?"
+    )]
+    NotTailwater(Uri),
+}
+
+/// The client of an instance. Clones share its connection.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) client: ControlClient<InterceptedService<Channel, Token>>,
+    address: Uri,
+}
+
+impl Instance {
+    /// A client of the instance. Reads files, and warns about a token that others could read.
+    pub(super) fn client(&self) -> Result<Asked, Failure> {
+        let is_https = self.address.scheme_str() == Some("https");
+        let tls = if is_https { Some(self.tls().read()?.grpc) } else { None };
+        let token = self.token_file.as_deref().map(credentials::read_bearer).transpose()?;
+        let token = token.as_ref().and_then(|token| {
+            let mut value = MetadataValue::try_from(token.header().as_bytes()).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        let host = self.address.host().unwrap_or_default();
+        if token.is_some() && !is_https && !is_this_machine(host) {
+            complain(&format!(
+                "warning: the token goes to {host} unencrypted; use https:// if the instance has \
+                 [telemetry.tls]\n"
+            ));
+        }
+        let endpoint = Endpoint::from(self.address.clone())
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
+        let channel = endpoint.connect_with_connector_lazy(Connector { tls });
+        let client = ControlClient::with_interceptor(channel, Token(token));
+        let client = client.max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Asked { client, address: self.address.clone() })
+    }
+
+    fn tls(&self) -> ClientTls {
+        let identity = self.cert_file.clone().zip(self.key_file.clone());
+        ClientTls { ca_file: self.ca_file.clone(), identity, server_name: None }
+    }
+}
+
+impl Asked {
+    /// Why a call failed.
+    pub(super) fn failure(&self, status: &Status) -> Failure {
+        let address = self.address.clone();
+        let why = status.message().to_owned();
+        match status.code() {
+            Code::Unauthenticated => {
+                let why = format!("{why}; name a file with a token by --token-file");
+                Failure::Refused { address, why }
+            }
+            Code::Unimplemented => Failure::NotTailwater(address),
+            // What tonic reports itself has a cause; what a server answers has none.
+            _ if status.source().is_some() => {
+                Failure::Unreachable { address, why: innermost(status) }
+            }
+            Code::DeadlineExceeded | Code::Cancelled => Failure::Unreachable { address, why },
+            _ => Failure::Refused { address, why },
+        }
+    }
+}
+
+/// A request that must be answered in time.
+pub(super) fn soon<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(ANSWER_TIMEOUT);
+    request
+}
+
+/// Runs a command to its end on a thread. Reports its failure; returns whether all went well.
+pub(super) fn run(work: impl Future<Output = Result<bool, Failure>>) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(work).map_err(|failure| failure.to_string()),
+        Err(problem) => Err(format!("cannot start the runtime: {problem}")),
+    };
+    outcome.unwrap_or_else(|failure| {
+        complain(&format!("error: {failure}\n"));
+        false
+    })
+}
+
+/// The last cause of an error, which says most about a connection.
+fn innermost(error: &dyn Error) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    is_loopback || bare.eq_ignore_ascii_case("localhost")
+}
+
+/// Adds the token to each call.
+#[derive(Clone)]
+pub(super) struct Token(Option<MetadataValue<Ascii>>);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Makes connections.
+#[derive(Clone)]
+struct Connector {
+    tls: Option<Arc<ClientConfig>>,
+}
+
+/// A connection of either kind.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Box<dyn Stream>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, address: Uri) -> Self::Future {
+        let connecting = connect(address, self.tls.clone());
+        Box::pin(async move {
+            let connected = timeout(CONNECT_TIMEOUT, connecting).await;
+            connected.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+        })
+    }
+}
+
+async fn connect(
+    address: Uri,
+    tls: Option<Arc<ClientConfig>>,
+) -> io::Result<TokioIo<Box<dyn Stream>>> {
+    let host = address.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let default_port = if tls.is_some() { 443 } else { 80 };
+    let stream = TcpStream::connect((host, address.port_u16().unwrap_or(default_port))).await?;
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return Ok(TokioIo::new(Box::new(stream))) };
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let stream = TlsConnector::from(tls).connect(name, stream).await?;
+    Ok(TokioIo::new(Box::new(stream)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_as_people_write_them() {
+        for (text, expected) in [
+            ("127.0.0.1:9464", Some("http://127.0.0.1:9464/")),
+            ("http://tailwater:9464/", Some("http://tailwater:9464/")),
+            ("https://[::1]:9464", Some("https://[::1]:9464/")),
+            ("tailwater", Some("http://tailwater/")),
+            ("ftp://tailwater", None),
+            ("http://tailwater/metrics", None),
+            ("http://tailwater?x=1", None),
+            ("http://", None),
+            ("", None),
+            ("a b", None),
+        ] {
+            let parsed = address(text).ok().map(|address| address.to_string());
+            assert_eq!(parsed.as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn other_machines_are_told_from_this_one() {
+        for host in ["localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "[::1]"] {
+            assert!(is_this_machine(host), "{host}");
+        }
+        for host in ["tailwater", "10.0.0.1", "[fe80::1]", "localhost.example", "0.0.0.0"] {
+            assert!(!is_this_machine(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! `tailwater try FILE`: what other policies would change about the live traffic of a running
+//! instance.
+//!
+//! The instance decides by the policies in FILE as well, for a while, and tells the difference once
+//! a second (`TryPolicies`). Nothing changes. The last message is reported: at the end, and also
+//! when Ctrl-C ends it early.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    pin::pin,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use prost::Message as _;
+use tokio::signal::ctrl_c;
+use tonic::Status;
+
+use super::{
+    complain,
+    figures::{aligned, grouped, in_units},
+    instance::{self, Failure, Instance},
+    print,
+};
+use crate::{
+    config,
+    control::{
+        self, Diagnostic, Diagnostics, TryPoliciesRequest, TryPoliciesResponse,
+        diagnostic::Severity,
+        try_policies_response::{Change, Outcome, PolicyOutcome},
+    },
+};
+
+/// The end of the type URL of mistakes in status details.
+const DIAGNOSTICS: &str = "/tailwater.control.v1.Diagnostics";
+
+/// What to try, and where.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// How long
+    #[arg(long, value_name = "N", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+    /// How to report
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Policy file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    instance: Instance,
+}
+
+/// How the difference is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For tools: the last message of `TryPolicies` in protobuf's JSON form.
+    Json,
+}
+
+/// The line of a terminal that says how far the trial is.
+struct Progress {
+    is_shown: bool,
+    seconds: u32,
+}
+
+impl Progress {
+    fn show(&self, response: &TryPoliciesResponse) {
+        if !self.is_shown {
+            return;
+        }
+        let kept = |outcome: &Option<Outcome>| outcome.as_ref().map_or(0, |o| o.kept_traces);
+        let decided = response.current.as_ref().map_or(0, |current| current.decided_traces);
+        // A terminal that is gone needs no line.
+        let _ = write!(
+            io::stderr(),
+            "\r{} of {} s: {} traces decided, {} kept now, {} kept by the candidate\x1b[K",
+            elapsed(response).as_secs(),
+            self.seconds,
+            grouped(decided as f64),
+            grouped(kept(&response.current) as f64),
+            grouped(kept(&response.candidate) as f64),
+        );
+    }
+
+    fn clear(&self) {
+        if self.is_shown {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// The time that the trial has run.
+fn elapsed(response: &TryPoliciesResponse) -> Duration {
+    response.elapsed.and_then(|elapsed| elapsed.try_into().ok()).unwrap_or_default()
+}
+
+/// The difference for people. `file` has the policies that were tried.
+fn text(response: &TryPoliciesResponse, file: &Path) -> String {
+    let nothing = Outcome::default();
+    let current = response.current.as_ref().unwrap_or(&nothing);
+    let candidate = response.candidate.as_ref().unwrap_or(&nothing);
+    let mut text = format!(
+        "tried for {:.0} s: {} traces decided, {} spans\n",
+        elapsed(response).as_secs_f64(),
+        grouped(current.decided_traces as f64),
+        grouped(current.decided_spans as f64),
+    );
+    let file = config::visible(&file.display().to_string());
+    for (name, outcome) in [("kept now", current), (&format!("kept by {file}"), candidate)] {
+        let share = match outcome.decided_traces {
+            0 => String::new(),
+            all => {
+                let share = outcome.kept_traces as f64 / all as f64 * 100.0;
+                format!(" ({share:.2} % of the traces)")
+            }
+        };
+        let sums = [outcome.kept_traces, outcome.kept_spans, outcome.kept_bytes];
+        let _ = writeln!(text, "\n{name}: {}{share}", line(sums));
+        text.push_str(&table(outcome));
+    }
+    text.push('\n');
+    let nothing = Change::default();
+    for (name, change) in
+        [("newly kept", &response.newly_kept), ("newly dropped", &response.newly_dropped)]
+    {
+        let change = change.as_ref().unwrap_or(&nothing);
+        let _ = writeln!(text, "{name}: {}", line([change.traces, change.spans, change.bytes]));
+        for id in &change.examples {
+            let _ = writeln!(text, "    {id}");
+        }
+    }
+    text
+}
+
+fn line([traces, spans, bytes]: [u64; 3]) -> String {
+    let (traces, spans) = (grouped(traces as f64), grouped(spans as f64));
+    format!("{traces} traces, {spans} spans, {}", in_units(bytes as f64))
+}
+
+fn table(outcome: &Outcome) -> String {
+    let header = ["policy", "matched traces", "kept traces", "kept spans", "kept"];
+    let row = |policy: &PolicyOutcome| {
+        [
+            policy.policy.clone(),
+            grouped(policy.matched_traces as f64),
+            grouped(policy.kept_traces as f64),
+            grouped(policy.kept_spans as f64),
+            in_units(policy.kept_bytes as f64),
+        ]
+    };
+    let header = header.map(str::to_owned);
+    let rows: Vec<_> = std::iter::once(header).chain(outcome.policies.iter().map(row)).collect();
+    aligned(&rows)
+}
+
+/// Tries until the end or Ctrl-C, and reports. Returns whether all went well.
+pub fn run(options: &Options) -> bool {
+    instance::run(try_policies(options))
+}
+
+async fn try_policies(options: &Options) -> Result<bool, Failure> {
+    let &Options { seconds, format, ref file, ref instance } = options;
+    let policies = match config::read_text(file) {
+        Ok(source) => source.text().to_owned(),
+        Err(diagnostics) => {
+            complain(&diagnostics.to_string());
+            return Ok(false);
+        }
+    };
+    let mut asked = instance.client()?;
+    let duration = Some(prost_types::Duration { seconds: seconds.into(), nanos: 0 });
+    let request = TryPoliciesRequest { policies, duration };
+    let mut responses = match asked.client.try_policies(request).await {
+        Ok(begun) => begun.into_inner(),
+        Err(status) => {
+            let Some(problems) = problems(&status, file) else {
+                return Err(asked.failure(&status));
+            };
+            complain(&problems);
+            return Ok(false);
+        }
+    };
+    let progress = Progress { is_shown: io::stderr().is_terminal(), seconds };
+    let mut last = TryPoliciesResponse::default();
+    // One listener from here on, so that no signal is missed between two messages.
+    let mut interrupted = pin!(ctrl_c());
+    let ended = loop {
+        let message = tokio::select! {
+            // A person who wants it to end does not wait for more of it.
+            biased;
+            _ = &mut interrupted => break Ok(()),
+            message = responses.message() => message,
+        };
+        match message {
+            Ok(Some(response)) => last = response,
+            Ok(None) => break Ok(()),
+            Err(status) => break Err(asked.failure(&status)),
+        }
+        progress.show(&last);
+    };
+    progress.clear();
+    if last.is_last && elapsed(&last).as_secs_f64().round() < f64::from(seconds) {
+        complain("note: the trial ended early: the instance has reloaded its policies, or stops\n");
+    }
+    let report = match format {
+        Format::Text => text(&last, file),
+        Format::Json => control::to_json("TryPoliciesResponse", &last),
+    };
+    let is_printed = print(&report);
+    ended.map(|()| is_printed)
+}
+
+/// What is wrong with the policies, if the instance says so.
+fn problems(status: &Status, file: &Path) -> Option<String> {
+    let details = tonic_types::Status::decode(status.details()).ok()?;
+    let is_ours = |any: &&prost_types::Any| any.type_url.ends_with(DIAGNOSTICS);
+    let found = details.details.iter().find(is_ours)?;
+    let found = Diagnostics::decode(&found.value[..]).ok()?;
+    let mut text = String::new();
+    let file = config::visible(&file.display().to_string());
+    for Diagnostic { line, column, severity, message, hint, .. } in &found.diagnostics {
+        let severity = match Severity::try_from(*severity) {
+            Ok(Severity::Warning) => "warning",
+            Ok(Severity::Note) => "note",
+            _ => "error",
+        };
+        let message = config::visible(message);
+        let _ = writeln!(text, "{file}:{line}:{column}: {severity}: {message}");
+        if !hint.is_empty() {
+            let _ = writeln!(text, "help: {}", config::visible(hint));
+        }
+    }
+    Some(text)
+}

@@ -1,0 +1,96 @@
+//! What systemd is told about the service (`Type=notify`), and the watchdog that it is fed with.
+//!
+//! `main` calls this. Without `NOTIFY_SOCKET` in the environment nothing is told. A message that
+//! cannot be sent is logged: systemd then ends the service by its own time limits.
+//!
+//! A timer alone would feed the watchdog of a service that decides nothing any more. So the timer
+//! only looks whether the decider has made a round over its shards since the last look, which it
+//! does every 100 ms, traces or not, also while the backend is away and the queue is full. It has
+//! come around only if the runtime, the locks of the shards and the decider work.
+
+use std::{io, time::Duration};
+
+use sd_notify::NotifyState;
+use tracing::warn;
+
+/// Looks in the time after which systemd ends the service. More than two, so that one look that
+/// finds no progress, or is late, ends nothing.
+const LOOKS: u32 = 4;
+
+/// After `shutdown_timeout`: the last lines of the log, and the end of the runtime.
+const AFTER_SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// The service takes requests.
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// The service reads its policies again. [`ready`] follows.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(problem) => failed(&problem),
+    }
+}
+
+/// The service shuts down, and may take this long for it, whatever `TimeoutStopSec` says.
+pub fn stopping(shutdown_timeout: Duration) {
+    let micros = (shutdown_timeout + AFTER_SHUTDOWN).as_micros();
+    let micros = u32::try_from(micros).unwrap_or(u32::MAX);
+    tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros)]);
+}
+
+/// Feeds the watchdog of systemd, if it has one, for as long as `progress` changes. Does not end.
+pub async fn feed_watchdog(progress: impl Fn() -> u64) {
+    match sd_notify::watchdog_enabled() {
+        Some(limit) => feed(limit, progress, || tell(&[NotifyState::Watchdog])).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn feed(limit: Duration, progress: impl Fn() -> u64, tell: impl Fn()) {
+    // An interval of nothing would be a panic.
+    let mut looks = tokio::time::interval((limit / LOOKS).max(Duration::from_millis(1)));
+    let mut seen = None;
+    loop {
+        looks.tick().await;
+        let now = Some(progress());
+        if now != seen {
+            tell();
+        }
+        seen = now;
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(problem) = sd_notify::notify(states) {
+        failed(&problem);
+    }
+}
+
+fn failed(problem: &io::Error) {
+    warn!(
+        %problem,
+        "cannot notify systemd, which may restart the service. Check NotifyAccess of the unit"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_fed_by_progress_alone() {
+        let began = Instant::now();
+        let fed = Cell::new(0);
+        // The decider goes round for 30 s, and then no more.
+        let progress = || began.elapsed().as_secs().min(30);
+        let feeding = feed(Duration::from_secs(8), progress, || fed.set(fed.get() + 1));
+        assert!(timeout(Duration::from_secs(100), feeding).await.is_err());
+        assert_eq!(fed.get(), 16, "at the start, and every 2 s of those 30");
+    }
+}

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Runs every block of shell in docs/src/getting-started.md as it stands, in one bash, and checks what they print.
+#
+#     tests/first-hour/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
+#
+# The binary stands for what the page builds with cargo. The Collector is that of tests/peer, Prometheus is Debian's,
+# and a sink with the two requests of the page stands in Tempo's place, which cannot be had from the package
+# registries. The page has fixed ports, so the blocks run in a network of their own where the machine allows it.
+# Needs Go 1.26, Python 3.11, and apt. Takes about 80 s, of which the demo has 20.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(cd "$here/../.." && pwd)
+cache=$repository/target/first-hour
+mkdir -p "$cache" "$repository/target/real" "$repository/target/compose"
+
+if (($# > 1)); then
+    echo "usage: $0 [path to the tailwater binary]" >&2
+    exit 2
+fi
+if (($# == 1)); then
+    tailwater=$(realpath -e "$1")
+else
+    cargo build --release --manifest-path "$repository/Cargo.toml"
+    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
+fi
+
+"$repository/tests/real/venv.sh" "$repository/target/compose/venv" "$repository/tests/compose/requirements.txt"
+"$repository/tests/real/prometheus.sh" "$repository/target/real/prometheus"
+collector=$("$repository/tests/peer/build.sh")
+python=$repository/target/compose/venv/bin/python
+
+# What the page expects on the PATH.
+rm -rf "$cache/bin"
+mkdir "$cache/bin"
+ln -s "$tailwater" "$cache/bin/tailwater"
+ln -s "$collector" "$cache/bin/otelcol-contrib"
+ln -s "$repository"/target/real/prometheus/usr/bin/prom* "$cache/bin/"
+printf '#!/bin/sh\nexec "%s" "%s/tempo.py" "$@"\n' "$python" "$here" > "$cache/bin/tempo"
+cat > "$cache/bin/cargo" <<'END'
+#!/bin/sh
+# `cargo build` has been done, and `cargo run` runs what was built.
+case "$*" in
+"build --release") ;;
+"run --release -- "*) shift 3 && exec tailwater "$@" ;;
+*) echo "cargo $*: not on the page when this test was written" >&2 && exit 1 ;;
+esac
+END
+chmod +x "$cache"/bin/cargo "$cache/bin/tempo"
+
+own_network=()
+if unshare --map-root-user --net ip link set lo up 2>/dev/null; then
+    own_network=(unshare --map-root-user --net --
+        sh -c 'ip link set lo up && exec "$@"' in-own-network)
+fi
+export PYTHONDONTWRITEBYTECODE=1
+PATH=$cache/bin:$PATH exec "${own_network[@]}" "$python" "$here/verify.py" --folder "$cache/run"

@@ -1,0 +1,104 @@
+//! Trials: a second set of policies decides the traffic as well, and changes nothing.
+
+mod commands;
+pub(crate) mod running;
+
+use std::sync::Arc;
+
+use opentelemetry_proto::tonic::trace::v1::Span;
+use tailwater::{
+    policy::{LimitSpec, PolicySpec, Rate, Report, RuleKind, RuleSpec, Sum},
+    sampler::{Decided, Which},
+    trace::{StatusCode, TraceId},
+    window::Millis,
+};
+
+use crate::builders::{self, Rig};
+
+fn always(sampling_percentage: f64) -> RuleSpec {
+    RuleSpec { kind: RuleKind::AlwaysSample, sampling_percentage }
+}
+
+/// Failed traces, up to this many spans a second.
+fn limited(name: &str, per_second: f64) -> PolicySpec {
+    let spans = Some(Rate { per_second, burst: 2.0 * per_second });
+    let codes = vec![StatusCode::Error];
+    let rule = RuleSpec { kind: RuleKind::StatusCode { codes }, sampling_percentage: 100.0 };
+    let limit = Some(LimitSpec { spans, bytes: None });
+    PolicySpec { limit, ..PolicySpec::new(name, rule) }
+}
+
+/// Twenty seconds of traffic, half of which fails, in ticks of 100 ms. At `at` the policies become
+/// others, or others are tried. Returns the kept traces and the last report.
+fn run(
+    policies: &[PolicySpec],
+    others: &[PolicySpec],
+    at: u32,
+    are_tried: bool,
+) -> (Vec<TraceId>, Option<Report>) {
+    let mut rig = Rig::new(policies, builders::limits(), 4);
+    let mut kept = Vec::new();
+    for tick in 0..200u32 {
+        let now = tick * 100;
+        if tick == at {
+            let plan = rig.sampler.plan();
+            let plan = if are_tried {
+                plan.with_trial(policies, others)
+            } else {
+                plan.successor(others).expect("few names")
+            };
+            rig.sampler.reload(&Arc::new(plan), |_| {});
+        }
+        let spans = (0..10).map(|n| {
+            let trace = u64::from(tick) * 10 + n;
+            let status = builders::status(if n % 2 == 0 { 2 } else { 0 });
+            Span { status, ..builders::root(trace, trace) }
+        });
+        rig.ingest(now, &builders::request_of(spans.collect()));
+        rig.sampler.begin_tick(Millis(now), 0.1);
+        for Decided { decisions, .. } in rig.decide(now, Which::Due) {
+            let of = decisions.records.iter().filter(|record| record.decision.verdict.kept);
+            kept.extend(of.filter(|_| tick >= at).map(|record| record.trace_id));
+        }
+    }
+    rig.assert_ledger();
+    kept.sort_unstable();
+    (kept, rig.sampler.plan().trial().map(|trial| trial.report()))
+}
+
+/// Scenario: twenty seconds of the same traffic three times. At the beginning, or in the middle,
+/// other policies with limits are tried, come into force, or neither. Once the policies before have
+/// a limit as well.
+/// Guarantees: a trial changes nothing that is kept. It says exactly what a reload at the same
+/// moment does, with limits, which begin full. Neither set's limit takes from the other's.
+#[test]
+fn a_trial_with_limits_says_what_a_reload_brings() {
+    let baseline = PolicySpec::new("baseline", always(20.0));
+    let before = [vec![baseline.clone()], vec![baseline.clone(), limited("few", 5.0)]];
+    for policies in before {
+        let others = [PolicySpec::new("less", always(2.0)), limited("failed", 20.0)];
+        for at in [0, 100] {
+            let (kept, report) = run(&policies, &others, at, true);
+            let (all, _) = run(&policies, &policies, at, false);
+            assert_eq!(kept, all, "a trial changes nothing");
+            let (reloaded, _) = run(&policies, &others, at, false);
+            let report = report.expect("a trial runs");
+            let of = |traces: usize| Sum { traces: traces as u64, ..Sum::default() };
+            let count = |sum: &Sum| Sum { traces: sum.traces, ..Sum::default() };
+            let only = |some: &[TraceId], others: &[TraceId]| -> Vec<TraceId> {
+                some.iter().filter(|id| others.binary_search(id).is_err()).copied().collect()
+            };
+            assert_eq!(count(&report.current.kept), of(kept.len()));
+            assert_eq!(count(&report.candidate.kept), of(reloaded.len()), "from {at}");
+            let (more, fewer) = (only(&reloaded, &kept), only(&kept, &reloaded));
+            assert!(more.len() > 20 && fewer.len() > 20, "{} {}", more.len(), fewer.len());
+            assert_eq!(count(&report.newly_kept.sum), of(more.len()));
+            assert_eq!(count(&report.newly_dropped.sum), of(fewer.len()));
+            let examples = [(&report.newly_kept, &more), (&report.newly_dropped, &fewer)];
+            for (change, all) in examples {
+                assert_eq!(change.examples.len(), 5);
+                assert!(change.examples.iter().all(|id| all.contains(id)));
+            }
+        }
+    }
+}
