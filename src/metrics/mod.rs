@@ -233,7 +233,7 @@ impl Metrics {
         }
     }
 
-    /// The series of policies that are new among all names since the start, at 0.
+    /// The series of policies that are new since the start, at 0.
     pub fn add_policies(&self, names: &[String]) {
         with_local_recorder(&*self.recorder, || self.policies.add(names));
     }
@@ -432,17 +432,15 @@ impl Metrics {
         self.gauges.set(readings);
         self.accepted.iter().chain(&self.failed).chain([&self.sent]).for_each(Count::show);
         self.policies.show();
-        for (counter, panics) in self.panics.iter().zip(readings.panics) {
-            counter.absolute(panics);
-        }
+        let set = |counters: &[Counter], counts: &[u64]| {
+            counters.iter().zip(counts).for_each(|(counter, &count)| counter.absolute(count));
+        };
+        set(&self.panics, &readings.panics);
         self.stalled.absolute(readings.stalled.as_secs());
         self.log_lines_lost.absolute(readings.log_lines_lost);
         let span_metrics::Totals { spans, overflow_spans, stale, .. } = readings.span_metrics;
         let (_, errors, damaged) = readings.durability;
         self.damaged.absolute(damaged);
-        let set = |counters: &[Counter], counts: &[u64]| {
-            counters.iter().zip(counts).for_each(|(counter, &count)| counter.absolute(count));
-        };
         set(&self.span_metrics, &[spans, overflow_spans, stale[0], stale[1]]);
         set(&self.disk_errors, &errors);
         let mut text = self.handle.render();
