@@ -89,6 +89,8 @@ pub(crate) enum Scenario {
     Steady,
     /// decision_wait 30 s with roots after 1 s and 5 s after the root: memory over 6 s of traffic
     Memory30,
+    /// With a budget of three keys beside the same policies without it
+    Budget,
     /// Beside the Collector's tail_sampling, at a rate that the Collector can take
     Peer,
 }
@@ -125,6 +127,11 @@ impl Scenario {
                 root_after: Duration::from_secs(1),
                 warm_up: Some(Duration::from_secs(45)),
             },
+            Self::Budget => Defaults {
+                targets: &[Target::Floor, Target::Tailwater, Target::TailwaterBudget],
+                rate: 200_000,
+                ..Self::Steady.defaults()
+            },
             // The Collector takes some 120,000 spans/s on two cores, load generator included.
             Self::Peer => Defaults {
                 targets: &[
@@ -156,6 +163,8 @@ pub(crate) enum Keep {
 pub(crate) enum Target {
     Floor,
     Tailwater,
+    /// The same with a budget.
+    TailwaterBudget,
     /// tail_sampling with one shard, its default.
     Collector,
     /// tail_sampling with two shards, one per core.
@@ -168,6 +177,7 @@ impl Target {
         match self {
             Self::Floor => "floor",
             Self::Tailwater => "tailwater",
+            Self::TailwaterBudget => "tailwater, budget",
             Self::Collector => "collector",
             Self::CollectorSharded => "collector, 2 shards",
         }

@@ -24,6 +24,11 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The configured `shutdown_timeout` and a little more.
 const STOP_MAX: Duration = Duration::from_secs(35);
 
+/// A budget that every trace of the baseline is a candidate of, and that keeps little, so that the
+/// export costs the same.
+const BUDGET: &str = "[[policy]]\nname = 'budget'\ntype = 'budget'\nspans_per_second = 100\n\
+    keys = ['service.name', 'http.route', 'span.name']\n";
+
 /// A server under measurement.
 pub(crate) struct Server {
     pub(crate) process: Process,
@@ -45,7 +50,8 @@ impl Server {
     pub(crate) fn start(target: Target, plan: &Plan, sink: SocketAddr) -> Result<Self> {
         match target {
             Target::Floor => Self::floor(),
-            Target::Tailwater => Self::tailwater(plan, sink),
+            Target::Tailwater => Self::tailwater(plan, sink, ""),
+            Target::TailwaterBudget => Self::tailwater(plan, sink, BUDGET),
             Target::Collector => Self::collector(plan, sink, 1),
             Target::CollectorSharded => Self::collector(plan, sink, 2),
         }
@@ -59,9 +65,11 @@ impl Server {
         Ok(Self { process, receiver, ready_ms, telemetry: None, _config: None })
     }
 
-    fn tailwater(plan: &Plan, sink: SocketAddr) -> Result<Self> {
+    /// With these policies beside those of the plan.
+    fn tailwater(plan: &Plan, sink: SocketAddr, policies: &str) -> Result<Self> {
         let [receiver, http, telemetry] = free_addresses()?;
-        let config = ConfigFile::write(&toml(plan, receiver, http, telemetry, sink))?;
+        let config = toml(plan, receiver, http, telemetry, sink) + policies;
+        let config = ConfigFile::write(&config)?;
         let begin = Instant::now();
         let mut command = Command::new(&plan.tailwater);
         command.arg("run").arg("--config").arg(&config.0);

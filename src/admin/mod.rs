@@ -360,6 +360,8 @@ impl Admin {
         // In the order of the flow: a span that moves on meanwhile is seen twice, not missed.
         let buffered = self.sampler.buffered();
         let (queue_bytes, queue_spans) = self.queue.held();
+        let plan = self.sampler.plan();
+        let named = |(policy, reading)| (plan.name(policy).to_owned(), reading);
         Readings {
             started_at: self.started_at,
             is_ready: self.is_ready(),
@@ -370,6 +372,7 @@ impl Admin {
             panics: self.supervisor.panics(),
             stalled: self.clock.stalled(),
             log_lines_lost: logging::lines_lost(),
+            kinds: plan.kinds().into_iter().map(named).collect(),
         }
     }
 

@@ -14,6 +14,7 @@ mod count;
 pub(crate) mod described;
 mod expiries;
 mod histogram;
+mod kinds;
 mod policies;
 mod process;
 mod reasons;
@@ -42,7 +43,7 @@ use crate::{
     clock,
     grpc::{code_name, codes},
     otlp::encode::Faults,
-    policy::{Plan, PolicyId},
+    policy::{KindsReading, Overflowed, Plan, PolicyId},
     sampler::{Buffered, Decided, Ingested},
     supervise::Task,
     trace::Trigger,
@@ -62,7 +63,7 @@ const TRACE_SPANS: [f64; 16] = [
 const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503];
 
 /// Values that are read when scraped.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Readings {
     /// When the service started, in Unix milliseconds.
     pub started_at: u64,
@@ -82,6 +83,8 @@ pub struct Readings {
     pub stalled: Duration,
     /// Lines of the log that could not be written.
     pub log_lines_lost: u64,
+    /// The figures of budgets and rare policies, by name.
+    pub kinds: Vec<(String, KindsReading)>,
 }
 
 /// Spans since the start, as the ledger adds them up.
@@ -220,8 +223,14 @@ impl Metrics {
         self.add_policies(plan.names());
         with_local_recorder(&*self.recorder, || {
             self.policies.add_shadows(plan.shadows(), plan.names());
+            self.policies.add_kinds(&plan.kinds(), plan.names());
         });
         self.expiries.set(plan);
+    }
+
+    /// Traces that found no room in the tables of kinds of this plan.
+    pub fn overflowed(&self, overflowed: &[Overflowed]) {
+        self.policies.count_overflowed(overflowed);
     }
 
     /// The policies were loaded, at the start or again, or could not be.
@@ -400,6 +409,7 @@ impl Metrics {
         self.log_lines_lost.absolute(readings.log_lines_lost);
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
+        kinds::write(&readings.kinds, &mut text);
         process::write(&mut text, readings.started_at);
         for histogram in [&self.lag, &self.duration, &self.spans] {
             histogram.write_help(&mut text);
