@@ -41,6 +41,8 @@ struct State {
     now: f64,
     /// The grants that are left to each kind in its interval.
     left: HashMap<u64, u32, foldhash::fast::RandomState>,
+    /// The most kinds since the tables were shrunk.
+    room: usize,
     /// The kinds by the end of their interval.
     ends: VecDeque<(f64, u64)>,
     /// The traces granted since the last tick began.
@@ -66,14 +68,16 @@ impl Rare {
     /// Begins a tick, `seconds` after the last one.
     pub(super) fn begin_tick(&self, seconds: f64) {
         let mut state = self.lock();
-        let State { now, left, ends, granted, .. } = &mut *state;
+        let State { now, left, room, ends, granted, .. } = &mut *state;
         *now += seconds;
+        *room = left.len().max(*room);
         while let Some((_, kind)) = ends.pop_front_if(|(end, _)| *end <= *now) {
             left.remove(&kind);
         }
-        if left.len() < left.capacity() / 8 {
-            left.shrink_to(2 * left.len());
-            ends.shrink_to(2 * ends.len());
+        if left.len() < *room / 8 {
+            *room = 2 * left.len();
+            left.shrink_to(*room);
+            ends.shrink_to(*room);
         }
         granted.clear();
         granted.shrink_to(left.len());
@@ -92,7 +96,7 @@ impl Rare {
             return true;
         }
         let mut state = self.lock();
-        let State { now, left, ends, granted, overflowed } = &mut *state;
+        let State { now, left, ends, granted, overflowed, .. } = &mut *state;
         if granted.contains(&trace) {
             return true;
         }
@@ -136,10 +140,11 @@ impl Rare {
         std::mem::take(&mut self.lock().overflowed)
     }
 
-    /// The bytes that the tables may take with the kinds that they have.
+    /// The bytes that the tables may take with the kinds that they have. The capacity of a table
+    /// depends on where its keys lie, and would not be the same in a run that is repeated.
     pub(super) fn bytes(&self) -> usize {
         let state = self.lock();
-        state.left.capacity().max(state.ends.capacity()) * KIND_BYTES
+        state.room.max(state.left.len()) * KIND_BYTES
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

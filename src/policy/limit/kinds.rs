@@ -83,6 +83,8 @@ pub(super) struct Kinds {
     /// 0 means equal shares; 1 means shares in proportion to the demand.
     power: f64,
     table: HashMap<u64, Kind, foldhash::fast::RandomState>,
+    /// The most kinds since the table was shrunk.
+    room: usize,
     /// The kind of the traces that found the table full.
     other: Kind,
     /// Kinds with a demand, the largest shares first.
@@ -100,6 +102,7 @@ impl Kinds {
             kinds_max,
             power,
             table: HashMap::default(),
+            room: 0,
             other: Kind::default(),
             demands: Vec::new(),
             mean: 0.0,
@@ -134,8 +137,11 @@ impl Kinds {
         if self.other.idle_seconds > REMEMBERED_SECONDS {
             self.other = Kind::default();
         }
-        if self.table.len() < self.table.capacity() / 8 {
-            self.table.shrink_to(2 * self.table.len());
+        self.room = self.room.max(self.table.len());
+        if self.table.len() < self.room / 8 {
+            self.room = 2 * self.table.len();
+            self.table.shrink_to(self.room);
+            self.demands.shrink_to(self.room);
         }
         self.list();
         let amounts = self.demands.iter().map(|demand| (demand.per_second, self.ratio(demand)));
@@ -209,9 +215,10 @@ impl Kinds {
         std::mem::take(&mut self.overflowed)
     }
 
-    /// The bytes that the table may take with the kinds that it has.
+    /// The bytes that the table may take with the kinds that it has. The capacity of the table
+    /// depends on where its keys lie, and would not be the same in a run that is repeated.
     pub(super) fn bytes(&self) -> usize {
-        self.table.capacity().max(self.demands.capacity()) * KIND_BYTES
+        self.room.max(self.table.len()) * KIND_BYTES
     }
 }
 
