@@ -49,7 +49,7 @@ enum Command {
     Explain(explain::Options),
     /// Follow the decisions of a running instance as they fall
     Tail(tail::Options),
-    /// Let a running instance decide its traffic by other policies as well, and say what would change
+    /// Let a running instance decide by other policies as well, and say what would change
     Try(trial::Options),
     /// Record a share of whole traces from a running instance, for replay
     Record(record::Options),

@@ -57,6 +57,7 @@ mod reload;
 mod scaling;
 mod secrets;
 mod shadow;
+mod span_metrics;
 mod stamps;
 mod status;
 mod stderr;

@@ -22,6 +22,7 @@ mod review;
 mod schema;
 mod sections;
 mod shadow;
+mod span_metrics;
 mod text;
 
 /// A policy that makes a file complete.
