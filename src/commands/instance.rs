@@ -151,6 +151,11 @@ impl Instance {
 }
 
 impl Asked {
+    /// The address of the instance.
+    pub(super) fn address(&self) -> &Uri {
+        &self.address
+    }
+
     /// Why a call failed.
     pub(super) fn failure(&self, status: &Status) -> Failure {
         let address = self.address.clone();

@@ -7,18 +7,19 @@ use std::io::{self, Write as _};
 
 use crate::policy::PolicySpec;
 
+mod aligned;
 pub mod check;
 pub mod completions;
 pub mod convert;
 pub mod demo;
 pub mod explain;
-mod figures;
 pub mod health;
 mod instance;
 pub mod record;
 pub mod replay;
 pub mod tail;
 pub mod test;
+pub mod top;
 mod traces;
 pub mod trial;
 
