@@ -36,14 +36,21 @@ use crate::{
 const LABEL: usize = 9;
 /// The bars of memory and queue.
 const BAR: usize = 20;
+/// From this width on, figures fit in a line, and only errors are wrapped. On a narrower screen lines
+/// are cut, so that the policies stay in sight.
+const WRAPPED_MIN: u16 = 80;
 /// Rows of the table that give way to a message last: the header and two policies.
 const TABLE_MIN: u16 = 3;
 
 /// Draws the screen. Returns the first policy in sight. `now` is in Unix milliseconds.
 pub(super) fn draw(frame: &mut Frame<'_>, view: &View, now: u64) -> usize {
     let area = frame.area();
-    let figures = figures(view, now);
-    let head = (figures.len() as u16).min(area.height.saturating_sub(1));
+    let mut figures = Paragraph::new(figures(view, now));
+    if area.width >= WRAPPED_MIN {
+        figures = figures.wrap(Wrap { trim: false });
+    }
+    // An empty line is below the figures.
+    let head = (rows(&figures, area.width, area.height) + 1).min(area.height.saturating_sub(1));
     let rest = area.height.saturating_sub(head + 1);
     let message = view.message.as_ref().map(paragraph);
     let wanted = message.as_ref().map_or(0, |it| rows(it, area.width, area.height));
@@ -51,7 +58,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View, now: u64) -> usize {
     let below = wanted.min(rest.saturating_sub(TABLE_MIN).max(rest.min(wanted)));
     let lengths = [head, rest.saturating_sub(below), below, 1].map(Constraint::Length);
     let [at_head, at_table, at_message, at_keys] = area.layout(&Layout::vertical(lengths));
-    frame.render_widget(Paragraph::new(figures), at_head);
+    frame.render_widget(figures, at_head);
     let scrolled = policies(frame, view, at_table, now);
     if let Some(message) = message {
         let at = if at_message.height == 0 { at_head } else { at_message };
@@ -86,7 +93,6 @@ fn figures(view: &View, now: u64) -> Vec<Line<'static>> {
             "the last one failed; the old policies stay in force. r tries again and says why";
         lines.push(labelled("Reload", vec![Span::from(text).yellow()]));
     }
-    lines.push(Line::default());
     lines
 }
 
@@ -309,7 +315,7 @@ impl Columns {
         }
         if self.has_totals {
             cells.push(right(match policy.shadow {
-                true => format!("would {}", count(policy.shadow_kept_traces)),
+                true => format!("+{}", count(policy.shadow_kept_traces)),
                 false => count(policy.kept_traces),
             }));
         }

@@ -55,7 +55,7 @@ pub struct Options {
 
 /// What the instance answered.
 enum Answer {
-    Status(Result<GetStatusResponse, Failure>),
+    Status(Result<Box<GetStatusResponse>, Failure>),
     Reload(Result<ReloadResponse, Failure>),
     /// A decision in sentences, or why there is none.
     Explain(Result<String, Failure>),
@@ -157,14 +157,14 @@ async fn follow(
             _ = ticks.tick() => {
                 if asking.is_none() {
                     let asked = asked.clone();
-                    asking = Some(Box::pin(async { Answer::Status(status(asked).await) }));
+                    asking = Some(Box::pin(async { Answer::Status(status(asked).await.map(Box::new)) }));
                 }
                 continue;
             }
         };
         match answer {
             Answer::Status(Ok(status)) => {
-                view.heard(status, began.elapsed(), clock::unix_millis());
+                view.heard(*status, began.elapsed(), clock::unix_millis());
             }
             Answer::Status(Err(failure)) => view.missed(&failure, clock::unix_millis()),
             Answer::Reload(outcome) => view.reloaded(outcome),

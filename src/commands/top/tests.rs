@@ -207,7 +207,7 @@ fn a_shadow_and_an_expiry_are_named() {
     view.status.policies[0].shadow_kept_traces = 7;
     view.status.policies[1].expire_time = Some(Timestamp { seconds: 1_700_000_050, nanos: 0 });
     let text = screen(&view, 120, 24).join("\n");
-    assert!(text.contains("slow (shadow)") && text.contains("would 7"), "{text}");
+    assert!(text.contains("slow (shadow)") && text.contains("+7"), "{text}");
     assert!(text.contains("errors (expired)"), "{text}");
 }
 
