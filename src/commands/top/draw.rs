@@ -39,8 +39,6 @@ const BAR: usize = 20;
 /// From this width on, figures fit in a line, and only errors are wrapped. On a narrower screen lines
 /// are cut, so that the policies stay in sight.
 const WRAPPED_MIN: u16 = 80;
-/// Rows of the table that give way to a message last: the header and two policies.
-const TABLE_MIN: u16 = 3;
 
 /// Draws the screen. Returns the first policy in sight. `now` is in Unix milliseconds.
 pub(super) fn draw(frame: &mut Frame<'_>, view: &View, now: u64) -> usize {
@@ -54,8 +52,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View, now: u64) -> usize {
     let rest = area.height.saturating_sub(head + 1);
     let message = view.message.as_ref().map(paragraph);
     let wanted = message.as_ref().map_or(0, |it| rows(it, area.width, area.height));
-    // On a screen without room for both, a message is more than the figures, which stay.
-    let below = wanted.min(rest.saturating_sub(TABLE_MIN).max(rest.min(wanted)));
+    let below = wanted.min(rest);
     let lengths = [head, rest.saturating_sub(below), below, 1].map(Constraint::Length);
     let [at_head, at_table, at_message, at_keys] = area.layout(&Layout::vertical(lengths));
     frame.render_widget(figures, at_head);

@@ -104,7 +104,11 @@ struct Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        // A panic has had it restored by ratatui's hook. Once more would move the cursor back, and the
+        // shell would write over the message.
+        if !std::thread::panicking() {
+            ratatui::restore();
+        }
     }
 }
 
