@@ -27,10 +27,11 @@
 //!   256 KiB, at most 8 MiB) for a large request, which asks.
 //! - Requests being received, until they are answered: 1/8 for requests of up to 1 MiB. For larger
 //!   requests, which ask, as much as the largest message needs.
+//! - Series of span metrics: 1/16. Spans whose series has no room count in a common one.
 //! - Export: the queue, 1/4 by default and 1/2 at most, and the requests that wait for it. The
 //!   backend empties it.
-//! - Recordings, up to four: 1/32 each, at most 16 MiB, and one trace; nothing is recorded above the
-//!   soft limit.
+//! - Recordings, up to four: 1/32 each, at most 16 MiB, and one trace; nothing is recorded above
+//!   the soft limit.
 //! - HTTP/2 flow control (reserved): 1/8, and beyond that 64 KiB per connection, until the
 //!   connection ends.
 //! - Not charged: spare receive buffers, 1/32, and two spare export buffers of the size of the
@@ -79,9 +80,11 @@ pub enum Holder {
     Export,
     /// Recorded traces that wait for their reader.
     Recordings,
+    /// The series of span metrics.
+    SpanMetrics,
 }
 
-const HOLDERS: usize = 10;
+const HOLDERS: usize = 11;
 
 /// The bytes of all holders, and their limit.
 #[derive(Debug)]
@@ -145,15 +148,16 @@ impl Budget {
 
     /// Whether a request that needs this many bytes would be refused even with an empty window and
     /// an empty queue, so its sender must not retry. Counts the decisions that are cached and
-    /// logged now, the share of walking, and the lowest overhead so far, because the rest of the
-    /// overhead comes and goes.
+    /// logged now, the series of span metrics, the share of walking, and the lowest overhead so
+    /// far, because the rest of the overhead comes and goes.
     pub fn never_fits(&self, bytes: usize) -> bool {
         let overhead = match self.overhead_least.load(Relaxed) {
             usize::MAX => 0,
             least => least,
         };
         let unavailable = (overhead + self.reserved.load(Relaxed)).min(self.limit / 2);
-        let kept = self.held(Holder::Decisions) + self.held(Holder::DecisionLog) + self.limit / 32;
+        let lasting = [Holder::Decisions, Holder::DecisionLog, Holder::SpanMetrics];
+        let kept = lasting.map(|holder| self.held(holder)).iter().sum::<usize>() + self.limit / 32;
         bytes.saturating_add(unavailable + kept) > self.limit
     }
 

@@ -270,6 +270,9 @@ impl Decider {
                  their traces start new traces. Raise memory_limit_mib"
             );
         }
+        if let Some(metrics) = self.sampler.span_metrics() {
+            metrics.kept(&decided.spans, clock::unix_millis());
+        }
         self.leaving.add(&mut decided.kept, &mut decided.spans);
         decided.clear();
         self.decided = decided;

@@ -5,6 +5,7 @@
 
 pub mod receiver;
 pub mod otlp;
+pub mod span_metrics;
 pub mod sampler;
 pub mod window;
 pub mod policy;

@@ -51,7 +51,7 @@ enum Command {
     Tail(tail::Options),
     /// Watch in the terminal how a running instance is doing
     Top(top::Options),
-    /// Let a running instance decide its traffic by other policies as well, and say what would change
+    /// Let a running instance decide by other policies as well, and say what would change
     Try(trial::Options),
     /// Record a share of whole traces from a running instance, for replay
     Record(record::Options),

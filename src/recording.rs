@@ -37,7 +37,8 @@ const BUFFER_BYTES_MAX: usize = 16 << 20;
 const BUFFER_TRACES_MAX: usize = 8 << 10;
 /// The bytes of a trace in a buffer in addition to its parts.
 const TRACE_BYTES: usize = 512;
-/// The most spans of chosen traces that one hold of a lock, or one request, may list: 40 bytes each.
+/// The most spans of chosen traces that one hold of a lock, or one request, may list: 40 bytes
+/// each.
 const CHOSEN_SPANS_MAX: usize = 64 << 10;
 
 /// All recordings of a service.

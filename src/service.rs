@@ -48,7 +48,7 @@ use tracing::{error, info, warn};
 
 use self::{
     credentials::Credentials,
-    limits::{cores, grpc_limits, http_limits, http_settings, limits, tick},
+    limits::{cores, grpc_limits, http_limits, http_settings, limits, span_metrics, tick},
 };
 use crate::{
     admin::{Admin, CONTROL_SERVICE},
@@ -144,7 +144,8 @@ impl Shared {
         // Each shard keeps one segment open: together they may take an eighth of the limit.
         let shards = shards.min(budget.limit() / (8 * SEGMENT_BYTES)).max(1);
         let limits = limits(config);
-        let sampler = Arc::new(Sampler::with_hasher(plan, limits, &budget, shards, hasher));
+        let sampler = Sampler::with_hasher(plan, limits, &budget, shards, hasher);
+        let sampler = Arc::new(sampler.with_span_metrics(span_metrics(config, &budget)));
         let queue = Queue::new(config.exporter.queue.queue_bytes_max, &budget);
         let outbox = Outbox::new(&queue, &budget);
         // The clock takes off stalls of more than five ticks, so that a stall never makes a trace

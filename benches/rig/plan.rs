@@ -68,6 +68,10 @@ pub(crate) struct Options {
     /// Further policies of four conditions each, which keep nothing
     #[arg(long, default_value_t = 0)]
     more_policies: usize,
+    /// Turns on [span_metrics] with the kind SERVER or with all kinds, and a dimension: with 330
+    /// or 120 resources about 2,000 series
+    #[arg(long, value_enum)]
+    span_metrics: Option<SpanKinds>,
     /// Worker threads of tailwater [default: one a core]
     #[arg(long)]
     workers: Option<usize>,
@@ -80,6 +84,13 @@ pub(crate) struct Options {
     /// Write every figure of every run to this file
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+/// The kinds of spans that are counted.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpanKinds {
+    Server,
+    All,
 }
 
 /// A traffic shape and the configuration that goes with it.
@@ -192,6 +203,7 @@ pub(crate) struct Plan {
     pub(crate) memory_limit_mib: u64,
     pub(crate) keep: Keep,
     pub(crate) more_policies: usize,
+    pub(crate) span_metrics: Option<SpanKinds>,
     pub(crate) workers: Option<usize>,
     pub(crate) tailwater: PathBuf,
     pub(crate) collector: Option<PathBuf>,
@@ -226,6 +238,7 @@ impl Plan {
             memory_limit_mib: options.memory_limit_mib,
             keep: options.keep,
             more_policies: options.more_policies,
+            span_metrics: options.span_metrics,
             workers: options.workers,
             tailwater: options.tailwater,
             collector: options.collector,

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     Result, collector,
     control::Listening,
-    plan::{Keep, Plan, Target},
+    plan::{Keep, Plan, SpanKinds, Target},
     process::{self, Process},
     traffic::{BASELINE_PERCENT, SLOW_MS, TIER_KEY, TIER_WANTED},
 };
@@ -150,6 +150,11 @@ fn toml(
     let after_root_ms = plan.after_root.as_millis();
     let memory_limit_mib = plan.memory_limit_mib;
     let policies = policies(plan);
+    let span_metrics = match plan.span_metrics {
+        None => String::new(),
+        Some(SpanKinds::Server) => span_metrics("'SERVER'"),
+        Some(SpanKinds::All) => span_metrics("'SERVER', 'CLIENT'"),
+    };
     format!(
         r#"
 [receiver.grpc]
@@ -165,8 +170,13 @@ endpoint = "http://{sink}"
 [telemetry]
 endpoint = "{telemetry}"
 log_level = "warn"
+{span_metrics}
 {policies}"#
     )
+}
+
+fn span_metrics(kinds: &str) -> String {
+    format!("[span_metrics]\nenabled = true\ndimensions = ['k8s.pod.name']\nkinds = [{kinds}]")
 }
 
 fn policies(plan: &Plan) -> String {

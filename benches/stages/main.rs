@@ -1,5 +1,6 @@
 //! Stage by stage, in one thread and in process: what a span costs to walk, to intern, to take in,
-//! to append, to decide, to encode and to export; how that grows with the policies; how long a
+//! to append, to decide, to encode and to export; how that grows with the policies; what metrics
+//! from all spans add; how long a
 //! reload locks a shard of a large window; and what hostile ids and tokens cost. Isolates
 //! Tailwater's own code from sockets, HTTP/2 and the runtime, except in `export`. Compare a stage
 //! with itself before and after a change, in alternation on the same machine, or by the
@@ -20,6 +21,7 @@ mod framing;
 mod traffic;
 mod measured;
 mod parts;
+mod span_metrics;
 
 use std::{
     ops::Bound::{Included, Unbounded},
@@ -90,6 +92,9 @@ fn main() -> Result<()> {
         }
     }
     drop(corpus);
+    if is_wanted("spanmetrics") {
+        span_metrics::run(requests)?;
+    }
     if is_wanted("token") {
         tokens()?;
     }

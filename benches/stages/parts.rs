@@ -158,7 +158,7 @@ fn walked(corpus: &mut Corpus, sequence: u64, contexts: &Contexts) -> Result<(By
     Ok((body, walked))
 }
 
-fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }

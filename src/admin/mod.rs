@@ -1,5 +1,5 @@
-//! What operators ask: /metrics, health, readiness, what was decided about a trace, and to reload
-//! the policies.
+//! What operators ask: /metrics, /metrics/spans, health, readiness, what was decided about a trace,
+//! and to reload the policies.
 //!
 //! Served on its own listener by its own thread, so that it answers while the data plane is
 //! saturated, and on one more while a reload goes on. An outage of the backend changes neither
@@ -13,6 +13,7 @@ mod page;
 mod record;
 mod rpc;
 mod snapshot;
+mod spans;
 mod trial;
 mod watching;
 
@@ -24,11 +25,11 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{ACCEPT, ALLOW, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use http_body::Body as _;
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -68,7 +69,11 @@ use self::{
     control::TRACE_ID_FORMS,
     page::{Asked, Page},
     rpc::held,
+    spans::SpanScrape,
 };
+
+/// The body of an answer to a path of HTTP.
+type Answered = Either<Full<Bytes>, SpanScrape>;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -244,7 +249,7 @@ impl Admin {
         }
     }
 
-    async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>> {
+    async fn answer<B>(&self, request: Request<B>) -> Response<Answered> {
         match (request.uri().path(), request.method()) {
             ("/-/reload", &Method::POST) => {
                 let accepted = request.headers().get_all(ACCEPT).iter();
@@ -255,15 +260,16 @@ impl Admin {
             ("/-/reload", _) => not_allowed("POST"),
             ("/", &Method::GET) => self.page(request.uri().query()),
             ("/", &Method::HEAD) => without_body(self.page(request.uri().query())),
-            (path, &Method::GET) => self.get(path),
-            (path, &Method::HEAD) => without_body(self.get(path)),
+            (path, &Method::GET) => self.get(path, request.headers()),
+            (path, &Method::HEAD) => without_body(self.get(path, request.headers())),
             _ => not_allowed("GET, HEAD"),
         }
     }
 
-    fn get(&self, path: &str) -> Response<Full<Bytes>> {
+    fn get(&self, path: &str, headers: &HeaderMap) -> Response<Answered> {
         match path {
             "/metrics" => self.long(EXPOSITION, || self.scrape()),
+            spans::PATH => self.span_metrics(headers),
             "/-/healthy" => response(StatusCode::OK, TEXT, "healthy\n"),
             "/-/ready" => self.ready(),
             "/-/status" => self.long(JSON, || to_json("GetStatusResponse", &self.status())),
@@ -274,7 +280,7 @@ impl Admin {
         }
     }
 
-    fn page(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+    fn page(&self, query: Option<&str>) -> Response<Answered> {
         let asked = query.and_then(|query| self.asked(query));
         let loaded = self.reload.loaded();
         let mut response = self.long(page::HTML, || {
@@ -307,16 +313,18 @@ impl Admin {
         &self,
         content_type: &'static str,
         text: impl FnOnce() -> String,
-    ) -> Response<Full<Bytes>> {
-        let Ok(permit) = Arc::clone(&self.long_answers.0).try_acquire_owned() else {
-            let message = format!("{UNREAD_MAX} answers wait to be read already\n");
-            return response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message);
-        };
+    ) -> Response<Answered> {
+        let Some(permit) = self.permit() else { return too_many_unread() };
         let unread = Unread { text: text(), _permit: permit };
         response(StatusCode::OK, content_type, Bytes::from_owner(unread))
     }
 
-    fn ready(&self) -> Response<Full<Bytes>> {
+    /// A permit for one more long answer.
+    fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.long_answers.0).try_acquire_owned().ok()
+    }
+
+    fn ready(&self) -> Response<Answered> {
         let why_not = match self.supervisor.failed() {
             Some(failure) => format!("not ready: {failure}\n"),
             None if self.is_ready() => return response(StatusCode::OK, TEXT, "ready\n"),
@@ -329,7 +337,7 @@ impl Admin {
         self.supervisor.failed().is_none() && self.is_ready.load(Relaxed)
     }
 
-    async fn reload(&self, wants_json: bool) -> Response<Full<Bytes>> {
+    async fn reload(&self, wants_json: bool) -> Response<Answered> {
         if let Err(refused) = self.permit_lifecycle() {
             // As Prometheus answers, so that whoever sees it knows that the path was right.
             let message = format!("{}\n", refused.message());
@@ -370,10 +378,11 @@ impl Admin {
             panics: self.supervisor.panics(),
             stalled: self.clock.stalled(),
             log_lines_lost: logging::lines_lost(),
+            span_metrics: self.sampler.span_metrics().map(|it| it.totals()).unwrap_or_default(),
         }
     }
 
-    fn decision(&self, id: &str) -> Response<Full<Bytes>> {
+    fn decision(&self, id: &str) -> Response<Answered> {
         let Some(trace_id) = TraceId::from_any_form(id) else {
             let body = json!({ "error": TRACE_ID_FORMS });
             return response(StatusCode::BAD_REQUEST, JSON, format!("{body}\n"));
@@ -431,13 +440,19 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 }
 
 /// The answer to HEAD: that to GET, and how long its body would be.
-fn without_body(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
-    let length = response.body().size_hint().exact().unwrap_or_default();
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
-    response.map(|_| Full::default())
+fn without_body(mut response: Response<Answered>) -> Response<Answered> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response.map(|_| Either::Left(Full::default()))
 }
 
-fn not_allowed(method: &'static str) -> Response<Full<Bytes>> {
+fn too_many_unread() -> Response<Answered> {
+    let message = format!("{UNREAD_MAX} answers wait to be read already\n");
+    response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message)
+}
+
+fn not_allowed(method: &'static str) -> Response<Answered> {
     let message = format!("only {method} is answered here\n");
     let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, message);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
@@ -448,8 +463,8 @@ fn response(
     status: StatusCode,
     content_type: &'static str,
     body: impl Into<Bytes>,
-) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+) -> Response<Answered> {
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use super::Admin;
 use crate::{
     control::{
-        Diagnostic, Diagnostics, TryPoliciesRequest, TryPoliciesResponse,
+        Diagnostic, Diagnostics, TryPoliciesRequest, TryPoliciesResponse, figures,
         try_policies_response::{self, PolicyOutcome},
     },
     reload::{Change, NoTrial, Outcome, Trial, describe},
@@ -137,8 +137,7 @@ pub(super) fn duration(
     default: Duration,
 ) -> Result<Duration, Status> {
     let Some(named) = named else { return Ok(default) };
-    let duration = Duration::try_from(named).ok();
-    let duration = duration.filter(|it| !it.is_zero() && *it <= DURATION_MAX);
+    let duration = figures::length(&named).filter(|it| !it.is_zero() && *it <= DURATION_MAX);
     duration.ok_or_else(|| Status::invalid_argument("duration: more than 0, and at most an hour"))
 }
 

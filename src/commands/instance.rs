@@ -78,7 +78,6 @@ pub(super) struct Instance {
 
 /// A URL with a scheme and a host; without a scheme it is `http`.
 fn address(text: &str) -> Result<Uri, String> {
-    let text = text.trim_end_matches('/');
     let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let wanted = "write it as http://HOST:PORT or https://HOST:PORT";
     let address: Uri = text.parse().map_err(|error| format!("{error}; {wanted}"))?;

@@ -1,5 +1,5 @@
-//! `tailwater record --output FILE`: a share of whole traces, kept and dropped alike, from a running
-//! instance, for `replay`.
+//! `tailwater record --output FILE`: a share of whole traces, kept and dropped alike, from a
+//! running instance, for `replay`.
 //!
 //! Traces are written one by one as they become complete, so the file can be read after any end:
 //! by time, by size, by Ctrl-C, by the end of the instance or of the connection, by a full disk.

@@ -29,7 +29,7 @@ use crate::{
     control::{
         self, Diagnostic, Diagnostics, TryPoliciesRequest, TryPoliciesResponse,
         diagnostic::Severity,
-        figures::{bytes, count},
+        figures::{bytes, count, length},
         try_policies_response::{Change, Outcome, PolicyOutcome},
     },
 };
@@ -98,7 +98,7 @@ impl Progress {
 
 /// The time that the trial has run.
 fn elapsed(response: &TryPoliciesResponse) -> Duration {
-    response.elapsed.and_then(|elapsed| elapsed.try_into().ok()).unwrap_or_default()
+    response.elapsed.as_ref().and_then(length).unwrap_or_default()
 }
 
 /// The difference for people. `file` has the policies that were tried.

@@ -89,6 +89,12 @@ impl Section<'_, '_> {
         self.text(key, |text| values::choice(key, text, &choices))
     }
 
+    /// What holds where a list of words is not set.
+    pub(super) fn default_words(&self, key: &'static str) -> &'static [&'static str] {
+        let Kind::WordsOr { default, .. } = self.kind(key) else { unlike(key) };
+        default
+    }
+
     /// The default of a listener, a URL or its path.
     pub(super) fn default_text(&self, key: &'static str) -> &'static str {
         match self.kind(key) {

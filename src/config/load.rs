@@ -330,6 +330,7 @@ impl Load {
             sampling: sections.sampling,
             exporter: sections.exporter,
             telemetry: sections.telemetry,
+            span_metrics: sections.span_metrics,
             policies: self.policies.into_specs(),
             inputs: Inputs::default(),
         };

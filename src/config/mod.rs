@@ -41,6 +41,7 @@ mod section;
 mod sections;
 mod shown;
 mod source;
+mod span_metrics;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -95,6 +96,8 @@ pub struct Config {
     pub exporter: Exporter,
     /// `[telemetry]`.
     pub telemetry: Telemetry,
+    /// `[span_metrics]`; `None` while they are off, which is the default.
+    pub span_metrics: Option<crate::span_metrics::Settings>,
     /// All `[[policy]]` tables: the main file's, then those of `policy_files` by path. Never empty.
     pub policies: Vec<PolicySpec>,
 }
@@ -116,6 +119,7 @@ impl Config {
             sampling,
             exporter,
             telemetry,
+            span_metrics,
             policies: _,
         } = self;
         let parts = [
@@ -127,6 +131,7 @@ impl Config {
             ("[sampling]", *sampling == other.sampling),
             ("[exporter.otlp]", *exporter == other.exporter),
             ("[telemetry]", *telemetry == other.telemetry),
+            ("[span_metrics]", *span_metrics == other.span_metrics),
         ];
         parts.into_iter().filter(|(_, is_same)| !is_same).map(|(name, _)| name).collect()
     }

@@ -20,9 +20,9 @@ use super::{
     memory::MemoryLimit,
     reader::Span,
     section::{Read, Section},
-    values,
+    span_metrics, values,
 };
-use crate::credentials::ServerTls;
+use crate::{credentials::ServerTls, span_metrics::Settings};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -37,6 +37,7 @@ pub(super) struct Sections {
     pub(super) sampling: Sampling,
     pub(super) exporter: Exporter,
     pub(super) telemetry: Telemetry,
+    pub(super) span_metrics: Option<Settings>,
     /// `policy_files` with their places.
     pub(super) policy_files: Vec<(String, Span)>,
     /// The place of `watch_policy_files = true`.
@@ -86,6 +87,7 @@ pub(super) fn read(
 
     let telemetry =
         telemetry(root.section("telemetry"), directory, [&grpc.endpoint, &http.endpoint]);
+    let span_metrics = span_metrics::read(root.section("span_metrics"), memory);
     Sections {
         shutdown_timeout,
         grpc,
@@ -95,6 +97,7 @@ pub(super) fn read(
         sampling,
         exporter,
         telemetry,
+        span_metrics,
         policy_files,
         watched,
     }

@@ -7,7 +7,7 @@ use prost_types::Timestamp;
 use super::{
     Decision,
     decision::{Details, State, Trigger},
-    figures::{millis, moment_exact, percentage, spans_of},
+    figures::{length, millis, moment_exact, percentage, spans_of},
 };
 
 impl Decision {
@@ -136,7 +136,7 @@ fn contents(state: State, details: &Details, text: &mut String) {
         _ => ("had", "by then"),
     };
     let spans = spans_of(*spans);
-    let duration = details.duration.and_then(|lasted| Duration::try_from(lasted).ok());
+    let duration = details.duration.as_ref().and_then(length);
     let millis = duration.unwrap_or_default().as_secs_f64() * 1e3;
     let root = if *root_received { "with" } else { "without" };
     let _ = writeln!(

@@ -87,6 +87,13 @@ pub fn moment(then: &Timestamp) -> String {
     }
 }
 
+/// A length of time, unless it is negative or not normalized. The conversion of prost-types panics
+/// on the smallest numbers.
+pub fn length(of: &prost_types::Duration) -> Option<Duration> {
+    let nanos = u32::try_from(of.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Duration::new(u64::try_from(of.seconds).ok()?, nanos))
+}
+
 /// A moment to the millisecond, as RFC 3339 in UTC.
 pub fn moment_exact(at: &Timestamp) -> String {
     let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis(at))).unwrap_or(UNIX_EPOCH);

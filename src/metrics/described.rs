@@ -182,6 +182,16 @@ metrics! {
     DECISIONS_FORGOTTEN = Counter "decisions_forgotten_early_total" [] "traces"
         "Decisions forgotten before decision_cache_ttl, since all of them may take a quarter of \
          the memory limit.";
+    SPAN_METRICS_SPANS = Counter "span_metrics_spans_total" [] "spans"
+        "Accepted spans that were counted in [span_metrics]: those of the chosen kinds.";
+    SPAN_METRICS_SERIES = Gauge "span_metrics_series" [] "sets of labels"
+        "Sets of labels in [span_metrics].";
+    SPAN_METRICS_OVERFLOW = Counter "span_metrics_overflow_spans_total" [] "spans"
+        "Spans counted in the series metric_overflow, since there was no room for their labels.";
+    SPAN_METRICS_STALE_SERIES = Counter "span_metrics_stale_series_total" [] "sets of labels"
+        "Sets of labels that left, since they got no span for stale_after.";
+    SPAN_METRICS_STALE_SPANS = Counter "span_metrics_stale_spans_total" [] "spans"
+        "Spans in sets of labels that have left.";
     STALLED = Counter "stalled_seconds_total" [] "seconds"
         "Time in which the process did not run, which traces do not age by.";
     SENT_SPANS = Counter "exporter_sent_spans_total" [] "spans"

@@ -44,6 +44,7 @@ use crate::{
     otlp::encode::Faults,
     policy::{Plan, PolicyId},
     sampler::{Buffered, Decided, Ingested},
+    span_metrics,
     supervise::Task,
     trace::Trigger,
 };
@@ -82,6 +83,8 @@ pub struct Readings {
     pub stalled: Duration,
     /// Lines of the log that could not be written.
     pub log_lines_lost: u64,
+    /// What the metrics from all spans have counted.
+    pub span_metrics: span_metrics::Totals,
 }
 
 /// Spans since the start, as the ledger adds them up.
@@ -125,6 +128,7 @@ pub struct Metrics {
     stalled: Counter,
     log_lines_lost: Counter,
     forgotten: Counter,
+    span_metrics: [Counter; 4],
     gauges: Gauges,
     expiries: Expiries,
     lag: Histogram,
@@ -141,6 +145,7 @@ struct Gauges {
     /// Whether the last one succeeded, and when one last did.
     reload: [Gauge; 2],
     credentials: Gauge,
+    span_metrics_series: Gauge,
 }
 
 impl Metrics {
@@ -199,6 +204,13 @@ impl Metrics {
             stalled: described::STALLED.counter([]),
             log_lines_lost: described::LOG_LINES_LOST.counter([]),
             forgotten: described::DECISIONS_FORGOTTEN.counter([]),
+            span_metrics: [
+                described::SPAN_METRICS_SPANS,
+                described::SPAN_METRICS_OVERFLOW,
+                described::SPAN_METRICS_STALE_SERIES,
+                described::SPAN_METRICS_STALE_SPANS,
+            ]
+            .map(|metric| metric.counter([])),
             gauges: Gauges::register(),
             expiries: Expiries::default(),
             lag: histogram(described::DECISION_LAG, &SECONDS[..]),
@@ -398,6 +410,11 @@ impl Metrics {
         }
         self.stalled.absolute(readings.stalled.as_secs());
         self.log_lines_lost.absolute(readings.log_lines_lost);
+        let span_metrics::Totals { spans, overflow_spans, stale, .. } = readings.span_metrics;
+        let counts = [spans, overflow_spans, stale[0], stale[1]];
+        for (counter, count) in self.span_metrics.iter().zip(counts) {
+            counter.absolute(count);
+        }
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
         process::write(&mut text, readings.started_at);
@@ -432,6 +449,7 @@ impl Gauges {
             ready: gauge(described::READY),
             reload: [described::RELOAD_SUCCESSFUL, described::RELOAD_TIME].map(gauge),
             credentials: gauge(described::CREDENTIALS_SUCCESSFUL),
+            span_metrics_series: gauge(described::SPAN_METRICS_SERIES),
         }
     }
 
@@ -445,6 +463,7 @@ impl Gauges {
         set(&self.window, &values.map(|value| value as f64));
         set(&self.memory, &readings.memory.map(|bytes| bytes as f64));
         let (bytes, capacity) = readings.queue_bytes;
+        self.span_metrics_series.set(readings.span_metrics.series as f64);
         set(&self.queue, &[readings.queue_spans as f64, bytes as f64, capacity as f64]);
     }
 }

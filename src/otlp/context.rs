@@ -110,6 +110,7 @@ impl Contexts {
             id: self.0.next_id.fetch_add(1, Relaxed),
             arrived: arrived.into(),
             cleaned: OnceLock::new(),
+            labels: OnceLock::new(),
             owner: self.clone(),
         });
         self.0.budget.charge(Holder::Contexts, resource.cost_bytes());
@@ -211,6 +212,7 @@ pub struct Resource {
     id: u64,
     arrived: Arc<[u8]>,
     cleaned: OnceLock<Result<Cleaned, Unfit>>,
+    labels: OnceLock<Box<[u8]>>,
     owner: Contexts,
 }
 
@@ -236,9 +238,21 @@ impl Resource {
         cleaned.as_ref().map_err(|unfit| *unfit)
     }
 
+    /// Bytes that depend on nothing but the resource, computed once while it is in use: its part
+    /// of the labels of span metrics. They are charged, so they should not be longer than a few
+    /// values.
+    pub fn labels(&self, compute: impl FnOnce(&[u8]) -> Box<[u8]>) -> &[u8] {
+        self.labels.get_or_init(|| {
+            let labels = compute(&self.arrived);
+            self.owner.0.budget.charge(Holder::Contexts, labels.len());
+            labels
+        })
+    }
+
     /// The bytes charged for it.
     pub(super) fn cost_bytes(&self) -> usize {
-        self.arrived.len() + repaired_bytes(self.cleaned.get()) + OVERHEAD_BYTES
+        let labels = self.labels.get().map_or(0, |labels| labels.len());
+        self.arrived.len() + repaired_bytes(self.cleaned.get()) + labels + OVERHEAD_BYTES
     }
 }
 

@@ -13,6 +13,7 @@ pub mod json;
 mod message;
 pub mod outsized;
 pub mod outline;
+pub mod parts;
 pub mod rewalk;
 mod schema;
 pub mod split;

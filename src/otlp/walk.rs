@@ -28,6 +28,8 @@ use super::{
     schema, tracestate,
     wire::{BYTES, Malformed, Reader, VARINT, tag},
 };
+#[cfg(doc)]
+use crate::trace::SpanKind;
 use crate::trace::{Facts, Randomness, StatusCode, TraceId};
 
 /// The data of a span that later stages need. The span's bytes stay in the request.
@@ -51,6 +53,9 @@ pub struct SpanMeta {
     pub status_mask: u8,
     /// Whether it has no parent.
     pub is_root: bool,
+    /// [`SpanKind::mask`] of its kind, if it was asked for ([`Walked::ask_for_kinds`]); 0 for kinds
+    /// that OTLP does not define.
+    pub kind_mask: u8,
 }
 
 impl SpanMeta {
@@ -185,7 +190,7 @@ impl<C: Conditions> Walk<'_, C> {
             }
             walked.refuse_outsized(scope_spans)?;
             let spans_before = walked.spans_seen();
-            if self.conditions.reads_fields() {
+            if self.conditions.reads_fields() || walked.are_kinds_read() {
                 self.spans::<true>(scope_spans, walked)?;
             } else {
                 self.spans::<false>(scope_spans, walked)?;
@@ -322,9 +327,10 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let Some((trace_id, is_root)) = sound_ids(trace_id, span_id, parent) else { return Ok(None) };
     let status_mask = status_mask(code);
     let end = if end == 0 { 0 } else { end.max(start) };
-    if FIELDS {
+    let kind_mask = if FIELDS { kind_mask(kind) } else { 0 };
+    // Fields are also read for their kind alone.
+    if FIELDS && conditions.reads_fields() {
         let duration_nanos = (start != 0 && end != 0).then(|| end - start);
-        let kind_mask = if (0..=5).contains(&kind) { 1 << kind } else { 0 };
         let fields = SpanFields {
             name,
             trace_state,
@@ -346,7 +352,29 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
         context: 0,
         status_mask,
         is_root,
+        kind_mask,
     }))
+}
+
+/// The kind that a span states first, as a [`SpanKind::mask`], and no more of the span is read; 0
+/// if it states none. Nearly always this is its kind.
+pub fn first_kind_mask(span: &[u8]) -> u8 {
+    let mut reader = Reader::new(span);
+    while let Ok(Some(tag)) = reader.next_tag() {
+        if tag == span_tag::KIND {
+            return reader.varint().map_or(0, |kind| kind_mask(kind as i32));
+        }
+        if reader.skip(tag).is_err() {
+            break;
+        }
+    }
+    0
+}
+
+/// What [`walk`] would have told of a span, its kind included, but for its place in a request.
+/// `None` if the span cannot be read.
+pub fn span_meta(span: &[u8]) -> Option<SpanMeta> {
+    read_span::<true, _>(&(), span, &mut []).ok().flatten()
 }
 
 /// The trace id, and whether the span is a root; `None` if an id is malformed.
@@ -442,6 +470,10 @@ fn read_status(status: &[u8], code: &mut i32) -> Result<(), Malformed> {
 }
 
 const STATUS_CODE: u32 = tag(3, VARINT);
+
+fn kind_mask(kind: i32) -> u8 {
+    if (0..=5).contains(&kind) { 1 << kind } else { 0 }
+}
 
 fn status_mask(code: i32) -> u8 {
     match code {

@@ -280,6 +280,9 @@ impl Intake {
 
     /// Passes on the traces that a request has caused to be decided.
     fn pass_on(&self, decided: &mut Decided) {
+        if let Some(metrics) = self.sampler.span_metrics() {
+            metrics.kept(&decided.spans, crate::clock::unix_millis());
+        }
         // The outbox comes first, so that kept spans count as queued before they count as kept.
         self.outbox.put(decided);
         self.metrics.decided(decided);

@@ -69,7 +69,7 @@ pub(super) fn kind(key: &Key) -> String {
         Kind::Path => "path".to_owned(),
         Kind::Text { .. } => "string".to_owned(),
         Kind::Texts | Kind::Strings { .. } => "list of strings".to_owned(),
-        Kind::Words(words) => {
+        Kind::Words(words) | Kind::WordsOr { words, .. } => {
             format!("list of {}", quoted(words))
         }
         Kind::Truth => "boolean".to_owned(),

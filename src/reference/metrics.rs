@@ -11,9 +11,9 @@ use crate::metrics::{
 const HEADER: &str = "\
 # Metrics reference
 
-`/metrics` on the telemetry port. Every series exists at 0 from the start, those of new policies
-from their reload on; no label takes a value that traffic can choose. Series of policies that are
-gone stay until a restart.
+`/metrics` on the telemetry port; [`/metrics/spans`](#metrics-from-all-spans) is below. Every series
+exists at 0 from the start, those of new policies from their reload on; no label takes a value that
+traffic can choose. Series of policies that are gone stay until a restart.
 
 The ledger, exact when traffic rests, in spans:
 
@@ -35,6 +35,33 @@ Those that the operating system does not tell are left out.
 |---|---|---|---|---|
 ";
 
+const SPANS: &str = "
+## Metrics from all spans
+
+`/metrics/spans` on the telemetry port, while `enabled = true` in `[span_metrics]`; otherwise it
+answers 404. It is in the OpenMetrics format for a scraper that asks for it, and in the Prometheus
+text format for others. [Metrics from all spans](../span-metrics.md) explains them.
+
+| style | metric | type | meaning |
+|---|---|---|---|
+| `tempo` | `traces_spanmetrics_calls_total` | counter | spans |
+| `tempo` | `traces_spanmetrics_latency` | histogram | durations in seconds, \
+14 buckets from 0.002 by doubling |
+| `tempo` | `traces_spanmetrics_size_total` | counter | encoded bytes as received |
+| `connector` | `traces_span_metrics_calls_total` | counter | spans |
+| `connector` | `traces_span_metrics_duration_seconds` | histogram | durations in seconds, \
+16 buckets from 0.002 to 15 |
+
+Labels are `service` (`service_name` with `connector`), `span_name`, `span_kind` such as
+`SPAN_KIND_SERVER`, `status_code` such as `STATUS_CODE_ERROR`, and the `dimensions`. The series
+`metric_overflow=\"true\"` counts the spans for whose labels there was no room. The ledger, exact
+when traffic rests, in spans, each summed over its labels:
+
+    tailwater_span_metrics_spans_total = calls_total + tailwater_span_metrics_stale_spans_total
+
+If all six `kinds` are chosen, this is also `tailwater_receiver_accepted_spans_total`.
+";
+
 #[test]
 fn the_page_of_the_metrics_is_what_the_code_says() {
     let mut page = HEADER.to_owned();
@@ -54,6 +81,7 @@ fn the_page_of_the_metrics_is_what_the_code_says() {
             metric.help,
         );
     }
+    page.push_str(SPANS);
     hold("docs/src/reference/metrics.md", &page);
 }
 

@@ -101,6 +101,12 @@ fn property(key: &Key) -> Value {
         Kind::Words(words) => {
             json!({ "type": "array", "items": { "enum": words }, "minItems": 1 })
         }
+        Kind::WordsOr { words, default } => json!({
+            "type": "array",
+            "items": { "anyOf": [{ "enum": words }, { "$ref": "#/$defs/environment" }] },
+            "minItems": 1,
+            "default": default,
+        }),
         Kind::Truth => json!({ "type": "boolean" }),
         Kind::Number => json!({ "type": "number" }),
         Kind::AboveZero => json!({ "type": "number", "exclusiveMinimum": 0 }),

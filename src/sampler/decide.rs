@@ -20,8 +20,8 @@ use crate::{
 const TRACES_PER_LOCK: usize = 256;
 /// The number of entries that each list of a [`Decided`] keeps room for when it is cleared.
 const SPARE_ENTRIES: usize = 16 << 10;
-/// After this many kept or recorded spans, no further trace is decided in the same hold of the lock: on its way
-/// out, each span takes 40 bytes in addition to its own.
+/// After this many kept or recorded spans, no further trace is decided in the same hold of the
+/// lock: on its way out, each span takes 40 bytes in addition to its own.
 const KEPT_SPANS_PER_LOCK: usize = 8 << 10;
 
 /// The decisions of one hold of the lock, or of one request. The buffers are reused: call `clear`.

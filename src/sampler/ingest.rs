@@ -89,6 +89,8 @@ struct Appending {
     /// The traces of the spans.
     sought: Vec<Sought>,
     slots: ContextSlots,
+    /// The key of a series of span metrics.
+    series: Vec<u8>,
 }
 
 /// A request that is being taken in.
@@ -210,6 +212,9 @@ impl Sampler {
         out: &mut Decided,
     ) -> Result<Ingested, Unwalked> {
         scratch.walked.bound(self.bounds);
+        if self.span_metrics.is_some() {
+            scratch.walked.ask_for_kinds();
+        }
         let plan = &self.plan();
         let walked = walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked);
         let room = walked.and_then(|()| self.room_for(request, &scratch.walked));
@@ -302,8 +307,16 @@ impl Sampler {
                 self.ingest_shard(&mut state, &again.of_shard(of_shard), appending, out);
             }
         }));
-        *taken += state.window.spans() + out.left_spans() - before;
+        let new = state.window.spans() + out.left_spans() - before;
         drop(state);
+        *taken += new;
+        if let Some(metrics) = &self.span_metrics {
+            // They were taken in this order, so this is exact even after a panic.
+            let order = of_shard.order.iter().take(new as usize);
+            let spans = order.map(|&index| &of_shard.spans[index as usize]);
+            let OfShard { request, contexts, .. } = of_shard;
+            metrics.count(now, request, contexts, spans, &mut appending.series);
+        }
         outcome.unwrap_or_else(|panic| resume_unwind(panic));
     }
 
@@ -315,7 +328,7 @@ impl Sampler {
         out: &mut Decided,
     ) {
         let &OfShard { request, contexts, spans, bits, hashes, order, .. } = of_shard;
-        let Appending { sought, slots } = appending;
+        let Appending { sought, slots, .. } = appending;
         // Look up all traces first. The look-ups then wait for memory together; with appends in
         // between, each would wait alone.
         let trace_of = |&index: &u32| spans[index as usize].trace_id;

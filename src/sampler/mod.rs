@@ -39,6 +39,7 @@ use crate::{
     otlp::{Contexts, conditions::Conditions as _, walked::Bounds},
     policy::{Plan, PolicyId},
     recording::Recordings,
+    span_metrics::SpanMetrics,
     trace::{Facts, Randomness, TraceId},
     window::{self, Hasher, Millis, NewBits, Pool, Position, Shard, Waits},
 };
@@ -80,6 +81,7 @@ pub struct Sampler {
     pool: Arc<Pool>,
     budget: Arc<Budget>,
     ticks: Ticks,
+    span_metrics: Option<Arc<SpanMetrics>>,
 }
 
 #[derive(Debug)]
@@ -184,7 +186,18 @@ impl Sampler {
             pool,
             budget: Arc::clone(budget),
             ticks,
+            span_metrics: None,
         }
+    }
+
+    /// Counts every accepted span in these metrics.
+    pub fn with_span_metrics(self, metrics: Option<Arc<SpanMetrics>>) -> Self {
+        Sampler { span_metrics: metrics, ..self }
+    }
+
+    /// The metrics in which accepted spans are counted, if any.
+    pub fn span_metrics(&self) -> Option<&Arc<SpanMetrics>> {
+        self.span_metrics.as_ref()
     }
 
     /// The number of shards.
@@ -287,6 +300,9 @@ impl Sampler {
     pub fn trim(&self, now: Millis) {
         self.pool.trim(now);
         self.contexts.trim();
+        if let Some(metrics) = &self.span_metrics {
+            metrics.sweep(now);
+        }
     }
 
     /// What is known about a trace at `now`.

@@ -1,4 +1,4 @@
-//! Converts the configuration to the limits of the stages.
+//! Converts the configuration to the limits of the stages, and to the metrics from spans.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,6 +10,7 @@ use crate::{
     net::{listen, windows::Windows},
     receiver::{cors::Cors, http::Settings},
     sampler::Limits,
+    span_metrics::SpanMetrics,
     window::Waits,
 };
 
@@ -47,6 +48,12 @@ pub(super) fn limits(config: &Config) -> Limits {
         decision_ttl_millis: millis(sampling.decision_cache_ttl),
         decision_log_traces: sampling.decision_log_size,
     }
+}
+
+/// The metrics from all spans, if they are on.
+pub(super) fn span_metrics(config: &Config, budget: &Arc<Budget>) -> Option<Arc<SpanMetrics>> {
+    let settings = config.span_metrics.clone()?;
+    Some(Arc::new(SpanMetrics::new(settings, budget)))
 }
 
 /// The limits of connections to the gRPC receiver, lowered to what file descriptors allow.

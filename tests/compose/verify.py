@@ -126,7 +126,7 @@ def check_grafana() -> list[str]:
     (provider,) = load("grafana/provisioning/dashboards/dashboards.yaml")["providers"]
     dashboards = COMPOSE / mounts[provider["options"]["path"]]
     found = {path.name: yaml.safe_load(path.read_text()) for path in dashboards.glob("*.json")}
-    wanted = {f"tailwater-{name}" for name in ("overview", "policies", "resources")}
+    wanted = {f"tailwater-{name}" for name in ("overview", "policies", "resources", "span-metrics")}
     if {one["uid"] for one in found.values()} != wanted:
         problems.append(f"the dashboards are {sorted(one['uid'] for one in found.values())}")
     home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])

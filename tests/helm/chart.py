@@ -20,6 +20,7 @@ LINKS = {
     "deploy/grafana/dashboards/overview.json": "files/dashboards/overview.json",
     "deploy/grafana/dashboards/policies.json": "files/dashboards/policies.json",
     "deploy/grafana/dashboards/resources.json": "files/dashboards/resources.json",
+    "deploy/grafana/dashboards/span-metrics.json": "files/dashboards/span-metrics.json",
 }
 MANIFESTS = ("gateway", "sidecar")
 # Lines that only mean something to Helm.

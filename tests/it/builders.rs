@@ -14,8 +14,11 @@ use tailwater::{
     budget::Budget,
     policy::{Plan, PolicySpec, RuleKind, RuleSpec},
     sampler::{Decided, Limits, Progress, Sampler, Scratch, Which},
+    span_metrics::{Format, SpanMetrics},
     window::{Millis, Waits},
 };
+
+use crate::harness::{all_kinds, calls, span_metrics};
 
 /// Unix nanoseconds at which built spans start.
 pub(crate) const START: u64 = 1_700_000_000_000_000_000;
@@ -134,7 +137,10 @@ impl Rig {
     pub(crate) fn new(policies: &[PolicySpec], limits: Limits, shards: usize) -> Self {
         let budget = Budget::new(1 << 30);
         let plan = Arc::new(Plan::compile(policies));
+        // With a budget of its own, so that tests can say what the rest takes.
+        let span_metrics = Arc::new(SpanMetrics::new(all_kinds(), &Budget::new(1 << 30)));
         let sampler = Sampler::new(plan, limits, &budget, shards);
+        let sampler = sampler.with_span_metrics(Some(span_metrics));
         Rig { budget, sampler, scratch: Scratch::default(), accepted: 0, kept: 0, dropped: 0 }
     }
 
@@ -181,10 +187,12 @@ impl Rig {
         assert_eq!(leaving, decided.spans.len(), "every span that leaves belongs to a trace");
     }
 
-    /// `accepted = kept + dropped + buffered`, in spans.
+    /// `accepted = kept + dropped + buffered`, in spans, and every accepted span is in the metrics.
     pub(crate) fn assert_ledger(&self) {
         let buffered = self.sampler.buffered().spans;
         assert_eq!(self.accepted, self.kept + self.dropped + buffered, "the ledger balances");
+        let text = span_metrics(&self.sampler, Format::Text).expect("they are on");
+        assert_eq!(calls(&text), self.accepted as f64, "{text}");
     }
 
     fn side(&mut self, kept: bool) -> &mut u64 {

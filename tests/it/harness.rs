@@ -17,7 +17,9 @@ use prost::Message as _;
 use tailwater::{
     config::{self, Config},
     grpc::{EXPORT_PATH, RawCodec},
+    sampler::Sampler,
     service::Service,
+    span_metrics::{Exposition, Format, Settings, Style},
     testing::Sink,
 };
 use tonic::{Request, Status, client::Grpc, codec::CompressionEncoding, transport::Channel};
@@ -52,7 +54,45 @@ pub fn config(policies: &str) -> Config {
     config.sampling.decision_wait_after_root_received = Some(Duration::from_millis(100));
     config.exporter.retry.initial_interval = Duration::from_millis(20);
     config.shutdown_timeout = Duration::from_secs(5);
+    config.span_metrics = Some(all_kinds());
     config
+}
+
+/// Metrics from spans of all kinds. Every service of this binary has them, so that each test checks
+/// their ledger too.
+pub fn all_kinds() -> Settings {
+    Settings {
+        style: Style::Tempo,
+        kinds: 0x3f,
+        dimensions: Vec::new(),
+        max_series: 100,
+        stale_after: Duration::from_secs(3_600),
+        exemplars: true,
+    }
+}
+
+/// The metrics from spans as text, if they are on.
+pub fn span_metrics(sampler: &Sampler, format: Format) -> Option<String> {
+    Some(Exposition::new(sampler.span_metrics()?, format).collect())
+}
+
+/// The sum of calls over all series of metrics from spans.
+pub fn calls(exposition: &str) -> f64 {
+    let series = exposition.lines().filter(|line| !line.starts_with('#'));
+    let calls = series.filter(|line| line.contains("_calls_total{"));
+    let values = calls.map(|line| line.rsplit(' ').next().expect("a value"));
+    values.map(|value| value.parse::<f64>().expect("a number")).sum()
+}
+
+/// `spans counted = calls + spans that left with their series`; with all kinds, these are the
+/// accepted spans.
+pub fn assert_span_metrics(sampler: &Sampler, metrics: &Metrics) {
+    let Some(text) = span_metrics(sampler, Format::Text) else { return };
+    let counted = calls(&text) + metrics.sum("span_metrics_stale_spans_total");
+    assert_eq!(counted, metrics.sum("span_metrics_spans_total"), "{text}");
+    if sampler.span_metrics().is_some_and(|it| it.settings().kinds == all_kinds().kinds) {
+        assert_eq!(counted, metrics.sum("receiver_accepted_spans_total"), "{text}");
+    }
 }
 
 /// A new file in the machine's folder for such.
@@ -165,6 +205,7 @@ impl Running {
         };
         let metrics = self.until("nothing buffered or queued", rest).await;
         metrics.assert_ledger();
+        assert_span_metrics(&self.service.admin().sampler, &metrics);
         metrics
     }
 
@@ -189,6 +230,7 @@ impl Running {
         let undelivered = self.service.shutdown().await;
         let metrics = Metrics::parse(&admin.scrape());
         metrics.assert_ledger();
+        assert_span_metrics(&admin.sampler, &metrics);
         self.sink.stop().await;
         (metrics, undelivered)
     }

@@ -55,6 +55,7 @@ mod reload;
 mod scaling;
 mod secrets;
 mod shadow;
+mod span_metrics;
 mod stamps;
 mod status;
 mod stderr;

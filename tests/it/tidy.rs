@@ -15,6 +15,10 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     // It hands late spans to the decider's outbox and asks the exporter's queue how full it is.
     ("receiver", &["crate::policy", "crate::window", "crate::exporter::Client"]),
     ("otlp", &["crate::policy", "crate::decisions", "crate::sampler", "crate::window", "tokio"]),
+    (
+        "span_metrics",
+        &["crate::config", "crate::policy", "crate::sampler", "crate::window", "tokio", "http"],
+    ),
     ("sampler", &["crate::config", "crate::clock", "crate::exporter", "tokio", "tonic", "toml"]),
     // Of the clock they know the unit, and no reading.
     (
@@ -70,6 +74,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
 /// tested with nothing else of Tailwater in the room.
 const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ("otlp", &["window", "policy", "sampler", "decider", "exporter", "receiver", "config"]),
+    ("span_metrics", &["policy", "window", "sampler", "exporter", "receiver", "config", "metrics"]),
     ("window", &["policy", "exporter", "receiver", "config", "service", "net"]),
     ("policy", &["window", "sampler", "exporter", "receiver", "config", "service", "net"]),
     ("sampler", &["exporter", "receiver", "config", "service", "admin", "net"]),
@@ -286,8 +291,9 @@ fn files_have_headers_and_sizes() {
 /// with the date that a policy ends at, so that a step of it moves no deadline of a trace.
 #[test]
 fn wall_time_is_only_shown() {
-    const SHOWN: [&str; 12] = [
+    const SHOWN: [&str; 13] = [
         "self.sampler.publish(",
+        "metrics.kept(&decided.spans, ",
         "self.gauges.reload",
         "self.shop.visit(",
         "plan.expire(clock::unix_millis())",

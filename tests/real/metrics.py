@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def parse(scrape: str) -> Metrics:
 
 
 class Prometheus:
-    """A real Prometheus that scrapes Tailwater every second into a data directory of its own."""
+    """A real Prometheus that scrapes both paths every second into a data directory of its own."""
 
     def __init__(self, binary: Path, folder: Path, port: int, target_port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -87,12 +88,16 @@ class Prometheus:
             "scrape_configs:\n"
             "  - job_name: tailwater\n"
             f"    static_configs: [{{targets: ['127.0.0.1:{target_port}']}}]\n"
+            "  - job_name: spans\n"
+            "    metrics_path: /metrics/spans\n"
+            f"    static_configs: [{{targets: ['127.0.0.1:{target_port}']}}]\n"
         )
         self.command = [
             binary,
             f"--config.file={config}",
             f"--storage.tsdb.path={folder / 'prometheus-data'}",
             f"--web.listen-address=127.0.0.1:{port}",
+            "--enable-feature=exemplar-storage",
         ]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
@@ -104,6 +109,14 @@ class Prometheus:
         """The value of an expression with one result."""
         answer = self.query(expression)
         return float(answer[0]["value"][1]) if len(answer) == 1 else None
+
+    def exemplars(self, expression: str) -> list[dict[str, Any]]:
+        """All exemplars of the last hour of the series that an expression names."""
+        now = time.time()
+        query = {"query": expression, "start": now - 3600, "end": now + 60}
+        _, body = get(f"{self.url}/api/v1/query_exemplars?{urllib.parse.urlencode(query)}")
+        series = json.loads(body)["data"]
+        return [exemplar for one in series for exemplar in one["exemplars"]]
 
     def metrics(self) -> Metrics:
         series = {}

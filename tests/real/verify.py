@@ -15,6 +15,7 @@ import cookbook
 import schema
 import secure
 import shop
+import span_metrics
 from checks import CHECKS, Evidence
 from children import Children, TroubleError, free_ports, wait_until
 from metrics import Prometheus, lint
@@ -35,7 +36,7 @@ def gather(tailwater: Tailwater, senders: Senders, sink: Sink, prometheus: Prome
     after = tailwater.wait_until_at_rest(len(sent))
     received = sink.spans()
     # After two more scrapes Prometheus has seen the state of rest.
-    scrapes = "count_over_time(up[1h])"
+    scrapes = "min(count_over_time(up[1h]))"
     seen = prometheus.number(scrapes) or 0
     wait_until("Prometheus scrapes", lambda: (prometheus.number(scrapes) or 0) >= seen + 2, 15)
     return Evidence(
@@ -88,7 +89,7 @@ def run(report: Report, arguments: argparse.Namespace, children: Children, sink:
         (port,) = free_ports(1)
         prometheus = Prometheus(arguments.prometheus, arguments.folder, port, tailwater.admin_port)
         children.start("prometheus", *prometheus.command)
-        wait_until("Prometheus has scraped tailwater", lambda: prometheus.number("up") == 1, 30)
+        wait_until("Prometheus has scraped tailwater", lambda: prometheus.number("min(up)") == 1, 30)
         plan = shop.plan(time.time_ns() - 10**10)
         senders = Senders(plan, arguments.node_sender, tailwater, children)
         evidence = gather(tailwater, senders, sink, prometheus)
@@ -101,6 +102,7 @@ def run(report: Report, arguments: argparse.Namespace, children: Children, sink:
     for name, check in CHECKS.items():
         report.check(name, check(evidence))
     check_doors(report, tailwater, prometheus, arguments.promtool)
+    span_metrics.run(report, tailwater, prometheus, arguments.promtool, evidence)
     check_shutdown(report, tailwater, sink, len(evidence.received))
 
 

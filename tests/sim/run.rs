@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     backend::Backend,
     check,
-    harness::Metrics,
+    harness::{self, Metrics},
     journal::Journal,
     network::{self, Connector, Link},
     senders::{self, Batch, Sender},
@@ -159,6 +159,7 @@ impl World {
         self.senders.shutdown().await;
         let metrics = Metrics::parse(&admin.scrape());
         metrics.assert_ledger();
+        harness::assert_span_metrics(&admin.sampler, &metrics);
         check::at_the_end(&self.journal, &metrics, &admin.sampler, setup.is_forgetful);
         let budget = Arc::clone(&admin.budget);
         drop(admin);

@@ -118,5 +118,6 @@ pub fn configure(policies: &str) -> Config {
     let mut config = config::load(&file).config.expect("no errors");
     config.telemetry.endpoint = "127.0.0.1:0".into();
     config.exporter.endpoint = "http://backend".into();
+    config.span_metrics = Some(harness::all_kinds());
     config
 }

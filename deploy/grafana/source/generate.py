@@ -13,6 +13,7 @@ from pathlib import Path
 
 from overview import OVERVIEW
 from resources import RESOURCES
+from span_metrics import SPAN_METRICS
 
 from policies import POLICIES
 
@@ -21,7 +22,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "dashboards"
 
 def main() -> int:
     stale = []
-    for made in (OVERVIEW, POLICIES, RESOURCES):
+    for made in (OVERVIEW, POLICIES, RESOURCES, SPAN_METRICS):
         file = FOLDER / (made["uid"].removeprefix("tailwater-") + ".json")
         text = json.dumps(made, indent=2, ensure_ascii=False) + "\n"
         if "--check" not in sys.argv:

@@ -174,7 +174,8 @@ def place(rows):
     return [{"id": i, **one} for i, one in enumerate(placed, 1)]
 
 
-def dashboard(name, about, rows, more_variables=()):
+def dashboard(name, about, rows, more_variables=(), metric="tailwater_build_info"):
+    """`metric` is one that every job has that the dashboard is about."""
     title = f"Tailwater / {name}"
     link = {
         "asDropdown": False, "icon": "external link", "includeVars": True, "keepTime": True,
@@ -188,12 +189,12 @@ def dashboard(name, about, rows, more_variables=()):
         "refresh": 1, "hide": 0, "regex": "", "skipUrlSync": False,
         "multi": False, "includeAll": False,
     }  # fmt: skip
-    job = variable("job", "Job", "tailwater_build_info", "The scrape jobs with Tailwater")
+    job = variable("job", "Job", metric, "The scrape jobs with Tailwater")
     instance = variable(
-        "instance", "Instance", 'tailwater_build_info{job=~"$job"}', "The instances of the jobs"
+        "instance", "Instance", f'{metric}{{job=~"$job"}}', "The instances of the jobs"
     )
     return {
-        "uid": f"tailwater-{name.lower()}", "title": title, "description": about,
+        "uid": f"tailwater-{name.lower().replace(' ', '-')}", "title": title, "description": about,
         "tags": ["tailwater"], "schemaVersion": 39, "version": 1, "editable": True,
         "graphTooltip": 1, "fiscalYearStartMonth": 0, "liveNow": False, "weekStart": "",
         "refresh": "30s", "time": {"from": "now-1h", "to": "now"}, "timepicker": {},

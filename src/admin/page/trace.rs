@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::control::{
     Decision, GetStatusResponse,
     decision::{Details, State},
-    figures::{bytes, count, duration, moment, percentage},
+    figures::{bytes, count, duration, length, moment, percentage},
 };
 
 /// A trace that was asked for, by `/?trace_id=`.
@@ -111,7 +111,7 @@ fn row(decision: &Decision) -> Markup {
 }
 
 fn lasted(details: &Details) -> String {
-    let lasted = details.duration.and_then(|lasted| lasted.try_into().ok());
+    let lasted = details.duration.as_ref().and_then(length);
     lasted.map_or_else(String::new, duration)
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 mod exporter;
 mod receiver;
 mod sampling;
+mod span_metrics;
 mod telemetry;
 
 /// One table of the file.
@@ -101,6 +102,11 @@ pub(crate) enum Kind {
     },
     /// A list that is not empty, of a few words.
     Words(&'static [&'static str]),
+    /// The same, with what holds where it is not set.
+    WordsOr {
+        words: &'static [&'static str],
+        default: &'static [&'static str],
+    },
     /// A boolean that must be given.
     Truth,
     /// An integer or a float.
@@ -200,6 +206,7 @@ impl Key {
             | Kind::Listener { default }
             | Kind::UrlPath { default }
             | Kind::Url { default } => Some(format!("\"{default}\"")),
+            Kind::WordsOr { default, .. } => Some(format!("{default:?}")),
             Kind::Texts => Some("[]".to_owned()),
             Kind::Headers => Some("{}".to_owned()),
             _ => None,
@@ -235,7 +242,13 @@ static TOP: Described = Described {
 
 /// All sections, in the order in which they are shown.
 pub(crate) fn sections() -> impl Iterator<Item = &'static Described> {
-    let parts = [receiver::SECTIONS, sampling::SECTIONS, exporter::SECTIONS, telemetry::SECTIONS];
+    let parts = [
+        receiver::SECTIONS,
+        sampling::SECTIONS,
+        exporter::SECTIONS,
+        telemetry::SECTIONS,
+        span_metrics::SECTIONS,
+    ];
     std::iter::once(&TOP).chain(parts.into_iter().flatten())
 }
 

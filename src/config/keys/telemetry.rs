@@ -12,8 +12,8 @@ const TELEMETRY: Described = Described {
         Key::listener(
             "endpoint",
             "127.0.0.1:9464",
-            "`host:port` of `/metrics`, `/-/healthy`, `/-/ready`, `/-/status`, \
-             `/-/decisions/<trace id>`, and the control API over gRPC.",
+            "`host:port` of `/metrics`, `/metrics/spans`, `/-/healthy`, `/-/ready`, `/-/status`, \
+             `/-/decisions/<trace id>`, the web page, and the control API over gRPC.",
         ),
         Key::boolean(
             "enable_lifecycle",

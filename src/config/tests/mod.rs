@@ -21,6 +21,7 @@ mod review;
 mod schema;
 mod sections;
 mod shadow;
+mod span_metrics;
 mod text;
 
 /// A policy that makes a file complete.

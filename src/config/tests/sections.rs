@@ -129,7 +129,8 @@ fn every_key_changes_the_configuration() {
         receiver.grpc.max_connections = 3
         receiver.http = { endpoint = "otel.example:${env:PORT}", max_request_body_size_mib = 8 }
         telemetry = { endpoint = "0.0.0.0:0",
-             enable_lifecycle = true, enable_recording = true, log_level = "warn", log_format = "json" }
+             enable_lifecycle = true, enable_recording = true,
+             log_level = "warn", log_format = "json" }
         [sampling]
         decision_wait = "1m 30s"
         decision_wait_after_root_received = "0s"

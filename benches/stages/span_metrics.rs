@@ -1,0 +1,107 @@
+//! What metrics from all spans cost in Tailwater's own code: the same requests are taken in and
+//! decided with the metrics off and on, in alternation, by the CPU time of the thread. About 2,000
+//! series, from the services, operations and pods of the traffic, and a dimension.
+
+use std::{sync::Arc, time::Duration};
+
+use tailwater::{
+    budget::Budget,
+    sampler::{Decided, Sampler, Scratch, Which},
+    span_metrics::{Dimension, Settings, SpanMetrics, Style},
+    window::{Millis, Waits},
+};
+
+use crate::{
+    ENDED, Result, WARM_UP, arrival_ms,
+    corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape},
+    limits, parts, plan,
+};
+
+/// Runs the comparison for the default kinds, and for all.
+pub(crate) fn run(requests: u64) -> Result<()> {
+    for (label, kinds, resources) in [("SERVER", 1 << 2, 330), ("all kinds", 0x3f, 120)] {
+        let mut corpus = Corpus::build(&Shape { resources, ..Shape::plain(64) })?;
+        compare(&mut corpus, label, kinds, requests)?;
+    }
+    Ok(())
+}
+
+struct Side {
+    sampler: Sampler,
+    scratch: Scratch,
+    decided: Decided,
+    time: Duration,
+}
+
+impl Side {
+    fn new(kinds: Option<u8>) -> Self {
+        let budget = Budget::new(4 << 30);
+        let pod = "k8s.pod.name".to_owned();
+        let dimension = Dimension { attribute: pod, label: "k8s_pod_name".to_owned() };
+        let metrics = kinds.map(|kinds| {
+            let settings = Settings {
+                style: Style::Tempo,
+                kinds,
+                dimensions: vec![dimension],
+                max_series: 10_000,
+                stale_after: Duration::from_secs(900),
+                exemplars: true,
+            };
+            Arc::new(SpanMetrics::new(settings, &budget))
+        });
+        let limits = limits(Waits { decision_wait: 1000, after_root: None });
+        let sampler = Sampler::new(Arc::new(plan()), limits, &budget, 8);
+        let sampler = sampler.with_span_metrics(metrics);
+        let (scratch, decided, time) = Default::default();
+        Side { sampler, scratch, decided, time }
+    }
+
+    fn take(&mut self, now: Millis, request: &[u8], ticks: bool) -> Result<()> {
+        let Side { sampler, scratch, decided, .. } = self;
+        let began = parts::thread_cpu();
+        sampler.ingest(now, request, scratch, decided)?;
+        if ticks {
+            for shard in 0..sampler.shards() {
+                sampler.decide(shard, now, Which::Due, usize::MAX, decided);
+            }
+        }
+        if let Some(metrics) = sampler.span_metrics() {
+            metrics.kept(&decided.spans, 1);
+        }
+        decided.clear();
+        self.time += parts::thread_cpu() - began;
+        Ok(())
+    }
+}
+
+fn compare(corpus: &mut Corpus, label: &str, kinds: u8, requests: u64) -> Result<()> {
+    let mut sides = [Side::new(None), Side::new(Some(kinds))];
+    let mut tick = 0;
+    for sequence in 0..WARM_UP + requests {
+        if sequence == WARM_UP {
+            sides.iter_mut().for_each(|side| side.time = Duration::ZERO);
+        }
+        let now = arrival_ms(sequence);
+        let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
+        let ticks = now / 100 != tick;
+        tick = now / 100;
+        // Whichever goes second finds the request in the cache.
+        let first = (sequence % 2) as usize;
+        for side in [first, 1 - first] {
+            sides[side].take(Millis(now), &body, ticks)?;
+        }
+    }
+    let nanos = |time: Duration| time.as_secs_f64() * 1e9 / (requests * SPANS_PER_REQUEST) as f64;
+    let [off, on] = [&sides[0], &sides[1]].map(|side| nanos(side.time));
+    let totals = sides[1].sampler.span_metrics().map(|metrics| metrics.totals());
+    let totals = totals.unwrap_or_default();
+    let spans = (WARM_UP + requests) * SPANS_PER_REQUEST;
+    println!(
+        "span metrics, {label}: {off:.0} ns a span off, {on:.0} on, {:+.0}; {} series, {:.0} % of \
+         the spans counted",
+        on - off,
+        totals.series,
+        totals.spans as f64 / spans as f64 * 100.0
+    );
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! The parts of a span and of a resource that become labels: name and attributes.
+//!
+//! Called for spans that were walked and accepted, so nothing is refused here: reading stops at
+//! bytes that cannot be read, which nothing that was walked had needed.
+
+use super::{
+    conditions::Attribute,
+    wire::{BYTES, Malformed, Reader, tag},
+};
+
+const NAME: u32 = tag(5, BYTES);
+const ATTRIBUTE: u32 = tag(9, BYTES);
+/// The resource of a `ResourceSpans`, and an attribute of the resource.
+const FIRST: u32 = tag(1, BYTES);
+
+/// The name of a span, possibly not UTF-8. `attribute` gets each of its attributes; if it is
+/// `None`, they are not read.
+#[inline]
+pub fn span<'a>(span: &'a [u8], mut attribute: Option<impl FnMut(Attribute<'a>)>) -> &'a [u8] {
+    let mut name = &[][..];
+    let mut read = || -> Result<(), Malformed> {
+        let mut reader = Reader::new(span);
+        while let Some(tag) = reader.next_tag()? {
+            match (tag, &mut attribute) {
+                (NAME, _) => name = reader.bytes()?,
+                (ATTRIBUTE, Some(attribute)) => attribute(Attribute::read(reader.bytes()?)?),
+                _ => reader.skip(tag)?,
+            }
+        }
+        Ok(())
+    };
+    let _ = read();
+    name
+}
+
+/// Calls `attribute` with each attribute of a resource, given the fields of its `ResourceSpans`.
+pub fn resource<'a>(fields: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) {
+    let mut read = || -> Result<(), Malformed> {
+        let mut reader = Reader::new(fields);
+        while let Some(tag) = reader.next_tag()? {
+            if tag != FIRST {
+                reader.skip(tag)?;
+                continue;
+            }
+            let mut attributes = Reader::new(reader.bytes()?);
+            while let Some(tag) = attributes.next_tag()? {
+                match tag {
+                    FIRST => attribute(Attribute::read(attributes.bytes()?)?),
+                    _ => attributes.skip(tag)?,
+                }
+            }
+        }
+        Ok(())
+    };
+    let _ = read();
+}

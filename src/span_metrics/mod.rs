@@ -1,0 +1,231 @@
+//! Metrics from all accepted spans, before anything is dropped: calls, durations and sizes by
+//! service, name, kind, status and chosen attributes.
+//!
+//! The sampler calls [`SpanMetrics::count`] once per hold of a shard's lock, after the lock is
+//! released, with exactly the spans that it has taken in. So a span counts once, however often its
+//! request was walked, and a span of a refused request never does. A span whose kind is chosen
+//! costs one reading of its name, one look-up and one lock of a 64th of the table.
+//!
+//! Exemplars are set when a decision falls: the decider and the receivers hand over the spans that
+//! are about to leave ([`SpanMetrics::kept`]), late spans of kept traces included. Their series are
+//! looked up once more, so no candidates are remembered between arrival and decision, and a trace
+//! that was dropped, or a span that was cut off its trace, can never be named. Most spans are
+//! dropped, so few spans are looked up again, where a candidate would have to be remembered for
+//! each.
+//!
+//! Limits: `max_series` sets of labels, which together take at most a sixteenth of the memory
+//! limit. Spans with further sets count in one series, `metric_overflow="true"`, so the sum over
+//! all series is exact. A series that got no span for `stale_after` leaves with its counts, as in
+//! any client library: moved to another series, they would count twice in `rate()`. How many spans
+//! have left in this way is counted, so that
+//! `counted spans = calls of all series + spans in series that have left` always holds at rest.
+
+mod exposition;
+mod key;
+mod style;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    num::NonZeroU64,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+pub use self::{
+    exposition::{Exposition, Format},
+    style::{Style, label_of},
+};
+use self::{
+    style::BUCKETS_MAX,
+    table::{Exemplar, Observed, Sums, Table},
+};
+use crate::{
+    budget::Budget,
+    clock::Millis,
+    otlp::{
+        Context,
+        encode::KeptSpan,
+        walk::{self, SpanMeta},
+    },
+    trace::SpanKind,
+};
+
+/// The most dimensions.
+pub const DIMENSIONS_MAX: usize = 16;
+/// The only label of the series that counts what has no room.
+pub const OVERFLOW_LABEL: &str = "metric_overflow";
+/// All series may take the memory limit divided by this.
+const SHARE: usize = 16;
+
+/// The series that fit into this memory limit, if their labels are of usual length.
+pub fn series_fitting(limit_bytes: usize, exemplars: bool) -> usize {
+    const LABEL_BYTES: usize = 100;
+    limit_bytes / SHARE / (table::series_bytes(exemplars) + LABEL_BYTES)
+}
+
+/// `[span_metrics]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// `style`.
+    pub style: Style,
+    /// `kinds`, as a mask of [`SpanKind::mask`].
+    pub kinds: u8,
+    /// `dimensions`, at most [`DIMENSIONS_MAX`].
+    pub dimensions: Vec<Dimension>,
+    /// `max_series`.
+    pub max_series: usize,
+    /// `stale_after`.
+    pub stale_after: Duration,
+    /// `exemplars`.
+    pub exemplars: bool,
+}
+
+/// An attribute that becomes a label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dimension {
+    /// The key of the attribute.
+    pub attribute: String,
+    /// The name of the label.
+    pub label: String,
+}
+
+/// Totals for `/metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Spans that were counted.
+    pub spans: u64,
+    /// Sets of labels.
+    pub series: usize,
+    /// Spans for whose set of labels there was no room.
+    pub overflow_spans: u64,
+    /// Series that have left, and the spans in them.
+    pub stale: [u64; 2],
+}
+
+/// The metrics of one service.
+#[derive(Debug)]
+pub struct SpanMetrics {
+    settings: Settings,
+    stale_millis: u32,
+    table: Table,
+    spans: AtomicU64,
+}
+
+impl SpanMetrics {
+    /// Without any series yet.
+    pub fn new(settings: Settings, budget: &Arc<Budget>) -> Self {
+        let max = (settings.max_series, budget.limit() / SHARE);
+        SpanMetrics {
+            stale_millis: u32::try_from(settings.stale_after.as_millis()).unwrap_or(u32::MAX / 2),
+            table: Table::new(budget, max, settings.exemplars),
+            spans: AtomicU64::new(0),
+            settings,
+        }
+    }
+
+    /// The settings that hold until the service ends.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Counts spans of a request that were accepted, if their kinds are chosen. `key` is a scratch
+    /// buffer.
+    pub fn count<'a>(
+        &self,
+        now: Millis,
+        request: &[u8],
+        contexts: &[Arc<Context>],
+        spans: impl Iterator<Item = &'a SpanMeta>,
+        key: &mut Vec<u8>,
+    ) {
+        let (mut counted, mut overflow) = (0, None::<Sums>);
+        for span in spans.filter(|span| self.is_chosen(span.kind_mask)) {
+            counted += 1;
+            let bytes = &request[span.offset as usize..][..span.len as usize];
+            let observed = self.observe(bytes, &contexts[span.context as usize], span, key);
+            if !self.table.add(key, now, &observed) {
+                overflow.get_or_insert_default().add(&observed);
+            }
+        }
+        if counted > 0 {
+            self.spans.fetch_add(counted, Relaxed);
+        }
+        if let Some(sums) = overflow {
+            self.table.overflow(&sums);
+        }
+    }
+
+    /// Makes kept spans the exemplars of their series, at this wall time in milliseconds.
+    pub fn kept(&self, spans: &[KeptSpan], now_millis: u64) {
+        let Some(set_at_millis) = NonZeroU64::new(now_millis) else { return };
+        if spans.is_empty() || !self.settings.exemplars {
+            return;
+        }
+        let mut key = Vec::new();
+        for KeptSpan { bytes, context } in spans {
+            // Most spans are of another kind, and their bytes were last touched long ago.
+            if !self.is_chosen(walk::first_kind_mask(bytes)) {
+                continue;
+            }
+            let meta = walk::span_meta(bytes).filter(|meta| self.is_chosen(meta.kind_mask));
+            let Some(meta) = meta else { continue };
+            let observed = self.observe(bytes, context, &meta, &mut key);
+            let exemplar =
+                Exemplar { trace_id: meta.trace_id, nanos: observed.nanos, set_at_millis };
+            self.table.set_exemplar(&key, observed.bucket, exemplar);
+        }
+    }
+
+    /// Removes series that got no span for `stale_after`. Called once per tick; each call looks at
+    /// an eighth of them.
+    pub fn sweep(&self, now: Millis) {
+        self.table.sweep(now, self.stale_millis);
+    }
+
+    /// The totals now.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            spans: self.spans.load(Relaxed),
+            series: self.table.series(),
+            overflow_spans: self.table.overflowed().calls(),
+            stale: self.table.stale(),
+        }
+    }
+
+    fn is_chosen(&self, kind_mask: u8) -> bool {
+        kind_of(kind_mask) & self.settings.kinds != 0
+    }
+
+    /// Writes the key of a span and returns the rest of what counts. A span without a start or an
+    /// end lasts 0 s.
+    #[inline]
+    fn observe(
+        &self,
+        bytes: &[u8],
+        context: &Context,
+        meta: &SpanMeta,
+        key: &mut Vec<u8>,
+    ) -> Observed {
+        key::write(
+            &self.settings,
+            (bytes, context),
+            (kind_of(meta.kind_mask), meta.status_mask),
+            key,
+        );
+        let nanos = match (meta.start_unix_nano, meta.end_unix_nano) {
+            (0, _) | (_, 0) => 0,
+            (start, end) => end - start,
+        };
+        Observed { bucket: self.settings.style.bucket(nanos), nanos, bytes: bytes.len() as u32 }
+    }
+}
+
+/// A kind that OTLP does not define counts as unspecified.
+fn kind_of(mask: u8) -> u8 {
+    if mask == 0 { SpanKind::Unspecified.mask() } else { mask }
+}
