@@ -36,8 +36,8 @@ use crate::{
 const LABEL: usize = 9;
 /// The bars of memory and queue.
 const BAR: usize = 20;
-/// From this width on, figures fit in a line, and only errors are wrapped. On a narrower screen lines
-/// are cut, so that the policies stay in sight.
+/// From this width on, figures fit in a line, and only errors are wrapped. On a narrower screen
+/// lines are cut, so that the policies stay in sight.
 const WRAPPED_MIN: u16 = 80;
 
 /// Draws the screen. Returns the first policy in sight. `now` is in Unix milliseconds.
@@ -48,7 +48,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View, now: u64) -> usize {
         figures = figures.wrap(Wrap { trim: false });
     }
     // An empty line is below the figures.
-    let head = (rows(&figures, area.width, area.height) + 1).min(area.height.saturating_sub(1));
+    let head = rows(&figures, area.width, area.height)
+        .saturating_add(1)
+        .min(area.height.saturating_sub(1));
     let rest = area.height.saturating_sub(head + 1);
     let message = view.message.as_ref().map(paragraph);
     let wanted = message.as_ref().map_or(0, |it| rows(it, area.width, area.height));

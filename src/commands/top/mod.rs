@@ -104,8 +104,8 @@ struct Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // A panic has had it restored by ratatui's hook. Once more would move the cursor back, and the
-        // shell would write over the message.
+        // At a panic ratatui's hook has restored it. Doing so again would move the cursor back, and
+        // the shell would write over the message.
         if !std::thread::panicking() {
             ratatui::restore();
         }
@@ -114,9 +114,10 @@ impl Drop for Screen {
 
 impl Screen {
     fn draw(&mut self, view: &mut View) -> io::Result<()> {
-        let now = clock::unix_millis();
         let mut scrolled = 0;
-        self.terminal.draw(|frame| scrolled = draw::draw(frame, view, now))?;
+        self.terminal.draw(|frame| {
+            scrolled = draw::draw(frame, view, clock::unix_millis());
+        })?;
         view.scrolled = scrolled;
         Ok(())
     }
@@ -161,7 +162,9 @@ async fn follow(
             _ = ticks.tick() => {
                 if asking.is_none() {
                     let asked = asked.clone();
-                    asking = Some(Box::pin(async { Answer::Status(status(asked).await.map(Box::new)) }));
+                    asking = Some(Box::pin(async {
+                        Answer::Status(status(asked).await.map(Box::new))
+                    }));
                 }
                 continue;
             }
@@ -177,8 +180,7 @@ async fn follow(
     }
 }
 
-/// Waits for the end of a call, for ever if there is none. Goes on where it was when it is asked
-/// again.
+/// Waits for the end of a call, for ever if there is none. Goes on where it was if it is dropped.
 async fn ended(call: &mut Option<Call>) -> Answer {
     let Some(under_way) = call else { return pending().await };
     let answer = under_way.await;
