@@ -27,7 +27,6 @@ from running import Report  # noqa: E402
 # What a binary says about each configuration with a section whose feature it was built without.
 NOT_BUILT = (
     "--features kafka",
-    "unknown key `durability`",
     "unknown key `kafka`",
 )
 
