@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The same bytes to Tailwater and to a real Collector: what differs must be on the list in README.md.
 # Before that, kept spans leave over OTLP/HTTP into the Collector, files that the Collector writes are
-# replayed, configurations of the Collector are compared with what `tailwater convert` makes of them, and traffic
-# moves from tail_sampling to Tailwater without losing a trace.
+# replayed, configurations of the Collector are compared with what `tailwater convert` makes of them, traffic
+# moves from tail_sampling to Tailwater without losing a trace, and instances come and go behind Collectors.
 #
 #     tests/peer/run.sh [path to the tailwater binary [folder of configurations]]
 #
@@ -41,5 +41,14 @@ export PYTHONDONTWRITEBYTECODE=1
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/corpus"
 "$cache/venv/bin/python" "$here/migrate.py" \
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/migrate"
+jaeger=${TAILWATER_TOOLS:-$HOME/.cache/tailwater-tools}/bin/jaeger-v1.76.0
+if [[ -x $jaeger ]]; then
+    "$cache/venv/bin/python" "$here/jaeger.py" \
+        --tailwater "$tailwater" --jaeger "$jaeger" --folder "$cache/jaeger"
+else
+    echo "NOT RUN: answers of a real Jaeger; $here/build-jaeger.sh builds it"
+fi
+"$cache/venv/bin/python" "$here/fleet.py" \
+    --tailwater "$tailwater" --collector "$collector" --folder "$cache/fleet"
 exec "$cache/venv/bin/python" "$here/compare.py" \
     --tailwater "$tailwater" --collector "$collector" --folder "$cache/run"
