@@ -271,7 +271,7 @@ class Corpus:
         also = [one for one in partly if one.refusal]
         print(f"{len(self.sources)} configurations, {len(whole)} converted whole")
         print(f"{len(partly)} refused at some lines, {len(also)} by the Collector too")
-        print(f"{len(compared)} sets compared with {TRACES} traces each, {len(wholes)} of them whole")
+        print(f"{len(compared)} sets of {TRACES} traces compared, {len(wholes)} of them whole")
         print(f"{len(telling)} keep some and drop some; {len(equal)} are equal")
 
 
