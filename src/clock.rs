@@ -11,7 +11,7 @@
 mod millis;
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -60,19 +60,44 @@ impl WindowClock {
         WindowClock { clock: Clock::start(), steps: Mutex::new(steps) }
     }
 
-    /// Milliseconds since the start. They wrap after 49 days, as [`Millis`] expects.
-    pub fn now(&self) -> Millis {
+    /// Starts a clock at the time at which an earlier process ended. [`Self::restart`] sets it to
+    /// this time again.
+    pub fn start_at(millis: u64, step_max: Duration) -> Self {
+        let clock = Self::start(step_max);
+        clock.lock().base_millis = millis;
+        clock
+    }
+
+    /// Goes back to the time at which it was started: what passed since then does not count. Called
+    /// before anything waits by this clock.
+    pub fn restart(&self) {
+        let mut steps = self.lock();
+        let elapsed = self.clock.elapsed().as_millis() as u64;
+        steps.read_at = elapsed;
+        steps.before_millis = elapsed - steps.stalled_millis;
+    }
+
+    /// Milliseconds since the start of the first process.
+    pub fn millis(&self) -> u64 {
         // A lock instead of atomics: after a stall, no reading may see the time before another
         // reading has subtracted the stall. No code panics while it holds the lock.
-        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.lock();
         // Read under the lock, so that readings are in order.
-        Millis(steps.step(self.clock.elapsed().as_millis() as u64) as u32)
+        steps.step(self.clock.elapsed().as_millis() as u64)
+    }
+
+    /// Milliseconds since the start. They wrap after 49 days, as [`Millis`] expects.
+    pub fn now(&self) -> Millis {
+        Millis(self.millis() as u32)
     }
 
     /// The time that has been subtracted since the start.
     pub fn stalled(&self) -> Duration {
-        let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-        Duration::from_millis(steps.stalled_millis)
+        Duration::from_millis(self.lock().stalled_millis)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Steps> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,6 +107,10 @@ struct Steps {
     step_max_millis: u64,
     read_at: u64,
     stalled_millis: u64,
+    /// The time at the start.
+    base_millis: u64,
+    /// Time that passed before the restart.
+    before_millis: u64,
 }
 
 impl Steps {
@@ -89,7 +118,7 @@ impl Steps {
         let step = elapsed_millis - self.read_at;
         self.stalled_millis += step.saturating_sub(self.step_max_millis);
         self.read_at = elapsed_millis;
-        elapsed_millis - self.stalled_millis
+        self.base_millis + elapsed_millis - self.stalled_millis - self.before_millis
     }
 }
 
@@ -113,5 +142,17 @@ mod tests {
         let day = 30_700 + 86_400_000;
         let last = (30_700..=day).step_by(500).map(|elapsed| steps.step(elapsed)).last();
         assert_eq!(last, Some(day - 29_500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_goes_back_to_the_time_at_the_start() {
+        let clock = WindowClock::start_at(70_000, Duration::from_millis(500));
+        tokio::time::advance(Duration::from_millis(400)).await;
+        assert_eq!(clock.millis(), 70_400);
+        tokio::time::advance(Duration::from_secs(9)).await;
+        clock.restart();
+        assert_eq!((clock.millis(), clock.now()), (70_000, Millis(70_000)));
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(clock.millis(), 70_100);
     }
 }

@@ -13,6 +13,7 @@
 //! window. The decider checks for room before it judges a trace, so a trace that has to wait is
 //! judged only once. At shutdown, the last decisions wait for room regardless of `overflow`.
 
+mod journal;
 mod leaving;
 mod outbox;
 
@@ -20,8 +21,8 @@ use std::{sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
-use self::leaving::Leaving;
-pub use self::outbox::Outbox;
+use self::{journal::Journal, leaving::Leaving};
+pub use self::{journal::JournalParts, outbox::Outbox};
 use crate::{
     budget::{self, Budget},
     clock::{self, WindowClock},
@@ -38,6 +39,11 @@ use crate::{
 
 /// Shorter stalls are normal on a busy machine and are not logged.
 const STALL_LOGGED_MIN: Duration = Duration::from_secs(1);
+
+/// At the end of the process: the attempts to write what is left, and the pause between two of
+/// them, in which the disk may sync.
+const LEAVE_ATTEMPTS: u32 = 40;
+const LEAVE_PAUSE: Duration = Duration::from_millis(25);
 
 /// How kept spans are stamped, and how large requests may be.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +72,7 @@ pub struct Decider {
     supervisor: Arc<Supervisor>,
     tick: Duration,
     leaving: Leaving,
+    journal: Option<Journal>,
     decided: Decided,
     is_relieving: bool,
     next_shard: usize,
@@ -98,7 +105,7 @@ pub struct Parts {
 
 impl Decider {
     /// Creates a decider; it starts with [`Self::run`].
-    pub fn new(parts: Parts, settings: Settings) -> Self {
+    pub fn new(parts: Parts, settings: Settings, journal: Option<JournalParts>) -> Self {
         let Parts { sampler, outbox, queue, metrics, budget, clock, supervisor } = parts;
         let leaving = Leaving::new(&queue, &metrics, &budget, settings);
         Decider {
@@ -111,6 +118,7 @@ impl Decider {
             supervisor,
             tick: settings.tick,
             leaving,
+            journal: journal.map(Journal::new),
             decided: Decided::default(),
             is_relieving: false,
             next_shard: 0,
@@ -152,7 +160,7 @@ impl Decider {
                 }
                 self.decide_shard(shard, Which::Due).await;
                 if shard == shards - 1 {
-                    self.flush();
+                    self.end_tick();
                     self.sampler.trim(self.clock.now());
                 }
             }
@@ -273,10 +281,13 @@ impl Decider {
         if let Some(metrics) = self.sampler.span_metrics() {
             metrics.kept(&decided.spans, clock::unix_millis());
         }
+        if let Some(journal) = &mut self.journal {
+            journal.add(&decided);
+        }
         self.leaving.add(&mut decided.kept, &mut decided.spans);
         decided.clear();
         self.decided = decided;
-        self.leaving.stamp(&self.sampler.plan());
+        self.leaving.stamp(&self.sampler.plan(), self.journal.as_ref());
     }
 
     /// Takes over the decisions of connection tasks, unless the queue has no room for those taken
@@ -288,9 +299,12 @@ impl Decider {
                 return;
             }
         }
-        let waiting = self.outbox.take();
+        let mut waiting = self.outbox.take();
+        if let Some(journal) = &mut self.journal {
+            journal.append(std::mem::take(&mut waiting.decided));
+        }
         if !waiting.kept.is_empty() {
-            self.leaving.take(waiting);
+            self.leaving.take(&mut waiting);
             // Flushed at once, to release its charge on the budget.
             self.flush();
         }
@@ -298,7 +312,58 @@ impl Decider {
 
     /// Encodes and queues the waiting spans, as far as the queue accepts them.
     fn flush(&mut self) {
-        self.leaving.flush(&self.sampler.plan());
+        self.leaving.flush(&self.sampler.plan(), self.journal.as_ref());
+    }
+
+    /// Queues what the tick has kept, and writes what it has decided.
+    fn end_tick(&mut self) {
+        if self.journal.is_none() {
+            return self.flush();
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.begin_end();
+        }
+        self.empty_outbox();
+        self.flush();
+        let all_queued = self.leaving.is_empty();
+        if let Some(journal) = &mut self.journal {
+            journal.end(all_queued);
+        }
+    }
+
+    /// Between two steps of a replay, in which nothing is decided by time: passes on late spans,
+    /// and frees memory where it is short.
+    pub async fn relieve(&mut self) {
+        self.end_tick();
+        self.relieve_memory().await;
+    }
+
+    /// Ends without deciding anything more: what is undecided, and what is not delivered, stays on
+    /// disk for the next process. What was decided and could not be queued or written is decided
+    /// again there.
+    pub async fn leave(&mut self) {
+        for _ in 0..LEAVE_ATTEMPTS {
+            self.end_tick();
+            if !self.journal.as_ref().is_some_and(Journal::waits_for_sync) {
+                return;
+            }
+            tokio::time::sleep(LEAVE_PAUSE).await;
+        }
+    }
+
+    /// After everything is decided and delivered: frees what is on disk.
+    pub async fn tidy_up(&mut self) {
+        for _ in 0..LEAVE_ATTEMPTS {
+            let Some(journal) = &mut self.journal else { return };
+            if journal.is_at_rest() {
+                return;
+            }
+            journal.hurry();
+            self.end_tick();
+            if self.journal.as_ref().is_some_and(Journal::waits_for_sync) {
+                tokio::time::sleep(LEAVE_PAUSE).await;
+            }
+        }
     }
 
     /// Decides the oldest traces until memory is below the soft target. One round decides the
@@ -392,7 +457,7 @@ mod tests {
             max_request_bytes: 1 << 10,
             overflow: Overflow::Block,
         };
-        let mut decider = Decider::new(parts, settings);
+        let mut decider = Decider::new(parts, settings, None);
         queue.announce(3);
         assert_eq!(queue.held(), (0, 3));
         decider.recover();

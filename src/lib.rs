@@ -13,6 +13,7 @@ pub mod decisions;
 pub mod recording;
 pub mod decider;
 pub mod exporter;
+pub mod durability;
 
 pub mod service;
 pub mod admin;

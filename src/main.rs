@@ -5,8 +5,8 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tailwater::{
     commands::{
-        check, complain, completions, convert, demo, explain, health, print, record, replay, tail,
-        test, trial,
+        check, complain, completions, convert, demo, explain, health, log, print, record, replay,
+        tail, test, trial,
     },
     config::{self, Config},
     logging::Log,
@@ -53,6 +53,8 @@ enum Command {
     Try(trial::Options),
     /// Record a share of whole traces from a running instance, for replay
     Record(record::Options),
+    /// Show what the logs of [durability] hold, and what of it is damaged
+    Log(log::Options),
     /// Validate configuration and policy files and report every problem
     Check {
         /// Files to validate
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Command::Convert(options) => exit_code(convert::run(&options)),
         Command::Test(options) => exit_code(test::run(&options)),
         Command::Replay(options) => exit_code(replay::run(&options)),
+        Command::Log(options) => exit_code(log::run(&options)),
         Command::Explain(options) => exit_code(explain::run(&options)),
         Command::Tail(options) => exit_code(tail::run(&options)),
         Command::Health(options) => exit_code(on_runtime(health::run(options))),
@@ -145,7 +148,13 @@ async fn run(config: Config) -> bool {
             return false;
         }
     };
-    let service = match Service::start(&config).await {
+    let started = tokio::select! {
+        // A signal comes first: a replay may take a while, and what is on disk stays there.
+        biased;
+        () = signals.stop() => return true,
+        started = Service::start(&config) => started,
+    };
+    let service = match started {
         Ok(service) => service,
         Err(problem) => {
             error!("{problem}");

@@ -20,7 +20,9 @@
 
 mod admin;
 mod credentials;
+mod durable;
 mod limits;
+mod tasks;
 mod watching;
 
 use std::{
@@ -48,16 +50,19 @@ use tracing::{error, info, warn};
 
 use self::{
     credentials::Credentials,
+    durable::{Durable, Opened},
     limits::{cores, grpc_limits, http_limits, http_settings, limits, span_metrics, tick},
+    tasks::{decide, finish, spawn_consumers},
 };
 use crate::{
     admin::{Admin, CONTROL_SERVICE},
     budget::Budget,
-    clock::{Clock, WindowClock},
+    clock::WindowClock,
     config::Config,
     credentials::{Faults, Live, Tokens},
     decider::{self, Decider, Outbox, Parts, Settings},
-    exporter::{Client, ClientError, Consumer, Queue},
+    durability::{OpenError, ReadError},
+    exporter::{Client, ClientError, Queue},
     grpc::TRACE_SERVICE,
     metrics::{Metrics, Transport},
     net::{
@@ -87,6 +92,12 @@ pub enum StartError {
     /// A certificate, key or token cannot be used.
     #[error(transparent)]
     Credentials(#[from] Faults),
+    /// The directory of `[durability]` cannot be used.
+    #[error(transparent)]
+    Durability(#[from] OpenError),
+    /// A log of `[durability]` cannot be read.
+    #[error("[durability]: {0}")]
+    Replay(#[from] ReadError),
     /// The thread of the admin listener cannot be started.
     #[error("cannot start the admin thread: {0}")]
     Admin(#[from] io::Error),
@@ -115,6 +126,7 @@ pub struct Service {
     watchers: JoinSet<()>,
     admin: Arc<Admin>,
     admin_thread: Thread<()>,
+    durable: Option<Durable>,
     stop_receivers: watch::Sender<bool>,
     stop_decider: oneshot::Sender<()>,
     give_up: watch::Sender<bool>,
@@ -130,11 +142,13 @@ struct Shared {
     queue: Arc<Queue>,
     clock: Arc<WindowClock>,
     supervisor: Arc<Supervisor>,
+    durable: Option<Durable>,
 }
 
 impl Shared {
-    fn new(config: &Config, shards: usize, hasher: Hasher) -> Self {
-        let plan = Arc::new(Plan::compile(&config.policies));
+    fn new(config: &Config, shards: usize, hasher: Hasher, opened: Option<&Opened>) -> Self {
+        let known = opened.into_iter().flat_map(Opened::policies);
+        let plan = Arc::new(Plan::compile(&config.policies).with_names(known));
         decider::expire(&plan);
         let budget = Budget::new(config.sampling.memory_limit_bytes);
         let (mib, from) = (budget.limit() >> 20, config.sampling.memory_limit_from.as_str());
@@ -145,14 +159,21 @@ impl Shared {
         let shards = shards.min(budget.limit() / (8 * SEGMENT_BYTES)).max(1);
         let limits = limits(config);
         let sampler = Sampler::with_hasher(plan, limits, &budget, shards, hasher);
-        let sampler = Arc::new(sampler.with_span_metrics(span_metrics(config, &budget)));
-        let queue = Queue::new(config.exporter.queue.queue_bytes_max, &budget);
+        let sampler = sampler.with_span_metrics(span_metrics(config, &budget));
+        let sampler = Arc::new(match opened {
+            Some(opened) => sampler.with_positions(opened.durability.positions()),
+            None => sampler,
+        });
+        let queue_bytes_max = durable::queue_bytes_max(config);
+        let queue = Queue::new(queue_bytes_max, &budget);
         let outbox = Outbox::new(&queue, &budget);
         // The clock takes off stalls of more than five ticks, so that a stall never makes a trace
         // due before it has waited for most of its time.
-        let clock = Arc::new(WindowClock::start(5 * tick(config)));
-        let supervisor = Arc::default();
-        Shared { budget, metrics, sampler, outbox, queue, clock, supervisor }
+        let began = opened.map_or(0, |opened| opened.recovered.time);
+        let clock = Arc::new(WindowClock::start_at(began, 5 * tick(config)));
+        let supervisor: Arc<Supervisor> = Arc::default();
+        let durable = opened.map(|opened| Durable::new(config, opened, &metrics, &supervisor));
+        Shared { budget, metrics, sampler, outbox, queue, clock, supervisor, durable }
     }
 
     fn intake(&self, config: &Config, tokens: Option<Arc<Live<Tokens>>>) -> Arc<Intake> {
@@ -164,6 +185,8 @@ impl Shared {
             budget: Arc::clone(&self.budget),
             buffers: receiver::buffers(cores(), &self.budget),
             turns: Turns::new(cores()),
+            durability: self.durable.as_ref().map(Durable::logs),
+            keeper: self.durable.as_ref().and_then(Durable::keeper),
             empty: EmptyRequests::default(),
             metrics: Arc::clone(&self.metrics),
             clock: Arc::clone(&self.clock),
@@ -180,6 +203,36 @@ impl Shared {
         let supervised = Supervised { supervisor, task: Task::Receiver };
         let tally = Some(Tally::new(&self.metrics, transport));
         Terms { limits, tls: with.server.as_ref().map(handshake), supervised, tally }
+    }
+
+    /// Begins to accept requests.
+    fn serve<L: Listen>(
+        &self,
+        config: &Config,
+        intake: &Arc<Intake>,
+        credentials: &Credentials,
+        (grpc, http): (L, L),
+        (health, stop): (HealthReporter, watch::Receiver<bool>),
+    ) -> JoinSet<()> {
+        let mut receivers = JoinSet::new();
+        let service = GrpcService::new(
+            Arc::clone(intake),
+            HealthService::from_health_reporter(health),
+            config.grpc.max_recv_msg_bytes,
+        );
+        let answer = move |request| service.clone().answer(request);
+        let connections_max = descriptors::connections_max(2);
+        let grpc_limits = grpc_limits(config, connections_max, &self.budget);
+        let http_limits = http_limits(config, &grpc_limits, connections_max);
+        let terms = self.terms(grpc_limits, Transport::Grpc, credentials);
+        let grpc = listen::serve(grpc, terms, answer, stop.clone());
+        receivers.spawn(self.supervisor.vital(Task::Receiver).over(grpc));
+        let service = HttpService::new(Arc::clone(intake), http_settings(config));
+        let answer = move |request| service.clone().answer(request);
+        let terms = self.terms(http_limits, Transport::Http, credentials);
+        let http = listen::serve(http, terms, answer, stop);
+        receivers.spawn(self.supervisor.vital(Task::Receiver).over(http));
+        receivers
     }
 
     fn decider(&self, config: &Config) -> Decider {
@@ -199,7 +252,7 @@ impl Shared {
             max_request_bytes: config.exporter.max_request_bytes,
             overflow: config.exporter.queue.overflow,
         };
-        Decider::new(parts, settings)
+        Decider::new(parts, settings, self.durable.as_ref().map(|durable| durable.journal(self)))
     }
 }
 
@@ -256,7 +309,8 @@ impl Service {
         let Ground { grpc, http, admin: admin_listener, client, shards, hasher } = ground;
         let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
         let admin_address = admin_listener.local_addr()?;
-        let shared = Shared::new(config, shards, hasher);
+        let mut opened = durable::open(config).await?;
+        let mut shared = Shared::new(config, shards, hasher, opened.as_ref());
         let credentials = Credentials::read(config, &shared.metrics)?;
         let is_ready = Arc::new(AtomicBool::new(false));
         let (stop_receivers, receivers_stop) = watch::channel(false);
@@ -269,31 +323,20 @@ impl Service {
             None => credentials.client(config)?,
         };
         let consumers = spawn_consumers(config, client.clone(), &shared, consumers_give_up);
-        let vital = |task| shared.supervisor.vital(task);
-        let decider = decide(shared.decider(config), decider_stops, shared.supervisor.clone());
-        let decider = tokio::spawn(vital(Task::Decider).over(decider));
         let admin = shared.admin(config, &is_ready, client, &credentials).await;
         let admin_thread = Arc::clone(&admin).spawn(admin_listener, admin_stops)?;
         let intake = shared.intake(config, credentials.tokens.clone());
+        let mut decider = shared.decider(config);
+        if let Some(opened) = opened.take() {
+            durable::recover(opened, &shared, &intake, &mut decider).await?;
+        }
+        let durable = shared.durable.take();
+        let vital = |task| shared.supervisor.vital(task);
+        let decider = decide(decider, decider_stops, shared.supervisor.clone());
+        let decider = tokio::spawn(vital(Task::Decider).over(decider));
         let health = serving(&[TRACE_SERVICE]).await;
-        let mut receivers = JoinSet::new();
-        let service = GrpcService::new(
-            Arc::clone(&intake),
-            HealthService::from_health_reporter(health.clone()),
-            config.grpc.max_recv_msg_bytes,
-        );
-        let answer = move |request| service.clone().answer(request);
-        let connections_max = descriptors::connections_max(2);
-        let grpc_limits = grpc_limits(config, connections_max, &shared.budget);
-        let http_limits = http_limits(config, &grpc_limits, connections_max);
-        let terms = shared.terms(grpc_limits, Transport::Grpc, &credentials);
-        let grpc = listen::serve(grpc, terms, answer, receivers_stop.clone());
-        receivers.spawn(vital(Task::Receiver).over(grpc));
-        let service = HttpService::new(Arc::clone(&intake), http_settings(config));
-        let answer = move |request| service.clone().answer(request);
-        let terms = shared.terms(http_limits, Transport::Http, &credentials);
-        let http = listen::serve(http, terms, answer, receivers_stop);
-        receivers.spawn(vital(Task::Receiver).over(http));
+        let stop = (health.clone(), receivers_stop);
+        let receivers = shared.serve(config, &intake, &credentials, (grpc, http), stop);
         let watchers = watching::spawn(credentials.watch, &admin.reload, &shared.supervisor);
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, supervisor, sampler, .. } = shared;
@@ -316,6 +359,7 @@ impl Service {
             watchers,
             admin,
             admin_thread,
+            durable,
             stop_receivers,
             stop_decider,
             give_up,
@@ -353,18 +397,27 @@ impl Service {
         let _ = self.stop_decider.send(());
         // Without a decider, the queue must still be delivered.
         let mut decider = self.decider.await.ok();
+        // The last twentieth is for deciding and counting what is given up.
+        let give_up_at = deadline - self.shutdown_timeout / 20;
+        let leaves = self.durable.as_ref().is_some_and(Durable::leaves);
         let finish = async {
+            if leaves {
+                return durable::leave(decider.as_mut(), &self.queue, &mut self.consumers).await;
+            }
             finish(decider.as_mut(), &self.supervisor).await;
             self.queue.drained().await;
         };
-        // The last twentieth is for deciding and counting what is given up.
-        let give_up_at = deadline - self.shutdown_timeout / 20;
-        if timeout_at(give_up_at, finish).await.is_err() {
+        if timeout_at(give_up_at, finish).await.is_err() || leaves {
             self.give_up.send_replace(true);
-            self::finish(decider.as_mut(), &self.supervisor).await;
+            if !leaves {
+                self::finish(decider.as_mut(), &self.supervisor).await;
+            }
         }
         self.queue.close();
         while self.consumers.join_next().await.is_some() {}
+        if let Some(durable) = self.durable.take() {
+            durable.end(decider.as_mut()).await;
+        }
         // Stopped last, so that the last connection to the backend used valid credentials.
         self.watchers.abort_all();
         self.stop_admin.send_replace(true);
@@ -374,6 +427,7 @@ impl Service {
         let _ = timeout_at(deadline, spawn_blocking(move || admin.join())).await;
         // After too many panics some spans may still be in the window or the queue.
         let left = self.sampler.buffered().spans + self.queue.held().1;
+        let left = if leaves { 0 } else { left };
         let undelivered = self.metrics.failed_in_all() - failed_before + left;
         if undelivered > 0 {
             error!(
@@ -419,62 +473,4 @@ async fn serving(services: &[&str]) -> HealthReporter {
         health.set_service_status(service, ServingStatus::Serving).await;
     }
     health
-}
-
-fn spawn_consumers(
-    config: &Config,
-    client: Client,
-    shared: &Shared,
-    give_up: watch::Receiver<bool>,
-) -> JoinSet<()> {
-    let consumer = Consumer {
-        client,
-        queue: Arc::clone(&shared.queue),
-        retry: config.exporter.retry.clone(),
-        metrics: Arc::clone(&shared.metrics),
-        supervisor: Arc::clone(&shared.supervisor),
-        clock: Clock::start(),
-        give_up,
-    };
-    let mut consumers = JoinSet::new();
-    for _ in 0..config.exporter.queue.num_consumers {
-        let consumer = consumer.clone();
-        let vital = shared.supervisor.vital(Task::Exporter);
-        consumers.spawn(vital.over(async move {
-            let supervisor = &consumer.supervisor;
-            while supervisor.run(Task::Exporter, consumer.clone().run()).await.is_err() {
-                if supervisor.keeps_panicking() {
-                    return;
-                }
-            }
-        }));
-    }
-    consumers
-}
-
-/// Decides the remaining traces. If a trace makes it panic, only the traces in hand are lost.
-async fn finish(decider: Option<&mut Decider>, supervisor: &Supervisor) {
-    let Some(decider) = decider else { return };
-    while supervisor.run(Task::Decider, decider.finish()).await.is_err() {
-        decider.recover();
-        if supervisor.keeps_panicking() {
-            return;
-        }
-    }
-}
-
-/// Runs the decider until it is told to stop, and returns it so that it can finish.
-async fn decide(
-    mut decider: Decider,
-    mut stop: oneshot::Receiver<()>,
-    supervisor: Arc<Supervisor>,
-) -> Decider {
-    loop {
-        tokio::select! {
-            // Stopping comes first: `finish` decides everything that this tick would have decided.
-            biased;
-            _ = &mut stop => return decider,
-            _ = supervisor.run(Task::Decider, decider.run()) => decider.recover(),
-        }
-    }
 }

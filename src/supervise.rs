@@ -53,17 +53,20 @@ pub enum Task {
     Admin = 4,
     /// The check of certificates, keys and tokens.
     Credentials = 5,
+    /// The syncs of `[durability]`, and the replay at the start.
+    Durability = 6,
 }
 
 impl Task {
     /// Every task, in the order of its number.
-    pub const ALL: [Task; 6] = [
+    pub const ALL: [Task; 7] = [
         Task::Receiver,
         Task::Decider,
         Task::Exporter,
         Task::Reload,
         Task::Admin,
         Task::Credentials,
+        Task::Durability,
     ];
 
     /// The value of the `task` label.
@@ -75,6 +78,7 @@ impl Task {
             Task::Reload => "reload",
             Task::Admin => "admin",
             Task::Credentials => "credentials",
+            Task::Durability => "durability",
         }
     }
 }
@@ -395,7 +399,7 @@ mod tests {
         for _ in 0..PANICS_MAX {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
         }
-        assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0], None));
+        assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0, 0], None));
         // Panics of another task, and those that are long ago, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;

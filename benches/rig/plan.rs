@@ -81,6 +81,9 @@ pub(crate) struct Options {
     /// A Collector with tail_sampling, as `tests/peer/build.sh` builds it
     #[arg(long)]
     collector: Option<PathBuf>,
+    /// Where logs of durable targets are written [default: the folder for temporary files]
+    #[arg(long)]
+    directory: Option<PathBuf>,
     /// Write every figure of every run to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -100,6 +103,8 @@ pub(crate) enum Scenario {
     Steady,
     /// decision_wait 30 s with roots after 1 s and 5 s after the root: memory over 6 s of traffic
     Memory30,
+    /// Tailwater without durability, and with `mode = "process"`, in turn
+    Durable,
     /// Beside the Collector's tail_sampling, at a rate that the Collector can take
     Peer,
 }
@@ -137,6 +142,10 @@ impl Scenario {
                 warm_up: Some(Duration::from_secs(45)),
             },
             // The Collector takes some 120,000 spans/s on two cores, load generator included.
+            Self::Durable => Defaults {
+                targets: &[Target::Tailwater, Target::Process],
+                ..Self::Steady.defaults()
+            },
             Self::Peer => Defaults {
                 targets: &[
                     Target::Floor,
@@ -167,6 +176,10 @@ pub(crate) enum Keep {
 pub(crate) enum Target {
     Floor,
     Tailwater,
+    /// The same with `[durability] mode = "process"`.
+    Process,
+    /// The same with `mode = "power"`.
+    Power,
     /// tail_sampling with one shard, its default.
     Collector,
     /// tail_sampling with two shards, one per core.
@@ -179,6 +192,8 @@ impl Target {
         match self {
             Self::Floor => "floor",
             Self::Tailwater => "tailwater",
+            Self::Process => "tailwater, process",
+            Self::Power => "tailwater, power",
             Self::Collector => "collector",
             Self::CollectorSharded => "collector, 2 shards",
         }
@@ -205,6 +220,7 @@ pub(crate) struct Plan {
     pub(crate) more_policies: usize,
     pub(crate) span_metrics: Option<SpanKinds>,
     pub(crate) workers: Option<usize>,
+    pub(crate) directory: Option<PathBuf>,
     pub(crate) tailwater: PathBuf,
     pub(crate) collector: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
@@ -240,6 +256,7 @@ impl Plan {
             more_policies: options.more_policies,
             span_metrics: options.span_metrics,
             workers: options.workers,
+            directory: options.directory,
             tailwater: options.tailwater,
             collector: options.collector,
             json: options.json,

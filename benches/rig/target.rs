@@ -30,6 +30,7 @@ pub(crate) struct Server {
     pub(crate) receiver: SocketAddr,
     pub(crate) ready_ms: f64,
     telemetry: Option<SocketAddr>,
+    logs: Option<Logs>,
     _config: Option<ConfigFile>,
 }
 
@@ -45,7 +46,9 @@ impl Server {
     pub(crate) fn start(target: Target, plan: &Plan, sink: SocketAddr) -> Result<Self> {
         match target {
             Target::Floor => Self::floor(),
-            Target::Tailwater => Self::tailwater(plan, sink),
+            Target::Tailwater => Self::tailwater(plan, sink, None),
+            Target::Process => Self::tailwater(plan, sink, Some("process")),
+            Target::Power => Self::tailwater(plan, sink, Some("power")),
             Target::Collector => Self::collector(plan, sink, 1),
             Target::CollectorSharded => Self::collector(plan, sink, 2),
         }
@@ -56,12 +59,22 @@ impl Server {
         let process = Process::rig("floor", &[])?;
         let receiver = process.answer::<Listening>()?.address;
         let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
-        Ok(Self { process, receiver, ready_ms, telemetry: None, _config: None })
+        Ok(Self { process, receiver, ready_ms, telemetry: None, logs: None, _config: None })
     }
 
-    fn tailwater(plan: &Plan, sink: SocketAddr) -> Result<Self> {
+    fn tailwater(plan: &Plan, sink: SocketAddr, mode: Option<&str>) -> Result<Self> {
         let [receiver, http, telemetry] = free_addresses()?;
-        let config = ConfigFile::write(&toml(plan, receiver, http, telemetry, sink))?;
+        let logs = mode.map(|_| Logs::new(plan));
+        let durability = logs.iter().zip(mode).map(|(logs, mode)| {
+            let directory = logs.0.display();
+            format!(
+                "[durability]\nmode = '{mode}'\ndirectory = '{directory}'\n\
+                 max_size_mib = 16384\non_shutdown = 'decide'\n"
+            )
+        });
+        let durability: String = durability.collect();
+        let text = toml(plan, receiver, http, telemetry, sink);
+        let config = ConfigFile::write(&format!("{durability}{text}"))?;
         let begin = Instant::now();
         let mut command = Command::new(&plan.tailwater);
         command.arg("run").arg("--config").arg(&config.0);
@@ -72,7 +85,7 @@ impl Server {
         wait_until(&mut process, || matches!(get(telemetry, "/-/ready"), Ok((200, _))))?;
         let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
         let telemetry = Some(telemetry);
-        Ok(Self { process, receiver, ready_ms, telemetry, _config: Some(config) })
+        Ok(Self { process, receiver, ready_ms, telemetry, logs, _config: Some(config) })
     }
 
     fn collector(plan: &Plan, sink: SocketAddr, shards: u32) -> Result<Self> {
@@ -85,7 +98,8 @@ impl Server {
         let mut process = Process::start("collector", command)?;
         wait_until(&mut process, || TcpStream::connect(receiver).is_ok())?;
         let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
-        Ok(Self { process, receiver, ready_ms, telemetry: None, _config: Some(config) })
+        let (telemetry, logs) = (None, None);
+        Ok(Self { process, receiver, ready_ms, telemetry, logs, _config: Some(config) })
     }
 
     /// The figures that tailwater reports about its window; `None` for other targets.
@@ -94,6 +108,12 @@ impl Server {
         let (status, metrics) = get(telemetry, "/metrics")?;
         if status != 200 {
             return Err(format!("/metrics answers {status}").into());
+        }
+        if self.logs.is_some() {
+            let of_log = |line: &&str| line.starts_with("tailwater_durability_bytes{");
+            let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+            let bytes: f64 = metrics.lines().filter(of_log).filter_map(value).sum();
+            eprintln!("  {:.0} MiB on disk", bytes / f64::from(1 << 20));
         }
         let spans = gauge(&metrics, "tailwater_window_spans")?;
         Ok(Some(Window { spans, bytes: gauge(&metrics, "tailwater_window_bytes")? }))
@@ -117,6 +137,24 @@ fn wait_until(process: &mut Process, is_ready: impl Fn() -> bool) -> Result<()> 
         process::pause(READY_POLL)?;
     }
     Ok(())
+}
+
+/// A directory of logs that is removed together with the server that writes them.
+struct Logs(PathBuf);
+
+impl Logs {
+    fn new(plan: &Plan) -> Self {
+        let directory = plan.directory.clone().unwrap_or_else(std::env::temp_dir);
+        Self(directory.join(format!("tailwater-rig-logs-{}", std::process::id())))
+    }
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("rig: {}: {error}", self.0.display());
+        }
+    }
 }
 
 /// A file that is removed together with the server that reads it.

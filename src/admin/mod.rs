@@ -45,6 +45,7 @@ use crate::{
     control::to_json,
     credentials::{Live, Tokens},
     decisions::{Decision, Logged},
+    durability::Durability,
     exporter::{Client, Queue},
     logging,
     metrics::{Metrics, Readings},
@@ -137,6 +138,8 @@ pub struct Admin {
     pub supervisor: Arc<Supervisor>,
     /// Knows when the process did not run.
     pub clock: Arc<WindowClock>,
+    /// Knows the logs of `[durability]`.
+    pub durability: Option<Arc<Durability>>,
     /// Reloads the policies.
     pub reload: Arc<Reload>,
     /// `telemetry.enable_lifecycle`.
@@ -379,6 +382,10 @@ impl Admin {
             stalled: self.clock.stalled(),
             log_lines_lost: logging::lines_lost(),
             span_metrics: self.sampler.span_metrics().map(|it| it.totals()).unwrap_or_default(),
+            durability: self
+                .durability
+                .as_ref()
+                .map_or(Default::default(), |logs| (logs.bytes(), logs.errors(), logs.damaged())),
         }
     }
 

@@ -18,7 +18,10 @@ use tokio::{
 };
 use tonic::{Code, Status, body::Body};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
-use tonic_reflection::server::{Builder, v1, v1alpha};
+use tonic_reflection::{
+    pb,
+    server::{Builder, v1, v1alpha},
+};
 use tower_service::Service as _;
 
 use super::{
@@ -85,7 +88,11 @@ pub(super) fn services(
     admin: &Arc<Admin>,
 ) -> Arc<Rpc<impl v1::ServerReflection, impl v1alpha::ServerReflection>> {
     let described = || {
+        // Each version would list itself alone.
         Builder::configure()
+            .include_reflection_service(false)
+            .register_encoded_file_descriptor_set(pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(pb::v1alpha::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };

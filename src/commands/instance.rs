@@ -97,16 +97,16 @@ pub(super) enum Failure {
     Files(#[from] Faults),
     /// There is no connection.
     #[error("cannot reach Tailwater at {address}: {why}")]
-    Unreachable { address: Uri, why: String },
+    Unreachable { address: String, why: String },
     /// The instance refuses the call.
     #[error("{address} refuses: {why}")]
-    Refused { address: Uri, why: String },
+    Refused { address: String, why: String },
     /// Something else answers.
     #[error(
         "{0} does not serve the control API: is it the telemetry endpoint of Tailwater \
          (telemetry.endpoint, port 9464 by default)?"
     )]
-    NotTailwater(Uri),
+    NotTailwater(String),
 }
 
 /// The client of an instance. Clones share its connection.
@@ -152,7 +152,8 @@ impl Instance {
 impl Asked {
     /// Why a call failed.
     pub(super) fn failure(&self, status: &Status) -> Failure {
-        let address = self.address.clone();
+        // Without the path, as people write it.
+        let address = self.address.to_string().trim_end_matches('/').to_owned();
         let why = status.message().to_owned();
         match status.code() {
             Code::Unauthenticated => {

@@ -15,6 +15,7 @@ pub mod explain;
 mod figures;
 pub mod health;
 mod instance;
+pub mod log;
 pub mod record;
 pub mod replay;
 pub mod tail;

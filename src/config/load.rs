@@ -329,6 +329,7 @@ impl Load {
             bearer_token_file: sections.bearer_token_file,
             sampling: sections.sampling,
             exporter: sections.exporter,
+            durability: sections.durability,
             telemetry: sections.telemetry,
             span_metrics: sections.span_metrics,
             policies: self.policies.into_specs(),

@@ -94,6 +94,8 @@ pub struct Config {
     pub sampling: Sampling,
     /// `[exporter.otlp]`.
     pub exporter: Exporter,
+    /// `[durability]`; `None` for `mode = "none"`, which is the default.
+    pub durability: Option<Durability>,
     /// `[telemetry]`.
     pub telemetry: Telemetry,
     /// `[span_metrics]`; `None` while they are off, which is the default.
@@ -118,6 +120,7 @@ impl Config {
             bearer_token_file,
             sampling,
             exporter,
+            durability,
             telemetry,
             span_metrics,
             policies: _,
@@ -130,6 +133,7 @@ impl Config {
             ("[receiver.auth]", *bearer_token_file == other.bearer_token_file),
             ("[sampling]", *sampling == other.sampling),
             ("[exporter.otlp]", *exporter == other.exporter),
+            ("[durability]", *durability == other.durability),
             ("[telemetry]", *telemetry == other.telemetry),
             ("[span_metrics]", *span_metrics == other.span_metrics),
         ];
@@ -291,6 +295,19 @@ pub struct Retry {
     pub max_interval: Duration,
     /// `max_elapsed_time`, default 300 s; `None` for "0s", which means for ever.
     pub max_elapsed_time: Option<Duration>,
+}
+
+/// `[durability]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Durability {
+    /// `directory`, default /var/lib/tailwater.
+    pub directory: PathBuf,
+    /// `max_size_mib`, here in bytes. Default 4096 MiB.
+    pub bytes_max: u64,
+    /// `sync_interval`, default 20 ms, for `mode = "power"`; `None` for `"process"`.
+    pub sync_interval: Option<Duration>,
+    /// `on_shutdown`: "keep" is true (the default), "decide" false.
+    pub keeps_on_shutdown: bool,
 }
 
 /// `[telemetry]`.

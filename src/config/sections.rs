@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Compression, CorsPolicy, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry, Sampling,
-    Secret, SendingQueue, Telemetry, address,
+    Compression, CorsPolicy, Durability, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry,
+    Sampling, Secret, SendingQueue, Telemetry, address,
     credentials::{exporter_tls, exporter_token, server_auth, server_tls},
     diagnostics::{Problem, quote},
     endpoint,
@@ -36,6 +36,7 @@ pub(super) struct Sections {
     pub(super) bearer_token_file: Option<PathBuf>,
     pub(super) sampling: Sampling,
     pub(super) exporter: Exporter,
+    pub(super) durability: Option<Durability>,
     pub(super) telemetry: Telemetry,
     pub(super) span_metrics: Option<Settings>,
     /// `policy_files` with their places.
@@ -85,6 +86,7 @@ pub(super) fn read(
     let exporter = exporter(section.section("otlp"), directory, listeners, memory);
     section.finish();
 
+    let durability = durability(root.section("durability"), directory);
     let telemetry =
         telemetry(root.section("telemetry"), directory, [&grpc.endpoint, &http.endpoint]);
     let span_metrics = span_metrics::read(root.section("span_metrics"), memory);
@@ -96,6 +98,7 @@ pub(super) fn read(
         bearer_token_file,
         sampling,
         exporter,
+        durability,
         telemetry,
         span_metrics,
         policy_files,
@@ -375,6 +378,23 @@ fn retry(mut section: Section<'_, '_>) -> Retry {
     }
     section.finish();
     retry
+}
+
+/// Where the logs are if the configuration does not say.
+const DURABILITY_DIRECTORY: &str = "/var/lib/tailwater";
+
+fn durability(mut section: Section<'_, '_>, directory: &Path) -> Option<Durability> {
+    let is_on = section.word("mode", [None, Some(false), Some(true)]);
+    let named = section.file("directory", directory);
+    let interval = section.duration_or_default("sync_interval");
+    let config = Durability {
+        directory: named.or(PathBuf::from(DURABILITY_DIRECTORY)),
+        bytes_max: section.integer_or_default::<u64>("max_size_mib") << 20,
+        sync_interval: (is_on == Some(true)).then_some(interval),
+        keeps_on_shutdown: section.word("on_shutdown", [true, false]),
+    };
+    section.finish();
+    is_on.map(|_| config)
 }
 
 fn telemetry(mut section: Section<'_, '_>, directory: &Path, others: [&String; 2]) -> Telemetry {

@@ -12,7 +12,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use tracing::error;
 
-use super::{Settings, outbox::Waiting};
+use super::{Settings, journal::Journal, outbox::Waiting};
 use crate::{
     budget::{Budget, Hold, Holder},
     config::Overflow,
@@ -120,20 +120,20 @@ impl Leaving {
         self.spans.extend(spans.drain(..));
     }
 
-    /// Adds the contents of the outbox.
-    pub(super) fn take(&mut self, mut waiting: Waiting) {
+    /// Adds the contents of the outbox, its decisions aside.
+    pub(super) fn take(&mut self, waiting: &mut Waiting) {
         self.add(&mut waiting.kept, &mut waiting.spans);
         self.of_outbox.append(&mut waiting.holds);
     }
 
     /// Stamps the added traces, and queues them as soon as they fill a request.
-    pub(super) fn stamp(&mut self, plan: &Plan) {
+    pub(super) fn stamp(&mut self, plan: &Plan, journal: Option<&Journal>) {
         // Slightly below the limit, so the result is mostly one request instead of one and a small
         // rest.
         let enough = self.settings.max_request_bytes / 16 * 15;
         loop {
             if self.batch.body_bytes() >= enough && !self.batch.is_empty() {
-                self.queue_batch();
+                self.queue_batch(journal);
                 if self.is_waiting {
                     break;
                 }
@@ -163,17 +163,17 @@ impl Leaving {
     }
 
     /// Stamps, encodes and queues everything, as far as the queue accepts it.
-    pub(super) fn flush(&mut self, plan: &Plan) {
+    pub(super) fn flush(&mut self, plan: &Plan, journal: Option<&Journal>) {
         self.is_waiting = false;
-        self.stamp(plan);
+        self.stamp(plan, journal);
         if !self.is_waiting {
-            self.queue_batch();
+            self.queue_batch(journal);
         }
         self.charge();
     }
 
-    /// Encodes and queues the batch, one request at a time.
-    fn queue_batch(&mut self) {
+    /// Encodes and queues the batch, one request at a time. Each is written to the journal first.
+    fn queue_batch(&mut self, journal: Option<&Journal>) {
         self.is_waiting = false;
         let (mut settled, mut lost) = (0, 0);
         while let Some(next) = self.batch.next(self.settings.max_request_bytes) {
@@ -185,7 +185,8 @@ impl Leaving {
                 (Some(place), _) => {
                     let request = next.encode();
                     settled += request.spans;
-                    place.fill(request);
+                    let stored_at = journal.and_then(|journal| journal.store(&request));
+                    place.fill_stored(request, stored_at);
                 }
                 (None, Overflow::Drop) => lost += next.give_up(),
                 (None, Overflow::Block) => {

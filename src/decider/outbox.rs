@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
     budget::{Budget, Hold, Holder},
+    durability::Pending,
     exporter::Queue,
     otlp::encode::KeptSpan,
     sampler::{Decided, KeptTrace},
@@ -32,6 +33,9 @@ pub(super) struct Waiting {
     pub(super) kept: Vec<KeptTrace>,
     pub(super) spans: Vec<KeptSpan>,
     pub(super) holds: Vec<Hold>,
+    /// The decisions, where they are written to a log. They are here together with their spans,
+    /// because the spans have to be written first.
+    pub(super) decided: Pending,
 }
 
 impl Outbox {
@@ -43,13 +47,17 @@ impl Outbox {
 
     /// Takes the kept spans of `decided`, which count as queued from now on.
     pub fn put(&self, decided: &mut Decided) {
+        let is_written = decided.taken_below.is_some();
         // A trace over its cap may have no spans left.
-        if decided.spans.is_empty() {
+        if decided.spans.is_empty() && !is_written {
             return;
         }
         let listed = decided.spans.len() * SPAN_BYTES + decided.kept.len() * size_of::<KeptTrace>();
         let hold = self.budget.hold(Holder::Export, decided.kept_bytes + listed);
         let mut waiting = self.lock();
+        if is_written {
+            waiting.decided.add(decided);
+        }
         self.queue.announce(decided.spans.len() as u64);
         waiting.kept.append(&mut decided.kept);
         waiting.spans.append(&mut decided.spans);

@@ -279,6 +279,9 @@ impl<'a> Delivery<'a> {
     /// Gives up everything that is left of the request.
     fn give_up(&mut self, because: FailedBecause, code: ExportCode, said: &str) {
         self.parts.clear();
+        if because == FailedBecause::Shutdown && self.consumer.leaves {
+            return self.popped.leave();
+        }
         self.fail(because, self.popped.unsettled(), code, said);
     }
 

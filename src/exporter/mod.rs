@@ -50,6 +50,9 @@ pub struct Consumer {
     /// Turns true when no time is left: the consumer then gives up the spans that are not
     /// delivered.
     pub give_up: watch::Receiver<bool>,
+    /// Whether spans that are not delivered by then are left for the next process, instead of
+    /// counting as failed.
+    pub leaves: bool,
 }
 
 impl Consumer {
@@ -60,7 +63,9 @@ impl Consumer {
             let supervisor = Arc::clone(&self.supervisor);
             let delivery = deliver::Delivery::new(&mut self, &mut in_hand.popped).run();
             // After a panic the request is given up, so that it cannot panic again.
-            let _ = supervisor.contained(Task::Exporter, delivery).await;
+            if supervisor.contained(Task::Exporter, delivery).await.is_err() {
+                in_hand.give_up();
+            }
         }
     }
 }
@@ -72,8 +77,18 @@ struct InHand {
     metrics: Arc<Metrics>,
 }
 
+impl InHand {
+    fn give_up(&mut self) {
+        let spans = self.popped.unsettled();
+        self.metrics.failed(FailedBecause::Malformed, spans);
+        self.popped.settle(spans);
+    }
+}
+
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.metrics.failed(FailedBecause::Malformed, self.popped.unsettled());
+        if !self.popped.is_left() {
+            self.metrics.failed(FailedBecause::Malformed, self.popped.unsettled());
+        }
     }
 }

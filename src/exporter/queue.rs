@@ -11,6 +11,10 @@
 //! to the memory budget. With `overflow = "block"` there is a place until the queue is full, so the
 //! queue exceeds its size by less than one request. With `"drop"` a request must fit, unless the
 //! queue is empty.
+//!
+//! Requests are numbered as they are queued, so that a watermark can wait for all that were queued
+//! before it ([`Queue::fence`], [`Queue::is_settled`]). A request may also be stored in a log; the
+//! queue then says when its record is no longer needed ([`Queue::take_departed`]).
 
 use std::{
     collections::VecDeque,
@@ -40,13 +44,30 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<(EncodedRequest, Hold)>,
+    waiting: VecDeque<Waiting>,
+    /// The number of the first request in `waiting`, or of the next one.
+    first: u64,
+    /// The numbers of the requests under way, at most one for each consumer.
+    under_way: Vec<u64>,
+    /// Requests that wait or are under way and are stored in no log.
+    unstored: usize,
+    /// The places of stored requests that have been settled since they were last taken.
+    departed: Vec<u64>,
     /// Bytes of waiting requests and those under way.
     bytes: usize,
     spans: u64,
     /// Spans that are kept, but not encoded yet.
     announced: u64,
     is_closed: bool,
+    is_held_back: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    request: EncodedRequest,
+    hold: Hold,
+    /// Its place in a log.
+    stored_at: Option<u64>,
 }
 
 /// A request taken from the queue. Its spans count as queued until they are settled, its bytes
@@ -57,6 +78,9 @@ pub struct Popped {
     pub body: Bytes,
     bytes: usize,
     unsettled: u64,
+    number: u64,
+    stored_at: Option<u64>,
+    is_left: bool,
     _hold: Hold,
     queue: Arc<Queue>,
 }
@@ -77,13 +101,30 @@ impl Popped {
         self.unsettled -= spans;
         self.queue.lock().spans -= spans;
     }
+
+    /// Leaves the rest of the request for the next process. Its spans still count as queued.
+    pub fn leave(&mut self) {
+        self.is_left = true;
+    }
+
+    /// Whether the rest of the request was left.
+    pub fn is_left(&self) -> bool {
+        self.is_left
+    }
 }
 
 impl Drop for Popped {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
         state.bytes -= self.bytes;
-        state.spans -= self.unsettled;
+        if !self.is_left {
+            state.spans -= self.unsettled;
+            state.under_way.retain(|&number| number != self.number);
+            state.unstored -= usize::from(self.stored_at.is_none());
+        }
+        if self.unsettled == 0 {
+            state.departed.extend(self.stored_at);
+        }
         drop(state);
         // Notified after the lock is released, so that the woken task does not wait for it.
         self.queue.left.notify_waiters();
@@ -101,12 +142,18 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     /// Queues the request, which must have the length that the place was asked for.
-    pub fn fill(mut self, request: EncodedRequest) {
+    pub fn fill(self, request: EncodedRequest) {
+        self.fill_stored(request, None);
+    }
+
+    /// Queues a request that is stored at a place in a log, if there is one.
+    pub fn fill_stored(mut self, request: EncodedRequest, stored_at: Option<u64>) {
         debug_assert_eq!(request.body.len(), self.bytes, "a request has the length it claimed");
         let Some(hold) = self.hold.take() else { return };
         let mut state = self.queue.lock();
         state.spans += request.spans;
-        state.waiting.push_back((request, hold));
+        state.unstored += usize::from(stored_at.is_none());
+        state.waiting.push_back(Waiting { request, hold, stored_at });
         drop(state);
         self.queue.arrived.notify_one();
     }
@@ -181,6 +228,13 @@ impl Queue {
         self.place_below(self.capacity_bytes.saturating_add(1).saturating_sub(bytes), bytes)
     }
 
+    /// Queues a request of an earlier process, which had a place in its queue, and is stored.
+    pub fn push_again(&self, body: Bytes, spans: u64, stored_at: u64) {
+        if let Some(place) = self.place_below(usize::MAX, body.len()) {
+            place.fill_stored(EncodedRequest { body, spans }, Some(stored_at));
+        }
+    }
+
     /// A place if the queue holds fewer bytes than `bound`, or none at all.
     fn place_below(&self, bound: usize, bytes: usize) -> Option<Place<'_>> {
         let mut state = self.lock();
@@ -202,8 +256,13 @@ impl Queue {
             arrived.as_mut().enable();
             {
                 let mut state = self.lock();
-                if let Some((request, hold)) = state.waiting.pop_front() {
-                    return Some(self.popped(request, hold));
+                if !state.is_held_back
+                    && let Some(waiting) = state.waiting.pop_front()
+                {
+                    let number = state.first;
+                    state.first += 1;
+                    state.under_way.push(number);
+                    return Some(self.popped(waiting, number));
                 }
                 if state.is_closed {
                     // Wakes the next consumer, so that all of them end.
@@ -215,10 +274,41 @@ impl Queue {
         }
     }
 
-    fn popped(self: &Arc<Self>, request: EncodedRequest, hold: Hold) -> Popped {
-        let EncodedRequest { body, spans } = request;
-        let bytes = body.len();
-        Popped { body, bytes, unsettled: spans, _hold: hold, queue: Arc::clone(self) }
+    fn popped(self: &Arc<Self>, waiting: Waiting, number: u64) -> Popped {
+        let Waiting { request: EncodedRequest { body, spans }, hold, stored_at } = waiting;
+        let (bytes, queue, is_left) = (body.len(), Arc::clone(self), false);
+        Popped { body, bytes, unsettled: spans, number, stored_at, is_left, _hold: hold, queue }
+    }
+
+    /// A fence behind the last request that was queued.
+    pub fn fence(&self) -> u64 {
+        let state = self.lock();
+        state.first + state.waiting.len() as u64
+    }
+
+    /// Whether every request that was queued before a [`Self::fence`] is delivered or given up.
+    pub fn is_settled(&self, fence: u64) -> bool {
+        let state = self.lock();
+        state.first >= fence && state.under_way.iter().all(|&number| number >= fence)
+    }
+
+    /// The number of requests that wait or are under way and are stored in no log.
+    pub fn unstored(&self) -> usize {
+        self.lock().unstored
+    }
+
+    /// The places of stored requests that have been delivered or given up since the last call.
+    pub fn take_departed(&self) -> Vec<u64> {
+        std::mem::take(&mut self.lock().departed)
+    }
+
+    /// Lets no consumer begin another request. Those that wait stay in the queue.
+    pub fn hold_back(&self) {
+        let mut state = self.lock();
+        state.is_closed = true;
+        state.is_held_back = true;
+        drop(state);
+        self.arrived.notify_one();
     }
 
     /// Closes the queue: consumers end when nothing waits any more.
@@ -285,6 +375,49 @@ mod tests {
         assert!(queue.pop().await.is_none());
         assert!(queue.pop().await.is_none());
         queue.drained().await;
+    }
+
+    #[tokio::test]
+    async fn a_fence_waits_for_all_that_was_queued_before_it() {
+        let queue = Queue::new(100, &Budget::new(1000));
+        let fill = |stored_at| queue.place(1).expect("room").fill_stored(request(1), stored_at);
+        assert!(queue.is_settled(queue.fence()));
+        [Some(7), None, Some(9)].into_iter().for_each(fill);
+        let fence = queue.fence();
+        fill(None);
+        let mut popped = Vec::new();
+        for _ in 0..4 {
+            popped.push(queue.pop().await.expect("one waits"));
+        }
+        assert_eq!(queue.unstored(), 2);
+        // They are settled in any order.
+        for index in [3, 1, 2] {
+            popped[index].settle(1);
+        }
+        popped.truncate(1);
+        assert!(!queue.is_settled(fence) && queue.unstored() == 0);
+        assert_eq!(queue.take_departed(), [9]);
+        popped[0].settle(1);
+        popped.clear();
+        assert!(queue.is_settled(fence) && queue.is_settled(queue.fence()));
+        assert_eq!(queue.take_departed(), [7]);
+    }
+
+    #[tokio::test]
+    async fn what_is_left_for_the_next_process_still_counts() {
+        let queue = Queue::new(100, &Budget::new(1000));
+        let fill = |stored_at| queue.place(1).expect("room").fill_stored(request(1), stored_at);
+        [Some(7), None, Some(9)].into_iter().for_each(fill);
+        let fence = queue.fence();
+        let popped = [queue.pop().await, queue.pop().await];
+        queue.hold_back();
+        assert!(queue.pop().await.is_none() && queue.pop().await.is_none());
+        for mut popped in popped.into_iter().flatten() {
+            popped.leave();
+            assert!(popped.is_left());
+        }
+        assert_eq!((queue.held().1, queue.unstored()), (3, 1));
+        assert!(!queue.is_settled(fence) && queue.take_departed().is_empty());
     }
 
     #[test]

@@ -15,6 +15,9 @@ pub enum Transport {
 
 pub(super) const TRANSPORTS: [&str; 2] = ["grpc", "http"];
 
+/// Where accepted spans come from: a transport, or the logs of an earlier process.
+pub(super) const ORIGINS: [&str; 3] = ["grpc", "http", "replay"];
+
 impl Transport {
     /// The value of the `transport` label.
     pub fn as_str(self) -> &'static str {

@@ -15,7 +15,7 @@
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::{
-    connections::{CLOSED, TRANSPORTS},
+    connections::{CLOSED, ORIGINS, TRANSPORTS},
     policies::{DROPPED, EFFECTS},
     reasons::{FAILED, REFUSED, REFUSED_SPANS},
 };
@@ -96,6 +96,8 @@ macro_rules! metrics {
 }
 
 const TRANSPORT: Label = Label { name: "transport", values: &TRANSPORTS };
+const ORIGIN: Label = Label { name: "transport", values: &ORIGINS };
+const LOG: Label = Label { name: "log", values: &["intake", "outbox", "decisions"] };
 const POLICY: Label = Label { name: "policy", values: &[] };
 const CODE: Label = Label { name: "code", values: &[] };
 const DECISION: Label = Label { name: "decision", values: &["kept", "dropped"] };
@@ -115,8 +117,9 @@ const fn reason(values: &'static [&'static str]) -> Label {
 #[rustfmt::skip]
 metrics! {
     TAILWATER "tailwater_"
-    ACCEPTED_SPANS = Counter "receiver_accepted_spans_total" [TRANSPORT] "spans"
-        "Spans acknowledged, without those rejected.";
+    ACCEPTED_SPANS = Counter "receiver_accepted_spans_total" [ORIGIN] "spans"
+        "Spans acknowledged, without those rejected; and those that came back after a restart \
+         (replay).";
     REFUSED_SPANS_TOTAL = Counter "receiver_refused_spans_total"
         [TRANSPORT, reason(&REFUSED_SPANS)] "spans"
         "Spans rejected inside an accepted request: with a malformed id, or a resource or scope \
@@ -228,6 +231,15 @@ metrics! {
     CERTIFICATE_EXPIRY = Gauge "tls_certificate_expiry_timestamp_seconds"
         [CERTIFICATE] "Unix seconds"
         "When a certificate that is shown to others ends, in Unix seconds.";
+    DURABILITY_BYTES = Gauge "durability_bytes" [LOG] "bytes"
+        "Bytes that the logs of [durability] take on disk.";
+    DURABILITY_ERRORS = Counter "durability_errors_total" [LOG] "errors"
+        "Writes, syncs and removals that failed in the directory of [durability].";
+    DURABILITY_DAMAGED = Counter "durability_damaged_records_total" [] "records"
+        "Records in the directory of [durability] that could not be read at the start, and \
+         places where files are missing.";
+    DURABILITY_SYNC = Histogram "durability_sync_seconds" [] "seconds"
+        "Time that a sync of the logs of [durability] took; only with mode = power.";
     TASK_RESTARTS = Counter "task_restarts_total" [TASK] "panics"
         "Panics that were contained, by task.";
     LOG_LINES_LOST = Counter "log_lines_lost_total" [] "lines"

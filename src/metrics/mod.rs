@@ -30,7 +30,7 @@ pub use self::{
     reasons::{FailedBecause, RefusedBecause},
 };
 use self::{
-    connections::{Connections, TRANSPORTS},
+    connections::{Connections, ORIGINS, TRANSPORTS},
     count::Count,
     described::Metric,
     expiries::Expiries,
@@ -59,6 +59,8 @@ const TRACE_SPANS: [f64; 16] = [
     16384.0, 32768.0,
 ];
 
+const LOGS: [&str; 3] = ["intake", "outbox", "decisions"];
+
 /// HTTP answers that are counted; any other is counted as 500.
 const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503];
 
@@ -85,6 +87,8 @@ pub struct Readings {
     pub log_lines_lost: u64,
     /// What the metrics from all spans have counted.
     pub span_metrics: span_metrics::Totals,
+    /// Bytes on disk and errors of the logs of `[durability]`, and their damaged records.
+    pub durability: ([u64; 3], [u64; 3], u64),
 }
 
 /// Spans since the start, as the ledger adds them up.
@@ -107,7 +111,7 @@ pub struct Metrics {
     /// Registers the series of policies that come with a reload.
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
-    accepted: [Count; 2],
+    accepted: [Count; 3],
     refused_spans: [[Counter; 2]; 2],
     refused_requests: [[Counter; REFUSED.len()]; 2],
     empty_requests: [Counter; 2],
@@ -135,6 +139,9 @@ pub struct Metrics {
     duration: Histogram,
     spans: Histogram,
     request_duration: Vec<Histogram>,
+    sync: Histogram,
+    disk_errors: [Counter; 3],
+    damaged: Counter,
 }
 
 struct Gauges {
@@ -146,6 +153,7 @@ struct Gauges {
     reload: [Gauge; 2],
     credentials: Gauge,
     span_metrics_series: Gauge,
+    durability: [Gauge; 3],
 }
 
 impl Metrics {
@@ -174,7 +182,7 @@ impl Metrics {
         Metrics {
             handle: recorder.handle(),
             recorder,
-            accepted: per_transport(described::ACCEPTED_SPANS).map(Count::new),
+            accepted: ORIGINS.map(|origin| Count::new(described::ACCEPTED_SPANS.counter([origin]))),
             refused_spans: TRANSPORTS.map(|transport| {
                 REFUSED_SPANS.map(|why| described::REFUSED_SPANS_TOTAL.counter([transport, why]))
             }),
@@ -219,10 +227,13 @@ impl Metrics {
             request_duration: ExportCode::all()
                 .map(|c| Histogram::new(described::REQUEST_DURATION, c.as_str(), &SECONDS))
                 .collect(),
+            sync: histogram(described::DURABILITY_SYNC, &SECONDS),
+            disk_errors: LOGS.map(|log| described::DURABILITY_ERRORS.counter([log])),
+            damaged: described::DURABILITY_DAMAGED.counter([]),
         }
     }
 
-    /// The series of policies that are new among all names since the start, at 0.
+    /// The series of policies that are new since the start, at 0.
     pub fn add_policies(&self, names: &[String]) {
         with_local_recorder(&*self.recorder, || self.policies.add(names));
     }
@@ -287,6 +298,22 @@ impl Metrics {
                 counter.increment(spans);
             }
         }
+    }
+
+    /// Spans that came back from the logs of an earlier process.
+    pub fn replayed(&self, spans: u64) {
+        self.accepted[2].add(spans);
+    }
+
+    /// Spans that an earlier process kept by a policy and did not deliver.
+    pub fn kept_before(&self, policy: PolicyId, spans: u64) {
+        self.replayed(spans);
+        self.policies.kept_before(policy, spans);
+    }
+
+    /// A sync of the logs of `[durability]`.
+    pub fn synced(&self, took: Duration) {
+        self.sync.observe([took.as_secs_f64()]);
     }
 
     /// A request of which nothing was taken.
@@ -405,20 +432,21 @@ impl Metrics {
         self.gauges.set(readings);
         self.accepted.iter().chain(&self.failed).chain([&self.sent]).for_each(Count::show);
         self.policies.show();
-        for (counter, panics) in self.panics.iter().zip(readings.panics) {
-            counter.absolute(panics);
-        }
+        let set = |counters: &[Counter], counts: &[u64]| {
+            counters.iter().zip(counts).for_each(|(counter, &count)| counter.absolute(count));
+        };
+        set(&self.panics, &readings.panics);
         self.stalled.absolute(readings.stalled.as_secs());
         self.log_lines_lost.absolute(readings.log_lines_lost);
         let span_metrics::Totals { spans, overflow_spans, stale, .. } = readings.span_metrics;
-        let counts = [spans, overflow_spans, stale[0], stale[1]];
-        for (counter, count) in self.span_metrics.iter().zip(counts) {
-            counter.absolute(count);
-        }
+        let (_, errors, damaged) = readings.durability;
+        self.damaged.absolute(damaged);
+        set(&self.span_metrics, &[spans, overflow_spans, stale[0], stale[1]]);
+        set(&self.disk_errors, &errors);
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
         process::write(&mut text, readings.started_at);
-        for histogram in [&self.lag, &self.duration, &self.spans] {
+        for histogram in [&self.lag, &self.duration, &self.spans, &self.sync] {
             histogram.write_help(&mut text);
             histogram.write(&mut text);
         }
@@ -450,6 +478,7 @@ impl Gauges {
             reload: [described::RELOAD_SUCCESSFUL, described::RELOAD_TIME].map(gauge),
             credentials: gauge(described::CREDENTIALS_SUCCESSFUL),
             span_metrics_series: gauge(described::SPAN_METRICS_SERIES),
+            durability: LOGS.map(|log| described::DURABILITY_BYTES.gauge([log])),
         }
     }
 
@@ -462,6 +491,7 @@ impl Gauges {
         };
         set(&self.window, &values.map(|value| value as f64));
         set(&self.memory, &readings.memory.map(|bytes| bytes as f64));
+        set(&self.durability, &readings.durability.0.map(|bytes| bytes as f64));
         let (bytes, capacity) = readings.queue_bytes;
         self.span_metrics_series.set(readings.span_metrics.series as f64);
         set(&self.queue, &[readings.queue_spans as f64, bytes as f64, capacity as f64]);

@@ -52,6 +52,11 @@ impl Policies {
         self.read(|counters| counters.len()) - 1
     }
 
+    /// Counts spans that an earlier process kept.
+    pub(super) fn kept_before(&self, policy: PolicyId, spans: u64) {
+        self.read(|counters| counters[index(policy)].spans_kept.add(spans));
+    }
+
     /// Counts what was decided together.
     pub(super) fn count(&self, decided: &Decided) {
         self.read(|counters| {

@@ -19,9 +19,11 @@ pub enum RefusedBecause {
     Timeout = 6,
     /// More headers or gRPC metadata than is taken.
     HeadersTooLarge = 7,
+    /// The directory of `[durability]` is full, or its disk fails.
+    Disk = 8,
 }
 
-pub(super) const REFUSED: [&str; 8] = [
+pub(super) const REFUSED: [&str; 9] = [
     "memory",
     "queue_full",
     "draining",
@@ -30,6 +32,7 @@ pub(super) const REFUSED: [&str; 8] = [
     "unauthenticated",
     "timeout",
     "headers_too_large",
+    "disk",
 ];
 
 /// Why spans were refused of a request that was taken: `too_large` are those whose resource or

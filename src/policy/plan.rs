@@ -213,6 +213,24 @@ impl Plan {
         Plan { policies, shadows, names, leaves: Leaves::default(), limits, trial: None }
     }
 
+    /// Adds names of policies of an earlier process, as far as there is room for them, so that its
+    /// decisions can be named.
+    #[must_use]
+    pub fn with_names<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
+        for name in names {
+            if self.names.len() < POLICY_NAMES_MAX && self.id(name).is_none() {
+                self.names.push(name.to_owned());
+            }
+        }
+        self
+    }
+
+    /// The id of a policy that is in force or was.
+    pub fn id(&self, name: &str) -> Option<PolicyId> {
+        let position = self.names.iter().position(|known| known == name)?;
+        u16::try_from(position).ok().map(PolicyId)
+    }
+
     /// The names of all policies since the start, by id.
     pub fn names(&self) -> &[String] {
         &self.names

@@ -76,18 +76,57 @@ impl Encoding {
     }
 }
 
+impl Encoding {
+    /// The number that stands for an encoding in a log; 0 for none.
+    pub(super) fn number(encoding: Option<Self>) -> u8 {
+        match encoding {
+            None => 0,
+            Some(Encoding::Gzip) => 1,
+            Some(Encoding::Deflate) => 2,
+            Some(Encoding::Zstd) => 3,
+        }
+    }
+
+    /// The encoding that a number stands for.
+    pub(super) fn of_number(number: u8) -> Option<Self> {
+        [Encoding::Gzip, Encoding::Deflate, Encoding::Zstd]
+            .into_iter()
+            .find(|encoding| Self::number(Some(*encoding)) == number)
+    }
+}
+
+/// A body as it was received, with its charge.
+#[derive(Debug)]
+pub(super) struct ReceivedBody {
+    pub(super) encoding: Option<Encoding>,
+    pub(super) bytes: Bytes,
+    pub(super) charge: Charge,
+    /// Whether it is written to a log, and therefore kept until its spans are in the window.
+    pub(super) is_logged: bool,
+}
+
 /// A message after decompression, with its charge, and its turn if it is large.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) bytes: Bytes,
     charge: Charge,
     turn: Option<Turn>,
+    /// The compressed body, if it is written to a log.
+    original: Option<ReceivedBody>,
 }
 
 impl Message {
     /// Whether the message has a turn.
     pub(super) fn is_large(&self) -> bool {
         self.turn.is_some()
+    }
+
+    /// The body as it was received.
+    pub(super) fn as_received(&self) -> (Option<Encoding>, &[u8]) {
+        match &self.original {
+            Some(body) => (body.encoding, &body.bytes),
+            None => (None, &self.bytes),
+        }
     }
 
     /// Charges more bytes to the message.
@@ -99,39 +138,42 @@ impl Message {
     }
 }
 
-/// Inflates `body` where it is compressed. `received` holds the charge of the body; the message
-/// gets a charge of its own, and has at most `bytes_max`.
+/// Inflates a body where it is compressed. The message gets a charge of its own, and has at most
+/// `bytes_max`.
 ///
 /// # Errors
 /// [`Refusal::TooLarge`], [`Refusal::WindowTooLarge`], [`Refusal::Memory`] and
 /// [`Refusal::Malformed`].
 pub(super) async fn inflate(
-    encoding: Option<Encoding>,
-    body: Bytes,
-    received: Charge,
+    body: ReceivedBody,
     bytes_max: usize,
     turns: &Turns,
 ) -> Result<Message, Refusal> {
-    let Some(encoding) = encoding else {
-        let turn = if body.len() > SMALL_BYTES_MAX { Some(turns.take().await) } else { None };
-        return Ok(Message { bytes: body, charge: received, turn });
+    let Some(encoding) = body.encoding else {
+        let ReceivedBody { bytes, charge, .. } = body;
+        let turn = if bytes.len() > SMALL_BYTES_MAX { Some(turns.take().await) } else { None };
+        return Ok(Message { bytes, charge, turn, original: None });
     };
-    let mut charge = received.another();
-    let small = attempt(encoding, &body, bytes_max.min(SMALL_BYTES_MAX), &mut charge).await?;
-    if let Some(bytes) = small {
-        return Ok(Message { bytes, charge, turn: None });
+    let small_max = bytes_max.min(SMALL_BYTES_MAX);
+    let mut charge = body.charge.another();
+    if let Some(bytes) = attempt(encoding, &body.bytes, small_max, &mut charge).await? {
+        let original = Some(body).filter(|body| body.is_logged);
+        return Ok(Message { bytes, charge, turn: None, original });
     }
     drop(charge);
-    let turn = turns.take().await;
-    let mut charge = received.another();
-    match attempt(encoding, &body, bytes_max, &mut charge).await? {
-        Some(bytes) => Ok(Message { bytes, charge, turn: Some(turn) }),
+    let turn = Some(turns.take().await);
+    let mut charge = body.charge.another();
+    match attempt(encoding, &body.bytes, bytes_max, &mut charge).await? {
+        Some(bytes) => {
+            let original = Some(body).filter(|body| body.is_logged);
+            Ok(Message { bytes, charge, turn, original })
+        }
         None => Err(Refusal::TooLarge { limit_bytes: bytes_max }),
     }
 }
 
 /// Inflates to at most `bytes_max`; `None` if the message is larger.
-async fn attempt(
+pub(super) async fn attempt(
     encoding: Encoding,
     body: &[u8],
     bytes_max: usize,

@@ -29,9 +29,8 @@ use tower_service::Service;
 use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
-    compression::{CODINGS, Encoding, inflate},
-    empty::Sent,
-    turns::work,
+    compression::{CODINGS, Encoding, ReceivedBody, inflate},
+    take::Form,
 };
 use crate::{
     grpc::{self, EXPORT_PATH, PREFIX_BYTES},
@@ -125,17 +124,14 @@ impl GrpcService {
             }
         }
         let (body, charge) = receiving.finish();
-        let (encoding, message) = unframe(&body, encoding)?;
-        // From here on only the message is held, and only the message is charged.
+        let (encoding, bytes) = unframe(&body, encoding)?;
+        // From here on only the message is held, and only the message is charged. The body as it
+        // was received is held as well if it is written to a log.
         drop(body);
-        let message = inflate(encoding, message, charge, bytes_max, &self.intake.turns).await?;
-        let intake = Arc::clone(&self.intake);
-        work(message.is_large(), move || {
-            let ingested = intake.take(Transport::Grpc, &message.bytes)?;
-            intake.notice_empty(Transport::Grpc, Sent::Protobuf(&message.bytes), &ingested);
-            Ok(ingested)
-        })
-        .await
+        let is_logged = self.intake.durability.is_some();
+        let body = ReceivedBody { encoding, bytes, charge, is_logged };
+        let message = inflate(body, bytes_max, &self.intake.turns).await?;
+        self.intake.take_message(Transport::Grpc, Form::Protobuf, message).await
     }
 
     fn refuse(&self, refusal: &Refusal) -> Status {
@@ -147,7 +143,7 @@ impl GrpcService {
             // Final until somebody corrects the token.
             Refusal::Unauthenticated => Status::unauthenticated(message),
             // Retryable; RetryInfo says when.
-            Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
+            Refusal::Memory | Refusal::QueueFull | Refusal::Draining | Refusal::Disk => {
                 unavailable(message, self.intake.retry_delay(refusal))
             }
             // Final, by leaving out RetryInfo: the same message would never fit.

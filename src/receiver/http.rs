@@ -24,18 +24,12 @@ use tonic_types::pb;
 use super::{
     Intake, Refusal,
     admission::{Charge, Receiving},
-    compression::{CODINGS, Encoding, UnknownCoding, inflate},
+    compression::{CODINGS, Encoding, ReceivedBody, UnknownCoding, inflate},
     cors::Cors,
-    empty::Sent,
     grpc::{acknowledgement, partial_success},
-    turns::work,
+    take::{Form, JSON_NEEDS},
 };
-use crate::{
-    metrics::Transport, net::deadline::in_time, otlp::json, sampler::Ingested, supervise::Task,
-};
-
-/// The memory that converting JSON to protobuf takes, in multiples of the JSON's length.
-const JSON_NEEDS: usize = 2;
+use crate::{metrics::Transport, net::deadline::in_time, sampler::Ingested};
 
 /// The HTTP receiver. Clones share all state.
 #[derive(Clone, Debug)]
@@ -154,22 +148,10 @@ impl HttpService {
         }
         while receiving.more().await? {}
         let (body, charge) = receiving.finish();
-        let mut message = inflate(encoding, body, charge, bytes_max, &self.intake.turns).await?;
-        let intake = Arc::clone(&self.intake);
-        work(message.is_large(), move || {
-            let protobuf = match format {
-                Format::Protobuf => message.bytes.clone(),
-                Format::Json => {
-                    message.grow(JSON_NEEDS * message.bytes.len())?;
-                    let turn_into = || json::to_protobuf(&message.bytes);
-                    intake.supervisor.contained_now(Task::Receiver, turn_into)??.into()
-                }
-            };
-            let ingested = intake.take(Transport::Http, &protobuf)?;
-            intake.notice_empty(Transport::Http, format.sent(&message.bytes), &ingested);
-            Ok(ingested)
-        })
-        .await
+        let is_logged = self.intake.durability.is_some();
+        let body = ReceivedBody { encoding, bytes: body, charge, is_logged };
+        let message = inflate(body, bytes_max, &self.intake.turns).await?;
+        self.intake.take_message(Transport::Http, format.form(), message).await
     }
 
     fn refuse(&self, refusal: &Refusal, format: Format) -> Response<Full<Bytes>> {
@@ -180,7 +162,7 @@ impl HttpService {
             // Final until somebody corrects the token.
             Refusal::Unauthenticated => (StatusCode::UNAUTHORIZED, Code::Unauthenticated),
             // Retryable; Retry-After says when.
-            Refusal::Memory | Refusal::QueueFull | Refusal::Draining => {
+            Refusal::Memory | Refusal::QueueFull | Refusal::Draining | Refusal::Disk => {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
             }
             // Also retryable: a stall says nothing about the request. Senders do not retry 408.
@@ -251,10 +233,10 @@ impl Format {
         }
     }
 
-    fn sent(self, body: &[u8]) -> Sent<'_> {
+    fn form(self) -> Form {
         match self {
-            Format::Protobuf => Sent::Protobuf(body),
-            Format::Json => Sent::Json(body),
+            Format::Protobuf => Form::Protobuf,
+            Format::Json => Form::Json,
         }
     }
 

@@ -12,10 +12,10 @@ pub mod cors;
 pub mod empty;
 pub mod grpc;
 pub mod http;
+pub mod take;
 pub mod turns;
 
 use std::{
-    cell::RefCell,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -25,11 +25,7 @@ use std::{
 
 use tracing::warn;
 
-use self::{
-    admission::SMALL_BYTES_MAX,
-    empty::{EmptyRequests, Sent},
-    turns::Turns,
-};
+use self::{admission::SMALL_BYTES_MAX, empty::EmptyRequests, turns::Turns};
 use crate::{
     budget::Budget,
     buffers::Buffers,
@@ -37,12 +33,13 @@ use crate::{
     config::Overflow,
     credentials::{Live, Tokens},
     decider::Outbox,
+    durability::{Durability, Keeper, Unwritten},
     exporter::Queue,
-    metrics::{FailedBecause, Metrics, RefusedBecause, Transport},
+    metrics::{Metrics, RefusedBecause},
     net::deadline::REQUEST_TIMEOUT,
     otlp::{json::InvalidJson, outsized::Outsized, walk::Unwalked},
-    sampler::{Decided, Ingested, Sampler, Scratch},
-    supervise::{Panicked, Supervisor, Task},
+    sampler::Sampler,
+    supervise::{Panicked, Supervisor},
     throttle::Throttle,
 };
 use ::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
@@ -66,6 +63,9 @@ pub enum Refusal {
     /// The export queue is nearly full and must not lose the spans that were already acknowledged.
     #[error("the backend is behind and the export queue is nearly full, try again later")]
     QueueFull,
+    /// The directory of `[durability]` is full, or its disk fails.
+    #[error("the log of requests cannot be written, try again later")]
+    Disk,
     /// The service is shutting down.
     #[error("the service is shutting down, try another instance")]
     Draining,
@@ -114,6 +114,12 @@ impl From<Panicked> for Refusal {
     }
 }
 
+impl From<Unwritten> for Refusal {
+    fn from(_: Unwritten) -> Self {
+        Refusal::Disk
+    }
+}
+
 impl Refusal {
     /// The reason it is counted under. A panic is counted as a restarted task instead; a request
     /// whose sender has left is not counted.
@@ -123,6 +129,7 @@ impl Refusal {
             Refusal::Memory => Some(RefusedBecause::Memory),
             Refusal::QueueFull => Some(RefusedBecause::QueueFull),
             Refusal::Draining => Some(RefusedBecause::Draining),
+            Refusal::Disk => Some(RefusedBecause::Disk),
             Refusal::TooLarge { .. } | Refusal::NeverFits { .. } | Refusal::WindowTooLarge => {
                 Some(RefusedBecause::TooLarge)
             }
@@ -159,6 +166,10 @@ pub struct Intake {
     pub buffers: Arc<Buffers>,
     /// The turns that large requests take.
     pub turns: Turns,
+    /// Where requests are written before they are taken in.
+    pub durability: Option<Arc<Durability>>,
+    /// Tells when they are synced, with `mode = "power"`.
+    pub keeper: Option<Arc<Keeper>>,
     /// Counts requests and spans.
     pub metrics: Arc<Metrics>,
     /// Counts and logs requests that carry no span.
@@ -201,48 +212,10 @@ impl Intake {
         if !self.budget.admits() {
             return Err(Refusal::Memory);
         }
+        if let Some(durability) = &self.durability {
+            durability.admits()?;
+        }
         Ok(())
-    }
-
-    /// Adds the spans of one decoded request to the window. The caller has charged its bytes to the
-    /// budget.
-    ///
-    /// # Errors
-    /// [`Refusal::Malformed`], [`Refusal::Memory`], [`Refusal::NeverFits`], or
-    /// [`Refusal::Panicked`].
-    pub fn take(&self, transport: Transport, request: &[u8]) -> Result<Ingested, Refusal> {
-        thread_local! {
-            // One of each per worker thread is enough: there is no await between here and the
-            // acknowledgement.
-            static BUFFERS: RefCell<(Scratch, Decided)> = RefCell::default();
-        }
-        let ingest = || {
-            BUFFERS.with_borrow_mut(|(scratch, decided)| {
-                let now = self.clock.now();
-                let ingested = self.sampler.ingest(now, request, scratch, decided);
-                self.pass_on(decided);
-                ingested
-            })
-        };
-        let ingested = self
-            .supervisor
-            .contained_now(Task::Receiver, ingest)
-            .map_err(|panicked| {
-                BUFFERS.with_borrow_mut(|(scratch, decided)| {
-                    let taken = Ingested { accepted: scratch.taken(), ..Ingested::default() };
-                    self.metrics.accepted(transport, &taken);
-                    self.metrics.failed(FailedBecause::Malformed, decided.give_up());
-                    self.pass_on(decided);
-                    (*scratch, *decided) = Default::default();
-                });
-                Refusal::from(panicked)
-            })?
-            .map_err(|unwalked| self.refusal_of(unwalked, request.len()))?;
-        self.metrics.accepted(transport, &ingested);
-        if let Some(outsized) = &ingested.outsized {
-            self.log_outsized(outsized);
-        }
-        Ok(ingested)
     }
 
     fn refusal_of(&self, unwalked: Unwalked, request_bytes: usize) -> Refusal {
@@ -255,11 +228,6 @@ impl Intake {
                 _ => Refusal::Memory,
             },
         }
-    }
-
-    /// Counts and logs a request that was taken, if it has no span.
-    fn notice_empty(&self, transport: Transport, sent: Sent<'_>, ingested: &Ingested) {
-        self.empty.notice(&self.metrics, transport, sent, ingested);
     }
 
     /// Throttled: a sender with such a resource repeats it in every request.
@@ -276,21 +244,6 @@ impl Intake {
              exporter.otlp.max_request_size_kib, and every export request would repeat it. \
              Make the service send smaller resource attributes, or raise max_request_size_kib"
         );
-    }
-
-    /// Passes on the traces that a request has caused to be decided.
-    fn pass_on(&self, decided: &mut Decided) {
-        if let Some(metrics) = self.sampler.span_metrics() {
-            metrics.kept(&decided.spans, crate::clock::unix_millis());
-        }
-        // The outbox comes first, so that kept spans count as queued before they count as kept.
-        self.outbox.put(decided);
-        self.metrics.decided(decided);
-        self.sampler.publish(decided, crate::clock::unix_millis());
-        for _ in 0..decided.panics {
-            self.supervisor.panicked(Task::Decider);
-        }
-        decided.clear();
     }
 
     /// The delay that a refused sender is asked to wait: 1 to 8 s, longer the scarcer memory or the

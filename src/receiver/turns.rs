@@ -14,7 +14,6 @@ use tokio::{
 };
 
 use super::Refusal;
-use crate::sampler::Ingested;
 
 /// The turns of large requests.
 #[derive(Debug)]
@@ -49,10 +48,10 @@ impl Turns {
 ///
 /// # Errors
 /// The errors of `work`; [`Refusal::Panicked`] if the runtime shuts down first.
-pub(super) async fn work(
+pub(super) async fn work<T: Send + 'static>(
     is_large: bool,
-    work: impl FnOnce() -> Result<Ingested, Refusal> + Send + 'static,
-) -> Result<Ingested, Refusal> {
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
     if !is_large {
         return work();
     }
@@ -70,7 +69,7 @@ mod tests {
     use std::{thread, time::Duration};
 
     use super::*;
-    use crate::supervise::Panicked;
+    use crate::{sampler::Ingested, supervise::Panicked};
 
     #[tokio::test]
     async fn only_large_requests_leave_their_worker() {
@@ -83,7 +82,7 @@ mod tests {
         let there = work(true, is_here).await.expect("done");
         assert_eq!((here.accepted, there.accepted), (1, 0));
         for is_large in [false, true] {
-            let panics = work(is_large, || panic!("a bug"));
+            let panics = work::<Ingested>(is_large, || panic!("a bug"));
             assert_eq!(crate::supervise::contained(panics).await, Err(Panicked));
         }
     }

@@ -59,7 +59,8 @@ when traffic rests, in spans, each summed over its labels:
 
     tailwater_span_metrics_spans_total = calls_total + tailwater_span_metrics_stale_spans_total
 
-If all six `kinds` are chosen, this is also `tailwater_receiver_accepted_spans_total`.
+If all six `kinds` are chosen, this is also `tailwater_receiver_accepted_spans_total`, without
+`transport=\"replay\"`: spans that come back after a restart were counted before it.
 ";
 
 #[test]

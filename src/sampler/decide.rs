@@ -12,7 +12,7 @@ use crate::{
     otlp::encode::KeptSpan,
     policy::{Evidence, Plan, Shadowed, Verdict},
     recording::Chosen,
-    trace::{Facts, Randomness, StatusCode, Trigger},
+    trace::{Facts, Randomness, StatusCode, TraceId, Trigger},
     window::{self, Due, Freed, Millis, Position, Run, Shard, Taken},
 };
 
@@ -48,6 +48,16 @@ pub struct Decided {
     pub chosen: Chosen,
     /// Decisions that were forgotten before their time to live was over.
     pub forgotten: u64,
+    /// Where positions are kept: the spans of the decided traces below this position are all part
+    /// of the decisions.
+    pub taken_below: Option<u64>,
+    /// The position of the request that caused the decisions. Its spans of the decided traces are
+    /// part of the decisions, or followed them.
+    pub position: Option<u64>,
+    /// Where positions are kept: the late spans of kept traces, by trace, with their bytes.
+    pub late_kept: Vec<(TraceId, u64)>,
+    /// Spans of a replayed request that were passed over, because an earlier process took them.
+    pub passed_over: u64,
     /// Traces decided in this hold of the lock whose records are not removed yet.
     taken: Vec<Taken>,
     /// Spans beyond the cap. They are dropped outside the lock, because the last span of a segment
@@ -73,6 +83,10 @@ impl Decided {
         self.panics = 0;
         self.chosen.give_up();
         self.forgotten = 0;
+        self.taken_below = None;
+        self.position = None;
+        self.late_kept.clear();
+        self.passed_over = 0;
         self.unfit.clear();
         self.freed.clear();
         self.decisions.records.shrink_to(SPARE_ENTRIES);
@@ -80,6 +94,14 @@ impl Decided {
         self.kept.shrink_to(SPARE_ENTRIES);
         self.spans.shrink_to(SPARE_ENTRIES);
         self.late.shrink_to(SPARE_ENTRIES);
+    }
+
+    /// Notes up to where the spans of the traces of a shard have been taken in. Called under the
+    /// shard's lock. The first of several notes is the lowest.
+    pub(super) fn note_taken(&mut self, state: &mut ShardState) {
+        if state.positions.is_some() {
+            self.taken_below.get_or_insert(state.taken_below());
+        }
     }
 
     /// The number of spans that have left the window or never entered it, whether kept or not.
@@ -164,6 +186,7 @@ impl Sampler {
         out: &mut Decided,
     ) -> Progress {
         let mut state = self.lock(shard);
+        out.note_taken(&mut state);
         let by = self.limited_to_tick(&state.plan, now);
         state.window.advance(now);
         let now = state.window.now();
@@ -323,6 +346,9 @@ impl Sampler {
         }
         if !verdict.kept {
             return;
+        }
+        if out.position.is_some() {
+            out.late_kept.push((trace_id, spans().map(|span| u64::from(span.len)).sum()));
         }
         for span in spans() {
             // Copied, so one late span does not keep its whole request in memory.

@@ -7,21 +7,22 @@
 //! the first span of a large request is taken in, the budget is asked for the memory that all its
 //! spans need.
 
+mod again;
+
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
 };
 
-use super::{Decided, Sampler, ShardState, cap::Since};
+use self::again::WalkedAgain;
+use super::{Decided, Passed, Sampler, ShardState, cap::Since};
 use crate::{
-    budget::{Budget, Hold, Holder},
+    budget::{Hold, Holder},
     decisions::Decision,
     otlp::{
         Context,
-        conditions::Conditions as _,
         outsized::Outsized,
-        rewalk::Rewalk,
         walk::{self, SpanMeta, Unwalked, Walked},
     },
     policy::Plan,
@@ -59,6 +60,21 @@ impl Scratch {
         self.taken
     }
 
+    /// Whether the request that was prepared has a span that can be taken in.
+    pub fn has_spans(&self) -> bool {
+        !self.walked.spans.is_empty() || !self.walked.is_whole()
+    }
+
+    /// Forgets a request that was prepared and is not taken in.
+    pub fn clear(&mut self) {
+        self.shrink();
+    }
+
+    /// The spans of the request that was prepared, or of its last piece.
+    pub(super) fn spans(&self) -> &[SpanMeta] {
+        &self.walked.spans
+    }
+
     /// Shrinks the buffers to the room that `walked` keeps.
     fn shrink(&mut self) {
         self.walked.clear();
@@ -93,9 +109,26 @@ struct Appending {
     series: Vec<u8>,
 }
 
+/// A request that has been walked and fits, but of which nothing has been taken in yet.
+#[derive(Debug)]
+pub struct Prepared {
+    plan: Arc<Plan>,
+    room: Option<(Hold, usize)>,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin<'a> {
+    /// Its position in the log that the shards read from, if they read from one.
+    pub position: Option<u64>,
+    /// In a replay: the spans that an earlier process has dealt with.
+    pub passed: Option<&'a Passed>,
+}
+
 /// A request that is being taken in.
 struct Taking<'a> {
     now: Millis,
+    origin: Origin<'a>,
     request: &'a [u8],
     plan: &'a Arc<Plan>,
     /// The memory reserved for the spans that are still to come, and the share of each span.
@@ -104,6 +137,7 @@ struct Taking<'a> {
 
 /// The spans of a request that belong to one shard.
 struct OfShard<'a> {
+    origin: Origin<'a>,
     request: &'a [u8],
     contexts: &'a [Arc<Context>],
     spans: &'a [SpanMeta],
@@ -162,41 +196,6 @@ pub struct Ingested {
     pub outsized: Option<Box<Outsized>>,
 }
 
-/// Some spans of a request, with their bits under another plan than the one they were walked with.
-/// Needed when a reload has reached their shard, or is about to.
-struct WalkedAgain {
-    spans: Vec<SpanMeta>,
-    hashes: Vec<u64>,
-    bits: Vec<u64>,
-    order: Vec<u32>,
-    _hold: Hold,
-}
-
-impl WalkedAgain {
-    fn new(of_shard: &OfShard<'_>, plan: &Plan, budget: &Arc<Budget>) -> Self {
-        let (words, order) = (plan.leaves().words(), of_shard.order);
-        // These are the spans of one hold of the lock, too few to need a reservation.
-        let bytes = order.len() * (size_of::<SpanMeta>() + 8 + 8 * words + 4);
-        let hold = budget.hold(Holder::Walking, bytes);
-        let spans: Vec<_> = order.iter().map(|&index| of_shard.spans[index as usize]).collect();
-        let hashes = order.iter().map(|&index| of_shard.hashes[index as usize]).collect();
-        let mut bits = vec![0; spans.len() * words];
-        let mut rewalk = Rewalk::new(plan.leaves());
-        for (index, span) in spans.iter().enumerate() {
-            let bytes = &of_shard.request[span.offset as usize..][..span.len as usize];
-            let context = &of_shard.contexts[span.context as usize];
-            rewalk.add(context, bytes, &mut bits[index * words..][..words]);
-        }
-        let order = (0..).take(spans.len()).collect();
-        WalkedAgain { spans, hashes, bits, order, _hold: hold }
-    }
-
-    fn of_shard<'a>(&'a self, before: &OfShard<'a>) -> OfShard<'a> {
-        let WalkedAgain { spans, hashes, bits, order, .. } = self;
-        OfShard { spans, hashes, bits, order, ..*before }
-    }
-}
-
 impl Sampler {
     /// Takes in one `ExportTraceServiceRequest`. Adds the decisions that it causes (late spans,
     /// traces that reach a limit) to `out`.
@@ -211,16 +210,42 @@ impl Sampler {
         scratch: &mut Scratch,
         out: &mut Decided,
     ) -> Result<Ingested, Unwalked> {
+        let prepared = self.prepare(request, scratch)?;
+        Ok(self.take_in(now, request, (prepared, Origin::default()), scratch, out))
+    }
+
+    /// Walks a request, and reserves the memory that it needs if it is large. A request that is
+    /// prepared can be taken in by [`Self::take_in`], with the same `scratch`; between the two the
+    /// caller may write it to a log.
+    ///
+    /// # Errors
+    /// [`Unwalked`], as for [`Self::ingest`].
+    pub fn prepare(&self, request: &[u8], scratch: &mut Scratch) -> Result<Prepared, Unwalked> {
         scratch.walked.bound(self.bounds);
         if self.span_metrics.is_some() {
             scratch.walked.ask_for_kinds();
         }
-        let plan = &self.plan();
+        let plan = self.plan();
         let walked = walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked);
         let room = walked.and_then(|()| self.room_for(request, &scratch.walked));
         // Release the request's memory before the sender gets an answer.
         let room = room.inspect_err(|_| scratch.shrink())?;
-        let mut taking = Taking { now, request, plan, room };
+        Ok(Prepared { plan, room })
+    }
+
+    /// Takes in a request that was prepared. Adds the decisions that it causes to `out`.
+    pub fn take_in(
+        &self,
+        now: Millis,
+        request: &[u8],
+        (prepared, origin): (Prepared, Origin<'_>),
+        scratch: &mut Scratch,
+        out: &mut Decided,
+    ) -> Ingested {
+        let Prepared { plan, room } = prepared;
+        let plan = &plan;
+        out.position = origin.position;
+        let mut taking = Taking { now, origin, request, plan, room };
         let Scratch { walked, sorted, appending, taken } = scratch;
         appending.slots.reset(walked.contexts.len());
         let mut ingest = |walked: &Walked| {
@@ -236,7 +261,7 @@ impl Sampler {
         let accepted = std::mem::take(taken);
         // An idle connection must not keep the contexts of its last request alive.
         scratch.shrink();
-        Ok(Ingested { accepted, rejected, outsized })
+        Ingested { accepted, rejected, outsized }
     }
 
     /// Reserves memory for the spans of a large request. Returns the reservation and the share of
@@ -267,7 +292,7 @@ impl Sampler {
     ) {
         self.sort(walked, sorted);
         let Sorted { hashes, order, rests, .. } = sorted;
-        let &mut Taking { now, request, plan, .. } = taking;
+        let &mut Taking { now, origin, request, plan, .. } = taking;
         let Walked { contexts, spans, bits, .. } = walked;
         // A very large request returns to a shard only after it has visited all others, so other
         // tasks get the lock in between.
@@ -276,7 +301,8 @@ impl Sampler {
                 let now_taken = rest.start..rest.end.min(rest.start + SPANS_PER_LOCK);
                 rest.start = now_taken.end;
                 let order = &order[now_taken];
-                let of_shard = OfShard { request, contexts, spans, bits, hashes, order, plan };
+                let of_shard =
+                    OfShard { origin, request, contexts, spans, bits, hashes, order, plan };
                 self.ingest_locked(now, &of_shard, appending, out, taken);
                 if let Some((room, of_span)) = &mut taking.room {
                     room.shrink(order.len() * *of_span);
@@ -297,6 +323,7 @@ impl Sampler {
         let shard = self.shard_of(of_shard.hashes[of_shard.order[0] as usize]);
         let mut state = self.lock(shard);
         state.window.advance(now);
+        out.note_taken(&mut state);
         let before = state.window.spans() + out.left_spans();
         // Computed under the lock, where the difference is exactly what this request has added.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -310,7 +337,8 @@ impl Sampler {
         let new = state.window.spans() + out.left_spans() - before;
         drop(state);
         *taken += new;
-        if let Some(metrics) = &self.span_metrics {
+        // An earlier process has counted what a replay brings back.
+        if let (Some(metrics), None) = (&self.span_metrics, of_shard.origin.passed) {
             // They were taken in this order, so this is exact even after a panic.
             let order = of_shard.order.iter().take(new as usize);
             let spans = order.map(|&index| &of_shard.spans[index as usize]);
@@ -327,7 +355,7 @@ impl Sampler {
         appending: &mut Appending,
         out: &mut Decided,
     ) {
-        let &OfShard { request, contexts, spans, bits, hashes, order, .. } = of_shard;
+        let &OfShard { origin, request, contexts, spans, bits, hashes, order, .. } = of_shard;
         let Appending { sought, slots, .. } = appending;
         // Look up all traces first. The look-ups then wait for memory together; with appends in
         // between, each would wait alone.
@@ -356,6 +384,12 @@ impl Sampler {
         for sought in &*sought {
             let (order, later) = rest.split_at(sought.spans);
             rest = later;
+            if let (Some(passed), Some(position)) = (origin.passed, origin.position)
+                && passed.covers(sought.trace_id, position)
+            {
+                out.passed_over += order.len() as u64;
+                continue;
+            }
             let run = Run { request, contexts, spans, bits, order };
             self.ingest_run(state, sought, &run, slots, out);
         }

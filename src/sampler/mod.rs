@@ -21,6 +21,9 @@
 mod cap;
 mod decide;
 mod ingest;
+mod passed;
+mod positions;
+mod recall;
 #[cfg(test)]
 mod tests;
 mod tick;
@@ -30,7 +33,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 pub use self::{
     cap::Cut,
     decide::{Decided, KeptTrace, Late, Progress, Which},
-    ingest::{Ingested, Scratch},
+    ingest::{Ingested, Origin, Prepared, Scratch},
+    passed::Passed,
+    positions::{Mark, Positions, Underway},
 };
 use self::{decide::evidence, tick::Ticks};
 use crate::{
@@ -90,6 +95,18 @@ struct ShardState {
     plan: Arc<Plan>,
     window: Shard,
     remembered: DecisionCache,
+    /// The positions of the log that the shard reads from, if there is one.
+    positions: Option<Arc<Positions>>,
+}
+
+impl ShardState {
+    /// The position below which all requests have been taken in. Called under the shard's lock.
+    fn taken_below(&mut self) -> u64 {
+        let Some(positions) = &self.positions else { return 0 };
+        let low = positions.least();
+        self.window.advance_position(low);
+        low
+    }
 }
 
 /// The contents of the window.
@@ -169,6 +186,7 @@ impl Sampler {
                     plan: Arc::clone(&plan),
                     window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
                     remembered: DecisionCache::new(ttl, remembered_bytes_max, budget),
+                    positions: None,
                 })
             })
             .collect();
@@ -191,6 +209,7 @@ impl Sampler {
     }
 
     /// Counts every accepted span in these metrics.
+    #[must_use]
     pub fn with_span_metrics(self, metrics: Option<Arc<SpanMetrics>>) -> Self {
         Sampler { span_metrics: metrics, ..self }
     }
@@ -198,6 +217,34 @@ impl Sampler {
     /// The metrics in which accepted spans are counted, if any.
     pub fn span_metrics(&self) -> Option<&Arc<SpanMetrics>> {
         self.span_metrics.as_ref()
+    }
+
+    /// Keeps the positions of the requests that it takes in from now on, which all stand in one
+    /// log. Called before the first request. It costs 8 bytes per undecided trace.
+    #[must_use]
+    pub fn with_positions(self, positions: &Arc<Positions>) -> Self {
+        for index in 0..self.shards.len() {
+            let mut state = self.lock(index);
+            state.window.keep_positions();
+            state.positions = Some(Arc::clone(positions));
+        }
+        self
+    }
+
+    /// The watermark of a log, over all shards that read from it. Locks each shard in turn.
+    /// [`Mark`] says when it may be used.
+    pub fn mark(&self, positions: &Arc<Positions>) -> Mark {
+        // Read before the shards: what ends meanwhile is in a shard already when it is looked at.
+        let mut watermark = positions.least();
+        for index in 0..self.shards.len() {
+            let mut state = self.lock(index);
+            if state.positions.as_ref().is_some_and(|of_shard| Arc::ptr_eq(of_shard, positions)) {
+                watermark = watermark.min(state.window.lowest_position().unwrap_or(watermark));
+            }
+        }
+        // Read after the shards: whoever took a trace out of a shard before it was looked at had
+        // begun by now.
+        Mark::new(watermark, positions.next())
     }
 
     /// The number of shards.

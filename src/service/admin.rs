@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use tokio::sync::watch;
 
-use super::{Shared, credentials::Credentials, serving};
+use super::{Shared, credentials::Credentials, durable::Durable, serving};
 use crate::{
     admin::{Admin, CONTROL_SERVICE, Calls, History, LongAnswers, Watchers},
     clock::{self, Clock},
@@ -32,6 +32,7 @@ impl Shared {
             is_ready: Arc::clone(is_ready),
             supervisor: Arc::clone(&self.supervisor),
             clock: Arc::clone(&self.clock),
+            durability: self.durable.as_ref().map(Durable::logs),
             reload: Arc::new(Reload::new(config, &self.sampler, &self.metrics, &self.supervisor)),
             enable_lifecycle: config.telemetry.enable_lifecycle,
             long_answers: LongAnswers::default(),

@@ -18,6 +18,7 @@
 //! without a copy.
 
 mod compact;
+mod positions;
 mod recompute;
 mod ring;
 mod segment;

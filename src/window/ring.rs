@@ -12,6 +12,9 @@
 //! With many conditions, the bits of a trace are much larger than its entry: 1.3 MB per chunk with
 //! 10,000 conditions. In that case the vector of bits grows with the entries instead of being
 //! allocated at once, and an empty ring frees it, so shards without traces do not hold that memory.
+//!
+//! If the shard reads from a log with positions, a chunk also has 8 bytes per trace: the position
+//! below which all requests had been taken in when the trace was added (`sampler/positions.rs`).
 
 use std::collections::VecDeque;
 
@@ -110,6 +113,8 @@ struct Chunk {
     entries: Vec<Entry>,
     /// `words` words per trace if one word is not enough, otherwise empty.
     words: Vec<u64>,
+    /// One position per trace if positions are kept, otherwise empty.
+    lows: Vec<u64>,
 }
 
 /// Entries in order of arrival.
@@ -122,12 +127,25 @@ pub(super) struct Ring {
     /// The number of entries of the first chunk that have left the ring.
     front: usize,
     words: usize,
+    keeps_positions: bool,
 }
 
 impl Ring {
     /// A ring whose entries have `words` words of attribute bits.
     pub(super) fn new(words: usize) -> Self {
-        Ring { chunks: VecDeque::new(), spare: None, base: 0, front: 0, words }
+        let keeps_positions = false;
+        Ring { chunks: VecDeque::new(), spare: None, base: 0, front: 0, words, keeps_positions }
+    }
+
+    /// From now on, a position is kept for each entry. Called while the ring is empty.
+    pub(super) fn keep_positions(&mut self) {
+        self.keeps_positions = true;
+    }
+
+    /// The position that an entry was pushed with.
+    pub(super) fn low(&self, position: Position) -> Option<u64> {
+        let (chunk, offset) = self.index(position);
+        self.chunks.get(chunk)?.lows.get(offset).copied()
     }
 
     /// The oldest entry that is still in the ring, whether live or dead.
@@ -159,18 +177,22 @@ impl Ring {
             self.base = self.base.wrapping_add(self.front as u32);
             self.front = 0;
             chunk.entries.clear();
+            chunk.lows.clear();
             chunk.words = Vec::new();
         }
     }
 
-    pub(super) fn push(&mut self, entry: Entry) -> Position {
+    /// Adds an entry. `low` is kept if positions are.
+    pub(super) fn push(&mut self, entry: Entry, low: u64) -> Position {
         if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
             let mut chunk = self.spare.take().unwrap_or_else(|| Chunk {
                 entries: Vec::with_capacity(CHUNK),
                 words: Vec::with_capacity(self.words_at_first()),
+                lows: Vec::with_capacity(if self.keeps_positions { CHUNK } else { 0 }),
             });
             chunk.entries.clear();
             chunk.words.clear();
+            chunk.lows.clear();
             self.chunks.push_back(chunk);
         }
         let index = (self.chunks.len() - 1) * CHUNK;
@@ -179,6 +201,9 @@ impl Ring {
         let offset = index + chunk.entries.len();
         chunk.entries.push(entry);
         chunk.words.extend(std::iter::repeat_n(0, words));
+        if self.keeps_positions {
+            chunk.lows.push(low);
+        }
         Position(self.base.wrapping_add(offset as u32))
     }
 
@@ -265,7 +290,8 @@ impl Ring {
             }
             words => chunks * words,
         };
-        chunks * CHUNK * size_of::<Entry>() + 8 * words
+        let lows = if self.keeps_positions { chunks * CHUNK } else { 0 };
+        chunks * CHUNK * size_of::<Entry>() + 8 * (words + lows)
     }
 }
 

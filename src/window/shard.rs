@@ -46,6 +46,8 @@ pub struct Shard {
     pub(super) words: usize,
     pub(super) now: Millis,
     pub(super) ring: Ring,
+    /// The position that the next trace is added with, where positions are kept.
+    pub(super) low: u64,
     index: HashTable<u32>,
     pub(super) hasher: super::Hasher,
     randomness: ExplicitRandomness,
@@ -82,6 +84,7 @@ impl Shard {
             words,
             now: Millis::default(),
             ring: Ring::new(words),
+            low: 0,
             index: HashTable::new(),
             hasher,
             randomness: ExplicitRandomness::default(),
@@ -151,7 +154,7 @@ impl Shard {
 
     /// Adds a trace that [`Self::find`] has not found.
     pub fn insert(&mut self, hash: u64, trace_id: TraceId) -> Position {
-        let position = self.ring.push(Entry::new(trace_id, self.now));
+        let position = self.ring.push(Entry::new(trace_id, self.now), self.low);
         let (ring, hasher) = (&self.ring, &self.hasher);
         let rehash = |&position: &u32| {
             let entry = ring.get(Position(position)).expect("the index names live entries");

@@ -61,6 +61,7 @@ impl Exporter {
             metrics: Arc::clone(&metrics),
             clock: Clock::start(),
             give_up: gives_up,
+            leaves: false,
             supervisor: Arc::default(),
         };
         let mut consumers = JoinSet::new();

@@ -294,6 +294,7 @@ async fn what_a_panic_takes_along_is_counted() {
         metrics: Arc::clone(&metrics),
         clock: Clock::start(),
         give_up: gives_up,
+        leaves: false,
         supervisor: Arc::clone(&supervisor),
     };
     for spans in [3, 1] {

@@ -30,6 +30,17 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("recording", &["crate::sampler", "crate::window", "crate::exporter", "tonic", "prost"]),
     ("decider", &["crate::receiver", "crate::admin", "crate::service", "tonic", "prost"]),
     ("exporter", &["crate::policy", "crate::sampler", "crate::window", "crate::decider"]),
+    (
+        "durability",
+        &[
+            "crate::receiver",
+            "crate::window",
+            "crate::decider",
+            "crate::exporter",
+            "tokio::net",
+            "tonic",
+        ],
+    ),
     ("service", &["crate::otlp", "crate::policy::spec", "prost"]),
     ("admin", &["crate::policy", "crate::window", "crate::config"]),
     ("reload", &["crate::otlp", "crate::window", "crate::receiver", "crate::exporter", "tokio"]),
@@ -88,6 +99,8 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
 /// Where tasks and threads begin, and why not in `service.rs`.
 const SPAWN: &[(&str, &str)] = &[
     ("service.rs", "the wiring"),
+    ("service/tasks.rs", "the wiring"),
+    ("service/durable.rs", "the thread that syncs logs, and reading them at the start"),
     ("service/watching.rs", "the wiring"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),

@@ -32,7 +32,7 @@ stop() {
 trap 'stop; rm -rf "$folder"' EXIT
 
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost \
-    -addext subjectAltName=IP:127.0.0.1 -keyout "$folder/key.pem" -out "$folder/cert.pem" 2>/dev/null
+    -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE -keyout "$folder/key.pem" -out "$folder/cert.pem" 2>/dev/null
 echo s3cret-s3cret >"$folder/token"
 
 # Starts the service with more settings of [telemetry]; sets `address`.

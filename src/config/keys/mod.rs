@@ -14,6 +14,7 @@
 
 use std::time::Duration;
 
+mod durability;
 mod exporter;
 mod receiver;
 mod sampling;
@@ -246,6 +247,7 @@ pub(crate) fn sections() -> impl Iterator<Item = &'static Described> {
         receiver::SECTIONS,
         sampling::SECTIONS,
         exporter::SECTIONS,
+        durability::SECTIONS,
         telemetry::SECTIONS,
         span_metrics::SECTIONS,
     ];

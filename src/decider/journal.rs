@@ -1,0 +1,276 @@
+//! What the decider writes for `[durability]`, and in which order: kept spans to the outbox, then
+//! their decisions, then the watermark.
+//!
+//! Kept spans are written as they are queued ([`Journal::store`]). At the end of a tick, once all
+//! of them are queued, the decisions of the tick follow. They also wait as long as a request is
+//! queued that could not be written: a decision that is on disk without its kept spans would lose
+//! them. Every quarter of a second a watermark is taken. It is used at the end of a later tick:
+//! once its fence has been reached, the outbox has been emptied after that, and the decisions that
+//! were there by then are written.
+//!
+//! With `mode = "power"` each of these steps waits until the one before it was synced, without
+//! holding up the decider: the state is kept from tick to tick. If a sync fails, the decisions wait
+//! until everything queued before is delivered, and are written again.
+
+use std::sync::Arc;
+
+use crate::{
+    budget::{Budget, Hold, Holder},
+    clock::WindowClock,
+    durability::{Durability, Keeper, Pending, Ticket},
+    exporter::Queue,
+    otlp::encode::EncodedRequest,
+    sampler::{Decided, Mark, Sampler},
+};
+
+/// The time between two watermarks, in milliseconds: short, so that few files wait to be freed.
+const MARK_MILLIS: u64 = 250;
+
+/// What the journal uses.
+#[derive(Clone, Debug)]
+pub struct JournalParts {
+    /// The logs.
+    pub durability: Arc<Durability>,
+    /// Syncs them, with `mode = "power"`.
+    pub keeper: Option<Arc<Keeper>>,
+    /// Takes watermarks.
+    pub sampler: Arc<Sampler>,
+    /// Knows what is settled.
+    pub queue: Arc<Queue>,
+    /// The window's time.
+    pub clock: Arc<WindowClock>,
+    /// Charged for decisions that wait.
+    pub budget: Arc<Budget>,
+}
+
+/// Writes what the decider decides.
+#[derive(Debug)]
+pub(super) struct Journal {
+    parts: JournalParts,
+    /// Decisions that are not written.
+    pending: Pending,
+    charged: Option<Hold>,
+    /// Decisions that wait until their kept spans are synced.
+    staged: Option<(Pending, Ticket)>,
+    /// Decisions that are written and wait to be synced.
+    written: Option<(Pending, Ticket)>,
+    /// After a failed sync: the requests that were queued by then.
+    fence: Option<u64>,
+    /// The number of batches of decisions that have been begun, and of those that are written, and
+    /// synced where they have to be.
+    begun: u64,
+    done: u64,
+    mark: Option<Mark>,
+    /// Whether the fence of the mark had been reached before the outbox was emptied last.
+    is_reached: bool,
+    /// The batches that have to be done before the mark is used.
+    needed: Option<u64>,
+    /// A watermark that is written and waits to be synced.
+    marked: Option<(u64, Ticket)>,
+    marked_at: u64,
+    watermark: u64,
+}
+
+impl Journal {
+    pub(super) fn new(parts: JournalParts) -> Self {
+        Journal {
+            parts,
+            pending: Pending::default(),
+            charged: None,
+            staged: None,
+            written: None,
+            fence: None,
+            begun: 0,
+            done: 0,
+            mark: None,
+            is_reached: false,
+            needed: None,
+            marked: None,
+            marked_at: 0,
+            watermark: 0,
+        }
+    }
+
+    /// Adds what was decided.
+    pub(super) fn add(&mut self, decided: &Decided) {
+        self.pending.add(decided);
+    }
+
+    /// Adds what connection tasks have decided.
+    pub(super) fn append(&mut self, pending: Pending) {
+        self.pending.append(pending);
+    }
+
+    /// Writes a request that is about to be queued, and returns where; `None` if it cannot be
+    /// written, which is counted and logged.
+    pub(super) fn store(&self, request: &EncodedRequest) -> Option<u64> {
+        let (durability, time) = (&self.parts.durability, self.parts.clock.millis());
+        durability.queue(&request.body, request.spans, time).ok()
+    }
+
+    /// Called before the outbox is emptied for the last time in a tick.
+    pub(super) fn begin_end(&mut self) {
+        let least = self.parts.durability.positions().least();
+        self.is_reached = self.mark.is_some_and(|mark| least >= mark.fence());
+    }
+
+    /// Called at the end of a tick. `all_queued` says whether all kept spans so far are queued.
+    pub(super) fn end(&mut self, all_queued: bool) {
+        let now = self.parts.clock.millis();
+        let JournalParts { durability, queue, .. } = &self.parts;
+        durability.settle(&queue.take_departed(), now);
+        self.free_marked(now);
+        self.check_written();
+        if all_queued && queue_is_stored(&mut self.fence, &self.parts.queue) {
+            self.stage(now);
+        }
+        self.write(now);
+        if self.is_reached && all_queued {
+            let next = u64::from(!self.pending.is_empty());
+            self.needed.get_or_insert(self.begun + next);
+        }
+        if self.needed.is_some_and(|needed| self.done >= needed) {
+            self.use_mark(now);
+        }
+        self.take_mark(now);
+        self.charge();
+    }
+
+    /// Whether everything is written and synced, and no watermark is left to use.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.is_written()
+            && self.marked.is_none()
+            && self.watermark == self.parts.durability.positions().next()
+    }
+
+    /// Whether all decisions are written, and synced where they have to be. Those whose kept spans
+    /// could not be queued or written are not: their traces are decided again from the intake log.
+    pub(super) fn is_written(&self) -> bool {
+        self.staged.is_none() && self.written.is_none() && self.pending.is_empty()
+    }
+
+    /// Whether something waits for a sync.
+    pub(super) fn waits_for_sync(&self) -> bool {
+        self.staged.is_some() || self.written.is_some() || self.marked.is_some()
+    }
+
+    fn ticket(&self) -> Option<Ticket> {
+        self.parts.keeper.as_ref().map(|keeper| keeper.ticket())
+    }
+
+    /// Writes the decisions whose kept spans are in the outbox, or lets them wait for its sync.
+    fn stage(&mut self, now: u64) {
+        if self.staged.is_some() || self.written.is_some() || self.pending.is_empty() {
+            return;
+        }
+        match self.ticket() {
+            Some(ticket) => self.staged = Some((std::mem::take(&mut self.pending), ticket)),
+            None if self.decide(&self.pending, now) => {
+                self.pending = Pending::default();
+                self.done += 1;
+            }
+            None => return,
+        }
+        self.begun += 1;
+    }
+
+    /// Writes decisions, and returns whether that succeeded.
+    fn decide(&self, pending: &Pending, now: u64) -> bool {
+        let plan = self.parts.sampler.plan();
+        self.parts.durability.decide(pending, plan.names(), now).is_ok()
+    }
+
+    /// Writes the decisions whose kept spans are synced.
+    fn write(&mut self, now: u64) {
+        let (Some(keeper), Some((_, ticket))) = (&self.parts.keeper, &self.staged) else { return };
+        let Some(is_synced) = keeper.outcome(*ticket) else { return };
+        let Some((pending, _)) = self.staged.take() else { return };
+        if is_synced && self.decide(&pending, now) {
+            self.written = self.ticket().map(|ticket| (pending, ticket));
+        } else {
+            self.put_back(pending, is_synced);
+        }
+    }
+
+    /// Forgets the decisions that are synced.
+    fn check_written(&mut self) {
+        let (Some(keeper), Some((_, ticket))) = (&self.parts.keeper, &self.written) else { return };
+        let Some(is_synced) = keeper.outcome(*ticket) else { return };
+        let Some((pending, _)) = self.written.take() else { return };
+        if is_synced {
+            self.done = self.begun;
+        } else {
+            self.put_back(pending, false);
+        }
+    }
+
+    /// The decisions of a batch that failed become a part of the next.
+    fn put_back(&mut self, mut pending: Pending, is_synced: bool) {
+        pending.append(std::mem::take(&mut self.pending));
+        self.pending = pending;
+        self.needed = self.needed.map(|_| self.begun + 1);
+        if !is_synced {
+            self.fence = Some(self.parts.queue.fence());
+        }
+    }
+
+    /// Writes the watermark of a mark whose fence has been reached, and frees what lies below it.
+    fn use_mark(&mut self, now: u64) {
+        let Some(mark) = self.mark else { return };
+        if self.parts.durability.mark(mark.watermark(), now).is_err() {
+            return;
+        }
+        self.mark = None;
+        self.needed = None;
+        self.watermark = mark.watermark();
+        match self.ticket() {
+            Some(ticket) => self.marked = Some((self.watermark, ticket)),
+            None => self.parts.durability.release(self.watermark, now),
+        }
+    }
+
+    fn free_marked(&mut self, now: u64) {
+        let (Some(keeper), Some((watermark, ticket))) = (&self.parts.keeper, self.marked) else {
+            return;
+        };
+        if let Some(is_synced) = keeper.outcome(ticket) {
+            self.marked = None;
+            if is_synced {
+                self.parts.durability.release(watermark, now);
+            }
+        }
+    }
+
+    fn take_mark(&mut self, now: u64) {
+        let is_time = now >= self.marked_at + MARK_MILLIS;
+        if !is_time || self.mark.is_some() || self.marked.is_some() {
+            return;
+        }
+        let JournalParts { durability, sampler, .. } = &self.parts;
+        let mark = sampler.mark(durability.positions());
+        // While nothing is taken in and nothing waits, nothing has to be written.
+        if mark.watermark() != self.watermark || sampler.buffered().traces > 0 {
+            self.mark = Some(mark);
+            self.marked_at = now;
+        }
+    }
+
+    /// The next mark is taken at the next end of a tick.
+    pub(super) fn hurry(&mut self) {
+        self.marked_at = 0;
+    }
+
+    fn charge(&mut self) {
+        let bytes = self.pending.bytes();
+        if self.charged.as_ref().map_or(0, Hold::bytes) != bytes {
+            let hold = self.parts.budget.hold(Holder::Decisions, bytes);
+            self.charged = (bytes > 0).then_some(hold);
+        }
+    }
+}
+
+/// Whether every queued request is stored, or all that a failed sync may have lost are settled.
+fn queue_is_stored(fence: &mut Option<u64>, queue: &Queue) -> bool {
+    *fence = fence.filter(|&fence| !queue.is_settled(fence));
+    fence.is_none() && queue.unstored() == 0
+}

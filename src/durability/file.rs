@@ -1,0 +1,126 @@
+//! One file of a log: creating it, using it again, and writing to a place in it.
+
+use std::{
+    fs::{self, File},
+    io::{self, IoSlice},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use super::{
+    reader::LogFileInfo,
+    record::{FileHeader, LogKind, VERSION},
+};
+
+/// A file of a log.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    /// `None` for a file of an earlier process, which takes no more records.
+    pub(super) file: Option<File>,
+    pub(super) path: PathBuf,
+    pub(super) base: u64,
+    pub(super) end: u64,
+    /// Its length on disk.
+    pub(super) bytes: u64,
+    /// Whether something was written since the last sync.
+    pub(super) is_dirty: AtomicBool,
+}
+
+impl LogFile {
+    pub(super) fn old(info: &LogFileInfo) -> Self {
+        LogFile {
+            file: None,
+            path: info.path.clone(),
+            base: info.base,
+            end: info.end,
+            bytes: info.len,
+            is_dirty: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn create(path: &Path, kind: LogKind, base: u64, capacity: u64) -> io::Result<Self> {
+        // Traces may hold personal data: nobody else may read them. A file of this name has no
+        // sound header, or it would be a part of the log.
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        allocate(&file, capacity)?;
+        Self::begin(file, path, (kind, base, capacity))
+    }
+
+    /// Makes a file that was freed the next one. Its old records have lower positions.
+    pub(super) fn reuse(
+        spare: &LogFile,
+        path: &Path,
+        kind: LogKind,
+        base: u64,
+    ) -> io::Result<Self> {
+        let file = spare.file.as_ref().ok_or(io::ErrorKind::InvalidInput)?.try_clone()?;
+        let begun = Self::begin(file, path, (kind, base, spare.bytes))?;
+        fs::rename(&spare.path, path)?;
+        Ok(begun)
+    }
+
+    fn begin(
+        file: File,
+        path: &Path,
+        (kind, base, capacity): (LogKind, u64, u64),
+    ) -> io::Result<Self> {
+        // At most 64 MiB, or one record.
+        let header =
+            FileHeader { version: VERSION, kind: kind as u32, base, capacity: capacity as u32 };
+        std::os::unix::fs::FileExt::write_all_at(&file, &header.encode(), 0)?;
+        Ok(LogFile {
+            file: Some(file),
+            path: path.to_owned(),
+            base,
+            end: base + capacity,
+            bytes: capacity,
+            is_dirty: AtomicBool::new(true),
+        })
+    }
+}
+
+/// Syncs the names of the files in a directory.
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Takes the blocks of a file from the file system, so that a full disk is noticed here and not in
+/// the middle of a record. A file system that cannot do that gets a sparse file.
+fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::{fs::FallocateFlags, io::Errno};
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+    file.set_len(bytes)
+}
+
+pub(super) fn write_all_at(
+    file: &LogFile,
+    offset: u64,
+    header: &[u8],
+    body: &[&[u8]],
+) -> io::Result<()> {
+    let target = file.file.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut slices = vec![IoSlice::new(header)];
+    slices.extend(body.iter().map(|part| IoSlice::new(part)));
+    let (mut rest, mut offset) = (&mut slices[..], offset);
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        match rustix::io::pwritev(target, rest, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(problem) => return Err(problem.into()),
+        }
+    }
+    Ok(())
+}
