@@ -84,7 +84,7 @@ impl Policies<'_> {
         if scalar.is_plain && !is_text(&scalar.text) {
             self.report.note(
                 node,
-                "not in quotes in the file, which the Collector refuses; taken as the text that is written",
+                "not in quotes in the file, which the Collector refuses; taken as it is written",
             );
         }
         Some(scalar.text.replace("$$", "$"))

@@ -106,7 +106,7 @@ fn every_difference_is_noted() {
         (
             "string_attribute",
             "{key: k, values: [true, 500]}",
-            "not in quotes in the file, which the Collector refuses; taken as the text",
+            "not in quotes in the file, which the Collector refuses; taken as it is written",
         ),
         (
             "string_attribute",
