@@ -23,6 +23,8 @@
 //! - The index of an empty window: 256 KiB per shard, so 1/8 at most and usually far less.
 //! - Decision cache: 1/4; the oldest decisions are forgotten. Decision log: 1/16; the oldest are
 //!   removed.
+//! - Kinds of traces: about 100 bytes for each of `max_keys` of each budget and rare policy. Kinds
+//!   are forgotten a minute after their last trace, or at the end of their interval.
 //! - Buffers of walking: each thread keeps its part of 1/32, and takes up to 1/64 (at least
 //!   256 KiB, at most 8 MiB) for a large request, which asks.
 //! - Requests being received, until they are answered: 1/8 for requests of up to 1 MiB. For larger
@@ -76,6 +78,8 @@ pub enum Holder {
     Receiving,
     /// Large requests being received. They have their own share, so they do not block small ones.
     ReceivingLarge,
+    /// Kinds of traces that budgets and rare policies know.
+    Kinds,
     /// Kept spans between their decision and the answer of the backend.
     Export,
     /// Recorded traces that wait for their reader.

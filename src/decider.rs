@@ -241,6 +241,7 @@ impl Decider {
             let now = self.clock.now();
             self.sampler.begin_tick(now, f64::from(now.since(self.tick_began)) / 1_000.0);
             self.tick_began = now;
+            self.metrics.overflowed(&self.sampler.plan().take_overflowed());
         }
         if let Some(bytes) = budget::resident_bytes() {
             self.budget.note_resident(bytes);

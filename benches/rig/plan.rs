@@ -105,6 +105,8 @@ pub(crate) enum Scenario {
     Memory30,
     /// Tailwater without durability, and with `mode = "process"`, in turn
     Durable,
+    /// With a budget of three keys beside the same policies without it
+    Budget,
     /// Beside the Collector's tail_sampling, at a rate that the Collector can take
     Peer,
 }
@@ -140,6 +142,11 @@ impl Scenario {
                 after_root: Duration::from_secs(5),
                 root_after: Duration::from_secs(1),
                 warm_up: Some(Duration::from_secs(45)),
+            },
+            Self::Budget => Defaults {
+                targets: &[Target::Floor, Target::Tailwater, Target::TailwaterBudget],
+                rate: 200_000,
+                ..Self::Steady.defaults()
             },
             // The Collector takes some 120,000 spans/s on two cores, load generator included.
             Self::Durable => Defaults {
@@ -180,6 +187,8 @@ pub(crate) enum Target {
     Process,
     /// The same with `mode = "power"`.
     Power,
+    /// The same with a budget.
+    TailwaterBudget,
     /// tail_sampling with one shard, its default.
     Collector,
     /// tail_sampling with two shards, one per core.
@@ -194,6 +203,7 @@ impl Target {
             Self::Tailwater => "tailwater",
             Self::Process => "tailwater, process",
             Self::Power => "tailwater, power",
+            Self::TailwaterBudget => "tailwater, budget",
             Self::Collector => "collector",
             Self::CollectorSharded => "collector, 2 shards",
         }

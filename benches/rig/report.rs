@@ -20,8 +20,9 @@ const RATE_SHARE_MIN: f64 = 0.98;
 const KEPT_DIFFERENCE_MAX: f64 = 0.6;
 
 /// The pairs of targets that are compared, the first over the second.
-const PAIRS: [(Target, Target); 5] = [
+const PAIRS: [(Target, Target); 6] = [
     (Target::Tailwater, Target::Floor),
+    (Target::TailwaterBudget, Target::Tailwater),
     (Target::Process, Target::Tailwater),
     (Target::Power, Target::Tailwater),
     (Target::Collector, Target::Tailwater),

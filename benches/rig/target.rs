@@ -24,6 +24,11 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The configured `shutdown_timeout` and a little more.
 const STOP_MAX: Duration = Duration::from_secs(35);
 
+/// A budget that every trace of the baseline is a candidate of, and that keeps little, so that the
+/// export costs the same.
+const BUDGET: &str = "[[policy]]\nname = 'budget'\ntype = 'budget'\nspans_per_second = 100\n\
+    keys = ['service.name', 'http.route', 'span.name']\n";
+
 /// A server under measurement.
 pub(crate) struct Server {
     pub(crate) process: Process,
@@ -46,9 +51,10 @@ impl Server {
     pub(crate) fn start(target: Target, plan: &Plan, sink: SocketAddr) -> Result<Self> {
         match target {
             Target::Floor => Self::floor(),
-            Target::Tailwater => Self::tailwater(plan, sink, None),
-            Target::Process => Self::tailwater(plan, sink, Some("process")),
-            Target::Power => Self::tailwater(plan, sink, Some("power")),
+            Target::Tailwater => Self::tailwater(plan, sink, None, ""),
+            Target::TailwaterBudget => Self::tailwater(plan, sink, None, BUDGET),
+            Target::Process => Self::tailwater(plan, sink, Some("process"), ""),
+            Target::Power => Self::tailwater(plan, sink, Some("power"), ""),
             Target::Collector => Self::collector(plan, sink, 1),
             Target::CollectorSharded => Self::collector(plan, sink, 2),
         }
@@ -62,7 +68,13 @@ impl Server {
         Ok(Self { process, receiver, ready_ms, telemetry: None, logs: None, _config: None })
     }
 
-    fn tailwater(plan: &Plan, sink: SocketAddr, mode: Option<&str>) -> Result<Self> {
+    /// With durability in this mode, and with these policies beside those of the plan.
+    fn tailwater(
+        plan: &Plan,
+        sink: SocketAddr,
+        mode: Option<&str>,
+        policies: &str,
+    ) -> Result<Self> {
         let [receiver, http, telemetry] = free_addresses()?;
         let logs = mode.map(|_| Logs::new(plan));
         let durability = logs.iter().zip(mode).map(|(logs, mode)| {
@@ -74,7 +86,7 @@ impl Server {
         });
         let durability: String = durability.collect();
         let text = toml(plan, receiver, http, telemetry, sink);
-        let config = ConfigFile::write(&format!("{durability}{text}"))?;
+        let config = ConfigFile::write(&format!("{durability}{text}{policies}"))?;
         let begin = Instant::now();
         let mut command = Command::new(&plan.tailwater);
         command.arg("run").arg("--config").arg(&config.0);

@@ -48,7 +48,7 @@ pub(crate) fn append(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let budget = Budget::new(4 << 30);
     let hasher = window::Hasher::default();
     let waits = Waits { decision_wait: 1000, after_root: None };
-    let words = plan().leaves().words();
+    let words = plan().leaves().shape();
     let pool = Pool::new(Arc::clone(&budget));
     let mut shard = Shard::new(waits, words, hasher.clone(), &pool, &budget);
     let contexts = Contexts::new(budget);

@@ -371,6 +371,8 @@ impl Admin {
         // In the order of the flow: a span that moves on meanwhile is seen twice, not missed.
         let buffered = self.sampler.buffered();
         let (queue_bytes, queue_spans) = self.queue.held();
+        let plan = self.sampler.plan();
+        let named = |(policy, reading)| (plan.name(policy).to_owned(), reading);
         Readings {
             started_at: self.started_at,
             is_ready: self.is_ready(),
@@ -381,6 +383,7 @@ impl Admin {
             panics: self.supervisor.panics(),
             stalled: self.clock.stalled(),
             log_lines_lost: logging::lines_lost(),
+            kinds: plan.kinds().into_iter().map(named).collect(),
             span_metrics: self.sampler.span_metrics().map(|it| it.totals()).unwrap_or_default(),
             durability: self
                 .durability

@@ -145,8 +145,13 @@ impl Traces {
         trace.bytes += u64::from(span.len);
         let randomness = &mut trace.explicit_randomness;
         *randomness = Randomness::lowest(*randomness, span.explicit_randomness);
-        let known = &mut self.bits[at * self.words..][..self.words];
-        known.iter_mut().zip(bits).for_each(|(known, bits)| *known |= bits);
+        let mut start = 0;
+        for plan in &self.plans {
+            let (shape, words) = (plan.leaves().shape(), plan.leaves().words());
+            let known = &mut self.bits[at * self.words + start..][..words];
+            shape.merge(known, &bits[start..][..words]);
+            start += words;
+        }
         trace.sampled_at = trace.sampled_at.max(sampled_at(bits[self.words]));
     }
 
@@ -156,7 +161,8 @@ impl Traces {
         let start: usize = self.plans[..plan].iter().map(of).sum();
         let bits = &self.bits[trace * self.words + start..][..of(&self.plans[plan])];
         let trace = &self.traces[trace];
-        Evidence { facts: &trace.facts, bits, randomness: trace.randomness(), forced }
+        let (trace_id, randomness) = (trace.id, trace.randomness());
+        Evidence { trace_id, facts: &trace.facts, bits, randomness, forced }
     }
 
     /// Forgets the traces that are marked.

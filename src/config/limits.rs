@@ -44,7 +44,8 @@ pub(super) fn limit(section: &mut Section<'_, '_>) -> Read<LimitSpec> {
     Read::Set(spec, span)
 }
 
-fn above_zero(limit: &mut Section<'_, '_>, key: &'static str) -> Read<f64> {
+/// A rate above 0.
+pub(super) fn above_zero(limit: &mut Section<'_, '_>, key: &'static str) -> Read<f64> {
     let (number, span) = match limit.number(key) {
         Read::Set(number, span) => (number, span),
         Read::Unset => return Read::Unset,

@@ -30,6 +30,7 @@ mod files;
 pub(crate) mod keys;
 mod fit;
 mod inputs;
+mod kinds;
 mod limits;
 mod load;
 mod memory;

@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 
+use toml::de::DeTable;
+
 use crate::{
     policy::{LimitSpec, PolicySpec, Remark, RuleKind, RuleSpec, review},
     trace::Threshold,
@@ -17,7 +19,7 @@ use crate::{
 use super::{
     conditions,
     diagnostics::{Diagnostic, Diagnostics, Problem, did_you_mean, quote},
-    limits,
+    kinds, limits,
     reader::Span,
     section::{Read, Section},
     types::{Parts, PolicyType, Standing, TYPES, Type},
@@ -299,6 +301,14 @@ impl Policies {
             Type::Drop => self.parts(section, below).map(RuleKind::Drop),
             Type::SameSpan => self.parts(section, below).map(RuleKind::SameSpan),
             Type::Not => self.not(section, below),
+            Type::Budget => {
+                let (parts, budget) = (self.optional_parts(section, below), kinds::budget(section));
+                Some(RuleKind::Budget(parts?, budget?))
+            }
+            Type::Rare => {
+                let (parts, rare) = (self.optional_parts(section, below), kinds::rare(section));
+                Some(RuleKind::Rare(parts?, rare?))
+            }
         }
     }
 
@@ -320,6 +330,27 @@ impl Policies {
     fn parts(&mut self, section: &mut Section<'_, '_>, place: Place) -> Option<Vec<RuleSpec>> {
         let parts = section.tables("policies");
         section.require("policies", &parts, Problem::new("the combination has no `policies`"));
+        self.rules(section, parts, place)
+    }
+
+    /// `policies` where they may be left out.
+    fn optional_parts(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        place: Place,
+    ) -> Option<Vec<RuleSpec>> {
+        match section.tables("policies") {
+            Read::Unset => Some(Vec::new()),
+            parts => self.rules(section, parts, place),
+        }
+    }
+
+    fn rules<'t>(
+        &mut self,
+        section: &mut Section<'_, 't>,
+        parts: Read<Vec<(&'t DeTable<'t>, Span)>>,
+        place: Place,
+    ) -> Option<Vec<RuleSpec>> {
         let Read::Set(parts, span) = parts else {
             return None;
         };
@@ -376,10 +407,14 @@ fn known_type(text: &str) -> Result<&'static PolicyType, Problem> {
 fn misplaced(kind: &PolicyType, place: Place) -> Option<Problem> {
     let name = kind.name;
     if kind.place == Standing::Top && place.depth > 1 {
-        return Some(
-            Problem::new(format!("`{name}` stands only at the top level"))
-                .hint("it vetoes whole traces; to exclude something from one policy use `not`"),
-        );
+        return Some(Problem::new(format!("`{name}` stands only at the top level")).hint(
+            match kind.id {
+                Type::Drop => {
+                    "it vetoes whole traces; to exclude something from one policy use `not`"
+                }
+                _ => "give it a [[policy]] of its own, and conditions in its `policies`",
+            },
+        ));
     }
     if let (Type::Probabilistic, Some(outer)) = (kind.id, place.certain_in) {
         return Some(left_to_chance(outer));
@@ -399,7 +434,18 @@ fn limit_misplaced(kind: Type, place: Place) -> Option<Problem> {
         let problem = Problem::new("a nested policy has no `limit`");
         return Some(problem.hint("only the [[policy]] around it is limited"));
     }
-    (kind == Type::Drop).then(|| Problem::new("`drop` keeps nothing that a `limit` could bound"))
+    match kind {
+        Type::Drop => Some(Problem::new("`drop` keeps nothing that a `limit` could bound")),
+        Type::Budget => {
+            let problem = Problem::new("`budget` has no `limit`: it is one");
+            Some(problem.hint("write the rate beside its `keys`"))
+        }
+        Type::Rare => {
+            let problem = Problem::new("`rare` has no `limit`: its traces are kept at 100 %");
+            Some(problem.hint("`max_keys`, `traces` and `interval` bound what it keeps"))
+        }
+        _ => None,
+    }
 }
 
 fn left_to_chance(outer: &str) -> Problem {
@@ -409,9 +455,14 @@ fn left_to_chance(outer: &str) -> Problem {
 
 /// `sampling_percentage`, 100 by default; nothing where it is wrong.
 fn percentage(section: &mut Section<'_, '_>, kind: Type, place: Place) -> Option<f64> {
-    if kind == Type::Drop {
-        let problem = Problem::new("`drop` has no `sampling_percentage`: a veto is certain");
-        section.refuse("sampling_percentage", problem);
+    let refused = match kind {
+        Type::Drop => Some("`drop` has no `sampling_percentage`: a veto is certain"),
+        Type::Budget => Some("`budget` has no `sampling_percentage`: its rate sets it"),
+        Type::Rare => Some("`rare` has no `sampling_percentage`: it keeps its traces whole"),
+        _ => None,
+    };
+    if let Some(words) = refused {
+        section.refuse("sampling_percentage", Problem::new(words));
         return Some(100.0);
     }
     let read = section.percentage("sampling_percentage");

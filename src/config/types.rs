@@ -10,6 +10,8 @@
     expect(dead_code, reason = "some of the description is for the documents, which tests write")
 )]
 
+mod kinds;
+
 use super::keys::{Key, Kind, Need};
 
 /// A policy type.
@@ -55,6 +57,8 @@ pub(super) enum Type {
     Not,
     Drop,
     SameSpan,
+    Budget,
+    Rare,
 }
 
 /// Where a type may stand.
@@ -383,6 +387,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
     .with(&[PARTS])
     .stands(Standing::OfTrace)
     .takes(Parts::OfOneSpan),
+    kinds::BUDGET,
+    kinds::RARE,
 ];
 
 /// Keys of any policy beside its type's own. All but the percentage are for the top level.

@@ -157,6 +157,18 @@ metrics! {
          changed.";
     POLICY_EXPIRY = Gauge "policy_expiry_timestamp_seconds" [POLICY] "Unix seconds"
         "When a policy stops matching anything, in Unix seconds; only of policies with `expires`.";
+    BUDGET_KEYS = Gauge "budget_keys" [POLICY] "kinds"
+        "Kinds of traces that a budget tells apart now.";
+    BUDGET_LEVEL_SPANS = Gauge "budget_level_spans_per_second" [POLICY] "spans per second"
+        "What a budget in spans lets each kind keep; the whole budget if no kind is held back.";
+    BUDGET_LEVEL_BYTES = Gauge "budget_level_bytes_per_second" [POLICY] "bytes per second"
+        "What a budget in bytes lets each kind keep; the whole budget if no kind is held back.";
+    BUDGET_OVERFLOW = Counter "budget_overflow_traces_total" [POLICY] "traces"
+        "Traces that found the table of kinds of a budget full, and share one kind.";
+    RARE_KINDS = Gauge "rare_kinds" [POLICY] "kinds"
+        "Kinds of traces in their interval, of a policy that is rare.";
+    RARE_OVERFLOW = Counter "rare_overflow_traces_total" [POLICY] "traces"
+        "Traces that found the table of kinds of a rare policy full, and got no guarantee.";
     DECISIONS = Counter "decisions_total" [TRIGGER] "traces"
         "Decisions, by what made the trace be decided then.";
     LATE_SPANS = Counter "late_spans_total" [DECISION] "spans"

@@ -14,6 +14,7 @@ mod count;
 pub(crate) mod described;
 mod expiries;
 mod histogram;
+mod kinds;
 mod policies;
 mod process;
 mod reasons;
@@ -42,7 +43,7 @@ use crate::{
     clock,
     grpc::{code_name, codes},
     otlp::encode::Faults,
-    policy::{Plan, PolicyId},
+    policy::{KindsReading, Overflowed, Plan, PolicyId},
     sampler::{Buffered, Decided, Ingested},
     span_metrics,
     supervise::Task,
@@ -65,7 +66,7 @@ const LOGS: [&str; 3] = ["intake", "outbox", "decisions"];
 const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503];
 
 /// Values that are read when scraped.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Readings {
     /// When the service started, in Unix milliseconds.
     pub started_at: u64,
@@ -85,6 +86,8 @@ pub struct Readings {
     pub stalled: Duration,
     /// Lines of the log that could not be written.
     pub log_lines_lost: u64,
+    /// The figures of budgets and rare policies, by name.
+    pub kinds: Vec<(String, KindsReading)>,
     /// What the metrics from all spans have counted.
     pub span_metrics: span_metrics::Totals,
     /// Bytes on disk and errors of the logs of `[durability]`, and their damaged records.
@@ -243,8 +246,14 @@ impl Metrics {
         self.add_policies(plan.names());
         with_local_recorder(&*self.recorder, || {
             self.policies.add_shadows(plan.shadows(), plan.names());
+            self.policies.add_kinds(&plan.kinds(), plan.names());
         });
         self.expiries.set(plan);
+    }
+
+    /// Traces that found no room in the tables of kinds of this plan.
+    pub fn overflowed(&self, overflowed: &[Overflowed]) {
+        self.policies.count_overflowed(overflowed);
     }
 
     /// The policies were loaded, at the start or again, or could not be.
@@ -445,6 +454,7 @@ impl Metrics {
         set(&self.disk_errors, &errors);
         let mut text = self.handle.render();
         self.expiries.write(&mut text);
+        kinds::write(&readings.kinds, &mut text);
         process::write(&mut text, readings.started_at);
         for histogram in [&self.lag, &self.duration, &self.spans, &self.sync] {
             histogram.write_help(&mut text);

@@ -3,6 +3,8 @@
 
 use std::sync::{PoisonError, RwLock};
 
+use metrics::Counter;
+
 use super::{
     count::Count,
     described::{self, Metric},
@@ -10,7 +12,7 @@ use super::{
 
 use crate::{
     decisions::DecisionRecord,
-    policy::{Effect, PolicyId, Shadowed},
+    policy::{Effect, KindsReading, Overflowed, PolicyId, Shadowed},
     sampler::{Decided, Late},
 };
 
@@ -45,6 +47,27 @@ impl Policies {
             let counters = &mut counters[index(policy)].shadow;
             counters.get_or_insert_with(|| ShadowCounters::register(&names[usize::from(policy.0)]));
         }
+    }
+
+    /// Adds what is counted of policies with kinds of traces, which are there already, at 0.
+    pub(super) fn add_kinds(&self, kinds: &[(PolicyId, KindsReading)], names: &[String]) {
+        let mut counters = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (policy, reading) in kinds {
+            let name = &names[usize::from(policy.0)];
+            let is_rare = reading.rare().is_some();
+            let overflowed = &mut counters[index(*policy)].overflowed[usize::from(is_rare)];
+            overflowed.get_or_insert_with(|| OVERFLOWED[usize::from(is_rare)].counter([name]));
+        }
+    }
+
+    /// Counts traces that found no room.
+    pub(super) fn count_overflowed(&self, overflowed: &[Overflowed]) {
+        self.read(|counters| {
+            for Overflowed { policy, is_rare, traces } in overflowed {
+                let counter = &counters[index(*policy)].overflowed[usize::from(*is_rare)];
+                counter.iter().for_each(|counter| counter.increment(*traces));
+            }
+        });
     }
 
     /// How many there are, without `none`.
@@ -143,7 +166,12 @@ struct PolicyCounters {
     matches: Count,
     /// Where it is a shadow policy, or was one.
     shadow: Option<ShadowCounters>,
+    /// In the order of [`OVERFLOWED`], where it is such a policy, or was one.
+    overflowed: [Option<Counter>; 2],
 }
+
+/// Of a budget, and of a rare policy.
+const OVERFLOWED: [Metric; 2] = [described::BUDGET_OVERFLOW, described::RARE_OVERFLOW];
 
 /// What a shadow policy would have changed, in the order of [`EFFECTS`].
 struct ShadowCounters {
@@ -213,6 +241,7 @@ impl PolicyCounters {
             spans_dropped: DROPPED.map(dropped),
             matches: by_policy(described::POLICY_MATCHES),
             shadow: None,
+            overflowed: [None, None],
         }
     }
 

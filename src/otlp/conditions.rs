@@ -15,6 +15,11 @@ pub trait Conditions {
     /// The number of 64-bit words of bits per span.
     fn words(&self) -> usize;
 
+    /// The same words by what they are.
+    fn shape(&self) -> Words {
+        Words::of_bits(self.words())
+    }
+
     /// Whether any attribute of a span must be read.
     fn reads_attributes(&self) -> bool;
 
@@ -51,6 +56,46 @@ pub trait Conditions {
     /// Sets the bits of the conditions on a span as a whole. Called last: `bits` already has the
     /// bits of all its attributes and events and of its resource.
     fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]);
+}
+
+/// The words that a span or a trace has for its conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Words {
+    all: usize,
+    /// The number of words at the end that are about one span. The spans of a trace have bits
+    /// together, and these words are those of a single span.
+    of_one_span: usize,
+}
+
+impl Words {
+    /// This many words of bits.
+    pub fn of_bits(words: usize) -> Self {
+        Words { all: words, of_one_span: 0 }
+    }
+
+    /// Adds words about one span. The first of them ranks the span within its trace: the words of
+    /// the highest rank stay. Words that are all 0 are those of no span.
+    pub fn and_of_one_span(self, words: usize) -> Self {
+        Words { all: self.all + words, of_one_span: self.of_one_span + words }
+    }
+
+    /// The number of words.
+    pub fn all(self) -> usize {
+        self.all
+    }
+
+    /// Adds the words of a span to those of its trace. The result does not depend on the order of
+    /// the spans: of two spans with the same rank, the one with the higher words stays.
+    #[inline]
+    pub fn merge(self, known: &mut [u64], added: &[u64]) {
+        let bits = self.all - self.of_one_span;
+        let (known_bits, known_one) = known.split_at_mut(bits);
+        let (added_bits, added_one) = added.split_at(bits);
+        known_bits.iter_mut().zip(added_bits).for_each(|(word, added)| *word |= added);
+        if added_one > &*known_one {
+            known_one.copy_from_slice(added_one);
+        }
+    }
 }
 
 /// No conditions: spans have no bits, and their attributes are not read.
@@ -101,6 +146,8 @@ pub struct SpanFields<'a> {
     pub kind_mask: u8,
     /// Whether it has no parent.
     pub is_root: bool,
+    /// Start in Unix nanoseconds; 0 if there is none.
+    pub start_unix_nano: u64,
     /// The time from its start to its end; 0 if the end is before the start; `None` if either is
     /// missing.
     pub duration_nanos: Option<u64>,

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 
 use super::{
-    conditions::{Attribute, Conditions, Event, SpanFields},
+    conditions::{Attribute, Conditions, Event, SpanFields, Words},
     context::{Context, Resource},
     walk::{read_resource, read_span},
     wire::Malformed,
@@ -55,7 +55,7 @@ impl<'a, C: Conditions> Rewalk<'a, C> {
         } else {
             read_span::<false, _>(&self.conditions, span, &mut self.of_span)
         };
-        bits.iter_mut().zip(&self.of_span).for_each(|(all, word)| *all |= word);
+        self.conditions.shape().merge(bits, &self.of_span);
     }
 
     fn start_of(&mut self, resource: &Resource) -> usize {
@@ -88,6 +88,10 @@ struct Lenient<'a, C>(&'a C);
 impl<C: Conditions> Conditions for Lenient<'_, C> {
     fn words(&self) -> usize {
         self.0.words()
+    }
+
+    fn shape(&self) -> Words {
+        self.0.shape()
     }
 
     #[inline(always)]

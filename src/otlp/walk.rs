@@ -338,6 +338,7 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
             status_mask,
             kind_mask,
             is_root,
+            start_unix_nano: start,
             duration_nanos,
         };
         conditions.test_span(&fields, bits);

@@ -126,10 +126,23 @@ pub(super) struct LeavesBuilder {
     durations: Vec<(DurationRange, u32)>,
     same_spans: Vec<(Node, u32)>,
     same_events: Vec<(Node, u32)>,
+    /// The keys whose values tell kinds of traces apart.
+    values: Vec<String>,
     count: u32,
 }
 
 impl LeavesBuilder {
+    /// The number of the value of this key, for `kinds::kind`. Equal keys share a value.
+    pub(super) fn value(&mut self, key: &str) -> u32 {
+        let known = self.values.iter().position(|known| known == key);
+        let index = known.unwrap_or_else(|| {
+            self.values.push(key.to_owned());
+            self.values.len() - 1
+        });
+        // A policy has few keys, and there are at most 1,000 policies.
+        index as u32
+    }
+
     /// Condition: the text is one of these.
     pub(super) fn text(&mut self, what: Text<'_>, values: &StringMatch) -> u32 {
         let texts = match what {
@@ -260,7 +273,12 @@ impl LeavesBuilder {
             || !fields.kinds.is_empty()
             || !fields.durations.is_empty()
             || !fields.same_spans.is_empty()
-            || !self.same_events.is_empty();
+            || !self.same_events.is_empty()
+            || !self.values.is_empty();
+        for (key, word) in leaves.values.take_keys(self.values, self.count) {
+            leaves.key_bits |= key_bit(key.as_bytes());
+            leaves.attributes.entry(boxed(key)).or_default().word = Some(word);
+        }
         leaves.events = Events {
             names: self.event_names.build(),
             attributes: of_events,

@@ -40,7 +40,10 @@ fn compile_kind(kind: &RuleKind, negated: bool, leaves: &mut LeavesBuilder) -> N
             let above = |spans: u32| Condition::SpansFrom(u64::from(spans) + 1);
             between(from, max_spans.map(above), negated)
         }
-        RuleKind::And(parts) | RuleKind::Drop(parts) => {
+        RuleKind::And(parts)
+        | RuleKind::Drop(parts)
+        | RuleKind::Budget(parts, _)
+        | RuleKind::Rare(parts, _) => {
             all_of(parts.iter().map(|part| compile(part, negated, leaves)).collect(), negated)
         }
         RuleKind::Or(parts) => {
@@ -103,6 +106,8 @@ fn compile_leaf(kind: &RuleKind, leaves: &mut LeavesBuilder) -> (u32, bool) {
         | RuleKind::SpanCount { .. }
         | RuleKind::And(_)
         | RuleKind::Drop(_)
+        | RuleKind::Budget(..)
+        | RuleKind::Rare(..)
         | RuleKind::Or(_)
         | RuleKind::Not(_) => unreachable!("has no bit"),
     }

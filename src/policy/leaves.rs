@@ -12,17 +12,21 @@
 //! `span_event` works the same way within an event. The event's name and attributes set bits; at
 //! the end of the event the expression is evaluated on them, and they are cleared for the next
 //! event. They are stored among the bits of the span, so they need no extra buffer.
+//!
+//! Budgets and rare policies also need values of one span of the trace ([`super::kinds`]). Their
+//! words follow the bits.
 
 use std::collections::HashMap;
 
 use super::{
+    kinds::{self, KindValues},
     node::Node,
     number::{Number, NumberRange},
     texts::{Texts, set},
 };
 use crate::{
     otlp::{
-        conditions::{Attribute, AttributeValue, Conditions, Event, SpanFields},
+        conditions::{Attribute, AttributeValue, Conditions, Event, SpanFields, Words},
         tracestate,
         wire::Malformed,
     },
@@ -40,6 +44,7 @@ pub struct Leaves {
     pub(super) key_bits: u64,
     pub(super) fields: Fields,
     pub(super) events: Events,
+    pub(super) values: KindValues,
     pub(super) count: u32,
 }
 
@@ -49,6 +54,8 @@ pub(super) struct Attributes {
     pub(super) of_any: Option<Tests>,
     pub(super) of_spans: Option<Tests>,
     pub(super) of_resources: Option<Tests>,
+    /// The word of its value, if that tells kinds of traces apart.
+    pub(super) word: Option<usize>,
 }
 
 /// Conditions on an attribute.
@@ -107,7 +114,12 @@ pub(super) struct DurationRange {
 
 impl Conditions for Leaves {
     fn words(&self) -> usize {
-        (self.count as usize).div_ceil(64)
+        self.shape().all()
+    }
+
+    fn shape(&self) -> Words {
+        let bits = Words::of_bits((self.count as usize).div_ceil(64));
+        self.values.add_to(bits)
     }
 
     #[inline(always)]
@@ -139,6 +151,7 @@ impl Conditions for Leaves {
         bits: &mut [u64],
     ) -> Result<(), Malformed> {
         let Some(tests) = self.attributes.get(attribute.key) else { return Ok(()) };
+        kinds::note(tests.word, attribute, bits)?;
         test([&tests.of_any, &tests.of_resources], attribute, bits)
     }
 
@@ -179,12 +192,19 @@ impl Conditions for Leaves {
                 set(*bit, bits);
             }
         }
+        self.values.note_span(span, bits);
     }
 }
 
 impl Leaves {
+    /// The word of the first value that tells kinds of traces apart.
+    pub(super) fn first_value(&self) -> usize {
+        self.values.first()
+    }
+
     fn test_key(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
         let Some(tests) = self.attributes.get(attribute.key) else { return Ok(()) };
+        kinds::note(tests.word, attribute, bits)?;
         test([&tests.of_any, &tests.of_spans], attribute, bits)
     }
 }

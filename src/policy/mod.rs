@@ -8,11 +8,13 @@
 mod builder;
 mod compile;
 mod expiry;
+mod kinds;
 mod leaves;
 mod limit;
 mod node;
 mod number;
 mod plan;
+mod rare;
 mod review;
 mod spec;
 mod texts;
@@ -20,12 +22,17 @@ mod tick;
 mod trial;
 
 pub use leaves::Leaves;
+pub use limit::BudgetReading;
 pub use number::{Number, NumberRange};
 pub use plan::{
-    Effect, Evidence, InForce, POLICY_NAMES_MAX, Plan, PolicyId, Shadowed, TooManyNames, Verdict,
+    Effect, Evidence, InForce, KindsReading, Overflowed, POLICY_NAMES_MAX, Plan, PolicyId,
+    Shadowed, TooManyNames, Verdict,
 };
 pub use review::{Remark, review};
-pub use spec::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch};
+pub use spec::{
+    BudgetSpec, KindsSpec, LimitSpec, PolicySpec, RareSpec, Rate, RuleKind, RuleSpec, Scope,
+    StringMatch,
+};
 pub use tick::{Begins, Tick};
 pub use trial::{Change, OfPolicy, Outcome, Report, Sum, Trial};
 

@@ -12,19 +12,27 @@
 //! ([`Plan::successor`]) appends its names, so a [`PolicyId`] in the decision cache, in the
 //! decision log or in a counter means the same policy after any number of reloads.
 
+mod asked;
+mod readings;
+
 use std::{collections::HashMap, sync::Arc};
+
+pub(in crate::policy) use self::asked::Asked;
+pub use self::readings::{KindsReading, Overflowed};
 
 use super::{
     builder::LeavesBuilder,
     compile::compile,
     expiry::Expiry,
+    kinds,
     leaves::Leaves,
-    limit::Limit,
+    limit::{Candidate, Limit, Spec},
     node::Node,
-    spec::{LimitSpec, PolicySpec, RuleKind},
+    rare::Rare,
+    spec::{PolicySpec, RareSpec, RuleKind},
     trial::Trial,
 };
-use crate::trace::{Facts, Randomness, Threshold};
+use crate::trace::{Facts, Randomness, Threshold, TraceId};
 
 /// The most policy names that a process accepts over its life. The limit keeps an id at two bytes
 /// and bounds the number of series in the metrics.
@@ -40,7 +48,11 @@ pub struct Plan {
     /// The names of these and all earlier policies, by id.
     names: Vec<String>,
     leaves: Leaves,
+    /// Limits and budgets.
     limits: Vec<Arc<Limit>>,
+    rares: Vec<Arc<Rare>>,
+    /// The word of the first value that tells kinds of traces apart.
+    first_value: usize,
     /// The trial that runs beside these policies.
     trial: Option<Arc<Trial>>,
 }
@@ -112,7 +124,8 @@ pub struct InForce<'a> {
     /// When it ends, in Unix milliseconds.
     pub expires: Option<u64>,
     /// The threshold that it proposes now for a trace that it matches, limits included; if it has
-    /// parts with different percentages, the lowest of these thresholds. `None` for `drop`.
+    /// parts with different percentages, the lowest of these thresholds. `None` for `drop`, and for
+    /// `budget` and `rare`, which have one for each kind of traces.
     pub threshold: Option<Threshold>,
 }
 
@@ -122,8 +135,12 @@ struct Policy {
     type_name: &'static str,
     node: Node,
     is_veto: bool,
-    /// The index of its limit in the plan's limits.
+    /// The index of its limit or budget in the plan's limits.
     limit: Option<usize>,
+    /// The index of its state in the plan's rares, if it is `rare`.
+    rare: Option<usize>,
+    /// The words of the values that tell kinds of traces apart; empty unless it has kinds.
+    kind: Box<[u32]>,
     /// The time at which it ends, if it ends.
     expiry: Option<Arc<Expiry>>,
 }
@@ -131,6 +148,8 @@ struct Policy {
 /// The input of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
+    /// The trace. A decision depends on it only where a rare policy has granted the trace.
+    pub trace_id: TraceId,
     /// The facts of the whole trace.
     pub facts: &'a Facts,
     /// The bits of the leaves that hold for any span; as many words as the plan's [`Leaves`] need.
@@ -141,6 +160,14 @@ pub struct Evidence<'a> {
     pub forced: bool,
 }
 
+impl Evidence<'_> {
+    /// The trace as a candidate of a limit.
+    pub(super) fn candidate(&self) -> Candidate {
+        let costs = [self.facts.spans, self.facts.bytes];
+        Candidate { randomness: self.randomness, kind: 0, costs }
+    }
+}
+
 impl Plan {
     /// Compiles valid policies. Leaves that several policies share are compiled once.
     pub fn compile(specs: &[PolicySpec]) -> Self {
@@ -148,7 +175,7 @@ impl Plan {
     }
 
     /// Compiles valid policies as a successor of this plan. A name that was known keeps its id, and
-    /// a policy with an unchanged limit keeps its bucket.
+    /// a policy with an unchanged limit, budget or `rare` keeps its state.
     ///
     /// # Errors
     /// [`TooManyNames`]: only a restart helps.
@@ -175,11 +202,12 @@ impl Plan {
     ) -> Self {
         let mut leaves = LeavesBuilder::default();
         let plan = Plan::with_leaves(before, specs, &mut leaves);
-        let trial = candidate.map(|candidate| {
-            let candidate = Plan::with_leaves(None, candidate, &mut leaves);
-            Arc::new(Trial::new(&plan, candidate))
-        });
-        Plan { leaves: leaves.build(), trial, ..plan }
+        let candidate = candidate.map(|specs| Plan::with_leaves(None, specs, &mut leaves));
+        let leaves = leaves.build();
+        let first_value = leaves.first_value();
+        let trial = candidate
+            .map(|candidate| Arc::new(Trial::new(&plan, Plan { first_value, ..candidate })));
+        Plan { leaves, trial, first_value, ..plan }
     }
 
     /// Compiles policies whose conditions go to `leaves`; the plan has none of its own yet.
@@ -190,19 +218,26 @@ impl Plan {
     ) -> Self {
         let mut names = before.map_or_else(Vec::new, |before| before.names.clone());
         let ids = ids(&mut names, specs);
-        let mut limits = Vec::new();
+        let (mut limits, mut rares) = (Vec::new(), Vec::new());
         let (mut policies, mut shadows) = (Vec::new(), Vec::new());
         for (spec, id) in specs.iter().zip(ids) {
+            let keys = spec.rule.kind.kinds().map_or(&[][..], |kinds| &kinds.keys);
             let policy = Policy {
                 id,
                 type_name: spec.type_name,
                 node: compile(&spec.rule, false, leaves),
                 is_veto: matches!(spec.rule.kind, RuleKind::Drop(_)),
-                limit: spec.limit.map(|limit| {
+                limit: limit_spec(spec).map(|limit| {
                     let kept = before.and_then(|before| before.limit(id, &limit));
                     limits.push(kept.unwrap_or_else(|| Arc::new(Limit::new(limit))));
                     limits.len() - 1
                 }),
+                rare: rare_spec(spec).map(|rare| {
+                    let kept = before.and_then(|before| before.rare(id, rare));
+                    rares.push(kept.unwrap_or_else(|| Arc::new(Rare::new(rare.clone()))));
+                    rares.len() - 1
+                }),
+                kind: keys.iter().map(|key| leaves.value(key)).collect(),
                 expiry: spec.expires.map(|at| {
                     let kept = before.and_then(|before| before.expiry(id, at));
                     kept.unwrap_or_else(|| Arc::new(Expiry::new(at)))
@@ -210,7 +245,8 @@ impl Plan {
             };
             if spec.shadow { &mut shadows } else { &mut policies }.push(policy);
         }
-        Plan { policies, shadows, names, leaves: Leaves::default(), limits, trial: None }
+        let (leaves, first_value) = (Leaves::default(), 0);
+        Plan { policies, shadows, names, leaves, limits, rares, first_value, trial: None }
     }
 
     /// Adds names of policies of an earlier process, as far as there is room for them, so that its
@@ -250,10 +286,11 @@ impl Plan {
     pub fn decide(&self, evidence: &Evidence<'_>, matched: &mut Vec<PolicyId>) -> Verdict {
         let mut veto = None;
         let mut lowest = (Threshold::NEVER, PolicyId::NONE);
+        let is_vetoed = evidence.forced && !self.rares.is_empty() && self.vetoes(evidence);
         for policy in &self.policies {
             let id = policy.id;
             let proposed = policy.propose(evidence);
-            if !proposed.matches() {
+            if !proposed.matches() || !self.is_granted(policy, evidence, is_vetoed) {
                 continue;
             }
             matched.push(id);
@@ -261,7 +298,7 @@ impl Plan {
                 veto = veto.or(Some(id));
                 continue;
             }
-            let threshold = self.raised(policy, proposed);
+            let threshold = self.raised(policy, proposed, evidence);
             if threshold < lowest.0 {
                 lowest = (threshold, id);
             }
@@ -279,10 +316,10 @@ impl Plan {
         let is_vetoed = verdict.policy != PolicyId::NONE && !verdict.threshold.matches();
         for policy in &self.shadows {
             let proposed = policy.propose(evidence);
-            if !proposed.matches() {
+            if !proposed.matches() || !self.is_granted(policy, evidence, is_vetoed) {
                 continue;
             }
-            let keeps = || self.raised(policy, proposed).keeps(evidence.randomness);
+            let keeps = || self.raised(policy, proposed, evidence).keeps(evidence.randomness);
             let effect = match (policy.is_veto, verdict.kept) {
                 (true, true) => Effect::Dropped,
                 (false, false) if !is_vetoed && keeps() => Effect::Kept,
@@ -290,6 +327,23 @@ impl Plan {
             };
             out.push(Shadowed { policy: policy.id, effect });
         }
+    }
+
+    /// Whether any policy vetoes.
+    fn vetoes(&self, evidence: &Evidence<'_>) -> bool {
+        let mut vetoes = self.policies.iter().filter(|policy| policy.is_veto);
+        vetoes.any(|policy| policy.propose(evidence).matches())
+    }
+
+    /// Whether a policy that is `rare` keeps a trace that meets its conditions; true for any other
+    /// policy. A trace that is decided outside a tick asks now.
+    fn is_granted(&self, policy: &Policy, evidence: &Evidence<'_>, is_vetoed: bool) -> bool {
+        let Some(rare) = policy.rare else { return true };
+        let rare = &self.rares[rare];
+        if evidence.forced && !is_vetoed {
+            return rare.grant(self.kind(policy, evidence), evidence.trace_id);
+        }
+        rare.has_granted(evidence.trace_id)
     }
 
     /// The policies that decide, in the order of the file.
@@ -322,14 +376,32 @@ impl Plan {
             type_name: policy.type_name,
             is_shadow: index >= count,
             expires: policy.expiry.as_ref().map(|expiry| expiry.at()),
-            threshold: (!policy.is_veto).then(|| self.raised(policy, policy.node.lowest())),
+            threshold: self.current(policy),
         })
     }
 
-    /// The threshold that a policy proposes, raised by its limit.
-    fn raised(&self, policy: &Policy, proposed: Threshold) -> Threshold {
-        let raised = policy.limit.map(|limit| self.limits[limit].threshold());
-        raised.map_or(proposed, |raised| raised.max(proposed))
+    /// The lowest threshold that a policy proposes now; `None` if it has none, or has one for each
+    /// kind of traces.
+    fn current(&self, policy: &Policy) -> Option<Threshold> {
+        if policy.is_veto || !policy.kind.is_empty() {
+            return None;
+        }
+        let any = Candidate { randomness: Randomness(0), kind: 0, costs: [1, 1] };
+        let limit = policy.limit.map(|limit| self.limits[limit].threshold(&any));
+        let lowest = policy.node.lowest();
+        Some(limit.map_or(lowest, |limit| limit.max(lowest)))
+    }
+
+    /// The threshold that a policy proposes, raised by its limit or budget.
+    fn raised(&self, policy: &Policy, proposed: Threshold, of: &Evidence<'_>) -> Threshold {
+        let Some(limit) = policy.limit else { return proposed };
+        let candidate = Candidate { kind: self.kind(policy, of), ..of.candidate() };
+        self.limits[limit].threshold(&candidate).max(proposed)
+    }
+
+    /// The kind of a trace for this policy.
+    fn kind(&self, policy: &Policy, evidence: &Evidence<'_>) -> u64 {
+        kinds::kind(&policy.kind, self.first_value, evidence.bits)
     }
 
     /// All policies: those that decide, then the shadow policies.
@@ -337,11 +409,18 @@ impl Plan {
         self.policies.iter().chain(&self.shadows)
     }
 
-    /// The limit of a policy with the same name and the same limit.
-    fn limit(&self, id: PolicyId, spec: &LimitSpec) -> Option<Arc<Limit>> {
+    /// The limit or budget of a policy with the same name and the same specification.
+    fn limit(&self, id: PolicyId, spec: &Spec) -> Option<Arc<Limit>> {
         let policy = self.all().find(|policy| policy.id == id)?;
         let limit = &self.limits[policy.limit?];
         (limit.spec() == spec).then(|| Arc::clone(limit))
+    }
+
+    /// The state of a rare policy with the same name and the same specification.
+    fn rare(&self, id: PolicyId, spec: &RareSpec) -> Option<Arc<Rare>> {
+        let policy = self.all().find(|policy| policy.id == id)?;
+        let rare = &self.rares[policy.rare?];
+        (rare.spec() == spec).then(|| Arc::clone(rare))
     }
 
     /// The expiry of a policy with the same name and the same end.
@@ -368,62 +447,29 @@ impl Plan {
         self.all().filter_map(at).collect()
     }
 
-    /// Whether any policy, also of a trial, has a limit. If none has, ticks and charges do nothing.
+    /// Whether any policy, also of a trial, has a limit, or is a budget or `rare`. If none, ticks
+    /// and charges do nothing.
     pub fn has_limits(&self) -> bool {
-        !self.limits.is_empty() || self.candidate().is_some_and(|plan| plan.has_limits())
+        !self.limits.is_empty()
+            || !self.rares.is_empty()
+            || self.candidate().is_some_and(|plan| plan.has_limits())
     }
 
     /// Whether a limit has not had a tick yet, so its threshold does not hold the rate.
     pub fn has_new_limits(&self) -> bool {
         !self.limits.iter().all(|limit| limit.has_begun())
+            || !self.rares.iter().all(|rare| rare.has_begun())
             || self.candidate().is_some_and(|plan| plan.has_new_limits())
     }
 
-    /// The limits of the policies that decide.
+    /// The limits and budgets.
     pub(super) fn limits(&self) -> &[Arc<Limit>] {
         &self.limits
     }
 
-    /// Charges a trace to the limits whose thresholds keep it. A trace that is decided early was
-    /// not a candidate in a tick; it is noted, kept or not, so that the thresholds of the next
-    /// ticks expect others like it.
-    pub fn charge(&self, evidence: &Evidence<'_>) {
-        let costs = [evidence.facts.spans, evidence.facts.bytes];
-        for (limit, proposed) in self.limited(evidence) {
-            let limit = &self.limits[limit];
-            if limit.threshold().max(proposed).keeps(evidence.randomness) {
-                limit.charge(costs);
-            }
-            if evidence.forced {
-                limit.note_outside(costs);
-            }
-        }
-    }
-
-    /// The limits that a trace counts towards, each with the threshold that its policy proposes
-    /// without the limit. These are the limits of policies that would keep the trace, unless a
-    /// policy vetoes it or another policy without a limit keeps it anyway. A shadow policy counts
-    /// only towards its own limit.
-    pub(super) fn limited(&self, evidence: &Evidence<'_>) -> Vec<(usize, Threshold)> {
-        let mut limited = Vec::new();
-        for policy in &self.policies {
-            let proposed = policy.propose(evidence);
-            match policy.limit {
-                Some(limit) if proposed.keeps(evidence.randomness) => {
-                    limited.push((limit, proposed));
-                }
-                None if policy.is_veto && proposed.matches() => return Vec::new(),
-                None if proposed == Threshold::ALWAYS => return Vec::new(),
-                _ => {}
-            }
-        }
-        for shadow in &self.shadows {
-            if let Some(limit) = shadow.limit {
-                let proposed = shadow.propose(evidence);
-                limited.extend(proposed.keeps(evidence.randomness).then_some((limit, proposed)));
-            }
-        }
-        limited
+    /// The states of rare policies.
+    pub(super) fn rares(&self) -> &[Arc<Rare>] {
+        &self.rares
     }
 }
 
@@ -434,6 +480,21 @@ impl Policy {
             return Threshold::NEVER;
         }
         self.node.evaluate(evidence.facts, evidence.bits, self.is_veto && evidence.forced)
+    }
+}
+
+/// The limit of a policy, or the budget that it is.
+fn limit_spec(spec: &PolicySpec) -> Option<Spec> {
+    match &spec.rule.kind {
+        RuleKind::Budget(_, budget) => Some(Spec::Budget(budget.clone())),
+        _ => spec.limit.map(Spec::Limit),
+    }
+}
+
+fn rare_spec(spec: &PolicySpec) -> Option<&RareSpec> {
+    match &spec.rule.kind {
+        RuleKind::Rare(_, rare) => Some(rare),
+        _ => None,
     }
 }
 

@@ -65,7 +65,7 @@ impl Policy {
         Policy {
             node,
             is_veto,
-            is_limited: spec.limit.is_some(),
+            is_limited: spec.limit.is_some() || spec.rule.kind.kinds().is_some(),
             expires: spec.expires,
             is_shadow: spec.shadow,
         }

@@ -52,6 +52,43 @@ impl LimitSpec {
     }
 }
 
+/// How a budget or a rare policy tells kinds of traces apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KindsSpec {
+    /// `keys`: attributes, or `span.name`, `span.kind`, `status.code`. Not empty.
+    pub keys: Vec<String>,
+    /// `max_keys`: the most kinds that are told apart, above 0.
+    pub kinds_max: usize,
+}
+
+/// `budget`: one rate that kinds of traces share fairly.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BudgetSpec {
+    /// Exactly one of the rates is set.
+    pub rate: LimitSpec,
+    /// The kinds.
+    pub kinds: KindsSpec,
+    /// `power`: 0 for equal shares, 1 for shares in proportion to what comes.
+    pub power: f64,
+}
+
+impl BudgetSpec {
+    /// The burst in seconds of the rate. What is kept in any ten seconds exceeds the rate by no
+    /// more than the burst.
+    pub const BURST_SECONDS: f64 = 0.4;
+}
+
+/// `rare`: the first traces of each kind in each interval.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RareSpec {
+    /// The kinds.
+    pub kinds: KindsSpec,
+    /// `interval` in milliseconds, from the first trace of a kind on.
+    pub interval_millis: u64,
+    /// `traces`: the number of traces of a kind in each interval, above 0.
+    pub traces: u32,
+}
+
 /// A bucket that fills at this rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
@@ -198,6 +235,12 @@ pub enum RuleKind {
     Not(Box<RuleSpec>),
     /// Vetoes if all parts match. Top level only; nothing probabilistic inside.
     Drop(Vec<RuleSpec>),
+    /// Keeps traces that match all parts, within a budget that their kinds share. Top level only;
+    /// nothing probabilistic inside.
+    Budget(Vec<RuleSpec>, BudgetSpec),
+    /// Keeps the first traces of each kind that match all parts. Top level only; nothing
+    /// probabilistic inside.
+    Rare(Vec<RuleSpec>, RareSpec),
 }
 
 impl RuleKind {
@@ -207,7 +250,9 @@ impl RuleKind {
             RuleKind::SameSpan(parts)
             | RuleKind::And(parts)
             | RuleKind::Or(parts)
-            | RuleKind::Drop(parts) => Some(parts),
+            | RuleKind::Drop(parts)
+            | RuleKind::Budget(parts, _)
+            | RuleKind::Rare(parts, _) => Some(parts),
             RuleKind::Not(part) => Some(std::slice::from_ref(part)),
             _ => None,
         }
@@ -237,6 +282,17 @@ impl RuleKind {
             RuleKind::Or(_) => "or",
             RuleKind::Not(_) => "not",
             RuleKind::Drop(_) => "drop",
+            RuleKind::Budget(..) => "budget",
+            RuleKind::Rare(..) => "rare",
+        }
+    }
+
+    /// The kinds of traces that it tells apart.
+    pub fn kinds(&self) -> Option<&KindsSpec> {
+        match self {
+            RuleKind::Budget(_, budget) => Some(&budget.kinds),
+            RuleKind::Rare(_, rare) => Some(&rare.kinds),
+            _ => None,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::{
         conditions::Conditions as _,
         walk::{self, Walked},
     },
-    trace::{Facts, Randomness, SpanKind, StatusCode, Threshold},
+    trace::{Facts, Randomness, SpanKind, StatusCode, Threshold, TraceId},
 };
 
 const ROUNDS: u64 = 400;
@@ -233,7 +233,13 @@ fn decide(rules: &[RuleSpec], trace: &Trace, forced: bool) -> Verdict {
         status_mask: walked.spans.iter().fold(0, |mask, span| mask | span.status_mask),
         ..Facts::default()
     };
-    let evidence = Evidence { facts: &facts, bits: &bits, randomness: Randomness(1), forced };
+    let evidence = Evidence {
+        trace_id: TraceId([1; 16]),
+        facts: &facts,
+        bits: &bits,
+        randomness: Randomness(1),
+        forced,
+    };
     plan.decide(&evidence, &mut Vec::new())
 }
 
@@ -498,8 +504,13 @@ fn many_policies_on_one_key_find_what_lists_the_value() {
         walk::walk(&request, &contexts, plan.leaves(), &mut walked).expect("sound");
         bits.copy_from_slice(&walked.bits);
         let (facts, mut matched) = (Facts::default(), Vec::new());
-        let evidence =
-            Evidence { facts: &facts, bits: &bits, randomness: Randomness(0), forced: false };
+        let evidence = Evidence {
+            trace_id: TraceId([1; 16]),
+            facts: &facts,
+            bits: &bits,
+            randomness: Randomness(0),
+            forced: false,
+        };
         plan.decide(&evidence, &mut matched);
         matched.iter().map(|id| id.0).collect::<Vec<_>>()
     };
@@ -535,7 +546,13 @@ fn a_policy_that_has_ended_matches_nothing() {
     let ending = |rule: &RuleSpec, expires| PolicySpec { expires, ..policy("p", rule) };
     let always = rule(RuleKind::AlwaysSample);
     let facts = Facts { spans: 1, ..Facts::default() };
-    let evidence = Evidence { facts: &facts, bits: &[], randomness: Randomness(0), forced: false };
+    let evidence = Evidence {
+        trace_id: TraceId([1; 16]),
+        facts: &facts,
+        bits: &[],
+        randomness: Randomness(0),
+        forced: false,
+    };
     let decides = |plan: &Plan| {
         let mut matched = Vec::new();
         let verdict = plan.decide(&evidence, &mut matched);

@@ -1,23 +1,36 @@
-//! One decision tick of all limits: collects the candidates of every shard, each by the plan of its
-//! shard, and sets one threshold per limit.
+//! One decision tick of all limits, budgets and rare policies: collects the candidates of every
+//! shard, each by the plan of its shard, and sets the thresholds.
 //!
 //! During a reload, shards decide by two different plans. The plans share the limits that did not
 //! change; these get the candidates of both and have one tick.
+//!
+//! Rare policies grant the due traces in their order of arrival over all shards, so traces that
+//! may be granted wait until all shards have been visited. A trace that is granted is kept at 100 %
+//! and no candidate of a limit. At most [`CANDIDATES_MAX`] traces wait; if more might be granted,
+//! the others are not, and count as overflowed.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
     limit::{CANDIDATES_MAX, Candidate, Candidates, Limit},
-    plan::{Evidence, Plan},
+    plan::{Asked, Evidence, Plan},
+    rare::Rare,
 };
+use crate::trace::TraceId;
 
 /// A decision tick that is collecting candidates.
 #[derive(Debug)]
 pub struct Tick {
+    begins: Begins,
+    /// Seconds since the last tick.
+    seconds: f64,
     plans: Vec<OfPlan>,
     limits: Vec<(Arc<Limit>, Candidates)>,
     /// The index in `limits` of each limit, by address.
     found: HashMap<*const Limit, usize>,
+    rares: Vec<Arc<Rare>>,
+    /// The traces that a rare policy may grant.
+    waiting: Vec<Waiting>,
     /// The number of candidates that may still be listed.
     room: usize,
     /// The limits of a trial. They have a list of their own, so they take no room from the others.
@@ -31,6 +44,17 @@ struct OfPlan {
     limits: Vec<usize>,
 }
 
+/// A trace that a rare policy may grant.
+#[derive(Debug)]
+struct Waiting {
+    age_millis: u32,
+    trace: TraceId,
+    /// The index in [`Tick::plans`].
+    plan: usize,
+    candidate: Candidate,
+    asked: Asked,
+}
+
 /// The limits that a tick begins for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begins {
@@ -40,15 +64,22 @@ pub enum Begins {
     New,
 }
 
-impl Default for Tick {
-    /// Begins without plans.
-    fn default() -> Self {
-        let (plans, limits, found) = Default::default();
-        Tick { plans, limits, found, room: CANDIDATES_MAX, of_trial: None }
-    }
-}
-
 impl Tick {
+    /// A tick without plans, `seconds` after the last one.
+    pub fn new(begins: Begins, seconds: f64) -> Self {
+        Tick {
+            begins,
+            seconds,
+            plans: Vec::new(),
+            limits: Vec::new(),
+            found: HashMap::new(),
+            rares: Vec::new(),
+            waiting: Vec::new(),
+            room: CANDIDATES_MAX,
+            of_trial: None,
+        }
+    }
+
     /// Adds the limits of a plan. Cheap if the plan is already known.
     pub fn join(&mut self, plan: &Arc<Plan>) {
         if self.plans.iter().any(|known| Arc::ptr_eq(&known.plan, plan)) {
@@ -61,37 +92,79 @@ impl Tick {
             })
         });
         let limits = limits.collect();
+        for rare in plan.rares() {
+            if !self.rares.iter().any(|known| Arc::ptr_eq(known, rare)) {
+                // Before its first trace asks: intervals that are over make room.
+                if self.begins == Begins::All || !rare.has_begun() {
+                    rare.begin_tick(self.seconds);
+                }
+                self.rares.push(Arc::clone(rare));
+            }
+        }
         self.plans.push(OfPlan { plan: Arc::clone(plan), limits });
         if let Some(candidate) = plan.candidate() {
-            self.of_trial.get_or_insert_default().join(candidate);
+            let new = || Box::new(Tick::new(self.begins, self.seconds));
+            self.of_trial.get_or_insert_with(new).join(candidate);
         }
     }
 
-    /// Adds a due trace to the candidates of each limit that it counts towards. The plan must have
-    /// joined.
-    pub fn add(&mut self, plan: &Arc<Plan>, evidence: &Evidence<'_>) {
-        let known = self.plans.iter().find(|known| Arc::ptr_eq(&known.plan, plan));
-        let Some(known) = known else { return };
-        let costs = [evidence.facts.spans, evidence.facts.bytes];
-        let candidate = Candidate { randomness: evidence.randomness, costs };
-        for (limit, _) in plan.limited(evidence) {
-            let (_, candidates) = &mut self.limits[known.limits[limit]];
-            candidates.add(candidate, &mut self.room);
+    /// Adds a due trace, which arrived so long ago, to the candidates of each limit that it counts
+    /// towards. The plan must have joined.
+    pub fn add(&mut self, plan: &Arc<Plan>, evidence: &Evidence<'_>, age_millis: u32) {
+        let known = self.plans.iter().position(|known| Arc::ptr_eq(&known.plan, plan));
+        let Some(of_plan) = known else { return };
+        let asked = plan.asked(evidence);
+        let candidate = evidence.candidate();
+        if asked.rares.is_empty() {
+            self.add_to_limits(of_plan, &asked, candidate, false);
+        } else if self.waiting.len() < CANDIDATES_MAX {
+            let (trace, plan) = (evidence.trace_id, of_plan);
+            self.waiting.push(Waiting { age_millis, trace, plan, candidate, asked });
+        } else {
+            asked.rares.iter().for_each(|rare| plan.rares()[rare.index].note_overflowed());
+            self.add_to_limits(of_plan, &asked, candidate, false);
         }
         if let (Some(tick), Some(candidate)) = (&mut self.of_trial, plan.candidate()) {
-            tick.add(candidate, evidence);
+            tick.add(candidate, evidence, age_millis);
         }
     }
 
-    /// Sets the thresholds, `seconds` after the last tick.
-    pub fn begin(self, seconds: f64, begins: Begins) {
+    /// Sets the thresholds.
+    pub fn begin(mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        // Stable, so the traces of a millisecond stay in the order of the visit.
+        waiting.sort_by_key(|trace| std::cmp::Reverse(trace.age_millis));
+        for Waiting { trace, plan, candidate, asked, .. } in waiting {
+            let rares = self.plans[plan].plan.rares();
+            let mut is_granted = false;
+            for rare in &asked.rares {
+                is_granted |= rares[rare.index].grant(rare.kind, trace) && !rare.is_shadow;
+            }
+            self.add_to_limits(plan, &asked, candidate, is_granted);
+        }
         for (limit, candidates) in self.limits {
-            if begins == Begins::All || !limit.has_begun() {
-                limit.begin_tick(seconds, candidates);
+            if self.begins == Begins::All || !limit.has_begun() {
+                limit.begin_tick(self.seconds, candidates);
             }
         }
         if let Some(tick) = self.of_trial {
-            tick.begin(seconds, begins);
+            tick.begin();
+        }
+    }
+
+    /// Adds a trace to its limits. A trace that is granted counts only towards those of shadow
+    /// policies.
+    fn add_to_limits(&mut self, plan: usize, asked: &Asked, of: Candidate, is_granted: bool) {
+        for (limit, _) in &asked.limits {
+            if is_granted && !limit.is_shadow {
+                continue;
+            }
+            let (known, candidates) = &mut self.limits[self.plans[plan].limits[limit.index]];
+            if self.begins == Begins::All || !known.has_begun() {
+                let candidate = Candidate { kind: limit.kind, ..of };
+                known.ask(&candidate);
+                candidates.add(candidate, &mut self.room);
+            }
         }
     }
 }

@@ -76,6 +76,7 @@ pub(super) fn kind(key: &Key) -> String {
         Kind::Number => "number".to_owned(),
         Kind::AboveZero => "number above 0".to_owned(),
         Kind::Percentage => "number, 0 to 100".to_owned(),
+        Kind::Fraction => "number, 0 to 1".to_owned(),
         Kind::DateTime => "date and time".to_owned(),
         Kind::Policy => "nameless policy".to_owned(),
         Kind::Policies => "list of nameless policies".to_owned(),

@@ -113,6 +113,9 @@ fn property(key: &Key) -> Value {
         Kind::Percentage => {
             json!({ "type": "number", "minimum": 0, "maximum": 100, "default": 100 })
         }
+        Kind::Fraction => {
+            json!({ "type": "number", "minimum": 0, "maximum": 1, "default": 0 })
+        }
         // Readers of TOML hand dates to a validator in forms of their own.
         Kind::DateTime => json!({}),
         Kind::Policy => json!({ "$ref": "#/$defs/part" }),

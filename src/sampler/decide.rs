@@ -387,7 +387,7 @@ pub(super) fn evidence<'a>(
     facts: &'a Facts,
     forced: bool,
 ) -> Evidence<'a> {
-    let explicit = window.explicit_randomness(position);
-    let randomness = explicit.unwrap_or_else(|| window.trace_id(position).randomness());
-    Evidence { facts, bits: window.bits(position), randomness, forced }
+    let (trace_id, explicit) = (window.trace_id(position), window.explicit_randomness(position));
+    let randomness = explicit.unwrap_or_else(|| trace_id.randomness());
+    Evidence { trace_id, facts, bits: window.bits(position), randomness, forced }
 }

@@ -170,7 +170,7 @@ impl Sampler {
         hasher: Hasher,
     ) -> Self {
         let pool = Pool::new(Arc::clone(budget));
-        let words = plan.leaves().words();
+        let words = plan.leaves().shape();
         let shards = shards.next_power_of_two();
         // Limits the decision cache, so that most of the memory is left to the window.
         let remembered_bytes_max = budget.limit() / 4 / shards;

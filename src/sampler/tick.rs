@@ -19,6 +19,7 @@ use std::{
 
 use super::{Sampler, decide::evidence};
 use crate::{
+    budget::{Hold, Holder},
     policy::{Begins, Plan, Tick},
     window::Millis,
 };
@@ -33,6 +34,8 @@ pub(super) struct Ticks {
     by: AtomicU32,
     /// Seconds since the previous tick began.
     seconds: Mutex<f64>,
+    /// The memory that the tables of kinds take.
+    kinds: Mutex<Option<Hold>>,
 }
 
 impl Ticks {
@@ -41,6 +44,7 @@ impl Ticks {
             has_limits: AtomicBool::new(has_limits),
             by: AtomicU32::default(),
             seconds: Mutex::default(),
+            kinds: Mutex::default(),
         }
     }
 
@@ -66,6 +70,7 @@ impl Sampler {
     pub fn begin_tick(&self, now: Millis, seconds: f64) {
         if !self.ticks.has_limits.load(Relaxed) {
             self.ticks.by.store(now.0, Relaxed);
+            self.hold_kinds(0);
             return;
         }
         // No code panics while it holds this lock.
@@ -80,15 +85,27 @@ impl Sampler {
         }
         if is_over {
             self.ticks.by.store(now.0, Relaxed);
-            self.candidates(now).begin(std::mem::take(&mut *since), Begins::All);
+            let seconds = std::mem::take(&mut *since);
+            self.candidates(now, Begins::All, seconds).begin();
         } else if has_new_limits {
-            self.candidates(by).begin(0.0, Begins::New);
+            self.candidates(by, Begins::New, 0.0).begin();
+        }
+        self.hold_kinds(self.plan().kinds_bytes());
+    }
+
+    /// Charges the tables of kinds, without asking: there are at most `max_keys` kinds for each
+    /// policy.
+    fn hold_kinds(&self, bytes: usize) {
+        // No code panics while it holds this lock.
+        let mut kinds = self.ticks.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if kinds.as_ref().map_or(0, Hold::bytes) != bytes {
+            *kinds = Some(self.budget.hold(Holder::Kinds, bytes));
         }
     }
 
     /// The candidates of all shards at this moment.
-    fn candidates(&self, by: Millis) -> Tick {
-        let mut tick = Tick::default();
+    fn candidates(&self, by: Millis, begins: Begins, seconds: f64) -> Tick {
+        let mut tick = Tick::new(begins, seconds);
         for shard in 0..self.shards() {
             let mut state = self.lock(shard);
             state.window.advance(by);
@@ -101,7 +118,8 @@ impl Sampler {
                 let evidence = evidence(&state.window, position, &facts, false);
                 // A trace that makes a policy panic is not a candidate; its decision counts the
                 // panic.
-                let _ = catch_unwind(AssertUnwindSafe(|| tick.add(&state.plan, &evidence)));
+                let age = state.window.age_millis(position);
+                let _ = catch_unwind(AssertUnwindSafe(|| tick.add(&state.plan, &evidence, age)));
             }
         }
         tick

@@ -10,7 +10,10 @@ use super::{
     Position, Shard,
     segment::{Location, SegmentView},
 };
-use crate::otlp::{conditions::Conditions, rewalk::Rewalk};
+use crate::otlp::{
+    conditions::{Conditions, Words},
+    rewalk::Rewalk,
+};
 
 /// The contents of a shard at one moment. While it exists, its segments are not reused.
 #[derive(Debug)]
@@ -30,6 +33,7 @@ const NO_MARK: Mark = (u64::MAX, 0);
 #[derive(Debug)]
 pub struct NewBits<'a, C> {
     rewalk: Rewalk<'a, C>,
+    shape: Words,
     words: usize,
     first: Option<Position>,
     /// For each trace from `first` on: the newest record that its bits include.
@@ -42,6 +46,7 @@ impl<'a, C: Conditions> NewBits<'a, C> {
     pub fn new(conditions: &'a C) -> Self {
         NewBits {
             rewalk: Rewalk::new(conditions),
+            shape: conditions.shape(),
             words: conditions.words(),
             first: None,
             done: Vec::new(),
@@ -120,8 +125,8 @@ impl Shard {
     /// that are appended later must bring bits of the same conditions.
     pub fn replace_bits<C: Conditions>(&mut self, new: &mut NewBits<'_, C>) {
         new.catch_up(&self.view());
-        self.words = new.words;
-        self.ring.reset_bits(self.words);
+        self.words = new.shape;
+        self.ring.reset_bits(new.words);
         if new.words == 0 {
             return;
         }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     budget::{Budget, Holder},
-    otlp::encode::KeptSpan,
+    otlp::{conditions::Words, encode::KeptSpan},
     trace::{Facts, Randomness, TraceId, Trigger},
 };
 
@@ -43,7 +43,7 @@ const IN_RING: &str = "an undecided trace is in the ring";
 #[derive(Debug)]
 pub struct Shard {
     waits: Waits,
-    pub(super) words: usize,
+    pub(super) words: Words,
     pub(super) now: Millis,
     pub(super) ring: Ring,
     /// The position that the next trace is added with, where positions are kept.
@@ -70,11 +70,11 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// An empty shard. `hasher` is the one with which callers hash trace ids; `words` is the number
-    /// of 64-bit words of attribute bits per trace.
+    /// An empty shard. `hasher` is the one with which callers hash trace ids; `words` are the
+    /// words of attribute bits per trace.
     pub fn new(
         waits: Waits,
-        words: usize,
+        words: Words,
         hasher: super::Hasher,
         pool: &Arc<Pool>,
         budget: &Arc<Budget>,
@@ -83,7 +83,7 @@ impl Shard {
             waits,
             words,
             now: Millis::default(),
-            ring: Ring::new(words),
+            ring: Ring::new(words.all()),
             low: 0,
             index: HashTable::new(),
             hasher,
@@ -211,8 +211,8 @@ impl Shard {
         }
         let bits = self.ring.bits_mut(position);
         for &index in run.order {
-            let added = &run.bits[index as usize * self.words..][..self.words];
-            bits.iter_mut().zip(added).for_each(|(word, added)| *word |= added);
+            let words = self.words.all();
+            self.words.merge(bits, &run.bits[index as usize * words..][..words]);
         }
         if let Some(randomness) = randomness {
             let known = self.randomness.entry(position).or_insert(randomness);
@@ -253,6 +253,11 @@ impl Shard {
     /// The id of an undecided trace.
     pub fn trace_id(&self, position: Position) -> TraceId {
         self.entry(position).trace_id
+    }
+
+    /// The time since an undecided trace arrived.
+    pub fn age_millis(&self, position: Position) -> u32 {
+        self.now.since(self.entry(position).arrived)
     }
 
     /// The attribute bits of an undecided trace.

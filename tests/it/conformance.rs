@@ -16,6 +16,7 @@ use tailwater::{
     policy::PolicySpec,
     sampler::{Decided, Which},
     trace::{TraceId, Trigger},
+    window::Millis,
 };
 
 use self::case::{Case, Trace, cases};
@@ -51,6 +52,8 @@ const TYPES: &[&str] = &[
     "not",
     "drop",
     "same_span",
+    "budget",
+    "rare",
 ];
 
 /// How the spans of a case come in.
@@ -143,7 +146,9 @@ fn run(case: &Case, policies: &[PolicySpec], arrival: Arrival) -> Vec<String> {
         Some("shutdown") => Which::Oldest(Trigger::Shutdown),
         Some(other) => panic!("{}: {}: `forced` is {other:?}", case.file, case.name),
     };
-    let decided = rig.decide(limits().waits.decision_wait, which);
+    let now = limits().waits.decision_wait;
+    rig.sampler.begin_tick(Millis(now), 0.1);
+    let decided = rig.decide(now, which);
     rig.assert_ledger();
     let seen = outcomes(&rig, &decided);
     let mut failures = Vec::new();

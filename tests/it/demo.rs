@@ -21,7 +21,7 @@ fn the_demo_ends_with_whole_traces_and_a_balanced_ledger() {
     assert!(stdout.contains("accepted = kept + dropped + buffered  OK\n"), "{stdout}");
     assert!(stdout.contains("kept = sent + failed + queued         OK\n"), "{stdout}");
     assert!(stdout.ends_with(" + 0 + 0\n"), "nothing failed, nothing queued: {stdout}");
-    for policy in ["errors", "slow", "baseline", "no policy", "total"] {
+    for policy in ["errors", "slow", "baseline", "budget", "no policy", "total"] {
         assert!(stdout.contains(&format!("\n  {policy:<10}")), "{stdout}");
     }
 }

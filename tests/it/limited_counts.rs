@@ -109,7 +109,13 @@ impl From<(u64, u64)> for Trace {
 
 impl Trace {
     fn evidence(&self) -> Evidence<'_> {
-        Evidence { facts: &self.facts, bits: &[], randomness: self.randomness, forced: false }
+        Evidence {
+            trace_id: TraceId([1; 16]),
+            facts: &self.facts,
+            bits: &[],
+            randomness: self.randomness,
+            forced: false,
+        }
     }
 }
 
@@ -121,10 +127,10 @@ fn run(limit: LimitSpec, traffic: Traffic, seconds: u32, seed: u64, outcome: &mu
     let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     for tick in 0..seconds * 10 {
         let traces: Vec<_> = traffic.arriving(tick, &mut rng).map(Trace::from).collect();
-        let mut candidates = Tick::default();
+        let mut candidates = Tick::new(Begins::All, TICK_SECONDS);
         candidates.join(&plan);
-        traces.iter().for_each(|trace| candidates.add(&plan, &trace.evidence()));
-        candidates.begin(TICK_SECONDS, Begins::All);
+        traces.iter().for_each(|trace| candidates.add(&plan, &trace.evidence(), 0));
+        candidates.begin();
         for trace in &traces {
             let verdict = plan.decide(&trace.evidence(), &mut Vec::new());
             if verdict.kept {

@@ -467,12 +467,14 @@ const COMPLETE: &[&str] = &[
     "noisy-endpoint.toml",
     "rate-limited-tenant.toml",
     "shop.toml",
+    "fair-budget.toml",
 ];
 const ADDITIONS: &[&str] = &[
     "business-routes.toml",
     "force-sample.toml",
     "health-checks.toml",
     "incident.toml",
+    "one-of-each.toml",
     "rehearse-drop.toml",
     "slow-database-calls.toml",
     "slow-requests.toml",
@@ -507,6 +509,40 @@ fn files_go_together_as_the_table_says() {
     let rows: Vec<_> = rows.map(|row| row[3..].split(']').next().expect("a name")).collect();
     assert_eq!(rows.len(), COMPLETE.len() + ADDITIONS.len());
     assert!(rows.iter().all(|row| known.contains(row)), "{rows:?}");
+}
+
+/// Scenario: two traces of a route and one of another, beside a baseline, and one of a third
+/// without a server span.
+/// Guarantees: the first trace of each route is kept; the one without a server span takes no part.
+#[tokio::test]
+async fn one_of_each() {
+    let of_route = |number: u64, route: &str| {
+        let mut trace = Trace::new(UNLUCKY | number);
+        let roots = trace.spans.iter_mut().filter(|(_, span)| span.parent_span_id.is_empty());
+        roots.for_each(|(_, root)| root.attributes.push(string("http.route", route)));
+        trace
+    };
+    let mut job = of_route(3, "/c");
+    job.spans.iter_mut().for_each(|(_, span)| span.kind = 1);
+    let cases = [
+        (of_route(1, "/a"), Kept("one-of-each", WHOLE)),
+        (of_route(2, "/b"), Kept("one-of-each", WHOLE)),
+        (of_route(4, "/a"), Dropped("baseline")),
+        (job, Dropped("baseline")),
+    ];
+    check(&["default.toml", "one-of-each.toml"], cases).await;
+}
+
+/// Scenario: a few traces for a budget of 500 spans per second, one of them with an error.
+/// Guarantees: all are kept, with their own credit.
+#[tokio::test]
+async fn fair_budget() {
+    let cases = [
+        (Trace::new(UNLUCKY | 1).of_route("/a"), Kept("fair", WHOLE)),
+        (Trace::new(UNLUCKY | 2), Kept("fair", WHOLE)),
+        (Trace::new(UNLUCKY | 3).failing(), Kept("errors", WHOLE)),
+    ];
+    check(&["fair-budget.toml"], cases).await;
 }
 
 /// Scenario: the default policies with all additions, and a trace for each of them.

@@ -7,7 +7,7 @@ use tailwater::{
     otlp::tracestate::{self, Stamp},
     policy::{Begins, Evidence, LimitSpec, Plan, PolicySpec, Rate, RuleKind, RuleSpec, Tick},
     sampler::Which,
-    trace::{Facts, Randomness, StatusCode, Threshold},
+    trace::{Facts, Randomness, StatusCode, Threshold, TraceId},
 };
 
 use crate::builders::{Rig, child, limits, policy, probabilistic, request_of, root};
@@ -68,10 +68,10 @@ fn assert_unbiased(policies: &[PolicySpec], upstream: Threshold, seed: u64) {
             classes[class_of(facts)].truth += 1.0;
         }
         let passed = || traces.iter().filter(|(_, randomness)| upstream.keeps(*randomness));
-        let mut tick = Tick::default();
+        let mut tick = Tick::new(Begins::All, 1.0);
         tick.join(&plan);
-        passed().for_each(|trace| tick.add(&plan, &evidence(trace)));
-        tick.begin(1.0, Begins::All);
+        passed().for_each(|trace| tick.add(&plan, &evidence(trace), 0));
+        tick.begin();
         for trace in passed() {
             let verdict = plan.decide(&evidence(trace), &mut Vec::new());
             plan.charge(&evidence(trace));
@@ -107,7 +107,8 @@ fn class_of(facts: &Facts) -> usize {
 }
 
 fn evidence((facts, randomness): &(Facts, Randomness)) -> Evidence<'_> {
-    Evidence { facts, bits: &[], randomness: *randomness, forced: false }
+    let trace_id = TraceId([1; 16]);
+    Evidence { trace_id, facts, bits: &[], randomness: *randomness, forced: false }
 }
 
 /// Scenario: errors at 50 %, slow traces at 25 %, everything at 2 %.

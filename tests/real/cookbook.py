@@ -64,6 +64,10 @@ DEFAULT = {
 
 COMPLETE = {
     "default.toml": DEFAULT,
+    "fair-budget.toml": {
+        "plain": Kind("fair", 100),
+        "error": ERROR,
+    },
     "errors-and-slow.toml": {
         "plain": Kind("baseline", 5),
         "error": ERROR,

@@ -43,7 +43,7 @@ impl PolicySet {
 
 /// The sets between which runs reload. A policy's name begins with the number of its set, and each
 /// set has a policy that matches every trace, so that a decision tells by which set it was made.
-pub const SETS: [PolicySet; 4] = [
+pub const SETS: [PolicySet; 5] = [
     PolicySet {
         text: r#"
 [[policy]]
@@ -125,6 +125,27 @@ limit = { spans_per_second = 4 }
         drops_probes: false,
         keeps_probes: false,
         percentage: 80.0,
+        is_limited: true,
+    },
+    PolicySet {
+        text: r#"
+[[policy]]
+name = "4-fair"
+type = "budget"
+spans_per_second = 20
+keys = ["service.name", "span.name", "http.route"]
+
+[[policy]]
+name = "4-first"
+type = "rare"
+keys = ["span.name", "status.code"]
+interval = "10s"
+"#,
+        keeps_errors: false,
+        keeps_slow: false,
+        drops_probes: false,
+        keeps_probes: false,
+        percentage: 100.0,
         is_limited: true,
     },
 ];

@@ -27,6 +27,8 @@ pub(super) struct Figures {
     pub(super) queued_spans: u64,
     pub(super) memory_used_bytes: u64,
     pub(super) memory_limit_bytes: u64,
+    /// The kinds of traces that share the budget.
+    pub(super) budget_keys: u64,
 }
 
 impl Figures {
@@ -54,6 +56,7 @@ impl Figures {
             "exporter_queue_spans" => &mut self.queued_spans,
             "memory_used_bytes" => &mut self.memory_used_bytes,
             "memory_limit_bytes" => &mut self.memory_limit_bytes,
+            "budget_keys" => &mut self.budget_keys,
             _ => return self.add_to_policy(name, labels, value),
         };
         *total += value;
@@ -180,6 +183,7 @@ other_window_spans 5
             queued_spans: 4,
             memory_used_bytes: 8 << 30,
             memory_limit_bytes: 16 << 30,
+            budget_keys: 0,
             ..Default::default()
         };
         assert_eq!(figures, expected);

@@ -5,10 +5,10 @@
 //!     \--sent traces----> Verifier <--received traces---------------------------------------/
 //! ```
 //!
-//! The service is the real one, with its embedded policies, on real sockets; the figures are read
-//! from its /metrics. `run` waits for frames and signals on the main task; the traffic has tasks of
-//! its own. At the end the traffic stops first, then the service as on any SIGTERM, then the sink,
-//! so that each has received everything from the one before when it stops.
+//! The service is the real one, with its embedded policies and a budget, on real sockets; the
+//! figures are read from its /metrics. `run` waits for frames and signals on the main task; the
+//! traffic has tasks of its own. At the end the traffic stops first, then the service as on any
+//! SIGTERM, then the sink, so that each has received everything from the one before when it stops.
 //!
 //! Memory stays bounded however long the demo runs: the verifier forgets a trace after a minute,
 //! and the service has its own limits.
@@ -37,6 +37,7 @@ use crate::{
     config::{self, Config},
     exporter::ClientError,
     net::listen::BindError,
+    policy::{BudgetSpec, KindsSpec, LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec},
     service::{Service, StartError},
     testing::Sink,
 };
@@ -51,6 +52,9 @@ const ANY_PORT: &str = "127.0.0.1:0";
 /// Shorter than the defaults, so that the first decisions appear soon.
 const DECISION_WAIT: Duration = Duration::from_secs(10);
 const DECISION_WAIT_AFTER_ROOT: Duration = Duration::from_secs(2);
+
+/// What the budget of the demo keeps of about 2,000 spans per second.
+pub(super) const BUDGET_SPANS_PER_SECOND: f64 = 100.0;
 
 /// Options of `tailwater demo`.
 #[derive(Debug, clap::Args)]
@@ -85,6 +89,20 @@ pub async fn run(options: Options) -> bool {
     }
 }
 
+/// The policy that the demo has beside the embedded ones: each kind of request gets its fair share
+/// of a rate.
+fn budget() -> PolicySpec {
+    let per_second = BUDGET_SPANS_PER_SECOND;
+    let rate = Rate { per_second, burst: BudgetSpec::BURST_SECONDS * per_second };
+    let budget = BudgetSpec {
+        rate: LimitSpec { spans: Some(rate), bytes: None },
+        kinds: KindsSpec { keys: vec!["span.name".to_owned()], kinds_max: 100 },
+        power: 0.0,
+    };
+    let kind = RuleKind::Budget(Vec::new(), budget);
+    PolicySpec::new("budget", RuleSpec { kind, sampling_percentage: 100.0 })
+}
+
 /// All parts of the demo, running.
 struct Demo {
     config: Config,
@@ -110,6 +128,7 @@ impl Demo {
         config.sampling.decision_wait = DECISION_WAIT;
         config.sampling.decision_wait_after_root_received = Some(DECISION_WAIT_AFTER_ROOT);
         config.exporter.endpoint = sink.url();
+        config.policies.push(budget());
         let service = start_service(&mut config).await?;
         let mut to_service = config.exporter.clone();
         to_service.endpoint = format!("http://{}", service.grpc_address);
@@ -206,7 +225,7 @@ impl Demo {
         for (what, value) in [
             ("traffic", format!("{rate} spans/s to OTLP/gRPC at {grpc}")),
             ("your own", format!("spans go to the same port, or OTLP/HTTP at http://{http}")),
-            ("policies", format!("{} (policies/default.toml)", names.join(", "))),
+            ("policies", format!("{} (policies/default.toml and a budget)", names.join(", "))),
             ("decided", format!("{after_root} after the root span arrived, {wait} without one")),
             ("backend", format!("an embedded OTLP sink at {}", sink.address)),
             ("page", format!("http://{admin}/ in a browser")),

@@ -8,6 +8,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use super::{
+    BUDGET_SPANS_PER_SECOND,
     figures::{Figures, PolicyFigures},
     verify::Report,
 };
@@ -111,6 +112,9 @@ pub(super) fn live(frame: &Frame<'_>, paint: Paint) -> String {
     let mib = |bytes: u64| grouped(bytes.div_ceil(1 << 20));
     let (used, limit) = (mib(figures.memory_used_bytes), mib(figures.memory_limit_bytes));
     let _ = writeln!(text, "  memory     {used} of {limit} MiB");
+    let (kinds, share) = (grouped(figures.budget_keys), BUDGET_SPANS_PER_SECOND);
+    let _ =
+        writeln!(text, "  budget     {share} spans/s, shared fairly by {kinds} kinds of requests");
     let saved = paint.with(Colour::Good, &format!("{:.1} %", saved_percent(figures)));
     let _ = writeln!(text, "  storage    {saved} of the spans saved");
     let report = frame.report;

@@ -150,16 +150,17 @@ impl Set {
         self.ticked_at = self.ticked_at.max(Some(now));
         // Time in which nothing came went by in ticks without candidates.
         if since > TICK_NANOS {
-            let mut quiet = Tick::default();
+            let mut quiet = Tick::new(Begins::All, seconds(since - TICK_NANOS));
             quiet.join(&self.plan);
-            quiet.begin(seconds(since - TICK_NANOS), Begins::All);
+            quiet.begin();
         }
-        let mut begun = Tick::default();
+        let mut begun = Tick::new(Begins::All, seconds(since.min(TICK_NANOS)));
         begun.join(&self.plan);
         for &at in tick {
-            begun.add(&self.plan, &traces.evidence(at as usize, number, false));
+            // The traces come in the order of their time.
+            begun.add(&self.plan, &traces.evidence(at as usize, number, false), 0);
         }
-        begun.begin(seconds(since.min(TICK_NANOS)), Begins::All);
+        begun.begin();
     }
 
     /// The verdict and the indices of the policies that match.

@@ -7,7 +7,9 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 
 use super::decide::{Outcome, Replay};
-use crate::policy::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec};
+use crate::policy::{
+    BudgetSpec, KindsSpec, LimitSpec, PolicySpec, RareSpec, Rate, RuleKind, RuleSpec,
+};
 
 const BEGINNING: u64 = 1_704_067_200_000_000_000;
 const ROOMY: usize = 1 << 30;
@@ -18,10 +20,22 @@ fn keeps(name: &str, sampling_percentage: f64) -> PolicySpec {
 
 /// A request with one span: of this trace, this randomness and this tracestate, that ends then.
 fn request(number: u64, randomness: u64, tracestate: &str, millis: u64) -> Vec<u8> {
+    request_of_kind(number, randomness, tracestate, millis, "")
+}
+
+/// The same with a name for the span.
+fn request_of_kind(
+    number: u64,
+    randomness: u64,
+    tracestate: &str,
+    millis: u64,
+    name: &str,
+) -> Vec<u8> {
     let id = (u128::from(number) << 64) | u128::from(randomness);
     let span = Span {
         trace_id: id.to_be_bytes().to_vec(),
         span_id: vec![1; 8],
+        name: name.to_owned(),
         trace_state: tracestate.to_owned(),
         start_time_unix_nano: BEGINNING + millis * 1_000_000,
         end_time_unix_nano: BEGINNING + (millis + 1) * 1_000_000,
@@ -132,6 +146,42 @@ fn limits_run_on_the_time_of_the_traces() {
     assert!((1_080.0..=1_320.0).contains(&kept), "{kept}");
     assert_eq!(outcome.totals[1].kept.traces, 12_000.0);
     assert_eq!(outcome.totals[0].policies[0].matched_traces, 12_000.0);
+}
+
+/// Scenario: a minute of 100 traces a second and 50 minutes later another, of which every tenth
+/// trace is of one of ten quiet kinds; by a budget of 20 spans a second, and by rare policies.
+/// Guarantees: both run on the time of the traces: quiet kinds are whole, the loud one has the
+/// rest; each kind has its first trace in each of the two intervals.
+#[test]
+fn kinds_run_on_the_time_of_the_traces() {
+    let keys = || vec!["span.name".to_owned()];
+    let rate = Rate { per_second: 20.0, burst: 8.0 };
+    let rate = LimitSpec { spans: Some(rate), bytes: None };
+    let kinds = || KindsSpec { keys: keys(), kinds_max: 100 };
+    let budget = BudgetSpec { rate, kinds: kinds(), power: 0.0 };
+    let rare = RareSpec { kinds: kinds(), interval_millis: 900_000, traces: 1 };
+    let policy = |kind| PolicySpec::new("p", RuleSpec { kind, sampling_percentage: 100.0 });
+    let sets = [
+        vec![policy(RuleKind::Budget(Vec::new(), budget))],
+        vec![policy(RuleKind::Rare(Vec::new(), rare))],
+    ];
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut requests: Vec<_> = (0..12_000)
+        .map(|number| {
+            let later = if number < 6_000 { 0 } else { 3_000_000 };
+            let randomness = random.u64(0..1 << 56);
+            let kind = if number % 10 == 0 { number / 10 % 10 + 1 } else { 0 };
+            let millis = number % 6_000 * 10 + later;
+            request_of_kind(number + 1, randomness, "", millis, &kind.to_string())
+        })
+        .collect();
+    random.shuffle(&mut requests);
+    let mut replay = Replay::new(&sets, ROOMY);
+    requests.iter().for_each(|request| assert_eq!(replay.add(request, 1.0), Ok(0)));
+    let outcome = replay.finish(0);
+    let kept = outcome.totals[0].kept.traces;
+    assert!((2_340.0..=2_440.0).contains(&kept), "{kept} of 2,400");
+    assert_eq!(outcome.totals[1].kept.traces, 22.0);
 }
 
 #[test]

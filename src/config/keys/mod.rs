@@ -116,6 +116,8 @@ pub(crate) enum Kind {
     AboveZero,
     /// A number from 0 to 100; 100 by default.
     Percentage,
+    /// A number from 0 to 1; 0 by default.
+    Fraction,
     /// A date and time with an offset.
     DateTime,
     /// A nameless policy, or a list of them.
@@ -207,6 +209,7 @@ impl Key {
             | Kind::Listener { default }
             | Kind::UrlPath { default }
             | Kind::Url { default } => Some(format!("\"{default}\"")),
+            Kind::Fraction => Some("0".to_owned()),
             Kind::WordsOr { default, .. } => Some(format!("{default:?}")),
             Kind::Texts => Some("[]".to_owned()),
             Kind::Headers => Some("{}".to_owned()),

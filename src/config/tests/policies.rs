@@ -147,7 +147,8 @@ fn types() {
             "3:8: error: unknown policy type `xyz` | the types are always_sample, status_code, \
              latency, string_attribute, numeric_attribute, boolean_attribute, attribute_exists, \
              probabilistic, span_count, trace_state, trace_flags, span_name, service_name, \
-             span_kind, root_span, span_duration, span_event, and, or, not, drop, same_span",
+             span_kind, root_span, span_duration, span_event, and, or, not, drop, same_span, \
+             budget, rare",
         ),
         ("type = 3", "3:8: error: `type` must be a string, found an integer"),
         (

@@ -11,9 +11,9 @@
 use super::super::spec::Rate;
 
 /// The half-life of past demand.
-const HALF_LIFE_SECONDS: f64 = 5.0;
+pub(super) const HALF_LIFE_SECONDS: f64 = 5.0;
 /// The shortest time over which demand is spread, for ticks that follow each other at once.
-const TICK_SECONDS_MIN: f64 = 0.001;
+pub(super) const TICK_SECONDS_MIN: f64 = 0.001;
 /// The longest time for which a single tick may spend the rate, in addition to the burst. A tick
 /// lasts longer while the export queue is full.
 const TICK_SECONDS_MAX: f64 = 1.0;
@@ -134,19 +134,32 @@ impl Bucket {
         left >= cost.min(self.capacity())
     }
 
-    /// The chance of each of these traces, above 0, that spends the rate in the long run: the rate
-    /// divided by the demand, steered by the level. The level is held a few traces below what a
-    /// tick adds (for low rates, that is a debt), so that it rises to where everything fits only if
-    /// there is less to keep than the rate.
+    /// The chance of each of these traces, above 0, that spends the rate in the long run.
     pub(super) fn chance(&self, asked: Cost) -> f64 {
+        let by_demand = self.steered_rate() * self.demand.weight / self.demand.per_second;
+        // Without demand or candidates, these values are infinite or NaN.
+        by_demand.min(self.at_once(asked) / asked.total).min(1.0)
+    }
+
+    /// The rate to spend, steered by the level. The level is held a few traces below what a tick
+    /// adds (for low rates, that is a debt), so that it rises to where everything fits only if
+    /// there is less to keep than the rate.
+    pub(super) fn steered_rate(&self) -> f64 {
         let scale = (STEERING_TRACES * self.demand.trace_cost()).max(TICKS_MIN * self.step);
         let off = self.level - self.step + scale;
         let steering = if scale > 0.0 { (off / scale).exp2() } else { 1.0 };
-        let rate = self.rate.per_second * steering.clamp(STEERING.0, STEERING.1);
-        let by_demand = rate * self.demand.weight / self.demand.per_second;
-        // The demand lags behind a burst, so the chance is also bounded by the level.
-        let at_once = self.level.max(asked.largest).max(TICKS_MIN * self.step);
-        // Without demand or candidates, these values are infinite or NaN.
-        by_demand.min(at_once / asked.total).min(1.0)
+        self.rate.per_second * steering.clamp(STEERING.0, STEERING.1)
+    }
+
+    /// The most to spend on the candidates of this tick. The demand lags behind a burst, so the
+    /// chance is also bounded by the level.
+    pub(super) fn at_once(&self, asked: Cost) -> f64 {
+        self.level.max(asked.largest).max(TICKS_MIN * self.step)
+    }
+
+    /// The part of the bucket that candidates beyond their share leave for others. A bucket with
+    /// room for a few candidates only is full when it is cut; then there is nothing to wait for.
+    pub(super) fn reserve(&self, asked: Cost) -> f64 {
+        if CUT_TRACES_MIN * asked.largest <= self.level { self.capacity() / 2.0 } else { 0.0 }
     }
 }

@@ -1,40 +1,47 @@
-//! Limits: they hold the kept spans of a policy to a rate by raising its threshold.
+//! Limits and budgets: they hold the kept spans of a policy to a rate by raising its threshold.
 //!
-//! A limit has one threshold at a time. A decision tick sets it, over all shards, from the due
-//! candidates of the policy. The sampler decides all of them before it begins the next tick.
-//! Decisions outside a tick use the same threshold. Kept traces are charged to the bucket, which
-//! may go into debt.
+//! A limit has one threshold at a time; a budget has one for each kind of traces. A decision tick
+//! sets them, over all shards, from the due candidates of the policy. The sampler decides all of
+//! them before it begins the next tick. Decisions outside a tick use the same thresholds. Kept
+//! traces are charged to the bucket, which may go into debt.
+//!
+//! In a budget each kind has a share ([`kinds`]): the part of its traces that it may keep. A limit
+//! is a budget with a single kind, whose share is 1.
 //!
 //! If the bucket holds all candidates, the threshold is 0. If it holds some of them, they are taken
-//! from the highest randomness down until the bucket is empty, and the threshold is just above the
-//! randomness of the first candidate that does not fit. The randomness of the last one that fits
-//! would bias the counts. If the bucket holds only a few candidates, or one of them would not fit
-//! even alone, every candidate gets the same chance: the rate divided by the demand ([`bucket`]). A
-//! cut would then leave large traces without any chance, and nothing would represent the dropped
-//! ones.
+//! in the order of their luck, which is the randomness divided by the share ([`cut`]), until the
+//! bucket is empty, and the threshold is just above the first candidate that does not fit. The
+//! randomness of the last one that fits would bias the counts. Candidates beyond their share get
+//! only what the bucket holds over a reserve, so a burst of a small kind finds room. If the bucket
+//! holds only a few candidates, or one of them would not fit even alone, every candidate gets the
+//! same multiple of its share: the rate divided by the demand ([`bucket`]). A cut would then leave
+//! large traces without any chance, and nothing would represent the dropped ones.
 //!
 //! Invariants: the threshold never depends on the randomness of a trace that it keeps. It leaves
 //! every candidate a chance. A tick lists at most [`CANDIDATES_MAX`] candidates over all limits
-//! (1 MiB); limits with more use the chance.
+//! (1.5 MiB); limits with more use the chance.
 //!
 //! The caller passes the elapsed time; this module reads no clock. Sources: the threshold of the
 //! first item left out is that of priority sampling (Duffield, Lund, Thorup 2007); Ting, "Adaptive
 //! Threshold Sampling" (2022), shows which thresholds may be treated as fixed.
 
 mod bucket;
+mod cut;
+mod kinds;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    cmp::Reverse,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
-use self::bucket::{Bucket, Cost};
-use super::spec::LimitSpec;
+use self::{
+    bucket::{Bucket, Cost},
+    cut::{Bar, Luck, Share},
+    kinds::Kinds,
+};
+use super::spec::{BudgetSpec, LimitSpec};
 use crate::trace::{Randomness, Threshold};
 
 /// The most candidates that a tick lists.
@@ -45,6 +52,8 @@ pub(super) const CANDIDATES_MAX: usize = 1 << 16;
 pub(super) struct Candidate {
     /// The randomness, which is compared with the threshold.
     pub(super) randomness: Randomness,
+    /// The kind of trace; any number for a limit.
+    pub(super) kind: u64,
     /// Its number of spans, and their encoded bytes.
     pub(super) costs: [u32; 2],
 }
@@ -85,39 +94,109 @@ struct Since {
     was_outside: bool,
 }
 
-/// The limit of one policy and the state of its buckets.
+/// The policy as it is written.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Spec {
+    Limit(LimitSpec),
+    Budget(BudgetSpec),
+}
+
+impl Spec {
+    fn rates(&self) -> &LimitSpec {
+        match self {
+            Spec::Limit(limit) => limit,
+            Spec::Budget(budget) => &budget.rate,
+        }
+    }
+}
+
+/// The limit of one policy and the state of its buckets, or a budget.
 #[derive(Debug)]
 pub(super) struct Limit {
-    spec: LimitSpec,
-    /// The threshold of the last tick.
+    spec: Spec,
+    /// The threshold of the last tick. A budget has `shares` instead.
     threshold: AtomicU64,
     /// Whether there has been a tick.
     has_begun: AtomicBool,
     since: Mutex<Since>,
-    /// The buckets of spans and of bytes.
+    /// The buckets of spans and of bytes. Locked before `shares`.
     buckets: Mutex<[Option<Bucket>; 2]>,
+    /// `None` for a limit.
+    shares: Option<Mutex<Shares>>,
+}
+
+/// The kinds of a budget.
+#[derive(Debug)]
+struct Shares {
+    kinds: Kinds,
+    /// The bar of the last tick.
+    bar: Bar,
+    /// Which of the costs counts.
+    unit: usize,
+    rate: f64,
+}
+
+impl Shares {
+    fn new(budget: &BudgetSpec) -> Self {
+        let (unit, rate) = match budget.rate {
+            LimitSpec { bytes: Some(rate), .. } => (1, rate.per_second),
+            LimitSpec { spans, .. } => (0, spans.map_or(0.0, |rate| rate.per_second)),
+        };
+        let kinds = Kinds::new(budget.kinds.kinds_max, budget.power);
+        Shares { kinds, bar: Bar::None, unit, rate }
+    }
+
+    fn cost(&self, candidate: &Candidate) -> f64 {
+        f64::from(candidate.costs[self.unit])
+    }
+
+    fn share(&self, candidate: &Candidate) -> Share {
+        self.kinds.share(candidate.kind, self.cost(candidate))
+    }
+}
+
+/// The figures of a budget that metrics show.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BudgetReading {
+    /// The number of kinds in the table.
+    pub kinds: usize,
+    /// What a kind may keep per second; the whole rate if no kind is held back.
+    pub level: f64,
+    /// Whether the level is in bytes and not in spans.
+    pub is_bytes: bool,
 }
 
 impl Limit {
-    /// A limit with full buckets.
-    pub(super) fn new(spec: LimitSpec) -> Self {
+    /// A limit or a budget with full buckets.
+    pub(super) fn new(spec: Spec) -> Self {
+        let shares = match &spec {
+            Spec::Limit(_) => None,
+            Spec::Budget(budget) => Some(Mutex::new(Shares::new(budget))),
+        };
         Limit {
-            spec,
             threshold: AtomicU64::new(Threshold::ALWAYS.bits()),
             has_begun: AtomicBool::new(false),
             since: Mutex::default(),
-            buckets: Mutex::new(spec.rates().map(|rate| rate.map(Bucket::new))),
+            buckets: Mutex::new(spec.rates().rates().map(|rate| rate.map(Bucket::new))),
+            shares,
+            spec,
         }
     }
 
     /// The limit as it is written.
-    pub(super) fn spec(&self) -> &LimitSpec {
+    pub(super) fn spec(&self) -> &Spec {
         &self.spec
     }
 
-    /// The threshold of the last tick.
-    pub(super) fn threshold(&self) -> Threshold {
-        Threshold::from_bits(self.threshold.load(Relaxed))
+    /// The threshold of the last tick for this trace. It does not depend on its randomness.
+    pub(super) fn threshold(&self, candidate: &Candidate) -> Threshold {
+        match &self.shares {
+            None => Threshold::from_bits(self.threshold.load(Relaxed)),
+            Some(shares) => {
+                let shares = lock(shares);
+                shares.bar.threshold(shares.share(candidate))
+            }
+        }
     }
 
     /// Whether there has been a tick.
@@ -133,14 +212,25 @@ impl Limit {
         }
     }
 
-    /// Notes a candidate that is decided outside a tick, whether kept or not.
-    pub(super) fn note_outside(&self, costs: [u32; 2]) {
-        let mut since = lock(&self.since);
-        add_costs(&mut since.outside, costs);
-        since.was_outside = true;
+    /// Adds a candidate of the next tick to the demand of its kind.
+    pub(super) fn ask(&self, candidate: &Candidate) {
+        if let Some(shares) = &self.shares {
+            let mut shares = lock(shares);
+            let cost = shares.cost(candidate);
+            shares.kinds.ask(candidate.kind, cost);
+        }
     }
 
-    /// Begins a tick, `seconds` after the last one.
+    /// Notes a candidate that is decided outside a tick, whether kept or not.
+    pub(super) fn note_outside(&self, candidate: &Candidate) {
+        let mut since = lock(&self.since);
+        add_costs(&mut since.outside, candidate.costs);
+        since.was_outside = true;
+        drop(since);
+        self.ask(candidate);
+    }
+
+    /// Begins a tick, `seconds` after the last one, of candidates that have asked.
     pub(super) fn begin_tick(&self, seconds: f64, candidates: Candidates) {
         let since = std::mem::take(&mut *lock(&self.since));
         let mut buckets = lock(&self.buckets);
@@ -150,9 +240,34 @@ impl Limit {
                 bucket.begin_tick(seconds, since.spent[index], asked);
             }
         }
-        let threshold = threshold_of(&buckets, candidates, since.was_outside);
-        self.threshold.store(threshold.bits(), Relaxed);
+        let mut shares = self.shares.as_ref().map(lock);
+        if let Some(shares) = &mut shares {
+            let rate = shares.rate;
+            shares.kinds.begin_tick(seconds, rate);
+        }
+        let bar = bar_of(&buckets, shares.as_deref(), candidates, since.was_outside);
+        match &mut shares {
+            Some(shares) => shares.bar = bar,
+            None => self.threshold.store(bar.threshold(Share::WHOLE).bits(), Relaxed),
+        }
         self.has_begun.store(true, Relaxed);
+    }
+
+    /// The figures of a budget; `None` for a limit.
+    pub(super) fn reading(&self) -> Option<BudgetReading> {
+        let shares = lock(self.shares.as_ref()?);
+        let level = shares.kinds.level().map_or(shares.rate, |level| level.min(shares.rate));
+        Some(BudgetReading { kinds: shares.kinds.len(), level, is_bytes: shares.unit == 1 })
+    }
+
+    /// The traces that found the table of kinds full since the last call.
+    pub(super) fn take_overflowed(&self) -> u64 {
+        self.shares.as_ref().map_or(0, |shares| lock(shares).kinds.take_overflowed())
+    }
+
+    /// The bytes that the table of kinds takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.shares.as_ref().map_or(0, |shares| lock(shares).kinds.bytes())
     }
 }
 
@@ -169,41 +284,76 @@ fn add_costs(sums: &mut [Cost; 2], costs: [u32; 2]) {
 
 /// With `expects_more`, candidates were decided outside the last tick, so this one may have more of
 /// them.
-fn threshold_of(
+fn bar_of(
     buckets: &[Option<Bucket>; 2],
+    shares: Option<&Shares>,
     candidates: Candidates,
     expects_more: bool,
-) -> Threshold {
+) -> Bar {
     let Candidates { listed, are_too_many, asked } = candidates;
     let all = |holds: fn(&Bucket, Cost) -> bool| {
         let mut both = buckets.iter().zip(asked);
         both.all(|(bucket, asked)| bucket.as_ref().is_none_or(|bucket| holds(bucket, asked)))
     };
-    if !expects_more && all(Bucket::holds) {
-        return Threshold::ALWAYS;
+    let may_cut = !expects_more && !are_too_many && all(Bucket::may_cut);
+    // A budget cuts even then: a kind beyond its share leaves a reserve.
+    if !expects_more && all(Bucket::holds) && !(may_cut && shares.is_some()) {
+        return Bar::None;
     }
-    if !expects_more && !are_too_many && all(Bucket::may_cut) {
-        return cut(buckets, listed);
+    if may_cut {
+        return cut(buckets, shares, &listed, asked);
     }
-    let chances = buckets.iter().flatten().zip(asked).map(|(bucket, asked)| bucket.chance(asked));
-    let chance = chances.fold(1.0, f64::min);
-    let threshold = Threshold::from_percentage(chance * 100.0);
-    threshold.min(Threshold::from_bits(Threshold::NEVER.bits() - 1))
+    let times = buckets.iter().zip(asked).filter_map(|(bucket, asked)| {
+        let bucket = bucket.as_ref()?;
+        Some(match shares {
+            None => bucket.chance(asked),
+            Some(shares) => shares.kinds.times(bucket.steered_rate(), bucket.at_once(asked)),
+        })
+    });
+    Bar::Times(times.fold(f64::MAX, f64::min))
 }
 
-/// A threshold just above the first candidate that does not fit, from the highest randomness down.
-fn cut(buckets: &[Option<Bucket>; 2], mut candidates: Vec<Candidate>) -> Threshold {
-    candidates.sort_unstable_by_key(|candidate| Reverse(candidate.randomness));
+/// The first candidate that does not fit, the luckiest first.
+fn cut(
+    buckets: &[Option<Bucket>; 2],
+    shares: Option<&Shares>,
+    listed: &[Candidate],
+    asked: [Cost; 2],
+) -> Bar {
+    let luck = |candidate: &Candidate| {
+        let share = shares.map_or(Share::WHOLE, |shares| shares.share(candidate));
+        (Luck::of(candidate.randomness, share), candidate.costs)
+    };
+    let mut by_luck: Vec<_> = listed.iter().map(luck).collect();
+    by_luck.sort_unstable_by(|a, b| a.0.cmp(b.0));
     // Candidates are charged when they are decided.
     let mut left = buckets.each_ref().map(|bucket| bucket.as_ref().map_or(0.0, Bucket::level));
-    for candidate in candidates {
-        for ((left, bucket), cost) in left.iter_mut().zip(buckets).zip(candidate.costs) {
+    let in_shares = by_luck.partition_point(|(luck, _)| luck.is_in_share());
+    let is_whole = in_shares == by_luck.len();
+    for (index, (luck, costs)) in by_luck.into_iter().enumerate() {
+        if index == in_shares && !leave_reserve(&mut left, buckets, asked) {
+            return Bar::Shares;
+        }
+        for ((left, bucket), cost) in left.iter_mut().zip(buckets).zip(costs) {
             let Some(bucket) = bucket else { continue };
             if !bucket.fits(*left, f64::from(cost)) {
-                return Threshold::from_bits(candidate.randomness.0 + 1);
+                return Bar::Cut(luck);
             }
             *left -= f64::from(cost);
         }
     }
-    Threshold::ALWAYS
+    // That all candidates are in their shares depends on their randomness.
+    if is_whole && !leave_reserve(&mut left, buckets, asked) { Bar::Shares } else { Bar::None }
+}
+
+/// Takes the reserve out of what is left. Returns false if there is less.
+fn leave_reserve(left: &mut [f64; 2], of: &[Option<Bucket>; 2], asked: [Cost; 2]) -> bool {
+    let mut is_left = true;
+    for ((left, bucket), asked) in left.iter_mut().zip(of).zip(asked) {
+        // Without a reserve nothing is different beyond the shares.
+        let reserve = bucket.as_ref().map_or(0.0, |bucket| bucket.reserve(asked));
+        is_left &= reserve == 0.0 || *left >= reserve;
+        *left -= reserve;
+    }
+    is_left
 }

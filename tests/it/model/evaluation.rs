@@ -109,8 +109,12 @@ fn verdict_of_all(
 /// The threshold that a rule proposes for these spans, [`NEVER`] where it does not match.
 fn proposes(rule: &RuleSpec, spans: &[Stored]) -> u64 {
     let proposed = match &rule.kind {
-        RuleKind::And(parts) | RuleKind::Drop(parts) => {
-            parts.iter().map(|part| proposes(part, spans)).max().expect("has parts")
+        // Budgets and rare policies without a tick are at rest.
+        RuleKind::And(parts)
+        | RuleKind::Drop(parts)
+        | RuleKind::Budget(parts, _)
+        | RuleKind::Rare(parts, _) => {
+            parts.iter().map(|part| proposes(part, spans)).max().unwrap_or(0)
         }
         RuleKind::Or(parts) => {
             parts.iter().map(|part| proposes(part, spans)).min().expect("has parts")
@@ -184,7 +188,11 @@ fn holds(condition: &RuleKind, spans: &[Stored]) -> bool {
             parts.iter().all(|part| proposes(part, std::slice::from_ref(stored)) == 0)
         }),
         RuleKind::Not(part) => proposes(part, spans) == NEVER,
-        RuleKind::And(_) | RuleKind::Or(_) | RuleKind::Drop(_) => unreachable!("has parts"),
+        RuleKind::And(_)
+        | RuleKind::Or(_)
+        | RuleKind::Drop(_)
+        | RuleKind::Budget(..)
+        | RuleKind::Rare(..) => unreachable!("has parts"),
     }
 }
 

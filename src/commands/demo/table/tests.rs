@@ -28,6 +28,7 @@ fn figures() -> Figures {
         queued_spans: 16,
         memory_used_bytes: (12 << 20) + 1,
         memory_limit_bytes: 1 << 30,
+        budget_keys: 14,
     }
 }
 
@@ -66,6 +67,7 @@ fn the_live_table_is_80_columns_wide() {
   in         2,004 spans/s, 165,296 in 82 s
   waiting    612 traces, 5,000 spans
   memory     13 of 1,024 MiB
+  budget     100 spans/s, shared fairly by 14 kinds of requests
   storage    85.4 % of the spans saved
   sink       2,914 kept traces checked, all whole
   try        curl 127.0.0.1:9464/-/decisions/4bf92f3577b34da6a3ce929d0e0e4736

@@ -1,0 +1,90 @@
+//! The limits, budgets and rare policies that a trace counts towards, and their charges.
+
+use super::{Evidence, Plan, Policy};
+use crate::{policy::limit::Candidate, trace::Threshold};
+
+/// The limits and rare policies that a trace counts towards.
+#[derive(Debug, Default)]
+pub(in crate::policy) struct Asked {
+    /// Limits and budgets, each with the threshold that its policy proposes without it.
+    pub(in crate::policy) limits: Vec<(Claim, Threshold)>,
+    pub(in crate::policy) rares: Vec<Claim>,
+}
+
+/// A trace at a limit, or at a rare policy.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::policy) struct Claim {
+    /// The index in the limits, or in the rares, of the plan.
+    pub(in crate::policy) index: usize,
+    /// The kind of the trace for this policy.
+    pub(in crate::policy) kind: u64,
+    pub(in crate::policy) is_shadow: bool,
+}
+
+impl Plan {
+    /// Charges a trace to the limits whose thresholds keep it. A trace that is decided early was
+    /// not a candidate in a tick; it is noted, kept or not, so that the thresholds of the next
+    /// ticks expect others like it.
+    pub fn charge(&self, evidence: &Evidence<'_>) {
+        let Asked { limits, rares } = self.asked(evidence);
+        let is_granted = rares
+            .iter()
+            .any(|rare| !rare.is_shadow && self.rares[rare.index].has_granted(evidence.trace_id));
+        for (Claim { index, kind, is_shadow }, proposed) in limits {
+            if is_granted && !is_shadow {
+                continue;
+            }
+            let limit = &self.limits[index];
+            let candidate = Candidate { kind, ..evidence.candidate() };
+            if limit.threshold(&candidate).max(proposed).keeps(evidence.randomness) {
+                limit.charge(candidate.costs);
+            }
+            if evidence.forced {
+                limit.note_outside(&candidate);
+            }
+        }
+    }
+
+    /// The limits that a trace counts towards are those of policies that would keep it, unless a
+    /// policy vetoes it or another policy without a limit keeps it anyway. The rare policies are
+    /// those whose conditions it meets, unless a policy vetoes it. A shadow policy counts only
+    /// towards its own limit.
+    pub(in crate::policy) fn asked(&self, evidence: &Evidence<'_>) -> Asked {
+        let mut asked = Asked::default();
+        let mut is_kept = false;
+        for policy in &self.policies {
+            let proposed = policy.propose(evidence);
+            if policy.is_veto && proposed.matches() {
+                return Asked::default();
+            }
+            is_kept |= policy.limit.is_none()
+                && policy.rare.is_none()
+                && !policy.is_veto
+                && proposed == Threshold::ALWAYS;
+            self.ask(policy, proposed, evidence, &mut asked);
+        }
+        if is_kept {
+            asked.limits.clear();
+        }
+        let first_shadow = [asked.limits.len(), asked.rares.len()];
+        for shadow in &self.shadows {
+            self.ask(shadow, shadow.propose(evidence), evidence, &mut asked);
+        }
+        asked.limits[first_shadow[0]..].iter_mut().for_each(|(claim, _)| claim.is_shadow = true);
+        asked.rares[first_shadow[1]..].iter_mut().for_each(|claim| claim.is_shadow = true);
+        asked
+    }
+
+    fn ask(&self, policy: &Policy, proposed: Threshold, of: &Evidence<'_>, asked: &mut Asked) {
+        if !proposed.keeps(of.randomness) {
+            return;
+        }
+        let claim = |index| Claim { index, kind: self.kind(policy, of), is_shadow: false };
+        asked.limits.extend(policy.limit.map(|limit| (claim(limit), proposed)));
+        let rare = policy.rare.map(claim);
+        // Most kinds have had their traces.
+        asked
+            .rares
+            .extend(rare.filter(|rare| self.rares[rare.index].may_grant(rare.kind, of.trace_id)));
+    }
+}
