@@ -6,7 +6,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tailwater::{
     commands::{
         check, complain, completions, convert, demo, explain, health, log, print, record, replay,
-        tail, test, trial,
+        tail, test, top, trial,
     },
     config::{self, Config},
     logging::Log,
@@ -49,6 +49,8 @@ enum Command {
     Explain(explain::Options),
     /// Follow the decisions of a running instance as they fall
     Tail(tail::Options),
+    /// Watch in the terminal how a running instance is doing
+    Top(top::Options),
     /// Let a running instance decide by other policies as well, and say what would change
     Try(trial::Options),
     /// Record a share of whole traces from a running instance, for replay
@@ -96,6 +98,7 @@ fn main() -> ExitCode {
         Command::Log(options) => exit_code(log::run(&options)),
         Command::Explain(options) => exit_code(explain::run(&options)),
         Command::Tail(options) => exit_code(tail::run(&options)),
+        Command::Top(options) => exit_code(top::run(&options)),
         Command::Health(options) => exit_code(on_runtime(health::run(options))),
         Command::Completions(options) => {
             exit_code(completions::run(Arguments::command(), &options))

@@ -30,7 +30,7 @@ pub fn run(options: &Options) -> bool {
                 Ok(print(&decision.explained(clock::unix_millis())))
             }
             Err(status) if status.code() == Code::NotFound => {
-                complain(UNKNOWN);
+                complain(&format!("error: {UNKNOWN}"));
                 Ok(false)
             }
             Err(status) => Err(asked.failure(&status)),
@@ -38,8 +38,9 @@ pub fn run(options: &Options) -> bool {
     })
 }
 
-const UNKNOWN: &str = "\
-error: the instance does not know this trace
+/// What is said of a trace that the instance does not know.
+pub(super) const UNKNOWN: &str = "\
+the instance does not know this trace
 Its spans went to another instance, have not arrived yet, or its decision is no longer remembered \
 (sampling.decision_cache_ttl).
 ";

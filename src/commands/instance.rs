@@ -150,6 +150,11 @@ impl Instance {
 }
 
 impl Asked {
+    /// The address of the instance.
+    pub(super) fn address(&self) -> &Uri {
+        &self.address
+    }
+
     /// Why a call failed.
     pub(super) fn failure(&self, status: &Status) -> Failure {
         // Without the path, as people write it.

@@ -7,12 +7,12 @@ use std::io::{self, Write as _};
 
 use crate::policy::PolicySpec;
 
+mod aligned;
 pub mod check;
 pub mod completions;
 pub mod convert;
 pub mod demo;
 pub mod explain;
-mod figures;
 pub mod health;
 mod instance;
 pub mod log;
@@ -20,6 +20,7 @@ pub mod record;
 pub mod replay;
 pub mod tail;
 pub mod test;
+pub mod top;
 mod traces;
 pub mod trial;
 

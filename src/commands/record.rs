@@ -19,7 +19,6 @@ use tonic::{Status, Streaming};
 
 use super::{
     complain,
-    figures::{grouped, in_units},
     instance::{self, Failure, Instance},
     print,
 };
@@ -27,6 +26,7 @@ use crate::{
     config,
     control::{
         RecordRequest, RecordResponse,
+        figures::{bytes, count},
         record_response::{Event, Part, Summary},
     },
     trace_files::RecordFile,
@@ -98,8 +98,8 @@ impl Arriving {
     }
 
     fn sums(&self) -> String {
-        let (traces, spans) = (grouped(self.traces as f64), grouped(self.spans as f64));
-        format!("{traces} traces, {spans} spans, {}", in_units(self.bytes as f64))
+        let (traces, spans) = (count(self.traces), count(self.spans));
+        format!("{traces} traces, {spans} spans, {}", bytes(self.bytes))
     }
 
     /// The line of a terminal that says how far it is, a few times a second.

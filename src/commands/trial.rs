@@ -19,8 +19,8 @@ use tokio::signal::ctrl_c;
 use tonic::Status;
 
 use super::{
+    aligned::aligned,
     complain,
-    figures::{aligned, grouped, in_units},
     instance::{self, Failure, Instance},
     print,
 };
@@ -29,7 +29,7 @@ use crate::{
     control::{
         self, Diagnostic, Diagnostics, TryPoliciesRequest, TryPoliciesResponse,
         diagnostic::Severity,
-        figures::length,
+        figures::{bytes, count, length},
         try_policies_response::{Change, Outcome, PolicyOutcome},
     },
 };
@@ -83,9 +83,9 @@ impl Progress {
             "\r{} of {} s: {} traces decided, {} kept now, {} kept by the candidate\x1b[K",
             elapsed(response).as_secs(),
             self.seconds,
-            grouped(decided as f64),
-            grouped(kept(&response.current) as f64),
-            grouped(kept(&response.candidate) as f64),
+            count(decided),
+            count(kept(&response.current)),
+            count(kept(&response.candidate)),
         );
     }
 
@@ -109,8 +109,8 @@ fn text(response: &TryPoliciesResponse, file: &Path) -> String {
     let mut text = format!(
         "tried for {:.0} s: {} traces decided, {} spans\n",
         elapsed(response).as_secs_f64(),
-        grouped(current.decided_traces as f64),
-        grouped(current.decided_spans as f64),
+        count(current.decided_traces),
+        count(current.decided_spans),
     );
     let file = config::visible(&file.display().to_string());
     for (name, outcome) in [("kept now", current), (&format!("kept by {file}"), candidate)] {
@@ -139,9 +139,8 @@ fn text(response: &TryPoliciesResponse, file: &Path) -> String {
     text
 }
 
-fn line([traces, spans, bytes]: [u64; 3]) -> String {
-    let (traces, spans) = (grouped(traces as f64), grouped(spans as f64));
-    format!("{traces} traces, {spans} spans, {}", in_units(bytes as f64))
+fn line([traces, spans, size]: [u64; 3]) -> String {
+    format!("{} traces, {} spans, {}", count(traces), count(spans), bytes(size))
 }
 
 fn table(outcome: &Outcome) -> String {
@@ -149,10 +148,10 @@ fn table(outcome: &Outcome) -> String {
     let row = |policy: &PolicyOutcome| {
         [
             policy.policy.clone(),
-            grouped(policy.matched_traces as f64),
-            grouped(policy.kept_traces as f64),
-            grouped(policy.kept_spans as f64),
-            in_units(policy.kept_bytes as f64),
+            count(policy.matched_traces),
+            count(policy.kept_traces),
+            count(policy.kept_spans),
+            bytes(policy.kept_bytes),
         ]
     };
     let header = header.map(str::to_owned);
@@ -224,18 +223,29 @@ fn problems(status: &Status, file: &Path) -> Option<String> {
     let found = details.details.iter().find(is_ours)?;
     let found = Diagnostics::decode(&found.value[..]).ok()?;
     let mut text = String::new();
-    let file = config::visible(&file.display().to_string());
-    for Diagnostic { line, column, severity, message, hint, .. } in &found.diagnostics {
-        let severity = match Severity::try_from(*severity) {
-            Ok(Severity::Warning) => "warning",
-            Ok(Severity::Note) => "note",
-            _ => "error",
-        };
-        let message = config::visible(message);
-        let _ = writeln!(text, "{file}:{line}:{column}: {severity}: {message}");
-        if !hint.is_empty() {
-            let _ = writeln!(text, "help: {}", config::visible(hint));
-        }
+    let file = file.display().to_string();
+    for diagnostic in &found.diagnostics {
+        text.push_str(&told(&file, diagnostic));
     }
     Some(text)
+}
+
+/// A mistake as a line, and a line of help if there is any. `file` has it; nothing, if it is in
+/// none.
+pub(super) fn told(file: &str, diagnostic: &Diagnostic) -> String {
+    let Diagnostic { line, column, severity, message, hint, .. } = diagnostic;
+    let severity = match Severity::try_from(*severity) {
+        Ok(Severity::Warning) => "warning",
+        Ok(Severity::Note) => "note",
+        _ => "error",
+    };
+    let place = match config::visible(file) {
+        file if file.is_empty() => file,
+        file => format!("{file}:{line}:{column}: "),
+    };
+    let mut text = format!("{place}{severity}: {}\n", config::visible(message));
+    if !hint.is_empty() {
+        let _ = writeln!(text, "help: {}", config::visible(hint));
+    }
+    text
 }

@@ -168,6 +168,17 @@ fn version_and_help() {
     }
 }
 
+/// Scenario: `top` with a pipe as its standard output.
+/// Guarantees: exit code 1, a message that names the way for scripts, and nothing for the pipe.
+#[test]
+fn top_needs_a_terminal() {
+    let output = tailwater(&["top", "--address", NOBODY]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert!(told.contains("needs a terminal") && told.contains("/-/status"), "{told}");
+    assert_eq!(text(&output.stdout), "");
+}
+
 /// Scenario: no command, unknown commands and options, missing arguments.
 /// Guarantees: exit code 2, a message on standard error, nothing on standard output.
 #[test]

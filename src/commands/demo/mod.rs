@@ -35,6 +35,7 @@ use tracing::{error, warn};
 
 use crate::{
     config::{self, Config},
+    control::figures::count,
     exporter::ClientError,
     net::listen::BindError,
     policy::{BudgetSpec, KindsSpec, LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec},
@@ -219,7 +220,7 @@ impl Demo {
         let names: Vec<_> = config.policies.iter().map(|policy| &*policy.name).collect();
         let wait = humantime::format_duration(config.sampling.decision_wait);
         let after_root = humantime::format_duration(DECISION_WAIT_AFTER_ROOT);
-        let rate = table::grouped(SPANS_PER_SECOND as u64);
+        let rate = count(SPANS_PER_SECOND as u64);
         let [grpc, http, admin] =
             [service.grpc_address, service.http_address, service.admin_address];
         for (what, value) in [

@@ -12,7 +12,7 @@ use super::{
     figures::{Figures, PolicyFigures},
     verify::Report,
 };
-use crate::trace::TraceId;
+use crate::{control::figures::count as grouped, trace::TraceId};
 
 /// The length of the bar of a policy that has kept all kept spans.
 const BAR_COLUMNS: u64 = 10;
@@ -217,19 +217,6 @@ fn saved_percent(figures: &Figures) -> f64 {
     let total = figures.total();
     let decided = total.spans_kept + total.spans_dropped;
     total.spans_dropped as f64 / decided.max(1) as f64 * 100.0
-}
-
-/// A number with commas between groups of digits.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::{
     decide::Outcome,
     totals::{Change, OfPolicy, Sum, Totals},
 };
-use crate::commands::figures::{aligned, grouped, in_units};
+use crate::{commands::aligned::aligned, control::figures};
 
 pub(super) fn print(outcome: &Outcome, format: Format) -> String {
     match format {
@@ -105,7 +105,7 @@ fn text(outcome: &Outcome) -> String {
             text,
             "Memory was full: {} traces were decided before everything was read. Spans of them \
              that came later count as new traces. Raise --memory-limit-mib to avoid this.",
-            grouped(outcome.early as f64)
+            figures::count(outcome.early)
         );
     }
     if outcome.skipped > 0 {
@@ -129,6 +129,16 @@ fn text(outcome: &Outcome) -> String {
         }
     }
     text
+}
+
+/// An estimate to the next whole number.
+fn grouped(estimate: f64) -> String {
+    figures::count(estimate.round() as u64)
+}
+
+/// An estimate of bytes.
+fn in_units(estimate: f64) -> String {
+    figures::bytes(estimate.round() as u64)
 }
 
 fn line(sum: &Sum) -> String {

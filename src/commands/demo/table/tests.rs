@@ -143,10 +143,3 @@ fn colour_changes_no_character() {
     }
     assert_eq!(bare, by_policy(&figures(), PLAIN));
 }
-
-#[test]
-fn numbers_are_grouped_by_thousands() {
-    for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
-        assert_eq!(grouped(number), text);
-    }
-}
