@@ -88,7 +88,8 @@ pub enum Holder {
     SpanMetrics,
 }
 
-const HOLDERS: usize = 11;
+/// `SpanMetrics` is the last.
+const HOLDERS: usize = Holder::SpanMetrics as usize + 1;
 
 /// The bytes of all holders, and their limit.
 #[derive(Debug)]

@@ -12,6 +12,8 @@ use prost::Message as _;
 
 use super::{Piece, RecordFile, TraceFile};
 
+mod answers;
+
 /// Hands out a few bytes at a time.
 struct Crumbs<'b>(&'b [u8], usize);
 

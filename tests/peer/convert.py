@@ -99,25 +99,34 @@ def add_span(rng: random.Random, spans, trace_id: bytes, number: int) -> None:
         event.attributes.extend(attributes(pairs))
 
 
+def start_with(
+    children: Children, binary: Path, found: list, sink: Sink
+) -> tuple[subprocess.Popen, list[int]]:
+    """A Collector with the processors as their files have them, and a port for each."""
+    ports = free_ports(len(found))
+    made = collector.config([([], port) for port in ports], sink.port)
+    # Later files count: everything is decided when the Collector is told to stop.
+    made["processors"] = {name: {"decision_wait": "60s"} for _, name in found}
+    for place, (_, name) in enumerate(found):
+        made["service"]["pipelines"][f"traces/{place}"]["processors"] = [name]
+    config = children.folder / "collector.yaml"
+    config.write_text(json.dumps(made, indent=1))
+    files = [*sorted({file for file, _ in found}), config]
+    arguments = [part for file in files for part in ("--config", file)]
+    return start_collector(children, binary, arguments, ports), ports
+
+
 def by_collector(binary: Path, found: list, bodies: list, sink: Sink, folder: Path) -> None:
     with Children(folder) as children:
-        ports = free_ports(len(found))
-        made = collector.config([([], port) for port in ports], sink.port)
-        # Later files count: everything is decided when the Collector is told to stop.
-        made["processors"] = {name: {"decision_wait": "60s"} for _, name in found}
-        for place, (_, name) in enumerate(found):
-            made["service"]["pipelines"][f"traces/{place}"]["processors"] = [name]
-        config = folder / "collector.yaml"
-        config.write_text(json.dumps(made, indent=1))
-        files = [*sorted({file for file, _ in found}), config]
-        arguments = [part for file in files for part in ("--config", file)]
-        process = start_collector(children, binary, arguments, ports)
+        process, ports = start_with(children, binary, found, sink)
         send_all(ports, bodies)
         process.send_signal(signal.SIGTERM)
         stop(process, "collector", children)
 
 
-def by_tailwater(binary: Path, found: list, bodies: list, sink: Sink, folder: Path) -> None:
+def by_tailwater(
+    binary: Path, found: list, bodies: list, sink: Sink, folder: Path, traces: int = TRACES
+) -> None:
     with Children(folder) as children:
         running = []
         # All at once: a port of a process that does not listen yet is still free.
@@ -144,17 +153,21 @@ def by_tailwater(binary: Path, found: list, bodies: list, sink: Sink, folder: Pa
 
         wait_until("Tailwater is ready", ready, 60)
         send_all([ports[1] for _, _, ports in running], bodies)
-        wait_until("all is decided", lambda: all(decided(p[2]) for _, _, p in running), 120)
+
+        def all_decided() -> bool:
+            return all(decided(p[2]) == traces for _, _, p in running)
+
+        wait_until("all is decided", all_decided, 120)
         for _, process, _ in running:
             process.send_signal(signal.SIGTERM)
         for child, process, _ in running:
             stop(process, child, children)
 
 
-def decided(port: int) -> bool:
+def decided(port: int) -> int:
     text = get(f"http://127.0.0.1:{port}/metrics")[1].decode()
     decisions = re.findall(r"^tailwater_decisions_total\{[^}]*} (\d+)", text, re.MULTILINE)
-    return sum(map(int, decisions)) == TRACES
+    return sum(map(int, decisions))
 
 
 def run(arguments: argparse.Namespace) -> int:

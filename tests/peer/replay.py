@@ -165,15 +165,15 @@ def of_service(counted: metrics.Metrics) -> Figures:
     }
 
 
-def of_replay(binary: Path, config: Path, file: Path) -> Figures:
-    command = [binary, "replay", "--format", "json", "--config", config, file]
+def of_replay(binary: Path, config: Path, files: list[Path]) -> Figures:
+    command = [binary, "replay", "--format", "json", "--config", config, *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
-        raise TroubleError(f"{file.name} cannot be replayed\n{done.stderr}")
+        raise TroubleError(f"{files[0].name} cannot be replayed\n{done.stderr}")
     answer = json.loads(done.stdout)
     read, kept = answer["input"], answer["result"]
     if read["skipped"] or read["weighted"] or read["decided_early"]:
-        raise TroubleError(f"{file.name} is not read as all of the traffic: {read}")
+        raise TroubleError(f"{files[0].name} is not read as all of the traffic: {read}")
 
     def by_policy(key: str) -> dict[str, float]:
         return {one["policy"]: one[key] for one in kept["policies"] if one[key]}
@@ -235,7 +235,8 @@ def run(arguments: argparse.Namespace) -> int:
         written.mkdir()
         by_collector(arguments.collector, gate, requests, written)
         for name in FILES[gate]:
-            replayed = of_replay(arguments.tailwater, folder / "tailwater.toml", written / name)
+            config = folder / "tailwater.toml"
+            replayed = of_replay(arguments.tailwater, config, [written / name])
             differing = [what for what in running if replayed[what] != running[what]]
             failed += bool(differing)
             word = "FAIL" if differing else "ok  "

@@ -82,7 +82,10 @@ impl Policies<'_> {
             return Some(String::new());
         }
         if scalar.is_plain && !is_text(&scalar.text) {
-            self.report.note(node, "not in quotes in the file; taken as the text that is written");
+            self.report.note(
+                node,
+                "not in quotes in the file, which the Collector refuses; taken as it is written",
+            );
         }
         Some(scalar.text.replace("$$", "$"))
     }

@@ -103,7 +103,11 @@ fn every_difference_is_noted() {
             "`invert_match` keeps every trace",
         ),
         ("string_attribute", "{key: k, values: [a, '']}", "the Collector ignores empty `values`"),
-        ("string_attribute", "{key: k, values: [true, 500]}", "taken as the text that is written"),
+        (
+            "string_attribute",
+            "{key: k, values: [true, 500]}",
+            "not in quotes in the file, which the Collector refuses; taken as it is written",
+        ),
         (
             "string_attribute",
             "{key: k, values: [], invert_match: true}",
