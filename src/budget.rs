@@ -88,7 +88,7 @@ pub enum Holder {
     SpanMetrics,
 }
 
-const HOLDERS: usize = 11;
+const HOLDERS: usize = 12;
 
 /// The bytes of all holders, and their limit.
 #[derive(Debug)]
