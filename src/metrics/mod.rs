@@ -13,6 +13,7 @@ mod connections;
 mod count;
 pub(crate) mod described;
 mod expiries;
+mod gauges;
 mod histogram;
 mod kinds;
 mod policies;
@@ -21,7 +22,7 @@ mod reasons;
 
 use std::{sync::Arc, time::Duration};
 
-use metrics::{Counter, Gauge, with_local_recorder};
+use metrics::{Counter, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 pub use self::{
@@ -35,6 +36,7 @@ use self::{
     count::Count,
     described::Metric,
     expiries::Expiries,
+    gauges::Gauges,
     histogram::Histogram,
     policies::Policies,
     reasons::{FAILED, REFUSED, REFUSED_SPANS},
@@ -145,18 +147,6 @@ pub struct Metrics {
     sync: Histogram,
     disk_errors: [Counter; 3],
     damaged: Counter,
-}
-
-struct Gauges {
-    window: [Gauge; 3],
-    memory: [Gauge; 3],
-    queue: [Gauge; 3],
-    ready: Gauge,
-    /// Whether the last one succeeded, and when one last did.
-    reload: [Gauge; 2],
-    credentials: Gauge,
-    span_metrics_series: Gauge,
-    durability: [Gauge; 3],
 }
 
 impl Metrics {
@@ -471,39 +461,5 @@ impl Metrics {
 impl std::fmt::Debug for Metrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Metrics").field("policies", &self.policies.len()).finish_non_exhaustive()
-    }
-}
-
-impl Gauges {
-    fn register() -> Self {
-        let gauge = |metric: Metric| metric.gauge([]);
-        Gauges {
-            window: [described::WINDOW_TRACES, described::WINDOW_SPANS, described::WINDOW_BYTES]
-                .map(gauge),
-            memory: [described::MEMORY_USED, described::MEMORY_LIMIT, described::MEMORY_OVERHEAD]
-                .map(gauge),
-            queue: [described::QUEUE_SPANS, described::QUEUE_BYTES, described::QUEUE_CAPACITY]
-                .map(gauge),
-            ready: gauge(described::READY),
-            reload: [described::RELOAD_SUCCESSFUL, described::RELOAD_TIME].map(gauge),
-            credentials: gauge(described::CREDENTIALS_SUCCESSFUL),
-            span_metrics_series: gauge(described::SPAN_METRICS_SERIES),
-            durability: LOGS.map(|log| described::DURABILITY_BYTES.gauge([log])),
-        }
-    }
-
-    fn set(&self, readings: &Readings) {
-        self.ready.set(f64::from(u8::from(readings.is_ready)));
-        let window = readings.buffered;
-        let values = [window.traces, window.spans, window.bytes];
-        let set = |gauges: &[Gauge], values: &[f64]| {
-            gauges.iter().zip(values).for_each(|(gauge, value)| gauge.set(*value));
-        };
-        set(&self.window, &values.map(|value| value as f64));
-        set(&self.memory, &readings.memory.map(|bytes| bytes as f64));
-        set(&self.durability, &readings.durability.0.map(|bytes| bytes as f64));
-        let (bytes, capacity) = readings.queue_bytes;
-        self.span_metrics_series.set(readings.span_metrics.series as f64);
-        set(&self.queue, &[readings.queue_spans as f64, bytes as f64, capacity as f64]);
     }
 }

@@ -14,11 +14,15 @@
 
 mod asked;
 mod readings;
+mod verdict;
 
 use std::{collections::HashMap, sync::Arc};
 
 pub(in crate::policy) use self::asked::Asked;
-pub use self::readings::{KindsReading, Overflowed};
+pub use self::{
+    readings::{KindsReading, Overflowed},
+    verdict::{Effect, Evidence, Shadowed, Verdict},
+};
 
 use super::{
     builder::LeavesBuilder,
@@ -32,7 +36,7 @@ use super::{
     spec::{PolicySpec, RareSpec, RuleKind},
     trial::Trial,
 };
-use crate::trace::{Facts, Randomness, Threshold, TraceId};
+use crate::trace::{Randomness, Threshold};
 
 /// The most policy names that a process accepts over its life. The limit keeps an id at two bytes
 /// and bounds the number of series in the metrics.
@@ -71,45 +75,6 @@ impl PolicyId {
     pub const NONE: PolicyId = PolicyId(u16::MAX);
 }
 
-/// The result of the policies for a trace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// Whether the trace is kept.
-    pub kept: bool,
-    /// The policy that proposed the lowest threshold (the first in the file, if several did), or
-    /// the policy that vetoed.
-    pub policy: PolicyId,
-    /// The lowest proposed threshold; [`Threshold::NEVER`] if none was proposed or a policy vetoed.
-    pub threshold: Threshold,
-}
-
-impl Verdict {
-    /// Dropped because no policy matched.
-    pub const NONE: Verdict =
-        Verdict { kept: false, policy: PolicyId::NONE, threshold: Threshold::NEVER };
-}
-
-/// The change that a shadow policy would have made to a trace that it matches, if it had been in
-/// force with the policies that decide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Effect {
-    /// The trace was dropped and would have been kept.
-    Kept = 0,
-    /// The trace was kept and would have been dropped.
-    Dropped = 1,
-    /// No change.
-    None = 2,
-}
-
-/// A shadow policy that matched, and the change it would have made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shadowed {
-    /// The policy.
-    pub policy: PolicyId,
-    /// The change it would have made.
-    pub effect: Effect,
-}
-
 /// A policy in force, as people see it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InForce<'a> {
@@ -143,29 +108,6 @@ struct Policy {
     kind: Box<[u32]>,
     /// The time at which it ends, if it ends.
     expiry: Option<Arc<Expiry>>,
-}
-
-/// The input of a decision.
-#[derive(Clone, Copy, Debug)]
-pub struct Evidence<'a> {
-    /// The trace. A decision depends on it only where a rare policy has granted the trace.
-    pub trace_id: TraceId,
-    /// The facts of the whole trace.
-    pub facts: &'a Facts,
-    /// The bits of the leaves that hold for any span; as many words as the plan's [`Leaves`] need.
-    pub bits: &'a [u64],
-    /// The randomness, which is compared with the threshold.
-    pub randomness: Randomness,
-    /// Whether the decision is early. Conditions that can still change do not veto then.
-    pub forced: bool,
-}
-
-impl Evidence<'_> {
-    /// The trace as a candidate of a limit.
-    pub(super) fn candidate(&self) -> Candidate {
-        let costs = [self.facts.spans, self.facts.bytes];
-        Candidate { randomness: self.randomness, kind: 0, costs }
-    }
 }
 
 impl Plan {
