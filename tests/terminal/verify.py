@@ -139,7 +139,7 @@ def restart(shop, terminal):
     shop.stop()
     terminal.until("AWAY since", "that the instance is away")
     terminal.until("Connection refused", "why it is away")
-    screen = terminal.until(lambda screen: re.search(r"figures\s+are [3-9]s old", screen), "since when")
+    screen = terminal.until(lambda screen: re.search(r"figures\s+are\s+\d+s\s+old", screen), "since when")
     terminal.keep("top-away", screen)
     shop.configure(may_change=True)
     shop.start()
