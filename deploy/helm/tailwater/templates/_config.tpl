@@ -41,7 +41,10 @@ addresses, policy files or Kafka it wins; where it must not, `tailwater.configPr
 {{- end -}}
 {{- end -}}
 {{- if ne $v.durability.mode "none" -}}
-{{- $_ := set $defaults "durability" (include "tailwater.durability" . | fromYaml) -}}
+{{- $durability := include "tailwater.durability" . | fromYaml -}}
+{{- /* Numbers of YAML are floats to Helm, and TOML tells the two apart. */ -}}
+{{- $_ := set $durability "max_size_mib" (include "tailwater.durableMib" . | int64) -}}
+{{- $_ := set $defaults "durability" $durability -}}
 {{- end -}}
 {{- $merged := merge $config $defaults -}}
 {{- if $files -}}
