@@ -9,7 +9,7 @@
 //! Whatever asked for it, a reload notes what it has read, so that the same contents are not read
 //! again: files that are refused are refused once, until they change.
 //!
-//! A trial of a second set of policies ([`trial`]) begins and ends the same way, and a reload ends
+//! A trial of a second set of policies (`trial`) begins and ends the same way, and a reload ends
 //! it.
 //!
 //! Only policies are applied. If anything else in the file has changed, the log says that this

@@ -13,7 +13,7 @@ pub struct Evidence<'a> {
     pub trace_id: TraceId,
     /// The facts of the whole trace.
     pub facts: &'a Facts,
-    /// The bits of the leaves that hold for any span; as many words as the plan's [`Leaves`] need.
+    /// The bits of the leaves that hold for any span; as many words as the plan needs.
     pub bits: &'a [u64],
     /// The randomness, which is compared with the threshold.
     pub randomness: Randomness,
