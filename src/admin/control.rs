@@ -47,8 +47,7 @@ impl Control for ControlService {
             return Err(Status::invalid_argument(TRACE_ID_FORMS));
         };
         let decision = self.0.explain(trace_id);
-        let decision =
-            decision.ok_or_else(|| Status::not_found("unknown or no longer remembered"))?;
+        let decision = decision.ok_or_else(|| Status::not_found(UNKNOWN_TRACE))?;
         Ok(Response::new(ExplainResponse { decision: Some(decision) }))
     }
 
@@ -105,6 +104,7 @@ impl Control for ControlService {
 /// What a trace id may look like, for whoever sent something else.
 pub(super) const TRACE_ID_FORMS: &str =
     "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero";
+pub(super) const UNKNOWN_TRACE: &str = "unknown or no longer remembered";
 
 impl Admin {
     /// Whether clients may change what the service does.

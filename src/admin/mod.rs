@@ -67,7 +67,7 @@ pub use self::{
     watching::Watchers,
 };
 use self::{
-    control::TRACE_ID_FORMS,
+    control::{TRACE_ID_FORMS, UNKNOWN_TRACE},
     page::{Asked, Page},
     rpc::held,
     spans::SpanScrape,
@@ -79,8 +79,6 @@ type Answered = Either<Full<Bytes>, SpanScrape>;
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
-
-const UNKNOWN_TRACE: &str = "unknown or no longer remembered";
 
 /// Ample for scrapers and people, and nothing that a scan could turn into memory.
 fn limits() -> listen::Limits {
@@ -304,7 +302,7 @@ impl Admin {
     fn asked(&self, query: &str) -> Option<Asked> {
         let mut pairs = form_urlencoded::parse(query.as_bytes());
         let text = pairs.find(|(key, _)| key == "trace_id")?.1.into_owned();
-        let found = match TraceId::from_any_form(&text) {
+        let found = match TraceId::from_pasted(&text) {
             None => Err(TRACE_ID_FORMS),
             Some(trace_id) => self.explain(trace_id).ok_or(UNKNOWN_TRACE),
         };

@@ -14,16 +14,7 @@ cache=$repository/target/compose
 shop=$repository/deploy/compose/shop
 mkdir -p "$cache" "$repository/target/real"
 
-if (($# > 1)); then
-    echo "usage: $0 [path to the tailwater binary]" >&2
-    exit 2
-fi
-if (($# == 1)); then
-    tailwater=$(realpath -e "$1")
-else
-    cargo build --release --manifest-path "$repository/Cargo.toml"
-    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
-fi
+tailwater=$("$repository/tests/binary.sh" "$@")
 
 real=$repository/tests/real
 "$real/venv.sh" "$cache/venv" "$here/requirements.txt"

@@ -14,16 +14,7 @@ repository=$(cd "$here/../.." && pwd)
 cache=$repository/target/first-hour
 mkdir -p "$cache" "$repository/target/real" "$repository/target/compose"
 
-if (($# > 1)); then
-    echo "usage: $0 [path to the tailwater binary]" >&2
-    exit 2
-fi
-if (($# == 1)); then
-    tailwater=$(realpath -e "$1")
-else
-    cargo build --release --manifest-path "$repository/Cargo.toml"
-    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
-fi
+tailwater=$("$repository/tests/binary.sh" "$@")
 
 "$repository/tests/real/venv.sh" "$repository/target/compose/venv" "$repository/tests/compose/requirements.txt"
 "$repository/tests/real/prometheus.sh" "$repository/target/real/prometheus"

@@ -17,16 +17,7 @@ tools=${TAILWATER_TOOLS:-$HOME/.cache/tailwater-tools}
 helm_version=v4.3.1
 mkdir -p "$cache" "$tools/bin"
 
-if (($# > 1)); then
-    echo "usage: $0 [path to the tailwater binary]" >&2
-    exit 2
-fi
-if (($# == 1)); then
-    tailwater=$(realpath -e "$1")
-else
-    cargo build --release --manifest-path "$repository/Cargo.toml"
-    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
-fi
+tailwater=$("$repository/tests/binary.sh" "$@")
 
 export GOFLAGS="-modcacherw ${GOFLAGS:-}"
 if [[ $(go version -m "$tools/bin/helm" 2>/dev/null) != *helm.sh/helm/v4*"$helm_version"* ]]; then

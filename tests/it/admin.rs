@@ -339,6 +339,9 @@ async fn the_page_is_served_and_explains_traces() {
     let text = String::from_utf8(page.body).expect("UTF-8");
     let kept = format!("The trace {id} was kept by the policy `errors`, which keeps 100 %");
     assert!(text.contains(&kept), "{text}");
+    let traceparent = format!("/?trace_id=00-{id}-00f067aa0ba902b7-01");
+    let pasted = String::from_utf8(ask(admin, "GET", &traceparent).await.body).expect("UTF-8");
+    assert!(pasted.contains(&kept), "{pasted}");
     let hostile = "/?trace_id=%3Cscript%3E%22&trace_id=2&%ff=%zz";
     let text = String::from_utf8(ask(admin, "GET", hostile).await.body).expect("UTF-8");
     assert!(text.contains("value=\"&lt;script&gt;&quot;\""), "{text}");

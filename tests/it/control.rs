@@ -20,26 +20,21 @@ use tonic_health::pb::{
 };
 
 use crate::harness::{
-    ALL, Directory, HIGH, LOW, Running, config, error, get, http1, span, tempfile,
+    ALL, Directory, ERRORS_AND_HALF, HIGH, LOW, Running, config, error, get, http1, span, tempfile,
 };
 
-const HALF: &str = r#"
-[[policy]]
-name = "errors"
-type = "status_code"
-status_codes = ["ERROR"]
-
-[[policy]]
-name = "half"
-type = "probabilistic"
-sampling_percentage = 50
-
+const LONG: &str = r#"
 [[policy]]
 name = "long"
 type = "latency"
 threshold_ms = 5
 shadow = true
 "#;
+
+/// Errors and half of the rest are kept; a shadow policy looks at long traces.
+fn policies() -> String {
+    ERRORS_AND_HALF.to_owned() + LONG
+}
 
 /// A channel to the telemetry port.
 fn channel(service: &Service) -> Channel {
@@ -82,7 +77,7 @@ fn slow(policies: &str) -> Config {
 /// unknown NOT_FOUND.
 #[tokio::test]
 async fn traces_are_explained() {
-    let running = Running::start(config(HALF)).await;
+    let running = Running::start(config(&policies())).await;
     let mut failed = span(HIGH | 7, 1, None);
     failed.status = error();
     running.accept(vec![failed]).await;
@@ -139,7 +134,7 @@ async fn traces_are_explained() {
 /// cannot be watched is INVALID_ARGUMENT; what `max_per_second` leaves out is counted.
 #[tokio::test]
 async fn decisions_are_watched() {
-    let running = Running::start(config(HALF)).await;
+    let running = Running::start(config(&policies())).await;
     let all = WatchDecisionsRequest::default();
     let dropped = WatchDecisionsRequest {
         states: vec![State::Dropped.into()],

@@ -6,19 +6,12 @@ use serde_json::Value;
 use tailwater::control::{GetStatusResponse, backend, decision};
 use tonic::Status;
 
-use crate::harness::{Directory, HIGH, LOW, Metrics, Running, config, error, get, span};
+use crate::harness::{
+    Directory, ERRORS_AND_HALF, HIGH, LOW, Metrics, Running, config, error, get, span,
+};
 
-const POLICIES: &str = r#"
-[[policy]]
-name = "errors"
-type = "status_code"
-status_codes = ["ERROR"]
-
-[[policy]]
-name = "half"
-type = "probabilistic"
-sampling_percentage = 50
-
+/// Beside errors and half of the rest.
+const OTHERS: &str = r#"
 [[policy]]
 name = "limited"
 type = "always_sample"
@@ -76,7 +69,7 @@ fn assert_agrees(status: &GetStatusResponse, metrics: &Metrics) {
 /// same figures, those that are zero included.
 #[tokio::test]
 async fn the_figures_agree_at_rest() {
-    let running = Running::start(config(POLICIES)).await;
+    let running = Running::start(config(&(ERRORS_AND_HALF.to_owned() + OTHERS))).await;
     let before = running.service.admin().status();
     assert_eq!(before.backend.expect("there").state(), backend::State::Unused);
     send(&running).await;

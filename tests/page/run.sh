@@ -12,16 +12,7 @@ repository=$(cd "$here/../.." && pwd)
 cache=$repository/target/page
 mkdir -p "$cache"
 
-if (($# > 1)); then
-    echo "usage: $0 [path to the tailwater binary]" >&2
-    exit 2
-fi
-if (($# == 1)); then
-    tailwater=$(realpath -e "$1")
-else
-    cargo build --release --manifest-path "$repository/Cargo.toml"
-    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
-fi
+tailwater=$("$repository/tests/binary.sh" "$@")
 
 if ! command -v chromium >/dev/null; then
     echo "installing Debian's chromium"

@@ -20,12 +20,7 @@ if (($# > 2)); then
     echo "usage: $0 [path to the tailwater binary [folder of configurations]]" >&2
     exit 2
 fi
-if (($# > 0)); then
-    tailwater=$(realpath -e "$1")
-else
-    cargo build --release --manifest-path "$repository/Cargo.toml"
-    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
-fi
+tailwater=$("$repository/tests/binary.sh" "${@:1:1}")
 
 "$repository/tests/real/venv.sh" "$cache/venv" "$here/requirements.txt"
 collector=$("$here/build.sh")

@@ -27,16 +27,7 @@ install_node() {
     cp "$here/node/package-lock.json" "$cache/node/installed.json"
 }
 
-if (($# > 1)); then
-    echo "usage: $0 [path to the tailwater binary]" >&2
-    exit 2
-fi
-if (($# == 1)); then
-    tailwater=$(realpath -e "$1")
-else
-    cargo build --release --manifest-path "$repository/Cargo.toml"
-    tailwater=${CARGO_TARGET_DIR:-$repository/target}/release/tailwater
-fi
+tailwater=$("$repository/tests/binary.sh" "$@")
 
 "$here/venv.sh" "$cache/venv" "$here/requirements.txt"
 install_node

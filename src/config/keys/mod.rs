@@ -231,6 +231,18 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
+/// The certificate of a listener, in each of its `tls` sections.
+const SERVER_CERT: Key = Key::path(
+    "cert_file",
+    "\"server.crt\"",
+    "The certificate of the service, followed by the intermediate ones.",
+)
+.needed(Need::Required);
+/// The private key of [`SERVER_CERT`].
+const SERVER_KEY: Key =
+    Key::path("key_file", "\"server.key\"", "Its private key, without a passphrase.")
+        .needed(Need::Required);
+
 static TOP: Described = Described {
     path: "",
     words: "",

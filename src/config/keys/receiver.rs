@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DAY, Described, Key, Kind, Need};
+use super::{DAY, Described, Key, Kind, Need, SERVER_CERT, SERVER_KEY};
 
 /// Largest message of a sender: 1 GiB, since gRPC's framing has a length of 32 bits.
 const MESSAGE_MIB: [u64; 2] = [1, 1024];
@@ -107,14 +107,8 @@ pub(super) const SECTIONS: &[Described] = &[
                 form, relative to this file, and read again within 10 s when they change.",
         is_optional: true,
         keys: &[
-            Key::path(
-                "cert_file",
-                "\"server.crt\"",
-                "The certificate of the service, followed by the intermediate ones.",
-            )
-            .needed(Need::Required),
-            Key::path("key_file", "\"server.key\"", "Its private key, without a passphrase.")
-                .needed(Need::Required),
+            SERVER_CERT,
+            SERVER_KEY,
             Key::path(
                 "client_ca_file",
                 "\"clients.crt\"",

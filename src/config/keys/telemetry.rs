@@ -1,6 +1,6 @@
 //! `[telemetry]`.
 
-use super::{Described, Key, Need};
+use super::{Described, Key, Need, SERVER_CERT, SERVER_KEY};
 
 pub(super) const SECTIONS: &[Described] = &[TELEMETRY, TLS, AUTH];
 
@@ -46,14 +46,8 @@ const TLS: Described = Described {
             `[receiver.tls]`.",
     is_optional: true,
     keys: &[
-        Key::path(
-            "cert_file",
-            "\"server.crt\"",
-            "The certificate of the service, followed by the intermediate ones.",
-        )
-        .needed(Need::Required),
-        Key::path("key_file", "\"server.key\"", "Its private key, without a passphrase.")
-            .needed(Need::Required),
+        SERVER_CERT,
+        SERVER_KEY,
         Key::path(
             "client_ca_file",
             "\"operators.crt\"",
