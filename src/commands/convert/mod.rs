@@ -43,6 +43,9 @@ mod yaml;
 /// Names of policies are at most this long.
 const NAME_CHARS_MAX: usize = 64;
 
+/// How the comment begins that stands for a policy which could not be converted.
+const NOT_CONVERTED: &str = "# Not converted: the policy";
+
 /// Texts inside of texts.
 const BLOCKS_DEEP_MAX: usize = 4;
 
@@ -65,17 +68,19 @@ pub struct Options {
 }
 
 /// What came of it.
-struct Conversion {
+#[derive(Debug)]
+pub struct Conversion {
     /// The configuration in TOML; empty where no processor was found.
-    toml: String,
+    pub toml: String,
     /// Notes and errors, by line.
-    diagnostics: Diagnostics,
+    pub diagnostics: Diagnostics,
 }
 
 /// Converts a file and writes what came of it. Whether all of it could be converted and written.
 pub fn run(options: &Options) -> bool {
     let Conversion { toml, diagnostics } = convert(&options.file, options.processor.as_deref());
     complain(&diagnostics.to_string());
+    complain(&summary(&options.file, &toml));
     let is_written = match &options.output {
         Some(file) if !toml.is_empty() => fs::write(file, &toml).map_err(|problem| {
             let file = config::visible(&file.display().to_string());
@@ -86,8 +91,23 @@ pub fn run(options: &Options) -> bool {
     is_written.is_ok() && !diagnostics.has_errors()
 }
 
-/// Reads and converts a file. Blocks on the file system.
-fn convert(file: &Path, processor: Option<&str>) -> Conversion {
+/// How many policies could not be converted, where notes may hide their errors; empty if all could.
+fn summary(file: &Path, toml: &str) -> String {
+    let count = |beginning: &str| toml.lines().filter(|line| line.starts_with(beginning)).count();
+    match count(NOT_CONVERTED) {
+        0 => String::new(),
+        refused => {
+            let file = config::visible(&file.display().to_string());
+            let converted = count("[[policy]]");
+            format!(
+                "{file}: {refused} not converted, see the errors above; {converted} policies converted\n"
+            )
+        }
+    }
+}
+
+/// Reads and converts a file. `processor` names one of several. Blocks on the file system.
+pub fn convert(file: &Path, processor: Option<&str>) -> Conversion {
     match config::read_text(file) {
         Ok(source) => of_source(Report::new(source), file, processor),
         Err(diagnostics) => Conversion { toml: String::new(), diagnostics },
@@ -274,7 +294,7 @@ fn table(
 fn refused(node: &Node, reasons: &[String]) -> String {
     let name = node.get("name");
     let name = config::visible(name.as_deref().and_then(Node::text).unwrap_or("?"));
-    let mut comment = format!("\n# Not converted: the policy `{name}`.\n");
+    let mut comment = format!("\n{NOT_CONVERTED} `{name}`.\n");
     if node.get("type").as_deref().and_then(Node::text) == Some("drop") {
         comment.push_str("# Without it, traces are kept that the Collector drops.\n");
     }
