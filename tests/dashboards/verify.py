@@ -1,7 +1,7 @@
 """Runs every query of the dashboards, alerts and the runbook against a real Prometheus.
 
-It scrapes `tailwater demo`, and a second instance with certificates, shadow policies and policies
-that end. A query that fails, finds nothing, or refers to a series that does not exist is a fault,
+It scrapes `tailwater demo`, and a second instance with certificates, durability, span metrics, and
+policies of every kind that has metrics of its own. A query that fails, finds nothing, or refers to a series that does not exist is a fault,
 unless the series belongs to a feature in `features-off.txt`. `check.mjs` writes the queries and
 `run.sh` installs what this needs.
 """
@@ -11,8 +11,11 @@ import json
 import re
 import shutil
 import subprocess
+import ssl
 import sys
+import time
 import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,9 @@ class Prometheus:
             "scrape_configs:\n"
             "  - job_name: tailwater\n"
             f"    static_configs: [{{targets: {targets}}}]\n"
+            "  - job_name: span-metrics\n"
+            "    metrics_path: /metrics/spans\n"
+            f"    static_configs: [{{targets: {targets[1:]}}}]\n"
         )
         children.start(
             "prometheus",
@@ -92,12 +98,34 @@ def start_second(binary: Path, children: Children) -> str:
         check=True,
         capture_output=True,
     )
-    (port,) = free_ports(1)
+    port, http = free_ports(2)
     config = folder / "tailwater.toml"
-    children.start("second", binary, "run", "--config", config, DASHBOARDS_TELEMETRY_PORT=port)
+    environment = {"DASHBOARDS_TELEMETRY_PORT": port, "DASHBOARDS_HTTP_PORT": http}
+    children.start("second", binary, "run", "--config", config, **environment)
     ready = f"http://127.0.0.1:{port}/-/ready"
     wait_until("the second instance is ready", lambda: get(ready)[0] == 200, 15)
+    send_trace(f"https://127.0.0.1:{http}", folder / "tls.crt")
     return f"127.0.0.1:{port}"
+
+
+def send_trace(receiver: str, certificate: Path) -> None:
+    """Send a trace, so that span metrics have something to count."""
+    end_ns = time.time_ns()
+    span = {
+        "traceId": f"{end_ns:032x}",
+        "spanId": f"{end_ns:016x}",
+        "name": "GET /",
+        "kind": 2,
+        "startTimeUnixNano": end_ns - 50_000_000,
+        "endTimeUnixNano": end_ns,
+    }
+    body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{receiver}/v1/traces", body, headers)
+    context = ssl.create_default_context(cafile=str(certificate))
+    # The certificate is for a name, not for an address.
+    context.check_hostname = False
+    urllib.request.urlopen(request, timeout=10, context=context).close()
 
 
 def alternatives(selector: str) -> list[str]:

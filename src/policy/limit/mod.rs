@@ -160,9 +160,11 @@ impl Shares {
 pub struct BudgetReading {
     /// The number of kinds in the table.
     pub kinds: usize,
-    /// What a kind may keep per second; the whole rate if no kind is held back.
+    /// What all kinds together may keep per second.
+    pub limit: f64,
+    /// What a kind may keep per second; the whole limit if no kind is held back.
     pub level: f64,
-    /// Whether the level is in bytes and not in spans.
+    /// Whether both are in bytes and not in spans.
     pub is_bytes: bool,
 }
 
@@ -256,8 +258,9 @@ impl Limit {
     /// The figures of a budget; `None` for a limit.
     pub(super) fn reading(&self) -> Option<BudgetReading> {
         let shares = lock(self.shares.as_ref()?);
-        let level = shares.kinds.level().map_or(shares.rate, |level| level.min(shares.rate));
-        Some(BudgetReading { kinds: shares.kinds.len(), level, is_bytes: shares.unit == 1 })
+        let limit = shares.rate;
+        let level = shares.kinds.level().map_or(limit, |level| level.min(limit));
+        Some(BudgetReading { kinds: shares.kinds.len(), limit, level, is_bytes: shares.unit == 1 })
     }
 
     /// The traces that found the table of kinds full since the last call.
