@@ -221,6 +221,22 @@ fn what_is_broken_is_named_and_passed_over() {
         assert_eq!((names.len(), found), (3, wanted), "{text}: {unreadable:?}");
     }
 
+    // A line that begins with a space is scanned, one without is converted whole if it can be.
+    let half = a.replacen("\"scopeSpans\":[", "\"scopeSpans\":[5,", 1);
+    let two = document(&["a", "b"]).replacen("\"name\":\"a\"", "\"name\":[]", 1);
+    for lines in [&[&a, &b, &c][..], &[&a, &half, &b], &[&two, &c], &[&half, &two, &a]] {
+        for end in ["\n", ""] {
+            let whole: Vec<&str> = lines.iter().map(|line| line.as_str()).collect();
+            let text = whole.join("\n") + end;
+            let scanned = format!(" {}", whole.join("\n ")) + end;
+            let places = |(names, unreadable): (Vec<String>, Vec<String>)| {
+                let places = unreadable.iter().map(|text| text[..3].to_owned());
+                (names, places.collect::<Vec<_>>())
+            };
+            assert_eq!(places(read(text.as_bytes())), places(read(scanned.as_bytes())), "{text}");
+        }
+    }
+
     let mut cut = framed(&[protobuf(&["a"]), protobuf(&["b"])]);
     cut.truncate(cut.len() - 1);
     let (names, unreadable) = read(&cut);
