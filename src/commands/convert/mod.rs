@@ -94,16 +94,12 @@ pub fn run(options: &Options) -> bool {
 /// How many policies could not be converted, where notes may hide their errors; empty if all could.
 fn summary(file: &Path, toml: &str) -> String {
     let count = |beginning: &str| toml.lines().filter(|line| line.starts_with(beginning)).count();
-    match count(NOT_CONVERTED) {
-        0 => String::new(),
-        refused => {
-            let file = config::visible(&file.display().to_string());
-            let converted = count("[[policy]]");
-            format!(
-                "{file}: {refused} not converted, see the errors above; {converted} policies converted\n"
-            )
-        }
+    let (converted, refused) = (count("[[policy]]"), count(NOT_CONVERTED));
+    if refused == 0 {
+        return String::new();
     }
+    let file = config::visible(&file.display().to_string());
+    format!("{file}: policies: {converted} converted, {refused} not; see the errors above\n")
 }
 
 /// Reads and converts a file. `processor` names one of several. Blocks on the file system.
