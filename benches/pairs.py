@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Pairs of measurements of CPU time that `rig` alone cannot make. Each pair is one round of one run, and
-only ratios within a round are claimed.
+"""Pairs of measurements of CPU time that `rig` alone cannot make. Each pair is one round of one
+run, and only ratios within a round are claimed.
 
     benches/pairs.py --tailwater target/release/tailwater --rig RIG replay --collector COLLECTOR
     benches/pairs.py --tailwater target/release/tailwater --rig RIG watched
 
-`replay` compares spans per CPU second of `tailwater replay` with those of the running service, which
-gets its requests from memory, on the same traffic. The files are those that a Collector's file exporter
-has written of it. A ratio of 0.5 means that replay takes half as many spans per core as the service.
+`replay` compares spans per CPU second of `tailwater replay` with those of the running service,
+which gets its requests from memory, on the same traffic. The files are those that a Collector's
+file exporter has written of it. A ratio of 0.5 means that replay takes half as many spans per core
+as the service.
 
-`watched` compares the CPU time per span of the service that nobody watches with that of the same process
-while one terminal has `tailwater top`, one browser has the page, and one trial (`tailwater try`) runs.
+`watched` compares the CPU time per span of the service that nobody watches with that of the same
+process while one terminal has `tailwater top`, one browser has the page, and one trial
+(`tailwater try`) runs.
 
 RIG is the bench `rig` (`cargo bench --bench rig --no-run` prints where it is), COLLECTOR what
 `tests/peer/build.sh` prints. Python 3.11, no packages.
@@ -134,7 +136,9 @@ def cpu_seconds(pid: int) -> float:
 class Loaded:
     """A running service under the load of `rig`."""
 
-    def __init__(self, told: argparse.Namespace, children: Children, sink: str, seconds: int) -> None:
+    def __init__(
+        self, told: argparse.Namespace, children: Children, sink: str, seconds: int
+    ) -> None:
         ports = dict(zip(("grpc", "http", "telemetry"), free_ports(3), strict=True))
         config = children.folder / "tailwater.toml"
         config.write_text(CONFIG.format(sink=sink, **ports) + POLICIES)
@@ -167,7 +171,9 @@ def record(told: argparse.Namespace, folder: Path) -> None:
     """Has the Collector write the files, of `told.spans` spans."""
     with Children(folder) as children:
         (port,) = free_ports(1)
-        exporters = {f"file/{name}": {"path": str(folder / name)} | form for name, form in FORMS.items()}
+        exporters = {
+            f"file/{name}": {"path": str(folder / name)} | form for name, form in FORMS.items()
+        }
         made = {
             "receivers": {
                 "otlp": {
@@ -199,13 +205,18 @@ def record(told: argparse.Namespace, folder: Path) -> None:
         collector.wait(60)
 
 
+def cpu_seconds_of_children() -> float:
+    """Of those that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def replayed(told: argparse.Namespace, folder: Path, name: str) -> float:
     """CPU seconds per million spans of `tailwater replay`."""
-    before = os.times()
+    before = cpu_seconds_of_children()
     command = [told.tailwater, "replay", "--format", "json", "--config", folder / "tailwater.toml"]
     done = subprocess.run([*command, folder / name], capture_output=True, check=True)
-    after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
+    used = cpu_seconds_of_children() - before
     read = json.loads(done.stdout)["input"]
     if read["skipped"] or read["decided_early"]:
         sys.exit(f"{name} is not read whole: {read}")
@@ -242,7 +253,8 @@ def watched(told: argparse.Namespace, children: Children, address: str) -> Itera
         [told.tailwater, "top", "--address", address], stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
-    trial = children.start("try", told.tailwater, "try", "--seconds=600", "--address", address, tried)
+    arguments = ("try", "--seconds=600", "--address", address, tried)
+    trial = children.start("try", told.tailwater, *arguments)
     over = threading.Event()
 
     def show() -> None:
@@ -290,13 +302,16 @@ def watch(told: argparse.Namespace, folder: Path) -> None:
                 with_all = loaded.measure(told.seconds)
             time.sleep(1)
             ratios.append(with_all / alone)
-            print(f"round {number}: alone {alone:.3f}, watched {with_all:.3f} ({ratios[-1]:.3f})", flush=True)
+            row = f"alone {alone:.3f}, watched {with_all:.3f} ({ratios[-1]:.3f})"
+            print(f"round {number}: {row}", flush=True)
         loaded.end()
-    print(f"watched over alone: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    told_range = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    print(f"watched over alone: {statistics.median(ratios):.3f} ({told_range})")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    as_it_stands = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_stands)
     parser.add_argument("--tailwater", type=Path, required=True)
     parser.add_argument("--rig", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)

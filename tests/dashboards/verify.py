@@ -1,9 +1,9 @@
 """Runs every query of the dashboards, alerts and the runbook against a real Prometheus.
 
 It scrapes `tailwater demo`, and a second instance with certificates, durability, span metrics, and
-policies of every kind that has metrics of its own. A query that fails, finds nothing, or refers to a series that does not exist is a fault,
-unless the series belongs to a feature in `features-off.txt`. `check.mjs` writes the queries and
-`run.sh` installs what this needs.
+policies of every kind that has metrics of its own. A query that fails, finds nothing, or refers to
+a series that does not exist is a fault, unless the series belongs to a feature in
+`features-off.txt`. `check.mjs` writes the queries and `run.sh` installs what this needs.
 """
 
 import argparse
@@ -186,8 +186,8 @@ def check_rules(report: Report, prometheus: Prometheus) -> None:
         if rule["health"] != "ok"
     ]
     report.check(f"Prometheus evaluates {len(rules)} rules", faults)
-    # For ten seconds on end: before the first scrape there is no target, and a scrape under load may
-    # catch spans on their way.
+    # For ten seconds on end: before the first scrape there is no target, and a scrape under load
+    # may catch spans on their way.
     alerts = prometheus.query("count_over_time(ALERTS[10s]) > 8")[0]
     faults = [f"{one['metric']['alertname']}: {one['metric']}" for one in alerts]
     report.check("no alert stays pending or fires under healthy traffic", faults)

@@ -21,11 +21,11 @@ tailwater=$("$repository/tests/binary.sh" "$@")
 "$repository/tests/real/venv.sh" "$repository/target/compose/venv" "$repository/tests/compose/requirements.txt"
 "$repository/tests/real/prometheus.sh" "$repository/target/real/prometheus"
 collector=$("$repository/tests/peer/build.sh")
-# The Collector's version.
+# A later version than the Collector's: the module proxy does not have that one.
 telemetrygen=$cache/go/telemetrygen
 if [[ ! -x $telemetrygen ]]; then
     echo "building telemetrygen"
-    GOBIN=$cache/go go install github.com/open-telemetry/opentelemetry-collector-contrib/cmd/telemetrygen@v0.159.0
+    GOBIN=$cache/go go install github.com/open-telemetry/opentelemetry-collector-contrib/cmd/telemetrygen@v0.161.0
 fi
 python=$repository/target/compose/venv/bin/python
 

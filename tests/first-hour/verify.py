@@ -82,7 +82,8 @@ def replayed(output: str) -> dict[str, float]:
 
 def counted(output: str) -> dict[str, float]:
     """The traces that each policy has kept, by /metrics."""
-    rows = re.findall(r'^tailwater_traces_kept_total\{policy="([^"]+)"\} (\d+)', output, re.MULTILINE)
+    series = r'^tailwater_traces_kept_total\{policy="([^"]+)"\} (\d+)'
+    rows = re.findall(series, output, re.MULTILINE)
     return {policy: float(kept) for policy, kept in rows}
 
 

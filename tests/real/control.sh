@@ -51,7 +51,7 @@ endpoint = "127.0.0.1:0"
 log_format = "json"
 $1
 [[policy]]
-name = "none"
+name = "nothing"
 type = "probabilistic"
 sampling_percentage = 0
 TOML

@@ -150,9 +150,9 @@ async fn watch_by(client: SendRequest<Bytes>) -> h2::RecvStream {
     response.await.expect("answered").into_body()
 }
 
-/// Scenario: eleven watchers on sockets, each on its own; one of them reads nothing while a minute of
-/// decisions comes.
-/// Guarantees: decisions for it are counted from when its windows and its queue are full, and thirty
+/// Scenario: eleven watchers on sockets, each on its own; one of them reads nothing while a minute
+/// of decisions comes.
+/// Guarantees: decisions for it are counted once its windows and its queue are full, and thirty
 /// seconds later its connection is closed. The ten others get every decision.
 #[tokio::test]
 async fn on_a_socket_only_the_watcher_that_does_not_read_is_ended() {
@@ -218,8 +218,8 @@ impl Connected for DuplexStream {
     }
 }
 
-/// Scenario: two watchers of a service that decides nothing. One vanishes: it neither answers nor closes
-/// its connection.
+/// Scenario: two watchers of a service that decides nothing. One vanishes: it neither answers nor
+/// closes its connection.
 /// Guarantees: keep-alive ends its stream within thirty seconds; the other goes on for ten minutes.
 #[tokio::test(start_paused = true)]
 async fn a_vanished_watcher_is_noticed() {
