@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The default of Tempo: 4 MiB a message.
-pub const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
+pub(crate) const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// The terms of a server outside of the service.
 pub fn terms() -> Terms {

@@ -30,14 +30,18 @@ mod tick;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-pub use self::{
+pub(crate) use self::{
     cap::Cut,
-    decide::{Decided, KeptTrace, Late, Progress, Which},
-    ingest::{Ingested, Origin, Prepared, Scratch},
+    decide::{KeptTrace, Late},
+    ingest::Prepared,
+};
+use self::{decide::evidence, tick::Ticks};
+pub use self::{
+    decide::{Decided, Progress, Which},
+    ingest::{Ingested, Origin, Scratch},
     passed::Passed,
     positions::{Mark, Positions, Underway},
 };
-use self::{decide::evidence, tick::Ticks};
 use crate::{
     budget::{Budget, Holder},
     decisions::{Decision, DecisionCache, DecisionLog, Logged},
@@ -162,7 +166,7 @@ impl Sampler {
     }
 
     /// Like [`Self::new`], with trace ids hashed by `hasher`.
-    pub fn with_hasher(
+    pub(crate) fn with_hasher(
         plan: Arc<Plan>,
         limits: Limits,
         budget: &Arc<Budget>,
@@ -328,7 +332,7 @@ impl Sampler {
     }
 
     /// The time of arrival of the oldest undecided trace. Locks each shard in turn.
-    pub fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
+    pub(crate) fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
         let of_shards = (0..self.shards.len()).filter_map(|index| self.lock(index).window.oldest());
         of_shards.map(|(_, arrived)| arrived).max_by_key(|&arrived| now.since(arrived))
     }

@@ -207,7 +207,9 @@ fn paths(source: &Source) -> Vec<(usize, String)> {
 fn modules_know_only_what_they_should() {
     let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"));
     let lib = lib.expect("readable");
-    let declared: Vec<_> = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")).collect();
+    let declared = lib.lines().map(|line| line.strip_prefix("pub ").unwrap_or(line));
+    let declared = declared.filter_map(|line| line.strip_prefix("mod "));
+    let declared: Vec<_> = declared.filter(|module| *module != "reference;").collect();
     let in_table = MUST_NOT_KNOW.iter().map(|(module, _)| format!("{module};"));
     let in_table: Vec<_> = in_table.filter(|module| module != "main;").collect();
     assert_eq!(declared, in_table, "the table has the modules of lib.rs, in its order");
