@@ -280,9 +280,6 @@ impl Decider {
                  their traces start new traces. Raise memory_limit_mib"
             );
         }
-        if let Some(metrics) = self.sampler.span_metrics() {
-            metrics.kept(&decided.spans, clock::unix_millis());
-        }
         if let Some(journal) = &mut self.journal {
             journal.add(&decided);
         }

@@ -215,13 +215,10 @@ impl Intake {
 
     /// Passes on the traces that a request has caused to be decided.
     fn pass_on(&self, decided: &mut Decided) {
-        if let Some(metrics) = self.sampler.span_metrics() {
-            metrics.kept(&decided.spans, clock::unix_millis());
-        }
+        self.sampler.publish(decided, clock::unix_millis());
         // The outbox comes first, so that kept spans count as queued before they count as kept.
         self.outbox.put(decided);
         self.metrics.decided(decided);
-        self.sampler.publish(decided, clock::unix_millis());
         for _ in 0..decided.panics {
             self.supervisor.panicked(Task::Decider);
         }

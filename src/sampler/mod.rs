@@ -312,9 +312,13 @@ impl Sampler {
         &self.recordings
     }
 
-    /// Passes decisions, made at a Unix time in milliseconds, to people who ask or record. Must not
-    /// be called under the lock of a shard.
+    /// Passes decisions, made at a Unix time in milliseconds, to people who ask or record, and
+    /// makes kept spans exemplars. Must be called before the spans leave `decided`, and not under
+    /// the lock of a shard.
     pub fn publish(&self, decided: &mut Decided, decided_at: u64) {
+        if let Some(metrics) = self.span_metrics() {
+            metrics.kept(&decided.spans, decided_at);
+        }
         self.log.push(&decided.decisions, decided_at);
         self.recordings.deliver(&mut decided.chosen, &decided.decisions, decided_at);
     }
