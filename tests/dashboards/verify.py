@@ -7,12 +7,14 @@ a series that does not exist is a fault, unless the series belongs to a feature 
 """
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
-import subprocess
 import ssl
+import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -104,22 +106,39 @@ def start_second(binary: Path, children: Children) -> str:
     children.start("second", binary, "run", "--config", config, **environment)
     ready = f"http://127.0.0.1:{port}/-/ready"
     wait_until("the second instance is ready", lambda: get(ready)[0] == 200, 15)
-    send_trace(f"https://127.0.0.1:{http}", folder / "tls.crt")
+    receiver = f"https://127.0.0.1:{http}"
+
+    def keep_calling() -> None:
+        # Ends with the instance.
+        with contextlib.suppress(OSError):
+            while True:
+                send_calls(receiver, folder / "tls.crt")
+                time.sleep(0.5)
+
+    threading.Thread(target=keep_calling, daemon=True).start()
     return f"127.0.0.1:{port}"
 
 
-def send_trace(receiver: str, certificate: Path) -> None:
-    """Send a trace, so that span metrics have something to count."""
+def send_calls(receiver: str, certificate: Path) -> None:
+    """Send three kinds of calls, so that span metrics have something to count."""
     end_ns = time.time_ns()
-    span = {
-        "traceId": f"{end_ns:032x}",
-        "spanId": f"{end_ns:016x}",
-        "name": "GET /",
-        "kind": 2,
-        "startTimeUnixNano": end_ns - 50_000_000,
-        "endTimeUnixNano": end_ns,
-    }
-    body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}).encode()
+
+    def call(number: int, name: str, status: int) -> dict[str, Any]:
+        return {
+            "traceId": f"{end_ns + number:032x}",
+            "spanId": f"{end_ns + number:016x}",
+            "name": name,
+            "kind": 2,
+            "startTimeUnixNano": end_ns - 50_000_000,
+            "endTimeUnixNano": end_ns,
+            "attributes": [{"key": "http.route", "value": {"stringValue": "/"}}],
+            "status": {"code": status},
+        }
+
+    spans = [call(1, "GET /", 0), call(2, "GET /", 2), call(3, "POST /", 0)]
+    service = {"key": "service.name", "value": {"stringValue": "desk"}}
+    of_service = {"resource": {"attributes": [service]}, "scopeSpans": [{"spans": spans}]}
+    body = json.dumps({"resourceSpans": [of_service]}).encode()
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(f"{receiver}/v1/traces", body, headers)
     context = ssl.create_default_context(cafile=str(certificate))
