@@ -54,7 +54,6 @@ pub(crate) fn trace_file(bytes: &[u8]) -> Vec<Vec<u8>> {
             }
             Some(Piece::Request(request)) => {
                 assert!(request.len() <= PIECE_BYTES_MAX, "{} bytes", request.len());
-                assert!(file.place().starts_with("file:"), "{}", file.place());
                 requests.push(request);
             }
             Some(Piece::Unreadable(reason)) => assert!(reason.starts_with("file:"), "{reason}"),
