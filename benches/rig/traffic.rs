@@ -167,7 +167,7 @@ pub(crate) fn resource(number: usize) -> Resource {
         text("service.version", "3.14.2"),
         text("service.instance.id", &pod),
         text("deployment.environment.name", "production"),
-        text("host.name", &format!("node-{:03}.eu-central.example.net", number % 64)),
+        text("host.name", format!("node-{:03}.eu-central.example.net", number % 64)),
         text("k8s.namespace.name", "shop-production"),
         text("k8s.pod.name", &pod),
         text("telemetry.sdk.name", "opentelemetry"),
@@ -200,18 +200,18 @@ fn web_span(rng: &mut Rng) -> Span {
             attributes: vec![
                 text("http.request.method", "GET"),
                 text("http.route", route),
-                text("url.path", &format!("{route}/{order:08x}/items/page/1")),
+                text("url.path", format!("{route}/{order:08x}/items/page/1")),
                 text("url.scheme", "https"),
                 text("server.address", "shop.example.net"),
                 whole("server.port", 8443),
                 whole("http.response.status_code", 200),
                 whole("http.response.body.size", rng.i64(200..90_000)),
                 text("network.protocol.version", "1.1"),
-                text("client.address", &format!("10.{}.{}.{}", rng.u8(..), rng.u8(..), rng.u8(..))),
+                text("client.address", format!("10.{}.{}.{}", rng.u8(..), rng.u8(..), rng.u8(..))),
                 text("user_agent.original", USER_AGENT),
                 text(TIER_KEY, tier),
-                text("session.id", &format!("{:016x}{:016x}", rng.u64(..), rng.u64(..))),
-                text("thread.name", &format!("http-nio-8443-exec-{}", rng.u8(1..64))),
+                text("session.id", format!("{:016x}{:016x}", rng.u64(..), rng.u64(..))),
+                text("thread.name", format!("http-nio-8443-exec-{}", rng.u8(1..64))),
             ],
             ..Default::default()
         },
@@ -232,7 +232,7 @@ fn database_span(rng: &mut Rng) -> Span {
                 text("db.collection.name", "orders_2026"),
                 text("server.address", "orders-primary.db.shop.svc.cluster.local"),
                 whole("server.port", 5432),
-                text("network.peer.address", &format!("10.8.{}.{}", rng.u8(..), rng.u8(..))),
+                text("network.peer.address", format!("10.8.{}.{}", rng.u8(..), rng.u8(..))),
                 whole("db.response.returned_rows", rng.i64(0..500)),
                 text("db.client.connection.pool.name", "orders-rw"),
                 text(
@@ -240,7 +240,7 @@ fn database_span(rng: &mut Rng) -> Span {
                     "net.example.shop.orders.OrderRepository.findAllOpenByCustomerId",
                 ),
                 whole("code.line.number", 217),
-                text("thread.name", &format!("hikari-orders-rw-{}", rng.u8(1..64))),
+                text("thread.name", format!("hikari-orders-rw-{}", rng.u8(1..64))),
             ],
             ..Default::default()
         },
@@ -254,7 +254,7 @@ fn with_event(mut span: Span, rng: &mut Rng) -> Span {
         span.events.push(span::Event {
             name: "session.cache.lookup".into(),
             attributes: vec![
-                text("cache.key", &format!("session:{:016x}", rng.u64(..))),
+                text("cache.key", format!("session:{:016x}", rng.u64(..))),
                 whole("cache.hit", i64::from(rng.bool())),
             ],
             ..Default::default()
