@@ -181,6 +181,18 @@ fn conditions_on_spans_become_rules() {
             r#"end_time - start_time > Duration("1m30s")"#,
             r#"type = "span_duration" threshold_ms = 90000"#,
         ),
+        (
+            r#"Duration("5s") < end_time - start_time"#,
+            r#"type = "span_duration" threshold_ms = 5000"#,
+        ),
+        (
+            "end_time_unix_nano - start_time_unix_nano > (2 + 3) * 100 * 1000000",
+            r#"type = "span_duration" threshold_ms = 500"#,
+        ),
+        (
+            r#"IsMatch(name, "^/users/{id}$")"#,
+            r#"type = "span_name" values = ['^/users/\{id}$'] enabled_regex_matching = true"#,
+        ),
         ("true", r#"type = "always_sample""#),
     ] {
         assert_eq!(rule("span", text), one_line(wanted), "{text}");
@@ -227,7 +239,7 @@ fn conditions_on_events_become_rules() {
 }
 
 /// The list, the condition, the place in it, and the reason.
-const REFUSED: [(&str, &str, i32, &str); 21] = [
+const REFUSED: [(&str, &str, i32, &str); 24] = [
     (
         "span",
         r#"Double(attributes["c"]) > 0.1"#,
@@ -269,6 +281,14 @@ const REFUSED: [(&str, &str, i32, &str); 21] = [
         "an attribute can only be compared with a literal",
     ),
     ("span", r#"trace_state["a"] == "b""#, 0, "no condition looks at `trace_state`"),
+    (
+        "span",
+        r#"span.resource.attributes["a"] == "b""#,
+        0,
+        "no condition looks at `span.resource.attributes`",
+    ),
+    ("span", r#"attributes[""] == "b""#, 0, "an attribute has a name"),
+    ("spanevent", r#"attributes[""] == "b""#, 0, "no condition on events looks at `attributes`"),
     ("span", r#"spanevent.name == "b""#, 0, "no condition looks at `spanevent.name`"),
     (
         "span",
