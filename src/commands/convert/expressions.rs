@@ -2,9 +2,10 @@
 //!
 //! Both are RE2's dialect, with these differences, which are written out so that the meaning stays:
 //! `\d`, `\w`, `\s` and `\b` are ASCII in Go; in a class Go takes `[`, `&&` and `~~` for
-//! characters; `\<` and `\>` are characters in Go and ends of words here; so is a `{` that begins no
-//! repetition, and what stands between `\Q` and `\E`. What cannot be compiled is refused, and what Go
-//! refuses: a repetition of a repetition, and one of more than 1000 times.
+//! characters; `\<` and `\>` are characters in Go and ends of words here; a `{` that begins no
+//! repetition is a character in Go, and so is what stands between `\Q` and `\E`. What cannot be
+//! compiled is refused, and what Go refuses: a repetition of a repetition, and one of more than
+//! 1000 times.
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 

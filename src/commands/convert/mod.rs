@@ -4,9 +4,9 @@
 //! Each policy becomes one that means the same, with a `note:` for every difference, or a comment
 //! with the reason why it cannot be expressed, and an `error:`. None is ever widened.
 //!
-//! `yaml` reads the file and `scalars` its numbers, `policies`, `composites`, `types` and `settings`
-//! convert, `ottl` and `conditions` do so for `ottl_condition`, `rule` writes TOML, and `report`
-//! places what there is to say.
+//! `yaml` reads the file and `scalars` its numbers; `policies`, `composites`, `types` and
+//! `settings` convert, `ottl` and `conditions` do so for `ottl_condition`; `rule` writes TOML, and
+//! `report` places what there is to say.
 
 use std::{
     collections::HashSet,

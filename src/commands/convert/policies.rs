@@ -383,10 +383,12 @@ impl<'r> Policies<'r> {
     /// Said once for a file: it is about every condition on attributes.
     pub(super) fn lists(&mut self, node: &Node) {
         if !std::mem::replace(&mut self.has_told_lists, true) {
-            let message = "in all conditions on attributes: each element of a list counts, and each \
-                           value of a key that a span has twice; the Collector does not look into \
-                           lists, and the first value of a key counts";
-            self.report.note(node, message);
+            self.report.note(
+                node,
+                "in all conditions on attributes: each element of a list counts, and each value of \
+                 a key that a span has twice; the Collector does not look into lists, and the \
+                 first value of a key counts",
+            );
         }
     }
 }

@@ -103,7 +103,7 @@ const POLICIES: [(&str, &[&str]); 36] = [
         &["4:47: error: the Collector counts at most 2,147,483,647 spans"],
     ),
     (
-        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: ['{{ .tier }}']}",
+        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: ['{{ .t }}']}",
         &["6:43: error: this comes from a variable, whose value is not known here, and \
             policies have no variables"],
     ),

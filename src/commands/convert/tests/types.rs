@@ -135,7 +135,7 @@ fn every_difference_is_noted() {
             "{key: k, values: [a], cache_max_size: 5}",
             "6:63: note: `cache_max_size` has no counterpart",
         ),
-        ("latency", "{threshold_ms: '5'}", "6:30: note: in quotes in the file"),
+        ("latency", "{threshold_ms: '5'}", "6:31: note: in quotes in the file"),
         ("boolean_attribute", "{key: k, value: 'true'}", "in quotes in the file"),
         ("ottl_condition", "{error_mode: silent, span: [IsRootSpan()]}", "`error_mode` has no"),
         ("trace_state", "{key: k, values: [a, 'b=c']}", "that no tracestate has are left out"),
