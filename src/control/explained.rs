@@ -13,7 +13,7 @@ use super::{
 impl Decision {
     /// Whether the trace was kept, by which policy, what else matched, when it was decided, and why
     /// then: a sentence a line. `now` is in Unix milliseconds.
-    pub fn explained(&self, now: u64) -> String {
+    pub(crate) fn explained(&self, now: u64) -> String {
         explain(self, now)
     }
 }
