@@ -67,6 +67,7 @@ fn literals_are_those_of_ottl() {
     }
     for (text, message) in [
         ("0x1F", "a value of bytes cannot be compared"),
+        ("010", "a number that begins with 0 is octal in OTTL; write it without"),
         ("1e5", "this is not a number in OTTL"),
         ("5.", "this is not a number in OTTL"),
         ("1.2.3", "this is not a number in OTTL"),
