@@ -68,6 +68,7 @@ impl Policies<'_> {
             }
             Value::Scalar(scalar) if scalar.kind() == Kind::Text => {
                 let text = self.string(&list)?;
+                self.charge(&list, text.matches(',').count() * STRING_BYTES)?;
                 let parts = text.split(',').filter(|_| !text.is_empty());
                 Some(parts.map(|part| (part.to_owned(), Rc::clone(&list))).collect())
             }
