@@ -182,6 +182,15 @@ fn conditions_on_spans_become_rules() {
             r#"end_time - start_time > Duration("1m30s")"#,
             r#"type = "span_duration" threshold_ms = 90000"#,
         ),
+        ("true", r#"type = "always_sample""#),
+    ] {
+        assert_eq!(rule("span", text), one_line(wanted), "{text}");
+    }
+}
+
+#[test]
+fn a_side_may_be_exchanged_computed_or_hold_braces() {
+    for (text, wanted) in [
         (
             r#"Duration("5s") < end_time - start_time"#,
             r#"type = "span_duration" threshold_ms = 5000"#,
@@ -194,7 +203,6 @@ fn conditions_on_spans_become_rules() {
             r#"IsMatch(name, "^/users/{id}$")"#,
             r#"type = "span_name" values = ['^/users/\{id}$'] enabled_regex_matching = true"#,
         ),
-        ("true", r#"type = "always_sample""#),
     ] {
         assert_eq!(rule("span", text), one_line(wanted), "{text}");
     }
