@@ -4,9 +4,9 @@
 //! `ARCHITECTURE.md` follows one span through.
 //!
 //! A module or an item is public only if another crate of this repository names it: the binary
-//! (`commands`, `config`, `logging`, `notify` and `service`), or the tests, benches and fuzz targets,
-//! which drive single stages. It is no API for anybody else. Everything else is private or
-//! `pub(crate)`, so that the compiler reports what is unused.
+//! (`commands`, `config`, `logging`, `notify` and `service`), or the tests, benches and fuzz
+//! targets, which drive single stages. It is no API for anybody else. Everything else is private
+//! or `pub(crate)`, so that the compiler reports what is unused.
 
 mod receiver;
 pub mod otlp;
