@@ -340,7 +340,7 @@ impl Planned<'_> {
 }
 
 /// The reason why encoding cannot fail after this point.
-const CLEAN: &str = "only what was cleaned is here";
+const CLEAN: &str = "every span in the batch has been cleaned";
 
 /// The locations in a span that stamping needs.
 struct Located {

@@ -238,7 +238,8 @@ impl Sampler {
     /// The watermark of a log, over all shards that read from it. Locks each shard in turn.
     /// [`Mark`] says when it may be used.
     pub fn mark(&self, positions: &Arc<Positions>) -> Mark {
-        // Read before the shards: what ends meanwhile is in a shard already when it is looked at.
+        // Read before the shards: the spans of a request that ends in the meantime are in their
+        // shards by the time these are read.
         let mut watermark = positions.least();
         for index in 0..self.shards.len() {
             let mut state = self.lock(index);
@@ -246,8 +247,8 @@ impl Sampler {
                 watermark = watermark.min(state.window.lowest_position().unwrap_or(watermark));
             }
         }
-        // Read after the shards: whoever took a trace out of a shard before it was looked at had
-        // begun by now.
+        // Read after the shards: a request that took a trace out of a shard before the shard was
+        // read has begun by now, so its position is below this one.
         Mark::new(watermark, positions.next())
     }
 
@@ -312,9 +313,9 @@ impl Sampler {
         &self.recordings
     }
 
-    /// Passes decisions, made at a Unix time in milliseconds, to people who ask or record, and
-    /// makes kept spans exemplars. Must be called before the spans leave `decided`, and not under
-    /// the lock of a shard.
+    /// Passes decisions, made at a Unix time in milliseconds, to the decision log and the
+    /// recordings, and makes kept spans exemplars. Must be called before the spans leave `decided`,
+    /// and not under the lock of a shard.
     pub fn publish(&self, decided: &mut Decided, decided_at: u64) {
         if let Some(metrics) = self.span_metrics() {
             metrics.kept(&decided.spans, decided_at);

@@ -182,7 +182,7 @@ impl Ring {
         }
     }
 
-    /// Adds an entry. `low` is kept if positions are.
+    /// Adds an entry. Stores `low` if the ring keeps positions.
     pub(super) fn push(&mut self, entry: Entry, low: u64) -> Position {
         if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
             let mut chunk = self.spare.take().unwrap_or_else(|| Chunk {
