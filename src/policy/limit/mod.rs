@@ -160,7 +160,7 @@ impl Shares {
 pub struct BudgetReading {
     /// The number of kinds in the table.
     pub kinds: usize,
-    /// What a kind may keep per second; the whole rate if no kind is held back.
+    /// The amount that a kind may keep per second; the whole rate if no kind is held back.
     pub level: f64,
     /// Whether the level is in bytes and not in spans.
     pub is_bytes: bool,
@@ -230,7 +230,8 @@ impl Limit {
         self.ask(candidate);
     }
 
-    /// Begins a tick, `seconds` after the last one, of candidates that have asked.
+    /// Begins a tick, `seconds` after the last one. Each candidate must have been passed to
+    /// [`Self::ask`] before.
     pub(super) fn begin_tick(&self, seconds: f64, candidates: Candidates) {
         let since = std::mem::take(&mut *lock(&self.since));
         let mut buckets = lock(&self.buckets);
@@ -260,7 +261,7 @@ impl Limit {
         Some(BudgetReading { kinds: shares.kinds.len(), level, is_bytes: shares.unit == 1 })
     }
 
-    /// The traces that found the table of kinds full since the last call.
+    /// The number of traces that have found the table of kinds full since the last call.
     pub(super) fn take_overflowed(&self) -> u64 {
         self.shares.as_ref().map_or(0, |shares| lock(shares).kinds.take_overflowed())
     }
@@ -282,8 +283,8 @@ fn add_costs(sums: &mut [Cost; 2], costs: [u32; 2]) {
     }
 }
 
-/// With `expects_more`, candidates were decided outside the last tick, so this one may have more of
-/// them.
+/// The bar for the candidates of a tick. `expects_more` says that candidates were decided outside
+/// the last tick, so that more may be decided outside this one.
 fn bar_of(
     buckets: &[Option<Bucket>; 2],
     shares: Option<&Shares>,
@@ -296,7 +297,8 @@ fn bar_of(
         both.all(|(bucket, asked)| bucket.as_ref().is_none_or(|bucket| holds(bucket, asked)))
     };
     let may_cut = !expects_more && !are_too_many && all(Bucket::may_cut);
-    // A budget cuts even then: a kind beyond its share leaves a reserve.
+    // A budget makes a cut even if everything fits, so that kinds beyond their share leave a
+    // reserve.
     if !expects_more && all(Bucket::holds) && !(may_cut && shares.is_some()) {
         return Bar::None;
     }
@@ -313,7 +315,7 @@ fn bar_of(
     Bar::Times(times.fold(f64::MAX, f64::min))
 }
 
-/// The first candidate that does not fit, the luckiest first.
+/// The bar at the first candidate that does not fit, taken in order of luck, the luckiest first.
 fn cut(
     buckets: &[Option<Bucket>; 2],
     shares: Option<&Shares>,
@@ -342,15 +344,16 @@ fn cut(
             *left -= f64::from(cost);
         }
     }
-    // That all candidates are in their shares depends on their randomness.
+    // Whether all candidates are within their shares depends on their randomness. The bar must not,
+    // so the reserve is required in this case too.
     if is_whole && !leave_reserve(&mut left, buckets, asked) { Bar::Shares } else { Bar::None }
 }
 
-/// Takes the reserve out of what is left. Returns false if there is less.
+/// Subtracts the reserve from what is left. Returns false if less is left.
 fn leave_reserve(left: &mut [f64; 2], of: &[Option<Bucket>; 2], asked: [Cost; 2]) -> bool {
     let mut is_left = true;
     for ((left, bucket), asked) in left.iter_mut().zip(of).zip(asked) {
-        // Without a reserve nothing is different beyond the shares.
+        // Without a reserve, candidates beyond their share are treated like the others.
         let reserve = bucket.as_ref().map_or(0.0, |bucket| bucket.reserve(asked));
         is_left &= reserve == 0.0 || *left >= reserve;
         *left -= reserve;
