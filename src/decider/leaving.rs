@@ -54,7 +54,8 @@ pub(super) struct Leaving {
     allocated: Option<Hold>,
     /// Whether the queue had no room for the next request.
     is_waiting: bool,
-    /// Limits these log lines, because an outage keeps the queue full and affects every request.
+    /// Limits the log lines about lost spans, because an outage keeps the queue full and affects
+    /// every request.
     lost: Throttle,
 }
 
@@ -120,7 +121,7 @@ impl Leaving {
         self.spans.extend(spans.drain(..));
     }
 
-    /// Adds the contents of the outbox, its decisions aside.
+    /// Adds the contents of the outbox, except its decisions.
     pub(super) fn take(&mut self, waiting: &mut Waiting) {
         self.add(&mut waiting.kept, &mut waiting.spans);
         self.of_outbox.append(&mut waiting.holds);

@@ -212,7 +212,7 @@ impl DecisionLog {
         DecisionLog { traces_max: traces, bytes_max, logged, tap, budget }
     }
 
-    /// The decisions for those who watch.
+    /// The copy of the decisions for clients that watch them.
     pub(crate) fn tap(&self) -> &Tap {
         &self.tap
     }

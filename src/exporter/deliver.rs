@@ -369,7 +369,7 @@ fn advice_on_outage(cause: Cause) -> &'static str {
 fn advice_on_loss(because: FailedBecause) -> &'static str {
     match because {
         FailedBecause::RetryExpired => {
-            "the backend did not take them for retry_on_failure.max_elapsed_time"
+            "the backend did not take them within retry_on_failure.max_elapsed_time"
         }
         FailedBecause::TooLarge => {
             "a single span, with its resource and scope, is larger than the backend accepts"

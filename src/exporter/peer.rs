@@ -21,7 +21,7 @@ const LIMIT_TTL: Duration = Duration::from_secs(600);
 /// After this many refusals in a row, over all consumers, requests are no longer cut to find the
 /// refused spans. Finding one among 16,000 takes 15 refusals.
 pub(super) const REFUSALS_MAX: u32 = 64;
-/// How long they are not cut.
+/// After that many refusals, requests are not cut for this long.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
 /// How long attempts must fail before the log says that the backend takes nothing.
 const FAILING_MIN: Duration = Duration::from_secs(1);

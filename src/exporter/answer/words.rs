@@ -1,4 +1,4 @@
-//! What the messages of backends tell where codes and headers do not.
+//! Reads from the messages of backends what codes and headers do not tell.
 //!
 //! Sources: grpc-go, C-core, grpc-java, grpc-dotnet, connect-go, tonic, Envoy, and the distributors
 //! of Tempo before 3.0.

@@ -282,7 +282,7 @@ fn encoding_name(compression: Compression) -> Option<HeaderValue> {
 fn uri_below(endpoint: &Uri, path: &str) -> Uri {
     let mut parts = endpoint.clone().into_parts();
     let path = format!("{}{path}", endpoint.path().trim_end_matches('/'));
-    parts.path_and_query = Some(path.parse().expect("a path behind a path is one"));
+    parts.path_and_query = Some(path.parse().expect("two paths joined are a path"));
     Uri::from_parts(parts).expect("only the path has changed")
 }
 
