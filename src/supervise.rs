@@ -216,7 +216,7 @@ impl Supervisor {
     pub(crate) fn panicked(&self, task: Task) {
         self.panics[task as usize].fetch_add(1, Relaxed);
         tell(|| {
-            error!(task = task.as_str(), "contained a panic: its work in hand is lost and counted");
+            error!(task = task.as_str(), "contained a panic: the work in hand is lost and counted");
         });
     }
 

@@ -64,7 +64,7 @@ pub(crate) enum Refusal {
     #[error("the backend is behind and the export queue is nearly full, try again later")]
     QueueFull,
     /// The directory of `[durability]` is full, or its disk fails.
-    #[error("the log of requests cannot be written, try again later")]
+    #[error("the [durability] log cannot be written, try again later")]
     Disk,
     /// The service is shutting down.
     #[error("the service is shutting down, try another instance")]

@@ -53,8 +53,8 @@ impl Reload {
             info!(
                 policies = candidate.len(),
                 ?longest_stall,
-                "trial began: a second set of policies decides the traffic as well, and changes \
-                 nothing"
+                "trial began: a second set of policies decides the same traces; its decisions are \
+                 only counted"
             );
             plan.trial().cloned()
         };

@@ -186,7 +186,7 @@ pub(super) async fn recover(
             queued_spans = queued,
             passed_over_spans,
             decisions,
-            "took over what the last process had not finished"
+            "recovered the unfinished work of the last process"
         );
     }
     let records = durability.damaged();
@@ -195,7 +195,7 @@ pub(super) async fn recover(
         error!(
             records,
             %directory,
-            "records of [durability] are damaged, and what they held is lost. `tailwater log` \
+            "records of [durability] are damaged, so their contents are lost. `tailwater log` \
              shows where. Check the disk"
         );
     }
@@ -302,7 +302,7 @@ impl Replay<'_> {
         }
         self.durability.note_damaged(1);
         let position = record.header.position;
-        warn!(position, %refusal, "a request of the last process cannot be taken in again");
+        warn!(position, %refusal, "cannot replay a request of the last process: spans are lost");
         Replayed::default()
     }
 }
