@@ -6,8 +6,8 @@
 //! are configured; `*` allows all headers. A preflight is answered before the token is checked,
 //! since browsers send none with it. The answer allows nothing unless everything the preflight asks
 //! for is allowed, and it repeats only an origin that is allowed. Two rules differ from the
-//! Collector's. With `*` no credentials are allowed, since any site could use those of its
-//! visitors. And `Retry-After` is exposed, since exporters in browsers read it. Source: Fetch
+//! Collector's: with `*`, no credentials are allowed, because any site could use those of its
+//! visitors; and `Retry-After` is exposed, because exporters in browsers read it. Source: Fetch
 //! standard, "CORS protocol".
 
 use http::{
