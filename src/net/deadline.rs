@@ -24,7 +24,7 @@ pub(crate) async fn in_time<T>(
         if let Ok(outcome) = timeout(left, request.as_mut()).await {
             return Some(outcome);
         }
-        // Reads the clock, so that a stall that has just ended is taken off.
+        // Reads the clock, so that a stall that has just ended is subtracted.
         clock.now();
         left = clock.stalled() - stalled;
         stalled += left;

@@ -1,5 +1,6 @@
-//! TLS in front of a listener. A failed handshake closes the connection and is counted. One in ten
-//! seconds is logged, since anybody who can reach the port can make handshakes fail.
+//! TLS in front of a listener. A failed handshake closes the connection and is counted. At most one
+//! failure is logged every ten seconds, because anybody who can reach the port can make handshakes
+//! fail.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
