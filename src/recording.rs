@@ -30,7 +30,7 @@ use crate::{
 pub const RECORDINGS_MAX: usize = 4;
 /// Every part of a trace is shorter than this.
 pub const PART_BYTES_MAX: usize = 7 << 19;
-/// The memory limit divided by this is what a recording may hold.
+/// The buffer of a recording may hold the memory limit divided by this.
 const PART_OF_LIMIT: usize = 32;
 const BUFFER_BYTES_MAX: usize = 16 << 20;
 /// The most traces in a buffer.

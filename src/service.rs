@@ -385,7 +385,7 @@ impl Service {
         }
         self.intake.is_draining.store(true, Relaxed);
         self.stop_receivers.send_replace(true);
-        // Slow senders get half of the time; the rest is for delivering what they have sent.
+        // Slow senders get half of the time; the rest is for delivering their spans.
         let half = deadline - self.shutdown_timeout / 2;
         let receivers = async { while self.receivers.join_next().await.is_some() {} };
         if timeout_at(half, receivers).await.is_err() {

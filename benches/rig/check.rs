@@ -1,4 +1,4 @@
-//! Tests the generated traffic: it must be what the tables claim.
+//! Checks that the generated traffic has the properties that the tables claim.
 //!
 //! Benches without the test harness have no `#[test]`, and a generator that repeats ids or forgets
 //! roots would make the results look better. So `check` generates several cycles without sending

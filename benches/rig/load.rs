@@ -409,7 +409,7 @@ impl State {
     }
 }
 
-/// What happened since the orchestrator last asked.
+/// The figures since the orchestrator last asked.
 struct Lap {
     start: Instant,
     /// One per acknowledged request: a few thousand, so that percentiles are exact.

@@ -19,7 +19,7 @@ const REQUESTS: usize = 128;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; the options below override its defaults
+    /// The scenario to measure; the options below override its defaults
     #[arg(long, value_enum, default_value_t = Scenario::Steady)]
     scenario: Scenario,
     /// Measures one target only

@@ -6,7 +6,7 @@
 //! nothing more; with `"drop"` they are counted as lost without being encoded. Waiting spans are
 //! slices of segments or of late requests, which stay charged; the memory for listing and stamping
 //! them is charged here. It is bounded by one step of the decider (about a request) and one trace,
-//! or by what the outbox has charged.
+//! or by the bytes that the outbox has charged.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -211,7 +211,7 @@ impl Leaving {
         self.queue.settle(settled + lost + faults.malformed_spans);
     }
 
-    /// Charges the allocated memory and frees what is no longer needed.
+    /// Charges the allocated memory, and frees memory that is no longer needed.
     fn charge(&mut self) {
         if self.is_empty() {
             self.of_outbox.clear();

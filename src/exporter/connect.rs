@@ -219,8 +219,8 @@ impl Connection {
     }
 }
 
-/// What the backend speaks according to its first bytes, and what to do about it; `None` if the
-/// bytes belong to the expected protocol.
+/// The protocol that the backend's first bytes belong to, and advice for the operator; `None` if it
+/// is the expected protocol.
 fn seems(beginning: &[u8], expects_http2: bool) -> Option<&'static str> {
     const SETTINGS: u8 = 4;
     match beginning {

@@ -1,6 +1,6 @@
-//! What the consumers of one backend learn about it together: the size of requests it takes,
-//! whether a search for the span that it refuses is worth while, and what the log has said about
-//! it.
+//! The facts that the consumers of one backend learn together: the size of requests that it takes,
+//! whether it is worth while to search for the span that it refuses, and which outage the log has
+//! reported.
 //!
 //! Each of these is a hint that expires, so the consumers notice when the backend is replaced or
 //! reconfigured. The lock is held for a few instructions, a few times per attempt.
@@ -47,10 +47,10 @@ struct State {
     standing: Option<Standing>,
 }
 
-/// What the last attempt to export says about the backend.
+/// The result of the last attempt to export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Standing {
-    /// Why it took nothing; `None` if it took what was sent.
+    /// Why the backend took nothing; `None` if it took the request.
     pub(crate) error: Option<String>,
     /// Since when that is so, in Unix milliseconds.
     pub(crate) since: u64,
@@ -91,7 +91,7 @@ impl Peer {
         is_news.then_some(learnt)
     }
 
-    /// What the last attempt said; `None` before the first.
+    /// The result of the last attempt; `None` before the first.
     pub(super) fn standing(&self) -> Option<Standing> {
         self.lock().standing.clone()
     }
@@ -162,7 +162,7 @@ impl Peer {
     }
 }
 
-/// What the attempts of one delivery show about the size limit of the backend.
+/// The evidence from the attempts of one delivery about the size limit of the backend.
 ///
 /// A message such as "larger than max" may be about a whole request or about one span in it; only
 /// the parts can tell. If the size decides, every refused part is larger than every taken part, and

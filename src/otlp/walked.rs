@@ -44,7 +44,7 @@ pub struct Walked {
     pub rejected: u64,
     /// Spans left out because their resource or scope is too large.
     pub outsized: Option<Box<Outsized>>,
-    /// Whether the kinds of spans are read, whatever the conditions need.
+    /// Whether the kinds of spans are read even if no condition needs them.
     are_kinds_read: bool,
     /// The most bytes that a resource or scope may have.
     context_bytes_max: usize,

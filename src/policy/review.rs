@@ -8,8 +8,7 @@
 //! the absence of a claim proves nothing.
 //!
 //! All pairs are compared. Hostile policies could make this very slow, so the review stops after
-//! [`STEPS_MAX`] steps, which take well under a second, and does not report what it would have
-//! found later.
+//! [`STEPS_MAX`] steps, which take well under a second, and reports only its findings up to then.
 
 use std::cell::Cell;
 

@@ -1,5 +1,5 @@
-//! Charges the bytes of a request to the memory budget as they arrive, frame by frame, whatever a
-//! header claims.
+//! Charges the bytes of a request to the memory budget as they arrive, frame by frame, regardless
+//! of the length that a header claims.
 //!
 //! All requests of at most 1 MiB together may hold an eighth of the memory limit. All larger
 //! requests together may hold another eighth, or the memory that the largest message needs if that

@@ -83,7 +83,7 @@ impl Cors {
         let Ok(wanted) = wanted.to_str() else { return false };
         let mut names = wanted.split(',').map(|name| name.trim().to_ascii_lowercase());
         names.all(|name| {
-            // Only valid names: the answer repeats what it allows.
+            // Only valid names are allowed, because the answer repeats the allowed names.
             HeaderName::from_bytes(name.as_bytes()).is_ok()
                 && (ALWAYS_ALLOWED.contains(&name.as_str())
                     || self.headers.iter().any(|allowed| *allowed == name || allowed == "*")

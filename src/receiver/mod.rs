@@ -158,7 +158,7 @@ pub(crate) struct Intake {
     pub(crate) outbox: Arc<Outbox>,
     /// Says how far the backend is behind.
     pub(crate) queue: Arc<Queue>,
-    /// What happens when the export queue is full.
+    /// Whether a full export queue refuses requests or drops spans.
     pub(crate) overflow: Overflow,
     /// Says whether there is memory.
     pub(crate) budget: Arc<Budget>,

@@ -133,7 +133,7 @@ pub enum Hold {
     Ended,
 }
 
-/// What is known about a trace by its id.
+/// The state of a trace, looked up by its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// In the window, undecided.
@@ -144,7 +144,7 @@ pub enum Lookup {
     Unknown,
 }
 
-/// What is known so far about an undecided trace.
+/// The state of an undecided trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
     /// The facts of its spans.
@@ -279,8 +279,8 @@ impl Sampler {
     fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
         let mut bits = NewBits::new(plan.leaves());
         let mut _held;
-        // The second pass walks what arrived during the first, so that under the lock only what
-        // arrived during the second is left.
+        // The second pass walks the spans that arrived during the first. Only the spans that arrive
+        // during the second pass are left to walk under the lock.
         for _ in 0..2 {
             let state = self.lock(shard);
             watch(Hold::Begins);
@@ -361,7 +361,7 @@ impl Sampler {
         }
     }
 
-    /// What is known about a trace at `now`.
+    /// The state of a trace at `now`.
     pub fn look_up(&self, now: Millis, trace_id: TraceId) -> Lookup {
         let hash = window::hash_of(&self.hasher, trace_id);
         let shard = self.lock(self.shard_of(hash));
@@ -392,7 +392,7 @@ impl Sampler {
     }
 }
 
-/// What is known at `now` about the undecided trace at this position.
+/// The state at `now` of the undecided trace at this position.
 fn pending(shard: &ShardState, position: Position, now: Millis) -> Pending {
     let facts = shard.window.facts(position);
     let evidence = evidence(&shard.window, position, &facts, false);

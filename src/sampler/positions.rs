@@ -20,7 +20,7 @@
 //!
 //! 1. `mark = sampler.mark(&positions)`;
 //! 2. wait until `positions.least() >= mark.fence()`: each request that was being taken in at the
-//!    time of the mark has ended, and has passed on what it decided;
+//!    time of the mark has ended, and has passed on its decisions;
 //! 3. make sure that everything kept up to now is delivered or stored: the outbox of the decider is
 //!    emptied and encoded, and then either written to a log, or all requests up to
 //!    [`Queue::fence`](crate::exporter) are settled;

@@ -56,7 +56,8 @@ pub(super) fn span_metrics(config: &Config, budget: &Arc<Budget>) -> Option<Arc<
     Some(Arc::new(SpanMetrics::new(settings, budget)))
 }
 
-/// The limits of connections to the gRPC receiver, lowered to what file descriptors allow.
+/// The limits of connections to the gRPC receiver, lowered to the number that file descriptors
+/// allow.
 pub(super) fn grpc_limits(
     config: &Config,
     connections_max: usize,

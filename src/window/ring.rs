@@ -31,7 +31,7 @@ const WORDS_KEPT: usize = 8 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position(pub(super) u32);
 
-/// A buffered trace, or what remains of it after its decision.
+/// A buffered trace, or the dead entry of a decided one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(crate) trace_id: TraceId,

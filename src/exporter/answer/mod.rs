@@ -1,4 +1,5 @@
-//! What an answer of the backend means: taken, to be retried, too large, or refused.
+//! The meaning of a backend's answer: the spans were taken, must be retried, are too large, or were
+//! refused.
 //!
 //! Nothing here trusts the content of an answer, which may hold codes that do not exist, text that
 //! is not UTF-8, delays of ten years, or an invalid message. This module reads gRPC's answers
@@ -56,9 +57,9 @@ pub enum Outcome {
         code: ExportCode,
         /// The delay that the backend asked for.
         after: Option<Duration>,
-        /// What keeps the backend from taking spans.
+        /// The reason why the backend does not take spans.
         cause: Cause,
-        /// What went wrong.
+        /// A description of the failure.
         message: String,
     },
     /// The request is larger than the backend accepts.
@@ -163,7 +164,7 @@ impl Answer {
         is_html && body.starts_with(b"<") || BEGINNINGS.iter().any(begins)
     }
 
-    /// Describes an HTTP status that is not about spans, and what to check.
+    /// Describes an HTTP status that is not about spans, with a hint on what to check.
     fn describe_status(&self) -> String {
         let status = self.status.as_u16();
         if self.is_page() {

@@ -1,4 +1,4 @@
-//! Reads from the messages of backends what codes and headers do not tell.
+//! Reads facts from the messages of backends that codes and headers do not give.
 //!
 //! Sources: grpc-go, C-core, grpc-java, grpc-dotnet, connect-go, tonic, Envoy, and the distributors
 //! of Tempo before 3.0.

@@ -92,9 +92,9 @@ impl Bucket {
         Bucket { rate, level: rate.burst, demand: Demand::default(), step: 0.0 }
     }
 
-    /// Begins a tick, `seconds` after the last one. `spent` is what was spent since then. `asked`
-    /// is the cost of all candidates since then: those of this tick, and those decided outside a
-    /// tick.
+    /// Begins a tick, `seconds` after the last one. `spent` is the cost of the traces kept since
+    /// then. `asked` is the cost of all candidates since then: those of this tick, and those
+    /// decided outside a tick.
     pub(super) fn begin_tick(&mut self, seconds: f64, spent: f64, asked: [Cost; 2]) {
         self.step = self.rate.per_second * seconds.min(TICK_SECONDS_MAX);
         let filled = self.level - spent + self.rate.per_second * seconds;

@@ -12,10 +12,10 @@
 //! in the order of their luck, which is the randomness divided by the share ([`cut`]), until the
 //! bucket is empty, and the threshold is just above the first candidate that does not fit. The
 //! randomness of the last one that fits would bias the counts. Candidates beyond their share get
-//! only what the bucket holds over a reserve, so a burst of a small kind finds room. If the bucket
-//! holds only a few candidates, or one of them would not fit even alone, every candidate gets the
-//! same multiple of its share: the rate divided by the demand ([`bucket`]). A cut would then leave
-//! large traces without any chance, and nothing would represent the dropped ones.
+//! only the part of the bucket above a reserve, so that a burst of a small kind finds room. If the
+//! bucket holds only a few candidates, or one of them would not fit even alone, every candidate
+//! gets the same multiple of its share: the rate divided by the demand ([`bucket`]). A cut would
+//! then leave large traces without any chance, and nothing would represent the dropped ones.
 //!
 //! Invariants: the threshold never depends on the randomness of a trace that it keeps. It leaves
 //! every candidate a chance. A tick lists at most [`CANDIDATES_MAX`] candidates over all limits
