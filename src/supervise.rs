@@ -400,7 +400,7 @@ mod tests {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
         }
         assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0, 0], None));
-        // Panics of another task, and those that are long ago, do not count.
+        // Panics of another task, and old panics, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;
         for expected in

@@ -46,7 +46,7 @@ pub(crate) fn watch_signals() -> Result<()> {
     Ok(())
 }
 
-/// Sleeps; fails if a signal came meanwhile.
+/// Sleeps; fails if a signal arrives in the meantime.
 pub(crate) fn pause(duration: Duration) -> Result<()> {
     let end = Instant::now() + duration;
     loop {

@@ -203,8 +203,8 @@ impl Chunks {
 }
 
 impl DecisionLog {
-    /// A log of the last `traces` decisions, as far as its share of the budget allows. With 0 it
-    /// logs nothing.
+    /// A log of the last `traces` decisions, or of fewer if these exceed its share of the budget.
+    /// With 0 it logs nothing.
     pub(crate) fn new(traces: usize, budget: &Arc<Budget>) -> Self {
         let bytes_max = budget.limit() / DECISION_LOG_PART;
         let budget = Arc::clone(budget);

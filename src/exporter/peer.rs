@@ -81,7 +81,7 @@ impl Peer {
     }
 
     /// Notes that requests of more than `bytes` are too large, as [`SizeEvidence`] has shown.
-    /// Returns the new size limit if it is news.
+    /// Returns the new size limit if it was not known.
     pub(super) fn learn(&self, bytes: usize) -> Option<usize> {
         let learnt = bytes.max(REQUEST_BYTES_MIN);
         let is_news = learnt < self.limit();
@@ -165,8 +165,9 @@ impl Peer {
 /// The evidence from the attempts of one delivery about the size limit of the backend.
 ///
 /// A message such as "larger than max" may be about a whole request or about one span in it; only
-/// the parts can tell. If the size decides, every refused part is larger than every taken part, and
-/// all spans are taken in the end. A request with a bad span is refused down to that span.
+/// the results of the parts show which. If the size decides, every refused part is larger than
+/// every taken part, and all spans are taken in the end. A request with a bad span is refused down
+/// to that span.
 #[derive(Debug, Default)]
 pub(super) struct SizeEvidence {
     /// The smallest part that was refused, and the limit that the backend named then.

@@ -84,8 +84,9 @@ impl Words {
         self.all
     }
 
-    /// Adds the words of a span to those of its trace. The result does not depend on the order of
-    /// the spans: of two spans with the same rank, the trace keeps the words that compare higher.
+    /// Adds the words of a span to the words of its trace. The result does not depend on the order
+    /// of the spans: of two spans with the same rank, the trace keeps the words that compare
+    /// higher.
     #[inline]
     pub(crate) fn merge(self, known: &mut [u64], added: &[u64]) {
         let bits = self.all - self.of_one_span;

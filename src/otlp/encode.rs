@@ -115,7 +115,7 @@ impl Outgoing {
 /// Kept spans that wait to be encoded together.
 #[derive(Debug)]
 pub struct Batch {
-    /// The spans. If they are grouped, those of the next request are first.
+    /// The spans. If they are grouped, the spans of the next request come first.
     spans: VecDeque<Outgoing>,
     /// Whether the spans are sorted by context and contiguous.
     is_grouped: bool,

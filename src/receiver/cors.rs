@@ -2,10 +2,10 @@
 //!
 //! The rules are those of the Collector's confighttp: an origin may contain one `*` for any
 //! characters, and a lone `*` allows all origins. `Accept`, `Accept-Language`, `Content-Language`,
-//! `Content-Type` and `Origin` are always allowed; `X-Requested-With` is allowed where no headers
-//! are configured; `*` allows all headers. A preflight is answered before the token is checked,
-//! since browsers send none with it. The answer allows nothing unless everything the preflight asks
-//! for is allowed, and it repeats only an origin that is allowed. Two rules differ from the
+//! `Content-Type` and `Origin` are always allowed; `X-Requested-With` is allowed if no headers are
+//! configured; `*` allows all headers. A preflight is answered before the token is checked, since
+//! browsers send none with it. The answer allows nothing unless everything the preflight asks for
+//! is allowed, and it repeats only an origin that is allowed. Two rules differ from the
 //! Collector's: with `*`, no credentials are allowed, because any site could use those of its
 //! visitors; and `Retry-After` is exposed, because exporters in browsers read it. Source: Fetch
 //! standard, "CORS protocol".

@@ -49,7 +49,7 @@ impl Form {
     }
 }
 
-/// A request that has been walked, and written where that is needed.
+/// A request that has been walked, and written to the log if there is one.
 struct Taking {
     prepared: Prepared,
     /// Present if the request is in a log.

@@ -325,7 +325,8 @@ impl Sampler {
         state.window.advance(now);
         out.note_taken(&mut state);
         let before = state.window.spans() + out.left_spans();
-        // Computed under the lock, where the difference is exactly what this request has added.
+        // The sum before and the sum after are both read under this hold of the lock, so their
+        // difference is exactly the number of spans that this request has added.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if Arc::ptr_eq(&state.plan, of_shard.plan) {
                 self.ingest_shard(&mut state, of_shard, appending, out);

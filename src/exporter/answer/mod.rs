@@ -53,7 +53,7 @@ pub enum Outcome {
     },
     /// The attempt must be repeated, after the delay that the backend asked for.
     Retry {
-        /// The backend's code, or the one that stands for its silence.
+        /// The backend's code, or the code for an attempt without an answer.
         code: ExportCode,
         /// The delay that the backend asked for.
         after: Option<Duration>,
@@ -151,8 +151,8 @@ impl Answer {
         value.eq_ignore_ascii_case(beginning.as_bytes())
     }
 
-    /// Whether the body is a web page, as web sites and proxies send it. The type alone does not
-    /// tell: web frameworks write `text/html` for a handler that names no type.
+    /// Whether the body is a web page, as web sites and proxies send it. The content type alone is
+    /// not enough: web frameworks write `text/html` for a handler that names no type.
     fn is_page(&self) -> bool {
         const BEGINNINGS: [&[u8]; 2] = [b"<!doctype html", b"<html"];
         let body = self.body.trim_ascii_start();

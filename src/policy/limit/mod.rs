@@ -131,7 +131,7 @@ struct Shares {
     kinds: Kinds,
     /// The bar of the last tick.
     bar: Bar,
-    /// Which of the costs counts.
+    /// The index of the cost that counts: 0 for spans, 1 for bytes.
     unit: usize,
     rate: f64,
 }
