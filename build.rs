@@ -28,8 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     version()
 }
 
-/// Sets `TAILWATER_VERSION`, such as `0.1.0 (6a13623c0ffe 2026-11-28)`. The same sources, commit and
-/// `SOURCE_DATE_EPOCH` give the same binary.
+/// Sets `TAILWATER_VERSION`, for example `0.1.0 (6a13623c0ffe 2026-11-28)`. The same sources,
+/// commit and `SOURCE_DATE_EPOCH` give the same binary.
 fn version() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed=TAILWATER_COMMIT");
     println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");

@@ -59,8 +59,8 @@ impl Phase {
 
 /// An algorithm that decides which traces are kept.
 pub(crate) trait Sampler {
-    /// Decides the traces of a tick. Returns, for each kept trace, the probability with which it
-    /// was kept.
+    /// Decides the traces of a tick. Returns, for each trace, the probability with which it was
+    /// kept; `None` if it was dropped.
     fn tick(&mut self, traces: &[(u64, Randomness)]) -> Vec<Option<f64>>;
 }
 

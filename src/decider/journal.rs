@@ -55,7 +55,7 @@ pub(super) struct Journal {
     staged: Option<(Pending, Ticket)>,
     /// Decisions that are written and wait to be synced.
     written: Option<(Pending, Ticket)>,
-    /// After a failed sync: the requests that were queued by then.
+    /// After a failed sync: a fence behind the requests that were queued by then.
     fence: Option<u64>,
     /// The number of batches of decisions that have been begun, and the number that are done:
     /// written and, with `mode = "power"`, synced.

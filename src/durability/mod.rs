@@ -377,7 +377,7 @@ fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes freed files that the last process kept for use.
+/// Removes freed files that the last process kept for reuse.
 fn remove_spare(directory: &Path) -> io::Result<()> {
     let prefixes = LogKind::ALL.map(reader::spare_prefix);
     for entry in fs::read_dir(directory)? {

@@ -182,7 +182,7 @@ pub struct RecordReader {
 enum Gap {
     /// Nothing, or zeros.
     None,
-    /// Bytes that the file may have held before.
+    /// Bytes that may be older contents of the file.
     Unknown,
     /// Bytes that have been counted as damage.
     Damage,
