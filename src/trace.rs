@@ -29,8 +29,8 @@ impl TraceId {
     }
 
     /// Parses an id in any form that tools show: 32 hexadecimal digits, fewer if leading zeros are
-    /// left out, or a UUID, in any case, with white space around. `None` for anything else, and for
-    /// zero.
+    /// left out, or a UUID, in upper or lower case, with white space around it. `None` for anything
+    /// else, and for zero.
     pub(crate) fn from_any_form(text: &str) -> Option<Self> {
         let text = text.trim();
         let is_uuid = text.len() == UUID_CHARS

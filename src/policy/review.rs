@@ -93,7 +93,8 @@ struct Bar {
 const NO_HIGHER: Bar = Bar { floor: Threshold::ALWAYS, by_threshold: true };
 
 impl Bar {
-    /// The bar, raised by a node of the other policy whose threshold that policy's is never below.
+    /// The bar, raised to the threshold of a node of the other policy. That policy's threshold must
+    /// never be below the node's.
     fn raised_by(self, node: &Node) -> Bar {
         match node {
             Node::Constant(threshold) if self.by_threshold || !threshold.matches() => {
