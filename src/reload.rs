@@ -217,7 +217,8 @@ impl Reload {
             Err(Refused::Invalid(diagnostics)) => {
                 log_problems(diagnostics);
                 error!(
-                    "policies not reloaded: the configuration has errors; the old policies stay"
+                    "policies not reloaded: the configuration has errors; the old policies stay in \
+                     force"
                 );
             }
             Err(refused) => error!("policies not reloaded: {refused}"),

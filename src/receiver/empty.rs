@@ -55,7 +55,7 @@ impl EmptyRequests {
         warn!(
             bytes = bytes.len(),
             suppressed,
-            "a request to the {receiver} receiver has no span; its top-level fields are: {found}. \
+            "a request to the {receiver} receiver has no span; its top level contains: {found}. \
              Tailwater reads spans from \"resourceSpans\" (field 1): check what the sender exports",
         );
     }
