@@ -3,9 +3,9 @@
 //! A span has about 681 encoded bytes with its share of the resource. A resource has eleven
 //! attributes, a span 13 or 14, and every fifth span an event. Shares are exact, not random: of
 //! every 400 traces 4 have an error (1 %), 8 last over 2 s (2 %) and 11 belong to a premium
-//! customer (2.75 %). With 4.5 % of the other 94.25 % that keeps 10.0 % of the traces. The deciding
-//! span is the root or the one before it, which arrive last: hardly any policy can be answered from
-//! the first span alone.
+//! customer (2.75 %). Together with 4.5 % of the other 94.25 %, the policies keep 10.0 % of the
+//! traces. The deciding span is the root or the span before it, and these arrive last, so hardly
+//! any policy can be decided from the first span alone.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
@@ -115,8 +115,8 @@ impl Trace {
         Self { kind, root_id: rng.u64(1..), start_ns, size }
     }
 
-    /// The root span, which ends last and, in a slow trace, late. If it is the `only` span, it has
-    /// the error too.
+    /// The root span. It ends last and, in a slow trace, late. If it is the `only` span, it has the
+    /// error too.
     pub(crate) fn root(&self, placeholder: [u8; 16], only: bool, rng: &mut Rng) -> Span {
         let ms = if self.kind == Kind::Slow { SLOW_MS + 400 } else { rng.u64(80..900) };
         let mut root = web_span(rng);

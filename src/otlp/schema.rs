@@ -22,7 +22,7 @@ pub(super) const FORMER_SCOPES: u32 = 1000;
 #[derive(PartialEq, Eq)]
 pub(super) enum Role {
     Plain,
-    /// Usually valid, which a quick check can tell.
+    /// Usually valid, so a quick check comes first.
     KeyValue,
     /// Counts towards the nesting limit.
     AnyValue,

@@ -1,4 +1,4 @@
-//! Positions of the requests of a shard's log, where it reads from one (`sampler/positions.rs`).
+//! Positions of requests, for a shard that reads from a log (`sampler/positions.rs`).
 
 use super::Shard;
 
@@ -14,7 +14,7 @@ impl Shard {
         self.low = low;
     }
 
-    /// A position that no span of an undecided trace stands below, if there is a trace.
+    /// A lower bound of the positions of all spans of undecided traces; `None` without such traces.
     pub(crate) fn lowest_position(&mut self) -> Option<u64> {
         self.oldest().and_then(|(position, _)| self.ring.low(position))
     }
