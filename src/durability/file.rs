@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use super::{
@@ -25,6 +25,15 @@ pub(super) struct LogFile {
     pub(super) bytes: u64,
     /// Whether something was written since the last sync.
     pub(super) is_dirty: AtomicBool,
+    /// Whether its name in the directory was synced.
+    pub(super) is_named: AtomicBool,
+    /// Whether a record was written.
+    pub(super) has_records: AtomicBool,
+    /// Whether a sync succeeded.
+    pub(super) is_synced: AtomicBool,
+    /// Whether a sync failed. It is never synced again: the kernel reports an error once, and
+    /// forgets what it could not write.
+    pub(super) is_failed: AtomicBool,
 }
 
 impl LogFile {
@@ -36,7 +45,24 @@ impl LogFile {
             end: info.end,
             bytes: info.len,
             is_dirty: AtomicBool::new(false),
+            is_named: AtomicBool::new(true),
+            has_records: AtomicBool::new(true),
+            is_synced: AtomicBool::new(true),
+            is_failed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the next sync has to do something for it.
+    pub(super) fn is_unsynced(&self) -> bool {
+        let is_unsynced = self.is_dirty.load(Relaxed) || !self.is_named.load(Relaxed);
+        is_unsynced && !self.is_failed.load(Relaxed)
+    }
+
+    /// Whether nothing that anyone relies on is in it, once it takes no more records: without a
+    /// record, or with a sync that failed before any had succeeded.
+    pub(super) fn is_useless(&self) -> bool {
+        let is_lost = self.is_failed.load(Relaxed) && !self.is_synced.load(Relaxed);
+        is_lost || !self.has_records.load(Relaxed)
     }
 
     pub(super) fn create(path: &Path, kind: LogKind, base: u64, capacity: u64) -> io::Result<Self> {
@@ -46,6 +72,22 @@ impl LogFile {
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
         allocate(&file, capacity)?;
         Self::begin(file, path, (kind, base, capacity))
+    }
+
+    /// The same file under another name, to be used again.
+    pub(super) fn renamed(&self, path: PathBuf) -> Self {
+        LogFile {
+            file: self.file.as_ref().and_then(|file| file.try_clone().ok()),
+            path,
+            base: self.base,
+            end: self.end,
+            bytes: self.bytes,
+            is_dirty: AtomicBool::new(false),
+            is_named: AtomicBool::new(false),
+            has_records: AtomicBool::new(false),
+            is_synced: AtomicBool::new(false),
+            is_failed: AtomicBool::new(false),
+        }
     }
 
     /// Makes a file that was freed the next one. Its old records have lower positions.
@@ -77,6 +119,10 @@ impl LogFile {
             end: base + capacity,
             bytes: capacity,
             is_dirty: AtomicBool::new(true),
+            is_named: AtomicBool::new(false),
+            has_records: AtomicBool::new(false),
+            is_synced: AtomicBool::new(false),
+            is_failed: AtomicBool::new(false),
         })
     }
 }

@@ -3,6 +3,10 @@
 //! One thread, so that a slow disk holds neither a runtime worker nor the decider. A round syncs
 //! everything that was written before it began; who has written something waits for the next round
 //! to begin and to end. So one sync serves all requests of `sync_interval`.
+//!
+//! A sync that fails may lose anything that was written before it ended, and what it has lost no
+//! later sync brings back. So who has written something also needs to know that no round has failed
+//! since before the write: a [`Ticket`] covers all rounds from then on.
 
 use std::{
     sync::{
@@ -36,9 +40,17 @@ struct Ended {
     failed: u64,
 }
 
-/// The round that syncs what was written before it was taken.
+/// The first round that may fail with what is written from now on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Since(u64);
+
+/// The rounds that must succeed so that something that was written is on disk.
 #[derive(Clone, Copy, Debug)]
-pub struct Ticket(u64);
+pub struct Ticket {
+    since: Since,
+    /// The round that syncs it.
+    round: u64,
+}
 
 impl Keeper {
     /// A keeper whose rounds are `interval` apart.
@@ -84,22 +96,27 @@ impl Keeper {
         self.stop.notify_all();
     }
 
-    /// A ticket for the round that will sync what has been written by now.
-    pub fn ticket(&self) -> Ticket {
-        Ticket(self.begun.load(SeqCst) + 1)
+    /// Called before something is written, for [`Self::ticket`].
+    pub fn since(&self) -> Since {
+        Since(self.ended.borrow().round + 1)
     }
 
-    /// Whether the round of a ticket succeeded; `None` if it has not ended.
+    /// A ticket for what has been written since then.
+    pub fn ticket(&self, since: Since) -> Ticket {
+        Ticket { since, round: self.begun.load(SeqCst) + 1 }
+    }
+
+    /// Whether the rounds of a ticket succeeded; `None` if the last has not ended.
     pub fn outcome(&self, ticket: Ticket) -> Option<bool> {
         let ended = *self.ended.borrow();
-        (ended.round >= ticket.0).then_some(ended.failed < ticket.0)
+        (ended.round >= ticket.round).then_some(ended.failed < ticket.since.0)
     }
 
-    /// Waits for the round of a ticket. Returns whether it succeeded.
+    /// Waits for the rounds of a ticket. Returns whether they succeeded.
     pub async fn synced(&self, ticket: Ticket) -> bool {
         let mut ended = self.ended.subscribe();
         // It cannot fail: the sender lives as long as this.
-        let _ = ended.wait_for(|ended| ended.round >= ticket.0).await;
+        let _ = ended.wait_for(|ended| ended.round >= ticket.round).await;
         self.outcome(ticket).unwrap_or(false)
     }
 }
