@@ -73,21 +73,25 @@ impl Keeper {
             let stopped = lock_of(&self.is_stopped);
             let waited = self.stop.wait_timeout_while(stopped, self.interval, |stopped| !*stopped);
             let is_stopped = waited.is_ok_and(|(stopped, _)| *stopped);
-            // Counted before anything is synced: what is written from now on needs the next round.
-            let round = self.begun.fetch_add(1, SeqCst) + 1;
-            let began = clock.elapsed();
-            let outcome = self.durability.sync();
-            if let Ok(true) = outcome {
-                self.metrics.synced(clock.elapsed() - began);
-            }
-            self.ended.send_modify(|ended| {
-                ended.round = round;
-                ended.failed = if outcome.is_err() { round } else { ended.failed };
-            });
+            self.round(&clock);
             if is_stopped {
                 return;
             }
         }
+    }
+
+    pub(super) fn round(&self, clock: &Clock) {
+        // Counted before anything is synced: what is written from now on needs the next round.
+        let round = self.begun.fetch_add(1, SeqCst) + 1;
+        let began = clock.elapsed();
+        let outcome = self.durability.sync();
+        if let Ok(true) = outcome {
+            self.metrics.synced(clock.elapsed() - began);
+        }
+        self.ended.send_modify(|ended| {
+            ended.round = round;
+            ended.failed = if outcome.is_err() { round } else { ended.failed };
+        });
     }
 
     /// Lets [`Self::run`] end.

@@ -135,17 +135,20 @@ class Sender(threading.Thread):
 class Tailwater:
     """The process under test."""
 
-    def __init__(self, binary, directory, mode, sink, *, wait, logs=None, max_size_mib=4096):
+    def __init__(
+        self, binary, directory, mode, sink, *, wait, logs=None, max_size_mib=4096, memory_mib=512
+    ):
         self.binary = binary
-        grpc, self.port, self.telemetry = free_ports(3)
+        self.grpc, self.port, self.telemetry = free_ports(3)
         self.config = directory / "tailwater.toml"
         self.log = open(directory / "log", "ab")
         self.logs = logs or directory / "logs"
         self.config.write_text(
-            f'[receiver.grpc]\nendpoint = "127.0.0.1:{grpc}"\n'
+            f'[receiver.grpc]\nendpoint = "127.0.0.1:{self.grpc}"\n'
             f'[receiver.http]\nendpoint = "127.0.0.1:{self.port}"\n'
             f'[sampling]\ndecision_wait = "{wait}"\n'
-            'decision_wait_after_root_received = "0s"\nmemory_limit_mib = 512\n'
+            'decision_wait_after_root_received = "0s"\n'
+            f"memory_limit_mib = {memory_mib}\n"
             f'[exporter.otlp]\nendpoint = "http://127.0.0.1:{sink}"\nprotocol = "http/protobuf"\n'
             f'[durability]\nmode = "{mode}"\ndirectory = "{self.logs}"\n'
             f"max_size_mib = {max_size_mib}\n"
