@@ -37,18 +37,27 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
+    fn new(file: Option<File>, path: PathBuf, base: u64, (end, bytes): (u64, u64)) -> Self {
+        LogFile {
+            file,
+            path,
+            base,
+            end,
+            bytes,
+            is_dirty: AtomicBool::new(false),
+            is_named: AtomicBool::new(false),
+            has_records: AtomicBool::new(false),
+            is_synced: AtomicBool::new(false),
+            is_failed: AtomicBool::new(false),
+        }
+    }
+
     pub(super) fn old(info: &LogFileInfo) -> Self {
         LogFile {
-            file: None,
-            path: info.path.clone(),
-            base: info.base,
-            end: info.end,
-            bytes: info.len,
-            is_dirty: AtomicBool::new(false),
             is_named: AtomicBool::new(true),
             has_records: AtomicBool::new(true),
             is_synced: AtomicBool::new(true),
-            is_failed: AtomicBool::new(false),
+            ..Self::new(None, info.path.clone(), info.base, (info.end, info.len))
         }
     }
 
@@ -76,18 +85,8 @@ impl LogFile {
 
     /// The same file under another name, to be used again.
     pub(super) fn renamed(&self, path: PathBuf) -> Self {
-        LogFile {
-            file: self.file.as_ref().and_then(|file| file.try_clone().ok()),
-            path,
-            base: self.base,
-            end: self.end,
-            bytes: self.bytes,
-            is_dirty: AtomicBool::new(false),
-            is_named: AtomicBool::new(false),
-            has_records: AtomicBool::new(false),
-            is_synced: AtomicBool::new(false),
-            is_failed: AtomicBool::new(false),
-        }
+        let file = self.file.as_ref().and_then(|file| file.try_clone().ok());
+        Self::new(file, path, self.base, (self.end, self.bytes))
     }
 
     /// Makes a file that was freed the next one. Its old records have lower positions.
@@ -112,18 +111,8 @@ impl LogFile {
         let header =
             FileHeader { version: VERSION, kind: kind as u32, base, capacity: capacity as u32 };
         std::os::unix::fs::FileExt::write_all_at(&file, &header.encode(), 0)?;
-        Ok(LogFile {
-            file: Some(file),
-            path: path.to_owned(),
-            base,
-            end: base + capacity,
-            bytes: capacity,
-            is_dirty: AtomicBool::new(true),
-            is_named: AtomicBool::new(false),
-            has_records: AtomicBool::new(false),
-            is_synced: AtomicBool::new(false),
-            is_failed: AtomicBool::new(false),
-        })
+        let new = Self::new(Some(file), path.to_owned(), base, (base + capacity, capacity));
+        Ok(LogFile { is_dirty: AtomicBool::new(true), ..new })
     }
 }
 
