@@ -23,10 +23,10 @@ use std::path::{Path, PathBuf};
 
 use rustls::pki_types::ServerName;
 
-pub use pem::{Fault, Faults, FileFault, Role};
-pub use side::{ClientSide, Dates, ServerSide};
-pub use token::{Bearer, Tokens};
-pub use watch::{Live, Watch};
+pub(crate) use pem::{Fault, Faults, Role};
+pub(crate) use side::{ClientSide, Dates, ServerSide};
+pub(crate) use token::{Bearer, Tokens};
+pub(crate) use watch::{Live, Watch};
 
 /// `[receiver.tls]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub struct ClientTls {
 
 impl ServerTls {
     /// All files of the section.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         [&self.cert_file, &self.key_file].into_iter().chain(&self.client_ca_file).cloned().collect()
     }
 
@@ -62,14 +62,14 @@ impl ServerTls {
     ///
     /// # Errors
     /// All faults in them.
-    pub fn read(&self) -> Result<ServerSide, Faults> {
+    pub(crate) fn read(&self) -> Result<ServerSide, Faults> {
         ServerSide::read(self)
     }
 }
 
 impl ClientTls {
     /// All files of the section.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let identity = self.identity.iter().flat_map(|(cert, key)| [cert, key]);
         self.ca_file.iter().chain(identity).cloned().collect()
     }
@@ -78,7 +78,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// All faults in them.
-    pub fn read(&self) -> Result<ClientSide, Faults> {
+    pub(crate) fn read(&self) -> Result<ClientSide, Faults> {
         ClientSide::read(self)
     }
 }
@@ -95,6 +95,6 @@ pub fn read_tokens(file: &Path) -> Result<Tokens, Faults> {
 ///
 /// # Errors
 /// The fault in it.
-pub fn read_bearer(file: &Path) -> Result<Bearer, Faults> {
+pub(crate) fn read_bearer(file: &Path) -> Result<Bearer, Faults> {
     Bearer::read(file)
 }

@@ -60,7 +60,7 @@ fn tokens(file: &Path) -> Result<Vec<Vec<u8>>, FileFault> {
 
 /// The token that the exporter sends to the backend.
 #[derive(Clone)]
-pub struct Bearer(HeaderValue);
+pub(crate) struct Bearer(HeaderValue);
 
 impl fmt::Debug for Bearer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,7 +81,7 @@ impl Bearer {
     }
 
     /// The value of the `authorization` header.
-    pub fn header(&self) -> &HeaderValue {
+    pub(crate) fn header(&self) -> &HeaderValue {
         &self.0
     }
 }
@@ -114,7 +114,7 @@ impl Tokens {
 impl Tokens {
     /// Whether the value of an `authorization` header of HTTP Basic has one of the tokens as its
     /// password, with any name.
-    pub fn admit_basic(&self, authorization: &[u8]) -> bool {
+    pub(crate) fn admit_basic(&self, authorization: &[u8]) -> bool {
         let Some((scheme, encoded)) = authorization.split_at_checked(BASIC.len()) else {
             return false;
         };

@@ -23,7 +23,7 @@ use crate::{clock::Clock, metrics::Metrics};
 
 /// The rounds of syncs.
 #[derive(Debug)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     durability: Arc<Durability>,
     metrics: Arc<Metrics>,
     interval: Duration,
@@ -42,11 +42,11 @@ struct Ended {
 
 /// The first round that may fail with what is written from now on.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Since(u64);
+pub(crate) struct Since(u64);
 
 /// The rounds that must succeed so that something that was written is on disk.
 #[derive(Clone, Copy, Debug)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     since: Since,
     /// The round that syncs it.
     round: u64,
@@ -54,7 +54,11 @@ pub struct Ticket {
 
 impl Keeper {
     /// A keeper whose rounds are `interval` apart.
-    pub fn new(durability: &Arc<Durability>, metrics: &Arc<Metrics>, interval: Duration) -> Self {
+    pub(crate) fn new(
+        durability: &Arc<Durability>,
+        metrics: &Arc<Metrics>,
+        interval: Duration,
+    ) -> Self {
         Keeper {
             durability: Arc::clone(durability),
             metrics: Arc::clone(metrics),
@@ -67,7 +71,7 @@ impl Keeper {
     }
 
     /// Syncs until it is told to stop, and once more then.
-    pub fn run(&self) {
+    pub(crate) fn run(&self) {
         let clock = Clock::start();
         loop {
             let stopped = lock_of(&self.is_stopped);
@@ -95,29 +99,29 @@ impl Keeper {
     }
 
     /// Lets [`Self::run`] end.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         *lock_of(&self.is_stopped) = true;
         self.stop.notify_all();
     }
 
     /// Called before something is written, for [`Self::ticket`].
-    pub fn since(&self) -> Since {
+    pub(crate) fn since(&self) -> Since {
         Since(self.ended.borrow().round + 1)
     }
 
     /// A ticket for what has been written since then.
-    pub fn ticket(&self, since: Since) -> Ticket {
+    pub(crate) fn ticket(&self, since: Since) -> Ticket {
         Ticket { since, round: self.begun.load(SeqCst) + 1 }
     }
 
     /// Whether the rounds of a ticket succeeded; `None` if the last has not ended.
-    pub fn outcome(&self, ticket: Ticket) -> Option<bool> {
+    pub(crate) fn outcome(&self, ticket: Ticket) -> Option<bool> {
         let ended = *self.ended.borrow();
         (ended.round >= ticket.round).then_some(ended.failed < ticket.since.0)
     }
 
     /// Waits for the rounds of a ticket. Returns whether they succeeded.
-    pub async fn synced(&self, ticket: Ticket) -> bool {
+    pub(crate) async fn synced(&self, ticket: Ticket) -> bool {
         let mut ended = self.ended.subscribe();
         // It cannot fail: the sender lives as long as this.
         let _ = ended.wait_for(|ended| ended.round >= ticket.round).await;

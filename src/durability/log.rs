@@ -12,8 +12,8 @@
 //! After an error the file is given up: what may be lost in it was not acknowledged, and is never
 //! written or synced again there. For [`PAUSE`] every append fails at once; then the next one tries
 //! a new file. A position is never used twice, because a file that is given up keeps its positions.
-//! If nothing in it is needed, it is removed: otherwise a disk that fails for minutes would fill the
-//! log with such files.
+//! If nothing in it is needed, it is removed: otherwise a disk that fails for minutes would fill
+//! the log with such files.
 
 use std::{
     collections::VecDeque,
@@ -54,7 +54,7 @@ const SPARE_TIME: Duration = Duration::from_secs(5);
 
 /// Why a record was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unwritten {
+pub(crate) enum Unwritten {
     /// The log has reached its size.
     #[error("the log has reached its size")]
     Full,

@@ -7,7 +7,8 @@
 //! delivered before it, or be in the outbox, or come back by the replay.
 //!
 //! In a second run some syncs fail. What such a sync should have written is then lost, even if the
-//! file is synced again, as on Linux: the kernel reports the error once and takes the pages for clean.
+//! file is synced again, as on Linux: the kernel reports the error once and takes the pages for
+//! clean.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
