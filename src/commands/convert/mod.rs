@@ -4,8 +4,9 @@
 //! Each policy becomes one that means the same, with a `note:` for every difference, or a comment
 //! with the reason why it cannot be expressed, and an `error:`. None is ever widened.
 //!
-//! `yaml` reads the file, `policies`, `types` and `settings` convert, `ottl` and `conditions` do so
-//! for `ottl_condition`, `rule` writes TOML, and `report` places what there is to say.
+//! `yaml` reads the file and `scalars` its numbers; `policies`, `composites`, `types` and
+//! `settings` convert, `ottl` and `conditions` do so for `ottl_condition`; `rule` writes TOML, and
+//! `report` places what there is to say.
 
 use std::{
     collections::HashSet,
@@ -24,6 +25,7 @@ use self::{
 use super::{complain, print};
 use crate::config::{self, Diagnostics};
 
+mod composites;
 mod conditions;
 mod durations;
 mod events;
@@ -34,6 +36,7 @@ mod ottl;
 mod policies;
 mod report;
 mod rule;
+mod scalars;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -228,6 +231,7 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
         return toml;
     };
     let mut names = HashSet::new();
+    let mut written = HashSet::new();
     let mut rules = 0;
     for node in list {
         let is_full = policies.is_full() || policies.report.is_full();
@@ -240,6 +244,14 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
             break;
         }
         let errors = policies.report.errors();
+        let name = node.get("name");
+        if let Some(name) = name.filter(|name| name.text().is_some_and(|name| !name.is_empty()))
+            && !written.insert(name.text().map(str::to_owned))
+        {
+            policies
+                .report
+                .note(&name, "another policy has this name, which the Collector refuses");
+        }
         match policies.policy(node) {
             Some(converted) => {
                 rules += converted.iter().map(|policy| policy.rule.count()).sum::<usize>();
