@@ -103,7 +103,7 @@ pub(crate) enum Scenario {
     Steady,
     /// decision_wait 30 s with roots after 1 s and 5 s after the root: memory over 6 s of traffic
     Memory30,
-    /// Tailwater without durability and with `mode = "process"`, in turn
+    /// Tailwater without durability, with `mode = "process"`, and with `"power"`, in turn
     Durable,
     /// The same policies with and without a budget of three keys, in turn
     Budget,
@@ -149,11 +149,11 @@ impl Scenario {
                 rate: 200_000,
                 ..Self::Steady.defaults()
             },
-            // The Collector takes some 120,000 spans/s on two cores, load generator included.
             Self::Durable => Defaults {
-                targets: &[Target::Tailwater, Target::Process],
+                targets: &[Target::Tailwater, Target::Process, Target::Power],
                 ..Self::Steady.defaults()
             },
+            // The Collector takes some 120,000 spans/s on two cores, load generator included.
             Self::Peer => Defaults {
                 targets: &[
                     Target::Floor,

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::{
     budget::{Budget, Hold, Holder},
     clock::WindowClock,
-    durability::{Durability, Keeper, Pending, Ticket},
+    durability::{Durability, Keeper, Pending, Since, Ticket},
     exporter::Queue,
     otlp::encode::EncodedRequest,
     sampler::{Decided, Mark, Sampler},
@@ -51,6 +51,8 @@ pub(super) struct Journal {
     /// Decisions that are not written.
     pending: Pending,
     charged: Option<Hold>,
+    /// The syncs that kept spans depend on which no batch has covered yet.
+    since: Since,
     /// Decisions that wait until their kept spans are synced.
     staged: Option<(Pending, Ticket)>,
     /// Decisions that are written and wait to be synced.
@@ -75,6 +77,7 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn new(parts: JournalParts) -> Self {
         Journal {
+            since: since(&parts),
             parts,
             pending: Pending::default(),
             charged: None,
@@ -156,8 +159,9 @@ impl Journal {
         self.staged.is_some() || self.written.is_some() || self.marked.is_some()
     }
 
-    fn ticket(&self) -> Option<Ticket> {
-        self.parts.keeper.as_ref().map(|keeper| keeper.ticket())
+    /// Called after something was written since then.
+    fn ticket(&self, since: Since) -> Option<Ticket> {
+        self.parts.keeper.as_ref().map(|keeper| keeper.ticket(since))
     }
 
     /// Writes the decisions whose kept spans are in the outbox. With `mode = "power"`, they first
@@ -166,8 +170,11 @@ impl Journal {
         if self.staged.is_some() || self.written.is_some() || self.pending.is_empty() {
             return;
         }
-        match self.ticket() {
-            Some(ticket) => self.staged = Some((std::mem::take(&mut self.pending), ticket)),
+        match self.ticket(self.since) {
+            Some(ticket) => {
+                self.since = since(&self.parts);
+                self.staged = Some((std::mem::take(&mut self.pending), ticket));
+            }
             None if self.decide(&self.pending, now) => {
                 self.pending = Pending::default();
                 self.done += 1;
@@ -188,8 +195,9 @@ impl Journal {
         let (Some(keeper), Some((_, ticket))) = (&self.parts.keeper, &self.staged) else { return };
         let Some(is_synced) = keeper.outcome(*ticket) else { return };
         let Some((pending, _)) = self.staged.take() else { return };
+        let before = since(&self.parts);
         if is_synced && self.decide(&pending, now) {
-            self.written = self.ticket().map(|ticket| (pending, ticket));
+            self.written = self.ticket(before).map(|ticket| (pending, ticket));
         } else {
             self.put_back(pending, is_synced);
         }
@@ -214,19 +222,21 @@ impl Journal {
         self.needed = self.needed.map(|_| self.begun + 1);
         if !is_synced {
             self.fence = Some(self.parts.queue.fence());
+            self.since = since(&self.parts);
         }
     }
 
     /// Writes the watermark of a mark whose fence has been reached, and frees the records below it.
     fn use_mark(&mut self, now: u64) {
         let Some(mark) = self.mark else { return };
+        let before = since(&self.parts);
         if self.parts.durability.mark(mark.watermark(), now).is_err() {
             return;
         }
         self.mark = None;
         self.needed = None;
         self.watermark = mark.watermark();
-        match self.ticket() {
+        match self.ticket(before) {
             Some(ticket) => self.marked = Some((self.watermark, ticket)),
             None => self.parts.durability.release(self.watermark, now),
         }
@@ -240,6 +250,9 @@ impl Journal {
             self.marked = None;
             if is_synced {
                 self.parts.durability.release(watermark, now);
+            } else {
+                // The next one is written even if nothing changes meanwhile.
+                self.watermark = 0;
             }
         }
     }
@@ -270,6 +283,11 @@ impl Journal {
             self.charged = (bytes > 0).then_some(hold);
         }
     }
+}
+
+/// Called before something is written. Without a keeper nothing is synced.
+fn since(parts: &JournalParts) -> Since {
+    parts.keeper.as_ref().map(|keeper| keeper.since()).unwrap_or_default()
 }
 
 /// Whether every queued request is stored, and every request that a failed sync may have lost is

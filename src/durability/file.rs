@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSlice},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use super::{
@@ -25,18 +25,53 @@ pub(super) struct LogFile {
     pub(super) bytes: u64,
     /// Whether something was written since the last sync.
     pub(super) is_dirty: AtomicBool,
+    /// Whether its name in the directory was synced.
+    pub(super) is_named: AtomicBool,
+    /// Whether a record was written.
+    pub(super) has_records: AtomicBool,
+    /// Whether a sync succeeded.
+    pub(super) is_synced: AtomicBool,
+    /// Whether a sync failed. It is never synced again: the kernel reports an error once, and
+    /// forgets what it could not write.
+    pub(super) is_failed: AtomicBool,
 }
 
 impl LogFile {
+    fn new(file: Option<File>, path: PathBuf, base: u64, (end, bytes): (u64, u64)) -> Self {
+        LogFile {
+            file,
+            path,
+            base,
+            end,
+            bytes,
+            is_dirty: AtomicBool::new(false),
+            is_named: AtomicBool::new(false),
+            has_records: AtomicBool::new(false),
+            is_synced: AtomicBool::new(false),
+            is_failed: AtomicBool::new(false),
+        }
+    }
+
     pub(super) fn old(info: &LogFileInfo) -> Self {
         LogFile {
-            file: None,
-            path: info.path.clone(),
-            base: info.base,
-            end: info.end,
-            bytes: info.len,
-            is_dirty: AtomicBool::new(false),
+            is_named: AtomicBool::new(true),
+            has_records: AtomicBool::new(true),
+            is_synced: AtomicBool::new(true),
+            ..Self::new(None, info.path.clone(), info.base, (info.end, info.len))
         }
+    }
+
+    /// Whether the next sync has to do something for it.
+    pub(super) fn is_unsynced(&self) -> bool {
+        let is_unsynced = self.is_dirty.load(Relaxed) || !self.is_named.load(Relaxed);
+        is_unsynced && !self.is_failed.load(Relaxed)
+    }
+
+    /// Whether nothing that anyone relies on is in it, once it takes no more records: without a
+    /// record, or with a sync that failed before any had succeeded.
+    pub(super) fn is_useless(&self) -> bool {
+        let is_lost = self.is_failed.load(Relaxed) && !self.is_synced.load(Relaxed);
+        is_lost || !self.has_records.load(Relaxed)
     }
 
     pub(super) fn create(path: &Path, kind: LogKind, base: u64, capacity: u64) -> io::Result<Self> {
@@ -48,7 +83,13 @@ impl LogFile {
         Self::begin(file, path, (kind, base, capacity))
     }
 
-    /// Makes a freed file the next file of the log. The old records in it have lower positions.
+    /// The same file under another name, to be used again.
+    pub(super) fn renamed(&self, path: PathBuf) -> Self {
+        let file = self.file.as_ref().and_then(|file| file.try_clone().ok());
+        Self::new(file, path, self.base, (self.end, self.bytes))
+    }
+
+    /// Makes a file that was freed the next one. Its old records have lower positions.
     pub(super) fn reuse(
         spare: &LogFile,
         path: &Path,
@@ -70,14 +111,8 @@ impl LogFile {
         let header =
             FileHeader { version: VERSION, kind: kind as u32, base, capacity: capacity as u32 };
         std::os::unix::fs::FileExt::write_all_at(&file, &header.encode(), 0)?;
-        Ok(LogFile {
-            file: Some(file),
-            path: path.to_owned(),
-            base,
-            end: base + capacity,
-            bytes: capacity,
-            is_dirty: AtomicBool::new(true),
-        })
+        let new = Self::new(Some(file), path.to_owned(), base, (base + capacity, capacity));
+        Ok(LogFile { is_dirty: AtomicBool::new(true), ..new })
     }
 }
 

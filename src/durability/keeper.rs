@@ -4,6 +4,10 @@
 //! the decider. A round syncs everything that was written before the round began. A writer
 //! therefore waits until the next round has begun and ended, and one sync serves all requests of a
 //! `sync_interval`.
+//!
+//! A sync that fails may lose anything that was written before it ended, and no later sync brings
+//! it back. A writer therefore also needs to know that no round has failed since before its write:
+//! a [`Ticket`] covers all rounds from then on.
 
 use std::{
     sync::{
@@ -37,9 +41,17 @@ struct Ended {
     failed: u64,
 }
 
-/// Identifies the round that syncs everything that was written before the ticket was taken.
+/// The first round that may fail with what is written from now on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Since(u64);
+
+/// The rounds that must succeed so that something that was written is on disk.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ticket(u64);
+pub(crate) struct Ticket {
+    since: Since,
+    /// The round that syncs it.
+    round: u64,
+}
 
 impl Keeper {
     /// A keeper whose rounds are `interval` apart.
@@ -66,22 +78,25 @@ impl Keeper {
             let stopped = lock_of(&self.is_stopped);
             let waited = self.stop.wait_timeout_while(stopped, self.interval, |stopped| !*stopped);
             let is_stopped = waited.is_ok_and(|(stopped, _)| *stopped);
-            // Counted before anything is synced: records that are written from now on need the next
-            // round.
-            let round = self.begun.fetch_add(1, SeqCst) + 1;
-            let began = clock.elapsed();
-            let outcome = self.durability.sync();
-            if let Ok(true) = outcome {
-                self.metrics.synced(clock.elapsed() - began);
-            }
-            self.ended.send_modify(|ended| {
-                ended.round = round;
-                ended.failed = if outcome.is_err() { round } else { ended.failed };
-            });
+            self.round(&clock);
             if is_stopped {
                 return;
             }
         }
+    }
+
+    pub(super) fn round(&self, clock: &Clock) {
+        // Counted before anything is synced: what is written from now on needs the next round.
+        let round = self.begun.fetch_add(1, SeqCst) + 1;
+        let began = clock.elapsed();
+        let outcome = self.durability.sync();
+        if let Ok(true) = outcome {
+            self.metrics.synced(clock.elapsed() - began);
+        }
+        self.ended.send_modify(|ended| {
+            ended.round = round;
+            ended.failed = if outcome.is_err() { round } else { ended.failed };
+        });
     }
 
     /// Lets [`Self::run`] end.
@@ -90,22 +105,27 @@ impl Keeper {
         self.stop.notify_all();
     }
 
-    /// A ticket for the round that will sync everything written so far.
-    pub(crate) fn ticket(&self) -> Ticket {
-        Ticket(self.begun.load(SeqCst) + 1)
+    /// Called before something is written, for [`Self::ticket`].
+    pub(crate) fn since(&self) -> Since {
+        Since(self.ended.borrow().round + 1)
     }
 
-    /// Whether the round of a ticket succeeded; `None` if it has not ended.
+    /// A ticket for what has been written since then.
+    pub(crate) fn ticket(&self, since: Since) -> Ticket {
+        Ticket { since, round: self.begun.load(SeqCst) + 1 }
+    }
+
+    /// Whether the rounds of a ticket succeeded; `None` if the last has not ended.
     pub(crate) fn outcome(&self, ticket: Ticket) -> Option<bool> {
         let ended = *self.ended.borrow();
-        (ended.round >= ticket.0).then_some(ended.failed < ticket.0)
+        (ended.round >= ticket.round).then_some(ended.failed < ticket.since.0)
     }
 
-    /// Waits for the round of a ticket. Returns whether it succeeded.
+    /// Waits for the rounds of a ticket. Returns whether they succeeded.
     pub(crate) async fn synced(&self, ticket: Ticket) -> bool {
         let mut ended = self.ended.subscribe();
         // This cannot fail: the sender lives as long as `self`.
-        let _ = ended.wait_for(|ended| ended.round >= ticket.0).await;
+        let _ = ended.wait_for(|ended| ended.round >= ticket.round).await;
         self.outcome(ticket).unwrap_or(false)
     }
 }

@@ -12,7 +12,8 @@
 //! After an error, the log gives up the current file. Records that may be lost in it were not
 //! acknowledged, and nothing is written or synced there again. Every append fails at once for
 //! [`PAUSE`]; the next append after that tries a new file. No position is used twice, because a
-//! file that was given up keeps its positions.
+//! file that was given up keeps its positions. The log removes such a file if nothing in it is
+//! needed; otherwise a disk that fails for minutes would fill the log with such files.
 
 use std::{
     collections::VecDeque,
@@ -22,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -86,8 +87,6 @@ pub(super) struct Log {
     bytes_max: u64,
     state: Mutex<State>,
     allocated: AtomicU64,
-    /// Whether a file was created since the last sync.
-    has_new_file: AtomicBool,
     errors: AtomicU64,
     clock: Clock,
     told: Throttle,
@@ -139,7 +138,6 @@ impl Log {
             bytes_max,
             state: Mutex::new(state),
             allocated: AtomicU64::new(allocated),
-            has_new_file: AtomicBool::new(false),
             errors: AtomicU64::new(0),
             clock: Clock::start(),
             told: Throttle::default(),
@@ -197,6 +195,12 @@ impl Log {
         let file = Arc::clone(state.files.back().expect("an open log has a file"));
         let position = state.next;
         state.next += needed;
+        // Only once the new file has taken records, and syncs, for a while.
+        let is_over = state.failed_at.is_some() && self.clock.elapsed() > state.created_at + PAUSE;
+        if is_over {
+            state.failed_at = None;
+            info!(log = self.kind.as_str(), "the disk takes records again");
+        }
         Ok(Reserved { file, position, end: position + needed })
     }
 
@@ -218,11 +222,12 @@ impl Log {
         // Set after the write, so that a sync that begins during the write does not count it as
         // synced.
         file.is_dirty.store(true, Relaxed);
-        written.map_err(|problem| {
-            let mut state = self.lock();
-            self.fail(&mut state, &problem);
-            Unwritten::Failing
-        })
+        if let Err(problem) = written {
+            self.fail(&mut self.lock(), &problem);
+            return Err(Unwritten::Failing);
+        }
+        file.has_records.store(true, Relaxed);
+        Ok(())
     }
 
     /// Appends a record, and returns its positions.
@@ -246,7 +251,8 @@ impl Log {
         {
             let Some(file) = state.files.pop_front() else { break };
             let spare_bytes: u64 = state.spare.iter().map(|file| file.bytes).sum();
-            let is_wanted = file.bytes >= self.file_bytes(0) / 2
+            let is_wanted = !file.is_failed.load(Relaxed)
+                && file.bytes >= self.file_bytes(0) / 2
                 && spare_bytes + file.bytes <= self.allocated() / SPARE_PART;
             let spare = if file.file.is_some() && is_wanted { self.keep(&file) } else { None };
             match spare {
@@ -266,15 +272,7 @@ impl Log {
         let name = format!("{}{:016x}.log", spare_prefix(self.kind), file.base);
         let path = self.directory.join(name);
         fs::rename(&file.path, &path).ok()?;
-        let spare = LogFile {
-            file: file.file.as_ref()?.try_clone().ok(),
-            path,
-            base: file.base,
-            end: file.end,
-            bytes: file.bytes,
-            is_dirty: AtomicBool::new(false),
-        };
-        Some(Arc::new(spare))
+        Some(Arc::new(file.renamed(path)))
     }
 
     fn remove(&self, files: &[Arc<LogFile>]) {
@@ -294,34 +292,56 @@ impl Log {
         (state.files.len() > usize::from(state.is_open)).then_some(front.end)
     }
 
+    /// Whether there is something to sync.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.lock().files.iter().any(|file| file.is_unsynced())
+    }
+
     /// Syncs everything written since the last call. Returns whether there was anything to sync.
     /// After an error, the log continues in a new file.
     pub(super) fn sync(&self) -> Result<bool, Unwritten> {
-        let is_dirty = |file: &&Arc<LogFile>| file.is_dirty.swap(false, Relaxed);
-        let dirty: Vec<_> = self.lock().files.iter().filter(is_dirty).cloned().collect();
-        let mut outcome = Ok(!dirty.is_empty());
-        if self.has_new_file.swap(false, Relaxed)
-            && let Err(problem) = sync_directory(&self.directory)
-        {
-            self.has_new_file.store(true, Relaxed);
-            self.count(&problem);
-            outcome = Err(Unwritten::Failing);
-        }
-        #[cfg(test)]
-        super::tests::tap::named(&self.directory);
-        for file in dirty {
+        let unsynced = |file: &&Arc<LogFile>| file.is_unsynced();
+        let files: Vec<_> = self.lock().files.iter().filter(unsynced).cloned().collect();
+        let unnamed = files.iter().filter(|file| !file.is_named.load(Relaxed));
+        let mut outcome = self.name(&unnamed.collect::<Vec<_>>());
+        for file in &files {
+            if file.is_failed.load(Relaxed) || !file.is_dirty.swap(false, Relaxed) {
+                continue;
+            }
             #[cfg(test)]
             let began = super::tests::tap::now(&file.path);
             let synced = file.file.as_ref().map_or(Ok(()), File::sync_data);
             #[cfg(test)]
-            super::tests::tap::synced(&file.path, began);
-            if let Err(problem) = synced {
-                let mut state = self.lock();
-                self.fail(&mut state, &problem);
-                outcome = Err(Unwritten::Failing);
+            let synced = super::tests::tap::synced(&file.path, began, synced);
+            match synced {
+                Ok(()) => file.is_synced.store(true, Relaxed),
+                Err(problem) => {
+                    file.is_failed.store(true, Relaxed);
+                    self.fail(&mut self.lock(), &problem);
+                    outcome = Err(Unwritten::Failing);
+                }
             }
         }
-        outcome
+        outcome.map(|()| !files.is_empty())
+    }
+
+    /// Syncs the names of new files. If that fails, they are given up: a later sync of the
+    /// directory might succeed without them.
+    fn name(&self, files: &[&Arc<LogFile>]) -> Result<(), Unwritten> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let synced = sync_directory(&self.directory);
+        #[cfg(test)]
+        super::tests::tap::named(&self.directory);
+        for file in files {
+            let flag = if synced.is_ok() { &file.is_named } else { &file.is_failed };
+            flag.store(true, Relaxed);
+        }
+        synced.map_err(|problem| {
+            self.fail(&mut self.lock(), &problem);
+            Unwritten::Failing
+        })
     }
 
     fn is_pausing(&self, state: &State) -> bool {
@@ -372,33 +392,47 @@ impl Log {
             self.allocated.fetch_add(created.bytes, Relaxed);
         }
         state.files.push_back(Arc::new(created));
-        self.has_new_file.store(true, Relaxed);
         state.created_at = self.clock.elapsed();
         state.next = base + FILE_HEADER_BYTES as u64;
         state.is_open = true;
-        if state.failed_at.take().is_some() {
-            info!(log = self.kind.as_str(), "the disk takes records again");
-        }
         Ok(())
     }
 
+    /// Gives up the file that takes records, and removes the files given up before that nobody
+    /// needs or writes to.
     fn fail(&self, state: &mut State, problem: &io::Error) {
         self.count(problem);
         state.next = state.files.back().map_or(state.next, |last| last.end.max(state.next));
         state.is_open = false;
         state.failed_at = Some(self.clock.elapsed());
+        let mut useless = Vec::new();
+        for mut file in std::mem::take(&mut state.files) {
+            // Files are cloned under this lock only, so one that is not shared stays so.
+            let is_useless = Arc::get_mut(&mut file).is_some_and(|file| file.is_useless());
+            if is_useless {
+                useless.push(file);
+            } else {
+                state.files.push_back(file);
+            }
+        }
+        self.remove(&useless);
     }
 
     fn count(&self, problem: &io::Error) {
         self.errors.fetch_add(1, Relaxed);
         if let Some(errors) = self.told.add(1) {
+            let consequence = match self.kind {
+                LogKind::Intake => "requests are refused",
+                LogKind::Outbox => "kept spans wait in memory, and the intake log grows",
+                LogKind::Decisions => "decisions wait in memory, and the intake log grows",
+            };
             error!(
                 log = self.kind.as_str(),
                 directory = %self.directory.display(),
                 errors,
                 %problem,
-                "cannot write to [durability] directory: requests are refused until it takes \
-                 records again. Check the disk, its free space and its permissions"
+                "cannot write to [durability] directory: {consequence} until it takes records \
+                 again. Check the disk, its free space and its permissions"
             );
         }
     }

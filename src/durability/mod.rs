@@ -40,11 +40,13 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     os::unix::fs::DirBuilderExt as _,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    thread,
     time::Duration,
 };
 
@@ -55,7 +57,7 @@ pub use self::{
 };
 pub(crate) use self::{
     decided::{Pending, WrittenDecision},
-    keeper::{Keeper, Ticket},
+    keeper::{Keeper, Since, Ticket},
     log::Unwritten,
     reader::{LogFileInfo, ReadError, Record},
     record::{RecordHeader, VERSION},
@@ -304,7 +306,18 @@ impl Durability {
     /// # Errors
     /// [`Unwritten`] if a log could not be synced; the others were.
     pub(crate) fn sync(&self) -> Result<bool, Unwritten> {
-        let outcomes = self.logs().map(Log::sync);
+        // All at once, so that a slow disk holds requests up once. The other logs are written once
+        // a tick, the intake log all the time.
+        let outcomes = thread::scope(|scope| {
+            let others = [&self.outbox, &self.decisions]
+                .map(|log| log.is_unsynced().then(|| scope.spawn(|| log.sync())));
+            let synced = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panicked| resume_unwind(panicked))
+            };
+            let intake = self.intake.sync();
+            let [outbox, decisions] = others.map(|other| other.map_or(Ok(false), synced));
+            [intake, outbox, decisions]
+        });
         outcomes.into_iter().try_fold(false, |any, synced| Ok(any | synced?))
     }
 

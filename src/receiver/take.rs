@@ -240,10 +240,11 @@ impl Intake {
         let flags = [transport as u8, Encoding::number(encoding), form as u8];
         let received = Received { flags, body };
         let mut scratch = Box::<Scratch>::default();
+        let since = keeper.since();
         let begin = || self.begin(&protobuf, received, &mut scratch);
         let taking = self.supervisor.contained_now(Task::Receiver, begin)??;
         // Taken after the request was written.
-        let ticket = keeper.ticket();
+        let ticket = keeper.ticket(since);
         Ok((Staged { scratch, taking, protobuf, message }, ticket))
     }
 

@@ -100,6 +100,7 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
 const SPAWN: &[(&str, &str)] = &[
     ("service.rs", "the wiring"),
     ("service/tasks.rs", "the wiring"),
+    ("durability/mod.rs", "threads that last for one round of syncs"),
     ("service/durable.rs", "the thread that syncs logs, and reading them at the start"),
     ("service/watching.rs", "the wiring"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
