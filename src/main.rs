@@ -16,7 +16,7 @@ use tailwater::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{Level, error, info, warn};
 
-/// musl's own allocator has one lock for all threads; glibc's is as fast as this one.
+/// musl's own allocator has one lock for all threads. With glibc, its own allocator is as fast.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -117,7 +117,7 @@ fn exit_code(is_fine: bool) -> ExitCode {
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs `work` with the log open. The last lines are written when this returns.
+/// Runs `work` with logging set up. The last lines are written before this returns.
 fn logging(level: Level, is_json: bool, work: impl FnOnce(&Log) -> bool) -> bool {
     match Log::start(level, is_json) {
         Ok(log) => work(&log),
@@ -132,7 +132,8 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let is_fine = runtime.block_on(work);
-            // Tasks that still run were cut off on purpose, by a deadline or a second signal.
+            // Tasks that are still running were cut off on purpose, by a deadline or a second
+            // signal.
             runtime.shutdown_background();
             is_fine
         }
@@ -143,7 +144,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
     }
 }
 
-/// Runs until a signal, then shuts down. Returns whether everything was delivered.
+/// Runs the service until a signal, then shuts down. Returns whether everything was delivered.
 async fn run(config: Config) -> bool {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
@@ -153,7 +154,8 @@ async fn run(config: Config) -> bool {
         }
     };
     let started = tokio::select! {
-        // A signal comes first: a replay may take a while, and what is on disk stays there.
+        // A signal comes first: replaying the logs may take a while, and what is on disk stays
+        // there.
         biased;
         () = signals.stop() => return true,
         started = Service::start(&config) => started,
@@ -168,8 +170,8 @@ async fn run(config: Config) -> bool {
     notify::ready();
     let supervisor = service.supervisor();
     let has_failed = tokio::select! {
-        // Either event ends it; a failure comes first, as it says more about the cause. Feeding the
-        // watchdog ends nothing.
+        // Either event ends the service. A failure comes first, because it says more about the
+        // cause. Feeding the watchdog ends nothing.
         biased;
         () = service.failure() => true,
         () = signals.stop_or_reload(&service) => false,
@@ -214,8 +216,8 @@ impl Signals {
             }
         };
         tokio::select! {
-            // Stopping comes first: after it, new policies are of no use. A reload under way is not
-            // waited for.
+            // Stopping comes first: after it, new policies are of no use. A reload in progress is
+            // not waited for.
             biased;
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

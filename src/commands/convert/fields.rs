@@ -1,18 +1,18 @@
-//! Options of the Collector as it reads them, each reported where it is wrong.
+//! Reads options as the Collector does, and reports each mistake at its place.
 
 use super::{
     policies::{Policies, VALUE_BYTES_MAX},
     yaml::{Node, Value},
 };
 
-/// What a string costs beside its text.
+/// The bytes charged for a string in addition to its text.
 const STRING_BYTES: usize = 64;
 
 const VARIABLE: &str =
     "this comes from a variable, whose value is not known here, and policies have no variables";
 
 impl Policies<'_> {
-    /// Reports every key that the Collector does not have here.
+    /// Reports every key that the Collector does not know here.
     pub(super) fn only(&mut self, block: &Node, known: &[&str]) -> Option<()> {
         let mut is_fine = true;
         for (key, _) in block.entries() {
@@ -90,7 +90,7 @@ impl Policies<'_> {
         Some(scalar.text.replace("$$", "$"))
     }
 
-    /// Counts a string; the error comes once.
+    /// Charges the bytes of a string to the limit. The error is reported once.
     pub(super) fn charge(&mut self, node: &Node, bytes: usize) -> Option<()> {
         let was_full = self.is_full();
         self.value_bytes += bytes + STRING_BYTES;
@@ -150,12 +150,12 @@ impl Policies<'_> {
     }
 }
 
-/// Whether a variable of the Collector stands in a text; `$$` is a dollar.
+/// Whether the text contains a Collector variable; `$$` is a literal dollar.
 pub(super) fn is_variable(text: &str) -> bool {
     text.replace("$$", "").contains("${")
 }
 
-/// Whether a plain scalar is a string and no number, boolean or null.
+/// Whether a plain scalar is a string, not a number, boolean or null.
 fn is_text(text: &str) -> bool {
     let words =
         ["true", "false", "null", "~", "", "True", "False", "TRUE", "FALSE", "Null", "NULL"];

@@ -1,4 +1,4 @@
-//! The conditions of `tail_sampling`: every policy type that has no parts.
+//! Converts the conditions of `tail_sampling`: every policy type without parts.
 
 use super::{
     conditions::{self, Notes},
@@ -12,10 +12,10 @@ use super::{
     yaml::Node,
 };
 
-/// What an expression costs beside its text, as it is compiled.
+/// The bytes charged for a compiled expression in addition to its text.
 const EXPRESSION_BYTES: usize = 1 << 10;
 
-/// How many expressions are compiled one by one to find a wrong one.
+/// The most expressions that are compiled one by one to find the invalid one.
 const EXPRESSIONS_TRIED: usize = 100;
 
 impl Policies<'_> {
@@ -54,7 +54,7 @@ impl Policies<'_> {
         let max = self.integer(block, "max_value")?.unwrap_or(0);
         let invert = self.boolean(block, "invert_match")?;
         if min == 0 && max == 0 {
-            // Without bounds every value is between them.
+            // Without bounds, every value matches.
             self.report.note(block, "without a bound other than 0 every value of the key matches");
             return Some(inverted(Rule::new("attribute_exists").with("key", text(&key)), invert));
         }
@@ -155,7 +155,7 @@ impl Policies<'_> {
         Some(inverted(rule, invert))
     }
 
-    /// The regular expressions of `values`, all of which can be used.
+    /// The regular expressions of `values`, after checking that all of them can be used.
     fn expressions(&mut self, block: &Node, values: Vec<String>) -> Option<Vec<String>> {
         let list = block.get("values");
         let nodes = list.as_deref().and_then(Node::list).unwrap_or_default();
@@ -171,7 +171,7 @@ impl Policies<'_> {
             }
         }
         let Err(reason) = compile(&written) else { return Some(written) };
-        // The one that is wrong, unless it is all of them together.
+        // Names the invalid expression; if each one compiles, all of them together are too large.
         let alone = |expression: &String| compile(std::slice::from_ref(expression)).err();
         let mut wrong = written.iter().take(EXPRESSIONS_TRIED).zip(nodes);
         match wrong.find_map(|(expression, node)| alone(expression).map(|why| (node, why))) {
@@ -224,7 +224,7 @@ impl Policies<'_> {
         let key = self.key(block)?;
         let mut values = self.strings(block, "values")?;
         values.retain(|value| !value.is_empty() && key.len() + value.len() < 256);
-        // Senders separate entries by white space as well.
+        // Senders also separate entries by white space.
         values.retain(|value| !value.ends_with([' ', '\t']));
         if values.is_empty() {
             self.report.error(block, "`values` has nothing that a tracestate could have");
