@@ -39,23 +39,23 @@ enum Command {
     },
     /// Run everything in one process: generated traffic, the sampler and a sink
     Demo(demo::Options),
-    /// Convert a Collector's tail_sampling to policies, and name every difference
+    /// Convert a Collector's tail_sampling to Tailwater policies, and report every difference
     Convert(convert::Options),
-    /// Run policy tests: what policies make of traces that are written down
+    /// Test policies against traces written in test files
     Test(test::Options),
-    /// Decide recorded traces, and say what would be kept of them, by policy
+    /// Decide recorded traces, and report what each policy would keep
     Replay(replay::Options),
-    /// Say why a running instance kept or dropped a trace
+    /// Explain why a running instance kept or dropped a trace
     Explain(explain::Options),
-    /// Follow the decisions of a running instance as they fall
+    /// Follow the decisions of a running instance as they are made
     Tail(tail::Options),
-    /// Watch in the terminal how a running instance is doing
+    /// Watch the state of a running instance in the terminal
     Top(top::Options),
-    /// Let a running instance decide by other policies as well, and say what would change
+    /// Try other policies on the traffic of a running instance, and report what would change
     Try(trial::Options),
     /// Record a share of whole traces from a running instance, for replay
     Record(record::Options),
-    /// Show what the logs of [durability] hold, and what of it is damaged
+    /// Show the content of the [durability] logs, and any damage
     Log(log::Options),
     /// Validate configuration and policy files and report every problem
     Check {
@@ -72,7 +72,7 @@ enum Command {
     },
     /// Ask a running instance whether it is ready
     Health(health::Options),
-    /// Print the completions of a shell
+    /// Print the completion script for a shell
     Completions(completions::Options),
     /// Write the manual pages
     Man(completions::ManOptions),

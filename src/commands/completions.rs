@@ -11,14 +11,14 @@ use super::{complain, print};
 /// Options of `completions`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// The shell that completes
+    /// Shell to print the script for
     shell: Shell,
 }
 
 /// Options of `man`.
 #[derive(Debug, Args)]
 pub struct ManOptions {
-    /// An existing directory, which gets a page for each command
+    /// Existing directory for the pages, one per command
     #[arg(value_name = "DIRECTORY")]
     directory: PathBuf,
 }

@@ -73,13 +73,13 @@ pub(super) struct Instance {
 /// The files for TLS.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TlsFiles {
-    /// The CAs that the instance's certificate may be signed by; those of the system by default
+    /// File with the CAs to accept for the instance's certificate; by default, those of the system
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// A certificate to show to the instance
+    /// File with a client certificate for the instance
     #[arg(long, value_name = "FILE", requires = "key_file")]
     cert_file: Option<PathBuf>,
-    /// The private key of this certificate
+    /// File with the private key of this certificate
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
 }
@@ -179,7 +179,7 @@ impl Asked {
         let why = status.message().to_owned();
         match status.code() {
             Code::Unauthenticated => {
-                let why = format!("{why}; name a file with a token by --token-file");
+                let why = format!("{why}; give a file with a token by --token-file");
                 Failure::Refused { address, why }
             }
             Code::Unimplemented => Failure::NotTailwater(address),

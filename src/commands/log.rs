@@ -160,7 +160,7 @@ impl Report {
             "watermark {}: {requests} requests ({request_bytes} bytes) at or above it\n\
              {queued} requests ({spans} spans, {queued_bytes} bytes) to the backend are not \
              delivered\n\
-             {kept} decisions kept and {dropped} dropped a trace; {late} times late spans followed",
+             {kept} traces decided as kept, {dropped} as dropped; late spans followed {late} times",
             self.watermark
         );
         for log in &self.logs {
@@ -174,7 +174,7 @@ impl Report {
                 log.damaged()
             );
             if log.misplaced > 0 {
-                let _ = writeln!(text, "  {} files are missing, or are copies", log.misplaced);
+                let _ = writeln!(text, "  {} files are missing or duplicated", log.misplaced);
             }
             for FileReport { name, base, end, bytes, records, damaged } in &log.files {
                 let _ = writeln!(

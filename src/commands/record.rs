@@ -35,17 +35,17 @@ use crate::{
 /// Options of `record`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// File to write; one that exists is replaced
+    /// File to write; an existing file is replaced
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Share of all traces, over 0 to 100
+    /// Share of all traces in per cent, above 0 and at most 100
     #[arg(long, value_name = "P", default_value_t = 100.0, value_parser = percentage)]
     percentage: f64,
-    /// How long
+    /// Length of the recording in seconds
     #[arg(long, value_name = "N", default_value_t = 60,
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// How large the recorded traces may become
+    /// Most MiB of traces to record
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_mib: Option<u32>,
     #[command(flatten)]
@@ -138,7 +138,7 @@ impl Arriving {
                     self.show();
                 }
                 Ok(Some(Event::Summary(summary))) => return Ended::With(summary),
-                Ok(None) => return Ended::Failed(Status::unavailable("the recording has no end")),
+                Ok(None) => return Ended::Failed(Status::unavailable("the summary is missing")),
                 Err(status) => return Ended::Failed(status),
             }
         }

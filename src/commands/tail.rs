@@ -38,7 +38,7 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     max_per_second: u32,
-    /// The format of the lines; JSON is an object a line
+    /// Format of the output; JSON is one object per line
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]

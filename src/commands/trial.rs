@@ -41,11 +41,11 @@ const DIAGNOSTICS: &str = "/tailwater.control.v1.Diagnostics";
 /// Options of `try`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How long
+    /// Length of the trial in seconds
     #[arg(long, value_name = "N", default_value_t = 30,
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// How to report; JSON is the last message of `TryPolicies` in protobuf's form
+    /// Format of the report; JSON is the last `TryPolicies` message in protobuf's JSON form
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     /// Policy file
@@ -197,7 +197,9 @@ async fn try_policies(options: &Options) -> Result<bool, Failure> {
     };
     progress.clear();
     if last.is_last && elapsed(&last).as_secs_f64().round() < f64::from(seconds) {
-        complain("note: the trial ended early: the instance has reloaded its policies, or stops\n");
+        complain(
+            "note: the trial ended early: the instance reloaded its policies or is stopping\n",
+        );
     }
     let report = match format {
         Format::Text => text(&last, file),

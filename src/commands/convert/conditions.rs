@@ -162,7 +162,7 @@ fn field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Field<'p>, Refusal> 
         (["status", "code"], None) => Ok(Field::Status),
         (["kind"], None) => Ok(Field::Kind),
         (["kind", "string"], None) => Ok(Field::KindText),
-        _ => refuse(span, format!("no condition looks at `{}`", path.names.join("."))),
+        _ => refuse(span, format!("no condition can test `{}`", path.names.join("."))),
     }
 }
 
@@ -195,7 +195,7 @@ fn attribute(
             return match operator {
                 Operator::NotEqual => Ok(exists),
                 Operator::Equal => Ok(negated(exists)),
-                _ => refuse(span, "nothing is above or below `nil`"),
+                _ => refuse(span, "`nil` can only be compared with `==` and `!=`"),
             };
         }
         Kind::Text(wanted) => {
@@ -226,7 +226,7 @@ fn attribute(
     };
     match unless_equal(equal, operator) {
         Some(rule) => Ok(rule),
-        None => refuse(span, "an order of strings or booleans cannot be expressed"),
+        None => refuse(span, "strings and booleans can only be compared for equality"),
     }
 }
 
@@ -243,7 +243,7 @@ fn named(
     };
     match unless_equal(Rule::new(kind).with(key, texts([wanted.as_str()])), operator) {
         Some(rule) => Ok(rule),
-        None => refuse(span, "an order of names cannot be expressed"),
+        None => refuse(span, "names can only be compared for equality"),
     }
 }
 
@@ -294,7 +294,7 @@ fn kind_text(value: &Expression) -> Result<&'static str, Refusal> {
     known.map_or_else(|| refuse(&value.span, NO_SUCH_VALUE), |(_, word)| Ok(*word))
 }
 
-const NO_SUCH_VALUE: &str = "this is none of the values that the field can have";
+const NO_SUCH_VALUE: &str = "the field never has this value";
 
 fn one_of(
     kind: &'static str,
@@ -305,7 +305,7 @@ fn one_of(
 ) -> Result<Rule, Refusal> {
     match unless_equal(Rule::new(kind).with(key, texts([word])), operator) {
         Some(rule) => Ok(rule),
-        None => refuse(&value.span, "an order of these values cannot be expressed"),
+        None => refuse(&value.span, "these values can only be compared for equality"),
     }
 }
 

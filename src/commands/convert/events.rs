@@ -92,7 +92,7 @@ fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'
                     Ok(EventPart::Attribute { key, value: None, is_regex: false })
                 }
                 (_, Operator::NotEqual, _) => {
-                    refuse(&part.span, "that some event lacks a value cannot be expressed")
+                    refuse(&part.span, "that an event lacks a value cannot be expressed")
                 }
                 _ => refuse(&part.span, "`span_event` compares names and attributes with strings"),
             }
@@ -131,6 +131,6 @@ fn event_field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Option<&'p str
     match (names, &path.key) {
         (["name"], None) => Ok(None),
         (["attributes"], Some(key)) if !path.is_deeper => Ok(Some(key)),
-        _ => refuse(span, format!("no condition on events looks at `{}`", path.names.join("."))),
+        _ => refuse(span, format!("no condition on events can test `{}`", path.names.join("."))),
     }
 }

@@ -54,10 +54,10 @@ const RULES_MAX: usize = 10_000;
 /// Options of `convert`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which processor, where the file has several, such as `tail_sampling/errors`
+    /// Processor to convert if the file has several, such as `tail_sampling/errors`
     #[arg(long, value_name = "NAME")]
     pub processor: Option<String>,
-    /// Where to write the configuration; without it, to standard output
+    /// File to write the configuration to; without it, standard output
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// A Collector's configuration, Helm values, a custom resource or a ConfigMap
@@ -178,7 +178,7 @@ impl<'f> Search<'f> {
                         }
                     }
                     Err(fault) => {
-                        let message = format!("the text is no YAML: {}", fault.message);
+                        let message = format!("the text is not YAML: {}", fault.message);
                         self.faults.push((place.of(fault.at), message));
                     }
                 }
@@ -205,9 +205,9 @@ fn chosen(found: Vec<Found>, wanted: Option<&str>, report: &mut Report) -> Optio
             format!("there is no `{name}` in this file, but {}", names.join(", "))
         }
         (_, None, _) => {
-            format!("there are several: name one with --processor: {}", names.join(", "))
+            format!("the file has several: choose one with --processor: {}", names.join(", "))
         }
-        (count, Some(name), _) => format!("`{name}` is there {count} times: leave one in the file"),
+        (count, Some(name), _) => format!("the file has `{name}` {count} times: leave only one"),
     };
     report.fault(0, message);
     None

@@ -86,7 +86,7 @@ impl<'r> Policies<'r> {
         let errors = self.report.errors();
         let name = self.name(node)?;
         if let Some(key) = node.duplicate(&mut self.duplicates) {
-            let message = format!("the key `{}` stands twice", key.text().unwrap_or("?"));
+            let message = format!("the key `{}` is given twice", key.text().unwrap_or("?"));
             self.report.error(&key, message);
         }
         let kind = self.kind(node, &name)?;
@@ -262,7 +262,7 @@ impl<'r> Policies<'r> {
         match self.part(&part, Place::Leaf)? {
             Part { rule, limit: None } if is_certain(&rule) => Some(Rule::not(rule)),
             _ => {
-                self.report.error(&part, "nothing left to chance can stand inside of `not`");
+                self.report.error(&part, "`not` cannot contain a limit or a percentage");
                 None
             }
         }
@@ -272,7 +272,7 @@ impl<'r> Policies<'r> {
         self.only(block, &["drop_sub_policy"])?;
         let (rules, limit) = self.parts(block, "drop_sub_policy", false)?;
         if limit.is_some() || rules.iter().any(|rule| !is_certain(rule)) {
-            self.report.error(block, "nothing left to chance can stand inside of `drop`");
+            self.report.error(block, "`drop` cannot contain a limit or a percentage");
             return None;
         }
         Some(Rule::of("drop", rules))
@@ -304,8 +304,8 @@ impl<'r> Policies<'r> {
             };
             if part.limit.is_some() && may_limit && place + 1 < list.len() {
                 let message = "the Collector counts every trace that reaches the rate limit, also \
-                               those that a later part refuses; here only those count that all \
-                               parts take";
+                               those that a later part refuses; Tailwater counts only traces \
+                               that match all parts";
                 self.report.note(node, message);
             }
             if part.limit.is_some() && (!may_limit || limit.is_some()) {

@@ -26,7 +26,7 @@ impl Policies<'_> {
         let mut after_root = "0s".to_owned();
         let mut max_trace_mib = 16;
         if let Some(key) = processor.own_duplicate() {
-            let message = format!("the key `{}` stands twice", key.text().unwrap_or("?"));
+            let message = format!("the key `{}` is given twice", key.text().unwrap_or("?"));
             self.report.error(&key, message);
         }
         for (key, value) in processor.entries() {

@@ -36,7 +36,7 @@ impl Policies<'_> {
             return Some(rule);
         }
         if upper <= threshold {
-            self.report.error(block, "no trace is longer than the one and shorter than the other");
+            self.report.error(block, "`upper_threshold_ms` must be above `threshold_ms`");
             return None;
         }
         self.report.note(
@@ -82,8 +82,8 @@ impl Policies<'_> {
         let percentage = self.number(block, "sampling_percentage")?.unwrap_or(0.0);
         self.report.note(
             block,
-            "the same share of traces, but other ones: the Collector hashes the trace id with a \
-             salt, Tailwater uses the randomness that OpenTelemetry specifies",
+            "the same share of traces, but not the same traces: the Collector hashes the trace id \
+             with a salt, Tailwater uses the randomness that OpenTelemetry specifies",
         );
         let percentage = percentage.clamp(0.0, 100.0);
         let written =
@@ -131,7 +131,7 @@ impl Policies<'_> {
         }
         if values.is_empty() {
             if invert {
-                self.report.note(block, "nothing to match, inverted: the policy matches always");
+                self.report.note(block, "`invert_match` without `values` always matches");
                 return Some(Rule::new("always_sample"));
             }
             self.report.error(block, "`values` is empty: the policy never matches");
@@ -227,7 +227,7 @@ impl Policies<'_> {
         // Senders also separate entries by white space.
         values.retain(|value| !value.ends_with([' ', '\t']));
         if values.is_empty() {
-            self.report.error(block, "`values` has nothing that a tracestate could have");
+            self.report.error(block, "no entry of `values` can occur in a tracestate");
             return None;
         }
         if key.contains([',', '=', ' ', '\t']) || values.iter().any(|value| value.contains(',')) {

@@ -36,13 +36,13 @@ pub struct Options {
     /// Configuration or policy file; without it, the built-in policies
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// A second one, to say what it would change
+    /// Second file, to report what it would change
     #[arg(long, value_name = "FILE")]
     pub against: Option<PathBuf>,
-    /// How to report; JSON is `{"input": {...}, "result": {...}}`
+    /// Format of the report; JSON is `{"input": {...}, "result": {...}}`
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// What undecided traces may take; when it is full, the oldest are decided early
+    /// Memory for undecided traces; when it is full, the oldest are decided early
     #[arg(long, value_name = "MIB", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub memory_limit_mib: u32,

@@ -98,7 +98,7 @@ fn text(outcome: &Outcome) -> String {
     }
     text.push_str(match outcome.is_weighted {
         true => "The traces were sampled before: all figures estimate the original traffic.\n",
-        false => "No span carries a sampling threshold: the input is taken for all traffic.\n",
+        false => "No span carries a sampling threshold: the input is taken to be all traffic.\n",
     });
     if outcome.early > 0 {
         let _ = writeln!(

@@ -36,13 +36,13 @@ const TRACES_MAX: usize = 1 << 16;
 /// Options of `test`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How to report
+    /// Format of the report
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
     /// List policies that no test credits, and conditions that are never true or never false
     #[arg(long)]
     pub coverage: bool,
-    /// Files of tests
+    /// Test files
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }

@@ -97,7 +97,7 @@ const POLICIES: [(&str, &[&str]); 30] = [
     (
         "- {name: p, type: not, not: {not_sub_policy: {name: q, type: probabilistic, \
         probabilistic: {sampling_percentage: 5}}}}",
-        &["4:50: error: nothing left to chance can stand inside of `not`"],
+        &["4:50: error: `not` cannot contain a limit or a percentage"],
     ),
     (
         "- name: p\n  type: and\n  and:\n    and_sub_policy:\n    - {name: q, type: and, and: {}}",
@@ -105,7 +105,7 @@ const POLICIES: [(&str, &[&str]); 30] = [
     ),
     (
         "- name: p\n  type: latency\n  latency: {threshold_ms: 5, threshold_ms: 6}",
-        &["6:34: error: the key `threshold_ms` stands twice"],
+        &["6:34: error: the key `threshold_ms` is given twice"],
     ),
     (
         "- {name: p, type: ottl_condition, ottl_condition: {error_mode: panic, span: ['true']}}",
@@ -160,7 +160,7 @@ fn options_of_the_processor_are_checked() {
         ("decision_wait: 2h", "2:18: error: Tailwater waits for at most an hour"),
         (
             "decision_wait: 5s\n  decision_wait: 6s",
-            "3:3: error: the key `decision_wait` stands twice",
+            "3:3: error: the key `decision_wait` is given twice",
         ),
     ] {
         let text =

@@ -121,7 +121,11 @@ fn every_difference_is_noted() {
             "{key: k, value: true, invert_match: true}",
             "in which no span has the value",
         ),
-        ("probabilistic", "{sampling_percentage: 1}", "the same share of traces, but other ones"),
+        (
+            "probabilistic",
+            "{sampling_percentage: 1}",
+            "the same share of traces, but not the same traces",
+        ),
         ("rate_limiting", "{spans_per_second: 1}", "highest randomness of each tick"),
         ("trace_state", "{key: k, values: [a]}", "one invalid entry matches nothing"),
     ] {
