@@ -1,10 +1,10 @@
-//! Every metric, described once: name, kind, labels, unit, help.
+//! The description of every metric: name, kind, labels, unit, help.
 //!
-//! Those that start with `process_` have the names that the client libraries of Prometheus use.
+//! Metrics that start with `process_` have the names that Prometheus client libraries use.
 //!
-//! Registration takes names and help from here, and the reference page is written from it by
-//! `crate::reference`. To add a metric: one line here, and its handle in `Metrics`. A test fails
-//! where a described metric is not in a scrape.
+//! Registration takes names and help from here, and `crate::reference` writes the reference page
+//! from it. To add a metric, add one line here and its handle in `Metrics`. A test fails if a
+//! described metric is missing from a scrape.
 
 #![expect(clippy::disallowed_macros, reason = "handles are made of descriptions here alone")]
 #![cfg_attr(
@@ -20,19 +20,19 @@ use super::{
     reasons::{FAILED, REFUSED, REFUSED_SPANS},
 };
 
-/// A metric.
+/// The description of a metric.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Metric {
-    /// With the prefix.
+    /// The name, with the prefix.
     pub(crate) name: &'static str,
     pub(crate) kind: MetricKind,
     pub(crate) labels: &'static [Label],
-    /// What is counted or measured, such as `spans`; empty where the name says it.
+    /// What is counted or measured, such as `spans`; empty if the name says it.
     pub(crate) unit: &'static str,
     pub(crate) help: &'static str,
 }
 
-/// A label and the values that it can have; none where they are named by the configuration.
+/// A label and its possible values; empty if the configuration names them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Label {
     pub(crate) name: &'static str,
@@ -47,12 +47,12 @@ pub(crate) enum MetricKind {
 }
 
 impl Metric {
-    /// The counter with these values of its labels, at 0.
+    /// The counter with these label values, at 0.
     pub(super) fn counter<const N: usize>(&self, values: [&str; N]) -> Counter {
         counter!(self.name, self.labelled(values))
     }
 
-    /// The gauge with these values of its labels.
+    /// The gauge with these label values.
     pub(super) fn gauge<const N: usize>(&self, values: [&str; N]) -> Gauge {
         gauge!(self.name, self.labelled(values))
     }
@@ -64,7 +64,7 @@ impl Metric {
     }
 }
 
-/// Tells the recorder in force the help of all counters and gauges.
+/// Registers the help of all counters and gauges with the current recorder.
 pub(super) fn describe() {
     for Metric { name, kind, help, .. } in all() {
         match kind {
@@ -80,7 +80,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Metric> {
     TAILWATER.iter().chain(PROCESS)
 }
 
-/// Constants, and a list of those with one prefix.
+/// Defines the metrics with one prefix as constants, and a list of them.
 macro_rules! metrics {
     ($list:ident $prefix:literal
      $($id:ident = $kind:ident $name:literal [$($label:expr),*] $unit:literal $help:literal;)*) => {

@@ -1,4 +1,5 @@
-//! `deploy/tailwater.schema.json`: the JSON Schema (2020-12) of configuration and policy files.
+//! Writes `deploy/tailwater.schema.json`: the JSON Schema (2020-12) of configuration and policy
+//! files.
 
 use serde_json::{Map, Value, json};
 
@@ -37,7 +38,7 @@ fn the_schema_is_what_the_code_says() {
     hold("deploy/tailwater.schema.json", &(text + "\n"));
 }
 
-/// Adds what is known of a section to its table.
+/// Adds the description of a section to its table.
 fn describe(table: &mut Value, section: &Described) {
     if !section.path.is_empty() {
         *table = json!({
@@ -116,7 +117,7 @@ fn property(key: &Key) -> Value {
         Kind::Fraction => {
             json!({ "type": "number", "minimum": 0, "maximum": 1, "default": 0 })
         }
-        // Readers of TOML hand dates to a validator in forms of their own.
+        // TOML parsers pass dates to a validator in various forms.
         Kind::DateTime => json!({}),
         Kind::Policy => json!({ "$ref": "#/$defs/part" }),
         Kind::Policies => {
@@ -134,7 +135,7 @@ fn property(key: &Key) -> Value {
     says
 }
 
-/// Forms of strings, and everything about policies.
+/// Definitions of string forms and of everything about policies.
 fn definitions() -> Value {
     let duration = "^0$|^ *([0-9][0-9 ]*([.][0-9]+)? *(ns|nsec|nanos|us|usec|µs|ms|msec|millis|s|\
                     secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?) *)+$|\\$\\{env:";
@@ -241,7 +242,7 @@ fn rule() -> Value {
     })
 }
 
-/// What a type adds to a policy of any type, whose `shared` properties are not repeated.
+/// The keys that a type adds to a policy. `shared` properties are not repeated.
 fn of_type(kind: &PolicyType, shared: &Value) -> Value {
     let is_veto = kind.place == Standing::Top;
     let mut properties = Map::new();
