@@ -1,4 +1,4 @@
-//! `limit` of a policy, from TOML to [`LimitSpec`].
+//! Reads the `limit` of a policy into a [`LimitSpec`].
 
 use crate::policy::{LimitSpec, Number, Rate};
 
@@ -8,7 +8,7 @@ use super::{
 };
 
 const HINT: &str = "write limit = { spans_per_second = 500 }, bytes_per_second, or both";
-/// `burst_capacity` where the file names none, in seconds of the rate.
+/// The default of `burst_capacity`, in seconds of the rate.
 const BURST_SECONDS: f64 = 2.0;
 
 /// Reads `limit`; wrong parts are reported.

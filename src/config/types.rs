@@ -1,9 +1,9 @@
-//! Every policy type, described once: its parameters, what it matches, where it may stand, and
-//! whether its outcome can still turn while spans arrive.
+//! The description of every policy type: its parameters, what it matches, where it is allowed, and
+//! whether its match can still change while spans arrive.
 //!
-//! The loader takes names, places and bounds from here; the JSON Schema and the reference page are
-//! written from it by `crate::reference`. To add a type: one entry here, and its reader in
-//! `config::conditions` or `config::policies`. What a type does is the business of `crate::policy`.
+//! The loader takes names, places and bounds from here; `crate::reference` writes the JSON Schema
+//! and the reference page from it. To add a type, add one entry here, and its reader in
+//! `config::conditions` or `config::policies`. `crate::policy` implements what a type does.
 
 #![cfg_attr(
     not(test),
@@ -14,20 +14,20 @@ mod kinds;
 
 use super::keys::{Key, Kind, Need};
 
-/// A policy type.
+/// The description of a policy type.
 #[derive(Debug)]
 pub(crate) struct PolicyType {
     pub(crate) name: &'static str,
     pub(super) id: Type,
-    /// What it matches, in sentences.
+    /// What it matches, as Markdown.
     pub(crate) words: &'static str,
     pub(crate) parameters: &'static [Key],
-    /// Parameters of which at least one must be there.
+    /// Parameters of which at least one is required.
     pub(crate) any_of: &'static [&'static str],
-    /// Parameters of which at most one may be there.
+    /// Pairs of parameters of which at most one is allowed.
     pub(crate) exclusive: &'static [[&'static str; 2]],
     pub(crate) place: Standing,
-    /// What may stand among its parts.
+    /// The policies that are allowed as its parts.
     pub(crate) parts: Parts,
     pub(crate) turns: Turns,
 }
@@ -61,42 +61,42 @@ pub(super) enum Type {
     Rare,
 }
 
-/// Where a type may stand.
+/// Where a type is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Anywhere, also inside of `same_span`: one single span can meet it.
+    /// Anywhere, also inside `same_span`: a single span can meet it.
     OfOneSpan,
-    /// Anywhere but inside of `same_span`.
+    /// Anywhere except inside `same_span`.
     OfTrace,
-    /// At the top level alone.
+    /// Only at the top level.
     Top,
 }
 
-/// What may stand among the parts of a type.
+/// The policies that are allowed as the parts of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parts {
-    /// It has none.
+    /// None.
     None,
-    /// Anything that may stand where the type stands.
+    /// Any policy that is allowed in the place of the type itself.
     Any,
-    /// Nothing that is left to chance.
+    /// Policies that are not probabilistic.
     Certain,
-    /// Nothing that is left to chance, and only what one single span can meet.
+    /// Policies that are not probabilistic and that a single span can meet.
     OfOneSpan,
 }
 
-/// Whether a type that matches a part of a trace can stop to match when more spans arrive.
+/// Whether a policy that matches a part of a trace can stop matching when more spans arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turns {
-    /// Once true it stays true.
+    /// It cannot.
     Never,
-    /// With `invert_match`.
+    /// It can with `invert_match`.
     Inverted,
-    /// With an upper bound.
+    /// It can with an upper bound.
     Bounded,
-    /// As its parts do.
+    /// It can if its parts can.
     AsParts,
-    /// As its part does not.
+    /// It can, because its part can start matching.
     Opposite,
 }
 
@@ -131,13 +131,13 @@ impl PolicyType {
         PolicyType { turns, ..self }
     }
 
-    /// The type of this name.
+    /// The type with this name.
     pub(super) fn named(name: &str) -> Option<&'static PolicyType> {
         TYPES.iter().find(|known| known.name == name)
     }
 }
 
-/// A year in milliseconds, so that nanoseconds fit 64 bits with ease.
+/// A year in milliseconds, so that nanoseconds easily fit into 64 bits.
 const YEAR_MS: u64 = 31_536_000_000;
 
 const KEY: Key = required("key", Kind::Text { pattern: "." }, "The key of the attribute.");
@@ -391,7 +391,7 @@ pub(crate) const TYPES: &[PolicyType] = &[
     kinds::RARE,
 ];
 
-/// Keys of any policy beside its type's own. All but the percentage are for the top level.
+/// The keys that every policy can have. Except the percentage, they are for the top level.
 pub(crate) const COMMON: &[Key] = &[
     required(
         "name",
@@ -424,7 +424,7 @@ pub(crate) const COMMON: &[Key] = &[
     ),
 ];
 
-/// Keys of a limit.
+/// The keys of a limit.
 pub(crate) const LIMIT: &[Key] = &[
     Key::new("spans_per_second", Kind::AboveZero, "Kept spans per second."),
     Key::new("bytes_per_second", Kind::AboveZero, "Kept bytes per second, of encoded spans."),

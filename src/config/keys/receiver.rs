@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{DAY, Described, Key, Kind, Need, SERVER_CERT, SERVER_KEY};
 
-/// Largest message of a sender: 1 GiB, since gRPC's framing has a length of 32 bits.
+/// The limits of a sender's message in MiB. 1 GiB, because gRPC's framing has a 32-bit length.
 const MESSAGE_MIB: [u64; 2] = [1, 1024];
 
 pub(super) const SECTIONS: &[Described] = &[

@@ -1,4 +1,4 @@
-//! Test files: what they say, and every mistake with its place.
+//! Test files: the result of reading them, and every mistake with its place.
 
 use std::path::Path;
 

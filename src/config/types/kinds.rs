@@ -1,4 +1,4 @@
-//! The types that tell kinds of traces apart.
+//! The policy types that divide traces into kinds.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const PARTICIPANTS: Key = optional(
     "Conditions, policies without a name: traces that meet all of them take part. Unset: all \
      traces.",
 );
-/// A kind takes about 100 bytes.
+/// The most kinds of a policy. A kind takes about 100 bytes.
 const KINDS_MAX: u64 = 1_000_000;
 
 pub(super) const BUDGET: PolicyType = PolicyType {
