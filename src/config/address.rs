@@ -80,11 +80,11 @@ pub(super) fn host_and_port(text: &str, port: &str) -> Result<u16, Fault> {
     };
     if host.is_empty() {
         let mended = Some(format!("0.0.0.0:{port}"));
-        return Err(Fault::new("for every address of this machine", mended));
+        return Err(Fault::new("for all addresses of this machine", mended));
     }
     if host.parse::<Ipv6Addr>().is_ok() {
         let mended = Some(format!("[{host}]:{port}"));
-        return Err(Fault::new("an IPv6 address stands in brackets", mended));
+        return Err(Fault::new("put an IPv6 address in brackets", mended));
     }
     match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) if address.parse::<Ipv6Addr>().is_ok() => Ok(port),

@@ -210,7 +210,7 @@ pub(super) fn span_event(section: &mut Section<'_, '_>) -> Option<RuleKind> {
         let problem = Problem::new("`span_event` has no `names` and no `key`");
         section.require_any(&["names", "key"], problem.hint("give one or both"));
     } else if matches!(written, Read::Set(..)) {
-        let problem = Problem::new("`values` are those of an attribute, and there is no `key`");
+        let problem = Problem::new("`values` needs `key`, the attribute that has the values");
         section.require("key", &key, problem.hint("names of events go into `names`"));
     }
     let mut matching = |list: Read<Vec<(String, Span)>>| match list {
@@ -237,7 +237,7 @@ pub(super) fn trace_state(section: &mut Section<'_, '_>) -> Option<RuleKind> {
             "" => Problem::new("`key` is empty"),
             key if key.contains([',', '=', ' ', '\t']) => {
                 let message = format!("{} is not a key of tracestate", quote(key));
-                Problem::new(message).hint("it is what stands before the `=`, such as `vendor`")
+                Problem::new(message).hint("it is the text before the `=`, such as `vendor`")
             }
             key => return Ok(key.to_owned()),
         };
@@ -351,7 +351,7 @@ fn optional(section: &mut Section<'_, '_>, key: &'static str) -> Read<Vec<(Strin
 fn regexes(section: &mut Section<'_, '_>, written: &[(String, Span)]) -> Option<RegexSet> {
     for (text, span) in written {
         if text.contains('\u{8}') {
-            let message = format!("the expression {} holds a backspace", quote(text));
+            let message = format!("the expression {} contains a backspace", quote(text));
             let hint = "in double quotes TOML makes a backspace of `\\b`: use single quotes";
             section.warn(span.clone(), Problem::new(message).hint(hint));
         }

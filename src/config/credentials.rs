@@ -71,7 +71,7 @@ pub(super) fn exporter_token<'h>(
     let token = section.file("bearer_token_file", directory);
     let Read::Set(file, span) = &token else { return None };
     if headers.any(|name| name == "authorization") {
-        let message = "`bearer_token_file` and the header `authorization` are both there, and \
+        let message = "`bearer_token_file` and the header `authorization` are both set, and \
                        only one of them can be sent";
         section.error(span.clone(), Problem::new(message).hint("remove one of them"));
     }
@@ -93,7 +93,7 @@ pub(super) fn exporter_tls(
     let key = section.file("key_file", directory);
     let server_name = section.text("server_name", server_name);
     if is_there && is_https == Some(false) {
-        let problem = Problem::new("[exporter.otlp.tls] is there, but `endpoint` is http://");
+        let problem = Problem::new("[exporter.otlp.tls] is set, but `endpoint` is http://");
         section.error(header, problem.hint("write https://, or remove the section"));
     }
     let identity = cert.clone().good().zip(key.clone().good());
@@ -155,7 +155,7 @@ fn problem(key: &str, fault: &Fault) -> Problem {
         ),
         Fault::BadKey => problem.hint("RSA from 2048 bits, ECDSA P-256, P-384 and Ed25519 work"),
         Fault::NoToken => problem.hint("write one token a line"),
-        Fault::ManyTokens => problem.hint("leave the one token that the backend expects"),
+        Fault::ManyTokens => problem.hint("keep only the token that the backend expects"),
         Fault::TooLarge | Fault::BadToken | Fault::NoSystemAuthorities => problem,
     }
 }

@@ -33,8 +33,7 @@ pub(super) fn exporter(
         };
         let own = listeners.iter().find(|(_, listener)| *listener == address);
         if let Some((name, _)) = own {
-            let message =
-                format!("`endpoint` is this service's own [{name}]: spans would go in circles");
+            let message = format!("`endpoint` is this service's own [{name}]: spans would loop");
             return Err(Problem::new(message).hint("name the backend's OTLP address"));
         }
         Ok(text.to_owned())
@@ -75,7 +74,7 @@ fn http(text: &str, is_known: bool, is_own: impl Fn(&str) -> bool) -> Result<&st
             Err(fault) => return Some(fault),
         };
         if let Some((base, _)) = text.split_once(['?', '#']) {
-            let why = "leave out what begins with `?` or `#`";
+            let why = "leave out everything from `?` or `#` on";
             return Some(Fault::new(why, Some(base.to_owned())));
         }
         let address = host(rest);
@@ -88,7 +87,7 @@ fn http(text: &str, is_known: bool, is_own: impl Fn(&str) -> bool) -> Result<&st
     };
     let base = text.trim_end_matches('/').strip_suffix(TRACES_PATH);
     if let Some(base) = base.filter(|_| is_known && fault(text).is_none()) {
-        let message = format!("`endpoint` is a base, to which {TRACES_PATH} is added");
+        let message = format!("`endpoint` is a base URL, to which {TRACES_PATH} is added");
         return Err(Problem::new(message).hint(format!("write \"{base}\"")));
     }
     let Some(first) = fault(text) else { return Ok(host(without_scheme(text))) };
@@ -140,7 +139,7 @@ fn warn_of_port(section: &mut Section<'_, '_>, protocol: Protocol, endpoint: &st
         (Protocol::Http, Some(GRPC_PORT)) => (HTTP_PORT, "http/protobuf", "grpc"),
         _ => return,
     };
-    let message = format!("the port is the usual one of `protocol = \"{other}\"`");
+    let message = format!("the port is the usual one for `protocol = \"{other}\"`");
     let hint = format!("`{name}` usually has port {usual}");
     section.warn(span.clone(), Problem::new(message).hint(hint));
 }

@@ -13,7 +13,7 @@ pub(super) type Variable = fn(&str) -> Result<String, VarError>;
 
 /// The hint for a problem of a text in which variables were replaced.
 pub(super) const HIDDEN: &str =
-    "what the environment variables hold is not shown: it may be a secret";
+    "the values of environment variables are not shown: they may be secrets";
 
 const OPENING: &str = "${env:";
 

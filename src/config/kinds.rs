@@ -21,7 +21,7 @@ pub(super) fn budget(section: &mut Section<'_, '_>) -> Option<BudgetSpec> {
     let spec = |of: f64| Rate { per_second: of, burst: BudgetSpec::BURST_SECONDS * of };
     let rate = match rates {
         [Read::Set(..), Read::Set(_, span)] => {
-            let problem = Problem::new("a budget has one rate, and this one has two");
+            let problem = Problem::new("a budget can only have one rate");
             section.error(span, problem.hint("keep `spans_per_second` or `bytes_per_second`"));
             None
         }
@@ -72,7 +72,7 @@ fn kinds(section: &mut Section<'_, '_>) -> Option<KindsSpec> {
         } else {
             if looks_like_an_id(&key) {
                 let message = format!(
-                    "the key {} looks like an id: nearly every trace would be a kind of its own",
+                    "the key {} looks like an id: nearly every trace would be its own kind",
                     quote(&key)
                 );
                 let hint = "use attributes with few values, such as `service.name` or `http.route`";

@@ -28,7 +28,7 @@ pub(super) fn limit(section: &mut Section<'_, '_>) -> Read<LimitSpec> {
         limit.require_any(&keys, Problem::new("the limit has no rate").hint(HINT));
     }
     if let (Read::Set(..), Read::Set(..), Read::Set(_, burst)) = (&spans, &bytes, &burst) {
-        let problem = Problem::new("`burst_capacity` beside two rates could mean either");
+        let problem = Problem::new("`burst_capacity` with two rates is ambiguous");
         limit.error(burst.clone(), problem.hint("leave it out: each burst is twice its rate"));
         return Read::Bad;
     }

@@ -263,7 +263,7 @@ impl Policies {
             && *at <= self.now
         {
             let problem = Problem::new("the policy has expired: it matches nothing any more");
-            section.warn(span.clone(), problem.hint("remove it, or let it end later"));
+            section.warn(span.clone(), problem.hint("remove it, or set a later time"));
         }
         let shadow = section.boolean("shadow").or(false);
         Top { type_name, limit, expires: expires.good(), shadow }
@@ -407,7 +407,7 @@ fn known_type(text: &str) -> Result<&'static PolicyType, Problem> {
 fn misplaced(kind: &PolicyType, place: Place) -> Option<Problem> {
     let name = kind.name;
     if kind.place == Standing::Top && place.depth > 1 {
-        return Some(Problem::new(format!("`{name}` stands only at the top level")).hint(
+        return Some(Problem::new(format!("`{name}` is only allowed at the top level")).hint(
             match kind.id {
                 Type::Drop => {
                     "it vetoes whole traces; to exclude something from one policy use `not`"
@@ -420,7 +420,7 @@ fn misplaced(kind: &PolicyType, place: Place) -> Option<Problem> {
         return Some(left_to_chance(outer));
     }
     if place.of_one_span && kind.place != Standing::OfOneSpan {
-        return Some(Problem::new(format!("`{name}` is not about a single span")).hint(
+        return Some(Problem::new(format!("`{name}` is not a condition on a single span")).hint(
             "`same_span` takes conditions on attributes, status, name, kind, duration, events, \
              service, flags and tracestate; put the rest beside it in an `and`",
         ));

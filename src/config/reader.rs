@@ -120,4 +120,4 @@ const COLLECTOR_KEYS: &[(&str, &str)] = &[
     ("trace_state", BESIDE_TYPE),
 ];
 
-const BESIDE_TYPE: &str = "its keys stand beside `type`, not in a table of their own";
+const BESIDE_TYPE: &str = "write its keys next to `type`, not in a table of their own";

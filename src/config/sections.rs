@@ -295,8 +295,8 @@ fn headers(section: &mut Section<'_, '_>) -> BTreeMap<String, Secret> {
     let mut headers = BTreeMap::new();
     for ((name, value), span) in entries {
         if headers.contains_key(&name) {
-            let message = format!("the header {} is there twice", quote(&name));
-            section.error(span, Problem::new(message).hint("the case of names does not count"));
+            let message = format!("the header {} is given twice", quote(&name));
+            section.error(span, Problem::new(message).hint("the case of header names is ignored"));
         }
         headers.insert(name, Secret::from(value));
     }

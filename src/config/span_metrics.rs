@@ -100,7 +100,7 @@ fn check(attribute: &str, label: &str, style: Style, before: &[Dimension]) -> Re
     }
     if let Some(other) = before.iter().find(|other| other.label == label) {
         let message = match other.attribute == attribute {
-            true => format!("the dimension {quoted} is there twice"),
+            true => format!("the dimension {quoted} is given twice"),
             false => format!("{quoted} and `{}` become the same label, `{label}`", other.attribute),
         };
         return Err(Problem::new(message).hint("leave one of them out"));

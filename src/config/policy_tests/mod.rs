@@ -153,7 +153,7 @@ impl TestFile<'_> {
         if let Read::Set(_, span) = &config
             && (load.policies.found() || !matches!(policy_files, Read::Unset))
         {
-            let problem = Problem::new("`config` stands beside other policies");
+            let problem = Problem::new("`config` cannot be combined with other policies");
             root.error(span.clone(), problem.hint("name one configuration, or policies"));
         }
         let is_config_bad = matches!(config, Read::Bad);
@@ -251,7 +251,7 @@ impl TestFile<'_> {
             section.require_any(&keys, problem.hint(hint));
         }
         if let (Read::Set(..), Read::Set(_, span)) = (&percentage, &kept) {
-            let problem = Problem::new("`kept` stands beside `percentage`");
+            let problem = Problem::new("`kept` cannot be combined with `percentage`");
             section.error(span.clone(), problem.hint("`kept = true` is short for 100"));
         }
         if let Read::Set(name, span) = &policy
@@ -287,7 +287,7 @@ fn trace(section: &mut Section<'_, '_>, directory: &Path) -> Option<TestedTrace>
             section.require_any(&["spans", "file"], problem);
         }
         (Read::Set(..), Read::Set(_, span)) => {
-            section.error(span.clone(), Problem::new("`file` stands beside `spans`"));
+            section.error(span.clone(), Problem::new("`file` cannot be combined with `spans`"));
         }
         (Read::Set(..), Read::Unset) => {
             section.refuse("trace_id", Problem::new("`trace_id` belongs to `file`"));

@@ -109,7 +109,7 @@ fn read(mut section: Section<'_, '_>, ids: &mut Vec<String>) -> TestSpan {
     let service = text(&mut section, "service").good();
     let resource = attributes(&mut section, "resource");
     if service.is_some() && resource.iter().any(|(key, _)| key == "service.name") {
-        let problem = Problem::new("`service` stands beside `service.name` in `resource`");
+        let problem = Problem::new("`service` is also given as `service.name` in `resource`");
         section.refuse("service", problem);
     }
     let span = TestSpan {
@@ -153,7 +153,7 @@ fn nanos(section: &mut Section<'_, '_>) -> [i64; 2] {
     let ms = section.read("ms", |value| pair("ms", value, 1e6));
     let ns = section.read("ns", |value| pair("ns", value, 1.0));
     if let (Read::Set(..), Read::Set(_, span)) = (&ms, &ns) {
-        section.error(Span::clone(span), Problem::new("`ns` stands beside `ms`"));
+        section.error(Span::clone(span), Problem::new("`ns` cannot be combined with `ms`"));
     }
     ms.good().or(ns.good()).unwrap_or(LASTS)
 }
@@ -217,7 +217,7 @@ fn attribute_value(key: &str, value: &DeValue<'_>) -> Result<AttributeValue, Pro
             AttributeValue::List(values.collect::<Result<_, _>>()?)
         }
         DeValue::Table(_) => {
-            let hint = r#"a key with dots stands in quotes: "http.route" = "/checkout""#;
+            let hint = r#"put a key with dots in quotes: "http.route" = "/checkout""#;
             let wanted = "a string, a number, a boolean or a list";
             return Err(values::wrong_type(key, wanted, value).hint(hint));
         }

@@ -71,7 +71,7 @@ fn problems_of_expires() {
         (
             "type = 'always_sample'\nexpires = 2026-11-21T00:00:00Z",
             "4:11: warning: the policy has expired: it matches nothing any more \
-             | remove it, or let it end later",
+             | remove it, or set a later time",
         ),
     ]);
     assert_eq!(

@@ -367,12 +367,12 @@ fn keys_that_mean_another() {
         (
             "type = 'latency'\nlatency = { threshold_ms = 5 }",
             "4:1: error: unknown key `latency` in a policy of type `latency` \
-             | its keys stand beside `type`, not in a table of their own",
+             | write its keys next to `type`, not in a table of their own",
         ),
         (
             "type = 'status_code'\n[policy.status_code]\nstatus_codes = ['OK']",
             "4:9: error: unknown key `status_code` in a policy of type `status_code` \
-             | its keys stand beside `type`, not in a table of their own",
+             | write its keys next to `type`, not in a table of their own",
         ),
     ]);
     let plural = POLICY.replace("policy", "policies");
@@ -411,7 +411,7 @@ fn combinations() {
         ),
         (
             "type = 'and'\npolicies = [{ type = 'drop', policies = [{ type = 'always_sample' }] }]",
-            "4:22: error: `drop` stands only at the top level \
+            "4:22: error: `drop` is only allowed at the top level \
              | it vetoes whole traces; to exclude something from one policy use `not`",
         ),
         (
