@@ -178,13 +178,8 @@ const fn whole(min: u64, max: u64) -> Kind {
 
 /// All types, in the order in which they are shown.
 pub(crate) const TYPES: &[PolicyType] = &[
-    PolicyType::new(
-        "always_sample",
-        Type::AlwaysSample,
-        "Matches every \
-     trace.",
-    )
-    .stands(Standing::OfTrace),
+    PolicyType::new("always_sample", Type::AlwaysSample, "Matches every trace.")
+        .stands(Standing::OfTrace),
     PolicyType::new(
         "status_code",
         Type::StatusCode,
@@ -214,9 +209,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "string_attribute",
         Type::StringAttribute,
-        "Matches if any span, or its resource, has the attribute with one of the values. \
-         Each element \
-         of a list counts as a value.",
+        "Matches if any span, or its resource, has the attribute with one of the values. Each \
+         element of a list counts as a value.",
     )
     .with(&[KEY, VALUES, REGEX, SCOPE, INVERT])
     .turns(Turns::Inverted),
@@ -226,9 +220,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ..PolicyType::new(
             "numeric_attribute",
             Type::NumericAttribute,
-            "Matches if any span, or its resource, has the attribute with a number within \
-             the bounds. \
-             Integers are compared exactly, also beyond 2^53.",
+            "Matches if any span, or its resource, has the attribute with a number within the \
+             bounds. Integers are compared exactly, also beyond 2^53.",
         )
         .with(&[KEY, MIN, ABOVE, MAX, BELOW, SCOPE, INVERT])
         .turns(Turns::Inverted)
@@ -292,23 +285,17 @@ pub(crate) const TYPES: &[PolicyType] = &[
     )
     .with(&[VALUES, REGEX, INVERT])
     .turns(Turns::Inverted),
-    PolicyType::new(
-        "span_kind",
-        Type::SpanKind,
-        "Matches if any span is of one of the \
-     kinds.",
-    )
-    .with(&[required(
-        "kinds",
-        Kind::Words(&["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "UNSPECIFIED"]),
-        "Kinds of spans.",
-    )]),
+    PolicyType::new("span_kind", Type::SpanKind, "Matches if any span is of one of the kinds.")
+        .with(&[required(
+            "kinds",
+            Kind::Words(&["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "UNSPECIFIED"]),
+            "Kinds of spans.",
+        )]),
     PolicyType::new(
         "root_span",
         Type::RootSpan,
-        "Matches if any span is a root: its parent span id is empty or all zero. In \
-         `same_span`, that \
-         span has to be the root.",
+        "Matches if any span is a root: its parent span id is empty or all zero. In `same_span`, \
+         that span has to be the root.",
     ),
     PolicyType::new(
         "span_duration",
@@ -329,10 +316,9 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ..PolicyType::new(
             "span_event",
             Type::SpanEvent,
-            "Matches if any span has an event with one of the names, and with the attribute \
-             `key` with \
-             one of the values (any value if `values` is unset). A single event has to meet all \
-             of these.",
+            "Matches if any span has an event with one of the names, and with the attribute `key` \
+             with one of the values (any value if `values` is unset). A single event has to meet \
+             all of these.",
         )
         .with(&[
             optional("names", Kind::Strings { pattern: "" }, "Names of the event."),
@@ -351,8 +337,7 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "and",
         Type::And,
-        "Matches if all parts match. The lowest percentage \
-     among them counts.",
+        "Matches if all parts match. The lowest percentage among them counts.",
     )
     .with(&[PARTS])
     .takes(Parts::Any)
@@ -360,8 +345,7 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "or",
         Type::Or,
-        "Matches if any part matches. The highest percentage \
-     among the matching parts counts.",
+        "Matches if any part matches. The highest percentage among the matching parts counts.",
     )
     .with(&[PARTS])
     .takes(Parts::Any)
@@ -407,20 +391,20 @@ pub(crate) const COMMON: &[Key] = &[
     Key::new(
         "limit",
         Kind::Limit,
-        "The most that the policy keeps: `{ spans_per_second = 500 }`, `bytes_per_second`, or \
-         both.",
+        "The maximum rate that the policy keeps: `{ spans_per_second = 500 }`, `bytes_per_second`, \
+         or both.",
     ),
     Key::new(
         "expires",
         Kind::DateTime,
-        "A date and time with an offset, such as `2026-12-24T18:00:00Z`. From then on the policy \
+        "A date and time with an offset, such as `2026-12-24T18:00:00Z`. From then on, the policy \
          matches nothing.",
     ),
     Key::boolean(
         "shadow",
         false,
-        "Whether the policy is only evaluated. It decides nothing, and metrics show what it would \
-         change.",
+        "Whether the policy is only evaluated. A shadow policy decides nothing; metrics show what \
+         it would change.",
     ),
 ];
 
@@ -431,7 +415,7 @@ pub(crate) const LIMIT: &[Key] = &[
     Key::new(
         "burst_capacity",
         Kind::AboveZero,
-        "How much can be kept at once after a quiet time. Only with a single rate. Unset: twice \
-         the rate.",
+        "How many spans or bytes can be kept at once after a quiet time. Only with a single rate. \
+         Unset: twice the rate.",
     ),
 ];

@@ -54,7 +54,7 @@ text format for others. [Metrics from all spans](../span-metrics.md) explains th
 
 Labels are `service` (`service_name` with `connector`), `span_name`, `span_kind` such as
 `SPAN_KIND_SERVER`, `status_code` such as `STATUS_CODE_ERROR`, and the `dimensions`. The series
-`metric_overflow=\"true\"` counts the spans for whose labels there was no room. The ledger, exact
+`metric_overflow=\"true\"` counts the spans whose set of labels had no room. The ledger, exact
 when traffic rests, in spans, each summed over its labels:
 
     tailwater_span_metrics_spans_total = calls_total + tailwater_span_metrics_stale_spans_total

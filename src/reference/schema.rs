@@ -28,8 +28,8 @@ fn the_schema_is_what_the_code_says() {
         describe(table, section);
     }
     root["properties"]["policy"] = json!({
-        "description": "The policies, in this order before those of `policy_files`. The most \
-                        generous one that matches decides.",
+        "description": "The policies. They come before those of `policy_files`. The most generous \
+                        policy that matches decides.",
         "type": "array",
         "items": { "$ref": "#/$defs/policy" },
     });
@@ -158,7 +158,7 @@ fn definitions() -> Value {
         },
         "part": part(),
         "certain": {
-            "description": "Nothing that is left to chance.",
+            "description": "A policy that is not probabilistic, at any depth.",
             "properties": {
                 "type": { "not": { "const": "probabilistic" } },
                 "sampling_percentage": { "const": 100 },
@@ -179,7 +179,7 @@ fn limit() -> Value {
     let properties: Map<_, _> =
         LIMIT.iter().map(|key| (key.name.to_owned(), property(key))).collect();
     json!({
-        "description": "Holds what the policy keeps to a rate, by keeping less.",
+        "description": "Limits the rate of what the policy keeps, by lowering its percentage.",
         "type": "object",
         "additionalProperties": false,
         "properties": properties,
@@ -197,7 +197,7 @@ fn part() -> Value {
     let of_top: Vec<_> = of_top.collect();
     properties.insert("type".to_owned(), json!({ "not": { "enum": of_top } }));
     json!({
-        "description": "A policy within another: without the keys of a whole one.",
+        "description": "A nested policy, without the keys of the top level.",
         "allOf": [{ "$ref": "#/$defs/rule" }],
         "properties": properties,
     })
@@ -207,7 +207,7 @@ fn of_one_span() -> Value {
     let fitting = TYPES.iter().filter(|kind| kind.place == Standing::OfOneSpan);
     let names: Vec<_> = fitting.map(|kind| kind.name).collect();
     json!({
-        "description": "What a single span can meet.",
+        "description": "A condition that a single span can meet.",
         "properties": {
             "type": { "enum": names },
             "policy": { "$ref": "#/$defs/of_one_span" },
@@ -221,7 +221,7 @@ fn rule() -> Value {
     let names: Vec<_> = TYPES.iter().map(|kind| kind.name).collect();
     let mut properties = Map::new();
     properties
-        .insert("type".to_owned(), json!({ "description": "What it matches by.", "enum": names }));
+        .insert("type".to_owned(), json!({ "description": "The type of policy.", "enum": names }));
     let parameters = TYPES.iter().flat_map(|kind| kind.parameters);
     for key in COMMON.iter().chain(parameters) {
         properties.entry(key.name).or_insert_with(|| property(key));

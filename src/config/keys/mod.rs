@@ -251,8 +251,8 @@ static TOP: Described = Described {
         "shutdown_timeout",
         [SECOND, HOUR],
         Duration::from_secs(30),
-        "The longest a graceful shutdown may take: deciding what is buffered and delivering what \
-         is kept. Give the container a little more time before it is killed.",
+        "The time limit for a graceful shutdown: deciding the buffered traces and delivering the \
+         kept spans. Give the container a little more time before it is killed.",
     )],
 };
 
