@@ -254,7 +254,7 @@ fn a_recorded_trace_is_picked_by_its_id() {
         ("two.json", "", "has more than one trace"),
         ("one.json", "trace_id = \"bad\"", "has no trace 00000000000000000000000000000bad"),
         ("absent.json", "", "cannot read"),
-        ("broken.json", "", "broken.json:2: this is no JSON"),
+        ("broken.json", "", "broken.json:2: this is not JSON"),
         ("empty.json", "", "has no spans"),
     ] {
         let tested = run(&test(file, id, true));
