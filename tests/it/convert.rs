@@ -1,4 +1,4 @@
-//! `tailwater convert` as people run it: exit codes, outputs, several processors, missing files.
+//! `tailwater convert` on the command line: exit codes, outputs, several processors, missing files.
 
 use std::{fs, process::Output};
 
@@ -24,9 +24,9 @@ fn convert(directory: &Directory, text: &str, more: &[&str]) -> (i32, String, St
     told(&tailwater(&arguments))
 }
 
-/// Scenario: a processor that can be converted whole.
-/// Guarantees: TOML and nothing else on standard output, notes on standard error, exit code 0, and
-/// `check` takes the TOML.
+/// Scenario: a processor that can be converted completely.
+/// Guarantees: only TOML on standard output, notes on standard error, exit code 0, and `check`
+/// accepts the TOML.
 #[test]
 fn a_whole_conversion_succeeds() {
     let directory = Directory::new();
@@ -42,8 +42,8 @@ fn a_whole_conversion_succeeds() {
     assert_eq!(code, 0, "{errors}");
 }
 
-/// Scenario: a policy of a type that the Collector does not have, beside one that it has.
-/// Guarantees: exit code 1, the error at its line, the rest converted.
+/// Scenario: a policy of a type that the Collector does not have, beside a valid one.
+/// Guarantees: exit code 1, the error at its line, and the rest converted.
 #[test]
 fn a_refused_policy_is_told_by_the_exit_code() {
     let directory = Directory::new();
@@ -57,9 +57,9 @@ fn a_refused_policy_is_told_by_the_exit_code() {
     assert!(out.contains("name = \"rest\"\ntype = \"trace_flags\"\n"), "{out}");
 }
 
-/// Scenario: several processors, none, a file that is missing, one that cannot be written, bad
-/// arguments.
-/// Guarantees: exit code 1 or 2, words that name what is wrong, and nothing on standard output.
+/// Scenario: several processors, no processor, a missing file, an output that cannot be written,
+/// bad arguments.
+/// Guarantees: exit code 1 or 2, a message that names the problem, and nothing on standard output.
 #[test]
 fn what_cannot_be_done_is_told() {
     let directory = Directory::new();
