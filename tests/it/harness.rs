@@ -333,8 +333,8 @@ impl Metrics {
     }
 }
 
-/// A span of a trace whose id is 8 bytes that are zero except for a fixed number, then these low 8
-/// bytes, of which the lower 7 are the randomness.
+/// A span of a trace whose id has 8 constant bytes, then those of `trace`, of which the lower 7 are
+/// the randomness.
 pub fn span(trace: u64, id: u64, parent: Option<u64>) -> Span {
     Span {
         trace_id: trace_id(trace),

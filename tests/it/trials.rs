@@ -1,4 +1,4 @@
-//! Trials: a second set of policies decides the traffic as well, and changes nothing.
+//! Trials: a second set of policies also decides the traffic, and changes nothing.
 
 mod commands;
 pub(crate) mod running;
@@ -28,8 +28,8 @@ fn limited(name: &str, per_second: f64) -> PolicySpec {
     PolicySpec { limit, ..PolicySpec::new(name, rule) }
 }
 
-/// Twenty seconds of traffic, half of which fails, in ticks of 100 ms. At `at` the policies become
-/// others, or others are tried. Returns the kept traces and the last report.
+/// Twenty seconds of traffic, half of which fails, in ticks of 100 ms. At `at`, the policies are
+/// replaced, or others are tried. Returns the kept traces and the last report.
 fn run(
     policies: &[PolicySpec],
     others: &[PolicySpec],
@@ -66,10 +66,10 @@ fn run(
     (kept, rig.sampler.plan().trial().map(|trial| trial.report()))
 }
 
-/// Scenario: twenty seconds of the same traffic three times. At the beginning, or in the middle,
-/// other policies with limits are tried, come into force, or neither. Once the policies before have
-/// a limit as well.
-/// Guarantees: a trial changes nothing that is kept. It says exactly what a reload at the same
+/// Scenario: twenty seconds of the same traffic, three times. At the beginning or in the middle,
+/// other policies with limits are tried, are put in force, or neither. In one case, the earlier
+/// policies have a limit too.
+/// Guarantees: a trial does not change what is kept. It reports exactly what a reload at the same
 /// moment does, with limits, which begin full. Neither set's limit takes from the other's.
 #[test]
 fn a_trial_with_limits_says_what_a_reload_brings() {
