@@ -60,7 +60,7 @@ pub(super) fn review(
         root.warn(span.clone(), too_large(first.amount, message_max, mib).hint(hint));
     }
     let share = limit.bytes / DECISION_LOG_PART;
-    // A trace that anybody looks up mostly matches at least one policy.
+    // Most traces that are looked up match at least one policy.
     let traces_max = share / (LOGGED_TRACE_BYTES + 2);
     if let Some(log) = log.filter(|log| log.amount > traces_max)
         && let Some(span) = log.span.as_ref().or(memory_span)

@@ -238,7 +238,7 @@ pub struct Exporter {
     /// `bearer_token_file`: the token that is sent as `authorization: Bearer`; `None`, which is the
     /// default, sends none.
     pub bearer_token_file: Option<PathBuf>,
-    /// `[exporter.otlp.tls]`; present exactly where `endpoint` is `https://`.
+    /// `[exporter.otlp.tls]`; present if and only if `endpoint` is `https://`.
     pub tls: Option<ClientTls>,
     /// `[exporter.otlp.sending_queue]`.
     pub queue: SendingQueue,
@@ -272,7 +272,7 @@ pub enum Compression {
 pub struct SendingQueue {
     /// `queue_size_mib`, here in bytes. Default a quarter of the memory limit, at most half of it.
     pub queue_bytes_max: usize,
-    /// `num_consumers`: requests under way at once, default 10.
+    /// `num_consumers`: requests in progress at once, default 10.
     pub num_consumers: usize,
     /// `overflow`, default block.
     pub overflow: Overflow,

@@ -71,7 +71,7 @@ impl<I: BufRead> Pieces<I> {
             };
             self.at += 4 + u64::from(length);
             if length as usize > PIECE_BYTES_MAX {
-                // It may as well be no length at all: what follows could not be told from it.
+                // This may not be a length at all, and then the next frame cannot be found.
                 self.is_over = true;
                 return unreadable(at, format!("a frame of {length} bytes is too large"));
             }

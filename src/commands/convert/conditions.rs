@@ -13,7 +13,7 @@ use super::{
     rule::{Rule, float, text, texts},
 };
 
-/// Why a condition cannot be converted, and where in it.
+/// Why a condition cannot be converted, and the place of the reason in it.
 #[derive(Debug, PartialEq)]
 pub(super) struct Refusal {
     pub(super) span: Range<usize>,

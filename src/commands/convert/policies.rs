@@ -151,7 +151,7 @@ impl<'r> Policies<'r> {
         }
     }
 
-    /// Converts one policy or part; `None` where an error was reported.
+    /// Converts one policy or part; `None` if an error was reported.
     fn part(&mut self, node: &Node, place: Place) -> Option<Part> {
         self.count_condition(node)?;
         let name = self.name(node)?;

@@ -39,11 +39,11 @@ struct Set {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) input: Sum,
-    /// Earliest start and latest end, Unix nanoseconds; 0 where there is none.
+    /// Earliest start and latest end, in Unix nanoseconds; 0 if there is none.
     pub(super) from: u64,
     pub(super) to: u64,
     pub(super) skipped: u64,
-    /// Whether any trace stands for more than one.
+    /// Whether any trace stands for more than one trace of the original traffic.
     pub(super) is_weighted: bool,
     /// Traces that were decided before everything was read.
     pub(super) early: u64,

@@ -59,7 +59,7 @@ pub(super) struct Probes {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Says {
-    /// The condition was true where the probe matches, false where it does not.
+    /// The condition was true if the probe matches, otherwise false.
     Whether,
     True,
     False,

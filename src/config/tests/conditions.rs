@@ -1,4 +1,4 @@
-//! The parameters of single conditions, and what may stand in `same_span`.
+//! The parameters of single conditions, and the conditions allowed in `same_span`.
 
 use super::{config, each_policy_has_one_problem, policy, problems};
 use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -49,7 +49,7 @@ fn every_condition_becomes_its_specification() {
     ] {
         assert_eq!(range(lines), (NumberRange { lower, upper }, false), "{lines}");
     }
-    // Not rounded on the way: the same as a double would be one less.
+    // The integer is not rounded: as a double, it would be one less.
     let (exact, _) = range("min_value = 9007199254740993");
     assert!(!exact.contains(int(9_007_199_254_740_992)));
 }

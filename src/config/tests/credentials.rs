@@ -1,4 +1,4 @@
-//! Certificates, keys and tokens: what is told about every way in which their files can be wrong.
+//! Certificates, keys and tokens: the diagnostics for every mistake in their files.
 
 use std::{fs, path::PathBuf};
 
@@ -6,7 +6,7 @@ use rcgen::{CertificateParams, CertifiedKey, KeyPair, date_time_ymd};
 
 use super::{POLICY, config, problems};
 
-/// A directory with files of all kinds, which is removed in the end.
+/// A directory with files of all kinds, removed when this is dropped.
 struct Files(PathBuf);
 
 impl Files {

@@ -80,7 +80,7 @@ fn problems_of_expires() {
     );
 }
 
-/// One that ends leaves the other to decide.
+/// A policy that expires earlier does not make another policy redundant.
 #[test]
 fn a_policy_covers_only_what_ends_no_later() {
     let policy = |name: &str, end: &str| {

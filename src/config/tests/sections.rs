@@ -7,7 +7,7 @@ use super::{
 
 const DEPLOYED: &str = include_str!("../../../deploy/tailwater.toml");
 
-/// `text` in front of a policy, so that nothing else is wrong with the file.
+/// `text` before a policy, so that nothing else is wrong with the file.
 fn with_policy(text: &str) -> String {
     format!("{text}\n{POLICY}")
 }
@@ -475,7 +475,7 @@ fn a_port_of_the_other_protocol_is_a_warning() {
         ["1:49: warning: the port is the usual one for `protocol = \"http/protobuf\"` \
           | `grpc` usually has port 4317"]
     );
-    // One mistake is one problem.
+    // One mistake causes one problem.
     assert_eq!(
         of("http", "http://tempo:4318/v1/traces"),
         ["1:30: error: `protocol` must be one of `grpc`, `http/protobuf`, found `http` \
@@ -538,7 +538,7 @@ fn values_that_bound_each_other() {
             "3:37: warning: `decision_wait_after_root_received` has no effect: \
              `decision_wait` ends first",
         ),
-        // What is wrong itself bounds nothing.
+        // A wrong value does not bound others.
         (
             "sampling.memory_limit_mib = 1\nexporter.otlp.sending_queue.queue_size_mib = 900",
             "1:29: error: `memory_limit_mib` must be between 32 and 1048576, found `1`",
@@ -647,6 +647,6 @@ fn what_does_not_fit_into_memory_is_said() {
     let set = "[receiver]\ngrpc.max_recv_msg_size_mib = 60\nhttp.max_request_body_size_mib = 20\n\
                [sampling]\nmemory_limit_mib = 100\ndecision_log_size = 1_000";
     assert_eq!(of(set).len(), 1, "{:?}", of(set));
-    // A limit that is wrong itself bounds nothing.
+    // A wrong limit does not bound others.
     assert_eq!(of("[sampling]\nmemory_limit_mib = 1\ndecision_log_size = 1_000_000").len(), 1);
 }

@@ -1,4 +1,4 @@
-//! `[span_metrics]`: what becomes a label, and what cannot.
+//! `[span_metrics]`: attributes that can become labels, and attributes that cannot.
 
 use std::time::Duration;
 

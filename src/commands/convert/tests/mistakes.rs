@@ -1,8 +1,9 @@
-//! Mistakes as people make them: each at its place, the policy a comment, the rest converted.
+//! Common mistakes: each is reported at its place, its policy becomes a comment, the rest is
+//! converted.
 
 use super::{convert, convert_policy};
 
-/// Policies, and the errors in them.
+/// Policies, and the expected errors.
 const POLICIES: [(&str, &[&str]); 30] = [
     ("- name: p\n  type: or\n  or: {}", &["5:13: error: the Collector has no policy type `or`"]),
     ("- {name: p, type: service}", &["4:23: error: the Collector has no policy type `service`"]),
