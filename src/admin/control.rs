@@ -112,7 +112,8 @@ impl Admin {
         if self.enable_lifecycle {
             return Ok(());
         }
-        let message = "off unless `enable_lifecycle = true` in [telemetry]; SIGHUP reloads";
+        let message =
+            "set `enable_lifecycle = true` in [telemetry] to allow this; SIGHUP always reloads";
         Err(Status::permission_denied(message))
     }
 

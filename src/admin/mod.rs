@@ -238,7 +238,7 @@ impl Admin {
         match self.calls.answer() {
             Some(permit) => held(self.answer(request).await, permit),
             None => {
-                let message = "too many answers wait to be read already\n";
+                let message = "too many answers are waiting to be read; try again later\n";
                 response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message).map(Body::new)
             }
         }
@@ -451,12 +451,12 @@ fn without_body(mut response: Response<Answered>) -> Response<Answered> {
 }
 
 fn too_many_unread() -> Response<Answered> {
-    let message = format!("{UNREAD_MAX} answers wait to be read already\n");
+    let message = format!("{UNREAD_MAX} answers are waiting to be read; try again later\n");
     response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message)
 }
 
 fn not_allowed(method: &'static str) -> Response<Answered> {
-    let message = format!("only {method} is answered here\n");
+    let message = format!("this path only answers {method}\n");
     let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, message);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
     response

@@ -42,18 +42,18 @@ impl Admin {
         request: &RecordRequest,
     ) -> Result<mpsc::Receiver<Result<RecordResponse, Status>>, Status> {
         if !self.enable_recording {
-            let message = "off unless `enable_recording = true` in [telemetry]";
+            let message = "recording is off; set `enable_recording = true` in [telemetry]";
             return Err(Status::permission_denied(message));
         }
         self.permit_stream()?;
         let percentage = request.percentage.unwrap_or(100.0);
         // Written so that NaN is refused too.
         if !(percentage > 0.0 && percentage <= 100.0) {
-            return Err(Status::invalid_argument("percentage: over 0, and at most 100"));
+            return Err(Status::invalid_argument("percentage: must be above 0 and at most 100"));
         }
         let duration = duration(request.duration, DURATION)?;
         let recorder = self.sampler.recordings().begin(percentage / 100.0).ok_or_else(|| {
-            let message = format!("{RECORDINGS_MAX} recordings run already, the most at once");
+            let message = format!("{RECORDINGS_MAX} recordings are running, which is the limit");
             Status::resource_exhausted(message)
         })?;
         info!(percentage, ?duration, request.max_bytes, "recording began");

@@ -122,8 +122,9 @@ impl<A: v1::ServerReflection, B: v1alpha::ServerReflection> Rpc<A, B> {
         let is_stream = is_stream(request.uri().path());
         let room = if is_stream { &calls.streams } else { &calls.answers };
         let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
-            let what = if is_stream { "streams are open" } else { "answers wait to be read" };
-            return Status::resource_exhausted(format!("too many {what} already")).into_http();
+            let what =
+                if is_stream { "streams are open" } else { "answers are waiting to be read" };
+            return Status::resource_exhausted(format!("too many {what}")).into_http();
         };
         let called = timeout(CALL_TIMEOUT, Box::pin(self.call(request))).await;
         let mut response = called.unwrap_or_else(|_elapsed| {

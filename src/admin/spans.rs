@@ -80,7 +80,7 @@ impl Admin {
     /// The metrics in the format that the request accepts, or 404 while they are off.
     pub(super) fn span_metrics(&self, headers: &HeaderMap) -> Response<Answered> {
         let Some(metrics) = self.sampler.span_metrics() else {
-            let message = "off unless `enabled = true` in [span_metrics]\n";
+            let message = "span metrics are off; set `enabled = true` in [span_metrics]\n";
             return response(StatusCode::NOT_FOUND, TEXT, message);
         };
         let Some(permit) = self.permit() else { return too_many_unread() };

@@ -139,7 +139,8 @@ pub(super) fn duration(
 ) -> Result<Duration, Status> {
     let Some(named) = named else { return Ok(default) };
     let duration = figures::length(&named).filter(|it| !it.is_zero() && *it <= DURATION_MAX);
-    duration.ok_or_else(|| Status::invalid_argument("duration: more than 0, and at most an hour"))
+    duration
+        .ok_or_else(|| Status::invalid_argument("duration: must be above 0 and at most an hour"))
 }
 
 fn status(refused: &NoTrial) -> Status {

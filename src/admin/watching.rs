@@ -172,7 +172,7 @@ impl Watchers {
         let mut all = self.lock();
         all.retain(|watcher| !watcher.queue.is_closed());
         if all.len() >= WATCHERS_MAX {
-            let message = format!("{WATCHERS_MAX} clients watch already, the most at once");
+            let message = format!("{WATCHERS_MAX} clients are watching, which is the limit");
             return Err(Status::resource_exhausted(message));
         }
         all.push(watcher);

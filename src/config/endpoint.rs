@@ -33,7 +33,8 @@ pub(super) fn exporter(
         };
         let own = listeners.iter().find(|(_, listener)| *listener == address);
         if let Some((name, _)) = own {
-            let message = format!("`endpoint` is this service's own [{name}]: spans would loop");
+            let message =
+                format!("`endpoint` is this service's own [{name}]: spans would go in circles");
             return Err(Problem::new(message).hint("name the backend's OTLP address"));
         }
         Ok(text.to_owned())

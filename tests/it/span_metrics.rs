@@ -273,7 +273,10 @@ async fn off_means_not_found() {
     let running = Running::start(config).await;
     running.accept(vec![span(HIGH | 1, 1, None)]).await;
     let (status, _, body) = scrape(&running, "*/*").await;
-    assert_eq!((status, body.as_str()), (404, "off unless `enabled = true` in [span_metrics]\n"));
+    assert_eq!(
+        (status, body.as_str()),
+        (404, "span metrics are off; set `enabled = true` in [span_metrics]\n")
+    );
     let metrics = running.at_rest().await;
     assert_eq!(metrics.get("span_metrics_spans_total"), 0.0);
     running.stop().await;

@@ -111,7 +111,7 @@ fn every_difference_is_noted() {
         (
             "string_attribute",
             "{key: k, values: [], invert_match: true}",
-            "the policy matches always",
+            "`invert_match` without `values` always matches",
         ),
         ("numeric_attribute", "{key: k, min_value: 1}", "doubles count as numbers"),
         ("numeric_attribute", "{key: k}", "every value of the key matches"),
