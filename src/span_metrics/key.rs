@@ -1,11 +1,10 @@
 //! The key of a series: the values of its labels in one string of bytes.
 //!
-//! A key is the kind and the status, a byte each, then each value behind its length: the span's
-//! name, the service, the dimensions. Values are UTF-8 and at most 255 bytes long when they are
-//! compared, so two series never show the same labels. A longer value is cut at a character, and
-//! what is not UTF-8, or a
-//! zero byte, becomes U+FFFD. So hostile values cost a series 4 KiB at most, and values that
-//! only differ behind their first 255 bytes share a series.
+//! A key is the kind and the status, a byte each, then each value after its length: the span's
+//! name, the service, the dimensions. Values are cut and repaired before they are compared, so two
+//! series never show the same labels: a value of more than 255 bytes is cut at a character, and
+//! zero bytes and invalid UTF-8 become U+FFFD. So a series with hostile values costs 4 KiB at most,
+//! and values that differ only after their first 255 bytes share a series.
 
 use crate::{
     otlp::{
@@ -21,7 +20,7 @@ use super::{DIMENSIONS_MAX, Settings};
 /// The longest value of a label in bytes.
 const VALUE_BYTES_MAX: usize = 255;
 
-/// Writes the key of a span into `key`, which is a scratch buffer.
+/// Writes the key of a span into `key`, a scratch buffer.
 #[inline]
 pub(super) fn write(
     settings: &Settings,
@@ -63,7 +62,7 @@ fn write_with_dimensions(settings: &Settings, span: &[u8], resource: &[u8], key:
     }
 }
 
-/// The part of a resource: the service, then the dimensions.
+/// The part of a key that comes from a resource: the service, then the dimensions.
 fn of_resource(settings: &Settings, fields: &[u8]) -> Box<[u8]> {
     let mut service = None;
     let mut found = [None; DIMENSIONS_MAX];
@@ -81,7 +80,7 @@ fn of_resource(settings: &Settings, fields: &[u8]) -> Box<[u8]> {
     part.into()
 }
 
-/// Notes an attribute that is a dimension. Of several with one key the first counts.
+/// Records an attribute if it is a dimension. If a key occurs more than once, the first one counts.
 fn note<'a>(
     settings: &Settings,
     attribute: Attribute<'a>,
@@ -94,7 +93,7 @@ fn note<'a>(
     }
 }
 
-/// Texts, numbers and booleans have a text; anything else, and what cannot be read, is empty.
+/// Strings, numbers and booleans are written as text; other and unreadable values are empty.
 fn put_attribute(key: &mut Vec<u8>, attribute: Option<&Attribute<'_>>) {
     let value = attribute.and_then(|attribute| attribute.value().ok());
     match value {
@@ -106,7 +105,7 @@ fn put_attribute(key: &mut Vec<u8>, attribute: Option<&Attribute<'_>>) {
     }
 }
 
-/// Very large and very small numbers with an exponent: in full they have hundreds of digits.
+/// Writes very large and very small numbers with an exponent: in full they have hundreds of digits.
 fn decimal(number: f64) -> String {
     match number.abs() {
         1e-6..1e16 | 0.0 => number.to_string(),
@@ -117,12 +116,12 @@ fn decimal(number: f64) -> String {
 /// Adds a value, cut and repaired.
 #[inline]
 fn put(key: &mut Vec<u8>, value: &[u8]) {
-    // Prometheus takes a zero byte for the end of a scrape.
+    // Prometheus ends a scrape at a zero byte.
     let is_fine = |value: &[u8]| std::str::from_utf8(value).is_ok() && !value.contains(&0);
     if value.len() <= VALUE_BYTES_MAX && is_fine(value) {
         return put_raw(key, value);
     }
-    // A byte more, so that a character at the end is seen to be cut.
+    // One byte more, so that a cut within a character is noticed.
     let some = &value[..value.len().min(VALUE_BYTES_MAX + 1)];
     let repaired = String::from_utf8_lossy(some).replace('\0', "\u{fffd}");
     put_raw(key, &repaired.as_bytes()[..repaired.floor_char_boundary(VALUE_BYTES_MAX)]);
@@ -134,7 +133,7 @@ fn put_raw(key: &mut Vec<u8>, value: &[u8]) {
     key.extend_from_slice(value);
 }
 
-/// The values behind one another in a part of a key.
+/// The consecutive values in a part of a key.
 pub(super) fn values(mut part: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (&len, rest) = part.split_first()?;
