@@ -1,7 +1,7 @@
 """Runs every query of the dashboards, alerts and the runbook against a real Prometheus.
 
-It scrapes `tailwater demo`, and a second instance with certificates, shadow policies and policies
-that end. A query that fails, finds nothing, or refers to a series that does not exist is a fault,
+It scrapes `tailwater demo`, and a second instance with certificates, logs on disk, budgets, shadow
+policies and policies that end. A query that fails, finds nothing, or refers to a series that does not exist is a fault,
 unless the series belongs to a feature in `features-off.txt`. `check.mjs` writes the queries and
 `run.sh` installs what this needs.
 """
