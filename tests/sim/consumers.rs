@@ -3,18 +3,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tailwater::{
-    receiver::kafka::{Commit, Member, Record, Settings, Start, Taken},
+    receiver::kafka::{Commit, Member, Record, Start, Taken},
     service::Service,
 };
 
 use crate::{
     backend::Backend,
     journal::Journal,
-    network::Link,
     run::World,
     setup::Setup,
     topic::{Broker, Orders},
@@ -41,7 +40,7 @@ pub struct Instance {
     pub world: World,
     /// What its own backend has stored.
     pub journal: Arc<Journal>,
-    member: Member,
+    member: Arc<Mutex<Member>>,
     held: BTreeSet<i32>,
     next: BTreeMap<i32, u64>,
     asked: Vec<Asked>,
@@ -66,8 +65,7 @@ impl Instance {
     ) -> Self {
         let journal = Arc::new(Journal::new(false));
         let world = World::start(setup, &journal, rng).await;
-        let settings = Settings { encoding: tailwater::config::KafkaEncoding::Protobuf };
-        let member = Member::new(world.service.intake(), settings);
+        let member = Arc::clone(world.service.kafka().expect("configured"));
         broker.join(seat, epoch, wall);
         Instance {
             seat,
@@ -85,16 +83,16 @@ impl Instance {
         }
     }
 
+    fn member(&self) -> MutexGuard<'_, Member> {
+        self.member.lock().expect("no panic")
+    }
+
     pub fn service(&self) -> &Service {
         &self.world.service
     }
 
     pub fn backend(&self) -> &Arc<Backend> {
         &self.world.backend
-    }
-
-    pub fn link(&self) -> &Arc<Link> {
-        self.world.links.last().expect("one")
     }
 
     /// Whether nothing is undecided or undelivered here.
@@ -117,10 +115,11 @@ impl Instance {
             self.fetch(broker, wall);
         }
         self.ask(broker, wall);
-        let due = self.member.tick(self.own(wall));
+        let own = self.own(wall);
+        let due = self.member().tick(own);
         for (partition, commit) in due {
             if let Some(before) = broker.commit(self.seat, self.epoch, (partition, commit)) {
-                self.member.note_committed(partition, commit.offset, self.own(wall));
+                self.member().note_committed(partition, commit.offset, own);
                 committed.push((partition, before.offset, commit.offset));
             }
         }
@@ -129,7 +128,7 @@ impl Instance {
 
     /// SIGTERM with `leave_on_shutdown`: gives everything up and commits what is settled.
     pub fn leave(&mut self, broker: &mut Broker) -> Vec<Committed> {
-        let left = self.member.revoke_all();
+        let left = self.member().revoke_all();
         self.held.clear();
         let taken = left.into_iter().filter_map(|at| self.commit(broker, at)).collect();
         broker.leave(self.seat);
@@ -148,7 +147,7 @@ impl Instance {
     fn obey(&mut self, broker: &mut Broker, orders: Orders, margin: u64) -> Vec<Committed> {
         let mut committed = Vec::new();
         for partition in orders.revoke {
-            let left = self.member.revoke(partition);
+            let left = self.member().revoke(partition);
             committed.extend(left.and_then(|commit| self.commit(broker, (partition, commit))));
             self.held.remove(&partition);
             self.asked.retain(|asked| asked.partition != partition);
@@ -156,7 +155,7 @@ impl Instance {
         }
         for partition in orders.assign {
             let start: Start = broker.start(partition, margin);
-            assert!(self.member.assign(partition, start), "no window for {partition}");
+            assert!(self.member().assign(partition, start), "no window for {partition}");
             self.next.insert(partition, start.first);
             self.held.insert(partition);
             let began = self.began.entry(partition).or_insert(start.commit);
@@ -167,7 +166,7 @@ impl Instance {
 
     /// It was expelled: others may have its partitions already.
     fn rejoin(&mut self, broker: &mut Broker, wall: u64) {
-        self.member.revoke_all();
+        self.member().revoke_all();
         self.held.clear();
         self.asked.clear();
         broker.join(self.seat, self.epoch, wall);
@@ -175,10 +174,11 @@ impl Instance {
 
     fn fetch(&mut self, broker: &Broker, wall: u64) {
         let own = self.own(wall);
+        let mut member = self.member.lock().expect("no panic");
         for &partition in &self.held {
             let next = self.next.get_mut(&partition).expect("assigned");
             for _ in 0..self.rng.usize(0..=FETCH) {
-                if self.member.pauses(partition) {
+                if member.pauses(partition) {
                     break;
                 }
                 let Some(stored) = broker.record(partition, *next) else { break };
@@ -187,7 +187,7 @@ impl Instance {
                     time: Some(stored.time),
                     payload: stored.payload.as_deref(),
                 };
-                match self.member.take(partition, record, own) {
+                match member.take(partition, record, own) {
                     Taken::Later(_) => break,
                     taken => {
                         let is_in = taken == Taken::In;
@@ -203,8 +203,9 @@ impl Instance {
     /// Asks where partitions end, and hears what was asked before, on a connection of its own.
     fn ask(&mut self, broker: &Broker, wall: u64) {
         let own = self.own(wall);
+        let mut member = self.member.lock().expect("no panic");
         for asked in self.asked.extract_if(.., |asked| asked.answered_at <= wall) {
-            self.member.confirm(asked.partition, asked.end, asked.at);
+            member.confirm(asked.partition, asked.end, asked.at);
         }
         for &partition in &self.held {
             if broker.is_up && self.rng.u32(0..5) == 0 {

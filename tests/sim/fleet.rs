@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use prost::Message as _;
+use tailwater::config::{Kafka, KafkaEncoding};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -71,6 +72,23 @@ type = "probabilistic"
 sampling_percentage = 25
 "#;
 
+/// What a service has to know; the brokers are simulated.
+fn kafka() -> Kafka {
+    Kafka {
+        brokers: Vec::new(),
+        topic: "otlp_spans".into(),
+        group_id: "tailwater".into(),
+        group_instance_id: None,
+        encoding: KafkaEncoding::Protobuf,
+        starts_at_end: false,
+        replay_margin: Duration::ZERO,
+        session_timeout: Duration::from_secs(10),
+        leave_on_shutdown: false,
+        tls: None,
+        sasl: None,
+    }
+}
+
 fn span_id(trace: usize, index: u32) -> u64 {
     (trace as u64 + 1) << 16 | u64::from(index)
 }
@@ -88,13 +106,15 @@ impl Fleet {
         let sampling = &mut setup.config.sampling;
         sampling.decision_wait = wait;
         sampling.decision_wait_after_root_received = None;
-        sampling.memory_limit_bytes = if is_tight { 8 << 20 } else { 64 << 20 };
+        sampling.memory_limit_bytes = if is_tight { 4 << 20 } else { 64 << 20 };
         sampling.decision_cache_ttl = Duration::from_secs(3_600);
         let exporter = &mut setup.config.exporter;
         exporter.max_request_bytes = rng.usize(2..32) << 10;
         exporter.queue.queue_bytes_max = rng.usize(16..256) << 10;
         exporter.retry.max_elapsed_time = None;
         exporter.retry.max_interval = Duration::from_secs(5);
+        // Its margin, and the rest of it, is what `consumers` does.
+        setup.config.kafka = Some(kafka());
         let partitions = rng.usize(1..=6);
         Fleet {
             setup,
@@ -132,7 +152,7 @@ impl Fleet {
     fn plan(&mut self, horizon: Duration) -> Vec<Planned> {
         let wait = self.setup.config.sampling.decision_wait.as_millis() as u64;
         let mut planned = Vec::new();
-        for trace in 0..self.rng.usize(30..200) {
+        for trace in 0..self.rng.usize(100..300) {
             let (id, begins) = (self.rng.u64(1..), self.rng.u64(0..horizon.as_millis() as u64));
             let spans = self.rng.u32(1..=6);
             let failing = (self.rng.u32(0..4) == 0).then(|| self.rng.u32(0..spans));
@@ -353,7 +373,7 @@ async fn run(seed: u64, is_printed: bool) -> u64 {
         fleet.start(seat).await;
     }
     let mut repairs = BTreeMap::new();
-    let pause = fleet.rng.u32(40..200);
+    let pause = fleet.rng.u32(10..100);
     while !planned.is_empty() {
         let elapsed = fleet.began.elapsed().as_millis() as u64;
         fleet.produce(&mut planned, elapsed);
@@ -382,9 +402,8 @@ async fn run(seed: u64, is_printed: bool) -> u64 {
         Metrics::parse(&instance.service().admin().scrape()).assert_ledger();
     }
     fleet.check_the_end();
-    while !fleet.instances.is_empty() {
-        fleet.stop(0).await;
-    }
+    // The end of the others is that of their runtime.
+    fleet.stop(0).await;
     let violations = fleet.journal.violations();
     assert!(violations.is_empty(), "{violations:#?}");
     fleet.journal.hash()

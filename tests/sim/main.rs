@@ -75,7 +75,8 @@ fn run_seeds(test: &str, run: impl Fn(u64, bool) -> u64 + Sync) {
     }
     let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    // More than there are cores, because a shutdown waits for a thread in real time.
+    let threads = 3 * std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
