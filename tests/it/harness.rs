@@ -325,14 +325,14 @@ impl Metrics {
         self.0.iter().filter(told).map(|(series, value)| (series.as_str(), *value)).collect()
     }
 
-    /// `accepted = kept + dropped + buffered` and `kept = sent + failed + queued`.
+    /// `accepted = kept + dropped + buffered + handed over` and `kept = sent + failed + queued`.
     pub fn assert_ledger(&self) {
         let kept = self.sum("spans_kept_total");
         let buffered = kept + self.sum("spans_dropped_total") + self.sum("window_spans");
         assert_eq!(
             self.sum("receiver_accepted_spans_total"),
-            buffered,
-            "accepted = kept + dropped + buffered: {:#?}",
+            buffered + self.sum("spans_handed_over_total"),
+            "accepted = kept + dropped + buffered + handed over: {:#?}",
             self.nonzero()
         );
         let sent = self.sum("exporter_sent_spans_total");
