@@ -55,11 +55,13 @@ pub enum Task {
     Credentials = 5,
     /// The syncs of `[durability]`, and the replay at the start.
     Durability = 6,
+    /// The Kafka receiver.
+    Kafka = 7,
 }
 
 impl Task {
     /// Every task, in the order of its number.
-    pub const ALL: [Task; 7] = [
+    pub const ALL: [Task; 8] = [
         Task::Receiver,
         Task::Decider,
         Task::Exporter,
@@ -67,6 +69,7 @@ impl Task {
         Task::Admin,
         Task::Credentials,
         Task::Durability,
+        Task::Kafka,
     ];
 
     /// The value of the `task` label.
@@ -79,6 +82,7 @@ impl Task {
             Task::Admin => "admin",
             Task::Credentials => "credentials",
             Task::Durability => "durability",
+            Task::Kafka => "kafka",
         }
     }
 }

@@ -30,6 +30,7 @@ mod files;
 pub(crate) mod keys;
 mod fit;
 mod inputs;
+mod kafka;
 mod kinds;
 mod limits;
 mod load;
@@ -54,6 +55,7 @@ pub(crate) use diagnostics::visible;
 pub use diagnostics::{Diagnostic, Diagnostics, Severity};
 pub(crate) use files::read_text;
 pub use inputs::Inputs;
+pub use kafka::{Kafka, KafkaEncoding, KafkaSasl};
 pub use load::{Loaded, embedded, load, load_or_embedded, load_policies};
 pub use policy_tests::{
     AttributeValue, Expected, LoadedTests, PolicyTest, PolicyTests, TestEvent, TestSpan,
@@ -91,6 +93,8 @@ pub struct Config {
     /// `[receiver.auth] bearer_token_file`, for both receivers; `None`, which is the default,
     /// lets anyone send.
     pub bearer_token_file: Option<PathBuf>,
+    /// `[receiver.kafka]`; `None` without the section, which is the default.
+    pub kafka: Option<Kafka>,
     /// `[sampling]`.
     pub sampling: Sampling,
     /// `[exporter.otlp]`.
@@ -119,6 +123,7 @@ impl Config {
             http,
             tls,
             bearer_token_file,
+            kafka,
             sampling,
             exporter,
             durability,
@@ -132,6 +137,7 @@ impl Config {
             ("[receiver.http]", *http == other.http),
             ("[receiver.tls]", *tls == other.tls),
             ("[receiver.auth]", *bearer_token_file == other.bearer_token_file),
+            ("[receiver.kafka]", *kafka == other.kafka),
             ("[sampling]", *sampling == other.sampling),
             ("[exporter.otlp]", *exporter == other.exporter),
             ("[durability]", *durability == other.durability),

@@ -25,7 +25,7 @@ use rustls::pki_types::ServerName;
 
 pub use pem::{Fault, Faults, FileFault, Role};
 pub use side::{ClientSide, Dates, ServerSide};
-pub use token::{Bearer, Tokens};
+pub use token::{Bearer, Password, Tokens};
 pub use watch::{Live, Watch};
 
 /// `[receiver.tls]`.
@@ -97,4 +97,34 @@ pub fn read_tokens(file: &Path) -> Result<Tokens, Faults> {
 /// The fault in it.
 pub fn read_bearer(file: &Path) -> Result<Bearer, Faults> {
     Bearer::read(file)
+}
+
+/// What a client shows to the brokers of Kafka.
+#[derive(Debug)]
+pub struct ClientSecrets {
+    /// The password of SASL.
+    pub password: Option<Password>,
+    /// Another number each time that the files were read.
+    pub generation: u64,
+}
+
+/// Reads and checks the files of a client of Kafka, which uses those of TLS by their names. Blocks.
+///
+/// # Errors
+/// All faults in them.
+pub fn read_client(
+    tls: Option<&ClientTls>,
+    password_file: Option<&Path>,
+) -> Result<ClientSecrets, Faults> {
+    tls.filter(|tls| !tls.files().is_empty()).map(ClientTls::read).transpose()?;
+    let password = password_file.map(read_password).transpose()?;
+    Ok(ClientSecrets { password, generation: fastrand::u64(1..) })
+}
+
+/// Reads the file of a password. Blocks.
+///
+/// # Errors
+/// The fault in it.
+pub fn read_password(file: &Path) -> Result<Password, Faults> {
+    Password::read(file)
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use self::again::WalkedAgain;
-use super::{Decided, Passed, Sampler, ShardState, cap::Since};
+use super::{Decided, PartitionWindow, Passed, Sampler, ShardState, cap::Since};
 use crate::{
     budget::{Hold, Holder},
     decisions::Decision,
@@ -123,6 +123,8 @@ pub struct Origin<'a> {
     pub position: Option<u64>,
     /// In a replay: the spans that an earlier process has dealt with.
     pub passed: Option<&'a Passed>,
+    /// The window of the partition that it comes from, and the time of its record.
+    pub partition: Option<(PartitionWindow, Millis)>,
 }
 
 /// A request that is being taken in.
@@ -244,7 +246,8 @@ impl Sampler {
     ) -> Ingested {
         let Prepared { plan, room } = prepared;
         let plan = &plan;
-        out.position = origin.position;
+        // Decisions of partitions are in no log, and what is needed for one is not collected.
+        out.position = origin.position.filter(|_| origin.partition.is_none());
         let mut taking = Taking { now, origin, request, plan, room };
         let Scratch { walked, sorted, appending, taken } = scratch;
         appending.slots.reset(walked.contexts.len());
@@ -291,6 +294,10 @@ impl Sampler {
         (appending, out, taken): (&mut Appending, &mut Decided, &mut u64),
     ) {
         self.sort(walked, sorted);
+        if taking.origin.partition.is_some() && !sorted.rests.is_empty() {
+            // All spans go to the one window.
+            sorted.rests.splice(.., [0..sorted.order.len()]);
+        }
         let Sorted { hashes, order, rests, .. } = sorted;
         let &mut Taking { now, origin, request, plan, .. } = taking;
         let Walked { contexts, spans, bits, .. } = walked;
@@ -320,11 +327,19 @@ impl Sampler {
         out: &mut Decided,
         taken: &mut u64,
     ) {
-        let shard = self.shard_of(of_shard.hashes[of_shard.order[0] as usize]);
-        let mut state = self.lock(shard);
-        state.window.advance(now);
+        let mut state = match of_shard.origin.partition {
+            None => self.lock(self.shard_of(of_shard.hashes[of_shard.order[0] as usize])),
+            Some((window, _)) => self.lock(window.0),
+        };
+        match of_shard.origin.partition {
+            None => state.window.advance(now),
+            Some((_, time)) => {
+                state.window.advance(time);
+                state.window.advance_position(of_shard.origin.position.unwrap_or(0));
+            }
+        }
         out.note_taken(&mut state);
-        let before = state.window.spans() + out.left_spans();
+        let before = state.counted_spans() + out.left_spans();
         // Computed under the lock, where the difference is exactly what this request has added.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if Arc::ptr_eq(&state.plan, of_shard.plan) {
@@ -334,7 +349,7 @@ impl Sampler {
                 self.ingest_shard(&mut state, &again.of_shard(of_shard), appending, out);
             }
         }));
-        let new = state.window.spans() + out.left_spans() - before;
+        let new = state.counted_spans() + out.left_spans() - before;
         drop(state);
         *taken += new;
         // An earlier process has counted what a replay brings back.
@@ -464,7 +479,7 @@ impl Sampler {
             state.window.append(position, &Run { order: now, ..*run }, slots);
             rest = later;
             if self.is_full(state, position) {
-                let due = Due { position, trigger: Trigger::TraceLimit, at: state.window.now() };
+                let due = Due { position, trigger: Trigger::TraceLimit, at: state.time() };
                 // The spans of a trace at its limit leave at once. The request has been admitted,
                 // and room in the export queue is reserved for this case.
                 let since = Since::now(out);

@@ -1,6 +1,6 @@
 //! Positions of the requests of a shard's log, where it reads from one (`sampler/positions.rs`).
 
-use super::Shard;
+use super::{Millis, Position, Shard};
 
 impl Shard {
     /// From now on, a position is kept for each trace. Called while the shard is empty.
@@ -14,8 +14,17 @@ impl Shard {
         self.low = low;
     }
 
-    /// A position that no span of an undecided trace stands below, if there is a trace.
-    pub fn lowest_position(&mut self) -> Option<u64> {
-        self.oldest().and_then(|(position, _)| self.ring.low(position))
+    /// A position that no span of an undecided trace stands below, if there is a trace, and the
+    /// time at which this trace arrived.
+    pub fn lowest(&mut self) -> Option<(u64, Millis)> {
+        let (position, arrived) = self.oldest()?;
+        Some((self.ring.low(position)?, arrived))
+    }
+
+    /// All undecided traces, with the number of their spans and bytes.
+    pub fn undecided(&self) -> impl Iterator<Item = (Position, u32, u32)> {
+        let entries = self.ring.positions().map(|position| (position, self.entry(position)));
+        let live = entries.filter(|(_, entry)| entry.is_live);
+        live.map(|(position, entry)| (position, entry.spans(), entry.bytes()))
     }
 }

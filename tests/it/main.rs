@@ -48,6 +48,7 @@ mod mangled;
 mod model;
 #[cfg(debug_assertions)]
 mod panics;
+mod partitions;
 mod peers;
 mod pipeline;
 mod policies;

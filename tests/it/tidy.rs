@@ -104,6 +104,8 @@ const SPAWN: &[(&str, &str)] = &[
     ("service/watching.rs", "the wiring"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),
+    ("receiver/kafka/client/mod.rs", "a thread for a client that blocks"),
+    ("receiver/kafka/client/ends.rs", "a thread for a client that blocks"),
     ("admin/mod.rs", "the thread that answers while the runtime is busy"),
     ("admin/control.rs", "a thread for a reload, which blocks"),
     ("admin/trial.rs", "a trial is to end also if its client goes away while it begins"),
@@ -304,7 +306,10 @@ fn files_have_headers_and_sizes() {
 /// with the date that a policy ends at, so that a step of it moves no deadline of a trace.
 #[test]
 fn wall_time_is_only_shown() {
-    const SHOWN: [&str; 16] = [
+    const SHOWN: [&str; 18] = [
+        // Of Kafka: compared with the times of records, which are wall time as well.
+        "let wall = clock::unix_millis();",
+        "let asked_at = clock::unix_millis();",
         "self.sampler.publish(",
         "metrics.kept(&decided.spans, ",
         "self.gauges.reload",

@@ -150,6 +150,9 @@ impl Broker {
             } else if !is_held && is_wanted && self.owners[partition].is_none_or(|it| it == seat) {
                 self.owners[partition] = Some(seat);
                 orders.assign.push(number(partition));
+            } else if !is_held && self.owners[partition] == Some(seat) {
+                // Of the process before, which is gone.
+                self.owners[partition] = None;
             }
         }
         Some(orders)
