@@ -75,11 +75,12 @@ class Run:
     def settle(self, topic: str, instances: list[Instance], what: str, traces: list[Trace]) -> Result:
         """Waits until all is delivered and committed, and checks every span and the ledgers."""
         self.wait_for_commits(topic, topic)
-        at_rest(instances)
+        running = [one for one in instances if one.is_running()]
+        at_rest(running)
         result = compare(traces, [one.sink for one in instances])
         self.say(f"{what}: {result}")
         self.check(f"{what}: kept traces are whole, and nothing else is there", result.problems)
-        faults = [fault for one in instances if one.is_running() for fault in ledger(one)]
+        faults = [fault for one in running for fault in ledger(one)]
         self.check(f"{what}: the ledgers", faults)
         return result
 
