@@ -403,7 +403,7 @@ mod tests {
         for _ in 0..PANICS_MAX {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
         }
-        assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0, 0], None));
+        assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0, 0, 0], None));
         // Panics of another task, and those that are long ago, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;

@@ -79,7 +79,7 @@ struct Owner {
 }
 
 fn policies() -> Vec<PolicySpec> {
-    let kind = RuleKind::StatusCode(vec![tailwater::trace::StatusCode::Error]);
+    let kind = RuleKind::StatusCode { codes: vec![tailwater::trace::StatusCode::Error] };
     let errors = RuleSpec { kind, sampling_percentage: 100.0 };
     vec![PolicySpec::new("errors", errors), probabilistic(50.0)]
 }
@@ -502,7 +502,7 @@ fn the_partition_that_is_behind_runs_while_memory_is_short() {
         spans[0].name = "n".repeat(20_000);
         (offset, time, request_of(spans))
     };
-    let mut offer = |member: &mut Member, id, (offset, time, payload): (u64, u64, Vec<u8>)| {
+    let offer = |member: &mut Member, id, (offset, time, payload): (u64, u64, Vec<u8>)| {
         let record = Record { offset, time: Some(time), payload: Some(&payload) };
         member.take(id, record, BEGIN * 2)
     };

@@ -203,8 +203,8 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        // The end of what retention has removed is told apart.
-        if code == RDKafkaErrorCode::AutoOffsetReset {
+        // What retention has removed is told apart, and an end is no error.
+        if [RDKafkaErrorCode::AutoOffsetReset, RDKafkaErrorCode::PartitionEOF].contains(&code) {
             return;
         }
         self.metrics.kafka().failed();

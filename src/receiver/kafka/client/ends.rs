@@ -16,7 +16,8 @@ use crate::{clock, supervise::Vital};
 
 /// The time between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(500);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// One leader that is gone must not hold up the questions about other partitions for long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The end of a partition at a moment of the wall clock, in Unix milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -84,24 +85,29 @@ impl Ends {
             }
         };
         while generation == clients.generation() {
-            self.ask(&reader, &clients.kafka.topic);
+            self.ask(&reader, &clients.kafka.topic, stop);
             if stop.wait(PAUSE) {
                 return;
             }
         }
     }
 
-    fn ask(&self, reader: &BaseConsumer<Quiet>, topic: &str) {
+    fn ask(&self, reader: &BaseConsumer<Quiet>, topic: &str, stop: &Stop) {
         // Serves its callbacks.
         let _ = reader.poll(Duration::ZERO);
         let wanted = self.lock().wanted.clone();
         for partition in wanted {
+            if stop.is_set() {
+                return;
+            }
             let asked_at = clock::unix_millis();
-            // The member of the group has the same troubles and tells them.
-            let answer = reader.fetch_watermarks(topic, partition, ANSWER_TIMEOUT);
-            if let Ok((_, end)) = answer
-                && let Ok(offset) = end.try_into()
-            {
+            let Ok((_, end)) = reader.fetch_watermarks(topic, partition, ANSWER_TIMEOUT) else {
+                // The member of the group has the same troubles and tells them, except that it may
+                // know partitions that were added, and this client not yet.
+                let _ = reader.fetch_metadata(Some(topic), ANSWER_TIMEOUT);
+                continue;
+            };
+            if let Ok(offset) = end.try_into() {
                 self.lock().answers.insert(partition, End { offset, asked_at });
             }
         }
