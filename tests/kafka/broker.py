@@ -1,6 +1,7 @@
 """A real Kafka: one node that is broker and controller, with its files in the folder of a run.
 
-It listens without encryption, with TLS and a password (SCRAM), and with TLS and certificates of clients.
+It listens without encryption, with TLS and a password (SCRAM), and with TLS and certificates of
+clients.
 """
 
 import random
@@ -102,8 +103,16 @@ class Broker:
             )
         )
         scram = f"SCRAM-SHA-512=[name={USER},password={self.password}]"
-        self.run("kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ",
-                 "-c", config, "--add-scram", scram)
+        self.run(
+            "kafka.tools.StorageTool",
+            "format",
+            "-t",
+            "AAAAAAAAAAAAAAAAAAAAAQ",
+            "-c",
+            config,
+            "--add-scram",
+            scram,
+        )
         self.config = config
         self.starts = 0
         self.admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
@@ -148,10 +157,8 @@ class Broker:
         return len(self.admin.list_topics(topic, timeout=10).topics[topic].partitions)
 
     def ask(self, group: str, question: str, *about: object) -> Any:
-        """What a consumer of the group, which is no member of it, is told; again while Kafka moves."""
-        consumer = Consumer(
-            {"bootstrap.servers": self.address, "group.id": group, "log_level": 0}
-        )
+        """What a consumer that does not join the group is told; asked again while Kafka moves."""
+        consumer = Consumer({"bootstrap.servers": self.address, "group.id": group, "log_level": 0})
 
         def answer() -> Any:
             try:

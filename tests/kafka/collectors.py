@@ -19,7 +19,9 @@ PAGE = HERE.parent.parent / "docs/src/operations/kafka.md"
 class Collector:
     """Runs collector.yaml, with the addresses of this run in it."""
 
-    def __init__(self, binary: Path, children: Children, broker: str, topic: str, name: str) -> None:
+    def __init__(
+        self, binary: Path, children: Children, broker: str, topic: str, name: str
+    ) -> None:
         self.children, self.name = children, name
         (port,) = fixed_ports(1)
         text = CONFIG.replace("0.0.0.0:4317", f"127.0.0.1:{port}")

@@ -27,7 +27,8 @@ class Result:
 
     def __str__(self) -> str:
         return (
-            f"{self.traces} traces, {self.spans} spans; {self.kept} spans to be kept, {self.lost} lost,"
+            f"{self.traces} traces, {self.spans} spans; {self.kept} spans to be kept, "
+            f"{self.lost} lost,"
             f" {self.split} traces split, {self.unwanted} spans of dropped traces,"
             f" {self.changed} changed, {self.doubles} sent again"
         )

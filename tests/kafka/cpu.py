@@ -61,14 +61,18 @@ def places(body: bytes, trace_id: bytes):
 def cpu_seconds(one: Instance) -> float:
     _, scrape = get(f"http://127.0.0.1:{one.telemetry}/metrics")
     lines = scrape.decode().splitlines()
-    return float(next(line for line in lines if line.startswith("process_cpu_seconds_total")).split()[1])
+    return float(
+        next(line for line in lines if line.startswith("process_cpu_seconds_total")).split()[1]
+    )
 
 
 def accepted(one: Instance) -> float:
     return one.metrics().total("receiver_accepted_spans_total")
 
 
-def phase(one: Instance, send: Callable[[bytes, bytes], None], bodies: Bodies, told) -> tuple[float, float]:
+def phase(
+    one: Instance, send: Callable[[bytes, bytes], None], bodies: Bodies, told
+) -> tuple[float, float]:
     """CPU seconds and seconds of a phase."""
     count = round(told.rate * told.seconds / bodies.spans)
     made = [bodies.make() for _ in range(count)]
@@ -119,8 +123,11 @@ def compare(told, broker: Broker, children: Children, traces: int) -> None:
     }
     at_rest = {way: idle(one) for way, (one, _) in ways.items()}
     ratios = []
-    print(f"{traces} traces of {SPANS} spans a request, {len(bodies.template)} bytes, {told.rate} spans/s,"
-          f" batches {told.codec}; idle: " + ", ".join(f"{w} {c:.3f}" for w, c in at_rest.items()))
+    print(
+        f"{traces} traces of {SPANS} spans a request, {len(bodies.template)} bytes, "
+        f"{told.rate} spans/s,"
+        f" batches {told.codec}; idle: " + ", ".join(f"{w} {c:.3f}" for w, c in at_rest.items())
+    )
     for pair in range(told.pairs):
         per_span = {}
         for way in sorted(ways, reverse=pair % 2 == 0):

@@ -35,16 +35,27 @@ class Instance:
     """One process at a time: it can be started again with the same name and the same ports."""
 
     def __init__(
-        self, binary: Path, children: Children, name: str, kafka: dict[str, object] | None, *,
-        wait_s: float = 3, memory_mib: int = 256, tables: dict[str, dict[str, object]] | None = None,
+        self,
+        binary: Path,
+        children: Children,
+        name: str,
+        kafka: dict[str, object] | None,
+        *,
+        wait_s: float = 3,
+        memory_mib: int = 256,
+        tables: dict[str, dict[str, object]] | None = None,
         policies: str = POLICIES,
     ) -> None:
         self.binary, self.children, self.name = binary, children, name
         self.sink = Sink()
         grpc, http, self.telemetry = free_ports(3)
         text = CONFIG.format(
-            grpc=grpc, http=http, telemetry=self.telemetry, sink=self.sink.port,
-            wait_s=wait_s, memory_mib=memory_mib,
+            grpc=grpc,
+            http=http,
+            telemetry=self.telemetry,
+            sink=self.sink.port,
+            wait_s=wait_s,
+            memory_mib=memory_mib,
         )
         if kafka is not None:
             text += table("receiver.kafka", {"group_instance_id": name} | kafka)

@@ -50,7 +50,9 @@ def play(endpoint: str, rng: random.Random) -> list[dict]:
             for place in range(SPANS - 1):
                 tracer = tracers[rng.randrange(3)]
                 attributes = {"ratio": rng.random(), "items": ["a", "b"], "first": place == 0}
-                with tracer.start_as_current_span("call", attributes=attributes, links=[link]) as one:
+                with tracer.start_as_current_span(
+                    "call", attributes=attributes, links=[link]
+                ) as one:
                     one.add_event("cache miss", {"key": f"läden-{place}"})
                     if rng.random() < 0.02:
                         one.set_status(api.Status(api.StatusCode.ERROR, "no stock"))
@@ -82,7 +84,9 @@ def part(run: Run) -> None:
     run.check("the page on Kafka shows the Collector's configuration", page_problems())
     run.broker.create("flow", 6)
     tailwater = run.instance("flow", "flow").start()
-    collector = Collector(run.told.collector, run.children, run.broker.address, "flow", "flow-collector")
+    collector = Collector(
+        run.told.collector, run.children, run.broker.address, "flow", "flow-collector"
+    )
     sent = play(collector.endpoint, random.Random(run.told.seed))
     collector.stop()
     run.wait_for_commits("flow", "flow")
@@ -99,8 +103,11 @@ def part(run: Run) -> None:
     run.check("the backend has every span of every kept trace, and no other", faults)
     run.check(
         "each span is what the SDK made",
-        [f"sent {wanted[k]}, got {got[k]}" for k in wanted.keys() & got.keys()
-         if plain(wanted[k]) != plain(got[k])],
+        [
+            f"sent {wanted[k]}, got {got[k]}"
+            for k in wanted.keys() & got.keys()
+            if plain(wanted[k]) != plain(got[k])
+        ],
     )
     run.check("no span came twice", [] if len(listed) == len(got) else ["spans came twice"])
     accepted = tailwater.metrics().total("receiver_accepted_spans_total", transport="kafka")

@@ -1,4 +1,7 @@
-"""Little memory: partitions wait instead of traces being decided early. And catching up by record time."""
+"""Little memory: partitions wait instead of traces being decided early.
+
+And catching up by the time of records.
+"""
 
 import random
 import time
@@ -13,7 +16,7 @@ PAYLOAD, PER_SECOND, SECONDS = 8_000, 200, 25
 
 
 def backlog(run: Run, rng: random.Random, topic: str, payload: int, rate: int) -> list[Trace]:
-    """Records whose own time was some minutes ago; the second half of a trace 3 s after the first."""
+    """Records whose time was minutes ago; the second half of a trace 3 s after the first."""
     began = int(time.time() * 1000) - 600_000
     written, traces = run.topic(topic, "lz4"), []
     for partition in range(PARTITIONS):
@@ -81,7 +84,9 @@ def catching_up(run: Run, rng: random.Random) -> None:
         written.put(request_of(trace, part), trace.id.hex().encode(), partition=0, timestamp=at)
     written.flush()
     one = run.instance("memory-times", "memory-times", wait_s=WAIT_S).start()
-    run.settle("memory-times", [one], "catching up by the time of records", [t for _, t, _ in traces])
+    run.settle(
+        "memory-times", [one], "catching up by the time of records", [t for _, t, _ in traces]
+    )
     late = one.metrics().total("late_error_spans_total")
     run.check("late errors are counted", [] if late else ["none"])
     one.stop()

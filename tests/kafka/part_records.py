@@ -29,7 +29,9 @@ def write(run: Run, topic: str, encoded, rng: random.Random) -> list[Trace]:
 
 def check_counts(run: Run, one: Instance, records: int, undecodable: int) -> None:
     m = one.metrics()
-    got = {name: m.total(name) for name in ("kafka_records_total", "kafka_undecodable_records_total")}
+    got = {
+        name: m.total(name) for name in ("kafka_records_total", "kafka_undecodable_records_total")
+    }
     wanted = dict(zip(got, (records, undecodable), strict=True))
     run.check(f"{one.name}: records are counted", [] if got == wanted else [f"{got}, not {wanted}"])
 
@@ -62,7 +64,7 @@ def hostile(run: Run, topic: str, rng: random.Random) -> tuple[list[Trace], int,
 
 
 def transactions(run: Run, topic: str, rng: random.Random) -> list[Trace]:
-    """A committed and an aborted transaction. Each leaves a marker, which is an offset without a record."""
+    """A committed and an aborted transaction. Each leaves a marker: an offset without a record."""
     settings = {"transactional.id": topic}
     written = Topic(run.broker.address, topic, **settings)
     written.producer.init_transactions(30)
@@ -83,7 +85,10 @@ def transactions(run: Run, topic: str, rng: random.Random) -> list[Trace]:
 
 def part(run: Run) -> None:
     rng = random.Random(run.told.seed)
-    for encoding, encoded in (("otlp_proto", lambda r: r.SerializeToString()), ("otlp_json", as_json)):
+    for encoding, encoded in (
+        ("otlp_proto", lambda r: r.SerializeToString()),
+        ("otlp_json", as_json),
+    ):
         topic = f"records-{encoding[5:]}"
         run.broker.create(topic, 3)
         one = run.instance(topic, topic, kafka={"encoding": encoding}).start()
@@ -97,17 +102,23 @@ def part(run: Run) -> None:
     good, records, undecodable = hostile(run, topic, rng)
     run.settle(topic, [one], "bad records between good ones", good)
     check_counts(run, one, records, undecodable)
-    told = [] if "undecodable" in one.log() or "cannot be decoded" in one.log() else [one.log()[-2000:]]
+    told = (
+        []
+        if "undecodable" in one.log() or "cannot be decoded" in one.log()
+        else [one.log()[-2000:]]
+    )
     run.check("the log tells of records that cannot be decoded", told)
     one.stop()
     topic = "records-transactions"
     run.broker.create(topic, 1)
     traces = transactions(run, topic, rng)
     one = run.instance(topic, topic).start()
-    # The marker at the end is never read, so it may stay uncommitted; it must not keep traces undecided.
+    # The marker at the end is not a record; it must not keep traces undecided.
     with contextlib.suppress(TroubleError):
         wait_until("delivery", lambda: not compare(traces, [one.sink]).lost, 20)
     result = compare(traces, [one.sink])
     run.say(f"transactions: {result}")
-    run.check("what a transaction has committed arrives, and nothing that it has aborted", result.problems)
+    run.check(
+        "what a transaction has committed arrives, and nothing that it has aborted", result.problems
+    )
     one.stop()

@@ -44,7 +44,9 @@ def part(run: Run) -> None:
 
 
 def at_the_end(run: Run, topic: str, rng: random.Random) -> None:
-    late = run.instance("retention-latest", topic, "late", kafka={"initial_offset": "latest"}).start()
+    late = run.instance(
+        "retention-latest", topic, "late", kafka={"initial_offset": "latest"}
+    ).start()
     wait_until("it has its partitions", lambda: partitions([late]) == 2, 30)
     written = run.topic(topic)
 
@@ -70,5 +72,7 @@ def at_the_end(run: Run, topic: str, rng: random.Random) -> None:
     run.wait_for_commits(topic, "late")
     at_rest([late])
     result = compare(newest, [late.sink])
-    run.check("a group that begins at the end has what came later, and nothing else", result.problems)
+    run.check(
+        "a group that begins at the end has what came later, and nothing else", result.problems
+    )
     late.stop()

@@ -26,7 +26,9 @@ def rounds(run: Run, load: Load, instances: list[Instance], rng: random.Random) 
     def add() -> Instance:
         name = f"scaling-{len(instances)}"
         one = run.instance(
-            name, TOPIC, wait_s=WAIT_S,
+            name,
+            TOPIC,
+            wait_s=WAIT_S,
             kafka={"session_timeout": "4s", "leave_on_shutdown": rng.random() < 0.5},
         )
         instances.append(one.start())
@@ -84,9 +86,12 @@ def part(run: Run) -> None:
     handed = sum(one.metrics().total("spans_handed_over_total") for one in running)
     moves = sum(one.metrics().total("kafka_rebalances_total") for one in running)
     run.say(f"of those that run: {handed:.0f} spans handed over, {moves:.0f} rebalances")
-    early = [f"{one.name}: {count:.0f} {why}" for one in running
-             for why, count in one.metrics().by("decisions_total", "trigger").items()
-             if why in ("memory", "shutdown")]
+    early = [
+        f"{one.name}: {count:.0f} {why}"
+        for one in running
+        for why, count in one.metrics().by("decisions_total", "trigger").items()
+        if why in ("memory", "shutdown")
+    ]
     run.check("3 -> 4 -> 2 instances: nothing was decided early", early)
     for one in running:
         one.stop()

@@ -35,7 +35,9 @@ def part(run: Run) -> None:
 
     run.broker.create("secure", 3)
     traces = produce(run, "secure")
-    one = run.instance("secure-right", "secure", kafka=at("SASL_SSL"), tables={"tls": ca, "sasl": sasl("right")})
+    one = run.instance(
+        "secure-right", "secure", kafka=at("SASL_SSL"), tables={"tls": ca, "sasl": sasl("right")}
+    )
     one.start()
     run.settle("secure", [one], "TLS and SCRAM", traces)
     leaked = [f"the log has the password: {one.log()}"] if run.broker.password in one.log() else []
@@ -51,7 +53,12 @@ def part(run: Run) -> None:
 
     run.broker.create("secure-wrong", 3)
     traces = produce(run, "secure-wrong")
-    one = run.instance("secure-wrong", "secure-wrong", kafka=at("SASL_SSL"), tables={"tls": ca, "sasl": sasl("wrong")})
+    one = run.instance(
+        "secure-wrong",
+        "secure-wrong",
+        kafka=at("SASL_SSL"),
+        tables={"tls": ca, "sasl": sasl("wrong")},
+    )
     one.start(until_ready=False)
 
     def is_told() -> bool:

@@ -70,9 +70,13 @@ class Run:
         try:
             wait_until(f"commits of {topic}", is_done, seconds)
         except TroubleError:
-            raise TroubleError(f"{topic}: {lag} records are not committed after {seconds:g} s") from None
+            raise TroubleError(
+                f"{topic}: {lag} records are not committed after {seconds:g} s"
+            ) from None
 
-    def settle(self, topic: str, instances: list[Instance], what: str, traces: list[Trace]) -> Result:
+    def settle(
+        self, topic: str, instances: list[Instance], what: str, traces: list[Trace]
+    ) -> Result:
         """Waits until all is delivered and committed, and checks every span and the ledgers."""
         self.wait_for_commits(topic, topic)
         running = [one for one in instances if one.is_running()]

@@ -63,7 +63,9 @@ def make_trace(rng: random.Random, spans: int, payload: int = 40) -> Trace:
             start_time_unix_nano=now + place,
             end_time_unix_nano=now + place + 1_000_000,
         )
-        span.attributes.add(key="payload").value.string_value = rng.randbytes(payload).hex()[:payload]
+        span.attributes.add(key="payload").value.string_value = rng.randbytes(payload).hex()[
+            :payload
+        ]
         fails = place == failing
         span.status.code = Status.STATUS_CODE_ERROR if fails else Status.STATUS_CODE_UNSET
         made.append(span)
@@ -81,7 +83,9 @@ def as_json(message: ExportTraceServiceRequest) -> bytes:
     """OTLP/JSON, which writes ids in hexadecimal where protobuf's JSON has base64."""
     told = MessageToDict(message, use_integers_for_enums=True)
     spans = message.resource_spans[0].scope_spans[0].spans
-    for written, span in zip(told["resourceSpans"][0]["scopeSpans"][0]["spans"], spans, strict=True):
+    for written, span in zip(
+        told["resourceSpans"][0]["scopeSpans"][0]["spans"], spans, strict=True
+    ):
         written["traceId"], written["spanId"] = span.trace_id.hex(), span.span_id.hex()
         if span.parent_span_id:
             written["parentSpanId"] = span.parent_span_id.hex()
@@ -92,9 +96,15 @@ class Topic:
     """Writes records as the Collector's exporter does: one trace each, with its id as the key."""
 
     def __init__(self, address: str, name: str, codec: str = "none", **settings: object) -> None:
-        told = {"bootstrap.servers": address, "compression.type": codec, "linger.ms": 5,
-                "message.max.bytes": 80 << 20, "queue.buffering.max.messages": 1_000_000,
-                "queue.buffering.max.kbytes": 1 << 20, "log_level": 0}
+        told = {
+            "bootstrap.servers": address,
+            "compression.type": codec,
+            "linger.ms": 5,
+            "message.max.bytes": 80 << 20,
+            "queue.buffering.max.messages": 1_000_000,
+            "queue.buffering.max.kbytes": 1 << 20,
+            "log_level": 0,
+        }
         self.producer = Producer(told | settings)
         self.name = name
         self.failed: list[str] = []
@@ -119,7 +129,7 @@ class Topic:
 
 
 class Load(threading.Thread):
-    """Traces at a steady rate, whose spans are sent one after the other, `apart` seconds between them.
+    """Traces at a steady rate; their spans are sent one by one, `apart` seconds between them.
 
     `send` takes the spans that are due at a time.
     """
