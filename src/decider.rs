@@ -342,6 +342,7 @@ impl Decider {
     /// Between two steps of a replay, in which nothing is decided by time: passes on late spans,
     /// and frees memory where it is short.
     pub async fn relieve(&mut self) {
+        self.empty_outbox();
         self.end_tick();
         self.relieve_memory().await;
     }

@@ -296,7 +296,8 @@ impl Sampler {
         self.sort(walked, sorted);
         if taking.origin.partition.is_some() && !sorted.rests.is_empty() {
             // All spans go to the one window.
-            sorted.rests.splice(.., [0..sorted.order.len()]);
+            sorted.rests.clear();
+            sorted.rests.push(0..sorted.order.len());
         }
         let Sorted { hashes, order, rests, .. } = sorted;
         let &mut Taking { now, origin, request, plan, .. } = taking;

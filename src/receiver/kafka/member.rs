@@ -4,9 +4,11 @@
 //! One thread drives it; nothing in it waits. Times are those of the wall clock, in Unix
 //! milliseconds, and come with each call.
 //!
-//! Memory: above the soft limit, all partitions pause except the one that is furthest behind. With
-//! all of them paused, the time of the records would stand still, and nothing would be decided. If
-//! that one brings memory near the hard limit, its oldest traces are decided early.
+//! Memory: a little below the soft limit, all partitions pause except one, that which is furthest
+//! behind. It runs to its end, or until there is memory again. If it changed as soon as another is
+//! behind, all partitions would advance together, and the windows of all of them would be needed at
+//! once. With none running, the time of the records would stand still, and nothing would be decided.
+//! If the one brings memory near the hard limit, its oldest traces are decided early.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,8 +20,10 @@ use crate::{config::KafkaEncoding, receiver::Intake};
 
 /// The time between two commits.
 const COMMIT_MILLIS: u64 = 1_000;
+/// Partitions pause from the first of these eighths of the soft limit on, until the second.
+const PAUSE_EIGHTHS: [usize; 2] = [7, 6];
 /// From this part of the memory limit on, traces of the running partition are decided early.
-const RELIEVE_FROM: f64 = 0.92;
+const RELIEVE_FROM: f64 = 0.96;
 
 /// How records are read.
 #[derive(Clone, Copy, Debug)]
@@ -211,16 +215,14 @@ impl Member {
 
     fn look_at_memory(&mut self) {
         let budget = &self.intake.budget;
-        let bound = if self.is_short { budget.soft_target() } else { budget.soft_limit() };
-        self.is_short = self.intake.sampler.memory_used() > bound;
+        let eighths = PAUSE_EIGHTHS[usize::from(self.is_short)];
+        self.is_short = self.intake.sampler.memory_used() > budget.soft_limit() / 8 * eighths;
         if !self.is_short {
             self.running = None;
             return;
         }
-        let behind = self.partitions.iter();
-        let behind =
-            behind.min_by_key(|(_, held)| (held.partition.lag() == 0, held.partition.time()));
-        self.running = behind.map(|(&id, _)| id);
+        let has_more = |id: &i32| self.partitions.get(id).is_some_and(|it| it.partition.lag() > 0);
+        self.running = self.running.filter(has_more).or_else(|| self.furthest_behind());
         if budget.pressure() < RELIEVE_FROM {
             return;
         }
@@ -231,6 +233,13 @@ impl Member {
         if let Some(held) = id.and_then(|id| self.partitions.get_mut(&id)) {
             held.partition.relieve(&self.intake, &mut self.hands);
         }
+    }
+
+    /// The partition with records to read whose time is the earliest.
+    fn furthest_behind(&self) -> Option<i32> {
+        let key = |held: &Held| (held.partition.lag() == 0, held.partition.time());
+        let behind = self.partitions.iter().min_by_key(|(_, held)| key(held));
+        behind.map(|(&id, _)| id)
     }
 
     fn show(&self, wall: u64) {
