@@ -8,6 +8,20 @@ from run import Run
 from traffic import Load
 
 
+# Longer than the exporter waits between two attempts (`max_interval` in collector.yaml).
+QUIET_S = 8
+
+
+def wait_until_written(run: Run) -> None:
+    """A Collector that is stopped gives up what it is to send again, so that has to be through."""
+    ends, since = run.broker.ends("outage"), time.monotonic()
+    while time.monotonic() < since + QUIET_S:
+        time.sleep(0.5)
+        now = run.broker.ends("outage")
+        if now != ends:
+            ends, since = now, time.monotonic()
+
+
 def part(run: Run) -> None:
     run.broker.create("outage", 6)
     # What Collectors hold back meanwhile comes before its trace is decided.
@@ -26,6 +40,7 @@ def part(run: Run) -> None:
     run.broker.start()
     time.sleep(5)
     traces = load.finish()
+    wait_until_written(run)
     collector.stop()
     run.wait_for_commits("outage", "outage", 120)
     run.settle("outage", instances, f"{run.told.outage} s without a broker", traces)
