@@ -9,11 +9,12 @@ import secrets
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from children import Children, TroubleError, wait_until
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 USER = "tailwater"
@@ -185,6 +186,18 @@ class Broker:
     def lag(self, topic: str, group: str) -> int:
         """Records that the group has not committed."""
         return sum(self.ends(topic).values()) - sum(self.committed(topic, group).values())
+
+    def records(self, topic: str) -> Iterator[Message]:
+        """Everything that is in a topic now."""
+        consumer = Consumer({"bootstrap.servers": self.address, "group.id": "nobody"})
+        ends = self.ends(topic)
+        for partition, end in ends.items():
+            consumer.assign([TopicPartition(topic, partition, 0)])
+            at = 0
+            while at < end and (record := consumer.poll(5)) is not None:
+                at = record.offset() + 1
+                yield record
+        consumer.close()
 
     def remove_before(self, topic: str, offsets: dict[int, int]) -> None:
         """What retention does: the records below these offsets are gone."""

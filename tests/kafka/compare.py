@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sink import Sink
 from traffic import Trace
@@ -24,6 +25,7 @@ class Result:
     changed: int = 0
     doubles: int = 0
     problems: list[str] = field(default_factory=list)
+    missing: set[Key] = field(default_factory=set)
 
     def __str__(self) -> str:
         return (
@@ -47,18 +49,25 @@ def without_stamps(span: Span) -> bytes:
     return plain.SerializeToString(deterministic=True)
 
 
+def spans_of(request: ExportTraceServiceRequest) -> dict[Key, Span]:
+    return {
+        (span.trace_id, span.span_id): span
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    }
+
+
 def arrived(sinks: list[Sink]) -> tuple[dict[Key, Span], Counter[Key]]:
-    spans, counts = {}, Counter()
+    spans: dict[Key, Span] = {}
+    counts: Counter[Key] = Counter()
     for sink in sinks:
         with sink.lock:
             requests = list(sink.requests)
         for request in requests:
-            for resource in request.resource_spans:
-                for scope in resource.scope_spans:
-                    for span in scope.spans:
-                        key = (span.trace_id, span.span_id)
-                        spans[key] = span
-                        counts[key] += 1
+            found = spans_of(request)
+            spans |= found
+            counts.update(found.keys())
     return spans, counts
 
 
@@ -73,6 +82,8 @@ def compare(traces: list[Trace], sinks: list[Sink]) -> Result:
         result.split += 0 < here < len(trace.spans)
         if trace.expected:
             result.lost += len(trace.spans) - here
+            pairs = zip(trace.spans, found, strict=True)
+            result.missing |= {(trace.id, span.span_id) for span, got in pairs if got is None}
         else:
             result.unwanted += here
         if here not in (0, len(trace.spans)) or bool(here) != bool(trace.expected):

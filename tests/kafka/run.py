@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import importlib
 import shutil
 import sys
@@ -19,8 +20,12 @@ sys.path.insert(0, str(HERE.parent / "real"))
 
 from broker import Broker  # noqa: E402
 from children import Children, TroubleError, wait_until  # noqa: E402
-from compare import Result, compare  # noqa: E402
+from compare import Key, Result, compare, spans_of  # noqa: E402
+from google.protobuf.message import DecodeError  # noqa: E402
 from instance import Instance, at_rest, ledger  # noqa: E402
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (  # noqa: E402
+    ExportTraceServiceRequest,
+)
 from traffic import Topic, Trace  # noqa: E402
 
 # The longest first. They run beside each other; the last one takes the broker away.
@@ -74,6 +79,17 @@ class Run:
                 f"{topic}: {lag} records are not committed after {seconds:g} s"
             ) from None
 
+    def whereabouts(self, topic: str, missing: set[Key]) -> str:
+        """Where the topic has spans that the backends do not have, if it has them."""
+        places: dict[int, list[int]] = {}
+        for record in self.broker.records(topic):
+            with contextlib.suppress(DecodeError):
+                message = ExportTraceServiceRequest.FromString(record.value() or b"")
+                if missing & set(spans_of(message)):
+                    places.setdefault(record.partition(), []).append(record.offset())
+        told = [f"{p}: {len(at)} from {min(at)} to {max(at)}" for p, at in places.items()]
+        return f"{len(missing)} spans are missing; records that have them, by partition: {told}"
+
     def settle(
         self, topic: str, instances: list[Instance], what: str, traces: list[Trace]
     ) -> Result:
@@ -83,6 +99,8 @@ class Run:
         at_rest(running)
         result = compare(traces, [one.sink for one in instances])
         self.say(f"{what}: {result}")
+        if result.missing:
+            self.say(self.whereabouts(topic, result.missing))
         self.check(f"{what}: kept traces are whole, and nothing else is there", result.problems)
         faults = [fault for one in running for fault in ledger(one)]
         self.check(f"{what}: the ledgers", faults)

@@ -4,7 +4,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from confluent_kafka import Producer
@@ -47,9 +47,11 @@ class Trace:
         return int.from_bytes(self.id[-7:], "big") >= QUARTER
 
 
-def make_trace(rng: random.Random, spans: int, payload: int = 40) -> Trace:
+def make_trace(
+    rng: random.Random, spans: int, payload: int = 40, fails_first: bool = False
+) -> Trace:
     trace_id = rng.randbytes(16)
-    failing = rng.randrange(spans) if rng.random() < FAILING else None
+    failing = rng.randrange(1 if fails_first else spans) if rng.random() < FAILING else None
     now = time.time_ns()
     ids = [rng.randbytes(8) for _ in range(spans)]
     made = []
@@ -134,9 +136,18 @@ class Load(threading.Thread):
     `send` takes the spans that are due at a time.
     """
 
-    def __init__(self, send, rate: int, seed: int, spans: int = 4, apart: float = 0.5) -> None:
+    def __init__(
+        self,
+        send: Callable[[list[Span]], None],
+        rate: int,
+        seed: int,
+        spans: int = 4,
+        apart: float = 0.5,
+        fails_first: bool = False,
+    ) -> None:
         super().__init__(daemon=True)
         self.send, self.rate, self.spans, self.apart = send, rate, spans, apart
+        self.fails_first = fails_first
         self.rng = random.Random(seed)
         self.traces: list[Trace] = []
         self.ending = threading.Event()
@@ -153,7 +164,7 @@ class Load(threading.Thread):
         while not self.ending.is_set() or waiting:
             now = time.monotonic() - began
             while not self.ending.is_set() and len(self.traces) < now * self.rate:
-                trace = make_trace(self.rng, self.spans)
+                trace = make_trace(self.rng, self.spans, fails_first=self.fails_first)
                 waiting += [(now + n * self.apart, span) for n, span in enumerate(trace.spans)]
                 self.traces.append(trace)
             due = [span for at, span in waiting if at <= now]
