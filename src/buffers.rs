@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 /// A pool of reusable buffers.
 #[derive(Debug)]
-pub struct Buffers {
+pub(crate) struct Buffers {
     spare: Mutex<Vec<Vec<u8>>>,
     capacities: RangeInclusive<usize>,
     count_max: usize,
@@ -23,13 +23,13 @@ pub struct Buffers {
 impl Buffers {
     /// A pool of at most `count_max` buffers with a capacity in this range. Smaller buffers are
     /// quick to allocate, and larger ones take too much memory to keep.
-    pub fn new(capacities: RangeInclusive<usize>, count_max: usize) -> Arc<Self> {
+    pub(crate) fn new(capacities: RangeInclusive<usize>, count_max: usize) -> Arc<Self> {
         Arc::new(Buffers { spare: Mutex::default(), capacities, count_max })
     }
 
     /// An empty buffer for this many bytes, if a spare one fits: large enough, but at most twice as
     /// large.
-    pub fn take(&self, bytes: usize) -> Option<Vec<u8>> {
+    pub(crate) fn take(&self, bytes: usize) -> Option<Vec<u8>> {
         // No spare buffer can fit, so small requests do not compete for the lock.
         if !(self.capacities.start() / 2..=*self.capacities.end()).contains(&bytes) {
             return None;
@@ -42,7 +42,7 @@ impl Buffers {
     }
 
     /// The bytes of a buffer that returns to this pool when they are dropped.
-    pub fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
+    pub(crate) fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
         if self.capacities.contains(&buffer.capacity()) {
             Bytes::from_owner(Lent { buffer, home: Arc::clone(self) })
         } else {

@@ -13,13 +13,13 @@ use std::{fmt::Display, path::Path, time::Duration};
 use ring::digest::{Context, SHA256};
 
 /// The time between two looks.
-pub const PERIOD: Duration = Duration::from_secs(1);
+pub(crate) const PERIOD: Duration = Duration::from_secs(1);
 
 /// Tells a file from another one, and its contents from others.
-pub type Digest = [u8; 32];
+pub(crate) type Digest = [u8; 32];
 
 /// The digest of a file, or of the reason why it cannot be read.
-pub fn digest(file: &Path, contents: Result<&[u8], &dyn Display>) -> Digest {
+pub(crate) fn digest(file: &Path, contents: Result<&[u8], &dyn Display>) -> Digest {
     let name = file.as_os_str().as_encoded_bytes();
     let mut context = Context::new(&SHA256);
     // A path has no zero byte, and the byte behind it tells contents from a reason.
@@ -41,7 +41,7 @@ pub fn digest(file: &Path, contents: Result<&[u8], &dyn Display>) -> Digest {
 
 /// Files that are read together, and whether it is time to read them again.
 #[derive(Debug)]
-pub struct Files {
+pub(crate) struct Files {
     /// As they were last read.
     read: Vec<Digest>,
     /// As they were at the last look.
@@ -50,20 +50,20 @@ pub struct Files {
 
 impl Files {
     /// Files that have just been read.
-    pub fn new(read: Vec<Digest>) -> Self {
+    pub(crate) fn new(read: Vec<Digest>) -> Self {
         Files { seen: read.clone(), read }
     }
 
     /// Takes a look. Whether the files have to be read again: they are not what was last read, and
     /// have not changed since the last look.
-    pub fn look(&mut self, now: Vec<Digest>) -> bool {
+    pub(crate) fn look(&mut self, now: Vec<Digest>) -> bool {
         let is_at_rest = now == self.seen;
         self.seen = now;
         is_at_rest && self.seen != self.read
     }
 
     /// The files have been read, as they were at the last look.
-    pub fn note_read(&mut self) {
+    pub(crate) fn note_read(&mut self) {
         self.read = self.seen.clone();
     }
 }

@@ -17,16 +17,16 @@ pub const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceServ
 pub const TRACE_SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
 
 /// Bytes before each message: whether it is compressed, and its length.
-pub const PREFIX_BYTES: usize = 5;
+pub(crate) const PREFIX_BYTES: usize = 5;
 
 /// What stands before a message of this length.
-pub fn prefix(is_compressed: bool, length: u32) -> [u8; PREFIX_BYTES] {
+pub(crate) fn prefix(is_compressed: bool, length: u32) -> [u8; PREFIX_BYTES] {
     let [a, b, c, d] = length.to_be_bytes();
     [u8::from(is_compressed), a, b, c, d]
 }
 
 /// What a prefix says: the flag of compression as it stands, and the length of the message.
-pub fn read_prefix(prefix: [u8; PREFIX_BYTES]) -> (u8, u32) {
+pub(crate) fn read_prefix(prefix: [u8; PREFIX_BYTES]) -> (u8, u32) {
     let [flag, length @ ..] = prefix;
     (flag, u32::from_be_bytes(length))
 }

@@ -47,7 +47,7 @@ const PROBLEMS_LOGGED_MAX: usize = 20;
 static LINES_LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Lines of the log that were lost since the start of the process.
-pub fn lines_lost() -> u64 {
+pub(crate) fn lines_lost() -> u64 {
     LINES_LOST.load(Relaxed)
 }
 
@@ -106,7 +106,7 @@ impl Drop for Log {
 }
 
 /// Logs one line per problem, with its place.
-pub fn log_problems(diagnostics: &Diagnostics) {
+pub(crate) fn log_problems(diagnostics: &Diagnostics) {
     let all = diagnostics.iter().len();
     for problem in diagnostics.iter().take(PROBLEMS_LOGGED_MAX) {
         let place = format!("{}:{}:{}", problem.file, problem.line, problem.column);

@@ -138,7 +138,7 @@ impl Recorder {
     }
 
     /// Throws away what is in the buffer, and returns the number of traces.
-    pub fn discard(&mut self) -> u64 {
+    pub(crate) fn discard(&mut self) -> u64 {
         std::iter::from_fn(|| self.traces.try_recv().ok()).count() as u64
     }
 
@@ -173,12 +173,12 @@ struct ChosenTrace {
 
 impl Chosen {
     /// The number of spans.
-    pub fn spans(&self) -> usize {
+    pub(crate) fn spans(&self) -> usize {
         self.spans.len()
     }
 
     /// Counts all traces as left out, after a panic.
-    pub fn give_up(&mut self) {
+    pub(crate) fn give_up(&mut self) {
         self.traces.drain(..).for_each(|trace| trace.by.iter().for_each(|by| by.skip()));
         self.spans.clear();
     }
@@ -186,7 +186,7 @@ impl Chosen {
 
 impl Recordings {
     /// No recordings.
-    pub fn new(budget: &Arc<Budget>) -> Arc<Self> {
+    pub(crate) fn new(budget: &Arc<Budget>) -> Arc<Self> {
         let (count, list, budget) = (AtomicUsize::new(0), Mutex::default(), Arc::clone(budget));
         Arc::new(Recordings { count, list, budget })
     }
@@ -224,7 +224,7 @@ impl Recordings {
 
     /// Lets the recordings choose a trace, given its number of spans and the index of its decision.
     /// If one does, `share` is called to append the spans.
-    pub fn choose(
+    pub(crate) fn choose(
         &self,
         chosen: &mut Chosen,
         record: usize,
@@ -250,7 +250,7 @@ impl Recordings {
 
     /// Encodes the chosen traces and hands them to the recordings, as far as there is room. Must
     /// not be called under the lock of a shard.
-    pub fn deliver(&self, chosen: &mut Chosen, decisions: &Decisions, decided_at: u64) {
+    pub(crate) fn deliver(&self, chosen: &mut Chosen, decisions: &Decisions, decided_at: u64) {
         if chosen.traces.is_empty() {
             return;
         }

@@ -25,7 +25,7 @@ use std::{
 
 use tracing::{error, info, warn};
 
-pub use self::trial::{Change, NoTrial, Outcome, Report, Sum, Trial};
+pub(crate) use self::trial::{Change, NoTrial, Outcome, Trial};
 use crate::{
     changes,
     clock::{self, Clock},
@@ -99,7 +99,7 @@ pub struct Reloaded {
 }
 
 /// Problems as the control API describes them.
-pub fn describe(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
+pub(crate) fn describe(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
     use control::diagnostic::Severity as Shown;
     let severity = |severity| match severity {
         Severity::Error => Shown::Error,
@@ -134,7 +134,7 @@ pub enum Refused {
 
 impl Reload {
     /// Reloads the policies of a service that was started with `config`.
-    pub fn new(
+    pub(crate) fn new(
         config: &Config,
         sampler: &Arc<Sampler>,
         metrics: &Arc<Metrics>,
@@ -157,12 +157,12 @@ impl Reload {
     }
 
     /// The configuration file; `None` for what is built in.
-    pub fn file(&self) -> Option<&Path> {
+    pub(crate) fn file(&self) -> Option<&Path> {
         self.config.file.as_deref()
     }
 
     /// Where the policies in force come from.
-    pub fn loaded(&self) -> Loaded {
+    pub(crate) fn loaded(&self) -> Loaded {
         self.lock_loaded().clone()
     }
 
@@ -180,7 +180,7 @@ impl Reload {
     }
 
     /// Whether the files are to be watched.
-    pub fn is_watching(&self) -> bool {
+    pub(crate) fn is_watching(&self) -> bool {
         self.config.sampling.watch_policy_files && self.config.file.is_some()
     }
 

@@ -1,5 +1,7 @@
 //! The list of abuses, numbered as in RELIABILITY.md, and what Tailwater must do about each.
 
+use tailwater::testing::framed;
+
 use crate::{
     data::{self, Data},
     flood::Flood,
@@ -149,7 +151,7 @@ fn streams(settings: &[(u16, u32)], one: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
 }
 
 fn held() -> Vec<Abuse> {
-    let whole = honest::framed(0, &honest::request(vec![honest::span(1 << 41, false)]));
+    let whole = framed(0, &honest::request(vec![honest::span(1 << 41, false)]));
     let unread = streams(&[(INITIAL_WINDOW, 0)], |id| {
         [export(id, 0), frame(DATA, END_STREAM, id, &whole)].concat()
     });

@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
     trace::v1::{ScopeSpans, Span, Status, span, status},
 };
+use tailwater::testing::{attribute, text};
 
 /// The attribute that the bench's `string_attribute` policy reads; every web span has it.
 pub(crate) const TIER_KEY: &str = "customer.tier";
@@ -268,12 +269,6 @@ fn set_tier(span: &mut Span) {
     }
 }
 
-fn text(key: &str, value: &str) -> KeyValue {
-    let value = Some(AnyValue { value: Some(Value::StringValue(value.into())) });
-    KeyValue { key: key.into(), value, ..Default::default() }
-}
-
 fn whole(key: &str, value: i64) -> KeyValue {
-    let value = Some(AnyValue { value: Some(Value::IntValue(value)) });
-    KeyValue { key: key.into(), value, ..Default::default() }
+    attribute(key, Value::IntValue(value))
 }

@@ -8,18 +8,18 @@ pub struct Millis(pub u32);
 
 impl Millis {
     /// Milliseconds from `earlier` to this; 0 where `earlier` is later.
-    pub fn since(self, earlier: Millis) -> u32 {
+    pub(crate) fn since(self, earlier: Millis) -> u32 {
         let difference = self.0.wrapping_sub(earlier.0);
         if difference > u32::MAX / 2 { 0 } else { difference }
     }
 
     /// This much later.
-    pub fn after(self, millis: u32) -> Millis {
+    pub(crate) fn after(self, millis: u32) -> Millis {
         Millis(self.0.wrapping_add(millis))
     }
 
     /// Whether this moment has come at `now`.
-    pub fn is_due(self, now: Millis) -> bool {
+    pub(crate) fn is_due(self, now: Millis) -> bool {
         now.0.wrapping_sub(self.0) <= u32::MAX / 2
     }
 }

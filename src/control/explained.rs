@@ -13,7 +13,7 @@ use super::{
 impl Decision {
     /// Whether the trace was kept, by which policy, what else matched, when it was decided, and why
     /// then: a sentence a line. `now` is in Unix milliseconds.
-    pub fn explained(&self, now: u64) -> String {
+    pub(crate) fn explained(&self, now: u64) -> String {
         explain(self, now)
     }
 }
@@ -87,7 +87,7 @@ fn others(decision: &Decision, details: &Details, text: &mut String) {
         let _ = writeln!(text, "{names} matched as well.");
     }
     if let Some(names) = listed(details.shadow_matched.iter()) {
-        let _ = writeln!(text, "In the shadow, {names} matched, and decided nothing.");
+        let _ = writeln!(text, "As a shadow policy, {names} matched and decided nothing.");
     }
 }
 
@@ -97,7 +97,7 @@ fn pending(details: &Details, now: u64, text: &mut String) {
         None => writeln!(text, "So far no policy would match."),
     };
     if let Some(names) = listed(details.shadow_matched.iter()) {
-        let _ = writeln!(text, "In the shadow, {names} would match.");
+        let _ = writeln!(text, "As a shadow policy, {names} would match.");
     }
     if let Some(due) = &details.due_time {
         let left = Duration::from_millis(millis(due).saturating_sub(now));
@@ -191,7 +191,7 @@ mod tests {
              50 % of such traces.\n\
              Its randomness eb211c80319c00 is at or above the threshold 80000000000000.\n\
              `errors` and `slow` matched as well.\n\
-             In the shadow, `try` matched, and decided nothing.\n\
+             As a shadow policy, `try` matched and decided nothing.\n\
              It was decided at 2023-11-14T22:13:20.250Z, because \
              decision_wait_after_root_received had passed since its root span arrived.\n\
              It had 7 spans of 3482 bytes by then, with a root span, over 1012.5 ms.\n"

@@ -26,7 +26,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The purpose of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// `cert_file`.
     Certificate,
     /// `key_file`.
@@ -39,7 +39,7 @@ pub enum Role {
 
 /// A fault in a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It cannot be read.
     #[error("{0}")]
     Unreadable(String),
@@ -86,11 +86,11 @@ pub enum Fault {
 #[error("{}: {fault}", file.display())]
 pub struct FileFault {
     /// The purpose of the file.
-    pub role: Role,
+    pub(crate) role: Role,
     /// The path of the file.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Its fault.
-    pub fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 /// All faults of files that belong together; never empty.

@@ -60,7 +60,7 @@ fn tokens(file: &Path) -> Result<Vec<Vec<u8>>, FileFault> {
 
 /// The token that the exporter sends to the backend.
 #[derive(Clone)]
-pub struct Bearer(HeaderValue);
+pub(crate) struct Bearer(HeaderValue);
 
 impl fmt::Debug for Bearer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,14 +81,14 @@ impl Bearer {
     }
 
     /// The value of the `authorization` header.
-    pub fn header(&self) -> &HeaderValue {
+    pub(crate) fn header(&self) -> &HeaderValue {
         &self.0
     }
 }
 
 /// A password that is sent to others.
 #[derive(Clone)]
-pub struct Password(String);
+pub(crate) struct Password(String);
 
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +108,11 @@ impl Password {
     }
 
     /// The password, to be sent and nothing else.
-    pub fn reveal(&self) -> &str {
+    #[cfg_attr(
+        not(feature = "kafka"),
+        expect(dead_code, reason = "a build without Kafka only checks the file")
+    )]
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }
@@ -141,7 +145,7 @@ impl Tokens {
 impl Tokens {
     /// Whether the value of an `authorization` header of HTTP Basic has one of the tokens as its
     /// password, with any name.
-    pub fn admit_basic(&self, authorization: &[u8]) -> bool {
+    pub(crate) fn admit_basic(&self, authorization: &[u8]) -> bool {
         let Some((scheme, encoded)) = authorization.split_at_checked(BASIC.len()) else {
             return false;
         };

@@ -28,19 +28,19 @@ const MARK_MILLIS: u64 = 250;
 
 /// What the journal uses.
 #[derive(Clone, Debug)]
-pub struct JournalParts {
+pub(crate) struct JournalParts {
     /// The logs.
-    pub durability: Arc<Durability>,
+    pub(crate) durability: Arc<Durability>,
     /// Syncs them, with `mode = "power"`.
-    pub keeper: Option<Arc<Keeper>>,
+    pub(crate) keeper: Option<Arc<Keeper>>,
     /// Takes watermarks.
-    pub sampler: Arc<Sampler>,
+    pub(crate) sampler: Arc<Sampler>,
     /// Knows what is settled.
-    pub queue: Arc<Queue>,
+    pub(crate) queue: Arc<Queue>,
     /// The window's time.
-    pub clock: Arc<WindowClock>,
+    pub(crate) clock: Arc<WindowClock>,
     /// Charged for decisions that wait.
-    pub budget: Arc<Budget>,
+    pub(crate) budget: Arc<Budget>,
 }
 
 /// Writes what the decider decides.

@@ -17,24 +17,24 @@ const BYTES_MAX: usize = 4 << 20;
 
 /// The decisions since the list was last taken.
 #[derive(Debug, Default)]
-pub struct Tapped {
+pub(crate) struct Tapped {
     /// Those of each hold of a lock, with the Unix time in milliseconds.
-    pub decisions: Vec<(Decisions, u64)>,
+    pub(crate) decisions: Vec<(Decisions, u64)>,
     /// The number of decisions that did not fit.
-    pub missed: u64,
+    pub(crate) missed: u64,
     bytes: usize,
 }
 
 /// The list of decisions, filled only while it is open.
 #[derive(Debug, Default)]
-pub struct Tap {
+pub(crate) struct Tap {
     is_open: AtomicBool,
     tapped: Mutex<Tapped>,
 }
 
 impl Tap {
     /// Opens or closes the list.
-    pub fn set_open(&self, is_open: bool) {
+    pub(crate) fn set_open(&self, is_open: bool) {
         self.is_open.store(is_open, Relaxed);
         if !is_open {
             *self.lock() = Tapped::default();
@@ -42,7 +42,7 @@ impl Tap {
     }
 
     /// Takes what is in the list.
-    pub fn take(&self) -> Tapped {
+    pub(crate) fn take(&self) -> Tapped {
         std::mem::take(&mut *self.lock())
     }
 

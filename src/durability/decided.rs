@@ -23,15 +23,15 @@ const NO_POSITION: u64 = u64::MAX;
 #[derive(Clone, Debug, PartialEq)]
 pub struct WrittenDecision {
     /// The trace.
-    pub trace_id: TraceId,
+    pub(crate) trace_id: TraceId,
     /// The decision; its policy is an id of the process that wrote it.
-    pub decision: Decision,
+    pub(crate) decision: Decision,
     /// The encoded bytes of the trace.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// All spans of the trace below this position were part of the decision.
-    pub below: u64,
+    pub(crate) below: u64,
     /// So were those of the request at this position, or they followed it.
-    pub at: Option<u64>,
+    pub(crate) at: Option<u64>,
 }
 
 /// What a record of decisions holds.
@@ -47,7 +47,7 @@ pub struct WrittenDecisions {
 
 /// Decisions that are not written yet.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub(crate) struct Pending {
     groups: Vec<u8>,
     policies: std::collections::BTreeSet<u16>,
     /// The highest position that is named.
@@ -56,17 +56,17 @@ pub struct Pending {
 
 impl Pending {
     /// Whether there is nothing to write.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
     /// The bytes that it holds.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.groups.capacity()
     }
 
     /// Adds what one hold of a lock, or one request, has decided.
-    pub fn add(&mut self, decided: &Decided) {
+    pub(crate) fn add(&mut self, decided: &Decided) {
         let below = decided.taken_below.unwrap_or(0);
         let at = decided.position.unwrap_or(NO_POSITION);
         self.position_max = self.position_max.max(below).max(decided.position.unwrap_or(0));
@@ -104,7 +104,7 @@ impl Pending {
     }
 
     /// Adds all of `other`.
-    pub fn append(&mut self, mut other: Pending) {
+    pub(crate) fn append(&mut self, mut other: Pending) {
         self.groups.append(&mut other.groups);
         self.policies.append(&mut other.policies);
         self.position_max = self.position_max.max(other.position_max);

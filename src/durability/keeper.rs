@@ -19,7 +19,7 @@ use crate::{clock::Clock, metrics::Metrics};
 
 /// The rounds of syncs.
 #[derive(Debug)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     durability: Arc<Durability>,
     metrics: Arc<Metrics>,
     interval: Duration,
@@ -38,11 +38,15 @@ struct Ended {
 
 /// The round that syncs what was written before it was taken.
 #[derive(Clone, Copy, Debug)]
-pub struct Ticket(u64);
+pub(crate) struct Ticket(u64);
 
 impl Keeper {
     /// A keeper whose rounds are `interval` apart.
-    pub fn new(durability: &Arc<Durability>, metrics: &Arc<Metrics>, interval: Duration) -> Self {
+    pub(crate) fn new(
+        durability: &Arc<Durability>,
+        metrics: &Arc<Metrics>,
+        interval: Duration,
+    ) -> Self {
         Keeper {
             durability: Arc::clone(durability),
             metrics: Arc::clone(metrics),
@@ -55,7 +59,7 @@ impl Keeper {
     }
 
     /// Syncs until it is told to stop, and once more then.
-    pub fn run(&self) {
+    pub(crate) fn run(&self) {
         let clock = Clock::start();
         loop {
             let stopped = lock_of(&self.is_stopped);
@@ -79,24 +83,24 @@ impl Keeper {
     }
 
     /// Lets [`Self::run`] end.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         *lock_of(&self.is_stopped) = true;
         self.stop.notify_all();
     }
 
     /// A ticket for the round that will sync what has been written by now.
-    pub fn ticket(&self) -> Ticket {
+    pub(crate) fn ticket(&self) -> Ticket {
         Ticket(self.begun.load(SeqCst) + 1)
     }
 
     /// Whether the round of a ticket succeeded; `None` if it has not ended.
-    pub fn outcome(&self, ticket: Ticket) -> Option<bool> {
+    pub(crate) fn outcome(&self, ticket: Ticket) -> Option<bool> {
         let ended = *self.ended.borrow();
         (ended.round >= ticket.0).then_some(ended.failed < ticket.0)
     }
 
     /// Waits for the round of a ticket. Returns whether it succeeded.
-    pub async fn synced(&self, ticket: Ticket) -> bool {
+    pub(crate) async fn synced(&self, ticket: Ticket) -> bool {
         let mut ended = self.ended.subscribe();
         // It cannot fail: the sender lives as long as this.
         let _ = ended.wait_for(|ended| ended.round >= ticket.0).await;

@@ -52,7 +52,7 @@ const SPARE_TIME: Duration = Duration::from_secs(5);
 
 /// Why a record was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unwritten {
+pub(crate) enum Unwritten {
     /// The log has reached its size.
     #[error("the log has reached its size")]
     Full,

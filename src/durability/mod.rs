@@ -47,11 +47,16 @@ use std::{
 };
 
 pub use self::{
-    decided::{Pending, WrittenDecision, WrittenDecisions},
+    decided::WrittenDecisions,
+    reader::{LogFiles, RecordReader},
+    record::{LogKind, RecordKind},
+};
+pub(crate) use self::{
+    decided::{Pending, WrittenDecision},
     keeper::{Keeper, Ticket},
     log::Unwritten,
-    reader::{LogFileInfo, LogFiles, ReadError, Record, RecordReader},
-    record::{LogKind, RECORD_HEADER_BYTES, RecordHeader, RecordKind, VERSION},
+    reader::{LogFileInfo, ReadError, Record},
+    record::{RecordHeader, VERSION},
     recovery::{Queued, Recovered},
 };
 use self::{
@@ -100,16 +105,16 @@ pub struct Settings {
 }
 
 /// The part of `max_size_mib` that the outbox may take: 1 divided by this.
-pub const OUTBOX_PART: u64 = 4;
+pub(crate) const OUTBOX_PART: u64 = 4;
 const DECISIONS_PART: u64 = 8;
 
 /// A request as it was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received<'a> {
+pub(crate) struct Received<'a> {
     /// The transport, the encoding and the format, by the numbers of the receiver.
-    pub flags: [u8; 3],
+    pub(crate) flags: [u8; 3],
     /// The body.
-    pub body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// The three logs, open for writing.
@@ -136,7 +141,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`OpenError`] names the directory or the file.
-    pub fn open(settings: Settings) -> Result<(Self, Recovered), OpenError> {
+    pub(crate) fn open(settings: Settings) -> Result<(Self, Recovered), OpenError> {
         let directory = settings.directory.clone();
         let unusable = |source| OpenError::Directory { directory: directory.clone(), source };
         let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
@@ -176,17 +181,17 @@ impl Durability {
     }
 
     /// The positions of the intake log.
-    pub fn positions(&self) -> &Arc<Positions> {
+    pub(crate) fn positions(&self) -> &Arc<Positions> {
         &self.positions
     }
 
     /// How it works.
-    pub fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 
     /// After a replay: requests take positions after all that were used before.
-    pub fn go_on(&self) {
+    pub(crate) fn go_on(&self) {
         let next = self.intake.next().saturating_sub(FILE_HEADER_BYTES as u64);
         // A request of one position that has ended at once.
         let _ = self.positions.begin(|| Ok::<_, Unwritten>(next..next + 1));
@@ -196,7 +201,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`], why not.
-    pub fn admits(&self) -> Result<(), Unwritten> {
+    pub(crate) fn admits(&self) -> Result<(), Unwritten> {
         self.intake.refuses().map_or(Ok(()), Err)
     }
 
@@ -204,7 +209,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`]; the request must be refused.
-    pub fn receive(&self, received: Received<'_>, time: u64) -> Result<Underway, Unwritten> {
+    pub(crate) fn receive(&self, received: Received<'_>, time: u64) -> Result<Underway, Unwritten> {
         let Received { flags, body } = received;
         let mut reserved = None;
         let underway = self.positions.begin(|| {
@@ -218,7 +223,7 @@ impl Durability {
     }
 
     /// Begins to take in a request of an earlier process again. Its record is still in the log.
-    pub fn begin_again(&self, header: &RecordHeader) -> Underway {
+    pub(crate) fn begin_again(&self, header: &RecordHeader) -> Underway {
         let range = header.position..header.position + header.stride();
         let begun = self.positions.begin(|| Ok::<_, std::convert::Infallible>(range));
         let Ok(underway) = begun;
@@ -229,7 +234,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`]; the request can be queued, but not be stored.
-    pub fn queue(&self, body: &[u8], spans: u64, time: u64) -> Result<u64, Unwritten> {
+    pub(crate) fn queue(&self, body: &[u8], spans: u64, time: u64) -> Result<u64, Unwritten> {
         let spans = spans.to_le_bytes();
         let (kind, flags) = (RecordKind::Queued, [0; 3]);
         let written = self.outbox.append(&Entry { kind, flags, time, body: &[&spans, body] })?;
@@ -239,7 +244,7 @@ impl Durability {
 
     /// Notes that requests of the outbox are delivered or given up, and frees its files. A request
     /// whose note cannot be written is sent again after a restart.
-    pub fn settle(&self, positions: &[u64], time: u64) {
+    pub(crate) fn settle(&self, positions: &[u64], time: u64) {
         if positions.is_empty() {
             return;
         }
@@ -260,7 +265,12 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`]; the caller tries again later.
-    pub fn decide(&self, pending: &Pending, names: &[String], time: u64) -> Result<(), Unwritten> {
+    pub(crate) fn decide(
+        &self,
+        pending: &Pending,
+        names: &[String],
+        time: u64,
+    ) -> Result<(), Unwritten> {
         let (kind, flags) = (RecordKind::Decisions, [0; 3]);
         let body = [&pending.names(names)[..], pending.groups()];
         let written = self.decisions.append(&Entry { kind, flags, time, body: &body })?;
@@ -272,7 +282,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`]; nothing may be freed.
-    pub fn mark(&self, watermark: u64, time: u64) -> Result<(), Unwritten> {
+    pub(crate) fn mark(&self, watermark: u64, time: u64) -> Result<(), Unwritten> {
         let (kind, flags) = (RecordKind::Watermark, [0; 3]);
         let body = watermark.to_le_bytes();
         let written = self.decisions.append(&Entry { kind, flags, time, body: &[&body] })?;
@@ -281,7 +291,7 @@ impl Durability {
     }
 
     /// Frees what lies below a watermark that was written.
-    pub fn release(&self, watermark: u64, time: u64) {
+    pub(crate) fn release(&self, watermark: u64, time: u64) {
         self.intake.release(watermark);
         self.forget_decisions(watermark, time);
     }
@@ -290,7 +300,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`] if a log could not be synced; the others were.
-    pub fn sync(&self) -> Result<bool, Unwritten> {
+    pub(crate) fn sync(&self) -> Result<bool, Unwritten> {
         let outcomes = self.logs().map(Log::sync);
         outcomes.into_iter().try_fold(false, |any, synced| Ok(any | synced?))
     }
@@ -330,28 +340,28 @@ impl Durability {
 
     /// Lets the next process use the directory. Called at the end, when nothing is written any
     /// more.
-    pub fn unlock(&self) {
+    pub(crate) fn unlock(&self) {
         // The lock ends with the process at the latest.
         let _ = self.lock.unlock();
     }
 
     /// The bytes on disk, by log.
-    pub fn bytes(&self) -> [u64; 3] {
+    pub(crate) fn bytes(&self) -> [u64; 3] {
         self.logs().map(Log::allocated)
     }
 
     /// Errors of the disk, by log.
-    pub fn errors(&self) -> [u64; 3] {
+    pub(crate) fn errors(&self) -> [u64; 3] {
         self.logs().map(Log::errors)
     }
 
     /// Damaged records so far.
-    pub fn damaged(&self) -> u64 {
+    pub(crate) fn damaged(&self) -> u64 {
         self.damaged.load(Relaxed)
     }
 
     /// Counts damaged records that a replay has found.
-    pub fn note_damaged(&self, records: u64) {
+    pub(crate) fn note_damaged(&self, records: u64) {
         self.damaged.fetch_add(records, Relaxed);
     }
 

@@ -146,7 +146,7 @@ impl LogFiles {
     }
 
     /// The position after the last that any file has room for.
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.files.iter().map(|file| file.end).max().unwrap_or(0)
     }
 }
@@ -219,7 +219,7 @@ impl RecordReader {
     }
 
     /// The number of places so far at which something is neither a sound record nor unwritten.
-    pub fn damaged(&self) -> u64 {
+    pub(crate) fn damaged(&self) -> u64 {
         self.damaged
     }
 

@@ -7,11 +7,11 @@
 /// The length of the header of a file.
 pub(super) const FILE_HEADER_BYTES: usize = 32;
 /// The length of the header of a record.
-pub const RECORD_HEADER_BYTES: usize = 32;
+pub(crate) const RECORD_HEADER_BYTES: usize = 32;
 /// Records begin at multiples of this.
 pub(super) const ALIGNMENT: u64 = 8;
 /// The version that is written, and the newest that is read.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 const FILE_MAGIC: [u8; 8] = *b"TWATRLOG";
 /// No text and no protobuf begins with it.
@@ -30,10 +30,10 @@ pub enum LogKind {
 
 impl LogKind {
     /// All of them.
-    pub const ALL: [LogKind; 3] = [LogKind::Intake, LogKind::Outbox, LogKind::Decisions];
+    pub(crate) const ALL: [LogKind; 3] = [LogKind::Intake, LogKind::Outbox, LogKind::Decisions];
 
     /// The name in files, metrics and reports.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         ["intake", "outbox", "decisions"][self as usize]
     }
 }

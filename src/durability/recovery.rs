@@ -18,26 +18,26 @@ use crate::sampler::Passed;
 
 /// A request of the outbox.
 #[derive(Debug)]
-pub struct Queued {
+pub(crate) struct Queued {
     /// Its position there.
-    pub position: u64,
+    pub(crate) position: u64,
     /// The encoded request.
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
     /// The number of its spans.
-    pub spans: u64,
+    pub(crate) spans: u64,
 }
 
 /// What an earlier process has left.
 #[derive(Debug, Default)]
-pub struct Recovered {
+pub(crate) struct Recovered {
     /// The watermark of the intake log.
-    pub watermark: u64,
+    pub(crate) watermark: u64,
     /// The window's time at the end, in milliseconds.
-    pub time: u64,
+    pub(crate) time: u64,
     /// Requests that were not delivered, in order.
-    pub queued: Vec<Queued>,
+    pub(crate) queued: Vec<Queued>,
     /// Records that cannot be read, so far.
-    pub damaged: u64,
+    pub(crate) damaged: u64,
     /// What each file of decisions covers.
     pub(super) covered: VecDeque<(u64, u64, u64)>,
     /// The names of the policies of the decisions.
@@ -102,7 +102,10 @@ impl Recovered {
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn decisions(&self, mut each: impl FnMut(&WrittenDecisions)) -> Result<Passed, ReadError> {
+    pub(crate) fn decisions(
+        &self,
+        mut each: impl FnMut(&WrittenDecisions),
+    ) -> Result<Passed, ReadError> {
         let mut passed = Passed::default();
         for file in &self.decisions {
             let mut reader = RecordReader::open(file, 0)?;
@@ -173,12 +176,12 @@ impl Recovered {
     }
 
     /// The names of the policies that have decided.
-    pub fn policies(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(String::as_str)
     }
 
     /// The files of the intake log that are to be replayed.
-    pub fn intake(&self) -> &[LogFileInfo] {
+    pub(crate) fn intake(&self) -> &[LogFileInfo] {
         &self.intake
     }
 

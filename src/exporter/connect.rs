@@ -66,9 +66,9 @@ pub enum ConnectError {
 #[derive(Clone, Debug)]
 pub struct Tls {
     /// The certificates, read when a connection is made.
-    pub certificates: Arc<Live<ClientSide>>,
+    pub(crate) certificates: Arc<Live<ClientSide>>,
     /// The name that the backend's certificate must be for; the host of the endpoint if `None`.
-    pub server_name: Option<ServerName<'static>>,
+    pub(crate) server_name: Option<ServerName<'static>>,
 }
 
 /// Makes connections.

@@ -49,11 +49,11 @@ struct State {
 
 /// What the last attempt to export says about the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub(crate) struct Standing {
     /// Why it took nothing; `None` if it took what was sent.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
     /// Since when that is so, in Unix milliseconds.
-    pub since: u64,
+    pub(crate) since: u64,
 }
 
 impl State {

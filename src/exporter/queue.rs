@@ -73,9 +73,9 @@ struct Waiting {
 /// A request taken from the queue. Its spans count as queued until they are settled, its bytes
 /// until this is dropped: the rest of a request that was cut is hardly smaller than the whole.
 #[derive(Debug)]
-pub struct Popped {
+pub(crate) struct Popped {
     /// The request to send. The sender may take it.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
     bytes: usize,
     unsettled: u64,
     number: u64,
@@ -87,28 +87,28 @@ pub struct Popped {
 
 impl Popped {
     /// Spans that are neither sent nor given up.
-    pub fn unsettled(&self) -> u64 {
+    pub(crate) fn unsettled(&self) -> u64 {
         self.unsettled
     }
 
     /// Charges the bytes that cutting the request has copied, until the [`Hold`] is dropped.
-    pub fn charge(&self, bytes: usize) -> Hold {
+    pub(crate) fn charge(&self, bytes: usize) -> Hold {
         self.queue.budget.hold(Holder::Export, bytes)
     }
 
     /// Notes that spans were counted as sent or as failed.
-    pub fn settle(&mut self, spans: u64) {
+    pub(crate) fn settle(&mut self, spans: u64) {
         self.unsettled -= spans;
         self.queue.lock().spans -= spans;
     }
 
     /// Leaves the rest of the request for the next process. Its spans still count as queued.
-    pub fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         self.is_left = true;
     }
 
     /// Whether the rest of the request was left.
-    pub fn is_left(&self) -> bool {
+    pub(crate) fn is_left(&self) -> bool {
         self.is_left
     }
 }
@@ -147,7 +147,7 @@ impl Place<'_> {
     }
 
     /// Queues a request that is stored at a place in a log, if there is one.
-    pub fn fill_stored(mut self, request: EncodedRequest, stored_at: Option<u64>) {
+    pub(crate) fn fill_stored(mut self, request: EncodedRequest, stored_at: Option<u64>) {
         debug_assert_eq!(request.body.len(), self.bytes, "a request has the length it claimed");
         let Some(hold) = self.hold.take() else { return };
         let mut state = self.queue.lock();
@@ -192,22 +192,22 @@ impl Queue {
     }
 
     /// Counts spans as queued from their decision on, before they are encoded.
-    pub fn announce(&self, spans: u64) {
+    pub(crate) fn announce(&self, spans: u64) {
         self.lock().announced += spans;
     }
 
     /// Notes that announced spans were pushed, or counted as failed.
-    pub fn settle(&self, spans: u64) {
+    pub(crate) fn settle(&self, spans: u64) {
         self.lock().announced -= spans;
     }
 
     /// Spans that are announced and not settled.
-    pub fn announced(&self) -> u64 {
+    pub(crate) fn announced(&self) -> u64 {
         self.lock().announced
     }
 
     /// Bytes that still fit.
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.capacity_bytes.saturating_sub(self.held().0)
     }
 
@@ -229,7 +229,7 @@ impl Queue {
     }
 
     /// Queues a request of an earlier process, which had a place in its queue, and is stored.
-    pub fn push_again(&self, body: Bytes, spans: u64, stored_at: u64) {
+    pub(crate) fn push_again(&self, body: Bytes, spans: u64, stored_at: u64) {
         if let Some(place) = self.place_below(usize::MAX, body.len()) {
             place.fill_stored(EncodedRequest { body, spans }, Some(stored_at));
         }
@@ -248,7 +248,7 @@ impl Queue {
     }
 
     /// Waits for the oldest request; `None` once the queue is closed and nothing waits any more.
-    pub async fn pop(self: &Arc<Self>) -> Option<Popped> {
+    pub(crate) async fn pop(self: &Arc<Self>) -> Option<Popped> {
         loop {
             let mut arrived = pin!(self.arrived.notified());
             // Registers before it looks. Of two pushes while nobody is registered only one would be
@@ -281,29 +281,29 @@ impl Queue {
     }
 
     /// A fence behind the last request that was queued.
-    pub fn fence(&self) -> u64 {
+    pub(crate) fn fence(&self) -> u64 {
         let state = self.lock();
         state.first + state.waiting.len() as u64
     }
 
     /// Whether every request that was queued before a [`Self::fence`] is delivered or given up.
-    pub fn is_settled(&self, fence: u64) -> bool {
+    pub(crate) fn is_settled(&self, fence: u64) -> bool {
         let state = self.lock();
         state.first >= fence && state.under_way.iter().all(|&number| number >= fence)
     }
 
     /// The number of requests that wait or are under way and are stored in no log.
-    pub fn unstored(&self) -> usize {
+    pub(crate) fn unstored(&self) -> usize {
         self.lock().unstored
     }
 
     /// The places of stored requests that have been delivered or given up since the last call.
-    pub fn take_departed(&self) -> Vec<u64> {
+    pub(crate) fn take_departed(&self) -> Vec<u64> {
         std::mem::take(&mut self.lock().departed)
     }
 
     /// Lets no consumer begin another request. Those that wait stay in the queue.
-    pub fn hold_back(&self) {
+    pub(crate) fn hold_back(&self) {
         let mut state = self.lock();
         state.is_closed = true;
         state.is_held_back = true;
@@ -329,12 +329,12 @@ impl Queue {
     }
 
     /// Waits for a request that leaves after this call, even if the future is polled only later.
-    pub fn departure(&self) -> Notified<'_> {
+    pub(crate) fn departure(&self) -> Notified<'_> {
         self.left.notified()
     }
 
     /// Whether nothing waits or is under way.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().bytes == 0
     }
 

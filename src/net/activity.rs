@@ -12,11 +12,11 @@ use tokio::sync::Notify;
 /// Marks an answer whose body may take any time, such as a stream of health changes. On a [`Leash`]
 /// it keeps its connection from being idle.
 #[derive(Clone, Debug, Default)]
-pub struct LongLived(pub(super) Option<Arc<Leash>>);
+pub(crate) struct LongLived(pub(super) Option<Arc<Leash>>);
 
 impl LongLived {
     /// An answer whose sender may close the connection.
-    pub fn on(leash: Arc<Leash>) -> Self {
+    pub(crate) fn on(leash: Arc<Leash>) -> Self {
         LongLived(Some(leash))
     }
 }
@@ -24,11 +24,11 @@ impl LongLived {
 /// Closes the connection of an answer that nobody reads. HTTP/2 cannot end such a stream alone: its
 /// end would wait behind the data.
 #[derive(Debug, Default)]
-pub struct Leash(pub(super) OnceLock<Weak<Activity>>);
+pub(crate) struct Leash(pub(super) OnceLock<Weak<Activity>>);
 
 impl Leash {
     /// Closes the connection.
-    pub fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         if let Some(activity) = self.0.get().and_then(Weak::upgrade) {
             activity.hang_up.notify_one();
         }

@@ -50,7 +50,7 @@ impl From<io::Error> for Failure {
 
 impl Handshake {
     /// Uses these certificates; each new connection gets their current version.
-    pub fn new(
+    pub(crate) fn new(
         certificates: &Arc<Live<ServerSide>>,
         transport: Option<Transport>,
         metrics: &Arc<Metrics>,

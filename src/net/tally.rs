@@ -20,7 +20,7 @@ pub struct Tally {
 
 impl Tally {
     /// Counts the connections of this transport.
-    pub fn new(metrics: &Arc<Metrics>, transport: Transport) -> Self {
+    pub(crate) fn new(metrics: &Arc<Metrics>, transport: Transport) -> Self {
         Tally { metrics: Arc::clone(metrics), transport, throttle: Arc::default() }
     }
 

@@ -35,7 +35,7 @@ pub(super) struct Granted {
 
 impl Windows {
     /// Grants from `bytes`, which are reserved in the budget if there is one.
-    pub fn new(bytes: usize, budget: Option<&Arc<Budget>>) -> Self {
+    pub(crate) fn new(bytes: usize, budget: Option<&Arc<Budget>>) -> Self {
         let (granted, budget) = (AtomicUsize::new(0), budget.cloned());
         Windows(Arc::new(WindowsLeft { bytes, granted, budget }))
     }

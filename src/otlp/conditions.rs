@@ -69,25 +69,25 @@ pub struct Words {
 
 impl Words {
     /// This many words of bits.
-    pub fn of_bits(words: usize) -> Self {
+    pub(crate) fn of_bits(words: usize) -> Self {
         Words { all: words, of_one_span: 0 }
     }
 
     /// Adds words about one span. The first of them ranks the span within its trace: the words of
     /// the highest rank stay. Words that are all 0 are those of no span.
-    pub fn and_of_one_span(self, words: usize) -> Self {
+    pub(crate) fn and_of_one_span(self, words: usize) -> Self {
         Words { all: self.all + words, of_one_span: self.of_one_span + words }
     }
 
     /// The number of words.
-    pub fn all(self) -> usize {
+    pub(crate) fn all(self) -> usize {
         self.all
     }
 
     /// Adds the words of a span to those of its trace. The result does not depend on the order of
     /// the spans: of two spans with the same rank, the one with the higher words stays.
     #[inline]
-    pub fn merge(self, known: &mut [u64], added: &[u64]) {
+    pub(crate) fn merge(self, known: &mut [u64], added: &[u64]) {
         let bits = self.all - self.of_one_span;
         let (known_bits, known_one) = known.split_at_mut(bits);
         let (added_bits, added_one) = added.split_at(bits);

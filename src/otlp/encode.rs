@@ -158,7 +158,7 @@ impl Batch {
 
     /// The bytes that the batch has allocated for waiting spans. The spans themselves are slices of
     /// segments.
-    pub fn allocated_bytes(&self) -> usize {
+    pub(crate) fn allocated_bytes(&self) -> usize {
         self.spans.capacity() * size_of::<Outgoing>() + self.tails.capacity() + self.repaired_bytes
     }
 
@@ -333,7 +333,7 @@ impl Planned<'_> {
     }
 
     /// Frees the spans without writing them and returns their number.
-    pub fn give_up(self) -> u64 {
+    pub(crate) fn give_up(self) -> u64 {
         self.batch.free(self.plan.spans);
         self.plan.spans as u64
     }

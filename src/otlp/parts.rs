@@ -16,7 +16,10 @@ const FIRST: u32 = tag(1, BYTES);
 /// The name of a span, possibly not UTF-8. `attribute` gets each of its attributes; if it is
 /// `None`, they are not read.
 #[inline]
-pub fn span<'a>(span: &'a [u8], mut attribute: Option<impl FnMut(Attribute<'a>)>) -> &'a [u8] {
+pub(crate) fn span<'a>(
+    span: &'a [u8],
+    mut attribute: Option<impl FnMut(Attribute<'a>)>,
+) -> &'a [u8] {
     let mut name = &[][..];
     let mut read = || -> Result<(), Malformed> {
         let mut reader = Reader::new(span);
@@ -34,7 +37,7 @@ pub fn span<'a>(span: &'a [u8], mut attribute: Option<impl FnMut(Attribute<'a>)>
 }
 
 /// Calls `attribute` with each attribute of a resource, given the fields of its `ResourceSpans`.
-pub fn resource<'a>(fields: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) {
+pub(crate) fn resource<'a>(fields: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) {
     let mut read = || -> Result<(), Malformed> {
         let mut reader = Reader::new(fields);
         while let Some(tag) = reader.next_tag()? {

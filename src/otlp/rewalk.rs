@@ -21,7 +21,7 @@ const REMEMBERED_WORDS: usize = 128 << 10;
 
 /// Computes bits by some conditions. The bits of each resource are computed once.
 #[derive(Debug)]
-pub struct Rewalk<'a, C> {
+pub(crate) struct Rewalk<'a, C> {
     conditions: Lenient<'a, C>,
     /// The start of a resource's bits in `of_resources`, by resource id.
     starts: HashMap<u64, usize, foldhash::fast::RandomState>,
@@ -33,7 +33,7 @@ pub struct Rewalk<'a, C> {
 
 impl<'a, C: Conditions> Rewalk<'a, C> {
     /// Starts with an empty cache of resources.
-    pub fn new(conditions: &'a C) -> Self {
+    pub(crate) fn new(conditions: &'a C) -> Self {
         Rewalk {
             conditions: Lenient(conditions),
             starts: HashMap::default(),
@@ -45,7 +45,7 @@ impl<'a, C: Conditions> Rewalk<'a, C> {
 
     /// Adds the bits of a span and its resource to `bits`, which has as many words as the
     /// conditions need.
-    pub fn add(&mut self, context: &Context, span: &[u8], bits: &mut [u64]) {
+    pub(crate) fn add(&mut self, context: &Context, span: &[u8], bits: &mut [u64]) {
         let start = self.start_of(context.resource());
         let words = self.of_span.len();
         self.of_span.copy_from_slice(&self.of_resources[start..start + words]);

@@ -71,28 +71,28 @@ pub struct Walked {
 
 /// Totals of the walked part of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The number of spans that were not rejected.
-    pub spans: u64,
+    pub(crate) spans: u64,
     /// Their encoded bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// The number of spans whose trace differs from that of the previous span, which is at least
     /// the number of traces.
-    pub runs: u64,
+    pub(crate) runs: u64,
 }
 
 /// The memory that the spans of a [`Walked`] may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// While a request is walked. A request with more spans is walked in pieces.
-    pub piece_bytes: usize,
+    pub(crate) piece_bytes: usize,
     /// Between two requests.
-    pub kept_bytes: usize,
+    pub(crate) kept_bytes: usize,
 }
 
 impl Walked {
     /// Limits the memory for the spans of later requests. Without this call there is no limit.
-    pub fn bound(&mut self, bounds: Bounds) {
+    pub(crate) fn bound(&mut self, bounds: Bounds) {
         self.bounds = Some(bounds);
     }
 
@@ -106,12 +106,12 @@ impl Walked {
     }
 
     /// Whether all spans of the request are here.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.passed.spans == 0
     }
 
     /// The totals of the walked part of the request. Reads every span of the piece.
-    pub fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         let bytes: u64 = self.spans.iter().map(|span| u64::from(span.len)).sum();
         let runs = self.spans.chunk_by(|a, b| a.trace_id == b.trace_id).count() as u64;
         Seen {
@@ -122,17 +122,17 @@ impl Walked {
     }
 
     /// The number of words of bits per span.
-    pub fn words(&self) -> usize {
+    pub(crate) fn words(&self) -> usize {
         self.words
     }
 
     /// The number of spans that there is room for.
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.room
     }
 
     /// The bytes that it has charged, including new contexts.
-    pub fn charged(&self) -> usize {
+    pub(crate) fn charged(&self) -> usize {
         let held = [&self.hold, &self.extra].into_iter().flatten().map(Hold::bytes);
         self.interned + held.sum::<usize>()
     }

@@ -15,7 +15,7 @@ const PREFIX_BYTES_MAX: usize = 6;
 
 /// The spans as requests of at most `bytes_max` each. Sorts them by context; spans of one context
 /// stay in their order. `None` if a span, with its resource and scope, does not fit into a request.
-pub fn requests(spans: &mut [KeptSpan], bytes_max: usize) -> Option<Vec<Bytes>> {
+pub(crate) fn requests(spans: &mut [KeptSpan], bytes_max: usize) -> Option<Vec<Bytes>> {
     spans.sort_by_key(|span| {
         let context = &span.context;
         (Arc::as_ptr(context.resource()).addr(), Arc::as_ptr(context).addr())
@@ -34,7 +34,7 @@ pub fn requests(spans: &mut [KeptSpan], bytes_max: usize) -> Option<Vec<Bytes>> 
 }
 
 /// The bytes that the requests of these spans take at least.
-pub fn bytes_of(spans: &[KeptSpan]) -> usize {
+pub(crate) fn bytes_of(spans: &[KeptSpan]) -> usize {
     spans.iter().map(|span| span.bytes.len()).sum()
 }
 

@@ -26,7 +26,7 @@ const STEPS_MAX: usize = 5_000_000;
 
 /// A finding about a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remark {
+pub(crate) enum Remark {
     /// Its conditions contradict each other.
     NeverMatches,
     /// It vetoes every trace.
@@ -40,7 +40,7 @@ pub enum Remark {
 ///
 /// A policy that never matches because of a percentage of 0 is not reported here, because the
 /// configuration reader already reports the percentage.
-pub fn review(specs: &[PolicySpec]) -> Vec<(usize, Remark)> {
+pub(crate) fn review(specs: &[PolicySpec]) -> Vec<(usize, Remark)> {
     let mut builder = LeavesBuilder::default();
     let policies: Vec<Policy> = specs.iter().map(|spec| Policy::new(spec, &mut builder)).collect();
     let review = Review { leaves: &builder.leaves(), steps: Cell::new(0) };

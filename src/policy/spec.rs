@@ -288,7 +288,7 @@ impl RuleKind {
     }
 
     /// The kinds of traces that it tells apart.
-    pub fn kinds(&self) -> Option<&KindsSpec> {
+    pub(crate) fn kinds(&self) -> Option<&KindsSpec> {
         match self {
             RuleKind::Budget(_, budget) => Some(&budget.kinds),
             RuleKind::Rare(_, rare) => Some(&rare.kinds),

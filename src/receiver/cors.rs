@@ -25,7 +25,7 @@ const ALLOWED_BY_DEFAULT: &str = "x-requested-with";
 
 /// The origins that may send from a browser, and the headers they may use.
 #[derive(Debug)]
-pub struct Cors {
+pub(crate) struct Cors {
     origins: Vec<String>,
     headers: Vec<String>,
 }
@@ -38,7 +38,7 @@ pub(super) struct Allowed {
 
 impl Cors {
     /// Takes the configured origins and headers; `None` without origins.
-    pub fn new(origins: &[String], headers: &[String]) -> Option<Self> {
+    pub(crate) fn new(origins: &[String], headers: &[String]) -> Option<Self> {
         let lower = |texts: &[String]| texts.iter().map(|text| text.to_ascii_lowercase()).collect();
         (!origins.is_empty()).then(|| Cors { origins: lower(origins), headers: lower(headers) })
     }

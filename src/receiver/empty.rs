@@ -26,7 +26,7 @@ pub(super) enum Sent<'a> {
 
 /// Counts and logs requests without spans.
 #[derive(Debug, Default)]
-pub struct EmptyRequests(Throttle);
+pub(crate) struct EmptyRequests(Throttle);
 
 impl EmptyRequests {
     /// Counts and logs a request that was taken, if it has no span. A request of no bytes is the

@@ -67,7 +67,7 @@ struct Staged {
 
 /// What a replayed request has brought back.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Replayed {
+pub(crate) struct Replayed {
     /// Spans that are in the window again, or followed the decision of their trace.
     pub spans: u64,
     /// Spans that an earlier process has dealt with.
@@ -76,7 +76,7 @@ pub struct Replayed {
 
 /// Replays requests, one after the other.
 #[derive(Debug, Default)]
-pub struct Replayer {
+pub(crate) struct Replayer {
     scratch: Scratch,
     decided: Decided,
 }
@@ -215,13 +215,10 @@ impl Intake {
 
     /// Passes on the traces that a request has caused to be decided.
     pub(super) fn pass_on(&self, decided: &mut Decided) {
-        if let Some(metrics) = self.sampler.span_metrics() {
-            metrics.kept(&decided.spans, clock::unix_millis());
-        }
+        self.sampler.publish(decided, clock::unix_millis());
         // The outbox comes first, so that kept spans count as queued before they count as kept.
         self.outbox.put(decided);
         self.metrics.decided(decided);
-        self.sampler.publish(decided, clock::unix_millis());
         for _ in 0..decided.panics {
             self.supervisor.panicked(Task::Decider);
         }
@@ -282,7 +279,7 @@ impl Intake {
     ///
     /// # Errors
     /// [`Refusal::Memory`] if there is no room for it now; any other reason is final.
-    pub async fn replay(
+    pub(crate) async fn replay(
         &self,
         record: Record<'_>,
         durability: &Durability,

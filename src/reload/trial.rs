@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::Reload;
-pub use crate::policy::{Change, Outcome, Report, Sum, Trial};
+pub(crate) use crate::policy::{Change, Outcome, Trial};
 use crate::{
     config::{self, Diagnostics},
     decider,
@@ -17,7 +17,7 @@ use crate::{
 
 /// Why a trial cannot begin.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum NoTrial {
+pub(crate) enum NoTrial {
     /// The policies have errors.
     #[error("{0}")]
     Invalid(Diagnostics),
@@ -35,7 +35,7 @@ impl Reload {
     ///
     /// # Errors
     /// [`NoTrial`]: nothing has changed.
-    pub fn begin_trial(&self, policies: &str) -> Result<Arc<Trial>, NoTrial> {
+    pub(crate) fn begin_trial(&self, policies: &str) -> Result<Arc<Trial>, NoTrial> {
         let read = || config::load_policies("policies", policies);
         let read = self.supervisor.contained_now(Task::Reload, read);
         let mut candidate = read.map_err(|_| NoTrial::Panicked)?.map_err(NoTrial::Invalid)?;
@@ -66,7 +66,7 @@ impl Reload {
 
     /// Ends this trial, unless it has ended. Its counts are final after that. Blocks while the
     /// window is walked.
-    pub fn end_trial(&self, trial: &Arc<Trial>) {
+    pub(crate) fn end_trial(&self, trial: &Arc<Trial>) {
         let mut current = self.lock();
         if !current.trial.as_ref().is_some_and(|running| Arc::ptr_eq(running, trial)) {
             return;

@@ -13,9 +13,9 @@ use crate::{policy::PolicyId, window};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The policy that keeps the other spans.
-    pub policy: PolicyId,
+    pub(crate) policy: PolicyId,
     /// The number of spans.
-    pub spans: u64,
+    pub(crate) spans: u64,
 }
 
 impl Sampler {

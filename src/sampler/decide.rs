@@ -114,7 +114,7 @@ impl Decided {
 
     /// Called after a panic. Discards data that may be incomplete and returns the number of kept
     /// spans that are lost with it. The decisions stay, so they are counted.
-    pub fn give_up(&mut self) -> u64 {
+    pub(crate) fn give_up(&mut self) -> u64 {
         self.kept.clear();
         self.spans.clear();
         self.kept_bytes = 0;

@@ -56,17 +56,17 @@ pub struct Scratch {
 
 impl Scratch {
     /// The number of spans that were taken in from a request that panicked.
-    pub fn taken(&self) -> u64 {
+    pub(crate) fn taken(&self) -> u64 {
         self.taken
     }
 
     /// Whether the request that was prepared has a span that can be taken in.
-    pub fn has_spans(&self) -> bool {
+    pub(crate) fn has_spans(&self) -> bool {
         !self.walked.spans.is_empty() || !self.walked.is_whole()
     }
 
     /// Forgets a request that was prepared and is not taken in.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.shrink();
     }
 

@@ -31,18 +31,22 @@ mod tick;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-pub use self::{
+pub(crate) use self::{
     cap::Cut,
-    decide::{Decided, KeptTrace, Late, Progress, Which},
-    ingest::{Ingested, Origin, Prepared, Scratch},
+    decide::{KeptTrace, Late},
+    ingest::Prepared,
     partition::PartitionWindow,
-    passed::Passed,
-    positions::{Mark, Positions, Underway},
 };
 use self::{
     decide::evidence,
     partition::{OfPartition, Partitions},
     tick::Ticks,
+};
+pub use self::{
+    decide::{Decided, Progress, Which},
+    ingest::{Ingested, Origin, Scratch},
+    passed::Passed,
+    positions::{Mark, Positions, Underway},
 };
 use crate::{
     budget::{Budget, Holder},
@@ -171,7 +175,7 @@ impl Sampler {
     }
 
     /// Like [`Self::new`], with trace ids hashed by `hasher`.
-    pub fn with_hasher(
+    pub(crate) fn with_hasher(
         plan: Arc<Plan>,
         limits: Limits,
         budget: &Arc<Budget>,
@@ -330,9 +334,13 @@ impl Sampler {
         &self.recordings
     }
 
-    /// Passes decisions, made at a Unix time in milliseconds, to people who ask or record. Must not
-    /// be called under the lock of a shard.
+    /// Passes decisions, made at a Unix time in milliseconds, to people who ask or record, and
+    /// makes kept spans exemplars. Must be called before the spans leave `decided`, and not under
+    /// the lock of a shard.
     pub fn publish(&self, decided: &mut Decided, decided_at: u64) {
+        if let Some(metrics) = self.span_metrics() {
+            metrics.kept(&decided.spans, decided_at);
+        }
         self.log.push(&decided.decisions, decided_at);
         self.recordings.deliver(&mut decided.chosen, &decided.decisions, decided_at);
     }
@@ -351,7 +359,7 @@ impl Sampler {
 
     /// The time of arrival of the oldest undecided trace, partitions aside. Locks each shard in
     /// turn.
-    pub fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
+    pub(crate) fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
         let of_shards = (0..self.shards.len()).filter_map(|index| self.lock(index).window.oldest());
         of_shards.map(|(_, arrived)| arrived).max_by_key(|&arrived| now.since(arrived))
     }

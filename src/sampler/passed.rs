@@ -41,14 +41,14 @@ impl Passed {
     }
 
     /// Whether a replay passes over the spans of a trace at a position.
-    pub fn covers(&self, trace_id: TraceId, position: u64) -> bool {
+    pub(crate) fn covers(&self, trace_id: TraceId, position: u64) -> bool {
         self.traces
             .get(&trace_id)
             .is_some_and(|taken| position < taken.below || taken.at.contains(&position))
     }
 
     /// The bytes that it takes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.traces.capacity() * (size_of::<(TraceId, OfTrace)>() + 1) + self.positions * 16
     }
 }

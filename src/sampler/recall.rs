@@ -20,7 +20,7 @@ impl Sampler {
     }
 
     /// Adds to what a remembered trace has used of its cap.
-    pub fn remember_bytes(&self, trace_id: TraceId, bytes: u64) {
+    pub(crate) fn remember_bytes(&self, trace_id: TraceId, bytes: u64) {
         let Some(cap) = self.limits.kept_bytes_max else { return };
         let hash = window::hash_of(&self.hasher, trace_id);
         let mut state = self.lock(self.shard_of(hash));
@@ -30,7 +30,7 @@ impl Sampler {
     }
 
     /// Charges what is remembered, and forgets the oldest of it if it is too much.
-    pub fn settle_remembered(&self) {
+    pub(crate) fn settle_remembered(&self) {
         for index in 0..self.shards.len() {
             let mut state = self.lock(index);
             let now = state.window.now();
@@ -43,7 +43,7 @@ impl Sampler {
     ///
     /// # Errors
     /// [`Unwalked`] if it is no request.
-    pub fn credits(
+    pub(crate) fn credits(
         &self,
         request: &[u8],
         scratch: &mut Scratch,

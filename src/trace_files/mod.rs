@@ -25,7 +25,7 @@ mod tests;
 pub use record::RecordFile;
 
 /// The largest piece; a larger one is passed over.
-pub const PIECE_BYTES_MAX: usize = 128 << 20;
+pub(crate) const PIECE_BYTES_MAX: usize = 128 << 20;
 
 /// How often a file may be compressed.
 const COMPRESSED_MAX: usize = 2;
@@ -111,7 +111,7 @@ impl<'i> TraceFile<'i> {
     }
 
     /// Where the last part begins: `file:line`, or `file: byte N`.
-    pub fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         match self.place {
             Place::Line(line) => format!("{}:{line}", self.name),
             Place::Byte(byte) => format!("{}: byte {byte}", self.name),

@@ -48,7 +48,6 @@ mod mangled;
 mod model;
 #[cfg(debug_assertions)]
 mod panics;
-mod partitions;
 mod peers;
 mod pipeline;
 mod policies;

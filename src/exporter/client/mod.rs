@@ -118,13 +118,13 @@ impl Client {
     }
 
     /// The same client, which sends this token with every request.
-    pub fn with_token(mut self, token: Option<Arc<Live<Bearer>>>) -> Self {
+    pub(crate) fn with_token(mut self, token: Option<Arc<Live<Bearer>>>) -> Self {
         self.token = token;
         self
     }
 
     /// What the last attempt to export says about the backend; `None` before the first.
-    pub fn standing(&self) -> Option<Standing> {
+    pub(crate) fn standing(&self) -> Option<Standing> {
         self.peer.standing()
     }
 

@@ -14,7 +14,7 @@ pub enum KindsReading {
 
 impl KindsReading {
     /// The figures of a budget.
-    pub fn budget(&self) -> Option<BudgetReading> {
+    pub(crate) fn budget(&self) -> Option<BudgetReading> {
         match self {
             KindsReading::Budget(budget) => Some(*budget),
             KindsReading::Rare(_) => None,
@@ -22,7 +22,7 @@ impl KindsReading {
     }
 
     /// The number of kinds of a rare policy.
-    pub fn rare(&self) -> Option<usize> {
+    pub(crate) fn rare(&self) -> Option<usize> {
         match self {
             KindsReading::Rare(kinds) => Some(*kinds),
             KindsReading::Budget(_) => None,
@@ -64,7 +64,7 @@ impl Plan {
     }
 
     /// The bytes that the tables of kinds take, those of a trial included.
-    pub fn kinds_bytes(&self) -> usize {
+    pub(crate) fn kinds_bytes(&self) -> usize {
         let of_limits = self.limits.iter().map(|limit| limit.bytes());
         let own: usize = of_limits.chain(self.rares.iter().map(|rare| rare.bytes())).sum();
         own + self.candidate().map_or(0, |plan| plan.kinds_bytes())

@@ -43,7 +43,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// Dropped because no policy matched.
-    pub const NONE: Verdict =
+    pub(crate) const NONE: Verdict =
         Verdict { kept: false, policy: PolicyId::NONE, threshold: Threshold::NEVER };
 }
 

@@ -27,11 +27,11 @@ const RELIEVE_FROM: f64 = 0.96;
 
 /// How records are read.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// What a record holds.
-    pub encoding: KafkaEncoding,
+    pub(crate) encoding: KafkaEncoding,
     /// The most bytes of a record.
-    pub limit_bytes: usize,
+    pub(crate) limit_bytes: usize,
 }
 
 /// A partition and what is known about its commits.
@@ -65,7 +65,7 @@ pub struct Member {
 
 impl Member {
     /// A member without partitions.
-    pub fn new(intake: &Arc<Intake>, settings: Settings) -> Self {
+    pub(crate) fn new(intake: &Arc<Intake>, settings: Settings) -> Self {
         Member {
             intake: Arc::clone(intake),
             settings,
