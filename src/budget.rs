@@ -29,7 +29,7 @@
 //!   256 KiB, at most 8 MiB) for a large request, which asks.
 //! - Requests being received, until they are answered: 1/8 for requests of up to 1 MiB. For larger
 //!   requests, which ask, as much as the largest message needs.
-//! - Series of span metrics: 1/16. Spans whose series has no room count in a common one.
+//! - Series of span metrics: 1/16. Spans whose series has no room are counted in a shared series.
 //! - Export: the queue, 1/4 by default and 1/2 at most, and the requests that wait for it. The
 //!   backend empties it.
 //! - Recordings, up to four: 1/32 each, at most 16 MiB, and one trace; nothing is recorded above
@@ -88,7 +88,7 @@ pub enum Holder {
     SpanMetrics,
 }
 
-/// `SpanMetrics` is the last.
+/// The number of holders; `SpanMetrics` is the last.
 const HOLDERS: usize = Holder::SpanMetrics as usize + 1;
 
 /// The bytes of all holders, and their limit.

@@ -1,8 +1,8 @@
 //! Reusable buffers in which requests are assembled on their way in and out.
 //!
 //! Without them, a request of some hundred KiB would be copied from one larger buffer to the next,
-//! into pages that the kernel has to clear first. A few buffers wait for the next request. A user
-//! of a buffer holds its whole capacity, and waiting buffers are not charged to the budget, so
+//! into pages that the kernel has to clear first. A few buffers wait for the next request. A buffer
+//! in use is charged with its whole capacity. Waiting buffers are not charged to the budget, so
 //! there must be only a few.
 
 use std::{

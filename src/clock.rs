@@ -68,8 +68,8 @@ impl WindowClock {
         clock
     }
 
-    /// Goes back to the time at which it was started: what passed since then does not count. Called
-    /// before anything waits by this clock.
+    /// Sets the clock back to the time at which it was started, so that the time since then does
+    /// not count. Called before anything waits by this clock.
     pub(crate) fn restart(&self) {
         let mut steps = self.lock();
         let elapsed = self.clock.elapsed().as_millis() as u64;

@@ -41,8 +41,8 @@ use crate::{
 /// Shorter stalls are normal on a busy machine and are not logged.
 const STALL_LOGGED_MIN: Duration = Duration::from_secs(1);
 
-/// At the end of the process: the attempts to write what is left, and the pause between two of
-/// them, in which the disk may sync.
+/// At the end of the process: the attempts to write the remaining records, and the pause between
+/// two attempts, in which the disk may sync.
 const LEAVE_ATTEMPTS: u32 = 40;
 const LEAVE_PAUSE: Duration = Duration::from_millis(25);
 
@@ -83,7 +83,8 @@ pub(crate) struct Decider {
     tick_began: Millis,
     /// The total time for which the process had not run by then.
     stalled: Duration,
-    /// Limits these log lines, because overload lasts and affects every hold of a lock.
+    /// Limits the log lines about forgotten decisions, because overload lasts and affects every
+    /// hold of a lock.
     forgotten: Throttle,
 }
 
@@ -321,7 +322,7 @@ impl Decider {
         }
     }
 
-    /// Queues what the tick has kept, and writes what it has decided.
+    /// Queues the spans that the tick has kept, and writes its decisions.
     fn end_tick(&mut self) {
         if self.journal.is_none() {
             return self.flush();
@@ -337,17 +338,17 @@ impl Decider {
         }
     }
 
-    /// Between two steps of a replay, in which nothing is decided by time: passes on late spans,
-    /// and frees memory where it is short.
+    /// Called between two steps of a replay, during which no trace becomes due. Passes on late
+    /// spans, and frees memory if it is short.
     pub(crate) async fn relieve(&mut self) {
         self.empty_outbox();
         self.end_tick();
         self.relieve_memory().await;
     }
 
-    /// Ends without deciding anything more: what is undecided, and what is not delivered, stays on
-    /// disk for the next process. What was decided and could not be queued or written is decided
-    /// again there.
+    /// Ends without deciding anything more. Undecided traces and undelivered spans stay on disk for
+    /// the next process. It also decides the traces again whose decisions could not be queued or
+    /// written.
     pub(crate) async fn leave(&mut self) {
         for _ in 0..LEAVE_ATTEMPTS {
             self.end_tick();
@@ -358,7 +359,7 @@ impl Decider {
         }
     }
 
-    /// After everything is decided and delivered: frees what is on disk.
+    /// Frees the records on disk. Called after everything is decided and delivered.
     pub(crate) async fn tidy_up(&mut self) {
         for _ in 0..LEAVE_ATTEMPTS {
             let Some(journal) = &mut self.journal else { return };

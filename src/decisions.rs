@@ -191,8 +191,8 @@ pub(crate) struct DecisionCache {
 }
 
 impl DecisionCache {
-    /// An empty cache. It keeps each decision for at least `ttl_millis`, as far as `bytes_max`
-    /// allows.
+    /// An empty cache. It keeps each decision for at least `ttl_millis`, unless the decisions would
+    /// take more than `bytes_max`.
     pub(crate) fn new(ttl_millis: u32, bytes_max: usize, budget: &Arc<Budget>) -> Self {
         DecisionCache {
             ttl_millis,

@@ -98,8 +98,8 @@ pub(crate) struct Panicked;
 pub(crate) async fn contained<F: Future>(future: F) -> Result<F::Output, Panicked> {
     let mut future = pin!(future);
     poll_fn(|context| {
-        // The future is never polled again after a panic, so only what it borrowed can be seen half
-        // done, and the owners of that keep it usable.
+        // The future is never polled again after a panic, so only data that it borrowed may be left
+        // half changed, and the owners of that data keep it usable.
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
             Err(_) => Poll::Ready(Err(Panicked)),
@@ -220,7 +220,7 @@ impl Supervisor {
     pub(crate) fn panicked(&self, task: Task) {
         self.panics[task as usize].fetch_add(1, Relaxed);
         tell(|| {
-            error!(task = task.as_str(), "contained a panic: its work in hand is lost and counted");
+            error!(task = task.as_str(), "contained a panic: the work in hand is lost and counted");
         });
     }
 
@@ -234,7 +234,7 @@ impl Supervisor {
         self.rounds.fetch_add(1, Relaxed);
     }
 
-    /// Rounds of the decider so far: they go on for as long as the service decides.
+    /// The rounds of the decider so far. The number grows while the service decides.
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Relaxed)
     }
@@ -404,7 +404,7 @@ mod tests {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
         }
         assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0, 0, 0], None));
-        // Panics of another task, and those that are long ago, do not count.
+        // Panics of another task, and old panics, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;
         for expected in

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 /// The time between two lines of one kind.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// The lines of one kind.
+/// Limits the log lines of one kind.
 #[derive(Debug)]
 pub(crate) struct Throttle {
     clock: Clock,

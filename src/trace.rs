@@ -8,7 +8,6 @@
 //!
 //! Source: OpenTelemetry specification, "TraceState: Probability Sampling" and "Probability
 //! Sampling".
-//! Sampling".
 
 use std::fmt;
 
@@ -29,8 +28,8 @@ impl TraceId {
         u128::from_str_radix(text, 16).ok().map(|id| TraceId(id.to_be_bytes()))
     }
 
-    /// Parses an id in the forms in which tools show it: 32 hexadecimal digits, fewer if leading
-    /// zeros are left out, or a UUID, in any case, with white space around. `None` for anything
+    /// Parses an id in any form that tools show: 32 hexadecimal digits, fewer if leading zeros are
+    /// left out, or a UUID, in upper or lower case, with white space around it. `None` for anything
     /// else, and for zero.
     pub(crate) fn from_any_form(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -84,7 +83,7 @@ impl fmt::Debug for TraceId {
 pub struct Randomness(pub u64);
 
 impl Randomness {
-    /// The randomness of a trace whose spans say different ones.
+    /// The randomness of a trace whose spans have different values: the lowest.
     pub(crate) fn lowest(a: Option<Self>, b: Option<Self>) -> Option<Self> {
         match (a, b) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -124,8 +123,8 @@ impl Threshold {
         Threshold(Self::NEVER.0 - kept)
     }
 
-    /// The percentage that it keeps: of all numbers that [`Self::from_percentage`] turns into this
-    /// threshold the one with the fewest decimals.
+    /// The percentage that it keeps: the number with the fewest decimals that
+    /// [`Self::from_percentage`] converts to this threshold.
     pub fn percentage(self) -> f64 {
         let exact = (Self::NEVER.0 - self.0) as f64 / (1u64 << 56) as f64 * 100.0;
         let written = (0..=17).filter_map(|decimals| format!("{exact:.decimals$}").parse().ok());
@@ -255,7 +254,8 @@ impl Trigger {
 pub struct Facts {
     /// The earliest non-zero start in Unix nanoseconds; 0 if there is none.
     pub start_unix_nano: u64,
-    /// The latest end (never before its own start) in Unix nanoseconds; 0 if there is none.
+    /// The latest end in Unix nanoseconds; 0 if there is none. The end of a span counts as its
+    /// start if it is earlier.
     pub end_unix_nano: u64,
     /// The number of spans so far.
     pub spans: u32,

@@ -1,4 +1,5 @@
-//! Requests that are small on the wire and large in memory, or wrong, sent again and again.
+//! Attacks with requests that are small on the wire and large in memory, or malformed, sent
+//! repeatedly.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +30,8 @@ pub(crate) struct Data {
     pub(crate) body: Vec<u8>,
 }
 
-/// Sends the body once, reads what the server holds then, and continues until the time is over.
+/// Sends the body once, reads how much memory the server then holds, and repeats the body until the
+/// time is over.
 pub(crate) async fn run(
     target: SocketAddr,
     data: &Data,
@@ -138,7 +140,7 @@ pub(crate) fn resources(count: u64) -> Data {
     plain(&ExportTraceServiceRequest { resource_spans: resource_spans.collect() }.encode_to_vec())
 }
 
-/// Sends each wrong request once, and reports the answers.
+/// Sends each malformed request once, and reports the answers.
 pub(crate) async fn wrong(target: SocketAddr) -> Result<Found> {
     let message = request(vec![span(1, false)]);
     let cases = [

@@ -27,7 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(5);
 /// A request that is not answered within this time has failed.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// What the honest client has seen.
+/// The observations of the honest client.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) acknowledged: Vec<u64>,
@@ -132,7 +132,7 @@ pub(crate) async fn export(
     Ok(status.map_or_else(|| format!("HTTP {}", head.status.as_u16()), str::to_owned))
 }
 
-/// The time from opening a new connection to its first acknowledgement; `None` if there is none.
+/// The time from opening a new connection to its first acknowledgement; `None` without one.
 pub(crate) async fn fresh(target: SocketAddr) -> Option<Duration> {
     let began = Instant::now();
     let exchange = async {

@@ -2,11 +2,11 @@
 //! again when the files change.
 //!
 //! `config` reads them to validate them, `service` to start. Then a blocking thread checks the
-//! files every second ([`Watch`]) and uses a change once a further check finds it unchanged. It
-//! compares contents, not times or events: Kubernetes swaps symbolic links, and a certificate and
-//! its key are written one after the other. Files that cannot be used are logged once, and the old
-//! contents stay in force until the files change again. New connections use the new files and open
-//! ones continue, so no request fails.
+//! files every second ([`Watch`]) and uses changed files as soon as a further check finds the same
+//! contents. It compares contents, not times or events: Kubernetes swaps symbolic links, and a
+//! certificate and its key are written one after the other. Files that cannot be used are logged
+//! once, and the old contents stay in force until the files change again. New connections use the
+//! new files and open ones continue, so no request fails.
 //!
 //! TLS is rustls with ring, 1.2 and 1.3. Sessions are not resumed: OTLP connections live long, and
 //! a resumed session would not check the peer's certificate again. Revocation lists are not read.

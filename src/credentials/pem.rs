@@ -62,7 +62,7 @@ pub(crate) enum Fault {
     #[error("its private key cannot be used")]
     BadKey,
     /// The private key belongs to another certificate.
-    #[error("its private key does not fit the certificate")]
+    #[error("its private key does not match the certificate")]
     OtherKey,
     /// There is no password in it.
     #[error("it holds no password")]
@@ -71,7 +71,7 @@ pub(crate) enum Fault {
     #[error("it holds no token")]
     NoToken,
     /// A token in it could never be sent.
-    #[error("a line of it is no token: there are spaces, or other than visible ASCII characters")]
+    #[error("a line in it is not a token: it has spaces or characters other than visible ASCII")]
     BadToken,
     /// It holds more than one token, and only one can be sent.
     #[error("it holds more than one token")]

@@ -23,7 +23,8 @@ use super::{
 const H2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// The cryptography, chosen here so that another crate's choice for the process does not matter.
+/// The cryptographic provider, set here so that another crate's choice for the process does not
+/// matter.
 pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
         LazyLock::new(|| Arc::new(ring::default_provider()));

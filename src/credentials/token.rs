@@ -1,9 +1,9 @@
 //! Bearer tokens, and the only place that compares them.
 //!
 //! A file of the receivers holds one token a line, so that a new one can be allowed before the old
-//! one is removed. Only digests are kept: they all have the same length, a sender cannot choose
-//! them byte by byte, and a memory dump holds no token that was read. A comparison checks every
-//! digest, in a time that does not depend on where they differ.
+//! one is removed. Only digests are kept: they all have the same length, a sender cannot guess them
+//! byte by byte, and a memory dump does not contain the tokens. A comparison checks every digest,
+//! in a time that does not depend on where they differ.
 //!
 //! The exporter's file holds the one token for the backend. That one is kept, as a header value
 //! that is marked as sensitive.

@@ -38,7 +38,7 @@ pub(super) struct Waiting {
     pub(super) kept: Vec<KeptTrace>,
     pub(super) spans: Vec<KeptSpan>,
     pub(super) holds: Vec<Hold>,
-    /// The decisions, where they are written to a log. They are here together with their spans,
+    /// The decisions, if they are written to a log. They wait here together with their spans,
     /// because the spans have to be written first.
     pub(super) decided: Pending,
     /// How often something was put in.

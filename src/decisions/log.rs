@@ -203,8 +203,8 @@ impl Chunks {
 }
 
 impl DecisionLog {
-    /// A log of the last `traces` decisions, as far as its share of the budget allows. With 0 it
-    /// logs nothing.
+    /// A log of the last `traces` decisions, or of fewer if these exceed its share of the budget.
+    /// With 0 it logs nothing.
     pub(crate) fn new(traces: usize, budget: &Arc<Budget>) -> Self {
         let bytes_max = budget.limit() / DECISION_LOG_PART;
         let budget = Arc::clone(budget);
@@ -212,7 +212,7 @@ impl DecisionLog {
         DecisionLog { traces_max: traces, bytes_max, logged, tap, budget }
     }
 
-    /// The decisions for those who watch.
+    /// The copy of the decisions for clients that watch them.
     pub(crate) fn tap(&self) -> &Tap {
         &self.tap
     }

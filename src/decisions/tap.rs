@@ -1,8 +1,9 @@
 //! Decisions for people who watch them as they are made.
 //!
-//! While nobody watches, a hold of a lock costs one reading of a flag. While somebody does, the
+//! While nobody watches, each hold of a lock only reads a flag. While somebody watches, the
 //! decisions of each hold are copied into a list of at most [`BYTES_MAX`], which the admin thread
-//! empties every few milliseconds. What does not fit is counted, and deciding goes on.
+//! empties every few milliseconds. Decisions that do not fit are left out and counted; the decider
+//! never waits.
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError,
@@ -18,7 +19,7 @@ const BYTES_MAX: usize = 4 << 20;
 /// The decisions since the list was last taken.
 #[derive(Debug, Default)]
 pub(crate) struct Tapped {
-    /// Those of each hold of a lock, with the Unix time in milliseconds.
+    /// The decisions of each hold of a lock, with the Unix time in milliseconds.
     pub(crate) decisions: Vec<(Decisions, u64)>,
     /// The number of decisions that did not fit.
     pub(crate) missed: u64,
@@ -41,7 +42,7 @@ impl Tap {
         }
     }
 
-    /// Takes what is in the list.
+    /// Takes the contents of the list.
     pub(crate) fn take(&self) -> Tapped {
         std::mem::take(&mut *self.lock())
     }

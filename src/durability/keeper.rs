@@ -1,8 +1,9 @@
 //! Syncs the logs, with `mode = "power"`.
 //!
-//! One thread, so that a slow disk holds neither a runtime worker nor the decider. A round syncs
-//! everything that was written before it began; who has written something waits for the next round
-//! to begin and to end. So one sync serves all requests of `sync_interval`.
+//! The syncs run on a thread of their own, so that a slow disk blocks neither a runtime worker nor
+//! the decider. A round syncs everything that was written before the round began. A writer
+//! therefore waits until the next round has begun and ended, and one sync serves all requests of a
+//! `sync_interval`.
 
 use std::{
     sync::{
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use super::{Durability, lock_of};
 use crate::{clock::Clock, metrics::Metrics};
 
-/// The rounds of syncs.
+/// Runs the rounds of syncs, and tells writers when their round has ended.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     durability: Arc<Durability>,
@@ -36,7 +37,7 @@ struct Ended {
     failed: u64,
 }
 
-/// The round that syncs what was written before it was taken.
+/// Identifies the round that syncs everything that was written before the ticket was taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticket(u64);
 
@@ -65,7 +66,8 @@ impl Keeper {
             let stopped = lock_of(&self.is_stopped);
             let waited = self.stop.wait_timeout_while(stopped, self.interval, |stopped| !*stopped);
             let is_stopped = waited.is_ok_and(|(stopped, _)| *stopped);
-            // Counted before anything is synced: what is written from now on needs the next round.
+            // Counted before anything is synced: records that are written from now on need the next
+            // round.
             let round = self.begun.fetch_add(1, SeqCst) + 1;
             let began = clock.elapsed();
             let outcome = self.durability.sync();
@@ -88,7 +90,7 @@ impl Keeper {
         self.stop.notify_all();
     }
 
-    /// A ticket for the round that will sync what has been written by now.
+    /// A ticket for the round that will sync everything written so far.
     pub(crate) fn ticket(&self) -> Ticket {
         Ticket(self.begun.load(SeqCst) + 1)
     }
@@ -102,7 +104,7 @@ impl Keeper {
     /// Waits for the round of a ticket. Returns whether it succeeded.
     pub(crate) async fn synced(&self, ticket: Ticket) -> bool {
         let mut ended = self.ended.subscribe();
-        // It cannot fail: the sender lives as long as this.
+        // This cannot fail: the sender lives as long as `self`.
         let _ = ended.wait_for(|ended| ended.round >= ticket.0).await;
         self.outcome(ticket).unwrap_or(false)
     }

@@ -1,10 +1,10 @@
-//! Reads what an earlier process has left: the watermark and the outbox when the logs are opened,
+//! Reads the logs of an earlier process: the watermark and the outbox when the logs are opened,
 //! then the decisions, one after the other. The caller then replays the intake log from the
 //! watermark on.
 //!
 //! Decisions are read twice, because there may be more of them than fit into memory: first for the
 //! watermark and the names of policies, then for the decision cache, which is bounded, and for the
-//! spans that a replay passes over. Of the latter, only those above the watermark are kept.
+//! spans that a replay skips. Of these spans, only those above the watermark are remembered.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,7 +19,7 @@ use crate::sampler::Passed;
 /// A request of the outbox.
 #[derive(Debug)]
 pub(crate) struct Queued {
-    /// Its position there.
+    /// Its position in the outbox.
     pub(crate) position: u64,
     /// The encoded request.
     pub(crate) body: Vec<u8>,
@@ -27,24 +27,24 @@ pub(crate) struct Queued {
     pub(crate) spans: u64,
 }
 
-/// What an earlier process has left.
+/// The state that an earlier process has left in the logs.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     /// The watermark of the intake log.
     pub(crate) watermark: u64,
-    /// The window's time at the end, in milliseconds.
+    /// The window's time when that process ended, in milliseconds.
     pub(crate) time: u64,
     /// Requests that were not delivered, in order.
     pub(crate) queued: Vec<Queued>,
-    /// Records that cannot be read, so far.
+    /// The number of records that could not be read so far.
     pub(crate) damaged: u64,
-    /// What each file of decisions covers.
+    /// The value of `Durability::covered` for the existing files.
     pub(super) covered: VecDeque<(u64, u64, u64)>,
     /// The names of the policies of the decisions.
     names: BTreeSet<String>,
     decisions: Vec<LogFileInfo>,
     intake: Vec<LogFileInfo>,
-    /// The highest position of the intake log that is named anywhere.
+    /// The highest position of the intake log that any record names.
     named: u64,
     intake_end: u64,
 }
@@ -97,8 +97,8 @@ impl Recovered {
         Ok(())
     }
 
-    /// Reads the decisions again, oldest first. `each` gets those of one record. Returns the spans
-    /// that a replay passes over.
+    /// Reads the decisions again, oldest first. `each` gets the decisions of one record. Returns
+    /// the spans that a replay skips.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -168,7 +168,7 @@ impl Recovered {
         Ok(())
     }
 
-    /// Counts it as damage if the file that the watermark lies in is missing.
+    /// Counts damage if the file that should contain the watermark is missing.
     fn find_first_file(&mut self) {
         let first = self.intake.first().map(|file| file.base);
         self.damaged += u64::from(first.is_some_and(|first| first > self.watermark));
@@ -185,7 +185,7 @@ impl Recovered {
         &self.intake
     }
 
-    /// A position after all that an earlier process can have used.
+    /// A position above all that earlier processes can have used.
     pub(super) fn intake_next(&self) -> u64 {
         self.intake_end.max(self.named).max(self.watermark)
     }

@@ -30,7 +30,7 @@ use crate::{
     otlp::encode::EncodedRequest,
 };
 
-/// The export queue, as the module header describes it.
+/// A queue of encoded requests, bounded in bytes.
 #[derive(Debug)]
 pub struct Queue {
     capacity_bytes: usize,
@@ -51,7 +51,8 @@ struct State {
     under_way: Vec<u64>,
     /// Requests that wait or are under way and are stored in no log.
     unstored: usize,
-    /// The places of stored requests that have been settled since they were last taken.
+    /// The positions, in the log, of stored requests that have been settled since this list was
+    /// last taken.
     departed: Vec<u64>,
     /// Bytes of waiting requests and those under way.
     bytes: usize,
@@ -66,12 +67,13 @@ struct State {
 struct Waiting {
     request: EncodedRequest,
     hold: Hold,
-    /// Its place in a log.
+    /// Its position in a log, if it is stored.
     stored_at: Option<u64>,
 }
 
 /// A request taken from the queue. Its spans count as queued until they are settled, its bytes
-/// until this is dropped: the rest of a request that was cut is hardly smaller than the whole.
+/// until this is dropped, because the rest of a request that was cut is hardly smaller than the
+/// whole.
 #[derive(Debug)]
 pub(crate) struct Popped {
     /// The request to send. The sender may take it.
@@ -146,7 +148,7 @@ impl Place<'_> {
         self.fill_stored(request, None);
     }
 
-    /// Queues a request that is stored at a place in a log, if there is one.
+    /// Queues a request that is stored in a log at position `stored_at`, if at all.
     pub(crate) fn fill_stored(mut self, request: EncodedRequest, stored_at: Option<u64>) {
         debug_assert_eq!(request.body.len(), self.bytes, "a request has the length it claimed");
         let Some(hold) = self.hold.take() else { return };
@@ -228,7 +230,8 @@ impl Queue {
         self.place_below(self.capacity_bytes.saturating_add(1).saturating_sub(bytes), bytes)
     }
 
-    /// Queues a request of an earlier process, which had a place in its queue, and is stored.
+    /// Queues a stored request of an earlier process, even if the queue is full: the request had a
+    /// place in that process's queue.
     pub(crate) fn push_again(&self, body: Bytes, spans: u64, stored_at: u64) {
         if let Some(place) = self.place_below(usize::MAX, body.len()) {
             place.fill_stored(EncodedRequest { body, spans }, Some(stored_at));
@@ -251,8 +254,8 @@ impl Queue {
     pub(crate) async fn pop(self: &Arc<Self>) -> Option<Popped> {
         loop {
             let mut arrived = pin!(self.arrived.notified());
-            // Registers before it looks. Of two pushes while nobody is registered only one would be
-            // remembered, and a request would wait for the next push.
+            // Registers before it looks at the queue. While nobody is registered, only one of two
+            // notifications is remembered, so a request could wait for the next push.
             arrived.as_mut().enable();
             {
                 let mut state = self.lock();
@@ -297,12 +300,13 @@ impl Queue {
         self.lock().unstored
     }
 
-    /// The places of stored requests that have been delivered or given up since the last call.
+    /// The positions, in the log, of stored requests that have been delivered or given up since the
+    /// last call.
     pub(crate) fn take_departed(&self) -> Vec<u64> {
         std::mem::take(&mut self.lock().departed)
     }
 
-    /// Lets no consumer begin another request. Those that wait stay in the queue.
+    /// Stops consumers from beginning another request. Waiting requests stay in the queue.
     pub(crate) fn hold_back(&self) {
         let mut state = self.lock();
         state.is_closed = true;

@@ -1,5 +1,5 @@
-//! What goes on on a connection: requests under way and answers unread. From it follow whether the
-//! connection is idle, and whether its client reads.
+//! The activity on a connection: requests under way and unread answers. It shows whether the
+//! connection is idle, and whether its client reads its answers.
 
 use std::sync::{
     Arc, OnceLock, Weak,
@@ -21,8 +21,8 @@ impl LongLived {
     }
 }
 
-/// Closes the connection of an answer that nobody reads. HTTP/2 cannot end such a stream alone: its
-/// end would wait behind the data.
+/// Closes the connection of an answer that nobody reads. HTTP/2 cannot end only that stream,
+/// because the end would wait behind the unread data.
 #[derive(Debug, Default)]
 pub(crate) struct Leash(pub(super) OnceLock<Weak<Activity>>);
 
@@ -35,8 +35,8 @@ impl Leash {
     }
 }
 
-/// The requests under way and the answers unread, and how many requests there have been. It tells
-/// an idle connection from one that does not read its answers.
+/// The requests under way, the unread answers, and the number of requests and answers so far. It
+/// tells an idle connection from one that does not read its answers.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     pub(super) under_way: Arc<AtomicUsize>,
@@ -66,8 +66,8 @@ impl Activity {
     }
 }
 
-/// Counts one request under way. Dropping it ends the count, so a request whose client leaves is
-/// uncounted although it is never answered.
+/// Counts one request under way until it is dropped, which also happens if the client leaves before
+/// the answer.
 pub(super) struct Counted(Arc<AtomicUsize>);
 
 impl Counted {

@@ -59,7 +59,7 @@ pub trait Listen: Send + Sync + 'static {
     /// The local address.
     ///
     /// # Errors
-    /// If the operating system does not tell it.
+    /// The error of the operating system.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 
     /// Waits for the next connection.

@@ -19,7 +19,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts the connections of this transport.
+    /// Counts the connections of the receiver with this transport.
     pub(crate) fn new(metrics: &Arc<Metrics>, transport: Transport) -> Self {
         Tally { metrics: Arc::clone(metrics), transport, throttle: Arc::default() }
     }

@@ -3,8 +3,9 @@
 //!
 //! A connection gets a quarter of the remaining part, between 64 KiB and 1 MiB. HTTP/2 allows no
 //! less than 64 KiB for a connection; windows that small cost up to 22 % more CPU, and windows over
-//! 1 MiB gained nothing. A grant is reserved in the budget, since senders can fill it at any time:
-//! a thousand that sent at once made 500 MiB of a limit of 256.
+//! 1 MiB gained nothing. A grant is reserved in the budget, because senders can fill it at any
+//! time: without the reservation, a thousand senders at once took 500 MiB of memory with a limit of
+//! 256 MiB.
 
 use std::sync::{
     Arc,

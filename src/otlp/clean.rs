@@ -34,7 +34,7 @@ pub struct Repairs {
     pub links: u64,
 }
 
-/// A message that may be exported. It holds bytes only if they differ from those that arrived.
+/// A message that may be exported. It holds bytes of its own only if it was repaired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cleaned {
     repaired: Option<Box<[u8]>>,

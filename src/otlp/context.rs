@@ -165,7 +165,7 @@ impl fmt::Debug for Contexts {
     }
 }
 
-/// Values by their content, while they are in use.
+/// The values in use, by their content.
 struct Table<T>(DashMap<Arc<[u8]>, Weak<T>, foldhash::fast::RandomState>);
 
 impl<T> Default for Table<T> {

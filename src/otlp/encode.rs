@@ -115,7 +115,7 @@ impl Outgoing {
 /// Kept spans that wait to be encoded together.
 #[derive(Debug)]
 pub struct Batch {
-    /// The spans. If they are grouped, those of the next request are first.
+    /// The spans. If they are grouped, the spans of the next request come first.
     spans: VecDeque<Outgoing>,
     /// Whether the spans are sorted by context and contiguous.
     is_grouped: bool,
@@ -340,7 +340,7 @@ impl Planned<'_> {
 }
 
 /// The reason why encoding cannot fail after this point.
-const CLEAN: &str = "only what was cleaned is here";
+const CLEAN: &str = "every span in the batch has been cleaned";
 
 /// The locations in a span that stamping needs.
 struct Located {

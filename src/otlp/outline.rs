@@ -1,5 +1,5 @@
 //! The top level of a message: the members of a JSON object, or the fields of a protobuf message.
-//! It appears in the log line about a request without spans, to show what the sender has sent
+//! The log line about a request without spans shows it, so that the operator sees what was sent
 //! instead.
 //!
 //! Receivers call it rarely, with untrusted input. An outline is one line of printable ASCII with

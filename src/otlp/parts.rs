@@ -1,7 +1,7 @@
 //! The parts of a span and of a resource that become labels: name and attributes.
 //!
-//! Called for spans that were walked and accepted, so nothing is refused here: reading stops at
-//! bytes that cannot be read, which nothing that was walked had needed.
+//! It is called for spans that the walker has accepted, so it refuses nothing. It stops at the
+//! first bytes that it cannot read; the walker did not need those bytes.
 
 use super::{
     conditions::Attribute,
@@ -10,7 +10,7 @@ use super::{
 
 const NAME: u32 = tag(5, BYTES);
 const ATTRIBUTE: u32 = tag(9, BYTES);
-/// The resource of a `ResourceSpans`, and an attribute of the resource.
+/// The tag of the resource in a `ResourceSpans`, and of an attribute in a resource.
 const FIRST: u32 = tag(1, BYTES);
 
 /// The name of a span, possibly not UTF-8. `attribute` gets each of its attributes; if it is

@@ -153,7 +153,8 @@ fn parse_ot(value: &str) -> Result<OtMember<'_>, Unstampable> {
         }
         match pair.strip_prefix("rv:").and_then(parse_randomness) {
             Some(randomness) if ot.randomness.is_none() => ot.randomness = Some(randomness),
-            // With two characters and a separator each, so many cannot be in one value.
+            // Each sub-member takes more than one character, so a valid value cannot hold this
+            // many.
             _ if ot.others.len() >= OT_CHARS_MAX => return Err(Unstampable),
             _ => ot.others.push(pair),
         }

@@ -75,7 +75,7 @@ impl SpanMeta {
     }
 }
 
-/// The reason why a request was not walked to its end.
+/// The reason why the walk of a request stopped before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unwalked {
     /// The bytes are not framed as a request down to the spans.
@@ -357,8 +357,8 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     }))
 }
 
-/// The kind that a span states first, as a [`SpanKind::mask`], and no more of the span is read; 0
-/// if it states none. Nearly always this is its kind.
+/// The first kind field of a span, as a [`SpanKind::mask`]; 0 if there is none. The rest of the
+/// span is not read. Nearly every span has at most one such field, which is then its kind.
 pub(crate) fn first_kind_mask(span: &[u8]) -> u8 {
     let mut reader = Reader::new(span);
     while let Ok(Some(tag)) = reader.next_tag() {
@@ -372,8 +372,8 @@ pub(crate) fn first_kind_mask(span: &[u8]) -> u8 {
     0
 }
 
-/// What [`walk`] would have told of a span, its kind included, but for its place in a request.
-/// `None` if the span cannot be read.
+/// The same [`SpanMeta`] that [`walk`] would produce for a span, including its kind, but without
+/// its place in a request. `None` if the span cannot be read.
 pub(crate) fn span_meta(span: &[u8]) -> Option<SpanMeta> {
     read_span::<true, _>(&(), span, &mut []).ok().flatten()
 }

@@ -24,9 +24,9 @@ const SPAN_BYTES: usize = size_of::<SpanMeta>() + 8 + 4;
 /// The bytes of a context of a request: the reference, and its index in the segment, which the
 /// sampler stores.
 const CONTEXT_BYTES: usize = 8 + 16;
-/// The number of spans that there is room for at first.
+/// The number of spans that the first allocation has room for.
 const SPANS_MIN: usize = 64;
-/// The bytes of a resource or scope, and the number of contexts, that there is always room for.
+/// The bytes of a resource or scope, and the number of contexts, that are held without a charge.
 const UNCHARGED_BYTES: usize = 64 << 10;
 const UNCHARGED_CONTEXTS: usize = 4 << 10;
 
@@ -44,7 +44,7 @@ pub struct Walked {
     pub rejected: u64,
     /// Spans left out because their resource or scope is too large.
     pub outsized: Option<Box<Outsized>>,
-    /// Whether the kinds of spans are read, whatever the conditions need.
+    /// Whether the kinds of spans are read even if no condition needs them.
     are_kinds_read: bool,
     /// The most bytes that a resource or scope may have.
     context_bytes_max: usize,

@@ -1,4 +1,4 @@
-//! Encodes the spans of one trace as they came, for recordings: nothing is cleaned, stamped or
+//! Encodes the spans of one trace as they arrived, for recordings: nothing is cleaned, stamped or
 //! repaired.
 
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(crate) fn requests(spans: &mut [KeptSpan], bytes_max: usize) -> Option<Vec<B
     Some(requests)
 }
 
-/// The bytes that the requests of these spans take at least.
+/// The least number of bytes that the requests of these spans take.
 pub(crate) fn bytes_of(spans: &[KeptSpan]) -> usize {
     spans.iter().map(|span| span.bytes.len()).sum()
 }

@@ -76,7 +76,7 @@ impl PolicyId {
     pub const NONE: PolicyId = PolicyId(u16::MAX);
 }
 
-/// A policy in force, as people see it.
+/// A policy in force, described for people.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct InForce<'a> {
     /// Its id.
@@ -284,7 +284,7 @@ impl Plan {
     }
 
     /// Whether a policy that is `rare` keeps a trace that meets its conditions; true for any other
-    /// policy. A trace that is decided outside a tick asks now.
+    /// policy. A trace that is decided outside a tick asks for its grant here.
     fn is_granted(&self, policy: &Policy, evidence: &Evidence<'_>, is_vetoed: bool) -> bool {
         let Some(rare) = policy.rare else { return true };
         let rare = &self.rares[rare];

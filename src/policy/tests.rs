@@ -427,8 +427,8 @@ fn the_upper_bound_of_latency_is_inclusive_and_of_the_whole_trace() {
     }
 }
 
-/// The number of bits that these rules need. The plan only tells its words, so the last word is
-/// filled up until one more bit is too many.
+/// The number of bits that these rules need. The plan only gives its number of words, so the last
+/// word is filled up until one more bit is too many.
 fn bits_of(rules: &[RuleSpec]) -> i64 {
     let is_too_much = |fillers: &i64| {
         let fillers = (0..*fillers).map(|n| numeric("filler", n, false));

@@ -7,9 +7,9 @@
 //! once a second.
 //!
 //! The candidate is a [`Plan`] of its own, except that its conditions are among the leaves of the
-//! plan in force, so a span is walked once. Its limits are new, so they begin full, and they tick
-//! together with the others. Its names are its own: they enter neither the names of the process nor
-//! the metrics. Spans that arrive after the decision of their trace are not counted.
+//! plan in force, so a span is walked once. Its limits are new, so their buckets begin full, and
+//! they tick together with the others. Its names are its own: they enter neither the names of the
+//! process nor the metrics. Spans that arrive after the decision of their trace are not counted.
 
 use std::{
     collections::HashMap,

@@ -125,8 +125,8 @@ impl GrpcService {
         }
         let (body, charge) = receiving.finish();
         let (encoding, bytes) = unframe(&body, encoding)?;
-        // From here on only the message is held, and only the message is charged. The body as it
-        // was received is held as well if it is written to a log.
+        // From here on, only the message is held and charged, and the body as it was received if it
+        // is written to a log.
         drop(body);
         let is_logged = self.intake.durability.is_some();
         let body = ReceivedBody { encoding, bytes, charge, is_logged };

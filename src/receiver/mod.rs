@@ -67,7 +67,7 @@ pub(crate) enum Refusal {
     #[error("the backend is behind and the export queue is nearly full, try again later")]
     QueueFull,
     /// The directory of `[durability]` is full, or its disk fails.
-    #[error("the log of requests cannot be written, try again later")]
+    #[error("the [durability] log cannot be written, try again later")]
     Disk,
     /// The service is shutting down.
     #[error("the service is shutting down, try another instance")]
@@ -161,7 +161,7 @@ pub(crate) struct Intake {
     pub(crate) outbox: Arc<Outbox>,
     /// Says how far the backend is behind.
     pub(crate) queue: Arc<Queue>,
-    /// What happens when the export queue is full.
+    /// Whether a full export queue refuses requests or drops spans.
     pub(crate) overflow: Overflow,
     /// Says whether there is memory.
     pub(crate) budget: Arc<Budget>,

@@ -1,7 +1,7 @@
 //! Begins and ends trials.
 //!
-//! Both take a plan into force as a reload does: the bits of the traces in the window are computed
-//! from their bytes, so these traces take part. Neither counts as a reload.
+//! Both put a plan in force as a reload does: the bits of the traces in the window are recomputed,
+//! so these traces take part. Neither counts as a reload.
 
 use std::sync::Arc;
 
@@ -30,8 +30,9 @@ pub(crate) enum NoTrial {
 }
 
 impl Reload {
-    /// Lets a second set of policies, the text of a policy file, decide the traffic as well from
-    /// now on. Its shadow policies take no part. Blocks while the window is walked.
+    /// Makes a second set of policies, given as the text of a policy file, decide the same traces
+    /// from now on, for comparison. Its shadow policies take no part. Blocks while the window is
+    /// walked.
     ///
     /// # Errors
     /// [`NoTrial`]: nothing has changed.
@@ -53,8 +54,8 @@ impl Reload {
             info!(
                 policies = candidate.len(),
                 ?longest_stall,
-                "trial began: a second set of policies decides the traffic as well, and changes \
-                 nothing"
+                "trial began: a second set of policies decides the same traces; its decisions are \
+                 only counted"
             );
             plan.trial().cloned()
         };

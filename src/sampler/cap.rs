@@ -46,8 +46,8 @@ impl Sampler {
         }
     }
 
-    /// Applies what is left of the cap to the last trace of `out`, which holds late spans of the
-    /// trace with this hash.
+    /// Applies the rest of the cap to the last trace of `out`, which holds late spans of the trace
+    /// with this hash.
     pub(super) fn cut_late(&self, state: &mut ShardState, hash: u64, out: &mut Decided) {
         let Some(cap) = self.limits.kept_bytes_max else { return };
         let Some(trace) = out.kept.last_mut() else { return };

@@ -1,4 +1,4 @@
-//! What tests, benches and the demo share: builders of spans and requests (`spans`), and an
+//! Code that tests, benches and the demo share: builders of spans and requests (`spans`), and an
 //! OTLP/gRPC sink, a backend that decodes each request and gives the answers it is told to give.
 
 mod spans;
@@ -30,7 +30,7 @@ use crate::{
 /// The default of Tempo: 4 MiB a message.
 pub(crate) const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// The terms of a server outside of the service.
+/// The terms for a server that is not part of the service.
 pub fn terms() -> Terms {
     let limits = Limits {
         max_connections: 64,

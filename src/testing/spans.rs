@@ -1,4 +1,4 @@
-//! Builders and readers of what senders send, as opentelemetry-proto types: for tests, benches and
+//! Builders and readers of spans and requests, as opentelemetry-proto types, for tests, benches and
 //! the traffic of `demo`.
 
 use bytes::Bytes;
@@ -56,7 +56,7 @@ pub fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
 /// Exports an encoded request. Returns the encoded answer.
 ///
 /// # Errors
-/// The status that the receiver answers, or UNAVAILABLE without a connection.
+/// The status in the receiver's answer, or UNAVAILABLE without a connection.
 pub async fn export(client: &mut Grpc<Channel>, request: Bytes) -> Result<Bytes, Status> {
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let path = PathAndQuery::from_static(EXPORT_PATH);

@@ -25,7 +25,7 @@ mod tests;
 pub use record::RecordFile;
 
 /// The largest piece; a larger one is passed over.
-pub(crate) const PIECE_BYTES_MAX: usize = 128 << 20;
+pub const PIECE_BYTES_MAX: usize = 128 << 20;
 
 /// How often a file may be compressed.
 const COMPRESSED_MAX: usize = 2;

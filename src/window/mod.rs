@@ -44,7 +44,7 @@ use crate::{
 pub struct Waits {
     /// Time from the first span of a trace to its decision.
     pub decision_wait: u32,
-    /// Time from the root to the decision, used where it is earlier; `None` turns it off.
+    /// Time from the root to the decision, used if that is earlier; `None` turns it off.
     pub after_root: Option<u32>,
 }
 

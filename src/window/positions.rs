@@ -1,4 +1,4 @@
-//! Positions of the requests of a shard's log, where it reads from one (`sampler/positions.rs`).
+//! Positions of requests, for a shard that reads from a log (`sampler/positions.rs`).
 
 use super::{Millis, Position, Shard};
 
@@ -14,8 +14,8 @@ impl Shard {
         self.low = low;
     }
 
-    /// A position that no span of an undecided trace stands below, if there is a trace, and the
-    /// time at which this trace arrived.
+    /// A lower bound of the positions of all spans of undecided traces, and the time at which the
+    /// oldest of these traces arrived; `None` without such traces.
     pub(crate) fn lowest(&mut self) -> Option<(u64, Millis)> {
         let (position, arrived) = self.oldest()?;
         Some((self.ring.low(position)?, arrived))

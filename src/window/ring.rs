@@ -31,7 +31,7 @@ const WORDS_KEPT: usize = 8 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position(pub(super) u32);
 
-/// A buffered trace, or what remains of it after its decision.
+/// A buffered trace, or the dead entry of a decided one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(crate) trace_id: TraceId,
@@ -182,7 +182,7 @@ impl Ring {
         }
     }
 
-    /// Adds an entry. `low` is kept if positions are.
+    /// Adds an entry. Stores `low` if the ring keeps positions.
     pub(super) fn push(&mut self, entry: Entry, low: u64) -> Position {
         if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
             let mut chunk = self.spare.take().unwrap_or_else(|| Chunk {

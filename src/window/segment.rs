@@ -56,8 +56,7 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Spare {
     buffers: Vec<Vec<u8>>,
-    /// The lowest number of spare buffers since the last trim, that is the number that was never
-    /// used.
+    /// The lowest number of spare buffers since the last trim: this many buffers were never used.
     fewest: usize,
     trimmed_at: Millis,
 }

@@ -46,7 +46,7 @@ pub struct Shard {
     pub(super) words: Words,
     pub(super) now: Millis,
     pub(super) ring: Ring,
-    /// The position that the next trace is added with, where positions are kept.
+    /// The position that is stored with the next trace, if the shard keeps positions.
     pub(super) low: u64,
     index: HashTable<u32>,
     pub(super) hasher: super::Hasher,
@@ -274,7 +274,7 @@ impl Shard {
     }
 
     /// When an undecided trace will be decided at the latest. Searches the deadlines after the
-    /// root, so it is for people who ask, not for the way of spans.
+    /// root, so it is for queries by people, not for the data path.
     pub(crate) fn due(&self, position: Position) -> Millis {
         let after_root = self.after_root.iter().find(|(_, expected)| *expected == position);
         // The deadline after the root is queued only if it is the earlier one.

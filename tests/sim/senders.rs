@@ -226,7 +226,7 @@ fn build(planned: &Planned, sent: &Sent, attempt: usize, index: usize) -> Span {
     span.end_time_unix_nano = sent.end;
     span.attributes = vec![
         harness::string("http.route", if planned.is_probe { "/healthz" } else { "/" }),
-        harness::string("filler", &"x".repeat(planned.filler)),
+        harness::string("filler", "x".repeat(planned.filler)),
     ];
     if planned.is_error {
         span.status = harness::error();

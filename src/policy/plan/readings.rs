@@ -30,7 +30,7 @@ impl KindsReading {
     }
 }
 
-/// Traces that found no room in the table of kinds.
+/// The number of traces of a policy that found no room in its table of kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overflowed {
     /// The policy whose table it is.
@@ -52,7 +52,8 @@ impl Plan {
         self.all().filter_map(reading).collect()
     }
 
-    /// The traces that found no room in the tables of kinds since the last call.
+    /// The number of traces, by policy, that found no room in its table of kinds since the last
+    /// call.
     pub fn take_overflowed(&self) -> Vec<Overflowed> {
         let overflowed = |policy: &Policy| {
             let of_limit = policy.limit.map(|limit| self.limits[limit].take_overflowed());
