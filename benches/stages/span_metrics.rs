@@ -1,6 +1,6 @@
-//! What metrics from all spans cost in Tailwater's own code: the same requests are taken in and
-//! decided with the metrics off and on, in alternation, by the CPU time of the thread. About 2,000
-//! series, from the services, operations and pods of the traffic, and a dimension.
+//! Measures what span metrics cost in Tailwater's own code: takes in and decides the same requests
+//! with the metrics off and on, in alternation, by the CPU time of the thread. There are about
+//! 2,000 series, from the services, operations and pods of the traffic, and one dimension.
 
 use std::{sync::Arc, time::Duration};
 
@@ -85,7 +85,8 @@ fn compare(corpus: &mut Corpus, label: &str, kinds: u8, requests: u64) -> Result
         let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         let ticks = now / 100 != tick;
         tick = now / 100;
-        // Whichever goes second finds the request in the cache.
+        // They take turns at going first, because the second one finds the request in the CPU
+        // cache.
         let first = (sequence % 2) as usize;
         for side in [first, 1 - first] {
             sides[side].take(Millis(now), &body, ticks)?;

@@ -24,7 +24,7 @@ const SPAN_BYTES: usize = size_of::<KeptSpan>() + 16;
 /// Kept spans of decisions made by connection tasks: late spans and traces at their limit. The
 /// decider empties it many times per tick; its contents are charged to the budget.
 #[derive(Debug)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     waiting: Mutex<Waiting>,
     /// How often something was put in, up to what has been encoded and queued.
     left: AtomicU64,
@@ -38,7 +38,7 @@ pub(super) struct Waiting {
     pub(super) kept: Vec<KeptTrace>,
     pub(super) spans: Vec<KeptSpan>,
     pub(super) holds: Vec<Hold>,
-    /// The decisions, where they are written to a log. They are here together with their spans,
+    /// The decisions, if they are written to a log. They wait here together with their spans,
     /// because the spans have to be written first.
     pub(super) decided: Pending,
     /// How often something was put in.
@@ -48,13 +48,13 @@ pub(super) struct Waiting {
 
 impl Outbox {
     /// An empty outbox for spans that will go to `queue`.
-    pub fn new(queue: &Arc<Queue>, budget: &Arc<Budget>) -> Arc<Self> {
+    pub(crate) fn new(queue: &Arc<Queue>, budget: &Arc<Budget>) -> Arc<Self> {
         let (queue, budget) = (Arc::clone(queue), Arc::clone(budget));
         Arc::new(Outbox { waiting: Mutex::default(), left: AtomicU64::new(0), queue, budget })
     }
 
     /// Takes the kept spans of `decided`, which count as queued from now on.
-    pub fn put(&self, decided: &mut Decided) {
+    pub(crate) fn put(&self, decided: &mut Decided) {
         let is_written = decided.taken_below.is_some();
         // A trace over its cap may have no spans left.
         if decided.spans.is_empty() && !is_written {
@@ -76,12 +76,12 @@ impl Outbox {
     }
 
     /// How often something was put in.
-    pub fn put_so_far(&self) -> u64 {
+    pub(crate) fn put_so_far(&self) -> u64 {
         self.lock().puts
     }
 
     /// Whether everything that had been put in by then is in the export queue, or lost and counted.
-    pub fn has_left(&self, put: u64) -> bool {
+    pub(crate) fn has_left(&self, put: u64) -> bool {
         self.left.load(Ordering::Acquire) >= put
     }
 
@@ -92,7 +92,7 @@ impl Outbox {
     }
 
     /// The bytes of the spans that wait here, and what listing them takes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.lock().bytes
     }
 

@@ -1,4 +1,4 @@
-//! One file of a log: creating it, using it again, and writing to a place in it.
+//! One file of a log: creates it, reuses it, and writes records to positions in it.
 
 use std::{
     fs::{self, File},
@@ -40,15 +40,15 @@ impl LogFile {
     }
 
     pub(super) fn create(path: &Path, kind: LogKind, base: u64, capacity: u64) -> io::Result<Self> {
-        // Traces may hold personal data: nobody else may read them. A file of this name has no
-        // sound header, or it would be a part of the log.
+        // Only this user may read the file, because traces may hold personal data. A file of this
+        // name that exists already has no sound header, otherwise it would be a part of the log.
         let mut options = fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
         allocate(&file, capacity)?;
         Self::begin(file, path, (kind, base, capacity))
     }
 
-    /// Makes a file that was freed the next one. Its old records have lower positions.
+    /// Makes a freed file the next file of the log. The old records in it have lower positions.
     pub(super) fn reuse(
         spare: &LogFile,
         path: &Path,
@@ -86,8 +86,8 @@ pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Takes the blocks of a file from the file system, so that a full disk is noticed here and not in
-/// the middle of a record. A file system that cannot do that gets a sparse file.
+/// Allocates the blocks of a file, so that a full disk is noticed here and not in the middle of a
+/// record. On a file system that cannot allocate blocks, the file is sparse.
 fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {

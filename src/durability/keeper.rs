@@ -1,8 +1,9 @@
 //! Syncs the logs, with `mode = "power"`.
 //!
-//! One thread, so that a slow disk holds neither a runtime worker nor the decider. A round syncs
-//! everything that was written before it began; who has written something waits for the next round
-//! to begin and to end. So one sync serves all requests of `sync_interval`.
+//! The syncs run on a thread of their own, so that a slow disk blocks neither a runtime worker nor
+//! the decider. A round syncs everything that was written before the round began. A writer
+//! therefore waits until the next round has begun and ended, and one sync serves all requests of a
+//! `sync_interval`.
 
 use std::{
     sync::{
@@ -17,9 +18,9 @@ use tokio::sync::watch;
 use super::{Durability, lock_of};
 use crate::{clock::Clock, metrics::Metrics};
 
-/// The rounds of syncs.
+/// Runs the rounds of syncs, and tells writers when their round has ended.
 #[derive(Debug)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     durability: Arc<Durability>,
     metrics: Arc<Metrics>,
     interval: Duration,
@@ -36,13 +37,17 @@ struct Ended {
     failed: u64,
 }
 
-/// The round that syncs what was written before it was taken.
+/// Identifies the round that syncs everything that was written before the ticket was taken.
 #[derive(Clone, Copy, Debug)]
-pub struct Ticket(u64);
+pub(crate) struct Ticket(u64);
 
 impl Keeper {
     /// A keeper whose rounds are `interval` apart.
-    pub fn new(durability: &Arc<Durability>, metrics: &Arc<Metrics>, interval: Duration) -> Self {
+    pub(crate) fn new(
+        durability: &Arc<Durability>,
+        metrics: &Arc<Metrics>,
+        interval: Duration,
+    ) -> Self {
         Keeper {
             durability: Arc::clone(durability),
             metrics: Arc::clone(metrics),
@@ -55,13 +60,14 @@ impl Keeper {
     }
 
     /// Syncs until it is told to stop, and once more then.
-    pub fn run(&self) {
+    pub(crate) fn run(&self) {
         let clock = Clock::start();
         loop {
             let stopped = lock_of(&self.is_stopped);
             let waited = self.stop.wait_timeout_while(stopped, self.interval, |stopped| !*stopped);
             let is_stopped = waited.is_ok_and(|(stopped, _)| *stopped);
-            // Counted before anything is synced: what is written from now on needs the next round.
+            // Counted before anything is synced: records that are written from now on need the next
+            // round.
             let round = self.begun.fetch_add(1, SeqCst) + 1;
             let began = clock.elapsed();
             let outcome = self.durability.sync();
@@ -79,26 +85,26 @@ impl Keeper {
     }
 
     /// Lets [`Self::run`] end.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         *lock_of(&self.is_stopped) = true;
         self.stop.notify_all();
     }
 
-    /// A ticket for the round that will sync what has been written by now.
-    pub fn ticket(&self) -> Ticket {
+    /// A ticket for the round that will sync everything written so far.
+    pub(crate) fn ticket(&self) -> Ticket {
         Ticket(self.begun.load(SeqCst) + 1)
     }
 
     /// Whether the round of a ticket succeeded; `None` if it has not ended.
-    pub fn outcome(&self, ticket: Ticket) -> Option<bool> {
+    pub(crate) fn outcome(&self, ticket: Ticket) -> Option<bool> {
         let ended = *self.ended.borrow();
         (ended.round >= ticket.0).then_some(ended.failed < ticket.0)
     }
 
     /// Waits for the round of a ticket. Returns whether it succeeded.
-    pub async fn synced(&self, ticket: Ticket) -> bool {
+    pub(crate) async fn synced(&self, ticket: Ticket) -> bool {
         let mut ended = self.ended.subscribe();
-        // It cannot fail: the sender lives as long as this.
+        // This cannot fail: the sender lives as long as `self`.
         let _ = ended.wait_for(|ended| ended.round >= ticket.0).await;
         self.outcome(ticket).unwrap_or(false)
     }

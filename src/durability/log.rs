@@ -1,17 +1,18 @@
-//! Writes a log: a row of preallocated files, and records written at reserved positions.
+//! Writes a log: a sequence of preallocated files, with records at reserved positions.
 //!
 //! Any thread may append. A short lock reserves the positions; the write itself happens outside of
 //! it, with one `pwritev` of header and body, so writers do not wait for each other. The write goes
 //! to the page cache and takes microseconds (measured for 48 KiB: 6 us, 43 us at the 99th
-//! percentile), so it is done on the thread that has the record; creating the next file takes a
-//! part of a millisecond. A file is a sixteenth of what the log holds, 1 to 64 MiB, so that files
-//! are freed soon after their records, and larger only for a record that needs it. Freed files are
-//! used again, up to an eighth of the log: writing 1 GiB to new files took 0.38 to 0.63 s of CPU,
-//! to old ones, whose pages the kernel still has, 0.15 s.
+//! percentile), so the thread that has the record writes it. Creating the next file takes less than
+//! a millisecond. A file has a sixteenth of the size of the log, between 1 and 64 MiB, so that a
+//! file can be freed soon after its records; it is larger only if a record needs that. Freed files
+//! are reused, up to an eighth of the log: writing 1 GiB took 0.38 to 0.63 s of CPU with new files,
+//! and 0.15 s with old files, whose pages the kernel still has.
 //!
-//! After an error the file is given up: what may be lost in it was not acknowledged, and is never
-//! written or synced again there. For [`PAUSE`] every append fails at once; then the next one tries
-//! a new file. A position is never used twice, because a file that is given up keeps its positions.
+//! After an error, the log gives up the current file. Records that may be lost in it were not
+//! acknowledged, and nothing is written or synced there again. Every append fails at once for
+//! [`PAUSE`]; the next append after that tries a new file. No position is used twice, because a
+//! file that was given up keeps its positions.
 
 use std::{
     collections::VecDeque,
@@ -41,18 +42,18 @@ use crate::{clock::Clock, throttle::Throttle};
 const PAUSE: Duration = Duration::from_secs(1);
 const FILE_BYTES_MIN: u64 = 1 << 20;
 const FILE_BYTES_MAX: u64 = 64 << 20;
-/// A file is this part of what the log holds.
+/// The size of the log is divided by this to get the size of a file.
 const FILE_PART: u64 = 16;
 /// The sizes of files are multiples of this.
 const BLOCK_BYTES: u64 = 64 << 10;
-/// Freed files that are kept for use are at most this part of the log, and only if a file was
-/// needed in this time.
+/// Freed files are kept for reuse up to the size of the log divided by this, and only if a file was
+/// needed within this time.
 const SPARE_PART: u64 = 8;
 const SPARE_TIME: Duration = Duration::from_secs(5);
 
 /// Why a record was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unwritten {
+pub(crate) enum Unwritten {
     /// The log has reached its size.
     #[error("the log has reached its size")]
     Full,
@@ -61,7 +62,7 @@ pub enum Unwritten {
     Failing,
 }
 
-/// What is to be appended.
+/// A record to append.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry<'a> {
     pub(super) kind: RecordKind,
@@ -95,7 +96,7 @@ pub(super) struct Log {
 #[derive(Debug)]
 struct State {
     files: VecDeque<Arc<LogFile>>,
-    /// Files that were freed and can be used again.
+    /// Freed files that can be reused.
     spare: Vec<Arc<LogFile>>,
     created_at: Duration,
     /// The first free position.
@@ -105,7 +106,7 @@ struct State {
     failed_at: Option<Duration>,
 }
 
-/// Positions that a record may be written to.
+/// Positions reserved for one record.
 #[derive(Debug)]
 pub(super) struct Reserved {
     file: Arc<LogFile>,
@@ -120,7 +121,7 @@ impl Reserved {
 }
 
 impl Log {
-    /// A log with the files of earlier processes, whose first new file begins at `next` or after.
+    /// A log with the files of earlier processes. Its first new file begins at `next` or later.
     pub(super) fn new(
         kind: LogKind,
         directory: &Path,
@@ -161,8 +162,8 @@ impl Log {
         self.errors.load(Relaxed)
     }
 
-    /// Whether an append would fail now, as far as that is known: after an error until it is time
-    /// to try again, or if the log is full.
+    /// Why an append would fail now, as far as that is known: the pause after an error is not over,
+    /// or the log is full.
     pub(super) fn refuses(&self) -> Option<Unwritten> {
         let state = self.lock();
         if self.is_pausing(&state) {
@@ -214,7 +215,8 @@ impl Log {
             position - file.base,
             &[&[&header[..]][..], body].concat(),
         );
-        // After the write: a sync that begins in between must not take it for synced.
+        // Set after the write, so that a sync that begins during the write does not count it as
+        // synced.
         file.is_dirty.store(true, Relaxed);
         written.map_err(|problem| {
             let mut state = self.lock();
@@ -235,8 +237,7 @@ impl Log {
         self.lock().next
     }
 
-    /// Frees the files that end at or below a position, but never the one that takes records. Some
-    /// are kept for use.
+    /// Frees the files that end at or below a position, except the open file. Keeps some for reuse.
     pub(super) fn release(&self, below: u64) {
         let mut freed = Vec::new();
         let mut state = self.lock();
@@ -260,7 +261,7 @@ impl Log {
         self.remove(&freed);
     }
 
-    /// Renames a freed file, so that a start does not take it for a part of the log.
+    /// Renames a freed file, so that the next start does not read it as a part of the log.
     fn keep(&self, file: &LogFile) -> Option<Arc<LogFile>> {
         let name = format!("{}{:016x}.log", spare_prefix(self.kind), file.base);
         let path = self.directory.join(name);
@@ -286,15 +287,15 @@ impl Log {
         }
     }
 
-    /// The position after the oldest file; `None` if only the file that takes records is left.
+    /// The position after the oldest file; `None` if only the open file is left.
     pub(super) fn first_end(&self) -> Option<u64> {
         let state = self.lock();
         let front = state.files.front()?;
         (state.files.len() > usize::from(state.is_open)).then_some(front.end)
     }
 
-    /// Syncs what was written since the last call, and says whether there was anything. After an
-    /// error the log goes on in a new file.
+    /// Syncs everything written since the last call. Returns whether there was anything to sync.
+    /// After an error, the log continues in a new file.
     pub(super) fn sync(&self) -> Result<bool, Unwritten> {
         let is_dirty = |file: &&Arc<LogFile>| file.is_dirty.swap(false, Relaxed);
         let dirty: Vec<_> = self.lock().files.iter().filter(is_dirty).cloned().collect();
@@ -328,7 +329,7 @@ impl Log {
     }
 
     /// The size of the next file, with room for a record of `needed` bytes. Sizes are powers of
-    /// two, so that files fit again, unless a record needs more.
+    /// two, so that freed files fit again; a record that needs more gets a larger file.
     fn file_bytes(&self, needed: u64) -> u64 {
         let part = (self.allocated() / FILE_PART).next_power_of_two();
         let part = part.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
@@ -355,7 +356,7 @@ impl Log {
             None => LogFile::create(&path, self.kind, base, self.file_bytes(needed)),
         };
         if created.is_err() {
-            // Neither an empty file nor its blocks may stay behind.
+            // Leaves neither an empty file nor its blocks behind.
             let _ = fs::remove_file(&path);
             self.remove(spare.as_slice());
         }
@@ -403,7 +404,7 @@ impl Log {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A file is created or not; nothing in between panics.
+        // No code panics while it holds this lock and a file is half created.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

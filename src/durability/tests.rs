@@ -21,7 +21,7 @@ use crate::{
     trace::{Randomness, Threshold, TraceId, Trigger},
 };
 
-/// A directory that is removed in the end.
+/// A directory that is removed when it is dropped.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -70,8 +70,8 @@ fn append(log: &Log, body: &[u8]) -> Result<u64, Unwritten> {
     log.append(&entry).map(|range| range.start)
 }
 
-/// Records of these lengths in one file, which is cut behind the last; what they hold, the file's
-/// bytes and where each record ends, its padding aside.
+/// Writes records of these lengths to one file, which is cut after the last record. Returns the
+/// records by position, the file's bytes and its path.
 fn written(directory: &Directory, lengths: &[usize]) -> (BTreeMap<u64, Vec<u8>>, Vec<u8>, PathBuf) {
     let log = directory.log(1 << 30);
     let mut records = BTreeMap::new();
@@ -209,7 +209,7 @@ fn old_records_of_a_file_that_is_used_again_are_no_damage() {
     assert!(on_disk > files.files.len(), "a freed file waits to be used again");
     let left = written.split_off(&files.files[0].base);
     assert_eq!(directory.read(), (left.clone(), 0));
-    // The last record is torn: it is told from what the file held before.
+    // The last record is torn: the reader can tell it from older contents of the file.
     let last = files.files.last().expect("a file");
     let (at, _) = left.last_key_value().expect("a record");
     let mut bytes = fs::read(&last.path).expect("read");
@@ -239,8 +239,8 @@ async fn a_failing_disk_is_tried_again_after_a_pause() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever is written over a file, only records that were written are read, and all that no
-    /// byte of was touched.
+    /// Whatever overwrites a part of a file, the reader returns only records that were written, and
+    /// every record that was not touched.
     #[test]
     fn damage_costs_only_what_it_touches(
         lengths in prop::collection::vec(0..200_usize, 1..20),
@@ -281,7 +281,8 @@ proptest! {
         prop_assert!(written.is_none_or(|written| written.decided.len() < 300));
     }
 
-    /// Decisions are read back as they were written, and no part of them is taken for the whole.
+    /// Decisions are read back as they were written, and a part of a body is not accepted as a
+    /// whole.
     #[test]
     fn decisions_are_read_back(
         decisions in prop::collection::vec(

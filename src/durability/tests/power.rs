@@ -1,10 +1,11 @@
 //! Power loss: the directory as it is on disk at any point, from a list of writes and syncs.
 //!
-//! A service in `power` mode takes requests, decides and delivers. Every write, sync, creation and
-//! directory sync is noted, and so is when each acknowledgement and each delivery came. Then, for
-//! 200 points in this list, a directory is made of what had been synced by then, in every second
-//! case with some of what had not. Every span that was acknowledged before the point must have been
-//! delivered before it, or be in the outbox, or come back by the replay.
+//! A service in `power` mode takes requests, decides and delivers. Every write, sync, file creation
+//! and directory sync is noted, and so is the time of each acknowledgement and each delivery. Then,
+//! for 200 points in this list, a directory is made with everything that had been synced by then,
+//! and in every second case with some of the unsynced writes too. Every span that was acknowledged
+//! before the point must have been delivered before it, or be in the outbox, or come back in the
+//! replay.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -39,7 +40,7 @@ fn spans_of(body: &[u8]) -> Vec<Span> {
     scopes.flat_map(|scope| scope.spans).collect()
 }
 
-/// A request with spans of two traces, one of which other requests have spans of.
+/// A request with spans of two traces. Other requests also have spans of one of them.
 fn request(number: u64) -> (Vec<u8>, Vec<Id>) {
     let span = |trace: u64, id: u64| Span {
         trace_id: [[7; 8], trace.to_be_bytes()].concat(),
@@ -66,7 +67,7 @@ async fn post(address: std::net::SocketAddr, body: &[u8]) {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// When each span was acknowledged, and when it was delivered, as lengths of the list of events.
+/// The times at which each span was acknowledged and delivered, as lengths of the list of events.
 struct Happened {
     events: Vec<tap::Event>,
     acknowledged: HashMap<Id, usize>,
@@ -119,14 +120,14 @@ async fn live(directory: &Path) -> Happened {
 /// The bytes of files, and the event up to which they are synced.
 type Files<'a> = BTreeMap<&'a PathBuf, (Vec<u8>, usize)>;
 
-/// Takes out the file that was freed and has this name since.
+/// Removes the freed file that had this name, and returns its bytes.
 fn before(files: &mut Files<'_>, from: &Path) -> Option<Vec<u8>> {
     let name = from.file_name()?.to_str()?.replace("spare-", "");
     files.remove(&from.with_file_name(name)).map(|(bytes, _)| bytes)
 }
 
-/// Makes a directory of what is on disk after these events: what was synced, and of the rest what
-/// chance says.
+/// Makes a directory with the state of the disk after these events: all synced writes, and a random
+/// choice of the others.
 fn image(events: &[tap::Event], chance: &mut fastrand::Rng, share: f64) -> Directory {
     let directory = Directory::new();
     let mut files: Files<'_> = BTreeMap::new();
@@ -141,7 +142,7 @@ fn image(events: &[tap::Event], chance: &mut fastrand::Rng, share: f64) -> Direc
     for (at, event) in events.iter().enumerate() {
         match event {
             tap::Event::Created { path, len, from } => {
-                // A file that is used again has its old records still.
+                // A reused file still has its old records.
                 let before = from.as_ref().and_then(|from| before(&mut files, from));
                 let bytes = before.unwrap_or_else(|| vec![0; *len as usize]);
                 if at < named || chance.f64() < share {
@@ -163,7 +164,7 @@ fn image(events: &[tap::Event], chance: &mut fastrand::Rng, share: f64) -> Direc
     directory
 }
 
-/// The spans that a start with this directory sends, or has in its window.
+/// The spans that a service started on this directory sends, or has in its window.
 fn come_back(directory: &Directory) -> HashSet<Id> {
     let settings = Settings {
         directory: directory.0.clone(),

@@ -1,4 +1,4 @@
-//! What was written and synced, for the test of power losses.
+//! Records writes and syncs, for the test of power losses.
 
 use std::{
     collections::HashMap,
@@ -26,11 +26,11 @@ pub(in crate::durability) enum Event {
         path: PathBuf,
         began: usize,
     },
-    /// The names of all files are.
+    /// The names of all files are on disk.
     Named,
 }
 
-/// By directory. Only directories that are watched are in it.
+/// The events by directory, for watched directories only.
 static EVENTS: Mutex<Option<HashMap<PathBuf, Vec<Event>>>> = Mutex::new(None);
 
 fn with<T>(directory: &Path, act: impl FnOnce(&mut Vec<Event>) -> T) -> Option<T> {

@@ -21,7 +21,7 @@ const STEP_MILLIS_MAX: u64 = 4 * 86_400_000;
 
 /// The time of one partition.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RecordClock {
+pub(super) struct RecordClock {
     record: u64,
     time: u64,
     /// What is taken off for [`Millis`]; `None` before the first time is known.
@@ -30,38 +30,38 @@ pub struct RecordClock {
 
 impl RecordClock {
     /// A record with this timestamp is about to be taken in.
-    pub fn record(&mut self, timestamp: u64) {
+    pub(super) fn record(&mut self, timestamp: u64) {
         self.record = self.record.max(timestamp);
         self.advance(self.record);
     }
 
     /// Everything that was in the partition at this moment of the wall clock has been taken in.
-    pub fn confirm(&mut self, asked_at: u64) {
+    pub(super) fn confirm(&mut self, asked_at: u64) {
         self.advance(asked_at.saturating_sub(GRACE_MILLIS));
     }
 
     /// The record time; 0 before the first record.
-    pub fn record_unix(&self) -> u64 {
+    pub(super) fn record_unix(&self) -> u64 {
         self.record
     }
 
     /// The time by which traces are decided; 0 before it is known.
-    pub fn time_unix(&self) -> u64 {
+    pub(super) fn time_unix(&self) -> u64 {
         self.time
     }
 
     /// The record time for a window.
-    pub fn arrival(&self) -> Millis {
+    pub(super) fn arrival(&self) -> Millis {
         self.millis(self.record)
     }
 
     /// The time for a window.
-    pub fn time(&self) -> Millis {
+    pub(super) fn time(&self) -> Millis {
         self.millis(self.time)
     }
 
     /// The Unix time of an arrival.
-    pub fn unix_of(&self, arrival: Millis) -> u64 {
+    pub(super) fn unix_of(&self, arrival: Millis) -> u64 {
         self.record.saturating_sub(self.arrival().since(arrival).into())
     }
 

@@ -4,7 +4,7 @@
 //! One thread drives it; nothing in it waits. Times are those of the wall clock, in Unix
 //! milliseconds, and come with each call.
 //!
-//! Memory: a little below the soft limit, all partitions pause except one, that which is furthest
+//! Memory: from three quarters of the soft limit on, all partitions pause except one, that which is furthest
 //! behind. It runs to its end, or until there is memory again. If it changed as soon as another is
 //! behind, all partitions would advance together, and the windows of all of them would be needed at
 //! once. With none running, the time of the records would stand still, and nothing would be decided.
@@ -21,17 +21,17 @@ use crate::{config::KafkaEncoding, receiver::Intake};
 /// The time between two commits.
 const COMMIT_MILLIS: u64 = 1_000;
 /// Partitions pause from the first of these eighths of the soft limit on, until the second.
-const PAUSE_EIGHTHS: [usize; 2] = [7, 6];
+const PAUSE_EIGHTHS: [usize; 2] = [6, 5];
 /// From this part of the memory limit on, traces of the running partition are decided early.
 const RELIEVE_FROM: f64 = 0.96;
 
 /// How records are read.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// What a record holds.
-    pub encoding: KafkaEncoding,
+    pub(crate) encoding: KafkaEncoding,
     /// The most bytes of a record.
-    pub limit_bytes: usize,
+    pub(crate) limit_bytes: usize,
 }
 
 /// A partition and what is known about its commits.
@@ -65,7 +65,7 @@ pub struct Member {
 
 impl Member {
     /// A member without partitions.
-    pub fn new(intake: &Arc<Intake>, settings: Settings) -> Self {
+    pub(crate) fn new(intake: &Arc<Intake>, settings: Settings) -> Self {
         Member {
             intake: Arc::clone(intake),
             settings,

@@ -14,7 +14,7 @@
 //! again. It begins `replay_margin` before the commit, decides again what it finds there, and
 //! delivers nothing that lies below the commit (`sampler/partition.rs`).
 //!
-//! Traces wait by the time of their records ([`RecordClock`]), so that an owner that has catching up
+//! Traces wait by the time of their records (`clock.rs`), so that an owner that has catching up
 //! to do decides as one that was there all the time.
 
 #[cfg(feature = "kafka")]
@@ -23,11 +23,15 @@ mod clock;
 mod commits;
 mod member;
 mod partition;
+#[cfg(test)]
+mod tests;
 
 #[cfg(feature = "kafka")]
-pub use self::client::{Kafka, KafkaError};
+pub(crate) use self::client::Kafka;
+#[cfg(feature = "kafka")]
+pub use self::client::KafkaError;
+pub(crate) use self::member::Settings;
 pub use self::{
-    clock::RecordClock,
-    member::{Member, Settings},
+    member::Member,
     partition::{Commit, Partition, Record, Start, Taken, Why},
 };

@@ -43,8 +43,8 @@ pub struct Record<'a> {
 pub enum Taken {
     /// It was taken in, or had been before.
     In,
-    /// It was passed over for good.
-    PassedOver(Refusal),
+    /// It was passed over for good, for this reason.
+    PassedOver(String),
     /// It has to be offered again: nothing of it was taken in.
     Later(Why),
 }
@@ -155,7 +155,7 @@ impl Partition {
         };
         intake.metrics.kafka().record(refusal.is_none());
         self.next = record.offset + 1;
-        refusal.map_or(Taken::In, Taken::PassedOver)
+        refusal.map_or(Taken::In, |refusal| Taken::PassedOver(refusal.to_string()))
     }
 
     fn take_in(

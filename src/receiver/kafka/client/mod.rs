@@ -131,7 +131,7 @@ impl Clients {
 
 /// The running receiver.
 #[derive(Debug)]
-pub struct Kafka {
+pub(crate) struct Kafka {
     stop: Arc<Stop>,
     threads: [thread::JoinHandle<()>; 2],
 }
@@ -141,7 +141,7 @@ impl Kafka {
     ///
     /// # Errors
     /// [`KafkaError`] if librdkafka does not accept the settings, or there is no thread.
-    pub fn start(
+    pub(crate) fn start(
         kafka: &config::Kafka,
         secrets: Option<Arc<Live<ClientSecrets>>>,
         member: &Arc<Mutex<Member>>,
@@ -175,7 +175,7 @@ impl Kafka {
     }
 
     /// Gives all partitions up, commits what can be committed, and ends the threads. Blocks.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.stop.set();
         for thread in self.threads {
             // A panic was told by the panic hook.

@@ -72,6 +72,8 @@ pub(super) fn member(
         .set("topic.metadata.refresh.interval.ms", "10000")
         .set("queued.max.messages.kbytes", (fetched >> 10).to_string())
         .set("queued.min.messages", "10000")
+        // Otherwise a full queue is filled again only after a second.
+        .set("fetch.queue.backoff.ms", "20")
         .set("fetch.max.bytes", fetched.to_string())
         .set("max.partition.fetch.bytes", (1 << 20).to_string())
         .set("fetch.wait.max.ms", "100");
