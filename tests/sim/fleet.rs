@@ -418,7 +418,5 @@ async fn run(seed: u64, is_printed: bool) -> u64 {
 /// an instance has begun; once the faults stop, everything is committed; the ledgers hold.
 #[test]
 fn seeds_of_fleets() {
-    crate::run_seeds("seeds_of_fleets", |seed, is_printed| {
-        in_virtual_time(run(seed, is_printed))
-    });
+    crate::run_seeds("seeds_of_fleets", |seed, is_printed| in_virtual_time(run(seed, is_printed)));
 }
