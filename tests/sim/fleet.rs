@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use prost::Message as _;
-use tailwater::config::{Kafka, KafkaEncoding};
+use tailwater::config::{Kafka, KafkaEncoding, Overflow};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -97,10 +97,7 @@ impl Fleet {
     fn new(seed: u64, is_printed: bool) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         fastrand::seed(rng.u64(..));
-        let mut setup = Setup::steady(tailwater::config::Overflow::Block, None);
-        setup.config = setup::configure(POLICIES);
-        setup.shape.senders = 0;
-        setup.shards = 1;
+        let mut setup = Setup::quiet(setup::configure(POLICIES));
         let is_tight = rng.u32(0..3) == 0;
         let wait = Duration::from_millis(rng.u64(1_500..6_000));
         let sampling = &mut setup.config.sampling;
@@ -111,9 +108,10 @@ impl Fleet {
         let exporter = &mut setup.config.exporter;
         exporter.max_request_bytes = rng.usize(2..32) << 10;
         exporter.queue.queue_bytes_max = rng.usize(16..256) << 10;
+        exporter.queue.overflow = Overflow::Block;
         exporter.retry.max_elapsed_time = None;
         exporter.retry.max_interval = Duration::from_secs(5);
-        // Its margin, and the rest of it, is what `consumers` does.
+        // The brokers, the margin and the session are those of `topic`.
         setup.config.kafka = Some(kafka());
         let partitions = rng.usize(1..=6);
         Fleet {
