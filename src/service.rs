@@ -21,6 +21,7 @@
 mod admin;
 mod credentials;
 mod durable;
+mod ground;
 mod kafka;
 mod limits;
 mod tasks;
@@ -38,7 +39,6 @@ use std::{
 };
 
 use tokio::{
-    net::TcpListener,
     sync::{oneshot, watch},
     task::{JoinHandle, JoinSet, spawn_blocking},
     time::{Instant, timeout_at},
@@ -49,6 +49,7 @@ use tonic_health::{
 };
 use tracing::{error, info, warn};
 
+pub use self::ground::Ground;
 use self::{
     credentials::Credentials,
     durable::{Durable, Opened},
@@ -64,7 +65,7 @@ use crate::{
     credentials::{Faults, Live, Tokens},
     decider::{self, Decider, Outbox, Parts, Settings},
     durability::{OpenError, ReadError},
-    exporter::{Client, ClientError, Queue},
+    exporter::{ClientError, Queue},
     grpc::TRACE_SERVICE,
     metrics::{Metrics, Transport},
     net::{
@@ -263,41 +264,6 @@ impl Shared {
             overflow: config.exporter.queue.overflow,
         };
         Decider::new(parts, settings, self.durable.as_ref().map(|durable| durable.journal(self)))
-    }
-}
-
-/// The parts that a service is started with: listeners that are already bound, the client of the
-/// backend, and the inputs that a simulation must be able to repeat.
-#[derive(Debug)]
-pub struct Ground<L> {
-    /// The listener of OTLP/gRPC.
-    pub grpc: L,
-    /// The listener of OTLP/HTTP.
-    pub http: L,
-    /// The admin listener.
-    pub admin: std::net::TcpListener,
-    /// The client of the backend; if `None`, one over TCP from the configuration.
-    pub client: Option<Client>,
-    /// The number of shards, if memory allows that many.
-    pub shards: usize,
-    /// Assigns traces to shards.
-    pub hasher: Hasher,
-    /// Whether `[receiver.kafka]` reads from brokers. A simulation feeds [`Service::kafka`] itself.
-    pub has_brokers: bool,
-}
-
-impl Ground<TcpListener> {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
-        let admin = listen::bind("telemetry.endpoint", &config.telemetry.endpoint).await?;
-        Ok(Ground {
-            grpc: listen::bind("receiver.grpc.endpoint", &config.grpc.endpoint).await?,
-            http: listen::bind("receiver.http.endpoint", &config.http.endpoint).await?,
-            admin: admin.into_std()?,
-            client: None,
-            shards: 4 * cores(),
-            hasher: Hasher::random(),
-            has_brokers: true,
-        })
     }
 }
 

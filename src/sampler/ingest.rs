@@ -8,6 +8,7 @@
 //! spans need.
 
 mod again;
+mod sorted;
 
 use std::{
     ops::Range,
@@ -15,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use self::again::WalkedAgain;
+use self::{again::WalkedAgain, sorted::Sorted};
 use super::{Decided, PartitionWindow, Passed, Sampler, ShardState, cap::Since};
 use crate::{
     budget::{Hold, Holder},
@@ -86,17 +87,6 @@ impl Scratch {
         order.shrink_to(room);
         self.appending.slots.shrink();
     }
-}
-
-/// The spans of one piece of a request, sorted.
-#[derive(Debug, Default)]
-struct Sorted {
-    hashes: Vec<u64>,
-    /// The indices of the spans, sorted by shard and, within a shard, by trace.
-    order: Vec<u32>,
-    counts: Vec<u32>,
-    /// The part of `order` that is left for each shard.
-    rests: Vec<Range<usize>>,
 }
 
 /// Buffers used while spans are appended to a shard.
@@ -411,45 +401,6 @@ impl Sampler {
             self.ingest_run(state, sought, &run, slots, out);
         }
         state.window.settle();
-    }
-
-    /// A counting sort by the middle bits of the hash, with about as many buckets as spans. The
-    /// spans of a shard become contiguous, and nearly always those of a trace too, in order of
-    /// arrival.
-    fn sort(&self, walked: &Walked, sorted: &mut Sorted) {
-        let Sorted { hashes, order, counts, rests } = sorted;
-        let spans = &walked.spans;
-        // Reserves as much room as the spans have; the charge for the spans includes it.
-        hashes.clear();
-        hashes.reserve_exact(walked.room());
-        hashes.extend(spans.iter().map(|span| window::hash_of(&self.hasher, span.trace_id)));
-        let bucket_bits =
-            spans.len().next_power_of_two().trailing_zeros().clamp(self.shard_bits, 16);
-        let bucket_of =
-            |hash: u64| (u64::from(Self::sort_key(hash)) >> (32 - bucket_bits)) as usize;
-        counts.clear();
-        counts.resize(1 << bucket_bits, 0);
-        for &hash in hashes.iter() {
-            counts[bucket_of(hash)] += 1;
-        }
-        let mut start = 0;
-        for count in counts.iter_mut() {
-            start += std::mem::replace(count, start);
-        }
-        order.clear();
-        order.reserve_exact(walked.room());
-        order.resize(spans.len(), 0);
-        for (index, &hash) in (0..).zip(hashes.iter()) {
-            let place = &mut counts[bucket_of(hash)];
-            order[*place as usize] = index;
-            *place += 1;
-        }
-        let shard_of = |&index: &u32| self.shard_of(hashes[index as usize]);
-        rests.clear();
-        rests.extend(order.chunk_by(|a, b| shard_of(a) == shard_of(b)).scan(0, |end, of_shard| {
-            let start = std::mem::replace(end, *end + of_shard.len());
-            Some(start..*end)
-        }));
     }
 
     fn ingest_run(
