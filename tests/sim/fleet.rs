@@ -184,7 +184,7 @@ impl Fleet {
             let own = span_id(span.trace, index);
             let mut built = harness::span(id, own, (index > 0).then_some(7));
             built.attributes =
-                vec![harness::string("filler", &"x".repeat(self.rng.usize(0..=self.filler)))];
+                vec![harness::string("filler", "x".repeat(self.rng.usize(0..=self.filler)))];
             if span.is_error {
                 built.status = harness::error();
             }
