@@ -75,6 +75,8 @@ pub(crate) struct Decider {
     leaving: Leaving,
     journal: Option<Journal>,
     decided: Decided,
+    /// How often something had been put into the outbox when it was emptied.
+    put_taken: u64,
     is_relieving: bool,
     next_shard: usize,
     /// The time at which the tick began.
@@ -122,6 +124,7 @@ impl Decider {
             leaving,
             journal: journal.map(Journal::new),
             decided: Decided::default(),
+            put_taken: 0,
             is_relieving: false,
             next_shard: 0,
             tick_began: Millis::default(),
@@ -300,6 +303,7 @@ impl Decider {
             }
         }
         let mut waiting = self.outbox.take();
+        self.put_taken = waiting.puts;
         if let Some(journal) = &mut self.journal {
             journal.append(std::mem::take(&mut waiting.decided));
         }
@@ -313,6 +317,9 @@ impl Decider {
     /// Encodes and queues the waiting spans, as far as the queue accepts them.
     fn flush(&mut self) {
         self.leaving.flush(&self.sampler.plan(), self.journal.as_ref());
+        if self.leaving.is_empty() {
+            self.outbox.note_left(self.put_taken);
+        }
     }
 
     /// Queues the spans that the tick has kept, and writes its decisions.
@@ -334,6 +341,7 @@ impl Decider {
     /// Called between two steps of a replay, during which no trace becomes due. Passes on late
     /// spans, and frees memory if it is short.
     pub(crate) async fn relieve(&mut self) {
+        self.empty_outbox();
         self.end_tick();
         self.relieve_memory().await;
     }
@@ -376,6 +384,9 @@ impl Decider {
             self.is_relieving = false;
             return;
         }
+        let now = self.clock.now();
+        // The windows of partitions are not among them: partitions pause instead.
+        let Some(oldest) = self.sampler.oldest_arrival(now) else { return };
         if !self.is_relieving {
             info!(
                 used_bytes = used,
@@ -385,8 +396,6 @@ impl Decider {
             );
         }
         self.is_relieving = true;
-        let now = self.clock.now();
-        let Some(oldest) = self.sampler.oldest_arrival(now) else { return };
         let which = Which::ArrivedBy(oldest.after(now.since(oldest) / 16), Trigger::Memory);
         for shard in 0..self.sampler.shards() {
             let room = self.leaving.room().min(self.leaving.step_bytes());

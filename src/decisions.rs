@@ -205,6 +205,11 @@ impl DecisionCache {
         }
     }
 
+    /// Limits the bytes of the cache from now on.
+    pub(crate) fn limit_bytes(&mut self, bytes_max: usize) {
+        self.generation_bytes_max = bytes_max / 2;
+    }
+
     /// Stores a decision under the hash of its trace id.
     pub(crate) fn remember(&mut self, fingerprint: u64, decision: &Decision) {
         let packed = Packed::new(fingerprint, decision);

@@ -8,7 +8,7 @@
 //! targets, which drive single stages. It is no API for anybody else. Everything else is private
 //! or `pub(crate)`, so that the compiler reports what is unused.
 
-mod receiver;
+pub mod receiver;
 pub mod otlp;
 pub mod span_metrics;
 pub mod sampler;

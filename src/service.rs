@@ -21,6 +21,8 @@
 mod admin;
 mod credentials;
 mod durable;
+mod ground;
+mod kafka;
 mod limits;
 mod tasks;
 mod watching;
@@ -29,7 +31,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::JoinHandle as Thread,
@@ -37,7 +39,6 @@ use std::{
 };
 
 use tokio::{
-    net::TcpListener,
     sync::{oneshot, watch},
     task::{JoinHandle, JoinSet, spawn_blocking},
     time::{Instant, timeout_at},
@@ -48,9 +49,11 @@ use tonic_health::{
 };
 use tracing::{error, info, warn};
 
+pub use self::ground::Ground;
 use self::{
     credentials::Credentials,
     durable::{Durable, Opened},
+    kafka::{Kafka, PARTITIONS_MAX},
     limits::{cores, grpc_limits, http_limits, http_settings, limits, span_metrics, tick},
     tasks::{decide, finish, spawn_consumers},
 };
@@ -62,7 +65,7 @@ use crate::{
     credentials::{Faults, Live, Tokens},
     decider::{self, Decider, Outbox, Parts, Settings},
     durability::{OpenError, ReadError},
-    exporter::{Client, ClientError, Queue},
+    exporter::{ClientError, Queue},
     grpc::TRACE_SERVICE,
     metrics::{Metrics, Transport},
     net::{
@@ -73,7 +76,8 @@ use crate::{
     },
     policy::Plan,
     receiver::{
-        self, Intake, empty::EmptyRequests, grpc::GrpcService, http::HttpService, turns::Turns,
+        self, Intake, empty::EmptyRequests, grpc::GrpcService, http::HttpService, kafka::Member,
+        turns::Turns,
     },
     sampler::Sampler,
     supervise::{Supervised, Supervisor, Task},
@@ -98,6 +102,10 @@ pub enum StartError {
     /// A log of `[durability]` cannot be read.
     #[error("[durability]: {0}")]
     Replay(#[from] ReadError),
+    /// `[receiver.kafka]` cannot be used.
+    #[cfg(feature = "kafka")]
+    #[error(transparent)]
+    Kafka(#[from] receiver::kafka::KafkaError),
     /// The thread of the admin listener cannot be started.
     #[error("cannot start the admin thread: {0}")]
     Admin(#[from] io::Error),
@@ -127,6 +135,7 @@ pub struct Service {
     admin: Arc<Admin>,
     admin_thread: Thread<()>,
     durable: Option<Durable>,
+    kafka: Option<Kafka>,
     stop_receivers: watch::Sender<bool>,
     stop_decider: oneshot::Sender<()>,
     give_up: watch::Sender<bool>,
@@ -160,6 +169,8 @@ impl Shared {
         let limits = limits(config);
         let sampler = Sampler::with_hasher(plan, limits, &budget, shards, hasher);
         let sampler = sampler.with_span_metrics(span_metrics(config, &budget));
+        let partitions = if config.kafka.is_some() { PARTITIONS_MAX } else { 0 };
+        let sampler = sampler.with_partitions(partitions);
         let sampler = Arc::new(match opened {
             Some(opened) => sampler.with_positions(opened.durability.positions()),
             None => sampler,
@@ -256,38 +267,6 @@ impl Shared {
     }
 }
 
-/// The parts that a service is started with: listeners that are already bound, the client of the
-/// backend, and the inputs that a simulation must be able to repeat.
-#[derive(Debug)]
-pub struct Ground<L> {
-    /// The listener of OTLP/gRPC.
-    pub grpc: L,
-    /// The listener of OTLP/HTTP.
-    pub http: L,
-    /// The admin listener.
-    pub admin: std::net::TcpListener,
-    /// The client of the backend; if `None`, one over TCP from the configuration.
-    pub client: Option<Client>,
-    /// The number of shards, if memory allows that many.
-    pub shards: usize,
-    /// Assigns traces to shards.
-    pub hasher: Hasher,
-}
-
-impl Ground<TcpListener> {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
-        let admin = listen::bind("telemetry.endpoint", &config.telemetry.endpoint).await?;
-        Ok(Ground {
-            grpc: listen::bind("receiver.grpc.endpoint", &config.grpc.endpoint).await?,
-            http: listen::bind("receiver.http.endpoint", &config.http.endpoint).await?,
-            admin: admin.into_std()?,
-            client: None,
-            shards: 4 * cores(),
-            hasher: Hasher::random(),
-        })
-    }
-}
-
 impl Service {
     /// Binds the listeners and starts every stage. The service is ready when this returns.
     ///
@@ -306,7 +285,8 @@ impl Service {
         config: &Config,
         ground: Ground<L>,
     ) -> Result<Self, StartError> {
-        let Ground { grpc, http, admin: admin_listener, client, shards, hasher } = ground;
+        let Ground { grpc, http, admin: admin_listener, client, shards, hasher, has_brokers } =
+            ground;
         let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
         let admin_address = admin_listener.local_addr()?;
         let mut opened = durable::open(config).await?;
@@ -338,6 +318,10 @@ impl Service {
         let stop = (health.clone(), receivers_stop);
         let receivers = shared.serve(config, &intake, &credentials, (grpc, http), stop);
         let watchers = watching::spawn(credentials.watch, &admin.reload, &shared.supervisor);
+        let mut kafka = Kafka::new(config, &intake);
+        if let Some(kafka) = kafka.as_mut().filter(|_| has_brokers) {
+            kafka.connect(config, &credentials.kafka, &intake)?;
+        }
         is_ready.store(true, Relaxed);
         let Shared { metrics, queue, supervisor, sampler, .. } = shared;
         info!(%grpc_address, %http_address, %admin_address, "ready");
@@ -360,6 +344,7 @@ impl Service {
             admin,
             admin_thread,
             durable,
+            kafka,
             stop_receivers,
             stop_decider,
             give_up,
@@ -387,7 +372,13 @@ impl Service {
         self.stop_receivers.send_replace(true);
         // Slow senders get half of the time; the rest is for delivering their spans.
         let half = deadline - self.shutdown_timeout / 2;
-        let receivers = async { while self.receivers.join_next().await.is_some() {} };
+        let kafka = self.kafka.take();
+        let receivers = async {
+            if let Some(kafka) = kafka {
+                kafka.stop().await;
+            }
+            while self.receivers.join_next().await.is_some() {}
+        };
         if timeout_at(half, receivers).await.is_err() {
             warn!("aborting the connections that did not finish within half of shutdown_timeout");
             self.receivers.abort_all();
@@ -453,6 +444,11 @@ impl Service {
     /// Waits until the service cannot go on; [`Self::shutdown`] then saves what it can.
     pub async fn failure(&self) {
         self.supervisor.failure().await;
+    }
+
+    /// The partitions of `[receiver.kafka]`.
+    pub fn kafka(&self) -> Option<&Arc<Mutex<Member>>> {
+        self.kafka.as_ref().map(|kafka| &kafka.member)
     }
 
     /// Contains and counts the panics of its tasks.

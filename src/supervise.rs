@@ -54,11 +54,13 @@ pub enum Task {
     Credentials = 5,
     /// The syncs of `[durability]`, and the replay at the start.
     Durability = 6,
+    /// The Kafka receiver.
+    Kafka = 7,
 }
 
 impl Task {
     /// Every task, in the order of its number.
-    pub(crate) const ALL: [Task; 7] = [
+    pub(crate) const ALL: [Task; 8] = [
         Task::Receiver,
         Task::Decider,
         Task::Exporter,
@@ -66,6 +68,7 @@ impl Task {
         Task::Admin,
         Task::Credentials,
         Task::Durability,
+        Task::Kafka,
     ];
 
     /// The value of the `task` label.
@@ -78,6 +81,7 @@ impl Task {
             Task::Admin => "admin",
             Task::Credentials => "credentials",
             Task::Durability => "durability",
+            Task::Kafka => "kafka",
         }
     }
 }
@@ -399,7 +403,7 @@ mod tests {
         for _ in 0..PANICS_MAX {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
         }
-        assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0, 0], None));
+        assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0, 0, 0], None));
         // Panics of another task, and old panics, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;

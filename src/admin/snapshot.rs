@@ -75,6 +75,7 @@ impl Admin {
             kept: totals.kept,
             dropped: totals.dropped,
             buffered: buffered.spans,
+            handed_over: totals.handed_over,
             sent: totals.sent,
             failed: totals.failed,
             queued,

@@ -88,38 +88,57 @@ pub(super) fn exporter_tls(
     directory: &Path,
 ) -> Option<ClientTls> {
     let (is_there, header) = (section.is_there(), section.span());
-    let ca = section.file("ca_file", directory);
-    let cert = section.file("cert_file", directory);
-    let key = section.file("key_file", directory);
+    let files = client_files(&mut section, directory);
     let server_name = section.text("server_name", server_name);
     if is_there && is_https == Some(false) {
         let problem = Problem::new("[exporter.otlp.tls] is set, but `endpoint` is http://");
         section.error(header, problem.hint("write https://, or remove the section"));
     }
+    section.finish();
+    let tls = ClientTls { server_name: server_name.good(), ..files };
+    (is_https == Some(true)).then_some(tls)
+}
+
+/// Reads `ca_file`, `cert_file` and `key_file` of a client, as far as they can be used.
+pub(super) fn client_files(section: &mut Section<'_, '_>, directory: &Path) -> ClientTls {
+    let ca = section.file("ca_file", directory);
+    let cert = section.file("cert_file", directory);
+    let key = section.file("key_file", directory);
     let identity = cert.clone().good().zip(key.clone().good());
-    let tls = ClientTls { ca_file: ca.clone().good(), identity, server_name: server_name.good() };
+    let tls = ClientTls { ca_file: ca.clone().good(), identity, server_name: None };
     // Only named files are checked: the system's CAs may differ from those of the machine of
     // `check`.
     let is_half = tls.identity.is_none() && !matches!((&cert, &key), (Read::Unset, Read::Unset));
-    if !is_half && !tls.files().is_empty() {
-        match tls.read() {
-            Ok(side) => {
-                if let Some(dates) = side.certificate {
-                    warn_of_dates(&mut section, &cert, dates);
-                }
-            }
-            Err(faults) => {
-                let named = [
-                    (Role::Authorities, "ca_file", &ca),
-                    (Role::Certificate, "cert_file", &cert),
-                    (Role::Key, "key_file", &key),
-                ];
-                report(&mut section, &faults, &named);
+    if is_half || tls.files().is_empty() {
+        return tls;
+    }
+    match tls.read() {
+        Ok(side) => {
+            if let Some(dates) = side.certificate {
+                warn_of_dates(section, &cert, dates);
             }
         }
+        Err(faults) => {
+            let named = [
+                (Role::Authorities, "ca_file", &ca),
+                (Role::Certificate, "cert_file", &cert),
+                (Role::Key, "key_file", &key),
+            ];
+            report(section, &faults, &named);
+        }
     }
-    section.finish();
-    (is_https == Some(true)).then_some(tls)
+    tls
+}
+
+/// Reads `password_file`.
+pub(super) fn password(section: &mut Section<'_, '_>, directory: &Path) -> Option<PathBuf> {
+    let password = section.file("password_file", directory);
+    if let Read::Set(file, _) = &password
+        && let Err(faults) = credentials::read_password(file)
+    {
+        report(section, &faults, &[(Role::Token, "password_file", &password)]);
+    }
+    password.good()
 }
 
 /// A host name or an IP address, as in certificates.
@@ -154,6 +173,7 @@ fn problem(key: &str, fault: &Fault) -> Problem {
             "the first certificate of `cert_file` must be the one that this key was made for",
         ),
         Fault::BadKey => problem.hint("RSA from 2048 bits, ECDSA P-256, P-384 and Ed25519 work"),
+        Fault::NoPassword => problem.hint("write the password into it, as UTF-8"),
         Fault::NoToken => problem.hint("write one token a line"),
         Fault::ManyTokens => problem.hint("keep only the token that the backend expects"),
         Fault::TooLarge | Fault::BadToken | Fault::NoSystemAuthorities => problem,

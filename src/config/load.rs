@@ -330,6 +330,7 @@ impl Load {
             http: sections.http,
             tls: sections.tls,
             bearer_token_file: sections.bearer_token_file,
+            kafka: sections.kafka,
             sampling: sections.sampling,
             exporter: sections.exporter,
             durability: sections.durability,

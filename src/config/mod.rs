@@ -30,6 +30,7 @@ mod files;
 pub(crate) mod keys;
 mod fit;
 mod inputs;
+mod kafka;
 mod kinds;
 mod limits;
 mod load;
@@ -53,6 +54,7 @@ pub use diagnostics::{Diagnostic, Severity};
 pub(crate) use diagnostics::{Diagnostics, Problem, visible};
 pub(crate) use files::read_text;
 pub(crate) use inputs::Inputs;
+pub use kafka::{Kafka, KafkaEncoding, KafkaSasl};
 pub(crate) use load::load_policies;
 pub use load::{embedded, load, load_or_embedded};
 pub use policy_tests::load_tests;
@@ -91,6 +93,8 @@ pub struct Config {
     /// `[receiver.auth] bearer_token_file`, for both receivers; `None`, which is the default,
     /// lets anyone send.
     pub bearer_token_file: Option<PathBuf>,
+    /// `[receiver.kafka]`; `None` without the section, which is the default.
+    pub kafka: Option<Kafka>,
     /// `[sampling]`.
     pub sampling: Sampling,
     /// `[exporter.otlp]`.
@@ -119,6 +123,7 @@ impl Config {
             http,
             tls,
             bearer_token_file,
+            kafka,
             sampling,
             exporter,
             durability,
@@ -132,6 +137,7 @@ impl Config {
             ("[receiver.http]", *http == other.http),
             ("[receiver.tls]", *tls == other.tls),
             ("[receiver.auth]", *bearer_token_file == other.bearer_token_file),
+            ("[receiver.kafka]", *kafka == other.kafka),
             ("[sampling]", *sampling == other.sampling),
             ("[exporter.otlp]", *exporter == other.exporter),
             ("[durability]", *durability == other.durability),

@@ -181,6 +181,11 @@ impl<'r, 't> Section<'r, 't> {
         })
     }
 
+    /// What an environment variable holds.
+    pub(super) fn environment(&self, name: &str) -> Option<String> {
+        (self.reader.variable)(name).ok()
+    }
+
     /// Whether the file has this table.
     pub(super) fn is_there(&self) -> bool {
         self.table.is_some()

@@ -13,12 +13,13 @@ use std::{
 };
 
 use super::{
-    Compression, CorsPolicy, Durability, Exporter, GrpcReceiver, HttpReceiver, Overflow, Retry,
-    Sampling, Secret, SendingQueue, Telemetry, address,
+    Compression, CorsPolicy, Durability, Exporter, GrpcReceiver, HttpReceiver, Kafka, Overflow,
+    Retry, Sampling, Secret, SendingQueue, Telemetry, address,
     credentials::{exporter_tls, exporter_token, server_auth, server_tls},
     diagnostics::{Problem, quote},
     endpoint,
     fit::{self, Wanted},
+    kafka,
     memory::MemoryLimit,
     reader::Span,
     section::{Read, Section},
@@ -36,6 +37,7 @@ pub(super) struct Sections {
     pub(super) http: HttpReceiver,
     pub(super) tls: Option<ServerTls>,
     pub(super) bearer_token_file: Option<PathBuf>,
+    pub(super) kafka: Option<Kafka>,
     pub(super) sampling: Sampling,
     pub(super) exporter: Exporter,
     pub(super) durability: Option<Durability>,
@@ -61,6 +63,7 @@ pub(super) fn read(
     let (http, http_message) = http(receiver.section("http"), &grpc);
     let tls = server_tls(receiver.section("tls"), directory);
     let bearer_token_file = server_auth(receiver.section("auth"), directory);
+    let (mut kafka, margin) = kafka::read(receiver.section("kafka"), directory);
     receiver.finish();
 
     let mut section = root.section("sampling");
@@ -77,6 +80,9 @@ pub(super) fn read(
     };
     let (mut sampling, log) = sampling(section, memory.as_ref().unwrap_or(memory_default));
     sampling.watch_policy_files = watched.is_some();
+    if let Some(kafka) = &mut kafka {
+        kafka.replay_margin = kafka::replay_margin(root, margin, sampling.decision_wait);
+    }
     if let Some(limit) = &memory {
         let messages: Vec<_> = [grpc_message, http_message].into_iter().flatten().collect();
         fit::review(root, limit, memory_span.as_ref(), &messages, log.as_ref());
@@ -98,6 +104,7 @@ pub(super) fn read(
         http,
         tls,
         bearer_token_file,
+        kafka,
         sampling,
         exporter,
         durability,

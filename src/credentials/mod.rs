@@ -25,7 +25,7 @@ use rustls::pki_types::ServerName;
 
 pub(crate) use pem::{Fault, Faults, Role};
 pub(crate) use side::{ClientSide, Dates, ServerSide};
-pub(crate) use token::{Bearer, Tokens};
+pub(crate) use token::{Bearer, Password, Tokens};
 pub(crate) use watch::{Live, Watch};
 
 /// `[receiver.tls]`.
@@ -97,4 +97,38 @@ pub fn read_tokens(file: &Path) -> Result<Tokens, Faults> {
 /// The fault in it.
 pub(crate) fn read_bearer(file: &Path) -> Result<Bearer, Faults> {
     Bearer::read(file)
+}
+
+/// What a client shows to the brokers of Kafka.
+#[cfg_attr(
+    not(feature = "kafka"),
+    expect(dead_code, reason = "a build without Kafka only checks the files")
+)]
+#[derive(Debug)]
+pub(crate) struct ClientSecrets {
+    /// The password of SASL.
+    pub(crate) password: Option<Password>,
+    /// Another number each time that the files were read.
+    pub(crate) generation: u64,
+}
+
+/// Reads and checks the files of a client of Kafka, which uses those of TLS by their names. Blocks.
+///
+/// # Errors
+/// All faults in them.
+pub(crate) fn read_client(
+    tls: Option<&ClientTls>,
+    password_file: Option<&Path>,
+) -> Result<ClientSecrets, Faults> {
+    tls.filter(|tls| !tls.files().is_empty()).map(ClientTls::read).transpose()?;
+    let password = password_file.map(read_password).transpose()?;
+    Ok(ClientSecrets { password, generation: fastrand::u64(1..) })
+}
+
+/// Reads the file of a password. Blocks.
+///
+/// # Errors
+/// The fault in it.
+pub(crate) fn read_password(file: &Path) -> Result<Password, Faults> {
+    Password::read(file)
 }

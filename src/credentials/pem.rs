@@ -33,7 +33,7 @@ pub(crate) enum Role {
     Key,
     /// `client_ca_file` or `ca_file`.
     Authorities,
-    /// `bearer_token_file`.
+    /// `bearer_token_file` or `password_file`.
     Token,
 }
 
@@ -64,6 +64,9 @@ pub(crate) enum Fault {
     /// The private key belongs to another certificate.
     #[error("its private key does not match the certificate")]
     OtherKey,
+    /// There is no password in it.
+    #[error("it holds no password")]
+    NoPassword,
     /// There is no token in it.
     #[error("it holds no token")]
     NoToken,

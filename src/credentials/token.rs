@@ -86,6 +86,37 @@ impl Bearer {
     }
 }
 
+/// A password that is sent to others.
+#[derive(Clone)]
+pub(crate) struct Password(String);
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Password {
+    pub(super) fn read(file: &Path) -> Result<Self, Faults> {
+        let contents = pem::contents(Role::Token, file).map_err(|fault| Faults(vec![fault]))?;
+        let password = String::from_utf8(contents).unwrap_or_default();
+        let password = password.trim_end();
+        if password.is_empty() {
+            return Err(Faults(vec![FileFault::new(Role::Token, file, Fault::NoPassword)]));
+        }
+        Ok(Password(password.to_owned()))
+    }
+
+    /// The password, to be sent and nothing else.
+    #[cfg_attr(
+        not(feature = "kafka"),
+        expect(dead_code, reason = "a build without Kafka only checks the file")
+    )]
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
 impl Tokens {
     pub(super) fn read(file: &Path) -> Result<Self, Faults> {
         let tokens = tokens(file).map_err(|fault| Faults(vec![fault]))?;

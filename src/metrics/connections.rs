@@ -15,8 +15,11 @@ pub(crate) enum Transport {
 
 pub(super) const TRANSPORTS: [&str; 2] = ["grpc", "http"];
 
-/// Where accepted spans come from: a transport, or the logs of an earlier process.
-pub(super) const ORIGINS: [&str; 3] = ["grpc", "http", "replay"];
+/// Where accepted spans come from: a transport, the logs of an earlier process, or Kafka.
+pub(super) const ORIGINS: [&str; 4] = ["grpc", "http", "replay", "kafka"];
+
+/// How requests came in of which spans were refused.
+pub(super) const SENT_BY: [&str; 3] = ["grpc", "http", "kafka"];
 
 impl Transport {
     /// The value of the `transport` label.

@@ -15,7 +15,7 @@
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::{
-    connections::{CLOSED, ORIGINS, TRANSPORTS},
+    connections::{CLOSED, ORIGINS, SENT_BY, TRANSPORTS},
     policies::{DROPPED, EFFECTS},
     reasons::{FAILED, REFUSED, REFUSED_SPANS},
 };
@@ -96,6 +96,7 @@ macro_rules! metrics {
 }
 
 const TRANSPORT: Label = Label { name: "transport", values: &TRANSPORTS };
+const SENDER: Label = Label { name: "transport", values: &SENT_BY };
 const ORIGIN: Label = Label { name: "transport", values: &ORIGINS };
 const LOG: Label = Label { name: "log", values: &["intake", "outbox", "decisions"] };
 const POLICY: Label = Label { name: "policy", values: &[] };
@@ -118,10 +119,10 @@ const fn reason(values: &'static [&'static str]) -> Label {
 metrics! {
     TAILWATER "tailwater_"
     ACCEPTED_SPANS = Counter "receiver_accepted_spans_total" [ORIGIN] "spans"
-        "Spans acknowledged to senders, without rejected ones, and spans replayed after a restart \
-         (replay).";
+        "Spans acknowledged to senders, without rejected ones; spans replayed after a restart \
+         (replay); and spans read from Kafka above the commit (kafka).";
     REFUSED_SPANS_TOTAL = Counter "receiver_refused_spans_total"
-        [TRANSPORT, reason(&REFUSED_SPANS)] "spans"
+        [SENDER, reason(&REFUSED_SPANS)] "spans"
         "Spans rejected inside an accepted request: with a malformed id, or a resource or scope \
          over a quarter of max_request_size_kib.";
     REFUSED_REQUESTS = Counter "receiver_refused_requests_total"
@@ -260,6 +261,26 @@ metrics! {
          places where files are missing.";
     DURABILITY_SYNC = Histogram "durability_sync_seconds" [] "seconds"
         "Duration of a sync of the [durability] logs; only with mode = power.";
+    HANDED_OVER = Counter "spans_handed_over_total" [] "spans"
+        "Undecided spans that left with their partition of the Kafka topic: the next owner reads \
+         them again.";
+    KAFKA_RECORDS = Counter "kafka_records_total" [] "records"
+        "Records read from Kafka, including those that are read again.";
+    KAFKA_UNDECODABLE = Counter "kafka_undecodable_records_total" [] "records"
+        "Records that were skipped: null, undecodable, or too large for the memory limit.";
+    KAFKA_LOST = Counter "kafka_lost_records_total" [] "records"
+        "Records that retention had removed before they were read.";
+    KAFKA_PARTITIONS = Gauge "kafka_partitions" [] "partitions"
+        "Partitions that this instance reads.";
+    KAFKA_LAG = Gauge "kafka_lag_records" [] "records"
+        "Records in these partitions that are not read yet.";
+    KAFKA_COMMIT_AGE = Gauge "kafka_commit_age_seconds" [] "seconds"
+        "The longest time for which the commit of a partition has been behind without moving.";
+    KAFKA_REBALANCES = Counter "kafka_rebalances_total" [] "rebalances"
+        "Changes of the partitions of this instance.";
+    KAFKA_ERRORS = Counter "kafka_errors_total" [] "errors"
+        "Errors that the Kafka client has reported: connections, credentials, a missing topic, \
+         commits.";
     TASK_RESTARTS = Counter "task_restarts_total" [TASK] "panics"
         "Panics that were contained, by task.";
     LOG_LINES_LOST = Counter "log_lines_lost_total" [] "lines"

@@ -16,6 +16,7 @@ pub(crate) mod described;
 mod expiries;
 mod gauges;
 mod histogram;
+mod kafka;
 mod kinds;
 mod policies;
 mod process;
@@ -29,11 +30,12 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 pub use self::{codes::ExportCode, reasons::FailedBecause};
 pub(crate) use self::{
     connections::{Closed, Transport},
+    kafka::Kafka,
     policies::PolicyCounts,
     reasons::RefusedBecause,
 };
 use self::{
-    connections::{Connections, ORIGINS, TRANSPORTS},
+    connections::{Connections, ORIGINS, SENT_BY, TRANSPORTS},
     count::Count,
     described::Metric,
     expiries::Expiries,
@@ -106,6 +108,8 @@ pub struct Totals {
     pub kept: u64,
     /// Dropped by a decision, as late spans of a dropped trace, or above a trace's cap.
     pub dropped: u64,
+    /// Undecided when their partition of the Kafka topic left this instance.
+    pub handed_over: u64,
     /// Accepted by the backend.
     pub sent: u64,
     /// Kept, but lost on the way to the backend.
@@ -119,6 +123,7 @@ pub struct Metrics {
     handle: PrometheusHandle,
     accepted: [Count; 3],
     refused_spans: [[Counter; 2]; 2],
+    kafka: Kafka,
     refused_requests: [[Counter; REFUSED.len()]; 2],
     empty_requests: [Counter; 2],
     connections: Connections,
@@ -171,15 +176,19 @@ impl Metrics {
         let by_reason =
             |transport, reason| described::REFUSED_REQUESTS.counter([transport, reason]);
         let requests = |transport, code: &str| described::REQUESTS.counter([transport, code]);
+        let accepted =
+            |origin: &'static str| Count::new(described::ACCEPTED_SPANS.counter([origin]));
+        let refused_spans = |transport: &'static str| {
+            REFUSED_SPANS.map(|why| described::REFUSED_SPANS_TOTAL.counter([transport, why]))
+        };
         let histogram = |metric, bounds| Histogram::new(metric, "", bounds);
         described::BUILD_INFO.gauge([env!("CARGO_PKG_VERSION")]).set(1.0);
         Metrics {
             handle: recorder.handle(),
             recorder,
-            accepted: ORIGINS.map(|origin| Count::new(described::ACCEPTED_SPANS.counter([origin]))),
-            refused_spans: TRANSPORTS.map(|transport| {
-                REFUSED_SPANS.map(|why| described::REFUSED_SPANS_TOTAL.counter([transport, why]))
-            }),
+            accepted: [ORIGINS[0], ORIGINS[1], ORIGINS[2]].map(accepted),
+            refused_spans: TRANSPORTS.map(refused_spans),
+            kafka: Kafka::register(accepted(ORIGINS[3]), refused_spans(SENT_BY[2])),
             refused_requests: TRANSPORTS
                 .map(|transport| REFUSED.map(|why| by_reason(transport, why))),
             empty_requests: per_transport(described::EMPTY_REQUESTS),
@@ -300,6 +309,11 @@ impl Metrics {
         }
     }
 
+    /// The counters of the Kafka receiver.
+    pub fn kafka(&self) -> &Kafka {
+        &self.kafka
+    }
+
     /// Counts spans that were replayed from the logs of an earlier process.
     pub(crate) fn replayed(&self, spans: u64) {
         self.accepted[2].add(spans);
@@ -402,9 +416,16 @@ impl Metrics {
     pub(crate) fn totals(&self) -> Totals {
         // Read in the order of the flow: a span that moves on meanwhile is counted twice, never
         // missed.
-        let accepted = self.accepted.iter().map(Count::get).sum();
+        let accepted: u64 = self.accepted.iter().map(Count::get).sum();
         let (kept, dropped) = self.policies.spans();
-        Totals { accepted, kept, dropped, sent: self.sent.get(), failed: self.failed_in_all() }
+        Totals {
+            accepted: accepted + self.kafka.accepted.get(),
+            kept,
+            dropped,
+            handed_over: self.kafka.handed_over.get(),
+            sent: self.sent.get(),
+            failed: self.failed_in_all(),
+        }
     }
 
     /// Kept spans that will never reach the backend, by reason; without reasons that have not
@@ -433,6 +454,8 @@ impl Metrics {
     pub fn render(&self, readings: &Readings) -> String {
         self.gauges.set(readings);
         self.accepted.iter().chain(&self.failed).chain([&self.sent]).for_each(Count::show);
+        self.kafka.accepted.show();
+        self.kafka.handed_over.show();
         self.policies.show();
         let set = |counters: &[Counter], counts: &[u64]| {
             counters.iter().zip(counts).for_each(|(counter, &count)| counter.absolute(count));

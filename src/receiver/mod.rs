@@ -12,6 +12,7 @@ pub(crate) mod cors;
 pub(crate) mod empty;
 pub(crate) mod grpc;
 pub(crate) mod http;
+pub mod kafka;
 pub(crate) mod take;
 pub(crate) mod turns;
 
@@ -47,6 +48,8 @@ use ::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 /// Intake refuses requests once the export queue is this full, which leaves space for late spans
 /// and due traces.
 const QUEUE_REFUSES_FROM: f64 = 0.75;
+/// What partitions may have in the outbox, which the decider empties many times a tick.
+const OUTBOX_BYTES_MAX: usize = 8 << 20;
 /// The delay that refused senders are asked to wait. The Python SDK gives up at once when the delay
 /// is longer than its own timeout of 10 s.
 const RETRY_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=8.0;
@@ -216,6 +219,18 @@ impl Intake {
             durability.admits()?;
         }
         Ok(())
+    }
+
+    /// The bytes of spans that may be kept now by decisions on the way in: as much as the outbox
+    /// takes, while the export queue is not nearly full.
+    fn kept_room(&self) -> usize {
+        let is_blocking = self.overflow == Overflow::Block;
+        if is_blocking && self.queue.pressure() >= QUEUE_REFUSES_FROM {
+            return 0;
+        }
+        let room = if is_blocking { self.queue.room() } else { usize::MAX };
+        let outbox_max = (self.budget.limit() / 16).min(OUTBOX_BYTES_MAX);
+        room.min(outbox_max).saturating_sub(self.outbox.bytes())
     }
 
     fn refusal_of(&self, unwalked: Unwalked, request_bytes: usize) -> Refusal {

@@ -188,7 +188,7 @@ impl Intake {
         let Taking { prepared, underway, time } = taking;
         let position = underway.as_ref().map(Underway::position);
         let now = Millis(time as u32);
-        let with = (prepared, Origin { position, passed });
+        let with = (prepared, Origin { position, passed, partition: None });
         let ingested = self.sampler.take_in(now, request, with, scratch, decided);
         let replayed = Replayed { spans: ingested.accepted, passed_over: decided.passed_over };
         self.pass_on(decided);
@@ -215,7 +215,7 @@ impl Intake {
     }
 
     /// Passes on the traces that a request has caused to be decided.
-    fn pass_on(&self, decided: &mut Decided) {
+    pub(super) fn pass_on(&self, decided: &mut Decided) {
         self.sampler.publish(decided, clock::unix_millis());
         // The outbox comes first, so that kept spans count as queued before they count as kept.
         self.outbox.put(decided);

@@ -24,9 +24,11 @@ impl Sampler {
         let Some(cap) = self.limits.kept_bytes_max else { return };
         let records = &out.decisions.records[since.record..];
         let kept_records = records.iter().filter(|record| record.decision.verdict.kept);
+        let before: Vec<_> =
+            (since.kept..out.kept.len()).map(|index| out.bytes_before(index).min(cap)).collect();
         let mut spans = out.spans.split_off(since.span).into_iter();
-        for (trace, record) in out.kept[since.kept..].iter_mut().zip(kept_records) {
-            let mut used = 0;
+        let kept = out.kept[since.kept..].iter_mut().zip(kept_records);
+        for ((trace, record), mut used) in kept.zip(before) {
             let before = out.spans.len();
             for span in spans.by_ref().take(trace.spans) {
                 if fits(&mut used, span.bytes.len(), cap) {
@@ -84,6 +86,14 @@ impl Since {
 
     pub(super) fn record(self) -> usize {
         self.record
+    }
+
+    pub(super) fn kept(self) -> usize {
+        self.kept
+    }
+
+    pub(super) fn span(self) -> usize {
+        self.span
     }
 }
 

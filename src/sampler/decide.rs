@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use super::{Cut, Sampler, ShardState, cap::Since};
+use super::{Cut, Sampler, ShardState, cap::Since, partition::HeldBack};
 use crate::{
     decisions::{Decision, DecisionRecord, Decisions},
     otlp::encode::KeptSpan,
@@ -60,8 +60,10 @@ pub struct Decided {
     /// Spans of a replayed request that were skipped, because an earlier process had dealt with
     /// them.
     pub passed_over: u64,
+    /// Kept traces of this hold of the lock of which some spans have left before.
+    pub(super) held_back: Vec<HeldBack>,
     /// Traces decided in this hold of the lock whose records are not removed yet.
-    taken: Vec<Taken>,
+    pub(super) taken: Vec<Taken>,
     /// Spans beyond the cap. They are dropped outside the lock, because the last span of a segment
     /// frees it.
     pub(super) unfit: Vec<KeptSpan>,
@@ -118,6 +120,7 @@ impl Decided {
         self.kept.clear();
         self.spans.clear();
         self.kept_bytes = 0;
+        self.held_back.clear();
         self.taken.clear();
         self.chosen.give_up();
         let records = self.decisions.records.iter().filter(|record| record.decision.verdict.kept);
@@ -189,9 +192,9 @@ impl Sampler {
     ) -> Progress {
         let mut state = self.lock(shard);
         out.note_taken(&mut state);
-        let by = self.limited_to_tick(&state.plan, now);
-        state.window.advance(now);
-        let now = state.window.now();
+        Sampler::advance(&mut state, now);
+        let now = state.time();
+        let by = self.limited_to_tick(&state, now);
         let mut progress = Progress::More;
         let since = Since::now(out);
         let (mut kept_traces, mut kept_spans) = (out.kept.len(), 0);
@@ -244,12 +247,14 @@ impl Sampler {
         room: usize,
         out: &mut Decided,
     ) -> ControlFlow<()> {
-        let window = &mut state.window;
-        let (trace_id, facts) = (window.trace_id(due.position), window.facts(due.position));
+        let facts = state.window.facts(due.position);
         let bytes = facts.bytes as usize;
         if out.kept_bytes > 0 && out.kept_bytes + bytes > room {
             return ControlFlow::Break(());
         }
+        let (now, below) = (state.time(), state.take_below(due.position));
+        let window = &mut state.window;
+        let trace_id = window.trace_id(due.position);
         let explicit_randomness = window.explicit_randomness(due.position);
         let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
         let randomness = evidence.randomness;
@@ -264,6 +269,12 @@ impl Sampler {
             out.decisions.matched.truncate(matched_start as usize);
             Verdict::NONE
         });
+        let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
+        if below.spans == facts.spans {
+            out.decisions.matched.truncate(matched_start as usize);
+            self.decide_again(state, due.position, &decision, out);
+            return ControlFlow::Continue(());
+        }
         let has_shadows = state.plan.shadows().len() > 0;
         // For a dropped trace, only the limits of shadow policies could be charged.
         if state.plan.has_limits() && (is_charged || has_shadows) {
@@ -284,16 +295,15 @@ impl Sampler {
             let share = |spans: &mut Vec<KeptSpan>| window.share(due.position, spans);
             self.recordings.choose(&mut out.chosen, record, facts.spans, share);
         }
-        let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
         out.taken.push(window.take(due.position, verdict.kept));
         out.decisions.records.push(DecisionRecord {
             trace_id,
             decision,
             randomness,
-            spans: facts.spans,
-            bytes: facts.bytes,
+            spans: facts.spans - below.spans,
+            bytes: facts.bytes - below.bytes,
             duration_nanos: facts.duration_nanos(),
-            lag_millis: window.now().since(due.at),
+            lag_millis: now.since(due.at),
             root_received: facts.root_seen,
             matched: matched_start..out.decisions.matched.len() as u32,
             shadowed: shadowed_start..out.decisions.shadowed.len() as u32,
@@ -307,6 +317,7 @@ impl Sampler {
                 is_explicit: explicit_randomness.is_some(),
                 spans: facts.spans as usize,
             });
+            out.note_below(below);
         }
         ControlFlow::Continue(())
     }
@@ -322,7 +333,11 @@ impl Sampler {
             state.remembered.remember_shadowed(hash, out.decisions.shadowed(record));
         }
         state.window.empty(&mut out.taken, &mut out.spans, &mut out.freed);
+        if !out.held_back.is_empty() {
+            Sampler::hold_back(since, out);
+        }
         self.cut(state, since, out);
+        out.held_back.clear();
     }
 
     /// Late spans follow the decision of their trace.
@@ -336,6 +351,11 @@ impl Sampler {
         let trace_id = run.spans[run.order[0] as usize].trace_id;
         let verdict = decision.verdict;
         let spans = || run.order.iter().map(|&index| &run.spans[index as usize]);
+        let bytes = || spans().map(|span| u64::from(span.len)).sum();
+        if state.is_below_commit() {
+            let hash = window::hash_of(&self.hasher, trace_id);
+            return self.use_below(state, hash, decision, bytes());
+        }
         let is_error = |status_mask: u8| status_mask & StatusCode::Error.mask() != 0;
         out.late.push(Late {
             verdict,
@@ -350,7 +370,7 @@ impl Sampler {
             return;
         }
         if out.position.is_some() {
-            out.late_kept.push((trace_id, spans().map(|span| u64::from(span.len)).sum()));
+            out.late_kept.push((trace_id, bytes()));
         }
         for span in spans() {
             // Copied, so one late span does not keep its whole request in memory.

@@ -8,6 +8,7 @@
 //! spans need.
 
 mod again;
+mod sorted;
 
 use std::{
     ops::Range,
@@ -15,8 +16,8 @@ use std::{
     sync::Arc,
 };
 
-use self::again::WalkedAgain;
-use super::{Decided, Passed, Sampler, ShardState, cap::Since};
+use self::{again::WalkedAgain, sorted::Sorted};
+use super::{Decided, PartitionWindow, Passed, Sampler, ShardState, cap::Since};
 use crate::{
     budget::{Hold, Holder},
     decisions::Decision,
@@ -88,17 +89,6 @@ impl Scratch {
     }
 }
 
-/// The spans of one piece of a request, sorted.
-#[derive(Debug, Default)]
-struct Sorted {
-    hashes: Vec<u64>,
-    /// The indices of the spans, sorted by shard and, within a shard, by trace.
-    order: Vec<u32>,
-    counts: Vec<u32>,
-    /// The part of `order` that is left for each shard.
-    rests: Vec<Range<usize>>,
-}
-
 /// Buffers used while spans are appended to a shard.
 #[derive(Debug, Default)]
 struct Appending {
@@ -123,6 +113,8 @@ pub struct Origin<'a> {
     pub position: Option<u64>,
     /// In a replay: the spans that an earlier process has dealt with.
     pub passed: Option<&'a Passed>,
+    /// The window of the partition that it comes from, and the time of its record.
+    pub partition: Option<(PartitionWindow, Millis)>,
 }
 
 /// A request that is being taken in.
@@ -244,7 +236,8 @@ impl Sampler {
     ) -> Ingested {
         let Prepared { plan, room } = prepared;
         let plan = &plan;
-        out.position = origin.position;
+        // Decisions of partitions are in no log, and what is needed for one is not collected.
+        out.position = origin.position.filter(|_| origin.partition.is_none());
         let mut taking = Taking { now, origin, request, plan, room };
         let Scratch { walked, sorted, appending, taken } = scratch;
         appending.slots.reset(walked.contexts.len());
@@ -291,6 +284,11 @@ impl Sampler {
         (appending, out, taken): (&mut Appending, &mut Decided, &mut u64),
     ) {
         self.sort(walked, sorted);
+        if taking.origin.partition.is_some() && !sorted.rests.is_empty() {
+            // All spans go to the one window.
+            sorted.rests.clear();
+            sorted.rests.push(0..sorted.order.len());
+        }
         let Sorted { hashes, order, rests, .. } = sorted;
         let &mut Taking { now, origin, request, plan, .. } = taking;
         let Walked { contexts, spans, bits, .. } = walked;
@@ -320,11 +318,19 @@ impl Sampler {
         out: &mut Decided,
         taken: &mut u64,
     ) {
-        let shard = self.shard_of(of_shard.hashes[of_shard.order[0] as usize]);
-        let mut state = self.lock(shard);
-        state.window.advance(now);
+        let mut state = match of_shard.origin.partition {
+            None => self.lock(self.shard_of(of_shard.hashes[of_shard.order[0] as usize])),
+            Some((window, _)) => self.lock(window.0),
+        };
+        match of_shard.origin.partition {
+            None => state.window.advance(now),
+            Some((_, time)) => {
+                state.window.advance(time);
+                state.window.advance_position(of_shard.origin.position.unwrap_or(0));
+            }
+        }
         out.note_taken(&mut state);
-        let before = state.window.spans() + out.left_spans();
+        let before = state.counted_spans() + out.left_spans();
         // The sum before and the sum after are both read under this hold of the lock, so their
         // difference is exactly the number of spans that this request has added.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -335,7 +341,7 @@ impl Sampler {
                 self.ingest_shard(&mut state, &again.of_shard(of_shard), appending, out);
             }
         }));
-        let new = state.window.spans() + out.left_spans() - before;
+        let new = state.counted_spans() + out.left_spans() - before;
         drop(state);
         *taken += new;
         // An earlier process has already counted the spans of a replay.
@@ -397,45 +403,6 @@ impl Sampler {
         state.window.settle();
     }
 
-    /// A counting sort by the middle bits of the hash, with about as many buckets as spans. The
-    /// spans of a shard become contiguous, and nearly always those of a trace too, in order of
-    /// arrival.
-    fn sort(&self, walked: &Walked, sorted: &mut Sorted) {
-        let Sorted { hashes, order, counts, rests } = sorted;
-        let spans = &walked.spans;
-        // Reserves as much room as the spans have; the charge for the spans includes it.
-        hashes.clear();
-        hashes.reserve_exact(walked.room());
-        hashes.extend(spans.iter().map(|span| window::hash_of(&self.hasher, span.trace_id)));
-        let bucket_bits =
-            spans.len().next_power_of_two().trailing_zeros().clamp(self.shard_bits, 16);
-        let bucket_of =
-            |hash: u64| (u64::from(Self::sort_key(hash)) >> (32 - bucket_bits)) as usize;
-        counts.clear();
-        counts.resize(1 << bucket_bits, 0);
-        for &hash in hashes.iter() {
-            counts[bucket_of(hash)] += 1;
-        }
-        let mut start = 0;
-        for count in counts.iter_mut() {
-            start += std::mem::replace(count, start);
-        }
-        order.clear();
-        order.reserve_exact(walked.room());
-        order.resize(spans.len(), 0);
-        for (index, &hash) in (0..).zip(hashes.iter()) {
-            let place = &mut counts[bucket_of(hash)];
-            order[*place as usize] = index;
-            *place += 1;
-        }
-        let shard_of = |&index: &u32| self.shard_of(hashes[index as usize]);
-        rests.clear();
-        rests.extend(order.chunk_by(|a, b| shard_of(a) == shard_of(b)).scan(0, |end, of_shard| {
-            let start = std::mem::replace(end, *end + of_shard.len());
-            Some(start..*end)
-        }));
-    }
-
     fn ingest_run(
         &self,
         state: &mut ShardState,
@@ -465,7 +432,7 @@ impl Sampler {
             state.window.append(position, &Run { order: now, ..*run }, slots);
             rest = later;
             if self.is_full(state, position) {
-                let due = Due { position, trigger: Trigger::TraceLimit, at: state.window.now() };
+                let due = Due { position, trigger: Trigger::TraceLimit, at: state.time() };
                 // The spans of a trace at its limit leave at once. The request has been admitted,
                 // and room in the export queue is reserved for this case.
                 let since = Since::now(out);

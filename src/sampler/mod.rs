@@ -21,6 +21,7 @@
 mod cap;
 mod decide;
 mod ingest;
+mod partition;
 mod passed;
 mod positions;
 mod recall;
@@ -34,8 +35,13 @@ pub(crate) use self::{
     cap::Cut,
     decide::{KeptTrace, Late},
     ingest::Prepared,
+    partition::PartitionWindow,
 };
-use self::{decide::evidence, tick::Ticks};
+use self::{
+    decide::evidence,
+    partition::{OfPartition, Partitions},
+    tick::Ticks,
+};
 pub use self::{
     decide::{Decided, Progress, Which},
     ingest::{Ingested, Origin, Scratch},
@@ -76,6 +82,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Sampler {
     shards: Box<[Mutex<ShardState>]>,
+    partitions: Partitions,
     shard_bits: u32,
     hasher: Hasher,
     /// The plan that requests are walked with, read once per request. A reload sets it before it
@@ -101,6 +108,8 @@ struct ShardState {
     remembered: DecisionCache,
     /// The positions of the log that the shard reads from, if there is one.
     positions: Option<Arc<Positions>>,
+    /// Present in the window of a partition.
+    partition: Option<Box<OfPartition>>,
 }
 
 impl ShardState {
@@ -191,6 +200,7 @@ impl Sampler {
                     window: Shard::new(limits.waits, words, hasher.clone(), &pool, budget),
                     remembered: DecisionCache::new(ttl, remembered_bytes_max, budget),
                     positions: None,
+                    partition: None,
                 })
             })
             .collect();
@@ -198,6 +208,7 @@ impl Sampler {
         Sampler {
             shard_bits: shards.len().trailing_zeros(),
             shards,
+            partitions: Partitions::default(),
             hasher,
             plan: RwLock::new(plan),
             contexts: Contexts::with_bytes_max(Arc::clone(budget), limits.context_bytes_max),
@@ -244,7 +255,8 @@ impl Sampler {
         for index in 0..self.shards.len() {
             let mut state = self.lock(index);
             if state.positions.as_ref().is_some_and(|of_shard| Arc::ptr_eq(of_shard, positions)) {
-                watermark = watermark.min(state.window.lowest_position().unwrap_or(watermark));
+                let lowest = state.window.lowest().map(|(position, _)| position);
+                watermark = watermark.min(lowest.unwrap_or(watermark));
             }
         }
         // Read after the shards: a request that took a trace out of a shard before the shard was
@@ -252,9 +264,14 @@ impl Sampler {
         Mark::new(watermark, positions.next())
     }
 
-    /// The number of shards.
+    /// The number of shards, without the windows of partitions.
     pub fn shards(&self) -> usize {
         self.shards.len()
+    }
+
+    /// All shards, with the windows of partitions.
+    fn all(&self) -> std::ops::Range<usize> {
+        0..self.shards.len() + self.partitions.used()
     }
 
     /// The policies that decide, and the names of all earlier policies. During a reload, some
@@ -270,7 +287,7 @@ impl Sampler {
     pub fn reload(&self, plan: &Arc<Plan>, mut watch: impl FnMut(Hold)) {
         self.ticks.reload_begins(plan);
         *self.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(plan);
-        for shard in 0..self.shards.len() {
+        for shard in self.all() {
             self.reload_shard(shard, plan, &mut watch);
         }
         self.ticks.reload_ends(plan);
@@ -278,6 +295,7 @@ impl Sampler {
 
     fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
         let mut bits = NewBits::new(plan.leaves());
+        let generation = self.lock(shard).generation();
         let mut _held;
         // The second pass walks the spans that arrived during the first. Only the spans that arrive
         // during the second pass are left to walk under the lock.
@@ -293,6 +311,10 @@ impl Sampler {
             bits.catch_up(&view);
         }
         let mut state = self.lock(shard);
+        if state.generation() != generation {
+            // Another partition has the window now. It began with the new plan.
+            return;
+        }
         watch(Hold::Begins);
         let before = std::mem::replace(&mut state.plan, Arc::clone(plan));
         state.window.replace_bits(&mut bits);
@@ -327,16 +349,17 @@ impl Sampler {
     /// The contents of all windows. Locks each shard in turn.
     pub fn buffered(&self) -> Buffered {
         let mut sum = Buffered::default();
-        for index in 0..self.shards.len() {
+        for index in self.all() {
             let shard = self.lock(index);
             sum.traces += shard.window.traces() as u64;
-            sum.spans += shard.window.spans();
+            sum.spans += shard.counted_spans();
             sum.bytes += shard.window.span_bytes();
         }
         sum
     }
 
-    /// The time of arrival of the oldest undecided trace. Locks each shard in turn.
+    /// The time of arrival of the oldest undecided trace, partitions aside. Locks each shard in
+    /// turn.
     pub(crate) fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
         let of_shards = (0..self.shards.len()).filter_map(|index| self.lock(index).window.oldest());
         of_shards.map(|(_, arrived)| arrived).max_by_key(|&arrived| now.since(arrived))
@@ -364,12 +387,17 @@ impl Sampler {
     /// The state of a trace at `now`.
     pub fn look_up(&self, now: Millis, trace_id: TraceId) -> Lookup {
         let hash = window::hash_of(&self.hasher, trace_id);
-        let shard = self.lock(self.shard_of(hash));
-        if let Some(position) = shard.window.find(hash, trace_id) {
-            return Lookup::Pending(Box::new(pending(&shard, position, now)));
+        let mut remembered = None;
+        // A trace of a partition may be in any of their windows.
+        let partitions = self.all().skip(self.shards.len());
+        for index in std::iter::once(self.shard_of(hash)).chain(partitions) {
+            let shard = self.lock(index);
+            if let Some(position) = shard.window.find(hash, trace_id) {
+                let now = shard.partition.as_ref().map_or(now, |_| shard.time());
+                return Lookup::Pending(Box::new(pending(&shard, position, now)));
+            }
+            remembered = remembered.or_else(|| shard.remembered.recall(hash));
         }
-        let remembered = shard.remembered.recall(hash);
-        drop(shard);
         match remembered {
             Some(decision) => Lookup::Decided(decision, self.log.find(trace_id).map(Box::new)),
             None => Lookup::Unknown,
@@ -388,7 +416,9 @@ impl Sampler {
     fn lock(&self, index: usize) -> MutexGuard<'_, ShardState> {
         // A panic under this lock is a bug that the service counts and survives. The other traces
         // of the shard can still be decided.
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        let shard = self.shards.get(index);
+        let shard = shard.unwrap_or_else(|| self.partitions.shard(index - self.shards.len()));
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

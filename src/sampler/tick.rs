@@ -17,7 +17,7 @@ use std::{
     },
 };
 
-use super::{Sampler, decide::evidence};
+use super::{Sampler, ShardState, decide::evidence};
 use crate::{
     budget::{Hold, Holder},
     policy::{Begins, Plan, Tick},
@@ -78,17 +78,20 @@ impl Sampler {
         *since += seconds;
         let by = self.ticks.by();
         let (mut is_over, mut has_new_limits) = (true, false);
-        for shard in 0..self.shards() {
+        for shard in self.all() {
             let mut state = self.lock(shard);
-            is_over &= !state.plan.has_limits() || state.window.next_due(by).is_none();
+            let is_candidate = state.candidates_by(by).is_some();
+            let by = state.ticked_by(by);
+            let is_done = !is_candidate || !state.plan.has_limits();
+            is_over &= is_done || state.window.next_due(by).is_none();
             has_new_limits |= state.plan.has_new_limits();
         }
         if is_over {
             self.ticks.by.store(now.0, Relaxed);
             let seconds = std::mem::take(&mut *since);
-            self.candidates(now, Begins::All, seconds).begin();
+            self.tick(now, Begins::All, seconds);
         } else if has_new_limits {
-            self.candidates(by, Begins::New, 0.0).begin();
+            self.tick(by, Begins::New, 0.0);
         }
         self.hold_kinds(self.plan().kinds_bytes());
     }
@@ -103,12 +106,19 @@ impl Sampler {
         }
     }
 
-    /// The candidates of all shards at this moment.
-    fn candidates(&self, by: Millis, begins: Begins, seconds: f64) -> Tick {
+    /// Begins a tick with the candidates of all shards at this moment. Windows of partitions have
+    /// their own time, and may decide their candidates only after the tick.
+    fn tick(&self, by: Millis, begins: Begins, seconds: f64) {
         let mut tick = Tick::new(begins, seconds);
-        for shard in 0..self.shards() {
+        let mut partitions = Vec::new();
+        for shard in self.all() {
             let mut state = self.lock(shard);
-            state.window.advance(by);
+            let Some(by) = state.candidates_by(by) else { continue };
+            if shard < self.shards() {
+                state.window.advance(by);
+            } else {
+                partitions.push((shard, by, state.generation()));
+            }
             tick.join(&state.plan);
             if !state.plan.has_limits() {
                 continue;
@@ -122,16 +132,22 @@ impl Sampler {
                 let _ = catch_unwind(AssertUnwindSafe(|| tick.add(&state.plan, &evidence, age)));
             }
         }
-        tick
+        tick.begin();
+        if begins == Begins::All {
+            for (shard, by, generation) in partitions {
+                self.lock(shard).note_tick(by, generation);
+            }
+        }
     }
 
     /// The moment up to which due traces may be decided by `plan` now. With limits, it is the
     /// moment of the current tick; before the first tick of a limit, no trace may be decided.
-    pub(super) fn limited_to_tick(&self, plan: &Plan, now: Millis) -> Option<Millis> {
+    pub(super) fn limited_to_tick(&self, state: &ShardState, now: Millis) -> Option<Millis> {
+        let plan = &state.plan;
         if !plan.has_limits() {
             return Some(now);
         }
-        let by = self.ticks.by();
+        let by = state.ticked_by(self.ticks.by());
         let by = if by.is_due(now) { by } else { now };
         (!plan.has_new_limits()).then_some(by)
     }

@@ -5,7 +5,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     config::Config,
-    credentials::{self, Bearer, Faults, Live, ServerSide, ServerTls, Tokens, Watch},
+    credentials::{
+        self, Bearer, ClientSecrets, ClientTls, Faults, Live, ServerSide, ServerTls, Tokens, Watch,
+    },
     exporter::{Client, ClientError, Connector, Tls},
     metrics::Metrics,
 };
@@ -18,6 +20,8 @@ pub(super) struct Credentials {
     /// The TLS configuration of the telemetry port.
     pub(super) telemetry: Option<Arc<Live<ServerSide>>>,
     pub(super) telemetry_tokens: Option<Arc<Live<Tokens>>>,
+    /// Those of the brokers.
+    pub(super) kafka: Option<Arc<Live<ClientSecrets>>>,
     backend: Option<Tls>,
     /// The token that is sent to the backend.
     bearer: Option<Arc<Live<Bearer>>>,
@@ -58,10 +62,27 @@ impl Credentials {
             .bearer_token_file
             .clone()
             .map(|file| watch.add(vec![file.clone()], move || credentials::read_bearer(&file)));
+        let kafka = config.kafka.as_ref().map(|kafka| {
+            let tls = kafka.tls.clone();
+            let password = kafka.sasl.as_ref().map(|sasl| sasl.password_file.clone());
+            let of_tls = tls.iter().flat_map(ClientTls::files);
+            let files = of_tls.chain(password.clone()).collect();
+            watch.add(files, move || credentials::read_client(tls.as_ref(), password.as_deref()))
+        });
+        let kafka = kafka.transpose()?;
         let (server, tokens) = (server.transpose()?, tokens.transpose()?);
         let (backend, bearer) = (backend.transpose()?, bearer.transpose()?);
         let watch = Arc::new(watch);
-        Ok(Credentials { watch, server, tokens, telemetry, telemetry_tokens, backend, bearer })
+        Ok(Credentials {
+            watch,
+            server,
+            tokens,
+            telemetry,
+            telemetry_tokens,
+            kafka,
+            backend,
+            bearer,
+        })
     }
 
     /// The exporter's client, over TCP or TLS.

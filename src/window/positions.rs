@@ -1,6 +1,6 @@
 //! Positions of requests, for a shard that reads from a log (`sampler/positions.rs`).
 
-use super::Shard;
+use super::{Millis, Position, Shard};
 
 impl Shard {
     /// From now on, a position is kept for each trace. Called while the shard is empty.
@@ -14,8 +14,17 @@ impl Shard {
         self.low = low;
     }
 
-    /// A lower bound of the positions of all spans of undecided traces; `None` without such traces.
-    pub(crate) fn lowest_position(&mut self) -> Option<u64> {
-        self.oldest().and_then(|(position, _)| self.ring.low(position))
+    /// A lower bound of the positions of all spans of undecided traces, and the time at which the
+    /// oldest of these traces arrived; `None` without such traces.
+    pub(crate) fn lowest(&mut self) -> Option<(u64, Millis)> {
+        let (position, arrived) = self.oldest()?;
+        Some((self.ring.low(position)?, arrived))
+    }
+
+    /// All undecided traces, with the number of their spans and bytes.
+    pub(crate) fn undecided(&self) -> impl Iterator<Item = (Position, u32, u32)> {
+        let entries = self.ring.positions().map(|position| (position, self.entry(position)));
+        let live = entries.filter(|(_, entry)| entry.is_live);
+        live.map(|(position, entry)| (position, entry.spans(), entry.bytes()))
     }
 }

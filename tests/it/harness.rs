@@ -316,14 +316,16 @@ impl Metrics {
         self.0.iter().filter(told).map(|(series, value)| (series.as_str(), *value)).collect()
     }
 
-    /// Checks `accepted = kept + dropped + buffered` and `kept = sent + failed + queued`.
+    /// Checks `accepted = kept + dropped + buffered + handed over` and
+    /// `kept = sent + failed + queued`.
     pub fn assert_ledger(&self) {
         let kept = self.sum("spans_kept_total");
         let buffered = kept + self.sum("spans_dropped_total") + self.sum("window_spans");
+        let left = self.sum("spans_handed_over_total");
         assert_eq!(
             self.sum("receiver_accepted_spans_total"),
-            buffered,
-            "accepted = kept + dropped + buffered: {:#?}",
+            buffered + left,
+            "accepted = kept + dropped + buffered + handed over: {:#?}",
             self.nonzero()
         );
         let sent = self.sum("exporter_sent_spans_total");

@@ -218,7 +218,7 @@ impl Model {
         let request = request_of(spans);
         let mut decided = Decided::default();
         let prepared = self.sampler.prepare(&request, &mut self.scratch).expect("sound");
-        let origin = Origin { position: Some(position), passed: None };
+        let origin = Origin { position: Some(position), passed: None, partition: None };
         let now = Millis(self.now);
         let taking = (prepared, origin);
         self.sampler.take_in(now, &request, taking, &mut self.scratch, &mut decided);
@@ -312,7 +312,8 @@ impl Model {
             let request = request_of(spans.clone());
             let mut decided = Decided::default();
             let prepared = next.prepare(&request, &mut self.scratch).expect("sound");
-            let origin = Origin { position: Some(position), passed: Some(&passed) };
+            let origin =
+                Origin { position: Some(position), passed: Some(&passed), partition: None };
             let (now, taking) = (Millis(0), (prepared, origin));
             next.take_in(now, &request, taking, &mut self.scratch, &mut decided);
             came_back(&decided);
@@ -403,7 +404,11 @@ fn a_watermark_holds_among_threads() {
                         Ok::<_, Infallible>(next..next + 4)
                     });
                     let underway = underway.expect("reserved");
-                    let origin = Origin { position: Some(underway.position()), passed: None };
+                    let origin = Origin {
+                        position: Some(underway.position()),
+                        passed: None,
+                        partition: None,
+                    };
                     let mut decided = Decided::default();
                     let taking = (prepared, origin);
                     sampler.take_in(Millis(0), &request, taking, &mut scratch, &mut decided);

@@ -105,6 +105,8 @@ const SPAWN: &[(&str, &str)] = &[
     ("service/watching.rs", "the wiring"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),
+    ("receiver/kafka/client/mod.rs", "a thread for a client that blocks"),
+    ("receiver/kafka/client/ends.rs", "a thread for a client that blocks"),
     ("admin/mod.rs", "the thread that answers while the runtime is busy"),
     ("admin/control.rs", "a thread for a reload, which blocks"),
     ("admin/trial.rs", "a trial is to end also if its client goes away while it begins"),
@@ -307,7 +309,10 @@ fn files_have_headers_and_sizes() {
 /// with the expiry of a policy, so that a step of the clock moves no deadline of a trace.
 #[test]
 fn wall_time_is_only_shown() {
-    const SHOWN: [&str; 15] = [
+    const SHOWN: [&str; 17] = [
+        // Of Kafka: compared with the times of records, which are wall time as well.
+        "let wall = clock::unix_millis();",
+        "let asked_at = clock::unix_millis();",
         "self.sampler.publish(",
         "self.gauges.reload",
         "self.shop.visit(",

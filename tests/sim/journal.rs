@@ -128,6 +128,11 @@ impl Journal {
         *self.stored.lock().expect("no panic").entry(span).or_default() += 1;
     }
 
+    /// Whether the backend has stored a span.
+    pub fn has_stored(&self, span: u64) -> bool {
+        self.stored.lock().expect("no panic").contains_key(&span)
+    }
+
     /// Notes that these policies are in force from now on.
     pub fn decide_by(&self, set: usize) {
         self.sets.lock().expect("no panic").push(set);

@@ -14,6 +14,8 @@
 
 mod backend;
 mod check;
+mod consumers;
+mod fleet;
 #[allow(dead_code, reason = "shared with the integration tests, which use all of it")]
 #[path = "../it/harness.rs"]
 mod harness;
@@ -25,6 +27,7 @@ mod run;
 mod senders;
 mod setup;
 mod storm;
+mod topic;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -61,14 +64,19 @@ fn in_virtual_time<F: Future>(future: F) -> F::Output {
 /// stop; the shutdown keeps its time.
 #[test]
 fn seeds() {
+    run_seeds("seeds", |seed, is_printed| in_virtual_time(run::run(seed, is_printed)));
+}
+
+/// Runs a test with many seeds, or with the one of `SIM_SEED`.
+fn run_seeds(test: &str, run: impl Fn(u64, bool) -> u64 + Sync) {
     if let Some(seed) = number("SIM_SEED") {
-        let hash = in_virtual_time(run::run(seed, true));
-        println!("seed {seed}: {hash:016x}");
+        println!("seed {seed}: {:016x}", run(seed, true));
         return;
     }
     let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    // More than there are cores, because a shutdown waits for a thread in real time.
+    let threads = 3 * std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -77,9 +85,8 @@ fn seeds() {
                     if seed >= seeds {
                         return;
                     }
-                    let run = || in_virtual_time(run::run(seed, false));
-                    if catch_unwind(AssertUnwindSafe(run)).is_err() {
-                        eprintln!("repeat with: SIM_SEED={seed} cargo test --test sim seeds");
+                    if catch_unwind(AssertUnwindSafe(|| run(seed, false))).is_err() {
+                        eprintln!("repeat with: SIM_SEED={seed} cargo test --test sim {test}");
                         failed.lock().expect("no panic").push(seed);
                     }
                 }

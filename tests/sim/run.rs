@@ -67,6 +67,7 @@ impl World {
             client: Some(client),
             shards: setup.shards,
             hasher: Hasher::with_seed(rng.u64(..), SharedSeed::global_fixed()),
+            has_brokers: false,
         };
         ground.admin.set_nonblocking(true).expect("a socket");
         let service = Service::start_on(&setup.config, ground).await.expect("starts");

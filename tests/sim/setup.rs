@@ -99,6 +99,28 @@ impl Setup {
         Setup { config, set, is_forgetful: false, shards: 1, shape, storms, badness, shutdown_at }
     }
 
+    /// A setup with this configuration and one shard, without senders, faults or a shutdown.
+    pub fn quiet(config: Config) -> Self {
+        let shape = Shape {
+            senders: 0,
+            traces: 0,
+            spans_per_trace_max: 0,
+            horizon: Duration::ZERO,
+            period_millis: (0, 0),
+            filler_max: 0,
+        };
+        Setup {
+            config,
+            set: 0,
+            is_forgetful: false,
+            shards: 1,
+            shape,
+            storms: 0,
+            badness: 0,
+            shutdown_at: None,
+        }
+    }
+
     /// The file that policies are reloaded from.
     pub fn policies(&self) -> &Path {
         self.config.file.as_deref().expect("loaded from a file")

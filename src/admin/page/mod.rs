@@ -308,12 +308,14 @@ impl Page<'_> {
     fn ledger(&self) -> Markup {
         let ledger = self.status.ledger.clone().unwrap_or_default();
         let Ledger { accepted, kept, dropped, buffered, sent, failed, queued, .. } = ledger;
+        let handed_over = ledger.handed_over;
         let row = |name: &str, spans: u64| html! { dt { (name) } dd { (count(spans)) } };
         html! {
             h2 { "Ledger, in spans since the start" }
             dl .facts {
                 (row("accepted", accepted))
                 (row("= kept", kept)) (row("+ dropped", dropped)) (row("+ buffered", buffered))
+                @if handed_over > 0 { (row("+ handed over", handed_over)) }
             }
             dl .facts {
                 (row("kept", kept))

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 mod durability;
 mod exporter;
+mod kafka;
 mod receiver;
 mod sampling;
 mod span_metrics;
@@ -260,6 +261,7 @@ static TOP: Described = Described {
 pub(crate) fn sections() -> impl Iterator<Item = &'static Described> {
     let parts = [
         receiver::SECTIONS,
+        kafka::SECTIONS,
         sampling::SECTIONS,
         exporter::SECTIONS,
         durability::SECTIONS,

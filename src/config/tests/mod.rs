@@ -15,6 +15,7 @@ mod credentials;
 mod expires;
 pub(super) mod files;
 mod hints;
+mod kafka;
 mod kinds;
 mod limits;
 mod policies;

@@ -1,11 +1,12 @@
 // A Collector with what the tests need and nothing else: OTLP in, memory_limiter, batch, tail_sampling,
-// OTLP out, by trace id to one of several, files out, health_check.
+// OTLP out, by trace id to one of several, Kafka out, files out, health_check.
 package main
 
 import (
 	"log"
 
 	"github.com/open-telemetry/opentelemetry-collector-contrib/exporter/fileexporter"
+	"github.com/open-telemetry/opentelemetry-collector-contrib/exporter/kafkaexporter"
 	"github.com/open-telemetry/opentelemetry-collector-contrib/exporter/loadbalancingexporter"
 	"github.com/open-telemetry/opentelemetry-collector-contrib/extension/healthcheckextension"
 	"github.com/open-telemetry/opentelemetry-collector-contrib/processor/tailsamplingprocessor"
@@ -39,7 +40,8 @@ func factories() (otelcol.Factories, error) {
 		return otelcol.Factories{}, err
 	}
 	exporters, err := otelcol.MakeFactoryMap[exporter.Factory](
-		otlpexporter.NewFactory(), loadbalancingexporter.NewFactory(), fileexporter.NewFactory())
+		otlpexporter.NewFactory(), loadbalancingexporter.NewFactory(), kafkaexporter.NewFactory(),
+		fileexporter.NewFactory())
 	if err != nil {
 		return otelcol.Factories{}, err
 	}

@@ -36,6 +36,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- default (include "tailwater.fullname" .) .Values.serviceAccount.name -}}
 {{- end -}}
 
+{{/* The tag of the image, unless `image.tag` says another. An image that reads from Kafka is built with FEATURES=kafka. */}}
+{{- define "tailwater.version" -}}
+{{- .Chart.AppVersion }}{{ if .Values.kafka.enabled }}-kafka{{ end -}}
+{{- end -}}
+
 {{/* "true" where pods need a name, or a volume, that outlives them. */}}
 {{- define "tailwater.stateful" -}}
 {{- if or (ne .Values.durability.mode "none") .Values.kafka.enabled -}}true{{- end -}}

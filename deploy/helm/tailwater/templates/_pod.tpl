@@ -1,6 +1,6 @@
 {{- define "tailwater.container" -}}
 name: tailwater
-image: {{ include "tailwater.image" (list .Values.image .Chart.AppVersion) }}
+image: {{ include "tailwater.image" (list .Values.image (include "tailwater.version" .)) }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [run, --config, /etc/tailwater/config/tailwater.toml]
 {{- with .Values.extraEnv }}

@@ -1,0 +1,36 @@
+//! Which offsets may be committed: those below which nothing is undecided, once everything that was
+//! decided is delivered.
+//!
+//! A round takes the marks of all partitions. What they have kept by then is in the outbox of the
+//! decider. Once the outbox has been emptied and encoded, it is in the export queue, and once all
+//! that was queued by then is settled, the marks may be committed. Spans that are given up, and
+//! counted as failed, count as settled. One round is under way at a time.
+
+use super::partition::Commit;
+use crate::receiver::Intake;
+
+/// Marks that wait until everything before them is delivered.
+#[derive(Debug)]
+pub(super) struct Round {
+    marks: Vec<(i32, Commit)>,
+    /// What has been put into the outbox.
+    put: u64,
+    /// The last request of the export queue that has to be settled, once that is known.
+    fence: Option<u64>,
+}
+
+impl Round {
+    /// Begins with the marks of this moment.
+    pub(super) fn begin(marks: Vec<(i32, Commit)>, intake: &Intake) -> Self {
+        Round { marks, put: intake.outbox.put_so_far(), fence: None }
+    }
+
+    /// The marks, once they may be committed.
+    pub(super) fn settled(&mut self, intake: &Intake) -> Option<&[(i32, Commit)]> {
+        if self.fence.is_none() && intake.outbox.has_left(self.put) {
+            self.fence = Some(intake.queue.fence());
+        }
+        let is_settled = self.fence.is_some_and(|fence| intake.queue.is_settled(fence));
+        is_settled.then_some(&self.marks)
+    }
+}

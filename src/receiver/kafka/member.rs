@@ -1,0 +1,272 @@
+//! The partitions of this instance: what each of them may do now, and which offsets may be
+//! committed.
+//!
+//! One thread drives it; nothing in it waits. Times are those of the wall clock, in Unix
+//! milliseconds, and come with each call.
+//!
+//! Memory: from three quarters of the soft limit on, all partitions pause except one, that which is furthest
+//! behind. It runs to its end, or until there is memory again. If it changed as soon as another is
+//! behind, all partitions would advance together, and the windows of all of them would be needed at
+//! once. With none running, the time of the records would stand still, and nothing would be decided.
+//! If the one brings memory near the hard limit, its oldest traces are decided early.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    commits::Round,
+    partition::{Commit, Hands, Partition, Record, Start, Taken},
+};
+use crate::{config::KafkaEncoding, receiver::Intake};
+
+/// The time between two commits.
+const COMMIT_MILLIS: u64 = 1_000;
+/// Partitions pause from the first of these eighths of the soft limit on, until the second.
+const PAUSE_EIGHTHS: [usize; 2] = [6, 5];
+/// From this part of the memory limit on, traces of the running partition are decided early.
+const RELIEVE_FROM: f64 = 0.96;
+
+/// How records are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// What a record holds.
+    pub(crate) encoding: KafkaEncoding,
+    /// The most bytes of a record.
+    pub(crate) limit_bytes: usize,
+}
+
+/// A partition and what is known about its commits.
+#[derive(Debug)]
+struct Held {
+    partition: Partition,
+    /// Tells this assignment from others.
+    generation: u64,
+    /// What the group has.
+    committed: u64,
+    /// What it may have.
+    settled: Option<Commit>,
+    /// Since when the commit has been behind and has not moved.
+    behind_since: Option<u64>,
+}
+
+/// The partitions that this instance reads.
+#[derive(Debug)]
+pub struct Member {
+    intake: Arc<Intake>,
+    settings: Settings,
+    partitions: BTreeMap<i32, Held>,
+    hands: Hands,
+    round: Option<Round>,
+    round_at: u64,
+    is_short: bool,
+    /// The partition that runs while memory is short.
+    running: Option<i32>,
+    assignments: u64,
+}
+
+impl Member {
+    /// A member without partitions.
+    pub(crate) fn new(intake: &Arc<Intake>, settings: Settings) -> Self {
+        Member {
+            intake: Arc::clone(intake),
+            settings,
+            partitions: BTreeMap::new(),
+            hands: Hands::default(),
+            round: None,
+            round_at: 0,
+            is_short: false,
+            running: None,
+            assignments: 0,
+        }
+    }
+
+    /// Begins to read a partition. Returns whether there is a window for it; without one, it must
+    /// not be read.
+    pub fn assign(&mut self, partition: i32, start: Start) -> bool {
+        let Some(opened) = Partition::open(&self.intake, start) else { return false };
+        let (committed, settled, behind_since) = (start.commit, None, None);
+        self.assignments += 1;
+        let generation = self.assignments;
+        let held = Held { partition: opened, generation, committed, settled, behind_since };
+        if let Some(before) = self.partitions.insert(partition, held) {
+            self.hand_over(before.partition);
+        }
+        true
+    }
+
+    /// Gives a partition up, with what is undecided. Returns what is still to be committed.
+    pub fn revoke(&mut self, partition: i32) -> Option<Commit> {
+        let Held { partition, committed, settled, .. } = self.partitions.remove(&partition)?;
+        self.hand_over(partition);
+        settled.filter(|settled| settled.offset > committed)
+    }
+
+    /// Gives all partitions up. Returns what is still to be committed.
+    pub fn revoke_all(&mut self) -> Vec<(i32, Commit)> {
+        let all: Vec<_> = self.partitions.keys().copied().collect();
+        all.into_iter().filter_map(|id| Some((id, self.revoke(id)?))).collect()
+    }
+
+    fn hand_over(&self, partition: Partition) {
+        let spans = partition.close(&self.intake);
+        self.intake.metrics.kafka().handed_over(spans);
+    }
+
+    /// Offers the next record of a partition. A record of a partition that it does not have counts
+    /// as taken.
+    pub fn take(&mut self, partition: i32, record: Record<'_>, wall: u64) -> Taken {
+        let Some(held) = self.partitions.get_mut(&partition) else { return Taken::In };
+        let with = (&self.settings, wall);
+        held.partition.take(record, with, &self.intake, &mut self.hands)
+    }
+
+    /// Notes where a partition ended at a moment of the wall clock, at which somebody has asked.
+    pub fn confirm(&mut self, partition: i32, end: u64, asked_at: u64) {
+        if let Some(held) = self.partitions.get_mut(&partition) {
+            held.partition.confirm(end, asked_at);
+        }
+    }
+
+    /// Notes that everything in a partition was fetched, or, when it pauses, that this is not known
+    /// any more.
+    pub fn note_at_end(&mut self, partition: i32, is_at_end: bool) {
+        if let Some(held) = self.partitions.get_mut(&partition) {
+            held.partition.note_at_end(is_at_end);
+        }
+    }
+
+    /// Goes on at a later offset, since the records before it are gone.
+    pub fn skip_to(&mut self, partition: i32, offset: u64) {
+        if let Some(held) = self.partitions.get_mut(&partition) {
+            held.partition.skip_to(offset);
+        }
+    }
+
+    /// Notes that the group has a commit.
+    pub fn note_committed(&mut self, partition: i32, offset: u64, wall: u64) {
+        let Some(held) = self.partitions.get_mut(&partition) else { return };
+        if offset > held.committed {
+            held.committed = offset;
+            held.behind_since = (held.partition.next() > offset).then_some(wall);
+        }
+    }
+
+    /// Called several times a second: decides what is due, looks at memory, and returns the offsets
+    /// to commit, of which [`Self::note_committed`] is to follow.
+    pub fn tick(&mut self, wall: u64) -> Vec<(i32, Commit)> {
+        for held in self.partitions.values_mut() {
+            let _ = held.partition.decide_due(&self.intake, &mut self.hands);
+            let is_behind = held.partition.next() > held.committed;
+            let since = held.behind_since.get_or_insert(wall);
+            if !is_behind || *since > wall {
+                held.behind_since = None;
+            }
+        }
+        self.look_at_memory();
+        let is_settled = self.settle();
+        let is_time = wall >= self.round_at + COMMIT_MILLIS || wall < self.round_at;
+        let due = if is_settled { self.due_commits() } else { Vec::new() };
+        if self.round.is_none() && is_time {
+            self.begin_round(wall);
+        }
+        self.show(wall);
+        due
+    }
+
+    /// Begins a round of commits now, unless one is under way.
+    fn begin_round(&mut self, wall: u64) {
+        if self.round.is_none() {
+            let marks = self.partitions.iter();
+            let marks =
+                marks.filter_map(|(&id, held)| Some((id, held.partition.mark(&self.intake)?)));
+            self.round = Some(Round::begin(marks.collect(), &self.intake));
+            self.round_at = wall;
+        }
+    }
+
+    /// Ends the round that is under way if everything before its marks is delivered. Returns
+    /// whether it has ended.
+    fn settle(&mut self) -> bool {
+        let Some(marks) = self.round.as_mut().and_then(|round| round.settled(&self.intake)) else {
+            return false;
+        };
+        for (id, mark) in marks {
+            // A partition may have been given up and taken over again meanwhile.
+            if let Some(held) = self.partitions.get_mut(id).filter(|it| it.committed <= mark.offset)
+            {
+                held.settled = Some(*mark);
+            }
+        }
+        self.round = None;
+        true
+    }
+
+    fn due_commits(&self) -> Vec<(i32, Commit)> {
+        let due = |(&id, held): (&i32, &Held)| {
+            let settled = held.settled.filter(|settled| settled.offset > held.committed)?;
+            Some((id, settled))
+        };
+        self.partitions.iter().filter_map(due).collect()
+    }
+
+    /// Whether a partition has to pause, since memory is short.
+    pub fn pauses(&self, partition: i32) -> bool {
+        self.is_short && self.running != Some(partition)
+    }
+
+    fn look_at_memory(&mut self) {
+        let budget = &self.intake.budget;
+        let eighths = PAUSE_EIGHTHS[usize::from(self.is_short)];
+        self.is_short = self.intake.sampler.memory_used() > budget.soft_limit() / 8 * eighths;
+        if !self.is_short {
+            self.running = None;
+            return;
+        }
+        let has_more = |id: &i32| self.partitions.get(id).is_some_and(|it| it.partition.lag() > 0);
+        self.running = self.running.filter(has_more).or_else(|| self.furthest_behind());
+        if budget.pressure() < RELIEVE_FROM {
+            return;
+        }
+        // If nothing is undecided in the running partition, the others hold the memory.
+        let undecided = |id: &i32| self.partitions[id].partition.is_undecided(&self.intake);
+        let running = self.running.filter(undecided);
+        let id = running.or_else(|| self.partitions.keys().copied().find(undecided));
+        if let Some(held) = id.and_then(|id| self.partitions.get_mut(&id)) {
+            held.partition.relieve(&self.intake, &mut self.hands);
+        }
+    }
+
+    /// The partition with records to read whose time is the earliest.
+    fn furthest_behind(&self) -> Option<i32> {
+        let key = |held: &Held| (held.partition.lag() == 0, held.partition.time());
+        let behind = self.partitions.iter().min_by_key(|(_, held)| key(held));
+        behind.map(|(&id, _)| id)
+    }
+
+    fn show(&self, wall: u64) {
+        let lag = self.partitions.values().map(|held| held.partition.lag()).sum();
+        let ages = self.partitions.values().filter_map(|held| held.behind_since);
+        let age = ages.map(|since| wall.saturating_sub(since)).max().unwrap_or(0);
+        self.intake.metrics.kafka().show(self.partitions.len(), lag, age as f64 / 1e3);
+    }
+
+    /// The number of the assignment of a partition, if it has it.
+    pub fn generation(&self, partition: i32) -> Option<u64> {
+        self.partitions.get(&partition).map(|held| held.generation)
+    }
+
+    /// Begins a round of commits with the marks of now, instead of the one that is under way.
+    pub fn hurry(&mut self) {
+        self.round = None;
+        self.begin_round(self.round_at);
+    }
+
+    /// Whether the last round of commits has ended.
+    pub fn is_settled(&mut self) -> bool {
+        self.round.is_none() || self.settle()
+    }
+
+    /// Its partitions.
+    pub fn partitions(&self) -> impl Iterator<Item = (i32, &Partition)> {
+        self.partitions.iter().map(|(&id, held)| (id, &held.partition))
+    }
+}
