@@ -56,6 +56,9 @@ pub struct SpanMeta {
     /// [`SpanKind::mask`] of its kind, if it was asked for ([`Walked::ask_for_kinds`]); 0 for kinds
     /// that OTLP does not define.
     pub kind_mask: u8,
+    /// Where in the span its name begins, at the length, if the kinds were asked for; 0 if it has
+    /// none there or it is not among the first 255 bytes ([`super::parts::name`]).
+    pub name_at: u8,
 }
 
 impl SpanMeta {
@@ -290,7 +293,7 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let (mut trace_id, mut span_id, mut parent, mut trace_state) =
         (&[][..], &[][..], &[][..], &[][..]);
     let (mut start, mut end, mut code) = (0, 0, 0);
-    let (mut name, mut kind, mut flags) = (&[][..], 0, 0);
+    let (mut name, mut name_at, mut kind, mut flags) = (&[][..], 0, 0, 0);
     let mut reader = Reader::new(span);
     while let Some(tag) = reader.next_tag()? {
         match tag {
@@ -312,7 +315,10 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
             span_tag::STATUS => read_status(reader.bytes()?, &mut code)?,
             // If no condition reads attributes, they are skipped like any field that is not read.
             span_tag::ATTRIBUTE => reader.skip(tag)?,
-            span_tag::NAME if FIELDS => name = reader.bytes()?,
+            span_tag::NAME if FIELDS => {
+                name_at = span.len() - reader.remaining();
+                name = reader.bytes()?;
+            }
             // Truncated to 32 bits, like the status.
             span_tag::KIND if FIELDS => kind = reader.varint()? as i32,
             span_tag::FLAGS if FIELDS => flags = reader.fixed32()?,
@@ -354,6 +360,7 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
         status_mask,
         is_root,
         kind_mask,
+        name_at: u8::try_from(name_at).unwrap_or(0),
     }))
 }
 

@@ -96,7 +96,7 @@ impl Walked {
         self.bounds = Some(bounds);
     }
 
-    /// Makes later walks read the kind of each span.
+    /// Makes later walks read the kind of each span, and note the place of its name.
     pub fn ask_for_kinds(&mut self) {
         self.are_kinds_read = true;
     }
