@@ -11,6 +11,7 @@ mod compression;
 pub mod cors;
 pub mod empty;
 pub mod grpc;
+mod gzip;
 pub mod http;
 pub mod take;
 pub mod turns;
