@@ -44,8 +44,8 @@ const STALL_LOGGED_MIN: Duration = Duration::from_secs(1);
 /// window's clock, which is read at each visit, takes a step of more than five ticks for a stall.
 const IDLE_TICKS: u32 = 3;
 
-/// If a tick decided fewer traces, the next one visits all shards at once. To wake up for each of
-/// them would cost more than their decisions, which take less than a millisecond together.
+/// If a tick decided fewer traces, the next one visits all shards at once, which saves waking up for
+/// each of them. So many decisions take about a millisecond.
 const FEW_TRACES: usize = 2048;
 
 /// At the end of the process: the attempts to write what is left, and the pause between two of

@@ -1,9 +1,9 @@
 //! Stage by stage, in one thread and in process: what a span costs to walk, to intern, to take in,
 //! to append, to decide, to encode and to export; how that grows with the policies; what metrics
-//! from all spans and a budget add; how long a reload locks a shard of a large window; and what
-//! hostile ids and tokens cost. Isolates Tailwater's own code from sockets, HTTP/2 and the runtime,
-//! except in `export`. Compare a stage with itself before and after a change, in alternation on the
-//! same machine, or by the instructions that `benches/instructions.sh` counts.
+//! from all spans and a budget add; what inflating costs; how long a reload locks a shard of a large
+//! window; and what hostile ids and tokens cost. Isolates Tailwater's own code from sockets, HTTP/2
+//! and the runtime, except in `export`. Compare a stage with itself before and after a change, in
+//! alternation on the same machine, or by the instructions that `benches/instructions.sh` counts.
 //!
 //! Traffic and policies are those of the bench `rig` (684-byte spans, 10 % kept). Time is virtual:
 //! a request every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`
@@ -21,6 +21,7 @@ mod framing;
 #[path = "../rig/traffic.rs"]
 mod traffic;
 mod beside;
+mod inflating;
 mod measured;
 mod parts;
 
@@ -98,6 +99,9 @@ fn main() -> Result<()> {
     }
     if is_wanted("budget") {
         beside::budget(requests)?;
+    }
+    if is_wanted("inflate") {
+        inflating::run()?;
     }
     if is_wanted("token") {
         tokens()?;
