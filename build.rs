@@ -1,4 +1,4 @@
-//! Compiles Tailwater's own gRPC API, without protoc, and puts together what `--version` says.
+//! Compiles Tailwater's own gRPC API, without protoc, and assembles the text of `--version`.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use std::{
 use prost::Message as _;
 
 const CONTROL: &str = "tailwater/control/v1/control.proto";
-/// As many digits as git's own abbreviations reach in large repositories.
+/// Git abbreviates commits to this many digits in large repositories.
 const COMMIT_DIGITS: usize = 12;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,14 +22,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Server reflection and the JSON form of messages read it.
     fs::write(out.join("control.binpb"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
-        // A recorded request is handed on without a copy.
+        // A recorded request is passed on without a copy.
         .bytes(".tailwater.control.v1.RecordResponse.Part.request")
         .compile_fds(descriptors)?;
     version()
 }
 
-/// Sets `TAILWATER_VERSION`, such as `0.1.0 (6a13623c0ffe 2026-11-28)`. The same sources, commit and
-/// `SOURCE_DATE_EPOCH` give the same binary.
+/// Sets `TAILWATER_VERSION`, for example `0.1.0 (6a13623c0ffe 2026-11-28)`. The same sources,
+/// commit and `SOURCE_DATE_EPOCH` give the same binary.
 fn version() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed=TAILWATER_COMMIT");
     println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");
@@ -45,7 +45,7 @@ fn version() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The commit: what the builder says, what `cargo package` has noted, or what git says.
+/// The commit: from the environment of the build, from the file of `cargo package`, or from git.
 fn commit() -> Option<String> {
     let named = env::var("TAILWATER_COMMIT").ok().filter(|commit| !commit.is_empty());
     let commit = named.or_else(packaged_commit).or_else(git_commit)?;
@@ -69,7 +69,7 @@ fn git_commit() -> Option<String> {
     if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None;
     }
-    // A debug build does not follow the commits: each would compile the whole crate again.
+    // A debug build does not track commits, because each commit would recompile the whole crate.
     if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
         println!("cargo:rerun-if-changed={}", git(&["rev-parse", "--git-path", "logs/HEAD"])?);
     }

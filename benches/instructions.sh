@@ -17,8 +17,8 @@ trap 'rm -f "$counts"' EXIT
 valgrind --tool=callgrind --callgrind-out-file="$counts" "$bench" \
     --bench walk intern append ingest decide log encode 40 >/dev/null 2>&1
 
-# Each stage is a function of its own (benches/stages/measured.rs), sometimes compiled twice. 640
-# requests fill the window and follow; the decisions are those about the first 330.
+# Each stage is a function of its own (benches/stages/measured.rs), sometimes compiled twice. 600
+# requests fill the window, and 40 follow; the decisions are those for the first 330 requests.
 callgrind_annotate --inclusive=yes --threshold=100 "$counts" | awk '
     match($0, /stages::measured::[a-z]+/) {
         stage = substr($0, RSTART + 18, RLENGTH - 18)

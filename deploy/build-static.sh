@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds a static binary, the same bytes wherever the checkout lies:
 #
-#   deploy/build-static.sh [x86_64-unknown-linux-musl]
+#   deploy/build-static.sh [x86_64-unknown-linux-musl|aarch64-unknown-linux-musl]
 #
-# Needs the target (`rustup target add`) and a C compiler for musl (Debian: musl-tools), because ring, zstd and
-# the allocator are written in C. For another architecture than this machine's, set CC and the linker as cargo
-# and the `cc` crate want them, for instance CC_aarch64_unknown_linux_musl and
-# CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER.
+# Needs the target (`rustup target add`) and a C compiler for musl, because ring, zstd and the allocator are written
+# in C: musl-gcc (Debian: musl-tools), and for another architecture than this machine's Zig (`pip install ziglang`;
+# PYTHON names the interpreter that has it). Another one is used if CC and the linker are set as the `cc` crate and
+# cargo want them, for instance CC_aarch64_unknown_linux_musl and CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${1:-x86_64-unknown-linux-musl}
@@ -24,6 +24,18 @@ if [[ $target == "$(uname -m)"-* && -z ${!compiler:-} ]]; then
         echo "build-static: musl-gcc is not installed (Debian: musl-tools)" >&2
         exit 1
     fi
+fi
+
+if [[ $target != "$(uname -m)"-* && -z ${!compiler:-} ]]; then
+    export PYTHON=${PYTHON:-python3}
+    if ! "$PYTHON" -m ziglang version >/dev/null 2>&1; then
+        echo "build-static: no C compiler for $target: pip install ziglang, or set $compiler" >&2
+        exit 1
+    fi
+    upper=${target^^}
+    # Rust brings its own linker, and the start files and the library of musl.
+    export "$compiler=$PWD/deploy/zig-cc" "AR_${target//-/_}=$PYTHON -m ziglang ar" \
+        "CARGO_TARGET_${upper//-/_}_LINKER=rust-lld"
 fi
 
 # The commit and its date, unless the builder knows better: a tarball has no git.

@@ -29,7 +29,7 @@
 //!   256 KiB, at most 8 MiB) for a large request, which asks.
 //! - Requests being received, until they are answered: 1/8 for requests of up to 1 MiB. For larger
 //!   requests, which ask, as much as the largest message needs.
-//! - Series of span metrics: 1/16. Spans whose series has no room count in a common one.
+//! - Series of span metrics: 1/16. Spans whose series has no room are counted in a shared series.
 //! - Export: the queue, 1/4 by default and 1/2 at most, and the requests that wait for it. The
 //!   backend empties it.
 //! - Recordings, up to four: 1/32 each, at most 16 MiB, and one trace; nothing is recorded above
@@ -56,12 +56,12 @@ use std::{
 };
 
 /// The decision log may hold the limit divided by this.
-pub const DECISION_LOG_PART: usize = 16;
+pub(crate) const DECISION_LOG_PART: usize = 16;
 /// The bytes of a logged decision, without the two for each policy that matched.
-pub const LOGGED_TRACE_BYTES: usize = 104;
+pub(crate) const LOGGED_TRACE_BYTES: usize = 104;
 /// A request may need the limit divided by this, even when every holder with a share that is fixed
 /// at the start has used it up.
-pub const REQUEST_PART: usize = 2;
+pub(crate) const REQUEST_PART: usize = 2;
 
 /// The holders of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub enum Holder {
     SpanMetrics,
 }
 
-/// `SpanMetrics` is the last.
+/// The number of holders; `SpanMetrics` is the last.
 const HOLDERS: usize = Holder::SpanMetrics as usize + 1;
 
 /// The bytes of all holders, and their limit.
@@ -132,19 +132,19 @@ impl Budget {
     }
 
     /// Notes the memory of the process as the kernel counts it.
-    pub fn note_resident(&self, bytes: usize) {
+    pub(crate) fn note_resident(&self, bytes: usize) {
         let overhead = bytes.saturating_sub(self.used()).min(self.limit / 5);
         self.overhead.store(overhead, Relaxed);
         self.overhead_least.fetch_min(overhead, Relaxed);
     }
 
     /// The memory of the process that is not charged, by the last note, up to a fifth of the limit.
-    pub fn overhead(&self) -> usize {
+    pub(crate) fn overhead(&self) -> usize {
         self.overhead.load(Relaxed)
     }
 
     /// Reserves memory for bytes that may arrive uncharged, until the [`Reserve`] is dropped.
-    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Reserve {
+    pub(crate) fn reserve(self: &Arc<Self>, bytes: usize) -> Reserve {
         self.reserved.fetch_add(bytes, Relaxed);
         Reserve { budget: Arc::clone(self), bytes }
     }
@@ -159,7 +159,7 @@ impl Budget {
     /// an empty queue, so its sender must not retry. Counts the decisions that are cached and
     /// logged now, the series of span metrics, the share of walking, and the lowest overhead so
     /// far, because the rest of the overhead comes and goes.
-    pub fn never_fits(&self, bytes: usize) -> bool {
+    pub(crate) fn never_fits(&self, bytes: usize) -> bool {
         let overhead = match self.overhead_least.load(Relaxed) {
             usize::MAX => 0,
             least => least,
@@ -172,13 +172,13 @@ impl Budget {
 
     /// Charges bytes without asking, for requests that have been admitted and for parts with a
     /// share.
-    pub fn charge(&self, holder: Holder, bytes: usize) {
+    pub(crate) fn charge(&self, holder: Holder, bytes: usize) {
         self.held[holder as usize].fetch_add(bytes, Relaxed);
         self.used.fetch_add(bytes, Relaxed);
     }
 
     /// Releases charged bytes.
-    pub fn release(&self, holder: Holder, bytes: usize) {
+    pub(crate) fn release(&self, holder: Holder, bytes: usize) {
         let held = self.held[holder as usize].fetch_sub(bytes, Relaxed);
         let used = self.used.fetch_sub(bytes, Relaxed);
         debug_assert!(held >= bytes && used >= bytes, "{holder:?} gave back more than it held");
@@ -191,7 +191,7 @@ impl Budget {
     }
 
     /// Charges bytes if the limit allows it; `None` at the hard limit.
-    pub fn try_hold(self: &Arc<Self>, holder: Holder, bytes: usize) -> Option<Hold> {
+    pub(crate) fn try_hold(self: &Arc<Self>, holder: Holder, bytes: usize) -> Option<Hold> {
         let before = self.used.fetch_add(bytes, Relaxed);
         if before.saturating_add(bytes) > self.capacity() {
             self.used.fetch_sub(bytes, Relaxed);
@@ -205,7 +205,7 @@ impl Budget {
     /// Whether a new request may begin. From the hard limit on, this is false until there is room
     /// for more than one request; otherwise senders would be admitted and refused in turns.
     /// Requests in progress may go on up to the limit.
-    pub fn admits(&self) -> bool {
+    pub(crate) fn admits(&self) -> bool {
         let (used, capacity) = (self.used(), self.capacity());
         if used >= capacity {
             self.is_refusing.store(true, Relaxed);
@@ -222,19 +222,19 @@ impl Budget {
 
     /// Early decisions continue down to this number of bytes. It is lower than the soft limit, so
     /// they do not start again in each tick.
-    pub fn soft_target(&self) -> usize {
+    pub(crate) fn soft_target(&self) -> usize {
         self.capacity() / 4 * 3
     }
 
     /// How full the budget is: 0.0 is empty, 1.0 is full, and it may be higher.
-    pub fn pressure(&self) -> f64 {
+    pub(crate) fn pressure(&self) -> f64 {
         self.used() as f64 / self.capacity() as f64
     }
 }
 
 /// Reserved memory, until this is dropped.
 #[derive(Debug)]
-pub struct Reserve {
+pub(crate) struct Reserve {
     budget: Arc<Budget>,
     bytes: usize,
 }
@@ -255,36 +255,36 @@ pub struct Hold {
 
 impl Hold {
     /// The bytes held.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Moves the bytes to another holder.
-    pub fn pass_to(&mut self, holder: Holder) {
+    pub(crate) fn pass_to(&mut self, holder: Holder) {
         self.budget.held[self.holder as usize].fetch_sub(self.bytes, Relaxed);
         self.budget.held[holder as usize].fetch_add(self.bytes, Relaxed);
         self.holder = holder;
     }
 
     /// Releases a part of the bytes.
-    pub fn shrink(&mut self, bytes: usize) {
+    pub(crate) fn shrink(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         self.budget.release(self.holder, bytes);
     }
 
     /// A second hold for the same holder, of 0 bytes.
-    pub fn another(&self) -> Hold {
+    pub(crate) fn another(&self) -> Hold {
         self.budget.hold(self.holder, 0)
     }
 
     /// Whether it is charged to this budget.
-    pub fn is_of(&self, budget: &Arc<Budget>) -> bool {
+    pub(crate) fn is_of(&self, budget: &Arc<Budget>) -> bool {
         Arc::ptr_eq(&self.budget, budget)
     }
 
     /// Charges more bytes if the limit allows it. Returns whether it did.
-    pub fn try_grow(&mut self, bytes: usize) -> bool {
+    pub(crate) fn try_grow(&mut self, bytes: usize) -> bool {
         let Some(mut more) = self.budget.try_hold(self.holder, bytes) else { return false };
         self.bytes += std::mem::take(&mut more.bytes);
         true
@@ -300,7 +300,7 @@ impl Drop for Hold {
 /// The memory of the process as the kernel counts it, where available: the second number of
 /// `statm`, in pages. `status` has it too, but takes more than twice as long to read, ten times per
 /// second. The file stays open, because opening it takes longer than reading it.
-pub fn resident_bytes() -> Option<usize> {
+pub(crate) fn resident_bytes() -> Option<usize> {
     static STATM: LazyLock<Option<File>> = LazyLock::new(|| File::open("/proc/self/statm").ok());
     let mut text = [0; 128];
     let length = STATM.as_ref()?.read_at(&mut text, 0).ok()?;

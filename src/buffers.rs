@@ -1,8 +1,8 @@
 //! Reusable buffers in which requests are assembled on their way in and out.
 //!
 //! Without them, a request of some hundred KiB would be copied from one larger buffer to the next,
-//! into pages that the kernel has to clear first. A few buffers wait for the next request. A user
-//! of a buffer holds its whole capacity, and waiting buffers are not charged to the budget, so
+//! into pages that the kernel has to clear first. A few buffers wait for the next request. A buffer
+//! in use is charged with its whole capacity. Waiting buffers are not charged to the budget, so
 //! there must be only a few.
 
 use std::{
@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 /// A pool of reusable buffers.
 #[derive(Debug)]
-pub struct Buffers {
+pub(crate) struct Buffers {
     spare: Mutex<Vec<Vec<u8>>>,
     capacities: RangeInclusive<usize>,
     count_max: usize,
@@ -23,13 +23,13 @@ pub struct Buffers {
 impl Buffers {
     /// A pool of at most `count_max` buffers with a capacity in this range. Smaller buffers are
     /// quick to allocate, and larger ones take too much memory to keep.
-    pub fn new(capacities: RangeInclusive<usize>, count_max: usize) -> Arc<Self> {
+    pub(crate) fn new(capacities: RangeInclusive<usize>, count_max: usize) -> Arc<Self> {
         Arc::new(Buffers { spare: Mutex::default(), capacities, count_max })
     }
 
     /// An empty buffer for this many bytes, if a spare one fits: large enough, but at most twice as
     /// large.
-    pub fn take(&self, bytes: usize) -> Option<Vec<u8>> {
+    pub(crate) fn take(&self, bytes: usize) -> Option<Vec<u8>> {
         // No spare buffer can fit, so small requests do not compete for the lock.
         if !(self.capacities.start() / 2..=*self.capacities.end()).contains(&bytes) {
             return None;
@@ -42,7 +42,7 @@ impl Buffers {
     }
 
     /// The bytes of a buffer that returns to this pool when they are dropped.
-    pub fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
+    pub(crate) fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
         if self.capacities.contains(&buffer.capacity()) {
             Bytes::from_owner(Lent { buffer, home: Arc::clone(self) })
         } else {

@@ -1,9 +1,9 @@
-//! Noticing that files have changed and are complete.
+//! Notices when files have changed and are complete.
 //!
 //! Files are compared by the digests of their contents, once every [`PERIOD`], and not by times or
 //! events: Kubernetes swaps symbolic links, editors rename a new file over the old one, and network
-//! file systems report neither. Two equal looks are needed, because a file may be half written, or
-//! one of two that belong together. A change so takes effect after two to three seconds.
+//! file systems report neither. Two equal checks are needed, because a file may be half written, or
+//! only one of two files that belong together. So a change takes effect after two to three seconds.
 //!
 //! Used for certificates, keys and tokens (`credentials`) and for policies (`reload`), on blocking
 //! threads. Only digests are kept, 32 bytes for a file.
@@ -12,17 +12,18 @@ use std::{fmt::Display, path::Path, time::Duration};
 
 use ring::digest::{Context, SHA256};
 
-/// The time between two looks.
-pub const PERIOD: Duration = Duration::from_secs(1);
+/// The time between two checks.
+pub(crate) const PERIOD: Duration = Duration::from_secs(1);
 
-/// Tells a file from another one, and its contents from others.
-pub type Digest = [u8; 32];
+/// Identifies a file and its contents.
+pub(crate) type Digest = [u8; 32];
 
 /// The digest of a file, or of the reason why it cannot be read.
-pub fn digest(file: &Path, contents: Result<&[u8], &dyn Display>) -> Digest {
+pub(crate) fn digest(file: &Path, contents: Result<&[u8], &dyn Display>) -> Digest {
     let name = file.as_os_str().as_encoded_bytes();
     let mut context = Context::new(&SHA256);
-    // A path has no zero byte, and the byte behind it tells contents from a reason.
+    // A path has no zero byte, so the next byte separates it from the contents or from the reason,
+    // and tells which of the two follows.
     context.update(name);
     match contents {
         Ok(contents) => {
@@ -41,29 +42,29 @@ pub fn digest(file: &Path, contents: Result<&[u8], &dyn Display>) -> Digest {
 
 /// Files that are read together, and whether it is time to read them again.
 #[derive(Debug)]
-pub struct Files {
-    /// As they were last read.
+pub(crate) struct Files {
+    /// The digests when the files were last read.
     read: Vec<Digest>,
-    /// As they were at the last look.
+    /// The digests at the last check.
     seen: Vec<Digest>,
 }
 
 impl Files {
     /// Files that have just been read.
-    pub fn new(read: Vec<Digest>) -> Self {
+    pub(crate) fn new(read: Vec<Digest>) -> Self {
         Files { seen: read.clone(), read }
     }
 
-    /// Takes a look. Whether the files have to be read again: they are not what was last read, and
-    /// have not changed since the last look.
-    pub fn look(&mut self, now: Vec<Digest>) -> bool {
+    /// Notes the digests `now`. Returns whether the files have to be read again: they differ from
+    /// the last read, and have not changed since the last check.
+    pub(crate) fn look(&mut self, now: Vec<Digest>) -> bool {
         let is_at_rest = now == self.seen;
         self.seen = now;
         is_at_rest && self.seen != self.read
     }
 
-    /// The files have been read, as they were at the last look.
-    pub fn note_read(&mut self) {
+    /// Notes that the files have been read, with their digests of the last check.
+    pub(crate) fn note_read(&mut self) {
         self.read = self.seen.clone();
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 pub use self::millis::Millis;
 
 /// The CPU time of the process since it started, user and system.
-pub fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     let read = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::try_from(read).unwrap_or_default()
 }
@@ -39,7 +39,7 @@ impl Clock {
     }
 
     /// Time since the start.
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 }
@@ -54,7 +54,7 @@ pub struct WindowClock {
 impl WindowClock {
     /// Starts a clock at 0. Between two readings, at least those of the decider, it advances by at
     /// most `step_max`.
-    pub fn start(step_max: Duration) -> Self {
+    pub(crate) fn start(step_max: Duration) -> Self {
         let step_max_millis = step_max.as_millis().max(1) as u64;
         let steps = Steps { step_max_millis, ..Steps::default() };
         WindowClock { clock: Clock::start(), steps: Mutex::new(steps) }
@@ -62,15 +62,15 @@ impl WindowClock {
 
     /// Starts a clock at the time at which an earlier process ended. [`Self::restart`] sets it to
     /// this time again.
-    pub fn start_at(millis: u64, step_max: Duration) -> Self {
+    pub(crate) fn start_at(millis: u64, step_max: Duration) -> Self {
         let clock = Self::start(step_max);
         clock.lock().base_millis = millis;
         clock
     }
 
-    /// Goes back to the time at which it was started: what passed since then does not count. Called
-    /// before anything waits by this clock.
-    pub fn restart(&self) {
+    /// Sets the clock back to the time at which it was started, so that the time since then does
+    /// not count. Called before anything waits by this clock.
+    pub(crate) fn restart(&self) {
         let mut steps = self.lock();
         let elapsed = self.clock.elapsed().as_millis() as u64;
         steps.read_at = elapsed;
@@ -78,7 +78,7 @@ impl WindowClock {
     }
 
     /// Milliseconds since the start of the first process.
-    pub fn millis(&self) -> u64 {
+    pub(crate) fn millis(&self) -> u64 {
         // A lock instead of atomics: after a stall, no reading may see the time before another
         // reading has subtracted the stall. No code panics while it holds the lock.
         let mut steps = self.lock();
@@ -87,12 +87,12 @@ impl WindowClock {
     }
 
     /// Milliseconds since the start. They wrap after 49 days, as [`Millis`] expects.
-    pub fn now(&self) -> Millis {
+    pub(crate) fn now(&self) -> Millis {
         Millis(self.millis() as u32)
     }
 
     /// The time that has been subtracted since the start.
-    pub fn stalled(&self) -> Duration {
+    pub(crate) fn stalled(&self) -> Duration {
         Duration::from_millis(self.lock().stalled_millis)
     }
 
@@ -123,7 +123,7 @@ impl Steps {
 }
 
 /// The wall clock in Unix milliseconds; 0 before 1970.
-pub fn unix_millis() -> u64 {
+pub(crate) fn unix_millis() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 

@@ -21,8 +21,9 @@ use std::{sync::Arc, time::Duration};
 
 use tracing::{info, warn};
 
+pub(crate) use self::journal::JournalParts;
+pub(crate) use self::outbox::Outbox;
 use self::{journal::Journal, leaving::Leaving};
-pub use self::{journal::JournalParts, outbox::Outbox};
 use crate::{
     budget::{self, Budget},
     clock::{self, WindowClock},
@@ -48,14 +49,14 @@ const IDLE_TICKS: u32 = 3;
 /// each of them. So many decisions take about a millisecond.
 const FEW_TRACES: usize = 2048;
 
-/// At the end of the process: the attempts to write what is left, and the pause between two of
-/// them, in which the disk may sync.
+/// At the end of the process: the attempts to write the remaining records, and the pause between
+/// two attempts, in which the disk may sync.
 const LEAVE_ATTEMPTS: u32 = 40;
 const LEAVE_PAUSE: Duration = Duration::from_millis(25);
 
 /// How kept spans are stamped, and how large requests may be.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The time between two visits to a shard.
     pub tick: Duration,
     /// `sampling.stamp.tracestate`.
@@ -70,7 +71,7 @@ pub struct Settings {
 
 /// Decides due traces, encodes kept spans and fills the export queue.
 #[derive(Debug)]
-pub struct Decider {
+pub(crate) struct Decider {
     sampler: Arc<Sampler>,
     outbox: Arc<Outbox>,
     queue: Arc<Queue>,
@@ -90,32 +91,33 @@ pub struct Decider {
     tick_began: Millis,
     /// The total time for which the process had not run by then.
     stalled: Duration,
-    /// Limits these log lines, because overload lasts and affects every hold of a lock.
+    /// Limits the log lines about forgotten decisions, because overload lasts and affects every
+    /// hold of a lock.
     forgotten: Throttle,
 }
 
 /// The parts of the service that the decider uses.
 #[derive(Clone, Debug)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// Holds and decides the traces.
-    pub sampler: Arc<Sampler>,
+    pub(crate) sampler: Arc<Sampler>,
     /// Decisions that connection tasks have made.
-    pub outbox: Arc<Outbox>,
+    pub(crate) outbox: Arc<Outbox>,
     /// The export queue.
-    pub queue: Arc<Queue>,
+    pub(crate) queue: Arc<Queue>,
     /// Counts decisions.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// Tells when memory is short.
-    pub budget: Arc<Budget>,
+    pub(crate) budget: Arc<Budget>,
     /// The clock of the window.
-    pub clock: Arc<WindowClock>,
+    pub(crate) clock: Arc<WindowClock>,
     /// Counts panics.
-    pub supervisor: Arc<Supervisor>,
+    pub(crate) supervisor: Arc<Supervisor>,
 }
 
 impl Decider {
     /// Creates a decider; it starts with [`Self::run`].
-    pub fn new(parts: Parts, settings: Settings, journal: Option<JournalParts>) -> Self {
+    pub(crate) fn new(parts: Parts, settings: Settings, journal: Option<JournalParts>) -> Self {
         let Parts { sampler, outbox, queue, metrics, budget, clock, supervisor } = parts;
         let leaving = Leaving::new(&queue, &metrics, &budget, settings);
         Decider {
@@ -141,7 +143,7 @@ impl Decider {
 
     /// Decides until it is cancelled, which is allowed at any await. [`Self::finish`] then decides
     /// the remaining traces.
-    pub async fn run(&mut self) {
+    pub(crate) async fn run(&mut self) {
         let shards = self.sampler.shards();
         // A timer has a resolution of a millisecond. If a tick has more shards than milliseconds,
         // several shards are visited at once.
@@ -179,7 +181,7 @@ impl Decider {
 
     /// Decides all buffered traces, due or not, and queues the kept ones as the queue accepts them.
     /// It may be cancelled at any await and called again.
-    pub async fn finish(&mut self) {
+    pub(crate) async fn finish(&mut self) {
         // No more spans arrive, and there is time to wait for room, so nothing has to be dropped.
         self.leaving.wait_for_room();
         self.empty_outbox();
@@ -210,7 +212,7 @@ impl Decider {
     }
 
     /// Called after a panic: discards and counts the data in progress, so it cannot panic again.
-    pub fn recover(&mut self) {
+    pub(crate) fn recover(&mut self) {
         self.leaving.give_up();
         let mut decided = std::mem::take(&mut self.decided);
         let lost = decided.give_up() + self.outbox.settle_others();
@@ -289,9 +291,6 @@ impl Decider {
                  their traces start new traces. Raise memory_limit_mib"
             );
         }
-        if let Some(metrics) = self.sampler.span_metrics() {
-            metrics.kept(&decided.spans, clock::unix_millis());
-        }
         if let Some(journal) = &mut self.journal {
             journal.add(&decided);
         }
@@ -326,7 +325,7 @@ impl Decider {
         self.leaving.flush(&self.sampler.plan(), self.journal.as_ref());
     }
 
-    /// Queues what the tick has kept, and writes what it has decided.
+    /// Queues the spans that the tick has kept, and writes its decisions.
     fn end_tick(&mut self) {
         if self.journal.is_none() {
             return self.flush();
@@ -342,17 +341,17 @@ impl Decider {
         }
     }
 
-    /// Between two steps of a replay, in which nothing is decided by time: passes on late spans,
-    /// and frees memory where it is short.
-    pub async fn relieve(&mut self) {
+    /// Called between two steps of a replay, during which no trace becomes due. Passes on late
+    /// spans, and frees memory if it is short.
+    pub(crate) async fn relieve(&mut self) {
         self.end_tick();
         self.relieve_memory().await;
     }
 
-    /// Ends without deciding anything more: what is undecided, and what is not delivered, stays on
-    /// disk for the next process. What was decided and could not be queued or written is decided
-    /// again there.
-    pub async fn leave(&mut self) {
+    /// Ends without deciding anything more. Undecided traces and undelivered spans stay on disk for
+    /// the next process. It also decides the traces again whose decisions could not be queued or
+    /// written.
+    pub(crate) async fn leave(&mut self) {
         for _ in 0..LEAVE_ATTEMPTS {
             self.end_tick();
             if !self.journal.as_ref().is_some_and(Journal::waits_for_sync) {
@@ -362,8 +361,8 @@ impl Decider {
         }
     }
 
-    /// After everything is decided and delivered: frees what is on disk.
-    pub async fn tidy_up(&mut self) {
+    /// Frees the records on disk. Called after everything is decided and delivered.
+    pub(crate) async fn tidy_up(&mut self) {
         for _ in 0..LEAVE_ATTEMPTS {
             let Some(journal) = &mut self.journal else { return };
             if journal.is_at_rest() {
@@ -414,16 +413,11 @@ impl Decider {
             tokio::task::yield_now().await;
         }
     }
-
-    /// The current time of the window's clock.
-    pub fn now(&self) -> Millis {
-        self.clock.now()
-    }
 }
 
 /// Ends the policies of a plan that have reached their end by the wall clock, and logs each of
 /// them.
-pub fn expire(plan: &Plan) {
+pub(crate) fn expire(plan: &Plan) {
     for id in plan.expire(clock::unix_millis()) {
         let policy = plan.name(id);
         warn!(

@@ -19,7 +19,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use hashbrown::HashTable;
 
-pub use self::{
+pub(crate) use self::{
     log::{DecisionLog, DecisionRecord, Decisions, Logged},
     tap::{Tap, Tapped},
 };
@@ -179,7 +179,7 @@ fn table_of(fingerprint: u64) -> usize {
 }
 
 /// The decision cache of one shard, which late spans follow.
-pub struct DecisionCache {
+pub(crate) struct DecisionCache {
     ttl_millis: u32,
     /// The most bytes of each generation.
     generation_bytes_max: usize,
@@ -191,9 +191,9 @@ pub struct DecisionCache {
 }
 
 impl DecisionCache {
-    /// An empty cache. It keeps each decision for at least `ttl_millis`, as far as `bytes_max`
-    /// allows.
-    pub fn new(ttl_millis: u32, bytes_max: usize, budget: &Arc<Budget>) -> Self {
+    /// An empty cache. It keeps each decision for at least `ttl_millis`, unless the decisions would
+    /// take more than `bytes_max`.
+    pub(crate) fn new(ttl_millis: u32, bytes_max: usize, budget: &Arc<Budget>) -> Self {
         DecisionCache {
             ttl_millis,
             generation_bytes_max: bytes_max / 2,
@@ -206,7 +206,7 @@ impl DecisionCache {
     }
 
     /// Stores a decision under the hash of its trace id.
-    pub fn remember(&mut self, fingerprint: u64, decision: &Decision) {
+    pub(crate) fn remember(&mut self, fingerprint: u64, decision: &Decision) {
         let packed = Packed::new(fingerprint, decision);
         self.current.remember(fingerprint, packed);
         if let Some(randomness) = decision.explicit_randomness {
@@ -215,19 +215,19 @@ impl DecisionCache {
     }
 
     /// The decision about a trace, while it is in the cache.
-    pub fn recall(&self, fingerprint: u64) -> Option<Decision> {
+    pub(crate) fn recall(&self, fingerprint: u64) -> Option<Decision> {
         self.current.recall(fingerprint).or_else(|| self.previous.recall(fingerprint))
     }
 
     /// Stores the effects that shadow policies would have had on a trace, for its late spans.
-    pub fn remember_shadowed(&mut self, fingerprint: u64, shadowed: &[Shadowed]) {
+    pub(crate) fn remember_shadowed(&mut self, fingerprint: u64, shadowed: &[Shadowed]) {
         if !shadowed.is_empty() {
             self.current.remember_shadowed(fingerprint, shadowed);
         }
     }
 
     /// The effects that shadow policies would have had on a trace in the cache.
-    pub fn recall_shadowed(&self, fingerprint: u64) -> &[Shadowed] {
+    pub(crate) fn recall_shadowed(&self, fingerprint: u64) -> &[Shadowed] {
         if self.current.shadowed.is_empty() && self.previous.shadowed.is_empty() {
             return &[];
         }
@@ -239,12 +239,12 @@ impl DecisionCache {
     }
 
     /// Stores the number of bytes of a kept trace that have been exported.
-    pub fn use_bytes(&mut self, fingerprint: u64, bytes: u64) {
+    pub(crate) fn use_bytes(&mut self, fingerprint: u64, bytes: u64) {
         self.current.used_bytes.insert(fingerprint, bytes);
     }
 
     /// The number of bytes of a kept trace that have been exported; 0 if none was stored.
-    pub fn used_bytes(&self, fingerprint: u64) -> u64 {
+    pub(crate) fn used_bytes(&self, fingerprint: u64) -> u64 {
         let [current, previous] = [&self.current, &self.previous];
         let used = current.used_bytes.get(&fingerprint).or(previous.used_bytes.get(&fingerprint));
         used.copied().unwrap_or(0)
@@ -253,7 +253,7 @@ impl DecisionCache {
     /// Forgets decisions that are older than the time to live, or for which there is no room, and
     /// charges the budget. Called after every few hundred decisions. Returns the number of
     /// decisions that were forgotten too early.
-    pub fn rotate(&mut self, now: Millis) -> u64 {
+    pub(crate) fn rotate(&mut self, now: Millis) -> u64 {
         let is_time = now.since(self.rotated_at) >= self.ttl_millis;
         let mut too_soon = 0;
         if is_time || self.current.outgrows(self.generation_bytes_max) {

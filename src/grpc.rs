@@ -1,5 +1,5 @@
-//! What all sides of OTLP/gRPC share: the method's path, the names of codes, and a codec that does
-//! not change the bytes.
+//! The parts that all sides of OTLP/gRPC share: the method's path, the names of codes, and a codec
+//! that does not change the bytes.
 //!
 //! The receiver and the exporter frame, limit and compress messages themselves and use only the
 //! paths and names. The codec is for the sink, the demo's traffic and tests, which use tonic's
@@ -17,16 +17,17 @@ pub const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceServ
 pub const TRACE_SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
 
 /// Bytes before each message: whether it is compressed, and its length.
-pub const PREFIX_BYTES: usize = 5;
+pub(crate) const PREFIX_BYTES: usize = 5;
 
-/// What stands before a message of this length.
-pub fn prefix(is_compressed: bool, length: u32) -> [u8; PREFIX_BYTES] {
+/// The prefix of a message of this length.
+pub(crate) fn prefix(is_compressed: bool, length: u32) -> [u8; PREFIX_BYTES] {
     let [a, b, c, d] = length.to_be_bytes();
     [u8::from(is_compressed), a, b, c, d]
 }
 
-/// What a prefix says: the flag of compression as it stands, and the length of the message.
-pub fn read_prefix(prefix: [u8; PREFIX_BYTES]) -> (u8, u32) {
+/// The contents of a prefix: the compression flag, which may be invalid, and the length of the
+/// message.
+pub(crate) fn read_prefix(prefix: [u8; PREFIX_BYTES]) -> (u8, u32) {
     let [flag, length @ ..] = prefix;
     (flag, u32::from_be_bytes(length))
 }

@@ -2,8 +2,13 @@
 //!
 //! The modules in the order in which a span meets them, then what serves them all.
 //! `ARCHITECTURE.md` follows one span through.
+//!
+//! A module or an item is public only if another crate of this repository names it: the binary
+//! (`commands`, `config`, `logging`, `notify` and `service`), or the tests, benches and fuzz
+//! targets, which drive single stages. It is no API for anybody else. Everything else is private
+//! or `pub(crate)`, so that the compiler reports what is unused.
 
-pub mod receiver;
+mod receiver;
 pub mod otlp;
 pub mod span_metrics;
 pub mod sampler;
@@ -11,19 +16,19 @@ pub mod window;
 pub mod policy;
 pub mod decisions;
 pub mod recording;
-pub mod decider;
+mod decider;
 pub mod exporter;
 pub mod durability;
 
 pub mod service;
-pub mod admin;
+mod admin;
 pub mod reload;
 pub mod commands;
 pub mod trace_files;
 
 pub mod budget;
-pub mod buffers;
-pub mod changes;
+mod buffers;
+mod changes;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -37,5 +42,5 @@ pub mod notify;
 mod reference;
 pub mod supervise;
 pub mod testing;
-pub mod throttle;
+mod throttle;
 pub mod trace;

@@ -36,18 +36,18 @@ const WAITING_BYTES_MAX: usize = 1 << 20;
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest that a panic waits for its line, in case the process is aborted next.
 const PANIC_TIMEOUT: Duration = Duration::from_millis(100);
-/// Standard error may be in non-blocking mode, since other processes share it. The pause before the
-/// next attempt to write, and the number of attempts.
+/// Standard error may be in non-blocking mode, since other processes share it. This is the pause
+/// before the next attempt to write, and the number of attempts.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 const BUSY_ATTEMPTS_MAX: u32 = 100;
 /// The most problems of a configuration that are logged; a file can have a thousand.
 const PROBLEMS_LOGGED_MAX: usize = 20;
 
-/// Lost lines. One counter per process, since standard error is one per process.
+/// The number of lost lines. The counter is global, because a process has one standard error.
 static LINES_LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Lines of the log that were lost since the start of the process.
-pub fn lines_lost() -> u64 {
+pub(crate) fn lines_lost() -> u64 {
     LINES_LOST.load(Relaxed)
 }
 
@@ -106,7 +106,7 @@ impl Drop for Log {
 }
 
 /// Logs one line per problem, with its place.
-pub fn log_problems(diagnostics: &Diagnostics) {
+pub(crate) fn log_problems(diagnostics: &Diagnostics) {
     let all = diagnostics.iter().len();
     for problem in diagnostics.iter().take(PROBLEMS_LOGGED_MAX) {
         let place = format!("{}:{}:{}", problem.file, problem.line, problem.column);

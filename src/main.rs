@@ -5,8 +5,8 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tailwater::{
     commands::{
-        check, complain, completions, convert, demo, explain, health, log, print, record, replay,
-        tail, test, top, trial,
+        Format, check, complain, completions, convert, demo, explain, health, log, print, record,
+        replay, tail, test, top, trial,
     },
     config::{self, Config},
     logging::Log,
@@ -62,9 +62,10 @@ enum Command {
         /// Files to validate
         #[arg(required_unless_present = "schema", value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// The format of the report
+        /// The format of the report; JSON is
+        /// `{"diagnostics": [{"file", "line", "column", "severity", "message", "hint"}]}`
         #[arg(long, value_enum, default_value_t)]
-        format: check::Format,
+        format: Format,
         /// Print the JSON Schema of the configuration, for editors, and validate nothing
         #[arg(long, conflicts_with = "files")]
         schema: bool,

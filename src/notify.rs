@@ -1,31 +1,32 @@
-//! What systemd is told about the service (`Type=notify`), and the watchdog that it is fed with.
+//! Tells systemd the state of the service (`Type=notify`), and feeds its watchdog.
 //!
-//! `main` calls this. Without `NOTIFY_SOCKET` in the environment nothing is told. A message that
-//! cannot be sent is logged: systemd then ends the service by its own time limits.
+//! `main` calls this. Without `NOTIFY_SOCKET` in the environment, it sends nothing. A message that
+//! cannot be sent is logged; systemd then ends the service by its own time limits.
 //!
-//! A timer alone would feed the watchdog of a service that decides nothing any more. So the timer
-//! only looks whether the decider has made a round over its shards since the last look, which it
-//! does every 100 ms, traces or not, also while the backend is away and the queue is full. It has
-//! come around only if the runtime, the locks of the shards and the decider work.
+//! A timer alone would also feed the watchdog of a service that no longer decides. So the timer
+//! checks whether the decider has made a round over its shards since the previous check. The
+//! decider makes a round every 100 ms, with or without traces, and also while the backend is down
+//! and the queue is full. It completes a round only if the runtime, the locks of the shards and the
+//! decider work.
 
 use std::{io, time::Duration};
 
 use sd_notify::NotifyState;
 use tracing::warn;
 
-/// Looks in the time after which systemd ends the service. More than two, so that one look that
-/// finds no progress, or is late, ends nothing.
+/// The number of checks within the time after which systemd ends the service: more than two, so
+/// that one late check, or one without progress, does not end the service.
 const LOOKS: u32 = 4;
 
-/// After `shutdown_timeout`: the last lines of the log, and the end of the runtime.
+/// The time, in addition to `shutdown_timeout`, for the last log lines and the end of the runtime.
 const AFTER_SHUTDOWN: Duration = Duration::from_secs(5);
 
-/// The service takes requests.
+/// Tells systemd that the service is ready.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// The service reads its policies again. [`ready`] follows.
+/// Tells systemd that the service is reloading its policies. The caller calls [`ready`] afterwards.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -33,7 +34,8 @@ pub fn reloading() {
     }
 }
 
-/// The service shuts down, and may take this long for it, whatever `TimeoutStopSec` says.
+/// Tells systemd that the service is shutting down, and that this may take `shutdown_timeout`,
+/// regardless of `TimeoutStopSec`.
 pub fn stopping(shutdown_timeout: Duration) {
     let micros = (shutdown_timeout + AFTER_SHUTDOWN).as_micros();
     let micros = u32::try_from(micros).unwrap_or(u32::MAX);
@@ -49,7 +51,7 @@ pub async fn feed_watchdog(progress: impl Fn() -> u64) {
 }
 
 async fn feed(limit: Duration, progress: impl Fn() -> u64, tell: impl Fn()) {
-    // An interval of nothing would be a panic.
+    // A timer with an interval of zero would panic.
     let mut looks = tokio::time::interval((limit / LOOKS).max(Duration::from_millis(1)));
     let mut seen = None;
     loop {
@@ -87,7 +89,7 @@ mod tests {
     async fn the_watchdog_is_fed_by_progress_alone() {
         let began = Instant::now();
         let fed = Cell::new(0);
-        // The decider goes round for 30 s, and then no more.
+        // The decider makes rounds for 30 s, and then stops.
         let progress = || began.elapsed().as_secs().min(30);
         let feeding = feed(Duration::from_secs(8), progress, || fed.set(fed.get() + 1));
         assert!(timeout(Duration::from_secs(100), feeding).await.is_err());

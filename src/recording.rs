@@ -5,8 +5,8 @@
 //! chance of its own that has nothing to do with the trace's randomness. It shares their spans, as
 //! it does for kept traces. After the lock is released, the decider or the connection task encodes
 //! them and hands them to the recording's buffer ([`Recordings::deliver`]). Neither ever waits: a
-//! trace for which there is no room is left out and counted.
-//! They are encoded at once: waiting as slices, small traces would hold a segment of 256 KiB each.
+//! trace for which there is no room is left out and counted. Traces are encoded at once: a small
+//! trace that waited as slices would hold a segment of 256 KiB.
 //!
 //! Limits: [`RECORDINGS_MAX`] at once. The buffer of each takes a 32nd of the memory limit, at most
 //! 16 MiB, and beyond that one trace. Above the soft memory limit nothing is recorded. While no
@@ -30,7 +30,7 @@ use crate::{
 pub const RECORDINGS_MAX: usize = 4;
 /// Every part of a trace is shorter than this.
 pub const PART_BYTES_MAX: usize = 7 << 19;
-/// The memory limit divided by this is what a recording may hold.
+/// The buffer of a recording may hold the memory limit divided by this.
 const PART_OF_LIMIT: usize = 32;
 const BUFFER_BYTES_MAX: usize = 16 << 20;
 /// The most traces in a buffer.
@@ -50,7 +50,7 @@ pub struct Recordings {
     budget: Arc<Budget>,
 }
 
-/// A recording, as those that fill it see it.
+/// The filling side of a recording.
 #[derive(Debug)]
 struct Recording {
     share: f64,
@@ -74,7 +74,7 @@ impl Recording {
         self.waiting_bytes.fetch_add(bytes, Relaxed);
         let waiting = Waiting { bytes, of: Arc::clone(&self.waiting_bytes) };
         let trace = RecordedTrace { decision, encoded: Arc::clone(encoded), _waiting: waiting };
-        // A recording that has just ended wants nothing more.
+        // A recording that has just ended takes no more traces.
         if let Err(mpsc::error::TrySendError::Full(_)) = self.traces.try_send(trace) {
             self.skip();
         }
@@ -84,7 +84,7 @@ impl Recording {
 /// A recorded trace. It counts towards the buffer of its recording until it is dropped.
 #[derive(Debug)]
 pub struct RecordedTrace {
-    /// What was decided about it.
+    /// The decision about it.
     pub decision: Logged,
     encoded: Arc<Encoded>,
     _waiting: Waiting,
@@ -137,8 +137,8 @@ impl Recorder {
         self.recording.skipped.load(Relaxed)
     }
 
-    /// Throws away what is in the buffer, and returns the number of traces.
-    pub fn discard(&mut self) -> u64 {
+    /// Discards the traces in the buffer, and returns their number.
+    pub(crate) fn discard(&mut self) -> u64 {
         std::iter::from_fn(|| self.traces.try_recv().ok()).count() as u64
     }
 
@@ -173,12 +173,12 @@ struct ChosenTrace {
 
 impl Chosen {
     /// The number of spans.
-    pub fn spans(&self) -> usize {
+    pub(crate) fn spans(&self) -> usize {
         self.spans.len()
     }
 
     /// Counts all traces as left out, after a panic.
-    pub fn give_up(&mut self) {
+    pub(crate) fn give_up(&mut self) {
         self.traces.drain(..).for_each(|trace| trace.by.iter().for_each(|by| by.skip()));
         self.spans.clear();
     }
@@ -186,12 +186,13 @@ impl Chosen {
 
 impl Recordings {
     /// No recordings.
-    pub fn new(budget: &Arc<Budget>) -> Arc<Self> {
+    pub(crate) fn new(budget: &Arc<Budget>) -> Arc<Self> {
         let (count, list, budget) = (AtomicUsize::new(0), Mutex::default(), Arc::clone(budget));
         Arc::new(Recordings { count, list, budget })
     }
 
-    /// Begins a recording of this share of all traces, over 0 to 1. `None` if there are too many.
+    /// Begins a recording of this share of all traces, above 0 and at most 1. `None` if there are
+    /// too many.
     pub fn begin(self: &Arc<Self>, share: f64) -> Option<Recorder> {
         let (sender, traces) = mpsc::channel(BUFFER_TRACES_MAX);
         let recording = Arc::new(Recording {
@@ -224,7 +225,7 @@ impl Recordings {
 
     /// Lets the recordings choose a trace, given its number of spans and the index of its decision.
     /// If one does, `share` is called to append the spans.
-    pub fn choose(
+    pub(crate) fn choose(
         &self,
         chosen: &mut Chosen,
         record: usize,
@@ -250,7 +251,7 @@ impl Recordings {
 
     /// Encodes the chosen traces and hands them to the recordings, as far as there is room. Must
     /// not be called under the lock of a shard.
-    pub fn deliver(&self, chosen: &mut Chosen, decisions: &Decisions, decided_at: u64) {
+    pub(crate) fn deliver(&self, chosen: &mut Chosen, decisions: &Decisions, decided_at: u64) {
         if chosen.traces.is_empty() {
             return;
         }

@@ -6,8 +6,8 @@
 //! window takes as long as it took when the spans arrived. The longest time that a shard was locked
 //! is logged. Only one reload runs at a time; another one waits.
 //!
-//! Whatever asked for it, a reload notes what it has read, so that the same contents are not read
-//! again: files that are refused are refused once, until they change.
+//! Every reload notes the contents that it has read, so that the watch does not read the same
+//! contents again: files with errors are refused once, until they change.
 //!
 //! A trial of a second set of policies (`trial`) begins and ends the same way, and a reload ends
 //! it.
@@ -25,7 +25,7 @@ use std::{
 
 use tracing::{error, info, warn};
 
-pub use self::trial::{Change, NoTrial, Outcome, Report, Sum, Trial};
+pub(crate) use self::trial::{Change, NoTrial, Outcome, Trial};
 use crate::{
     changes,
     clock::{self, Clock},
@@ -52,7 +52,7 @@ pub struct Reload {
     loaded: Mutex<Loaded>,
 }
 
-/// What the last load has read, and the policies of the plan in force.
+/// The files that the last load has read, and the policies of the plan in force.
 #[derive(Debug)]
 struct Current {
     inputs: Inputs,
@@ -99,7 +99,7 @@ pub struct Reloaded {
 }
 
 /// Problems as the control API describes them.
-pub fn describe(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
+pub(crate) fn describe(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
     use control::diagnostic::Severity as Shown;
     let severity = |severity| match severity {
         Severity::Error => Shown::Error,
@@ -134,7 +134,7 @@ pub enum Refused {
 
 impl Reload {
     /// Reloads the policies of a service that was started with `config`.
-    pub fn new(
+    pub(crate) fn new(
         config: &Config,
         sampler: &Arc<Sampler>,
         metrics: &Arc<Metrics>,
@@ -156,13 +156,13 @@ impl Reload {
         }
     }
 
-    /// The configuration file; `None` for what is built in.
-    pub fn file(&self) -> Option<&Path> {
+    /// The configuration file; `None` for the built-in configuration.
+    pub(crate) fn file(&self) -> Option<&Path> {
         self.config.file.as_deref()
     }
 
     /// Where the policies in force come from.
-    pub fn loaded(&self) -> Loaded {
+    pub(crate) fn loaded(&self) -> Loaded {
         self.lock_loaded().clone()
     }
 
@@ -179,13 +179,14 @@ impl Reload {
         self.run_locked(&mut self.lock())
     }
 
-    /// Whether the files are to be watched.
-    pub fn is_watching(&self) -> bool {
+    /// Whether the configuration asks to watch the files.
+    pub(crate) fn is_watching(&self) -> bool {
         self.config.sampling.watch_policy_files && self.config.file.is_some()
     }
 
-    /// Reloads if the files have changed since they were last read, and have come to rest. Returns
-    /// the outcome if so. Called once every [`changes::PERIOD`]. Blocks.
+    /// Reloads if the files have changed since they were last read, and have not changed since the
+    /// last call. Returns the outcome of the reload, if there was one. Called once every
+    /// [`changes::PERIOD`]. Blocks.
     pub fn look(&self) -> Option<Result<Reloaded, Refused>> {
         let file = self.config.file.as_ref()?;
         let mut current = self.lock();
@@ -200,8 +201,7 @@ impl Reload {
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {
-        // Panics are contained while it is locked; one elsewhere leaves at worst files noted as
-        // read that were not.
+        // A panic while it is locked is contained. At worst, files are noted as read that were not.
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -217,7 +217,8 @@ impl Reload {
             Err(Refused::Invalid(diagnostics)) => {
                 log_problems(diagnostics);
                 error!(
-                    "policies not reloaded: the configuration has errors; the old policies stay"
+                    "policies not reloaded: the configuration has errors; the old policies stay in \
+                     force"
                 );
             }
             Err(refused) => error!("policies not reloaded: {refused}"),

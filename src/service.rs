@@ -13,10 +13,10 @@
 //! oneshot for "stop deciding", and the [`Supervisor`]'s watch for "the service cannot go on".
 //!
 //! Tasks: one per listener, the decider, `num_consumers` consumers, the admin thread, and two that
-//! look once a second whether files have changed: credentials if any are configured, policies if
-//! that is asked for. Each of these is [vital](Supervisor::vital). A listener spawns one task per
-//! connection, and hyper one per HTTP/2 stream. Large requests, the looks at files and a reload by
-//! SIGHUP use a blocking thread; POST /-/reload uses one of the admin runtime.
+//! check once a second whether files have changed: credentials if any are configured, policies with
+//! `watch_policy_files`. Each of these is [vital](Supervisor::vital). A listener spawns one task
+//! per connection, and hyper one per HTTP/2 stream. Large requests, the checks of files and a
+//! reload by SIGHUP use a blocking thread; POST /-/reload uses one of the admin runtime.
 
 mod admin;
 mod credentials;
@@ -167,7 +167,7 @@ impl Shared {
         let queue_bytes_max = durable::queue_bytes_max(config);
         let queue = Queue::new(queue_bytes_max, &budget);
         let outbox = Outbox::new(&queue, &budget);
-        // The clock takes off stalls of more than five ticks, so that a stall never makes a trace
+        // The clock subtracts stalls of more than five ticks, so that a stall never makes a trace
         // due before it has waited for most of its time.
         let began = opened.map_or(0, |opened| opened.recovered.time);
         let clock = Arc::new(WindowClock::start_at(began, 5 * tick(config)));
@@ -256,7 +256,7 @@ impl Shared {
     }
 }
 
-/// What a service is started on: listeners that are bound before anything starts, the client of the
+/// The parts that a service is started with: listeners that are already bound, the client of the
 /// backend, and the inputs that a simulation must be able to repeat.
 #[derive(Debug)]
 pub struct Ground<L> {
@@ -385,7 +385,7 @@ impl Service {
         }
         self.intake.is_draining.store(true, Relaxed);
         self.stop_receivers.send_replace(true);
-        // Slow senders get half of the time; the rest is for delivering what they have sent.
+        // Slow senders get half of the time; the rest is for delivering their spans.
         let half = deadline - self.shutdown_timeout / 2;
         let receivers = async { while self.receivers.join_next().await.is_some() {} };
         if timeout_at(half, receivers).await.is_err() {
@@ -393,11 +393,11 @@ impl Service {
             self.receivers.abort_all();
         }
         self.intake.turns.finish().await;
-        // Nobody receives this only if the decider has ended, which `await` below reports.
+        // This fails only if the decider has ended, which the `await` below reports.
         let _ = self.stop_decider.send(());
         // Without a decider, the queue must still be delivered.
         let mut decider = self.decider.await.ok();
-        // The last twentieth is for deciding and counting what is given up.
+        // The last twentieth is for deciding, and for counting the spans that are given up.
         let give_up_at = deadline - self.shutdown_timeout / 20;
         let leaves = self.durable.as_ref().is_some_and(Durable::leaves);
         let finish = async {

@@ -26,7 +26,6 @@ use std::{
 
 use tokio::{
     sync::watch,
-    task::JoinError,
     time::{Instant, sleep_until},
 };
 use tracing::error;
@@ -34,7 +33,7 @@ use tracing::error;
 /// Panics of a task's loop that the service survives within [`PANICS_WITHIN`].
 pub const PANICS_MAX: usize = 10;
 /// The period of [`PANICS_MAX`].
-pub const PANICS_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const PANICS_WITHIN: Duration = Duration::from_secs(60);
 /// The pause before a loop is restarted: the cause of the panic may need a moment to pass.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,7 +58,7 @@ pub enum Task {
 
 impl Task {
     /// Every task, in the order of its number.
-    pub const ALL: [Task; 7] = [
+    pub(crate) const ALL: [Task; 7] = [
         Task::Receiver,
         Task::Decider,
         Task::Exporter,
@@ -86,17 +85,17 @@ impl Task {
 /// The future has panicked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("panicked")]
-pub struct Panicked;
+pub(crate) struct Panicked;
 
 /// Runs a future and contains a panic in it.
 ///
 /// # Errors
 /// [`Panicked`]; the panic hook has already printed where.
-pub async fn contained<F: Future>(future: F) -> Result<F::Output, Panicked> {
+pub(crate) async fn contained<F: Future>(future: F) -> Result<F::Output, Panicked> {
     let mut future = pin!(future);
     poll_fn(|context| {
-        // The future is never polled again after a panic, so only what it borrowed can be seen half
-        // done, and the owners of that keep it usable.
+        // The future is never polled again after a panic, so only data that it borrowed may be left
+        // half changed, and the owners of that data keep it usable.
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
             Err(_) => Poll::Ready(Err(Panicked)),
@@ -161,7 +160,11 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`Panicked`]: the item is lost.
-    pub async fn contained<F: Future>(&self, task: Task, item: F) -> Result<F::Output, Panicked> {
+    pub(crate) async fn contained<F: Future>(
+        &self,
+        task: Task,
+        item: F,
+    ) -> Result<F::Output, Panicked> {
         // Pinned in place: each call that takes a future by value doubles its size.
         let item = pin!(item);
         let outcome = contained(self.faulty(task, Scope::Item, item)).await;
@@ -172,7 +175,11 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`Panicked`]: the item is lost.
-    pub fn contained_now<T>(&self, task: Task, work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    pub(crate) fn contained_now<T>(
+        &self,
+        task: Task,
+        work: impl FnOnce() -> T,
+    ) -> Result<T, Panicked> {
         let work = || {
             self.fault(task, Scope::Now);
             work()
@@ -187,7 +194,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`Panicked`]: run the loop again. If that happens too often, the service has failed.
-    pub async fn run<F: Future>(&self, task: Task, work: F) -> Result<F::Output, Panicked> {
+    pub(crate) async fn run<F: Future>(&self, task: Task, work: F) -> Result<F::Output, Panicked> {
         let work = pin!(work);
         let panicked_at = self.recent()[task as usize].back().copied();
         if let Some(at) = panicked_at {
@@ -201,15 +208,15 @@ impl Supervisor {
     }
 
     /// Whether the service is stopping.
-    pub fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         self.is_stopping.load(Relaxed)
     }
 
     /// Counts a panic that was contained elsewhere.
-    pub fn panicked(&self, task: Task) {
+    pub(crate) fn panicked(&self, task: Task) {
         self.panics[task as usize].fetch_add(1, Relaxed);
         tell(|| {
-            error!(task = task.as_str(), "contained a panic: its work in hand is lost and counted");
+            error!(task = task.as_str(), "contained a panic: the work in hand is lost and counted");
         });
     }
 
@@ -219,17 +226,17 @@ impl Supervisor {
     }
 
     /// The decider has begun another round over all shards.
-    pub fn note_round(&self) {
+    pub(crate) fn note_round(&self) {
         self.rounds.fetch_add(1, Relaxed);
     }
 
-    /// Rounds of the decider so far: they go on for as long as the service decides.
+    /// The rounds of the decider so far. The number grows while the service decides.
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Relaxed)
     }
 
     /// Allows tasks to end from now on.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.is_stopping.store(true, Relaxed);
     }
 
@@ -271,12 +278,12 @@ impl Supervisor {
     }
 
     /// Whether a loop has panicked so often that none should be run again.
-    pub fn keeps_panicking(&self) -> bool {
+    pub(crate) fn keeps_panicking(&self) -> bool {
         matches!(self.failed(), Some(Failure::KeepsPanicking(_)))
     }
 
     /// Waits until the service cannot go on.
-    pub async fn failure(&self) {
+    pub(crate) async fn failure(&self) {
         // This ends early only if the sender is dropped, and the sender belongs to `self`.
         let _ = self.failed.subscribe().wait_for(Option::is_some).await;
     }
@@ -323,7 +330,7 @@ pub struct Vital {
 
 impl Vital {
     /// Runs the task.
-    pub async fn over<F: Future>(self, work: F) -> F::Output {
+    pub(crate) async fn over<F: Future>(self, work: F) -> F::Output {
         pin!(work).await
     }
 }
@@ -341,9 +348,9 @@ impl Drop for Vital {
 #[derive(Clone, Debug)]
 pub struct Supervised {
     /// Counts the panics.
-    pub supervisor: Arc<Supervisor>,
+    pub(crate) supervisor: Arc<Supervisor>,
     /// The task that they are counted for.
-    pub task: Task,
+    pub(crate) task: Task,
 }
 
 impl Supervised {
@@ -351,22 +358,15 @@ impl Supervised {
     ///
     /// # Errors
     /// [`Panicked`]: the item is lost.
-    pub async fn contained<F: Future>(&self, item: F) -> Result<F::Output, Panicked> {
+    pub(crate) async fn contained<F: Future>(&self, item: F) -> Result<F::Output, Panicked> {
         self.supervisor.contained(self.task, pin!(item)).await
-    }
-
-    /// Counts the panic of a spawned part of the task, if it has ended with one.
-    pub fn note(&self, ended: &Result<(), JoinError>) {
-        if ended.as_ref().is_err_and(JoinError::is_panic) {
-            self.supervisor.panicked(self.task);
-        }
     }
 
     /// Calls [`Supervisor::run`] for the task.
     ///
     /// # Errors
     /// [`Panicked`]: run the loop again.
-    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Panicked> {
+    pub(crate) async fn run<F: Future>(&self, work: F) -> Result<F::Output, Panicked> {
         self.supervisor.run(self.task, pin!(work)).await
     }
 }
@@ -400,7 +400,7 @@ mod tests {
             assert_eq!(supervisor.run(Task::Decider, panics()).await, Err::<(), _>(Panicked));
         }
         assert_eq!((supervisor.panics(), supervisor.failed()), ([100, 10, 0, 0, 0, 0, 0], None));
-        // Panics of another task, and those that are long ago, do not count.
+        // Panics of another task, and old panics, do not count.
         let _ = supervisor.run(Task::Exporter, panics()).await;
         sleep_until(Instant::now() + PANICS_WITHIN).await;
         for expected in

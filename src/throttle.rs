@@ -11,9 +11,9 @@ use crate::clock::Clock;
 /// The time between two lines of one kind.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// The lines of one kind.
+/// Limits the log lines of one kind.
 #[derive(Debug)]
-pub struct Throttle {
+pub(crate) struct Throttle {
     clock: Clock,
     state: Mutex<State>,
 }
@@ -34,13 +34,13 @@ impl Default for Throttle {
 
 impl Throttle {
     /// Whether a line may be logged now; if so, the number of lines that were left out before it.
-    pub fn ask(&self) -> Option<u64> {
+    pub(crate) fn ask(&self) -> Option<u64> {
         self.add(1).map(|lines| lines - 1)
     }
 
     /// Adds `more` events, possibly 0. If a line may be logged now, returns the number of events it
     /// has to report, including those that were left out before.
-    pub fn add(&self, more: u64) -> Option<u64> {
+    pub(crate) fn add(&self, more: u64) -> Option<u64> {
         let now = self.clock.elapsed();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.left_out += more;

@@ -8,7 +8,6 @@
 //!
 //! Source: OpenTelemetry specification, "TraceState: Probability Sampling" and "Probability
 //! Sampling".
-//! Sampling".
 
 use std::fmt;
 
@@ -29,10 +28,10 @@ impl TraceId {
         u128::from_str_radix(text, 16).ok().map(|id| TraceId(id.to_be_bytes()))
     }
 
-    /// Parses an id in the forms in which tools show it: 32 hexadecimal digits, fewer if leading
-    /// zeros are left out, or a UUID, in any case, with white space around. `None` for anything
+    /// Parses an id in any form that tools show: 32 hexadecimal digits, fewer if leading zeros are
+    /// left out, or a UUID, in upper or lower case, with white space around it. `None` for anything
     /// else, and for zero.
-    pub fn from_any_form(text: &str) -> Option<Self> {
+    pub(crate) fn from_any_form(text: &str) -> Option<Self> {
         let text = text.trim();
         let is_uuid = text.len() == UUID_CHARS
             && text.bytes().enumerate().all(|(at, b)| (b == b'-') == UUID_DASHES.contains(&at));
@@ -45,7 +44,7 @@ impl TraceId {
     /// Parses an id as people paste it: in any of the forms of [`Self::from_any_form`], with white
     /// space, quotes or brackets around it, with `0x` before it, with dashes anywhere, or within a
     /// `traceparent`.
-    pub fn from_pasted(text: &str) -> Option<Self> {
+    pub(crate) fn from_pasted(text: &str) -> Option<Self> {
         let around = |c: char| c.is_whitespace() || "\"'`{}()[]<>,;".contains(c);
         let text = text.trim_matches(around);
         let text = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
@@ -84,8 +83,8 @@ impl fmt::Debug for TraceId {
 pub struct Randomness(pub u64);
 
 impl Randomness {
-    /// The randomness of a trace whose spans say different ones.
-    pub fn lowest(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+    /// The randomness of a trace whose spans have different values: the lowest.
+    pub(crate) fn lowest(a: Option<Self>, b: Option<Self>) -> Option<Self> {
         match (a, b) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -124,8 +123,8 @@ impl Threshold {
         Threshold(Self::NEVER.0 - kept)
     }
 
-    /// The percentage that it keeps: of all numbers that [`Self::from_percentage`] turns into this
-    /// threshold the one with the fewest decimals.
+    /// The percentage that it keeps: the number with the fewest decimals that
+    /// [`Self::from_percentage`] converts to this threshold.
     pub fn percentage(self) -> f64 {
         let exact = (Self::NEVER.0 - self.0) as f64 / (1u64 << 56) as f64 * 100.0;
         let written = (0..=17).filter_map(|decimals| format!("{exact:.decimals$}").parse().ok());
@@ -202,7 +201,7 @@ pub enum SpanKind {
 
 impl SpanKind {
     /// This kind's bit in a mask of kinds.
-    pub fn mask(self) -> u8 {
+    pub(crate) fn mask(self) -> u8 {
         1 << self as u8
     }
 }
@@ -224,7 +223,7 @@ pub enum Trigger {
 
 impl Trigger {
     /// Every trigger, in the order of its number.
-    pub const ALL: [Trigger; 5] = [
+    pub(crate) const ALL: [Trigger; 5] = [
         Trigger::DecisionWait,
         Trigger::RootReceived,
         Trigger::Memory,
@@ -245,7 +244,7 @@ impl Trigger {
 
     /// Whether the decision came before the trace was due. Conditions that can still change must
     /// not veto then.
-    pub fn is_forced(self) -> bool {
+    pub(crate) fn is_forced(self) -> bool {
         matches!(self, Trigger::Memory | Trigger::TraceLimit | Trigger::Shutdown)
     }
 }
@@ -255,7 +254,8 @@ impl Trigger {
 pub struct Facts {
     /// The earliest non-zero start in Unix nanoseconds; 0 if there is none.
     pub start_unix_nano: u64,
-    /// The latest end (never before its own start) in Unix nanoseconds; 0 if there is none.
+    /// The latest end in Unix nanoseconds; 0 if there is none. The end of a span counts as its
+    /// start if it is earlier.
     pub end_unix_nano: u64,
     /// The number of spans so far.
     pub spans: u32,
@@ -269,7 +269,7 @@ pub struct Facts {
 
 impl Facts {
     /// The latest end minus the earliest start in nanoseconds; 0 if either is unknown.
-    pub fn duration_nanos(&self) -> u64 {
+    pub(crate) fn duration_nanos(&self) -> u64 {
         if self.start_unix_nano == 0 {
             return 0;
         }

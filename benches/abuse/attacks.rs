@@ -1,5 +1,7 @@
 //! The list of abuses, numbered as in RELIABILITY.md, and what Tailwater must do about each.
 
+use tailwater::testing::framed;
+
 use crate::{
     data::{self, Data},
     flood::Flood,
@@ -12,7 +14,7 @@ use crate::{
     honest,
 };
 
-/// What an attack has seen.
+/// The observations of an attack.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     /// Connections that the server closed.
@@ -30,7 +32,7 @@ pub(crate) struct Found {
 pub(crate) enum Kind {
     Flood(Flood),
     Hold(Hold),
-    /// Made only when it is sent: some are tens of MiB.
+    /// Built only when it is sent, because some bodies have tens of MiB.
     Data(fn() -> Data),
     Wrong,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Abuse {
     pub(crate) number: &'static str,
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// The most file descriptors of the server; 0 means the system's limit.
+    /// The limit of file descriptors for the server; 0 means the system's limit.
     pub(crate) descriptors: u32,
     /// Whether the server must close its connections at once.
     pub(crate) must_close: bool,
@@ -142,14 +144,14 @@ fn hpack_bomb(id: u32) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, id, &bomb)
 }
 
-/// A hundred streams of one connection, each of which begins with `one`.
+/// The bytes of a hundred streams of one connection; `one` gives the beginning of each stream.
 fn streams(settings: &[(u16, u32)], one: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
     let all = (0..100).flat_map(|index| one(2 * index + 1));
     frames::preface(settings).into_iter().chain(all).collect()
 }
 
 fn held() -> Vec<Abuse> {
-    let whole = honest::framed(0, &honest::request(vec![honest::span(1 << 41, false)]));
+    let whole = framed(0, &honest::request(vec![honest::span(1 << 41, false)]));
     let unread = streams(&[(INITIAL_WINDOW, 0)], |id| {
         [export(id, 0), frame(DATA, END_STREAM, id, &whole)].concat()
     });

@@ -1,4 +1,5 @@
-//! Requests that are small on the wire and large in memory, or wrong, sent again and again.
+//! Attacks with requests that are small on the wire and large in memory, or malformed, sent
+//! repeatedly.
 
 use std::{
     collections::BTreeMap,
@@ -11,11 +12,12 @@ use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest, resource::v1::Resource,
 };
 use prost::Message as _;
+use tailwater::testing::{framed, text};
 
 use crate::{
     Result,
     attacks::Found,
-    honest::{attribute, connect, export, framed, request, span},
+    honest::{connect, export, request, span},
 };
 
 /// Requests sent at the same time.
@@ -28,7 +30,8 @@ pub(crate) struct Data {
     pub(crate) body: Vec<u8>,
 }
 
-/// Sends the body once, reads what the server holds then, and continues until the time is over.
+/// Sends the body once, reads how much memory the server then holds, and repeats the body until the
+/// time is over.
 pub(crate) async fn run(
     target: SocketAddr,
     data: &Data,
@@ -100,15 +103,13 @@ fn plain(message: &[u8]) -> Data {
 
 /// Spans with one attribute of this length each.
 pub(crate) fn large_attributes(spans: u64, length: usize) -> Data {
-    let large = |trace| Span {
-        attributes: vec![attribute("k", &"x".repeat(length))],
-        ..span(trace, false)
-    };
+    let large =
+        |trace| Span { attributes: vec![text("k", "x".repeat(length))], ..span(trace, false) };
     plain(&request((1..=spans).map(large).collect()))
 }
 
 pub(crate) fn many_attributes(count: u32) -> Data {
-    let attributes = (0..count).map(|n| attribute(&format!("k{n}"), "v")).collect();
+    let attributes = (0..count).map(|n| text(&format!("k{n}"), "v")).collect();
     plain(&request(vec![Span { attributes, ..span(1, false) }]))
 }
 
@@ -130,7 +131,7 @@ fn bare(trace: u64) -> Span {
 pub(crate) fn resources(count: u64) -> Data {
     let resource_spans = (1..=count).map(|n| ResourceSpans {
         resource: Some(Resource {
-            attributes: vec![attribute("service.name", &n.to_string())],
+            attributes: vec![text("service.name", n.to_string())],
             ..Resource::default()
         }),
         scope_spans: vec![ScopeSpans { spans: vec![bare(n)], ..ScopeSpans::default() }],
@@ -139,7 +140,7 @@ pub(crate) fn resources(count: u64) -> Data {
     plain(&ExportTraceServiceRequest { resource_spans: resource_spans.collect() }.encode_to_vec())
 }
 
-/// Sends each wrong request once, and reports the answers.
+/// Sends each malformed request once, and reports the answers.
 pub(crate) async fn wrong(target: SocketAddr) -> Result<Found> {
     let message = request(vec![span(1, false)]);
     let cases = [

@@ -1,5 +1,5 @@
-//! Sends frames as fast as possible, on one connection at a time; opens a new one when the server
-//! closes it.
+//! Sends frames as fast as possible, on one connection at a time; opens a new connection when the
+//! server closes one.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -21,7 +21,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(10);
 const WRITE_MAX: Duration = Duration::from_secs(1);
 
-/// The bytes after the preface: `first`, then each `piece` by its number, without end.
+/// The bytes that follow the preface: `first`, then `piece(0)`, `piece(1)` and so on, without end.
 pub(crate) struct Flood {
     pub(crate) first: Vec<u8>,
     pub(crate) piece: fn(u32) -> Vec<u8>,
@@ -99,7 +99,8 @@ fn write(stream: &mut TcpStream, mut bytes: &[u8], until: Instant) -> bool {
 /// Reads to the end; returns the code of the last GOAWAY.
 fn drain(mut reader: TcpStream, is_closed: &AtomicBool) -> Option<u32> {
     let (mut read, mut piece, mut goaway) = (Vec::new(), vec![0; 64 << 10], None);
-    // If the server neither closes nor sends anything, this ends with the attack, which shuts down.
+    // If the server neither sends anything nor closes the connection, the attack ends this by
+    // shutting the stream down.
     let _ = reader.set_read_timeout(Some(Duration::from_secs(90)));
     while let Ok(length @ 1..) = reader.read(&mut piece) {
         read.extend_from_slice(&piece[..length]);

@@ -1,5 +1,5 @@
-//! HTTP/2 frames as bytes, for frames that libraries refuse to send. HPACK is without indexing,
-//! except for the bombs.
+//! HTTP/2 frames as bytes, for frames that libraries refuse to send. HPACK is written without
+//! indexing, except for the bombs.
 //!
 //! Used by the abuse bench and, by path, by `tests/it/abuse.rs`. Source: RFC 9113, RFC 7541.
 
@@ -117,7 +117,7 @@ pub(crate) fn hpack(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// A literal that goes into the dynamic table, as its entry 62.
+/// A literal that the receiver adds to the dynamic table, at index 62.
 pub(crate) fn hpack_indexed(name: &str, value: &str) -> Vec<u8> {
     let mut block = vec![0x40];
     string(&mut block, name);

@@ -17,7 +17,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(4);
 const POLL: Duration = Duration::from_millis(200);
 const REFUSED_STREAM: [u8; 4] = 7_u32.to_be_bytes();
 
-/// `count` connections, each of which begins with these bytes and then sends `drip` once a second.
+/// An attack with `count` connections: each sends these bytes first, and then `drip` once a second.
 pub(crate) struct Hold {
     pub(crate) connections: usize,
     pub(crate) beginning: Vec<u8>,
@@ -63,7 +63,7 @@ pub(crate) fn run(
             // The backlog is full: the server is behind.
             continue;
         };
-        // The server may have closed it at once.
+        // This fails if the server has closed the connection at once.
         let _ = stream.write_all(&hold.beginning);
         stream.set_nonblocking(true)?;
         held.push(Held { stream, read: Vec::new(), closed_after: None, refused: 0 });

@@ -13,13 +13,12 @@ use std::{
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::Request;
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{AnyValue, KeyValue, any_value::Value},
-    trace::v1::{ResourceSpans, ScopeSpans, Span},
-};
+use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
-use tailwater::{grpc::EXPORT_PATH, testing::Sink};
+use tailwater::{
+    grpc::EXPORT_PATH,
+    testing::{self, Sink, framed, spans_of, text},
+};
 use tokio::net::TcpStream;
 
 use crate::Result;
@@ -28,7 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(5);
 /// A request that is not answered within this time has failed.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// What the honest client has seen.
+/// The observations of the honest client.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) acknowledged: Vec<u64>,
@@ -133,7 +132,7 @@ pub(crate) async fn export(
     Ok(status.map_or_else(|| format!("HTTP {}", head.status.as_u16()), str::to_owned))
 }
 
-/// The time from opening a new connection to its first acknowledgement; `None` if there is none.
+/// The time from opening a new connection to its first acknowledgement; `None` without one.
 pub(crate) async fn fresh(target: SocketAddr) -> Option<Duration> {
     let began = Instant::now();
     let exchange = async {
@@ -144,15 +143,9 @@ pub(crate) async fn fresh(target: SocketAddr) -> Option<Duration> {
     (status == "0").then(|| began.elapsed())
 }
 
-/// A message in gRPC's framing.
-pub(crate) fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
-    [&[flag], &length[..], message].concat()
-}
-
 /// A root span; only spans of the honest client are kept.
 pub(crate) fn span(trace: u64, is_honest: bool) -> Span {
-    let attributes = is_honest.then(|| attribute("honest", "yes"));
+    let attributes = is_honest.then(|| text("honest", "yes"));
     // No attacker uses a trace id of the honest client.
     let id = u128::from(trace) | u128::from(is_honest) << 63;
     Span {
@@ -167,15 +160,8 @@ pub(crate) fn span(trace: u64, is_honest: bool) -> Span {
     }
 }
 
-pub(crate) fn attribute(key: &str, value: &str) -> KeyValue {
-    let value = AnyValue { value: Some(Value::StringValue(value.into())) };
-    KeyValue { key: key.into(), value: Some(value), ..KeyValue::default() }
-}
-
 pub(crate) fn request(spans: Vec<Span>) -> Vec<u8> {
-    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
-    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
-    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+    testing::request(Vec::new(), spans).encode_to_vec()
 }
 
 /// The traces that arrived at the backend.
@@ -186,8 +172,7 @@ pub(crate) async fn sink() -> Result<(Sink, Arrived)> {
     let recorder = Arc::clone(&arrived);
     let sink = Sink::start("127.0.0.1:0", move |request| {
         let mut arrived = recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
-        arrived.extend(scopes.flat_map(|s| &s.spans).filter_map(|s| s.name.parse::<u64>().ok()));
+        arrived.extend(spans_of(&request).filter_map(|span| span.name.parse::<u64>().ok()));
         Ok(Bytes::new())
     });
     Ok((sink.await?, arrived))

@@ -1,4 +1,5 @@
-//! The abuse bench: what hostile senders cost a server, and an honest sender on another connection.
+//! The abuse bench: measures the harm that hostile senders do to a server, and to an honest sender
+//! on another connection.
 //!
 //! It starts a fresh process for each abuse: Tailwater, or an OpenTelemetry Collector with
 //! comparable settings. An honest client exports 200 requests a second over h2: first alone, then

@@ -27,10 +27,10 @@ const ALONE: Duration = Duration::from_secs(1);
 /// machine.
 const DELIVERED_MAX: Duration = Duration::from_secs(15);
 const SAMPLE: Duration = Duration::from_millis(20);
-/// Allowed difference, since sockets of the honest client and the exporter come and go.
+/// The allowed difference, because sockets of the honest client and the exporter come and go.
 const DESCRIPTORS_MORE: usize = 8;
 
-/// What is attacked, and for how long.
+/// The server to attack, and the duration of the attack.
 pub(crate) struct Plan {
     pub(crate) server: Server,
     pub(crate) attack: Duration,
@@ -45,7 +45,7 @@ struct Cost {
     descriptors: [usize; 2],
 }
 
-/// What the honest client saw.
+/// The observations of the honest client.
 struct Beside {
     alone: Seen,
     under: Seen,
@@ -192,8 +192,9 @@ fn beside(alone: Seen, under: Seen, after: Seen, arrived: &Arrived) -> Beside {
     Beside { failed, last_failure, acknowledged, lost, alone, under, is_fresh_served: true }
 }
 
-/// The number of open descriptors, once it is back to where it was or will not return: half a
-/// preface keeps a connection that its sender has closed for as long as an open one.
+/// The number of open descriptors after the attack. Waits until it has returned to its former
+/// value, or until it is clear that it will not: after half a preface, the server keeps a
+/// connection that its sender has closed for as long as an open one.
 fn settled(target: &Target, before: usize) -> Result<usize> {
     let began = Instant::now();
     loop {
@@ -205,7 +206,7 @@ fn settled(target: &Target, before: usize) -> Result<usize> {
     }
 }
 
-/// The highest resident memory of a process while this watches it.
+/// Watches a process and keeps its highest resident memory.
 struct Most {
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<f64>,

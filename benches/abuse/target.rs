@@ -29,7 +29,7 @@ pub(crate) struct Target {
     child: Child,
     folder: PathBuf,
     pub(crate) grpc: SocketAddr,
-    /// Only Tailwater has one.
+    /// The telemetry port; only Tailwater has one.
     telemetry: Option<SocketAddr>,
 }
 
@@ -181,8 +181,8 @@ values = ["yes"]
     )
 }
 
-/// The receiver's defaults, except for a message limit like Tailwater's; memory_limiter as its
-/// README recommends.
+/// The Collector's configuration: the receiver's defaults, except for a message limit like
+/// Tailwater's, and memory_limiter as its README recommends.
 fn collector(grpc: SocketAddr, http: SocketAddr, sink: SocketAddr) -> String {
     let spike_mib = MEMORY_LIMIT_MIB / 5;
     format!(

@@ -1,5 +1,5 @@
-//! What a budget keeps in four phases, beside two other algorithms: kept spans per second, the
-//! worst second, the worst ten seconds, and the bias of counts over twelve seeds.
+//! Compares a budget with two other algorithms under four kinds of traffic: kept spans per second,
+//! the worst second, the worst ten seconds, and the bias of counts over twelve seeds.
 //!
 //! It measures no time: traffic, ticks and results are the same in every run. The numbers are in
 //! BENCHMARKS.md. Run `cargo bench --bench budget`.

@@ -20,7 +20,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// A budget of so many spans per second, with equal shares and 4,096 kinds.
+    /// A budget of `per_second` spans per second, with equal shares and 4,096 kinds.
     pub(crate) fn new(per_second: f64) -> Self {
         Budget::with(per_second, 4096, 0.0)
     }
@@ -41,7 +41,7 @@ impl Budget {
     pub(crate) fn decide(&self, traces: &[(u64, Randomness, u32)]) -> Vec<Option<f64>> {
         let facts = |spans| Facts { spans, bytes: 100 * spans, ..Facts::default() };
         let all: Vec<_> = traces.iter().map(|&(.., spans)| facts(spans)).collect();
-        // As the walker notes them: the rank of the span, and the hash of the value.
+        // The words that the walker would write: the rank of the span, and the hash of the value.
         let words: Vec<_> = traces.iter().map(|&(kind, ..)| [1, kind + 1]).collect();
         let evidence = |index: usize| Evidence {
             trace_id: TraceId((index as u128 + 1).to_be_bytes()),

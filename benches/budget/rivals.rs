@@ -1,8 +1,8 @@
-//! Two other algorithms that hold many kinds of traces to a rate, written from the descriptions of
-//! `EMAThroughput` and `WindowedThroughput` in dynsampler-go, for comparison alone.
+//! Two other algorithms that hold many kinds of traces to a rate, for comparison only. They are
+//! written from the descriptions of `EMAThroughput` and `WindowedThroughput` in dynsampler-go.
 //!
-//! Both keep one in N traces of a kind, by its randomness, with an integer N that is set from
-//! counts of the past.
+//! Both keep one in N traces of a kind, by the randomness of the trace. N is an integer that is
+//! computed from past counts.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -10,16 +10,16 @@ use tailwater::trace::Randomness;
 
 use super::traffic::{Sampler, TICKS_PER_SECOND};
 
-/// Keeps one in `rate` of a kind.
+/// Keeps one in `rate` traces of a kind.
 fn by_rate(rate: f64, randomness: Randomness) -> Option<f64> {
     let p = 1.0 / rate.max(1.0);
     (randomness.0 as f64 / (1u64 << 56) as f64 >= 1.0 - p).then_some(p)
 }
 
-/// Each 15 s an average of counts by kind, with the weight 0.5 for the new count. The goal is
-/// shared by the logarithms of the averages. What a kind does not need is passed on to the kinds
-/// after it in the order of names. Counts that pass twice the averages start it early, after three
-/// intervals.
+/// Every 15 s, updates an average count of each kind, in which the new count has the weight 0.5.
+/// Divides the goal among the kinds in proportion to the logarithms of their averages. The part
+/// that a kind does not need goes to the kinds after it, in the order of names. After three
+/// intervals, an update starts early if the counts exceed twice the averages.
 pub(crate) struct EmaThroughput {
     goal_per_second: f64,
     ticks: usize,
@@ -91,8 +91,8 @@ impl Sampler for EmaThroughput {
     }
 }
 
-/// Each second over the last 30: equal shares, and what a kind does not need is not used. A kind
-/// that is not known yet is kept whole.
+/// Every second, gives each kind of the last 30 s an equal share of the goal. The part that a kind
+/// does not need stays unused. All traces of an unknown kind are kept.
 pub(crate) struct Windowed {
     goal_per_second: f64,
     ticks: usize,

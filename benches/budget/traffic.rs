@@ -1,8 +1,9 @@
-//! The traffic of the four phases, and what a sampler makes of it. Seeded; time is counted in
-//! ticks.
+//! The traffic of the four phases, and the results of a sampler for it. The traffic is seeded; time
+//! is counted in ticks.
 //!
-//! Sixty kinds of traces, whose sizes follow Zipf's law, come to 23 times the budget. After half of
-//! the run something changes. A trace has one span. `scale` is the budget in spans per second.
+//! Sixty kinds of traces, whose rates follow Zipf's law, add up to 23 times the budget. Later in
+//! the run, the traffic changes according to its phase. A trace has one span. `scale` is the budget
+//! in spans per second.
 
 use std::collections::BTreeMap;
 
@@ -11,25 +12,25 @@ use tailwater::trace::Randomness;
 pub(crate) const TICKS_PER_SECOND: usize = 10;
 pub(crate) const KINDS: u64 = 60;
 const NEW_KINDS: u64 = 400;
-/// What changes, changes after this second.
+/// The traffic changes after this second.
 pub(crate) const CHANGE: u32 = 30;
-/// 400 new kinds leave after so many seconds.
+/// The 400 new kinds end after this many seconds.
 pub(crate) const FLOOD_SECONDS: u32 = 15;
-/// The traffic in budgets.
+/// The rate of the traffic, as a multiple of the budget.
 const OFFERED: f64 = 23.0;
 
-/// What happens after [`CHANGE`].
+/// The change of the traffic after [`CHANGE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Nothing.
     Steady,
-    /// 400 new kinds come, as many spans as all others together, and leave again.
+    /// 400 new kinds arrive for a while, with as many spans as all others together.
     NewKinds,
-    /// The smallest kind comes a thousand times as often.
+    /// The rate of the smallest kind grows a thousandfold.
     OneGrows,
-    /// All kinds come three times as often.
+    /// The rates of all kinds triple.
     Triples,
-    /// Not one of the four: all kinds come a 40th as often, less than the budget.
+    /// Not one of the four: the rates of all kinds fall to a 40th, which is less than the budget.
     Quiet,
 }
 
@@ -37,7 +38,7 @@ impl Phase {
     pub(crate) const ALL: [Phase; 4] =
         [Phase::Steady, Phase::NewKinds, Phase::OneGrows, Phase::Triples];
 
-    /// Traces per second of a kind, in budgets.
+    /// Traces per second of a kind, as a multiple of the budget.
     fn rate(self, kind: u64, second: u32) -> f64 {
         let has_changed = second >= CHANGE;
         if kind >= KINDS {
@@ -56,9 +57,10 @@ impl Phase {
     }
 }
 
-/// Whatever decides which traces are kept.
+/// An algorithm that decides which traces are kept.
 pub(crate) trait Sampler {
-    /// Decides the traces of a tick: for each that is kept, the probability with which it was.
+    /// Decides the traces of a tick. Returns, for each trace, the probability with which it was
+    /// kept; `None` if it was dropped.
     fn tick(&mut self, traces: &[(u64, Randomness)]) -> Vec<Option<f64>>;
 }
 
@@ -80,24 +82,24 @@ impl OfKind {
         self.variance += other.variance;
     }
 
-    /// How far the estimate is off; 0 if everything was kept.
+    /// The error of the estimate in standard deviations; 0 if everything was kept.
     pub(crate) fn sigma(&self) -> f64 {
         let error = self.estimate - self.traces;
         if self.variance == 0.0 { error } else { error / self.variance.sqrt() }
     }
 }
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// Kept traces in each second, in budgets.
+    /// Kept traces in each second, as a multiple of the budget.
     pub(crate) kept: Vec<f64>,
     /// The sums before [`CHANGE`] and after it, by kind.
     pub(crate) kinds: [BTreeMap<u64, OfKind>; 2],
 }
 
 impl Outcome {
-    /// The mean of some seconds.
+    /// The mean of `kept` over these seconds.
     pub(crate) fn mean(&self, seconds: std::ops::Range<usize>) -> f64 {
         let count = seconds.len() as f64;
         self.kept[seconds].iter().sum::<f64>() / count
@@ -109,7 +111,7 @@ impl Outcome {
     }
 }
 
-/// Runs a phase for so many seconds against a budget of `scale` spans per second.
+/// Runs a phase for `seconds` against a budget of `scale` spans per second.
 pub(crate) fn run(
     sampler: &mut impl Sampler,
     phase: Phase,

@@ -1,4 +1,4 @@
-//! Tests the generated traffic: it must be what the tables claim.
+//! Checks that the generated traffic has the properties that the tables claim.
 //!
 //! Benches without the test harness have no `#[test]`, and a generator that repeats ids or forgets
 //! roots would make the results look better. So `check` generates several cycles without sending
@@ -22,7 +22,8 @@ use crate::{
 
 const CYCLES: u64 = 8;
 const REQUESTS: usize = 32;
-/// The most that the kept share may differ from the expected one, in standard deviations.
+/// The largest allowed difference between the kept share and the expected share, in standard
+/// deviations.
 const DEVIATIONS_MAX: f64 = 5.0;
 
 /// Checks the traffic for each kind of option.
@@ -49,7 +50,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// What a sampler would know about one trace.
+/// The facts about one trace that a sampler would see.
 struct Seen {
     first_request: u64,
     last_request: u64,

@@ -1,10 +1,10 @@
 //! The Collector's configuration for this traffic, with the settings that suit it best.
 //!
-//! It has the same window and the same four policies. It has space for every trace of the window
-//! (it evicts undecided traces beyond `num_traces`), remembers decisions as long as Tailwater, and
-//! makes batches in the exporter's queue, which its documentation recommends over the `batch`
-//! processor. It has no `memory_limiter`, no debug logging and no metrics endpoint, which would
-//! cost it CPU.
+//! It has the same window and the same four policies. `num_traces` is large enough for every trace
+//! of the window, because the Collector evicts undecided traces beyond it. It remembers decisions
+//! as long as Tailwater, and makes batches in the exporter's queue, which its documentation
+//! recommends over the `batch` processor. It has no `memory_limiter`, no debug logging and no
+//! metrics endpoint, because these would cost CPU.
 
 use std::net::SocketAddr;
 

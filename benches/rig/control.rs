@@ -1,5 +1,5 @@
-//! The protocol between the orchestrator and the processes it starts: a line in, a line of JSON
-//! out.
+//! The protocol between the orchestrator and the processes that it starts: for each line on stdin,
+//! a process answers with a line of JSON.
 //!
 //! A child prints one line when it is ready. Each line on its stdin asks for a lap: the counts
 //! since the last lap. The end of stdin, or SIGTERM, asks for the last lap and ends the child, so
@@ -32,11 +32,11 @@ pub(crate) struct Loaded {
     pub(crate) expected_kept_percent: f64,
 }
 
-/// What `load` did since the last lap.
+/// The figures of `load` since the last lap.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LoadLap {
     pub(crate) seconds: f64,
-    /// Requests acknowledged with OK and without rejected spans.
+    /// Requests that were acknowledged with OK and without rejected spans.
     pub(crate) requests: u64,
     pub(crate) spans: u64,
     pub(crate) failed_requests: u64,
@@ -48,11 +48,12 @@ pub(crate) struct LoadLap {
     pub(crate) ack_p50_ms: f64,
     pub(crate) ack_p99_ms: f64,
     pub(crate) ack_max_ms: f64,
-    /// Requests that were copied because the one of the last cycle was still being written.
+    /// Requests that were copied, because the same request of the last cycle was still being
+    /// written.
     pub(crate) copies: u64,
 }
 
-/// What `sink` or `floor` received since the last lap; the floor counts no spans.
+/// The figures of `sink` or `floor` since the last lap; the floor counts no spans.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct ServerLap {
     pub(crate) requests: u64,

@@ -5,15 +5,17 @@
 //! that is sent again gets new trace ids written over the old ones: 16 bytes a span, without a
 //! copy.
 //!
-//! **Placement.** The corpus is a ring of requests. In each, 128 traces begin, with 2 to 14 spans
-//! and 1024 together; or fewer, longer ones of one length. A trace has up to three parts: in its
-//! own request, and `stride` and 2 x `stride` requests later, with the root in the last. One span
-//! of every sixteenth trace may come later still. The parts of the traces of one request have the
-//! same sizes for every request, so each has exactly 1024 spans. Where the ring closes, a part
-//! belongs to an earlier cycle; each slot knows by how many cycles (`age`).
+//! **Placement.** The corpus is a ring of requests. In each request, 128 traces begin. They have 2
+//! to 14 spans, and 1024 spans together; with another trace length, all traces have that length. A
+//! trace has up to three parts: in its own request, and `stride` and 2 x `stride` requests later,
+//! with the root in the last. One span of every sixteenth trace may arrive even later. The parts of
+//! the traces of one request have the same sizes for every request, so each has exactly 1024 spans.
+//! Parts that wrap around the end of the ring belong to traces of an earlier cycle; each slot
+//! stores how many cycles earlier (`age`).
 //!
-//! **Compression.** Compressed bytes cannot be patched. So a compressed corpus is one cycle as long
-//! as the whole run, its ids are written before it is compressed, and the load ends when it ends.
+//! **Compression.** Compressed bytes cannot be patched. So a compressed corpus is one cycle that
+//! lasts for the whole run. Its ids are written before it is compressed, and the load ends when the
+//! corpus is used up.
 //!
 //! **Ids.** The bijective finalizer of splitmix64 over a counter of traces: the low 64 bits never
 //! repeat within a run, and the low 56 bits are the trace's randomness, so they must look random.
@@ -69,7 +71,8 @@ pub(crate) struct Shape {
     /// Whether half of a request's spans belong to its first resource, half of the rest to its
     /// second, and so on.
     pub(crate) is_skewed: bool,
-    /// How many requests later one span of every sixteenth trace comes; 0 means none.
+    /// How many requests later one span of every sixteenth trace is sent; 0 means that no span is
+    /// late.
     pub(crate) late: u64,
     /// How bodies are compressed.
     pub(crate) compression: Compression,
@@ -153,7 +156,7 @@ pub(crate) struct Corpus {
     pub(crate) bytes_per_request: f64,
     /// The share of the spans that the bench's policies keep, in percent.
     pub(crate) expected_kept_percent: f64,
-    /// Requests that had to be copied, since they were still being written when their turn came
+    /// Requests that had to be copied, because they were still being written when they were needed
     /// again.
     pub(crate) copies: u64,
 }

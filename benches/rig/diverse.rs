@@ -13,7 +13,9 @@ use opentelemetry_proto::tonic::{
     trace::v1::{Span, span::Event},
 };
 
-use crate::traffic::{TIER_KEY, text, whole};
+use tailwater::testing::text;
+
+use crate::traffic::{TIER_KEY, whole};
 
 const OPERATIONS: usize = 2400;
 /// Services in the corpus.

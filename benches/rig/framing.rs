@@ -1,9 +1,9 @@
 //! Finds the spans of an encoded `ExportTraceServiceRequest` by its framing alone.
 //!
-//! The sink counts spans with it, and the corpus finds the bytes to patch. It reads tags and
-//! lengths down to the span and nothing inside, so counting costs almost nothing compared with
-//! receiving. It deliberately does not use the sampler's walker: a measurement must not share code
-//! with what it measures.
+//! The sink uses it to count spans, and the corpus to find the bytes to patch. It reads tags and
+//! lengths down to the spans but nothing inside them, so counting costs almost nothing compared
+//! with receiving. It deliberately does not use the sampler's walker: a measurement must not share
+//! code with the measured program.
 
 use std::ops::Range;
 

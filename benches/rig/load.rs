@@ -1,5 +1,5 @@
-//! The load generator: OTLP/gRPC requests at a fixed rate, at less CPU per span than the measured
-//! process.
+//! The load generator: sends OTLP/gRPC requests at a fixed rate, with less CPU per span than the
+//! measured process.
 //!
 //! **Open loop.** A pacing thread makes a ticket for each time at which a request is due, whatever
 //! the server does, and latency counts from that time. So a server that stalls is charged for every
@@ -10,9 +10,10 @@
 //! or encoding anything; one thread does the rest. Each connection has several lanes, each with one
 //! request in flight; all lanes take tickets from one queue in turn.
 //!
-//! **Broken connections.** A broken connection ends the load, since a measurement without it would
-//! be wrong. With `--persist`, senders connect again and lose refused requests; with `--retry`,
-//! they send refused requests again when the server asks for it, as SDKs do.
+//! **Broken connections.** A broken connection ends the load, because a measurement with one
+//! connection less would be wrong. With `--persist`, senders connect again and lose refused
+//! requests; with `--retry`, they send refused requests again when the server asks for it, as SDKs
+//! do.
 
 use std::{
     cell::RefCell,
@@ -45,7 +46,8 @@ const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/
 /// The answers to a request that was taken whole: an empty gRPC message, or, as the Collector
 /// writes it, a message with an empty `partial_success`.
 const TAKEN_WHOLE: [&[u8]; 2] = [&[0; 5], &[0, 0, 0, 0, 2, 0x0a, 0]];
-/// Tickets that may wait for a lane. If they are full, the pacer waits; the due times do not move.
+/// The most tickets that may wait for a lane. Beyond that the pacer waits, but the due times stay
+/// the same.
 const TICKETS_MAX: usize = 4096;
 /// How long the last requests may take after the load has ended.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -75,7 +77,7 @@ pub(crate) struct Options {
     /// How long after the first spans of a trace its root is sent; "0s": two requests later
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
     root_after: Duration,
-    /// Different resources in the traffic
+    /// The number of different resources in the traffic
     #[arg(long, default_value_t = 10)]
     resources: usize,
     /// Connects again when a connection breaks; requests under way count as failed
@@ -106,7 +108,7 @@ pub(crate) struct TrafficOptions {
     /// Half of a request's spans belong to one resource, half of the rest to the next, and so on
     #[arg(long)]
     pub(crate) skewed: bool,
-    /// How much later one span of every sixteenth trace comes; "0s": none does
+    /// How much later one span of every sixteenth trace is sent; "0s": no span is late
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
     pub(crate) late_after: Duration,
     /// Compresses requests; then `--requests` must suffice for the whole run [default: none;
@@ -208,7 +210,7 @@ async fn drive(options: Options, corpus: Corpus) -> Result<()> {
         let (persists, retries) = (options.persist || options.retry, options.retry);
         connections.push(Rc::new(Connection { target: options.target, persists, retries, sender }));
     }
-    // Lanes start in the order in which they will take turns: first one of each connection.
+    // Lanes start in the order in which they take turns: first the first lane of each connection.
     let mut lanes = JoinSet::new();
     for _ in 0..options.in_flight {
         for connection in &connections {
@@ -240,7 +242,7 @@ async fn converse(
 ) -> Result<()> {
     loop {
         tokio::select! {
-            // A broken connection comes first: laps without it would be wrong.
+            // A broken connection is checked first: laps after it would be wrong.
             biased;
             ended = lanes.join_next() => match ended {
                 Some(lane) => lane??,
@@ -348,7 +350,7 @@ async fn lane(
             };
             if !connection.retries || began.elapsed() > RETRY_MAX {
                 if connection.persists {
-                    // A sender that ignores back-pressure, but does not spin.
+                    // Acts like a sender that ignores back-pressure, but does not spin.
                     sleep(RETRY_PAUSE / 10).await;
                 }
                 break Err(failure.text);
@@ -429,7 +431,7 @@ impl State {
     }
 }
 
-/// What happened since the orchestrator last asked.
+/// The figures since the orchestrator last asked.
 struct Lap {
     start: Instant,
     /// One per acknowledged request: a few thousand, so that percentiles are exact.

@@ -1,4 +1,4 @@
-//! The bench `rig`: what one span costs end to end, measured with processes of their own.
+//! The bench `rig`: measures what one span costs end to end, with separate processes.
 //!
 //! Isolates: CPU, resident memory and acknowledgement latency of the whole `tailwater` process
 //! under steady OTLP/gRPC traffic: it receives, walks, holds for the window, decides, and exports
@@ -65,8 +65,8 @@ enum Command {
 }
 
 fn main() -> Result<()> {
-    // `cargo test --all-targets` starts benches without arguments: minutes of load belong in no
-    // test.
+    // `cargo test --all-targets` starts benches without arguments: a test must not run minutes of
+    // load.
     if std::env::args_os().len() == 1 {
         println!("nothing measured: use `cargo bench --bench rig -- [OPTIONS]`");
         return Ok(());

@@ -1,8 +1,9 @@
-//! One measurement after the other: start, warm up, measure exactly the interval, stop.
+//! Runs one measurement after the other: starts the processes, warms up, measures exactly the
+//! interval, and stops.
 //!
 //! CPU times, laps of the load generator and laps of the sink are read back to back at both ends of
 //! the interval. Memory is read in its middle and at its end, together with tailwater's own gauges.
-//! The scrape in the middle is a cost that a user has too.
+//! The scrape in the middle is included in the cost, because users scrape too.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,7 @@ pub(crate) struct Memory {
     pub(crate) sent_bytes: f64,
 }
 
-/// What reached the sink.
+/// The spans that reached the sink.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Kept {
     pub(crate) sink: ServerLap,
@@ -125,7 +126,7 @@ impl Bench {
         })
     }
 
-    /// The load generator stops first, so that nothing is sent to a server that ends; then the
+    /// Stops the load generator first, so that nothing is sent to a stopping server; then the
     /// server, then its sink.
     fn stop(self) -> Result<bool> {
         self.load.terminate(STOP_MAX)?;

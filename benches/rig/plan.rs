@@ -8,7 +8,7 @@ use humantime::parse_duration;
 
 use crate::{Result, corpus::Compression, load::TrafficOptions, traffic::Size};
 
-/// The load after a window has filled and before the measured interval begins.
+/// The time under load after the window has filled and before the measured interval begins.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The floor has no window to fill.
 const FLOOR_WARM_UP: Duration = Duration::from_secs(3);
@@ -19,7 +19,7 @@ const REQUESTS: usize = 128;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// What to measure; the options below override its defaults
+    /// The scenario to measure; the options below override its defaults
     #[arg(long, value_enum, default_value_t = Scenario::Steady)]
     scenario: Scenario,
     /// Measures one target only
@@ -53,7 +53,8 @@ pub(crate) struct Options {
     /// Requests in flight on each connection
     #[arg(long, default_value_t = 4)]
     in_flight: usize,
-    /// Different resources in the traffic [default: 10; collectors: 240; span-metrics: 330]
+    /// The number of different resources in the traffic [default: 10; collectors: 240;
+    /// span-metrics: 330]
     #[arg(long)]
     resources: Option<usize>,
     /// Requests that the load generator encodes once and sends in turn, 0.7 MB each [default: 128,
@@ -67,11 +68,11 @@ pub(crate) struct Options {
     /// Which traces tailwater's policies keep
     #[arg(long, value_enum, default_value_t = Keep::Tenth)]
     keep: Keep,
-    /// Further policies of four conditions each, which keep nothing
+    /// The number of additional policies, of four conditions each, that keep nothing
     #[arg(long, default_value_t = 0)]
     more_policies: usize,
-    /// The kinds that [span_metrics] counts, where it is measured, with a dimension: with 330 or
-    /// 120 resources about 2,000 series
+    /// The kinds that [span_metrics] counts, where it is measured, with one dimension; 330 or 120
+    /// resources give about 2,000 series
     #[arg(long, value_enum, default_value_t = SpanKinds::Server)]
     span_metrics: SpanKinds,
     /// Worker threads of tailwater [default: one a core]
@@ -108,20 +109,21 @@ pub(crate) enum Scenario {
     Steady,
     /// decision_wait 30 s with roots after 1 s and 5 s after the root: memory over 6 s of traffic
     Memory30,
-    /// Tailwater without durability, and with `mode = "process"`, in turn
+    /// Tailwater without durability, with `mode = "process"`, and with `"power"`, in turn
     Durable,
-    /// With a budget of three keys beside the same policies without it
+    /// The same policies with and without a budget of three keys, in turn
     Budget,
-    /// With [span_metrics] beside the same without it; --span-metrics says for which kinds
+    /// The same with and without [span_metrics], in turn; --span-metrics says for which kinds
     SpanMetrics,
-    /// Beside the Collector's tail_sampling, at a rate that the Collector can take
+    /// Tailwater and the Collector's tail_sampling, in turn, at a rate that the Collector can
+    /// sustain
     Peer,
     /// The same, with what eight Collectors send by default: gzip, large batches, spans of many
     /// kinds
     Collectors,
 }
 
-/// The values of a scenario if no option overrides them.
+/// The values of a scenario that no option overrides.
 struct Defaults {
     targets: &'static [Target],
     rate: u64,
@@ -169,11 +171,11 @@ impl Scenario {
                 resources: 330,
                 ..Self::Steady.defaults()
             },
-            // The Collector takes some 120,000 spans/s on two cores, load generator included.
             Self::Durable => Defaults {
-                targets: &[Target::Tailwater, Target::Process],
+                targets: &[Target::Tailwater, Target::Process, Target::Power],
                 ..Self::Steady.defaults()
             },
+            // The Collector takes some 120,000 spans/s on two cores, load generator included.
             Self::Peer => Defaults {
                 targets: &[
                     Target::Floor,
@@ -196,7 +198,7 @@ impl Scenario {
     }
 }
 
-/// What the policies keep.
+/// The share of spans that the policies keep.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Keep {
     /// No span

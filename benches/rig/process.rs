@@ -1,4 +1,4 @@
-//! Child processes that always end, and the kernel's figures about them.
+//! Starts child processes, makes sure that they end, and reads the kernel's figures about them.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Result, control};
 
-/// A child answers at once, or a little later on a busy machine; encoding a corpus takes a second,
+/// The longest wait for an answer. Most answers come at once, but encoding a corpus takes a second,
 /// and a minute if the whole run is compressed in advance.
 const ANSWER_MAX: Duration = Duration::from_secs(180);
 /// Linux shows CPU times to users in hundredths of a second on every architecture (`USER_HZ`).
@@ -46,7 +46,7 @@ pub(crate) fn watch_signals() -> Result<()> {
     Ok(())
 }
 
-/// Sleeps; fails if a signal came meanwhile.
+/// Sleeps; fails if a signal arrives in the meantime.
 pub(crate) fn pause(duration: Duration) -> Result<()> {
     let end = Instant::now() + duration;
     loop {

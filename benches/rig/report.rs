@@ -1,4 +1,5 @@
-//! The table, its summary over rounds, the warnings that make it void, and the JSON file.
+//! Prints the table, its summary over rounds and the warnings that make it void, and writes the
+//! JSON file.
 
 use std::{fs, path::Path};
 
@@ -16,7 +17,7 @@ const FLOOR_SPREAD_MAX: f64 = 0.15;
 /// A rate below this share of the wanted one makes a measurement void.
 const RATE_SHARE_MIN: f64 = 0.98;
 /// The kept and the expected share may differ by this many percentage points, because of chance and
-/// a tick at either end.
+/// of one tick at each end of the interval.
 const KEPT_DIFFERENCE_MAX: f64 = 0.6;
 
 /// The pairs of targets that are compared, the first over the second.

@@ -1,7 +1,7 @@
 //! The two servers of the bench: the floor to compare with and the sink to export to.
 //!
-//! Both are hyper's HTTP/2 with tonic's gRPC framing around a codec that passes on the message's
-//! bytes. Flow control windows, stream limit and TCP options are those of `tailwater`'s receiver.
+//! Both are hyper's HTTP/2 with tonic's gRPC framing and a codec that passes on the bytes of the
+//! message. Flow control windows, stream limit and TCP options are those of `tailwater`'s receiver.
 //! The **floor** has two worker threads, drops the bytes and answers OK: it shows the cost of
 //! receiving alone. The **sink** has one thread and counts spans by their framing, to be cheap
 //! compared with the measured process.

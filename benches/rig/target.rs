@@ -24,8 +24,8 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The configured `shutdown_timeout` and a little more.
 const STOP_MAX: Duration = Duration::from_secs(35);
 
-/// A budget that every trace of the baseline is a candidate of, and that keeps little, so that the
-/// export costs the same.
+/// A budget with every trace of the baseline as a candidate. It keeps few spans, so that the export
+/// costs the same.
 const BUDGET: &str = "[[policy]]\nname = 'budget'\ntype = 'budget'\nspans_per_second = 100\n\
     keys = ['service.name', 'http.route', 'span.name']\n";
 
@@ -76,7 +76,8 @@ impl Server {
         Ok(Self { process, receiver, ready_ms, telemetry: None, logs: None, _config: None })
     }
 
-    /// With durability in this mode, and with `more` at the end of its configuration.
+    /// Starts tailwater with durability in this mode, and with `more` at the end of its
+    /// configuration.
     fn tailwater(
         (program, more): (&Path, &str),
         plan: &Plan,

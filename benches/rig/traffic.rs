@@ -3,9 +3,9 @@
 //! A span has about 681 encoded bytes with its share of the resource. A resource has eleven
 //! attributes, a span 13 or 14, and every fifth span an event. Shares are exact, not random: of
 //! every 400 traces 4 have an error (1 %), 8 last over 2 s (2 %) and 11 belong to a premium
-//! customer (2.75 %). With 4.5 % of the other 94.25 % that keeps 10.0 % of the traces. The deciding
-//! span is the root or the one before it, which arrive last: hardly any policy can be answered from
-//! the first span alone.
+//! customer (2.75 %). Together with 4.5 % of the other 94.25 %, the policies keep 10.0 % of the
+//! traces. The deciding span is the root or the span before it, and these arrive last, so hardly
+//! any policy can be decided from the first span alone.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
     trace::v1::{ScopeSpans, Span, Status, span, status},
 };
+use tailwater::testing::{attribute, text};
 
 use crate::diverse;
 
@@ -118,8 +119,8 @@ impl Trace {
         Self { kind, root_id: rng.u64(1..), start_ns, size }
     }
 
-    /// The root span, which ends last and, in a slow trace, late. If it is the `only` span, it has
-    /// the error too.
+    /// The root span. It ends last and, in a slow trace, late. If it is the `only` span, it has the
+    /// error too.
     pub(crate) fn root(&self, placeholder: [u8; 16], only: bool, rng: &mut Rng) -> Span {
         let ms = if self.kind == Kind::Slow { SLOW_MS + 400 } else { rng.u64(80..900) };
         let is_diverse = self.size == Size::Diverse;
@@ -178,7 +179,7 @@ pub(crate) fn resource(number: usize, size: Size) -> Resource {
         text("service.version", "3.14.2"),
         text("service.instance.id", &pod),
         text("deployment.environment.name", "production"),
-        text("host.name", &format!("node-{:03}.eu-central.example.net", number % 64)),
+        text("host.name", format!("node-{:03}.eu-central.example.net", number % 64)),
         text("k8s.namespace.name", "shop-production"),
         text("k8s.pod.name", &pod),
         text("telemetry.sdk.name", "opentelemetry"),
@@ -211,18 +212,18 @@ fn web_span(rng: &mut Rng) -> Span {
             attributes: vec![
                 text("http.request.method", "GET"),
                 text("http.route", route),
-                text("url.path", &format!("{route}/{order:08x}/items/page/1")),
+                text("url.path", format!("{route}/{order:08x}/items/page/1")),
                 text("url.scheme", "https"),
                 text("server.address", "shop.example.net"),
                 whole("server.port", 8443),
                 whole("http.response.status_code", 200),
                 whole("http.response.body.size", rng.i64(200..90_000)),
                 text("network.protocol.version", "1.1"),
-                text("client.address", &format!("10.{}.{}.{}", rng.u8(..), rng.u8(..), rng.u8(..))),
+                text("client.address", format!("10.{}.{}.{}", rng.u8(..), rng.u8(..), rng.u8(..))),
                 text("user_agent.original", USER_AGENT),
                 text(TIER_KEY, tier),
-                text("session.id", &format!("{:016x}{:016x}", rng.u64(..), rng.u64(..))),
-                text("thread.name", &format!("http-nio-8443-exec-{}", rng.u8(1..64))),
+                text("session.id", format!("{:016x}{:016x}", rng.u64(..), rng.u64(..))),
+                text("thread.name", format!("http-nio-8443-exec-{}", rng.u8(1..64))),
             ],
             ..Default::default()
         },
@@ -243,7 +244,7 @@ fn database_span(rng: &mut Rng) -> Span {
                 text("db.collection.name", "orders_2026"),
                 text("server.address", "orders-primary.db.shop.svc.cluster.local"),
                 whole("server.port", 5432),
-                text("network.peer.address", &format!("10.8.{}.{}", rng.u8(..), rng.u8(..))),
+                text("network.peer.address", format!("10.8.{}.{}", rng.u8(..), rng.u8(..))),
                 whole("db.response.returned_rows", rng.i64(0..500)),
                 text("db.client.connection.pool.name", "orders-rw"),
                 text(
@@ -251,7 +252,7 @@ fn database_span(rng: &mut Rng) -> Span {
                     "net.example.shop.orders.OrderRepository.findAllOpenByCustomerId",
                 ),
                 whole("code.line.number", 217),
-                text("thread.name", &format!("hikari-orders-rw-{}", rng.u8(1..64))),
+                text("thread.name", format!("hikari-orders-rw-{}", rng.u8(1..64))),
             ],
             ..Default::default()
         },
@@ -265,7 +266,7 @@ fn with_event(mut span: Span, rng: &mut Rng) -> Span {
         span.events.push(span::Event {
             name: "session.cache.lookup".into(),
             attributes: vec![
-                text("cache.key", &format!("session:{:016x}", rng.u64(..))),
+                text("cache.key", format!("session:{:016x}", rng.u64(..))),
                 whole("cache.hit", i64::from(rng.bool())),
             ],
             ..Default::default()
@@ -280,12 +281,6 @@ fn set_tier(span: &mut Span) {
     }
 }
 
-pub(crate) fn text(key: &str, value: &str) -> KeyValue {
-    let value = Some(AnyValue { value: Some(Value::StringValue(value.into())) });
-    KeyValue { key: key.into(), value, ..Default::default() }
-}
-
 pub(crate) fn whole(key: &str, value: i64) -> KeyValue {
-    let value = Some(AnyValue { value: Some(Value::IntValue(value)) });
-    KeyValue { key: key.into(), value, ..Default::default() }
+    attribute(key, Value::IntValue(value))
 }

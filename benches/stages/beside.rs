@@ -1,7 +1,7 @@
-//! What metrics from all spans and a budget cost in Tailwater's own code: the same requests are taken
-//! in and decided without and with them, in alternation, by the CPU time of the thread. The metrics
-//! have about 2,000 series, from the services, operations and pods of the traffic, and a dimension.
-//! The budget has three keys and keeps little.
+//! Measures what span metrics and a budget cost in Tailwater's own code: takes in and decides the
+//! same requests without and with them, in alternation, by the CPU time of the thread. The metrics
+//! have about 2,000 series, from the services, operations and pods of the traffic, and one
+//! dimension. The budget has three keys and keeps little.
 
 use std::{sync::Arc, time::Duration};
 
@@ -113,7 +113,8 @@ fn compare(corpus: &mut Corpus, label: &str, sides: &mut [Side; 2], requests: u6
         let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         let ticks = now / 100 != tick;
         tick = now / 100;
-        // Whichever goes second finds the request in the cache.
+        // They take turns at going first, because the second one finds the request in the CPU
+        // cache.
         let first = (sequence % 2) as usize;
         for side in [first, 1 - first] {
             sides[side].take(Millis(now), &body, ticks)?;

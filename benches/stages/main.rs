@@ -1,22 +1,23 @@
-//! Stage by stage, in one thread and in process: what a span costs to walk, to intern, to take in,
-//! to append, to decide, to encode and to export; how that grows with the policies; what metrics
-//! from all spans and a budget add; what inflating costs; how long a reload locks a shard of a large
-//! window; and what hostile ids and tokens cost. Isolates Tailwater's own code from sockets, HTTP/2
-//! and the runtime, except in `export`. Compare a stage with itself before and after a change, in
-//! alternation on the same machine, or by the instructions that `benches/instructions.sh` counts.
+//! Measures the stages one by one, in one thread and in process: the cost of a span to walk,
+//! intern, take in, append, decide, encode and export; how the cost grows with the policies; the
+//! cost of span metrics, of a budget and of inflating; how long a reload locks a shard of a large
+//! window; and the cost of hostile ids and tokens. Isolates Tailwater's own code from sockets,
+//! HTTP/2 and the runtime, except in `export`. Compare a stage with itself before and after a
+//! change, in alternation on the same machine, or by the instructions that `benches/instructions.sh`
+//! counts.
 //!
 //! Traffic and policies are those of the bench `rig` (684-byte spans, 10 % kept). Time is virtual:
 //! a request every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`
 //! runs all stages, `cargo bench --bench stages -- walk decide` some; a number sets how many
-//! requests each takes.
+//! requests each stage runs.
 
 #[path = "../rig/corpus.rs"]
-#[expect(dead_code, reason = "the rig uses the rest of it")]
+#[expect(dead_code, reason = "the bench `rig` uses the rest of it")]
 mod corpus;
 #[path = "../rig/diverse.rs"]
 mod diverse;
 #[path = "../rig/framing.rs"]
-#[expect(dead_code, reason = "the rig uses the rest of it")]
+#[expect(dead_code, reason = "the bench `rig` uses the rest of it")]
 mod framing;
 #[path = "../rig/traffic.rs"]
 mod traffic;
@@ -50,7 +51,7 @@ use tailwater::{
 /// The result type of this bench, which the modules of `rig` expect in their crate.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Only a compressed corpus ends.
+/// Returned when a corpus is used up, which happens only to compressed ones.
 const ENDED: &str = "the corpus has ended";
 /// Requests of a stage, if no argument sets another number.
 const REQUESTS: u64 = 3_000;
@@ -179,9 +180,9 @@ fn chosen_ids() -> Result<()> {
     Ok(())
 }
 
-/// Reloads a window of 1 GiB over 8 shards, with few policies and with many: the longest time that
-/// a shard is locked, while nothing comes in. The parts of a trace arrive in consecutive requests,
-/// or far apart.
+/// Reloads a window of 1 GiB over 8 shards, with few policies and with many, and prints the longest
+/// time that a shard is locked while nothing arrives. The parts of a trace arrive in consecutive
+/// requests, or far apart.
 fn reload() -> Result<()> {
     for (traffic, stride) in [("parts together", 1), ("parts far apart", 30)] {
         let mut corpus = Corpus::build(&Shape { stride, ..Shape::plain(64) })?;
@@ -215,7 +216,7 @@ fn reload() -> Result<()> {
     Ok(())
 }
 
-/// The walker alone: framing, ids, times, status, attribute keys, contexts.
+/// Measures the walker alone: framing, ids, times, status, attribute keys, contexts.
 fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan, requests: u64) -> Result<()> {
     let contexts = Contexts::new(Budget::new(1 << 30));
     let mut walked = Walked::default();
@@ -225,7 +226,8 @@ fn walk_only(corpus: &mut Corpus, stage: &str, plan: &Plan, requests: u64) -> Re
         let body = corpus.body(sequence).ok_or(ENDED)?.slice(GRPC_PREFIX_BYTES..);
         walked.clear();
         measured::walk(&mut time, || walk::walk(&body, &contexts, plan.leaves(), &mut walked))?;
-        // Keeps the contexts alive as a window would, so that they are found and not made again.
+        // Keeps the contexts alive as a window would, so that the next walk finds them instead of
+        // creating them.
         kept_alive.clear();
         kept_alive.extend(walked.contexts.iter().cloned());
     }
@@ -366,7 +368,7 @@ fn specs() -> Vec<PolicySpec> {
 }
 
 /// `policies` policies with four conditions each on keys that most spans have, 10 listed values
-/// each, an expression in every eighth and `same_span` in every fourth.
+/// each, a regular expression in every eighth, and `same_span` in every fourth.
 fn many_specs(policies: usize) -> Vec<PolicySpec> {
     let rule = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
     let text = |key: &str, values| {

@@ -1,4 +1,5 @@
-//! Stages that the sampler as a whole does not show separately: interning, appending, exporting.
+//! Measures stages that a run of the whole sampler does not show separately: interning, appending,
+//! exporting.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -23,8 +24,8 @@ use crate::{
     measured, plan, report,
 };
 
-/// Looks up resource and scope of a request's blocks of spans, ten per request, while the window
-/// holds them all.
+/// Measures looking up the resource and scope of a request's blocks of spans, ten per request,
+/// while the window holds all of them.
 pub(crate) fn intern(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let contexts = Contexts::new(Budget::new(1 << 30));
     let (_body, walked) = walked(corpus, 0, &contexts)?;
@@ -42,8 +43,8 @@ pub(crate) fn intern(corpus: &mut Corpus, requests: u64) -> Result<()> {
     Ok(())
 }
 
-/// Adds the facts of a request's spans and copies them to segments, once their traces have been
-/// found; in one shard, with a window of one second.
+/// Measures adding the facts of a request's spans and copying the spans to segments, after their
+/// traces have been found. Uses one shard and a window of one second.
 pub(crate) fn append(corpus: &mut Corpus, requests: u64) -> Result<()> {
     let budget = Budget::new(4 << 30);
     let hasher = window::Hasher::default();

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The full name of the service, as health checks name it.
-pub const CONTROL_SERVICE: &str = "tailwater.control.v1.Control";
+pub(crate) const CONTROL_SERVICE: &str = "tailwater.control.v1.Control";
 
 /// Serves the control API.
 #[derive(Clone, Debug)]

@@ -31,17 +31,17 @@ struct Reading {
 
 /// The rates of one second.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Second {
+pub(crate) struct Second {
     /// Its end, in Unix milliseconds.
-    pub wall_millis: u64,
+    pub(crate) wall_millis: u64,
     /// Accepted spans a second.
-    pub accepted: f64,
+    pub(crate) accepted: f64,
     /// Kept spans a second.
-    pub kept: f64,
+    pub(crate) kept: f64,
     /// Dropped spans a second.
-    pub dropped: f64,
+    pub(crate) dropped: f64,
     /// Spans a second that the backend has taken.
-    pub sent: f64,
+    pub(crate) sent: f64,
 }
 
 /// The readings, the oldest first.
@@ -70,7 +70,7 @@ impl History {
 
     /// The rates of each of the last 600 seconds, the oldest first; fewer after a start. A second
     /// in which the thread did not run is part of the next one.
-    pub fn seconds(&self) -> Vec<Second> {
+    pub(crate) fn seconds(&self) -> Vec<Second> {
         let readings = self.lock();
         let pairs = readings.iter().zip(readings.iter().skip(1));
         pairs.map(|(before, after)| between(before, after)).collect()

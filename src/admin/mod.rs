@@ -60,12 +60,7 @@ use crate::{
     trace::{Randomness, TraceId},
 };
 
-pub use self::{
-    control::CONTROL_SERVICE,
-    history::{History, Second},
-    rpc::Calls,
-    watching::Watchers,
-};
+pub(crate) use self::{control::CONTROL_SERVICE, history::History, rpc::Calls, watching::Watchers};
 use self::{
     control::{TRACE_ID_FORMS, UNKNOWN_TRACE},
     page::{Asked, Page},
@@ -175,7 +170,7 @@ impl Admin {
     ///
     /// # Errors
     /// When the operating system has no thread or no runtime for it.
-    pub fn spawn(
+    pub(crate) fn spawn(
         self: Arc<Self>,
         listener: std::net::TcpListener,
         stop: watch::Receiver<bool>,

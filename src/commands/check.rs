@@ -10,19 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::ValueEnum;
-
+use super::Format;
 use crate::config::{self, Diagnostics};
-
-/// How `check` reports.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people: the offending line, underlined, and a line for each file that is fine.
-    #[default]
-    Text,
-    /// For tools: `{"diagnostics": [{"file", "line", "column", "severity", "message", "hint"}]}`.
-    Json,
-}
 
 /// What `check` found.
 #[derive(Debug, PartialEq)]

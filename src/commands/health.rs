@@ -2,25 +2,22 @@
 //! have neither a shell nor curl.
 //!
 //! Asks `/-/ready` once, over HTTP/1.1, and says in one line what came of it. Readiness needs no
-//! token.
+//! token. The address may have a path, where a proxy serves the endpoint below one.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use clap::Args;
 use http::{Request, StatusCode, Uri, header::HOST};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout,
-};
-use tokio_rustls::TlsConnector;
+use tokio::time::timeout;
 
-use super::{complain, print};
-use crate::credentials::{ClientTls, Faults};
+use super::{
+    complain,
+    instance::{self, TlsFiles, Unconnected},
+    print,
+};
+use crate::credentials::Faults;
 
 /// Shorter than the time after which Docker and Kubernetes give up, so that the reason is said.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,31 +33,21 @@ pub struct Options {
         long,
         value_name = "URL",
         env = "TAILWATER_ADDRESS",
-        default_value = "http://127.0.0.1:9464"
+        default_value = "http://127.0.0.1:9464",
+        value_parser = instance::address
     )]
     address: Uri,
-    /// CAs, one of which has signed the certificate of the instance; default: those of the system
-    #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
-    /// Certificate to show to an instance that asks for one
-    #[arg(long, value_name = "FILE", requires = "key_file")]
-    cert_file: Option<PathBuf>,
-    /// Private key of that certificate
-    #[arg(long, value_name = "FILE", requires = "cert_file")]
-    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsFiles,
 }
 
 /// Why an instance is not known to be ready.
 #[derive(Debug, thiserror::Error)]
 enum NotReady {
-    #[error("the address needs a scheme and a host, such as http://127.0.0.1:9464")]
-    Address,
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
-    #[error("cannot connect: {0}")]
-    Connect(std::io::Error),
-    #[error("TLS: {0}")]
-    Tls(std::io::Error),
+    #[error(transparent)]
+    Unconnected(#[from] Unconnected),
     #[error(transparent)]
     Files(#[from] Faults),
     #[error("it does not speak HTTP/1.1: {0}")]
@@ -82,37 +69,20 @@ pub async fn run(options: Options) -> bool {
 }
 
 async fn ask(options: &Options) -> Result<(), NotReady> {
-    let host = options.address.host().ok_or(NotReady::Address)?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let is_https = match options.address.scheme_str() {
-        Some("http") => false,
-        Some("https") => true,
-        _ => return Err(NotReady::Address),
-    };
-    let port = options.address.port_u16().unwrap_or(if is_https { 443 } else { 80 });
-    let stream = TcpStream::connect((host, port)).await.map_err(NotReady::Connect)?;
-    if !is_https {
-        return get_ready(stream, &options.address).await;
+    let address = &options.address;
+    let is_https = address.scheme_str() == Some("https");
+    let mut tls = None;
+    if is_https {
+        let mut config = (*options.tls.settings().read()?.http).clone();
+        config.alpn_protocols = vec![b"http/1.1".into()];
+        tls = Some(Arc::new(config));
     }
-    let name = ServerName::try_from(host.to_owned()).map_err(|_| NotReady::Address)?;
-    let identity = options.cert_file.clone().zip(options.key_file.clone());
-    let files = ClientTls { ca_file: options.ca_file.clone(), identity, server_name: None };
-    let mut config = (*files.read()?.http).clone();
-    config.alpn_protocols = vec![b"http/1.1".into()];
-    let connector = TlsConnector::from(Arc::new(config));
-    let stream = connector.connect(name, stream).await.map_err(NotReady::Tls)?;
-    get_ready(stream, &options.address).await
-}
-
-async fn get_ready<S>(stream: S, address: &Uri) -> Result<(), NotReady>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+    let stream = instance::connect(address.clone(), tls).await?;
     let path = format!("{}/-/ready", address.path().trim_end_matches('/'));
     let authority = address.authority().map_or("", |authority| authority.as_str());
     let request = Request::get(path).header(HOST, authority).body(Empty::<Bytes>::new());
-    let request = request.map_err(|_| NotReady::Address)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = request.expect("an address that was parsed gives a path and a host");
+    let (mut sender, connection) = http1::handshake(stream).await?;
     let answer = async move {
         let answer = sender.send_request(request).await?;
         let status = answer.status();

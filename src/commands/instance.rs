@@ -1,4 +1,4 @@
-//! How commands reach the control API of a running instance, over plaintext or TLS.
+//! How commands reach a running instance, over plaintext or TLS, and its control API.
 //!
 //! The connection is made with the first call, and again whenever it is gone, so that a long
 //! command survives a restart of the instance. A message of the instance has at most 8 MiB. An
@@ -59,12 +59,19 @@ pub(super) struct Instance {
         env = "TAILWATER_ADDRESS",
         hide_env_values = true,
         default_value = "http://127.0.0.1:9464",
-        value_parser = address
+        value_parser = bare_address
     )]
     address: Uri,
     /// A file with the bearer token of the telemetry endpoint
     #[arg(long, value_name = "FILE", env = "TAILWATER_TOKEN_FILE", hide_env_values = true)]
     token_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsFiles,
+}
+
+/// The files for an instance with TLS.
+#[derive(Args, Clone, Debug)]
+pub(super) struct TlsFiles {
     /// The CAs that the instance's certificate may be signed by; those of the system by default
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -76,17 +83,24 @@ pub(super) struct Instance {
     key_file: Option<PathBuf>,
 }
 
+const ADDRESS_WANTED: &str = "write it as http://HOST:PORT or https://HOST:PORT";
+
 /// A URL with a scheme and a host; without a scheme it is `http`.
-fn address(text: &str) -> Result<Uri, String> {
+pub(super) fn address(text: &str) -> Result<Uri, String> {
     let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let wanted = "write it as http://HOST:PORT or https://HOST:PORT";
-    let address: Uri = text.parse().map_err(|error| format!("{error}; {wanted}"))?;
+    let address: Uri = text.parse().map_err(|error| format!("{error}; {ADDRESS_WANTED}"))?;
     let is_known = matches!(address.scheme_str(), Some("http" | "https"));
-    let is_bare = matches!(address.path(), "" | "/") && address.query().is_none();
-    if !is_known || !is_bare || address.host().is_none_or(str::is_empty) {
-        return Err(wanted.to_owned());
+    if !is_known || address.host().is_none_or(str::is_empty) {
+        return Err(ADDRESS_WANTED.to_owned());
     }
     Ok(address)
+}
+
+/// The same without a path: gRPC has its own.
+fn bare_address(text: &str) -> Result<Uri, String> {
+    let address = address(text)?;
+    let is_bare = matches!(address.path(), "" | "/") && address.query().is_none();
+    if is_bare { Ok(address) } else { Err(ADDRESS_WANTED.to_owned()) }
 }
 
 /// Why an instance cannot be asked, or does not answer.
@@ -120,7 +134,7 @@ impl Instance {
     /// A client of the instance. Reads files, and warns about a token that others could read.
     pub(super) fn client(&self) -> Result<Asked, Failure> {
         let is_https = self.address.scheme_str() == Some("https");
-        let tls = if is_https { Some(self.tls().read()?.grpc) } else { None };
+        let tls = if is_https { Some(self.tls.settings().read()?.grpc) } else { None };
         let token = self.token_file.as_deref().map(credentials::read_bearer).transpose()?;
         let token = token.as_ref().and_then(|token| {
             let mut value = MetadataValue::try_from(token.header().as_bytes()).ok()?;
@@ -142,8 +156,10 @@ impl Instance {
         let client = client.max_decoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Asked { client, address: self.address.clone() })
     }
+}
 
-    fn tls(&self) -> ClientTls {
+impl TlsFiles {
+    pub(super) fn settings(&self) -> ClientTls {
         let identity = self.cert_file.clone().zip(self.key_file.clone());
         ClientTls { ca_file: self.ca_file.clone(), identity, server_name: None }
     }
@@ -237,7 +253,7 @@ struct Connector {
 }
 
 /// A connection of either kind.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Service<Uri> for Connector {
@@ -252,24 +268,39 @@ impl Service<Uri> for Connector {
     fn call(&mut self, address: Uri) -> Self::Future {
         let connecting = connect(address, self.tls.clone());
         Box::pin(async move {
-            let connected = timeout(CONNECT_TIMEOUT, connecting).await;
-            connected.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+            match timeout(CONNECT_TIMEOUT, connecting).await {
+                Ok(Ok(stream)) => Ok(stream),
+                Ok(Err(Unconnected::Tcp(error) | Unconnected::Tls(error))) => Err(error),
+                Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
+            }
         })
     }
 }
 
-async fn connect(
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unconnected {
+    #[error("cannot connect: {0}")]
+    Tcp(io::Error),
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+}
+
+/// A connection to the host of `address`, with TLS if there is a configuration for it.
+pub(super) async fn connect(
     address: Uri,
     tls: Option<Arc<ClientConfig>>,
-) -> io::Result<TokioIo<Box<dyn Stream>>> {
+) -> Result<TokioIo<Box<dyn Stream>>, Unconnected> {
     let host = address.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let default_port = if tls.is_some() { 443 } else { 80 };
-    let stream = TcpStream::connect((host, address.port_u16().unwrap_or(default_port))).await?;
-    stream.set_nodelay(true)?;
+    let port = address.port_u16().unwrap_or(default_port);
+    let stream = TcpStream::connect((host, port)).await.map_err(Unconnected::Tcp)?;
+    stream.set_nodelay(true).map_err(Unconnected::Tcp)?;
     let Some(tls) = tls else { return Ok(TokioIo::new(Box::new(stream))) };
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    let stream = TlsConnector::from(tls).connect(name, stream).await?;
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other);
+    let name = name.map_err(Unconnected::Tls)?;
+    let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(Unconnected::Tls)?;
     Ok(TokioIo::new(Box::new(stream)))
 }
 
@@ -291,9 +322,11 @@ mod tests {
             ("", None),
             ("a b", None),
         ] {
-            let parsed = address(text).ok().map(|address| address.to_string());
+            let parsed = bare_address(text).ok().map(|address| address.to_string());
             assert_eq!(parsed.as_deref(), expected, "{text:?}");
         }
+        let with_path = address("https://proxy/tailwater").map(|address| address.to_string());
+        assert_eq!(with_path.as_deref(), Ok("https://proxy/tailwater"));
     }
 
     #[test]

@@ -9,10 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::{complain, print};
+use super::{Format, complain, print};
 use crate::durability::{
     LogFiles, LogKind, ReadError, Record, RecordKind, RecordReader, VERSION, WrittenDecisions,
 };
@@ -26,13 +26,6 @@ pub struct Options {
     /// The format of the report
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum Format {
-    #[default]
-    Text,
-    Json,
 }
 
 /// What one file holds.

@@ -5,6 +5,8 @@
 
 use std::io::{self, Write as _};
 
+use clap::ValueEnum;
+
 use crate::policy::PolicySpec;
 
 mod aligned;
@@ -23,6 +25,16 @@ pub mod test;
 pub mod top;
 mod traces;
 pub mod trial;
+
+/// How a command reports. What JSON looks like is the command's own affair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For tools.
+    Json,
+}
 
 /// Whether a policy decides at this time, in Unix milliseconds: neither as a shadow nor once it has
 /// expired.

@@ -5,11 +5,11 @@
 
 use std::io::{self, Write as _};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tonic::Request;
 
 use super::{
-    complain,
+    Format, complain,
     instance::{self, Asked, Failure, Instance},
 };
 use crate::control::{
@@ -38,21 +38,11 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     max_per_second: u32,
-    /// The format of the lines
+    /// The format of the lines; JSON is an object a line
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
     instance: Instance,
-}
-
-/// How `tail` writes decisions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// Follows decisions until Ctrl-C. Returns whether it ended well.

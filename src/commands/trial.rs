@@ -13,12 +13,13 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use prost::Message as _;
 use tokio::signal::ctrl_c;
 use tonic::Status;
 
 use super::{
+    Format,
     aligned::aligned,
     complain,
     instance::{self, Failure, Instance},
@@ -44,7 +45,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 30,
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// How to report
+    /// How to report; JSON is the last message of `TryPolicies` in protobuf's form
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     /// Policy file
@@ -52,16 +53,6 @@ pub struct Options {
     file: PathBuf,
     #[command(flatten)]
     instance: Instance,
-}
-
-/// How the difference is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// For tools: the last message of `TryPolicies` in protobuf's JSON form.
-    Json,
 }
 
 /// The line of a terminal that says how far the trial is.

@@ -116,7 +116,7 @@ impl Diagnostics {
 
     /// Adds the problems of another load; one that both found (in a file that both name) stays
     /// single.
-    pub fn merge(&mut self, other: Diagnostics) {
+    pub(crate) fn merge(&mut self, other: Diagnostics) {
         self.omitted += other.omitted;
         self.has_errors |= other.has_errors;
         for diagnostic in other.diagnostics {

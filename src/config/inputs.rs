@@ -23,13 +23,13 @@ pub struct Inputs {
 
 impl Inputs {
     /// The files as they were read.
-    pub fn read(&self) -> Vec<Digest> {
+    pub(crate) fn read(&self) -> Vec<Digest> {
         self.digests.clone()
     }
 
     /// The files as they are now, if a load of the main file `file` would read the same ones:
     /// other `policy_files` are another main file. Blocks.
-    pub fn now(&self, file: &Path) -> Vec<Digest> {
+    pub(crate) fn now(&self, file: &Path) -> Vec<Digest> {
         let mut now = Inputs::default();
         now.add(files::digest(file));
         let mut policies = BTreeSet::new();

@@ -102,7 +102,7 @@ pub fn embedded() -> Config {
 ///
 /// # Errors
 /// What is wrong with it. Warnings alone are no error.
-pub fn load_policies(name: &str, text: &str) -> Result<Vec<PolicySpec>, Diagnostics> {
+pub(crate) fn load_policies(name: &str, text: &str) -> Result<Vec<PolicySpec>, Diagnostics> {
     let source = match files::sized(Path::new(name), text) {
         Ok(source) => source,
         Err(problem) => {

@@ -49,18 +49,18 @@ mod tests;
 pub(crate) mod types;
 mod values;
 
-pub(crate) use diagnostics::Problem;
-pub(crate) use diagnostics::visible;
-pub use diagnostics::{Diagnostic, Diagnostics, Severity};
+pub use diagnostics::{Diagnostic, Severity};
+pub(crate) use diagnostics::{Diagnostics, Problem, visible};
 pub(crate) use files::read_text;
-pub use inputs::Inputs;
-pub use load::{Loaded, embedded, load, load_or_embedded, load_policies};
-pub use policy_tests::{
-    AttributeValue, Expected, LoadedTests, PolicyTest, PolicyTests, TestEvent, TestSpan,
-    TestedTrace, load_tests,
+pub(crate) use inputs::Inputs;
+pub(crate) use load::load_policies;
+pub use load::{embedded, load, load_or_embedded};
+pub use policy_tests::load_tests;
+pub(crate) use policy_tests::{
+    AttributeValue, Expected, PolicyTest, TestEvent, TestSpan, TestedTrace,
 };
-pub use secret::Secret;
-pub use shown::Shown;
+pub(crate) use secret::Secret;
+pub(crate) use shown::Shown;
 pub(crate) use source::Source;
 
 /// The JSON Schema (2020-12) of a configuration or policy file, for editors. What it knows beside

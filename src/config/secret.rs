@@ -8,7 +8,7 @@ pub struct Secret(String);
 
 impl Secret {
     /// The value, to be sent and nothing else.
-    pub fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }

@@ -12,7 +12,7 @@ pub struct Shown(Vec<(String, String)>);
 
 impl Shown {
     /// Each file's name and text, in the order in which they were read.
-    pub fn files(&self) -> &[(String, String)] {
+    pub(crate) fn files(&self) -> &[(String, String)] {
         &self.0
     }
 

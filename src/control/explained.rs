@@ -13,7 +13,7 @@ use super::{
 impl Decision {
     /// Whether the trace was kept, by which policy, what else matched, when it was decided, and why
     /// then: a sentence a line. `now` is in Unix milliseconds.
-    pub fn explained(&self, now: u64) -> String {
+    pub(crate) fn explained(&self, now: u64) -> String {
         explain(self, now)
     }
 }
@@ -87,7 +87,7 @@ fn others(decision: &Decision, details: &Details, text: &mut String) {
         let _ = writeln!(text, "{names} matched as well.");
     }
     if let Some(names) = listed(details.shadow_matched.iter()) {
-        let _ = writeln!(text, "In the shadow, {names} matched, and decided nothing.");
+        let _ = writeln!(text, "As a shadow policy, {names} matched and decided nothing.");
     }
 }
 
@@ -97,7 +97,7 @@ fn pending(details: &Details, now: u64, text: &mut String) {
         None => writeln!(text, "So far no policy would match."),
     };
     if let Some(names) = listed(details.shadow_matched.iter()) {
-        let _ = writeln!(text, "In the shadow, {names} would match.");
+        let _ = writeln!(text, "As a shadow policy, {names} would match.");
     }
     if let Some(due) = &details.due_time {
         let left = Duration::from_millis(millis(due).saturating_sub(now));
@@ -137,7 +137,8 @@ fn contents(state: State, details: &Details, text: &mut String) {
     };
     let spans = spans_of(*spans);
     let duration = details.duration.as_ref().and_then(length);
-    let millis = duration.unwrap_or_default().as_secs_f64() * 1e3;
+    // Not through seconds, which would show 0.123 ms as 0.12300000000000001.
+    let millis = duration.unwrap_or_default().as_nanos() as f64 / 1e6;
     let root = if *root_received { "with" } else { "without" };
     let _ = writeln!(
         text,
@@ -166,7 +167,7 @@ mod tests {
             shadow_matched: vec!["try".into()],
             spans: 7,
             bytes: 3_482,
-            duration: Some(prost_types::Duration { seconds: 1, nanos: 12_500_000 }),
+            duration: Some(prost_types::Duration { seconds: 1, nanos: 12_123_000 }),
             decision_time: at(1_700_000_000),
             root_received: true,
             due_time: None,
@@ -191,10 +192,10 @@ mod tests {
              50 % of such traces.\n\
              Its randomness eb211c80319c00 is at or above the threshold 80000000000000.\n\
              `errors` and `slow` matched as well.\n\
-             In the shadow, `try` matched, and decided nothing.\n\
+             As a shadow policy, `try` matched and decided nothing.\n\
              It was decided at 2023-11-14T22:13:20.250Z, because \
              decision_wait_after_root_received had passed since its root span arrived.\n\
-             It had 7 spans of 3482 bytes by then, with a root span, over 1012.5 ms.\n"
+             It had 7 spans of 3482 bytes by then, with a root span, over 1012.123 ms.\n"
         );
         let forgotten = Decision { details: None, percentage: 100.0, ..decision };
         let text = forgotten.explained(0);

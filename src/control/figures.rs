@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prost_types::Timestamp;
 
 /// A whole number with commas between thousands.
-pub fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -18,7 +18,7 @@ pub fn count(number: u64) -> String {
 }
 
 /// A rate a second: whole from ten on, with one digit below.
-pub fn rate(per_second: f64) -> String {
+pub(crate) fn rate(per_second: f64) -> String {
     match per_second {
         r if r > 0.0 && r < 9.95 => format!("{r:.1}"),
         r => count(r.round() as u64),
@@ -26,7 +26,7 @@ pub fn rate(per_second: f64) -> String {
 }
 
 /// Bytes with the largest binary unit that leaves at least 1 before the point.
-pub fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let units = [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
@@ -36,7 +36,7 @@ pub fn bytes(bytes: u64) -> String {
 
 /// A percentage from 0 to 100. Small ones keep two digits that say something; only 0 and 100 are
 /// written as such.
-pub fn percentage(percentage: f64) -> String {
+pub(crate) fn percentage(percentage: f64) -> String {
     if percentage <= 0.0 || percentage >= 100.0 {
         return format!("{percentage:.0} %");
     }
@@ -50,12 +50,12 @@ pub fn percentage(percentage: f64) -> String {
 }
 
 /// The share of a part in a whole.
-pub fn share(part: u64, whole: u64) -> String {
+pub(crate) fn share(part: u64, whole: u64) -> String {
     if whole == 0 { "–".into() } else { percentage(part as f64 / whole as f64 * 100.0) }
 }
 
 /// A duration, in its two largest units.
-pub fn duration(duration: Duration) -> String {
+pub(crate) fn duration(duration: Duration) -> String {
     let duration = match duration {
         d if d >= Duration::from_secs(10) => Duration::from_secs(d.as_secs()),
         d if d >= Duration::from_millis(1) => Duration::from_millis(d.as_millis() as u64),
@@ -67,20 +67,20 @@ pub fn duration(duration: Duration) -> String {
 }
 
 /// A moment in Unix milliseconds; 0 before 1970.
-pub fn millis(moment: &Timestamp) -> u64 {
+pub(crate) fn millis(moment: &Timestamp) -> u64 {
     let Ok(seconds) = u64::try_from(moment.seconds) else { return 0 };
     seconds.saturating_mul(1_000).saturating_add(moment.nanos.max(0) as u64 / 1_000_000)
 }
 
 /// The time that has passed since then, in whole seconds; `now` is in Unix milliseconds. "0s" if
 /// then is unknown or in the future.
-pub fn since(then: Option<&Timestamp>, now: u64) -> String {
+pub(crate) fn since(then: Option<&Timestamp>, now: u64) -> String {
     let passed = then.map_or(0, |then| now.saturating_sub(millis(then)));
     duration(Duration::from_secs(passed / 1_000))
 }
 
 /// A moment, as RFC 3339 in UTC.
-pub fn moment(then: &Timestamp) -> String {
+pub(crate) fn moment(then: &Timestamp) -> String {
     match SystemTime::try_from(*then) {
         Ok(then) => humantime::format_rfc3339_seconds(then).to_string(),
         Err(_) => "unknown".into(),
@@ -89,19 +89,19 @@ pub fn moment(then: &Timestamp) -> String {
 
 /// A length of time, unless it is negative or not normalized. The conversion of prost-types panics
 /// on the smallest numbers.
-pub fn length(of: &prost_types::Duration) -> Option<Duration> {
+pub(crate) fn length(of: &prost_types::Duration) -> Option<Duration> {
     let nanos = u32::try_from(of.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(u64::try_from(of.seconds).ok()?, nanos))
 }
 
 /// A moment to the millisecond, as RFC 3339 in UTC.
-pub fn moment_exact(at: &Timestamp) -> String {
+pub(crate) fn moment_exact(at: &Timestamp) -> String {
     let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis(at))).unwrap_or(UNIX_EPOCH);
     humantime::format_rfc3339_millis(at).to_string()
 }
 
 /// A number of spans in words.
-pub fn spans_of(number: u64) -> String {
+pub(crate) fn spans_of(number: u64) -> String {
     if number == 1 { "1 span".to_owned() } else { format!("{number} spans") }
 }
 

@@ -4,7 +4,7 @@
 //! `admin/` serves it; the commands that ask a running instance call it.
 
 mod explained;
-pub mod figures;
+pub(crate) mod figures;
 
 use std::sync::LazyLock;
 
@@ -26,7 +26,7 @@ mod generated {
 }
 
 /// The descriptors of the API and of what it imports, as an encoded `FileDescriptorSet`.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/control.binpb"));
+pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/control.binpb"));
 
 /// A message of this API as a line of JSON, in the form that protobuf defines. `name` is that of
 /// its type. Fields that are zero are there too, so that a reader finds what it looks for;
@@ -34,7 +34,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/control
 ///
 /// # Panics
 /// If `name` is not that of the message's type.
-pub fn to_json(name: &str, message: &impl prost::Message) -> String {
+pub(crate) fn to_json(name: &str, message: &impl prost::Message) -> String {
     static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
         DescriptorPool::decode(DESCRIPTORS).expect("the compiler of protobuf wrote it")
     });

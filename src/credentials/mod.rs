@@ -2,11 +2,11 @@
 //! again when the files change.
 //!
 //! `config` reads them to validate them, `service` to start. Then a blocking thread checks the
-//! files every second ([`Watch`]) and uses a change once a further check finds it unchanged. It
-//! compares contents, not times or events: Kubernetes swaps symbolic links, and a certificate and
-//! its key are written one after the other. Files that cannot be used are logged once, and the old
-//! contents stay in force until the files change again. New connections use the new files and open
-//! ones continue, so no request fails.
+//! files every second ([`Watch`]) and uses changed files as soon as a further check finds the same
+//! contents. It compares contents, not times or events: Kubernetes swaps symbolic links, and a
+//! certificate and its key are written one after the other. Files that cannot be used are logged
+//! once, and the old contents stay in force until the files change again. New connections use the
+//! new files and open ones continue, so no request fails.
 //!
 //! TLS is rustls with ring, 1.2 and 1.3. Sessions are not resumed: OTLP connections live long, and
 //! a resumed session would not check the peer's certificate again. Revocation lists are not read.
@@ -23,10 +23,10 @@ use std::path::{Path, PathBuf};
 
 use rustls::pki_types::ServerName;
 
-pub use pem::{Fault, Faults, FileFault, Role};
-pub use side::{ClientSide, Dates, ServerSide};
-pub use token::{Bearer, Tokens};
-pub use watch::{Live, Watch};
+pub(crate) use pem::{Fault, Faults, Role};
+pub(crate) use side::{ClientSide, Dates, ServerSide};
+pub(crate) use token::{Bearer, Tokens};
+pub(crate) use watch::{Live, Watch};
 
 /// `[receiver.tls]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub struct ClientTls {
 
 impl ServerTls {
     /// All files of the section.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         [&self.cert_file, &self.key_file].into_iter().chain(&self.client_ca_file).cloned().collect()
     }
 
@@ -62,14 +62,14 @@ impl ServerTls {
     ///
     /// # Errors
     /// All faults in them.
-    pub fn read(&self) -> Result<ServerSide, Faults> {
+    pub(crate) fn read(&self) -> Result<ServerSide, Faults> {
         ServerSide::read(self)
     }
 }
 
 impl ClientTls {
     /// All files of the section.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let identity = self.identity.iter().flat_map(|(cert, key)| [cert, key]);
         self.ca_file.iter().chain(identity).cloned().collect()
     }
@@ -78,7 +78,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// All faults in them.
-    pub fn read(&self) -> Result<ClientSide, Faults> {
+    pub(crate) fn read(&self) -> Result<ClientSide, Faults> {
         ClientSide::read(self)
     }
 }
@@ -95,6 +95,6 @@ pub fn read_tokens(file: &Path) -> Result<Tokens, Faults> {
 ///
 /// # Errors
 /// The fault in it.
-pub fn read_bearer(file: &Path) -> Result<Bearer, Faults> {
+pub(crate) fn read_bearer(file: &Path) -> Result<Bearer, Faults> {
     Bearer::read(file)
 }

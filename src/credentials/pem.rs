@@ -26,7 +26,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The purpose of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// `cert_file`.
     Certificate,
     /// `key_file`.
@@ -39,7 +39,7 @@ pub enum Role {
 
 /// A fault in a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It cannot be read.
     #[error("{0}")]
     Unreadable(String),
@@ -62,13 +62,13 @@ pub enum Fault {
     #[error("its private key cannot be used")]
     BadKey,
     /// The private key belongs to another certificate.
-    #[error("its private key does not fit the certificate")]
+    #[error("its private key does not match the certificate")]
     OtherKey,
     /// There is no token in it.
     #[error("it holds no token")]
     NoToken,
     /// A token in it could never be sent.
-    #[error("a line of it is no token: there are spaces, or other than visible ASCII characters")]
+    #[error("a line in it is not a token: it has spaces or characters other than visible ASCII")]
     BadToken,
     /// It holds more than one token, and only one can be sent.
     #[error("it holds more than one token")]
@@ -83,11 +83,11 @@ pub enum Fault {
 #[error("{}: {fault}", file.display())]
 pub struct FileFault {
     /// The purpose of the file.
-    pub role: Role,
+    pub(crate) role: Role,
     /// The path of the file.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Its fault.
-    pub fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 /// All faults of files that belong together; never empty.

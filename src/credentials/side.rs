@@ -23,7 +23,8 @@ use super::{
 const H2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
 
-/// The cryptography, chosen here so that another crate's choice for the process does not matter.
+/// The cryptographic provider, set here so that another crate's choice for the process does not
+/// matter.
 pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
         LazyLock::new(|| Arc::new(ring::default_provider()));
@@ -31,32 +32,32 @@ pub(super) fn provider() -> &'static Arc<CryptoProvider> {
 }
 
 /// The TLS configuration of the receivers.
-pub struct ServerSide {
+pub(crate) struct ServerSide {
     /// Offers only HTTP/2.
-    pub grpc: Arc<ServerConfig>,
+    pub(crate) grpc: Arc<ServerConfig>,
     /// Offers HTTP/1.1 too.
-    pub http: Arc<ServerConfig>,
+    pub(crate) http: Arc<ServerConfig>,
     /// The service's own certificate.
-    pub certificate: Dates,
+    pub(crate) certificate: Dates,
 }
 
 /// The TLS configuration of the exporter.
-pub struct ClientSide {
+pub(crate) struct ClientSide {
     /// Offers only HTTP/2.
-    pub grpc: Arc<ClientConfig>,
+    pub(crate) grpc: Arc<ClientConfig>,
     /// Offers HTTP/1.1 too.
-    pub http: Arc<ClientConfig>,
+    pub(crate) http: Arc<ClientConfig>,
     /// The certificate that is sent to a backend that asks for one.
-    pub certificate: Option<Dates>,
+    pub(crate) certificate: Option<Dates>,
 }
 
 /// The validity of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dates {
+pub(crate) struct Dates {
     /// Whether it was not valid yet when it was read.
-    pub is_early: bool,
+    pub(crate) is_early: bool,
     /// Its last second since 1970; `None` if that cannot be found out.
-    pub not_after: Option<u64>,
+    pub(crate) not_after: Option<u64>,
 }
 
 impl Dates {

@@ -1,9 +1,9 @@
 //! Bearer tokens, and the only place that compares them.
 //!
 //! A file of the receivers holds one token a line, so that a new one can be allowed before the old
-//! one is removed. Only digests are kept: they all have the same length, a sender cannot choose
-//! them byte by byte, and a memory dump holds no token that was read. A comparison checks every
-//! digest, in a time that does not depend on where they differ.
+//! one is removed. Only digests are kept: they all have the same length, a sender cannot guess them
+//! byte by byte, and a memory dump does not contain the tokens. A comparison checks every digest,
+//! in a time that does not depend on where they differ.
 //!
 //! The exporter's file holds the one token for the backend. That one is kept, as a header value
 //! that is marked as sensitive.
@@ -60,7 +60,7 @@ fn tokens(file: &Path) -> Result<Vec<Vec<u8>>, FileFault> {
 
 /// The token that the exporter sends to the backend.
 #[derive(Clone)]
-pub struct Bearer(HeaderValue);
+pub(crate) struct Bearer(HeaderValue);
 
 impl fmt::Debug for Bearer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,7 +81,7 @@ impl Bearer {
     }
 
     /// The value of the `authorization` header.
-    pub fn header(&self) -> &HeaderValue {
+    pub(crate) fn header(&self) -> &HeaderValue {
         &self.0
     }
 }
@@ -114,7 +114,7 @@ impl Tokens {
 impl Tokens {
     /// Whether the value of an `authorization` header of HTTP Basic has one of the tokens as its
     /// password, with any name.
-    pub fn admit_basic(&self, authorization: &[u8]) -> bool {
+    pub(crate) fn admit_basic(&self, authorization: &[u8]) -> bool {
         let Some((scheme, encoded)) = authorization.split_at_checked(BASIC.len()) else {
             return false;
         };

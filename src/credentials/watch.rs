@@ -11,13 +11,13 @@ use tracing::{error, info};
 use super::pem::{Faults, digests};
 use crate::changes;
 
-/// The contents of files as of the last time that they could be used.
+/// The contents of files, from the last time that they could be used.
 #[derive(Debug)]
 pub struct Live<T>(RwLock<Arc<T>>);
 
 impl<T> Live<T> {
     /// The value in force now.
-    pub fn get(&self) -> Arc<T> {
+    pub(crate) fn get(&self) -> Arc<T> {
         // A poisoned lock is harmless: the guarded value is one pointer.
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -37,9 +37,9 @@ struct Files {
 }
 
 /// All watched files.
-pub struct Watch {
+pub(crate) struct Watch {
     files: Mutex<Vec<Files>>,
-    /// Is told after each look whether all that was read last is in force.
+    /// Called after each check: tells whether the contents that were read last are all in force.
     tell: Box<dyn Fn(bool) + Send + Sync>,
 }
 
@@ -50,17 +50,18 @@ impl fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Watches nothing yet. After each look, `tell` hears whether all files are in force as they
-    /// were last read.
-    pub fn new(tell: impl Fn(bool) + Send + Sync + 'static) -> Self {
+    /// A watch without files. It calls `tell` after each check: true if all files are in force as
+    /// they were last read.
+    pub(crate) fn new(tell: impl Fn(bool) + Send + Sync + 'static) -> Self {
         Watch { files: Mutex::default(), tell: Box::new(tell) }
     }
 
     /// Reads files now, and again when they change. Blocks.
     ///
     /// # Errors
-    /// Their faults now. Later faults are logged, and the old contents stay in force.
-    pub fn add<T: Send + Sync + 'static>(
+    /// The faults that the files have now. Later faults are logged, and the old contents stay in
+    /// force.
+    pub(crate) fn add<T: Send + Sync + 'static>(
         &self,
         paths: Vec<PathBuf>,
         read: impl Fn() -> Result<T, Faults> + Send + 'static,
@@ -76,13 +77,13 @@ impl Watch {
     }
 
     /// Whether there is any file to watch.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Reads the files again that have changed and come to rest. Called once every
-    /// [`changes::PERIOD`]. Blocks.
-    pub fn look(&self) {
+    /// Reads files again if they have changed and have not changed since the previous check. Called
+    /// once every [`changes::PERIOD`]. Blocks.
+    pub(crate) fn look(&self) {
         let mut all = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         for files in all.iter_mut() {
             if files.changes.look(digests(&files.paths)) {

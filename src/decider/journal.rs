@@ -1,23 +1,24 @@
-//! What the decider writes for `[durability]`, and in which order: kept spans to the outbox, then
-//! their decisions, then the watermark.
+//! The journal: writes the decider's records to the logs of `[durability]`, in this order: kept
+//! spans to the outbox, then their decisions, then the watermark.
 //!
-//! Kept spans are written as they are queued ([`Journal::store`]). At the end of a tick, once all
-//! of them are queued, the decisions of the tick follow. They also wait as long as a request is
-//! queued that could not be written: a decision that is on disk without its kept spans would lose
-//! them. Every quarter of a second a watermark is taken. It is used at the end of a later tick:
-//! once its fence has been reached, the outbox has been emptied after that, and the decisions that
-//! were there by then are written.
+//! Kept spans are written when they are queued ([`Journal::store`]). At the end of a tick, once all
+//! of them are queued, the decisions of the tick are written. They also wait while the queue holds
+//! a request that could not be written: a decision on disk without its kept spans would lose them.
+//! The journal takes a watermark every quarter of a second, and writes it at the end of a later
+//! tick. By then its fence has been reached, the decider's outbox has been emptied after that, and
+//! the decisions that existed at that time are written.
 //!
-//! With `mode = "power"` each of these steps waits until the one before it was synced, without
-//! holding up the decider: the state is kept from tick to tick. If a sync fails, the decisions wait
-//! until everything queued before is delivered, and are written again.
+//! With `mode = "power"`, each of these steps waits for the sync of the previous one. The decider
+//! does not wait: the journal keeps its state from tick to tick. If a sync fails, the decisions
+//! wait until every request that was queued before is delivered or given up, and are then written
+//! again.
 
 use std::sync::Arc;
 
 use crate::{
     budget::{Budget, Hold, Holder},
     clock::WindowClock,
-    durability::{Durability, Keeper, Pending, Ticket},
+    durability::{Durability, Keeper, Pending, Since, Ticket},
     exporter::Queue,
     otlp::encode::EncodedRequest,
     sampler::{Decided, Mark, Sampler},
@@ -26,38 +27,40 @@ use crate::{
 /// The time between two watermarks, in milliseconds: short, so that few files wait to be freed.
 const MARK_MILLIS: u64 = 250;
 
-/// What the journal uses.
+/// The parts of the service that the journal uses.
 #[derive(Clone, Debug)]
-pub struct JournalParts {
+pub(crate) struct JournalParts {
     /// The logs.
-    pub durability: Arc<Durability>,
+    pub(crate) durability: Arc<Durability>,
     /// Syncs them, with `mode = "power"`.
-    pub keeper: Option<Arc<Keeper>>,
+    pub(crate) keeper: Option<Arc<Keeper>>,
     /// Takes watermarks.
-    pub sampler: Arc<Sampler>,
-    /// Knows what is settled.
-    pub queue: Arc<Queue>,
+    pub(crate) sampler: Arc<Sampler>,
+    /// Tells which requests are settled.
+    pub(crate) queue: Arc<Queue>,
     /// The window's time.
-    pub clock: Arc<WindowClock>,
+    pub(crate) clock: Arc<WindowClock>,
     /// Charged for decisions that wait.
-    pub budget: Arc<Budget>,
+    pub(crate) budget: Arc<Budget>,
 }
 
-/// Writes what the decider decides.
+/// Writes the decider's records to the logs.
 #[derive(Debug)]
 pub(super) struct Journal {
     parts: JournalParts,
     /// Decisions that are not written.
     pending: Pending,
     charged: Option<Hold>,
+    /// The syncs that kept spans depend on which no batch has covered yet.
+    since: Since,
     /// Decisions that wait until their kept spans are synced.
     staged: Option<(Pending, Ticket)>,
     /// Decisions that are written and wait to be synced.
     written: Option<(Pending, Ticket)>,
-    /// After a failed sync: the requests that were queued by then.
+    /// After a failed sync: a fence behind the requests that were queued by then.
     fence: Option<u64>,
-    /// The number of batches of decisions that have been begun, and of those that are written, and
-    /// synced where they have to be.
+    /// The number of batches of decisions that have been begun, and the number that are done:
+    /// written and, with `mode = "power"`, synced.
     begun: u64,
     done: u64,
     mark: Option<Mark>,
@@ -74,6 +77,7 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn new(parts: JournalParts) -> Self {
         Journal {
+            since: since(&parts),
             parts,
             pending: Pending::default(),
             charged: None,
@@ -91,18 +95,18 @@ impl Journal {
         }
     }
 
-    /// Adds what was decided.
+    /// Adds the decisions of one hold of a lock.
     pub(super) fn add(&mut self, decided: &Decided) {
         self.pending.add(decided);
     }
 
-    /// Adds what connection tasks have decided.
+    /// Adds decisions that connection tasks have made.
     pub(super) fn append(&mut self, pending: Pending) {
         self.pending.append(pending);
     }
 
-    /// Writes a request that is about to be queued, and returns where; `None` if it cannot be
-    /// written, which is counted and logged.
+    /// Writes a request that is about to be queued. Returns its position in the outbox; `None` if
+    /// it cannot be written, which is counted and logged.
     pub(super) fn store(&self, request: &EncodedRequest) -> Option<u64> {
         let (durability, time) = (&self.parts.durability, self.parts.clock.millis());
         durability.queue(&request.body, request.spans, time).ok()
@@ -143,8 +147,9 @@ impl Journal {
             && self.watermark == self.parts.durability.positions().next()
     }
 
-    /// Whether all decisions are written, and synced where they have to be. Those whose kept spans
-    /// could not be queued or written are not: their traces are decided again from the intake log.
+    /// Whether all decisions are written and, with `mode = "power"`, synced. A decision is not
+    /// written while its kept spans cannot be queued or written. If the process ends then, the next
+    /// one decides the trace again from the intake log.
     pub(super) fn is_written(&self) -> bool {
         self.staged.is_none() && self.written.is_none() && self.pending.is_empty()
     }
@@ -154,17 +159,22 @@ impl Journal {
         self.staged.is_some() || self.written.is_some() || self.marked.is_some()
     }
 
-    fn ticket(&self) -> Option<Ticket> {
-        self.parts.keeper.as_ref().map(|keeper| keeper.ticket())
+    /// Called after something was written since then.
+    fn ticket(&self, since: Since) -> Option<Ticket> {
+        self.parts.keeper.as_ref().map(|keeper| keeper.ticket(since))
     }
 
-    /// Writes the decisions whose kept spans are in the outbox, or lets them wait for its sync.
+    /// Writes the decisions whose kept spans are in the outbox. With `mode = "power"`, they first
+    /// wait for the sync of the outbox.
     fn stage(&mut self, now: u64) {
         if self.staged.is_some() || self.written.is_some() || self.pending.is_empty() {
             return;
         }
-        match self.ticket() {
-            Some(ticket) => self.staged = Some((std::mem::take(&mut self.pending), ticket)),
+        match self.ticket(self.since) {
+            Some(ticket) => {
+                self.since = since(&self.parts);
+                self.staged = Some((std::mem::take(&mut self.pending), ticket));
+            }
             None if self.decide(&self.pending, now) => {
                 self.pending = Pending::default();
                 self.done += 1;
@@ -185,8 +195,9 @@ impl Journal {
         let (Some(keeper), Some((_, ticket))) = (&self.parts.keeper, &self.staged) else { return };
         let Some(is_synced) = keeper.outcome(*ticket) else { return };
         let Some((pending, _)) = self.staged.take() else { return };
+        let before = since(&self.parts);
         if is_synced && self.decide(&pending, now) {
-            self.written = self.ticket().map(|ticket| (pending, ticket));
+            self.written = self.ticket(before).map(|ticket| (pending, ticket));
         } else {
             self.put_back(pending, is_synced);
         }
@@ -204,26 +215,28 @@ impl Journal {
         }
     }
 
-    /// The decisions of a batch that failed become a part of the next.
+    /// Moves the decisions of a batch that failed to the next batch.
     fn put_back(&mut self, mut pending: Pending, is_synced: bool) {
         pending.append(std::mem::take(&mut self.pending));
         self.pending = pending;
         self.needed = self.needed.map(|_| self.begun + 1);
         if !is_synced {
             self.fence = Some(self.parts.queue.fence());
+            self.since = since(&self.parts);
         }
     }
 
-    /// Writes the watermark of a mark whose fence has been reached, and frees what lies below it.
+    /// Writes the watermark of a mark whose fence has been reached, and frees the records below it.
     fn use_mark(&mut self, now: u64) {
         let Some(mark) = self.mark else { return };
+        let before = since(&self.parts);
         if self.parts.durability.mark(mark.watermark(), now).is_err() {
             return;
         }
         self.mark = None;
         self.needed = None;
         self.watermark = mark.watermark();
-        match self.ticket() {
+        match self.ticket(before) {
             Some(ticket) => self.marked = Some((self.watermark, ticket)),
             None => self.parts.durability.release(self.watermark, now),
         }
@@ -237,6 +250,9 @@ impl Journal {
             self.marked = None;
             if is_synced {
                 self.parts.durability.release(watermark, now);
+            } else {
+                // The next one is written even if nothing changes meanwhile.
+                self.watermark = 0;
             }
         }
     }
@@ -248,14 +264,14 @@ impl Journal {
         }
         let JournalParts { durability, sampler, .. } = &self.parts;
         let mark = sampler.mark(durability.positions());
-        // While nothing is taken in and nothing waits, nothing has to be written.
+        // If no request has arrived and no trace waits, there is no new watermark to write.
         if mark.watermark() != self.watermark || sampler.buffered().traces > 0 {
             self.mark = Some(mark);
             self.marked_at = now;
         }
     }
 
-    /// The next mark is taken at the next end of a tick.
+    /// Makes the journal take the next mark at the next end of a tick.
     pub(super) fn hurry(&mut self) {
         self.marked_at = 0;
     }
@@ -269,7 +285,13 @@ impl Journal {
     }
 }
 
-/// Whether every queued request is stored, or all that a failed sync may have lost are settled.
+/// Called before something is written. Without a keeper nothing is synced.
+fn since(parts: &JournalParts) -> Since {
+    parts.keeper.as_ref().map(|keeper| keeper.since()).unwrap_or_default()
+}
+
+/// Whether every queued request is stored, and every request that a failed sync may have lost is
+/// settled.
 fn queue_is_stored(fence: &mut Option<u64>, queue: &Queue) -> bool {
     *fence = fence.filter(|&fence| !queue.is_settled(fence));
     fence.is_none() && queue.unstored() == 0

@@ -6,7 +6,7 @@
 //! nothing more; with `"drop"` they are counted as lost without being encoded. Waiting spans are
 //! slices of segments or of late requests, which stay charged; the memory for listing and stamping
 //! them is charged here. It is bounded by one step of the decider (about a request) and one trace,
-//! or by what the outbox has charged.
+//! or by the bytes that the outbox has charged.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -54,7 +54,8 @@ pub(super) struct Leaving {
     allocated: Option<Hold>,
     /// Whether the queue had no room for the next request.
     is_waiting: bool,
-    /// Limits these log lines, because an outage keeps the queue full and affects every request.
+    /// Limits the log lines about lost spans, because an outage keeps the queue full and affects
+    /// every request.
     lost: Throttle,
 }
 
@@ -120,7 +121,7 @@ impl Leaving {
         self.spans.extend(spans.drain(..));
     }
 
-    /// Adds the contents of the outbox, its decisions aside.
+    /// Adds the contents of the outbox, except its decisions.
     pub(super) fn take(&mut self, waiting: &mut Waiting) {
         self.add(&mut waiting.kept, &mut waiting.spans);
         self.of_outbox.append(&mut waiting.holds);
@@ -210,7 +211,7 @@ impl Leaving {
         self.queue.settle(settled + lost + faults.malformed_spans);
     }
 
-    /// Charges the allocated memory and frees what is no longer needed.
+    /// Charges the allocated memory, and frees memory that is no longer needed.
     fn charge(&mut self) {
         if self.is_empty() {
             self.of_outbox.clear();

@@ -21,7 +21,7 @@ const SPAN_BYTES: usize = size_of::<KeptSpan>() + 16;
 /// Kept spans of decisions made by connection tasks: late spans and traces at their limit. The
 /// decider empties it many times per tick; its contents are charged to the budget.
 #[derive(Debug)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     waiting: Mutex<Waiting>,
     queue: Arc<Queue>,
     budget: Arc<Budget>,
@@ -33,20 +33,20 @@ pub(super) struct Waiting {
     pub(super) kept: Vec<KeptTrace>,
     pub(super) spans: Vec<KeptSpan>,
     pub(super) holds: Vec<Hold>,
-    /// The decisions, where they are written to a log. They are here together with their spans,
+    /// The decisions, if they are written to a log. They wait here together with their spans,
     /// because the spans have to be written first.
     pub(super) decided: Pending,
 }
 
 impl Outbox {
     /// An empty outbox for spans that will go to `queue`.
-    pub fn new(queue: &Arc<Queue>, budget: &Arc<Budget>) -> Arc<Self> {
+    pub(crate) fn new(queue: &Arc<Queue>, budget: &Arc<Budget>) -> Arc<Self> {
         let (queue, budget) = (Arc::clone(queue), Arc::clone(budget));
         Arc::new(Outbox { waiting: Mutex::default(), queue, budget })
     }
 
     /// Takes the kept spans of `decided`, which count as queued from now on.
-    pub fn put(&self, decided: &mut Decided) {
+    pub(crate) fn put(&self, decided: &mut Decided) {
         let is_written = decided.taken_below.is_some();
         // A trace over its cap may have no spans left.
         if decided.spans.is_empty() && !is_written {

@@ -92,7 +92,7 @@ impl Decisions {
     }
 
     /// One of the records as an answer for people.
-    pub fn logged(&self, record: &DecisionRecord, decided_at: u64) -> Logged {
+    pub(crate) fn logged(&self, record: &DecisionRecord, decided_at: u64) -> Logged {
         let shadow_matched = self.shadowed(record).iter().map(|shadowed| shadowed.policy).collect();
         let matched = self.matched(record).to_vec();
         Logged { record: record.clone(), matched, shadow_matched, decided_at }
@@ -203,17 +203,17 @@ impl Chunks {
 }
 
 impl DecisionLog {
-    /// A log of the last `traces` decisions, as far as its share of the budget allows. With 0 it
-    /// logs nothing.
-    pub fn new(traces: usize, budget: &Arc<Budget>) -> Self {
+    /// A log of the last `traces` decisions, or of fewer if these exceed its share of the budget.
+    /// With 0 it logs nothing.
+    pub(crate) fn new(traces: usize, budget: &Arc<Budget>) -> Self {
         let bytes_max = budget.limit() / DECISION_LOG_PART;
         let budget = Arc::clone(budget);
         let (logged, tap) = Default::default();
         DecisionLog { traces_max: traces, bytes_max, logged, tap, budget }
     }
 
-    /// The decisions for those who watch.
-    pub fn tap(&self) -> &Tap {
+    /// The copy of the decisions for clients that watch them.
+    pub(crate) fn tap(&self) -> &Tap {
         &self.tap
     }
 
@@ -258,7 +258,7 @@ impl DecisionLog {
 
     /// The newest logged decision about a trace. Searches the whole log, which takes about a
     /// millisecond.
-    pub fn find(&self, trace_id: TraceId) -> Option<Logged> {
+    pub(crate) fn find(&self, trace_id: TraceId) -> Option<Logged> {
         let chunks: Vec<_> = self.lock().chunks.iter().cloned().collect();
         let of_trace = |record: &&DecisionRecord| record.trace_id == trace_id;
         let in_chunk = |Chunk { decisions, decided_at, .. }: &Chunk| {
@@ -269,7 +269,7 @@ impl DecisionLog {
     }
 
     /// The last decisions, newest first.
-    pub fn newest(&self, count: usize) -> Vec<Logged> {
+    pub(crate) fn newest(&self, count: usize) -> Vec<Logged> {
         let chunks: Vec<_> = self.lock().chunks.iter().rev().take(count).cloned().collect();
         let of_chunk = |chunk: &Arc<Chunk>| {
             let Chunk { decisions, decided_at, .. } = &**chunk;

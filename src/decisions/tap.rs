@@ -1,8 +1,9 @@
 //! Decisions for people who watch them as they are made.
 //!
-//! While nobody watches, a hold of a lock costs one reading of a flag. While somebody does, the
+//! While nobody watches, each hold of a lock only reads a flag. While somebody watches, the
 //! decisions of each hold are copied into a list of at most [`BYTES_MAX`], which the admin thread
-//! empties every few milliseconds. What does not fit is counted, and deciding goes on.
+//! empties every few milliseconds. Decisions that do not fit are left out and counted; the decider
+//! never waits.
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError,
@@ -17,32 +18,32 @@ const BYTES_MAX: usize = 4 << 20;
 
 /// The decisions since the list was last taken.
 #[derive(Debug, Default)]
-pub struct Tapped {
-    /// Those of each hold of a lock, with the Unix time in milliseconds.
-    pub decisions: Vec<(Decisions, u64)>,
+pub(crate) struct Tapped {
+    /// The decisions of each hold of a lock, with the Unix time in milliseconds.
+    pub(crate) decisions: Vec<(Decisions, u64)>,
     /// The number of decisions that did not fit.
-    pub missed: u64,
+    pub(crate) missed: u64,
     bytes: usize,
 }
 
 /// The list of decisions, filled only while it is open.
 #[derive(Debug, Default)]
-pub struct Tap {
+pub(crate) struct Tap {
     is_open: AtomicBool,
     tapped: Mutex<Tapped>,
 }
 
 impl Tap {
     /// Opens or closes the list.
-    pub fn set_open(&self, is_open: bool) {
+    pub(crate) fn set_open(&self, is_open: bool) {
         self.is_open.store(is_open, Relaxed);
         if !is_open {
             *self.lock() = Tapped::default();
         }
     }
 
-    /// Takes what is in the list.
-    pub fn take(&self) -> Tapped {
+    /// Takes the contents of the list.
+    pub(crate) fn take(&self) -> Tapped {
         std::mem::take(&mut *self.lock())
     }
 

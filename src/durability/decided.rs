@@ -1,7 +1,8 @@
-//! The body of a record of decisions: what one tick has decided, and which late spans have left.
+//! The body of a record of decisions: the decisions of one tick, and the late spans that were
+//! exported.
 //!
 //! It begins with the names of the policies that it refers to, so that each record can be read
-//! alone. Groups follow, one for each hold of a lock or request.
+//! alone. Groups of decisions follow, one for each hold of a lock and for each request.
 
 use std::collections::BTreeMap;
 
@@ -16,57 +17,59 @@ const DECIDED: u8 = 1;
 const FOLLOWED: u8 = 2;
 const KEPT_BIT: u32 = 60;
 const EXPLICIT_BIT: u32 = 61;
-/// Stands for "no request": the decider decided.
+/// Stands for "no request": the decider made the decision, and not a request.
 const NO_POSITION: u64 = u64::MAX;
 
 /// A decision as it was written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WrittenDecision {
     /// The trace.
-    pub trace_id: TraceId,
+    pub(crate) trace_id: TraceId,
     /// The decision; its policy is an id of the process that wrote it.
-    pub decision: Decision,
+    pub(crate) decision: Decision,
     /// The encoded bytes of the trace.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// All spans of the trace below this position were part of the decision.
-    pub below: u64,
-    /// So were those of the request at this position, or they followed it.
-    pub at: Option<u64>,
+    pub(crate) below: u64,
+    /// The spans of the request at this position were part of the decision, or followed it as late
+    /// spans.
+    pub(crate) at: Option<u64>,
 }
 
-/// What a record of decisions holds.
+/// The contents of a record of decisions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WrittenDecisions {
     /// Names of policies, by the ids of the process that wrote them.
     pub names: BTreeMap<u16, String>,
     /// Decisions.
     pub decided: Vec<WrittenDecision>,
-    /// Late spans of kept traces: the trace, the position of their request, their bytes.
+    /// Late spans of kept traces: the trace, the position of the request, and the bytes of the
+    /// spans.
     pub followed: Vec<(TraceId, u64, u64)>,
 }
 
 /// Decisions that are not written yet.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub(crate) struct Pending {
     groups: Vec<u8>,
     policies: std::collections::BTreeSet<u16>,
-    /// The highest position that is named.
+    /// The highest position of the intake log that they name.
     pub(super) position_max: u64,
 }
 
 impl Pending {
     /// Whether there is nothing to write.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    /// The bytes that it holds.
-    pub fn bytes(&self) -> usize {
+    /// The bytes that it has allocated.
+    pub(crate) fn bytes(&self) -> usize {
         self.groups.capacity()
     }
 
-    /// Adds what one hold of a lock, or one request, has decided.
-    pub fn add(&mut self, decided: &Decided) {
+    /// Adds the decisions of one hold of a lock, or of one request.
+    pub(crate) fn add(&mut self, decided: &Decided) {
         let below = decided.taken_below.unwrap_or(0);
         let at = decided.position.unwrap_or(NO_POSITION);
         self.position_max = self.position_max.max(below).max(decided.position.unwrap_or(0));
@@ -103,14 +106,14 @@ impl Pending {
         }
     }
 
-    /// Adds all of `other`.
-    pub fn append(&mut self, mut other: Pending) {
+    /// Appends the decisions of `other`.
+    pub(crate) fn append(&mut self, mut other: Pending) {
         self.groups.append(&mut other.groups);
         self.policies.append(&mut other.policies);
         self.position_max = self.position_max.max(other.position_max);
     }
 
-    /// The beginning of the body, with the names; the groups follow it.
+    /// The beginning of the body, with the names of policies; the groups follow it.
     pub(super) fn names(&self, names: &[String]) -> Vec<u8> {
         let named = |id: &u16| Some((*id, names.get(usize::from(*id))?));
         let named: Vec<_> = self.policies.iter().filter_map(named).collect();
@@ -137,8 +140,8 @@ impl Pending {
 }
 
 impl WrittenDecisions {
-    /// Reads a body; `None` if it is not one. A body that passes its checksum is one, unless it was
-    /// written by another program.
+    /// Reads a body; `None` if it is malformed. A body with the right checksum is malformed only if
+    /// another program wrote it.
     pub fn decode(body: &[u8]) -> Option<Self> {
         let mut rest = Bytes(body);
         let mut written = WrittenDecisions::default();
@@ -193,7 +196,7 @@ impl WrittenDecisions {
     }
 }
 
-/// Bytes that are read from the front.
+/// The bytes that have not been read yet.
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {

@@ -1,11 +1,11 @@
-//! One file of a log: creating it, using it again, and writing to a place in it.
+//! One file of a log: creates it, reuses it, and writes records to positions in it.
 
 use std::{
     fs::{self, File},
     io::{self, IoSlice},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use super::{
@@ -25,27 +25,68 @@ pub(super) struct LogFile {
     pub(super) bytes: u64,
     /// Whether something was written since the last sync.
     pub(super) is_dirty: AtomicBool,
+    /// Whether its name in the directory was synced.
+    pub(super) is_named: AtomicBool,
+    /// Whether a record was written.
+    pub(super) has_records: AtomicBool,
+    /// Whether a sync succeeded.
+    pub(super) is_synced: AtomicBool,
+    /// Whether a sync failed. It is never synced again: the kernel reports an error once, and
+    /// forgets what it could not write.
+    pub(super) is_failed: AtomicBool,
 }
 
 impl LogFile {
-    pub(super) fn old(info: &LogFileInfo) -> Self {
+    fn new(file: Option<File>, path: PathBuf, base: u64, (end, bytes): (u64, u64)) -> Self {
         LogFile {
-            file: None,
-            path: info.path.clone(),
-            base: info.base,
-            end: info.end,
-            bytes: info.len,
+            file,
+            path,
+            base,
+            end,
+            bytes,
             is_dirty: AtomicBool::new(false),
+            is_named: AtomicBool::new(false),
+            has_records: AtomicBool::new(false),
+            is_synced: AtomicBool::new(false),
+            is_failed: AtomicBool::new(false),
         }
     }
 
+    pub(super) fn old(info: &LogFileInfo) -> Self {
+        LogFile {
+            is_named: AtomicBool::new(true),
+            has_records: AtomicBool::new(true),
+            is_synced: AtomicBool::new(true),
+            ..Self::new(None, info.path.clone(), info.base, (info.end, info.len))
+        }
+    }
+
+    /// Whether the next sync has to do something for it.
+    pub(super) fn is_unsynced(&self) -> bool {
+        let is_unsynced = self.is_dirty.load(Relaxed) || !self.is_named.load(Relaxed);
+        is_unsynced && !self.is_failed.load(Relaxed)
+    }
+
+    /// Whether nothing that anyone relies on is in it, once it takes no more records: without a
+    /// record, or with a sync that failed before any had succeeded.
+    pub(super) fn is_useless(&self) -> bool {
+        let is_lost = self.is_failed.load(Relaxed) && !self.is_synced.load(Relaxed);
+        is_lost || !self.has_records.load(Relaxed)
+    }
+
     pub(super) fn create(path: &Path, kind: LogKind, base: u64, capacity: u64) -> io::Result<Self> {
-        // Traces may hold personal data: nobody else may read them. A file of this name has no
-        // sound header, or it would be a part of the log.
+        // Only this user may read the file, because traces may hold personal data. A file of this
+        // name that exists already has no sound header, otherwise it would be a part of the log.
         let mut options = fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
         allocate(&file, capacity)?;
         Self::begin(file, path, (kind, base, capacity))
+    }
+
+    /// The same file under another name, to be used again.
+    pub(super) fn renamed(&self, path: PathBuf) -> Self {
+        let file = self.file.as_ref().and_then(|file| file.try_clone().ok());
+        Self::new(file, path, self.base, (self.end, self.bytes))
     }
 
     /// Makes a file that was freed the next one. Its old records have lower positions.
@@ -70,14 +111,8 @@ impl LogFile {
         let header =
             FileHeader { version: VERSION, kind: kind as u32, base, capacity: capacity as u32 };
         std::os::unix::fs::FileExt::write_all_at(&file, &header.encode(), 0)?;
-        Ok(LogFile {
-            file: Some(file),
-            path: path.to_owned(),
-            base,
-            end: base + capacity,
-            bytes: capacity,
-            is_dirty: AtomicBool::new(true),
-        })
+        let new = Self::new(Some(file), path.to_owned(), base, (base + capacity, capacity));
+        Ok(LogFile { is_dirty: AtomicBool::new(true), ..new })
     }
 }
 
@@ -86,8 +121,8 @@ pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Takes the blocks of a file from the file system, so that a full disk is noticed here and not in
-/// the middle of a record. A file system that cannot do that gets a sparse file.
+/// Allocates the blocks of a file, so that a full disk is noticed here and not in the middle of a
+/// record. On a file system that cannot allocate blocks, the file is sparse.
 fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {

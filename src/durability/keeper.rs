@@ -1,8 +1,13 @@
 //! Syncs the logs, with `mode = "power"`.
 //!
-//! One thread, so that a slow disk holds neither a runtime worker nor the decider. A round syncs
-//! everything that was written before it began; who has written something waits for the next round
-//! to begin and to end. So one sync serves all requests of `sync_interval`.
+//! The syncs run on a thread of their own, so that a slow disk blocks neither a runtime worker nor
+//! the decider. A round syncs everything that was written before the round began. A writer
+//! therefore waits until the next round has begun and ended, and one sync serves all requests of a
+//! `sync_interval`.
+//!
+//! A sync that fails may lose anything that was written before it ended, and no later sync brings
+//! it back. A writer therefore also needs to know that no round has failed since before its write:
+//! a [`Ticket`] covers all rounds from then on.
 
 use std::{
     sync::{
@@ -17,9 +22,9 @@ use tokio::sync::watch;
 use super::{Durability, lock_of};
 use crate::{clock::Clock, metrics::Metrics};
 
-/// The rounds of syncs.
+/// Runs the rounds of syncs, and tells writers when their round has ended.
 #[derive(Debug)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     durability: Arc<Durability>,
     metrics: Arc<Metrics>,
     interval: Duration,
@@ -36,13 +41,25 @@ struct Ended {
     failed: u64,
 }
 
-/// The round that syncs what was written before it was taken.
+/// The first round that may fail with what is written from now on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Since(u64);
+
+/// The rounds that must succeed so that something that was written is on disk.
 #[derive(Clone, Copy, Debug)]
-pub struct Ticket(u64);
+pub(crate) struct Ticket {
+    since: Since,
+    /// The round that syncs it.
+    round: u64,
+}
 
 impl Keeper {
     /// A keeper whose rounds are `interval` apart.
-    pub fn new(durability: &Arc<Durability>, metrics: &Arc<Metrics>, interval: Duration) -> Self {
+    pub(crate) fn new(
+        durability: &Arc<Durability>,
+        metrics: &Arc<Metrics>,
+        interval: Duration,
+    ) -> Self {
         Keeper {
             durability: Arc::clone(durability),
             metrics: Arc::clone(metrics),
@@ -55,51 +72,60 @@ impl Keeper {
     }
 
     /// Syncs until it is told to stop, and once more then.
-    pub fn run(&self) {
+    pub(crate) fn run(&self) {
         let clock = Clock::start();
         loop {
             let stopped = lock_of(&self.is_stopped);
             let waited = self.stop.wait_timeout_while(stopped, self.interval, |stopped| !*stopped);
             let is_stopped = waited.is_ok_and(|(stopped, _)| *stopped);
-            // Counted before anything is synced: what is written from now on needs the next round.
-            let round = self.begun.fetch_add(1, SeqCst) + 1;
-            let began = clock.elapsed();
-            let outcome = self.durability.sync();
-            if let Ok(true) = outcome {
-                self.metrics.synced(clock.elapsed() - began);
-            }
-            self.ended.send_modify(|ended| {
-                ended.round = round;
-                ended.failed = if outcome.is_err() { round } else { ended.failed };
-            });
+            self.round(&clock);
             if is_stopped {
                 return;
             }
         }
     }
 
+    pub(super) fn round(&self, clock: &Clock) {
+        // Counted before anything is synced: what is written from now on needs the next round.
+        let round = self.begun.fetch_add(1, SeqCst) + 1;
+        let began = clock.elapsed();
+        let outcome = self.durability.sync();
+        if let Ok(true) = outcome {
+            self.metrics.synced(clock.elapsed() - began);
+        }
+        self.ended.send_modify(|ended| {
+            ended.round = round;
+            ended.failed = if outcome.is_err() { round } else { ended.failed };
+        });
+    }
+
     /// Lets [`Self::run`] end.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         *lock_of(&self.is_stopped) = true;
         self.stop.notify_all();
     }
 
-    /// A ticket for the round that will sync what has been written by now.
-    pub fn ticket(&self) -> Ticket {
-        Ticket(self.begun.load(SeqCst) + 1)
+    /// Called before something is written, for [`Self::ticket`].
+    pub(crate) fn since(&self) -> Since {
+        Since(self.ended.borrow().round + 1)
     }
 
-    /// Whether the round of a ticket succeeded; `None` if it has not ended.
-    pub fn outcome(&self, ticket: Ticket) -> Option<bool> {
+    /// A ticket for what has been written since then.
+    pub(crate) fn ticket(&self, since: Since) -> Ticket {
+        Ticket { since, round: self.begun.load(SeqCst) + 1 }
+    }
+
+    /// Whether the rounds of a ticket succeeded; `None` if the last has not ended.
+    pub(crate) fn outcome(&self, ticket: Ticket) -> Option<bool> {
         let ended = *self.ended.borrow();
-        (ended.round >= ticket.0).then_some(ended.failed < ticket.0)
+        (ended.round >= ticket.round).then_some(ended.failed < ticket.since.0)
     }
 
-    /// Waits for the round of a ticket. Returns whether it succeeded.
-    pub async fn synced(&self, ticket: Ticket) -> bool {
+    /// Waits for the rounds of a ticket. Returns whether they succeeded.
+    pub(crate) async fn synced(&self, ticket: Ticket) -> bool {
         let mut ended = self.ended.subscribe();
-        // It cannot fail: the sender lives as long as this.
-        let _ = ended.wait_for(|ended| ended.round >= ticket.0).await;
+        // This cannot fail: the sender lives as long as `self`.
+        let _ = ended.wait_for(|ended| ended.round >= ticket.round).await;
         self.outcome(ticket).unwrap_or(false)
     }
 }

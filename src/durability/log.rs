@@ -1,17 +1,19 @@
-//! Writes a log: a row of preallocated files, and records written at reserved positions.
+//! Writes a log: a sequence of preallocated files, with records at reserved positions.
 //!
 //! Any thread may append. A short lock reserves the positions; the write itself happens outside of
 //! it, with one `pwritev` of header and body, so writers do not wait for each other. The write goes
 //! to the page cache and takes microseconds (measured for 48 KiB: 6 us, 43 us at the 99th
-//! percentile), so it is done on the thread that has the record; creating the next file takes a
-//! part of a millisecond. A file is a sixteenth of what the log holds, 1 to 64 MiB, so that files
-//! are freed soon after their records, and larger only for a record that needs it. Freed files are
-//! used again, up to an eighth of the log: writing 1 GiB to new files took 0.38 to 0.63 s of CPU,
-//! to old ones, whose pages the kernel still has, 0.15 s.
+//! percentile), so the thread that has the record writes it. Creating the next file takes less than
+//! a millisecond. A file has a sixteenth of the size of the log, between 1 and 64 MiB, so that a
+//! file can be freed soon after its records; it is larger only if a record needs that. Freed files
+//! are reused, up to an eighth of the log: writing 1 GiB took 0.38 to 0.63 s of CPU with new files,
+//! and 0.15 s with old files, whose pages the kernel still has.
 //!
-//! After an error the file is given up: what may be lost in it was not acknowledged, and is never
-//! written or synced again there. For [`PAUSE`] every append fails at once; then the next one tries
-//! a new file. A position is never used twice, because a file that is given up keeps its positions.
+//! After an error, the log gives up the current file. Records that may be lost in it were not
+//! acknowledged, and nothing is written or synced there again. Every append fails at once for
+//! [`PAUSE`]; the next append after that tries a new file. No position is used twice, because a
+//! file that was given up keeps its positions. The log removes such a file if nothing in it is
+//! needed; otherwise a disk that fails for minutes would fill the log with such files.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -41,18 +43,18 @@ use crate::{clock::Clock, throttle::Throttle};
 const PAUSE: Duration = Duration::from_secs(1);
 const FILE_BYTES_MIN: u64 = 1 << 20;
 const FILE_BYTES_MAX: u64 = 64 << 20;
-/// A file is this part of what the log holds.
+/// The size of the log is divided by this to get the size of a file.
 const FILE_PART: u64 = 16;
 /// The sizes of files are multiples of this.
 const BLOCK_BYTES: u64 = 64 << 10;
-/// Freed files that are kept for use are at most this part of the log, and only if a file was
-/// needed in this time.
+/// Freed files are kept for reuse up to the size of the log divided by this, and only if a file was
+/// needed within this time.
 const SPARE_PART: u64 = 8;
 const SPARE_TIME: Duration = Duration::from_secs(5);
 
 /// Why a record was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unwritten {
+pub(crate) enum Unwritten {
     /// The log has reached its size.
     #[error("the log has reached its size")]
     Full,
@@ -61,7 +63,7 @@ pub enum Unwritten {
     Failing,
 }
 
-/// What is to be appended.
+/// A record to append.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry<'a> {
     pub(super) kind: RecordKind,
@@ -85,8 +87,6 @@ pub(super) struct Log {
     bytes_max: u64,
     state: Mutex<State>,
     allocated: AtomicU64,
-    /// Whether a file was created since the last sync.
-    has_new_file: AtomicBool,
     errors: AtomicU64,
     clock: Clock,
     told: Throttle,
@@ -95,7 +95,7 @@ pub(super) struct Log {
 #[derive(Debug)]
 struct State {
     files: VecDeque<Arc<LogFile>>,
-    /// Files that were freed and can be used again.
+    /// Freed files that can be reused.
     spare: Vec<Arc<LogFile>>,
     created_at: Duration,
     /// The first free position.
@@ -105,7 +105,7 @@ struct State {
     failed_at: Option<Duration>,
 }
 
-/// Positions that a record may be written to.
+/// Positions reserved for one record.
 #[derive(Debug)]
 pub(super) struct Reserved {
     file: Arc<LogFile>,
@@ -120,7 +120,7 @@ impl Reserved {
 }
 
 impl Log {
-    /// A log with the files of earlier processes, whose first new file begins at `next` or after.
+    /// A log with the files of earlier processes. Its first new file begins at `next` or later.
     pub(super) fn new(
         kind: LogKind,
         directory: &Path,
@@ -138,7 +138,6 @@ impl Log {
             bytes_max,
             state: Mutex::new(state),
             allocated: AtomicU64::new(allocated),
-            has_new_file: AtomicBool::new(false),
             errors: AtomicU64::new(0),
             clock: Clock::start(),
             told: Throttle::default(),
@@ -161,8 +160,8 @@ impl Log {
         self.errors.load(Relaxed)
     }
 
-    /// Whether an append would fail now, as far as that is known: after an error until it is time
-    /// to try again, or if the log is full.
+    /// Why an append would fail now, as far as that is known: the pause after an error is not over,
+    /// or the log is full.
     pub(super) fn refuses(&self) -> Option<Unwritten> {
         let state = self.lock();
         if self.is_pausing(&state) {
@@ -196,6 +195,12 @@ impl Log {
         let file = Arc::clone(state.files.back().expect("an open log has a file"));
         let position = state.next;
         state.next += needed;
+        // Only once the new file has taken records, and syncs, for a while.
+        let is_over = state.failed_at.is_some() && self.clock.elapsed() > state.created_at + PAUSE;
+        if is_over {
+            state.failed_at = None;
+            info!(log = self.kind.as_str(), "the disk takes records again");
+        }
         Ok(Reserved { file, position, end: position + needed })
     }
 
@@ -214,13 +219,15 @@ impl Log {
             position - file.base,
             &[&[&header[..]][..], body].concat(),
         );
-        // After the write: a sync that begins in between must not take it for synced.
+        // Set after the write, so that a sync that begins during the write does not count it as
+        // synced.
         file.is_dirty.store(true, Relaxed);
-        written.map_err(|problem| {
-            let mut state = self.lock();
-            self.fail(&mut state, &problem);
-            Unwritten::Failing
-        })
+        if let Err(problem) = written {
+            self.fail(&mut self.lock(), &problem);
+            return Err(Unwritten::Failing);
+        }
+        file.has_records.store(true, Relaxed);
+        Ok(())
     }
 
     /// Appends a record, and returns its positions.
@@ -235,8 +242,7 @@ impl Log {
         self.lock().next
     }
 
-    /// Frees the files that end at or below a position, but never the one that takes records. Some
-    /// are kept for use.
+    /// Frees the files that end at or below a position, except the open file. Keeps some for reuse.
     pub(super) fn release(&self, below: u64) {
         let mut freed = Vec::new();
         let mut state = self.lock();
@@ -245,7 +251,8 @@ impl Log {
         {
             let Some(file) = state.files.pop_front() else { break };
             let spare_bytes: u64 = state.spare.iter().map(|file| file.bytes).sum();
-            let is_wanted = file.bytes >= self.file_bytes(0) / 2
+            let is_wanted = !file.is_failed.load(Relaxed)
+                && file.bytes >= self.file_bytes(0) / 2
                 && spare_bytes + file.bytes <= self.allocated() / SPARE_PART;
             let spare = if file.file.is_some() && is_wanted { self.keep(&file) } else { None };
             match spare {
@@ -260,20 +267,12 @@ impl Log {
         self.remove(&freed);
     }
 
-    /// Renames a freed file, so that a start does not take it for a part of the log.
+    /// Renames a freed file, so that the next start does not read it as a part of the log.
     fn keep(&self, file: &LogFile) -> Option<Arc<LogFile>> {
         let name = format!("{}{:016x}.log", spare_prefix(self.kind), file.base);
         let path = self.directory.join(name);
         fs::rename(&file.path, &path).ok()?;
-        let spare = LogFile {
-            file: file.file.as_ref()?.try_clone().ok(),
-            path,
-            base: file.base,
-            end: file.end,
-            bytes: file.bytes,
-            is_dirty: AtomicBool::new(false),
-        };
-        Some(Arc::new(spare))
+        Some(Arc::new(file.renamed(path)))
     }
 
     fn remove(&self, files: &[Arc<LogFile>]) {
@@ -286,41 +285,63 @@ impl Log {
         }
     }
 
-    /// The position after the oldest file; `None` if only the file that takes records is left.
+    /// The position after the oldest file; `None` if only the open file is left.
     pub(super) fn first_end(&self) -> Option<u64> {
         let state = self.lock();
         let front = state.files.front()?;
         (state.files.len() > usize::from(state.is_open)).then_some(front.end)
     }
 
-    /// Syncs what was written since the last call, and says whether there was anything. After an
-    /// error the log goes on in a new file.
+    /// Whether there is something to sync.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.lock().files.iter().any(|file| file.is_unsynced())
+    }
+
+    /// Syncs everything written since the last call. Returns whether there was anything to sync.
+    /// After an error, the log continues in a new file.
     pub(super) fn sync(&self) -> Result<bool, Unwritten> {
-        let is_dirty = |file: &&Arc<LogFile>| file.is_dirty.swap(false, Relaxed);
-        let dirty: Vec<_> = self.lock().files.iter().filter(is_dirty).cloned().collect();
-        let mut outcome = Ok(!dirty.is_empty());
-        if self.has_new_file.swap(false, Relaxed)
-            && let Err(problem) = sync_directory(&self.directory)
-        {
-            self.has_new_file.store(true, Relaxed);
-            self.count(&problem);
-            outcome = Err(Unwritten::Failing);
-        }
-        #[cfg(test)]
-        super::tests::tap::named(&self.directory);
-        for file in dirty {
+        let unsynced = |file: &&Arc<LogFile>| file.is_unsynced();
+        let files: Vec<_> = self.lock().files.iter().filter(unsynced).cloned().collect();
+        let unnamed = files.iter().filter(|file| !file.is_named.load(Relaxed));
+        let mut outcome = self.name(&unnamed.collect::<Vec<_>>());
+        for file in &files {
+            if file.is_failed.load(Relaxed) || !file.is_dirty.swap(false, Relaxed) {
+                continue;
+            }
             #[cfg(test)]
             let began = super::tests::tap::now(&file.path);
             let synced = file.file.as_ref().map_or(Ok(()), File::sync_data);
             #[cfg(test)]
-            super::tests::tap::synced(&file.path, began);
-            if let Err(problem) = synced {
-                let mut state = self.lock();
-                self.fail(&mut state, &problem);
-                outcome = Err(Unwritten::Failing);
+            let synced = super::tests::tap::synced(&file.path, began, synced);
+            match synced {
+                Ok(()) => file.is_synced.store(true, Relaxed),
+                Err(problem) => {
+                    file.is_failed.store(true, Relaxed);
+                    self.fail(&mut self.lock(), &problem);
+                    outcome = Err(Unwritten::Failing);
+                }
             }
         }
-        outcome
+        outcome.map(|()| !files.is_empty())
+    }
+
+    /// Syncs the names of new files. If that fails, they are given up: a later sync of the
+    /// directory might succeed without them.
+    fn name(&self, files: &[&Arc<LogFile>]) -> Result<(), Unwritten> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let synced = sync_directory(&self.directory);
+        #[cfg(test)]
+        super::tests::tap::named(&self.directory);
+        for file in files {
+            let flag = if synced.is_ok() { &file.is_named } else { &file.is_failed };
+            flag.store(true, Relaxed);
+        }
+        synced.map_err(|problem| {
+            self.fail(&mut self.lock(), &problem);
+            Unwritten::Failing
+        })
     }
 
     fn is_pausing(&self, state: &State) -> bool {
@@ -328,7 +349,7 @@ impl Log {
     }
 
     /// The size of the next file, with room for a record of `needed` bytes. Sizes are powers of
-    /// two, so that files fit again, unless a record needs more.
+    /// two, so that freed files fit again; a record that needs more gets a larger file.
     fn file_bytes(&self, needed: u64) -> u64 {
         let part = (self.allocated() / FILE_PART).next_power_of_two();
         let part = part.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
@@ -355,7 +376,7 @@ impl Log {
             None => LogFile::create(&path, self.kind, base, self.file_bytes(needed)),
         };
         if created.is_err() {
-            // Neither an empty file nor its blocks may stay behind.
+            // Leaves neither an empty file nor its blocks behind.
             let _ = fs::remove_file(&path);
             self.remove(spare.as_slice());
         }
@@ -371,39 +392,53 @@ impl Log {
             self.allocated.fetch_add(created.bytes, Relaxed);
         }
         state.files.push_back(Arc::new(created));
-        self.has_new_file.store(true, Relaxed);
         state.created_at = self.clock.elapsed();
         state.next = base + FILE_HEADER_BYTES as u64;
         state.is_open = true;
-        if state.failed_at.take().is_some() {
-            info!(log = self.kind.as_str(), "the disk takes records again");
-        }
         Ok(())
     }
 
+    /// Gives up the file that takes records, and removes the files given up before that nobody
+    /// needs or writes to.
     fn fail(&self, state: &mut State, problem: &io::Error) {
         self.count(problem);
         state.next = state.files.back().map_or(state.next, |last| last.end.max(state.next));
         state.is_open = false;
         state.failed_at = Some(self.clock.elapsed());
+        let mut useless = Vec::new();
+        for mut file in std::mem::take(&mut state.files) {
+            // Files are cloned under this lock only, so one that is not shared stays so.
+            let is_useless = Arc::get_mut(&mut file).is_some_and(|file| file.is_useless());
+            if is_useless {
+                useless.push(file);
+            } else {
+                state.files.push_back(file);
+            }
+        }
+        self.remove(&useless);
     }
 
     fn count(&self, problem: &io::Error) {
         self.errors.fetch_add(1, Relaxed);
         if let Some(errors) = self.told.add(1) {
+            let consequence = match self.kind {
+                LogKind::Intake => "requests are refused",
+                LogKind::Outbox => "kept spans wait in memory, and the intake log grows",
+                LogKind::Decisions => "decisions wait in memory, and the intake log grows",
+            };
             error!(
                 log = self.kind.as_str(),
                 directory = %self.directory.display(),
                 errors,
                 %problem,
-                "cannot write to [durability] directory: requests are refused until it takes \
-                 records again. Check the disk, its free space and its permissions"
+                "cannot write to [durability] directory: {consequence} until it takes records \
+                 again. Check the disk, its free space and its permissions"
             );
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A file is created or not; nothing in between panics.
+        // No code panics while it holds this lock and a file is half created.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

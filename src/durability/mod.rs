@@ -1,28 +1,30 @@
-//! Durability: what was acknowledged survives the end of the process, or of the machine.
+//! Durability: acknowledged spans survive the end of the process, or of the machine.
 //!
-//! Three logs in one directory, each a row of preallocated files (`log.rs`):
+//! There are three logs in one directory, each a sequence of preallocated files (`log.rs`):
 //!
-//! - *intake*: requests as they were received, compressed ones compressed. Written before the spans
-//!   enter the window, and freed below the watermark (`sampler/positions.rs`);
-//! - *outbox*: encoded requests to the backend, written as they are queued, freed as they are
-//!   settled. It is the sending queue on disk;
-//! - *decisions*: what was decided, with the position up to which the spans of the trace were part
-//!   of it; and the watermark.
+//! - *intake*: requests as they were received, still compressed if they were. They are written
+//!   before their spans enter the window, and freed below the watermark (`sampler/positions.rs`);
+//! - *outbox*: encoded requests to the backend, written when they are queued, and freed when they
+//!   are settled. It is the export queue on disk;
+//! - *decisions*: decisions, each with the position below which the spans of the trace were part of
+//!   it; and the watermark.
 //!
 //! The decider writes in this order (`decider/journal.rs`): kept spans to the outbox, then their
-//! decisions, then the watermark. So a span that was acknowledged is always in the intake log above
-//! the watermark, or its decision is known and its kept spans are in the outbox. A start reads the
-//! decisions, then the outbox, then replays the intake log from the watermark on. It passes over
-//! the spans that were part of a decision (`sampler/passed.rs`).
+//! decisions, then the watermark. So an acknowledged span is either in the intake log above the
+//! watermark, or the decision of its trace is known and the kept spans are in the outbox. A start
+//! reads the decisions and the outbox, and then replays the intake log from the watermark on. The
+//! replay skips the spans that were part of a decision (`sampler/passed.rs`).
 //!
 //! With `mode = "process"` a record is written to the page cache, which outlives the process. With
 //! `"power"` a thread syncs the logs every `sync_interval` (`keeper.rs`); a request is taken in and
-//! acknowledged after its record was synced, and decisions are written after the outbox was synced.
+//! acknowledged only after its record is synced, and decisions are written only after the outbox is
+//! synced.
 //!
 //! Limits: the intake log takes up to five eighths of `max_size_mib`, the outbox a quarter, the
-//! decisions an eighth. A full or failing intake log refuses requests. If the outbox or the
-//! decisions cannot be written, deciding and exporting go on; the decisions wait in memory until
-//! they can be written, or the spans are delivered, and the watermark waits with them.
+//! decisions an eighth. Requests are refused while the intake log is full or cannot be written. If
+//! the outbox or the decisions cannot be written, deciding and exporting continue. The decisions
+//! then wait in memory until they can be written, or until their spans are delivered, and the
+//! watermark waits with them.
 
 mod decided;
 mod file;
@@ -38,20 +40,27 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     os::unix::fs::DirBuilderExt as _,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    thread,
     time::Duration,
 };
 
 pub use self::{
-    decided::{Pending, WrittenDecision, WrittenDecisions},
-    keeper::{Keeper, Ticket},
+    decided::WrittenDecisions,
+    reader::{LogFiles, RecordReader},
+    record::{LogKind, RecordKind},
+};
+pub(crate) use self::{
+    decided::{Pending, WrittenDecision},
+    keeper::{Keeper, Since, Ticket},
     log::Unwritten,
-    reader::{LogFileInfo, LogFiles, ReadError, Record, RecordReader},
-    record::{LogKind, RECORD_HEADER_BYTES, RecordHeader, RecordKind, VERSION},
+    reader::{LogFileInfo, ReadError, Record},
+    record::{RecordHeader, VERSION},
     recovery::{Queued, Recovered},
 };
 use self::{
@@ -86,30 +95,31 @@ pub enum OpenError {
     Read(#[from] ReadError),
 }
 
-/// How durability works.
+/// The settings of durability.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The directory of the logs.
     pub directory: PathBuf,
     /// The most bytes of all logs together.
     pub bytes_max: u64,
-    /// The time between two syncs, if requests are acknowledged after a sync.
+    /// The time between two syncs with `mode = "power"`; `None` with `"process"`, which does not
+    /// sync.
     pub sync_interval: Option<Duration>,
     /// How long decisions are kept on disk, in milliseconds of the window's time.
     pub decisions_kept_millis: u64,
 }
 
 /// The part of `max_size_mib` that the outbox may take: 1 divided by this.
-pub const OUTBOX_PART: u64 = 4;
+pub(crate) const OUTBOX_PART: u64 = 4;
 const DECISIONS_PART: u64 = 8;
 
 /// A request as it was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received<'a> {
+pub(crate) struct Received<'a> {
     /// The transport, the encoding and the format, by the numbers of the receiver.
-    pub flags: [u8; 3],
+    pub(crate) flags: [u8; 3],
     /// The body.
-    pub body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// The three logs, open for writing.
@@ -122,21 +132,21 @@ pub struct Durability {
     settings: Settings,
     /// The positions in the outbox of requests that are not settled.
     unsettled: Mutex<std::collections::BTreeSet<u64>>,
-    /// For each file of decisions, by the position after it: the highest position in the intake log
-    /// that it names, and the time of its last record.
+    /// For parts of the log of decisions, in order: the position after the part, the highest
+    /// position in the intake log that it names, and the time of its last record.
     covered: Mutex<std::collections::VecDeque<(u64, u64, u64)>>,
     damaged: AtomicU64,
-    /// Held as long as the directory is in use.
+    /// Locked while the directory is in use.
     lock: File,
 }
 
 impl Durability {
-    /// Opens the logs of a directory, which is created if it does not exist, and reads what an
-    /// earlier process has left there.
+    /// Opens the logs of a directory, which is created if it does not exist, and reads the records
+    /// of an earlier process.
     ///
     /// # Errors
     /// [`OpenError`] names the directory or the file.
-    pub fn open(settings: Settings) -> Result<(Self, Recovered), OpenError> {
+    pub(crate) fn open(settings: Settings) -> Result<(Self, Recovered), OpenError> {
         let directory = settings.directory.clone();
         let unusable = |source| OpenError::Directory { directory: directory.clone(), source };
         let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
@@ -176,27 +186,27 @@ impl Durability {
     }
 
     /// The positions of the intake log.
-    pub fn positions(&self) -> &Arc<Positions> {
+    pub(crate) fn positions(&self) -> &Arc<Positions> {
         &self.positions
     }
 
-    /// How it works.
-    pub fn settings(&self) -> &Settings {
+    /// The settings it was opened with.
+    pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// After a replay: requests take positions after all that were used before.
-    pub fn go_on(&self) {
+    /// Called after a replay: moves the next position of a request above all positions used so far.
+    pub(crate) fn go_on(&self) {
         let next = self.intake.next().saturating_sub(FILE_HEADER_BYTES as u64);
-        // A request of one position that has ended at once.
+        // An empty request that takes one position and ends at once.
         let _ = self.positions.begin(|| Ok::<_, Unwritten>(next..next + 1));
     }
 
     /// Whether the intake log can take requests, as far as that is known.
     ///
     /// # Errors
-    /// [`Unwritten`], why not.
-    pub fn admits(&self) -> Result<(), Unwritten> {
+    /// [`Unwritten`]: the reason why it cannot.
+    pub(crate) fn admits(&self) -> Result<(), Unwritten> {
         self.intake.refuses().map_or(Ok(()), Err)
     }
 
@@ -204,7 +214,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`]; the request must be refused.
-    pub fn receive(&self, received: Received<'_>, time: u64) -> Result<Underway, Unwritten> {
+    pub(crate) fn receive(&self, received: Received<'_>, time: u64) -> Result<Underway, Unwritten> {
         let Received { flags, body } = received;
         let mut reserved = None;
         let underway = self.positions.begin(|| {
@@ -218,7 +228,7 @@ impl Durability {
     }
 
     /// Begins to take in a request of an earlier process again. Its record is still in the log.
-    pub fn begin_again(&self, header: &RecordHeader) -> Underway {
+    pub(crate) fn begin_again(&self, header: &RecordHeader) -> Underway {
         let range = header.position..header.position + header.stride();
         let begun = self.positions.begin(|| Ok::<_, std::convert::Infallible>(range));
         let Ok(underway) = begun;
@@ -229,7 +239,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`]; the request can be queued, but not be stored.
-    pub fn queue(&self, body: &[u8], spans: u64, time: u64) -> Result<u64, Unwritten> {
+    pub(crate) fn queue(&self, body: &[u8], spans: u64, time: u64) -> Result<u64, Unwritten> {
         let spans = spans.to_le_bytes();
         let (kind, flags) = (RecordKind::Queued, [0; 3]);
         let written = self.outbox.append(&Entry { kind, flags, time, body: &[&spans, body] })?;
@@ -237,15 +247,15 @@ impl Durability {
         Ok(written.start)
     }
 
-    /// Notes that requests of the outbox are delivered or given up, and frees its files. A request
-    /// whose note cannot be written is sent again after a restart.
-    pub fn settle(&self, positions: &[u64], time: u64) {
+    /// Writes that requests of the outbox are delivered or given up, and frees files. If that
+    /// cannot be written for a request, the request is sent again after a restart.
+    pub(crate) fn settle(&self, positions: &[u64], time: u64) {
         if positions.is_empty() {
             return;
         }
         let body: Vec<u8> = positions.iter().flat_map(|at| at.to_le_bytes()).collect();
         let (kind, flags) = (RecordKind::Settled, [0; 3]);
-        // Counted and logged where it fails.
+        // `append` counts and logs its errors.
         let _ = self.outbox.append(&Entry { kind, flags, time, body: &[&body] });
         let mut unsettled = lock_of(&self.unsettled);
         positions.iter().for_each(|at| {
@@ -260,7 +270,12 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`]; the caller tries again later.
-    pub fn decide(&self, pending: &Pending, names: &[String], time: u64) -> Result<(), Unwritten> {
+    pub(crate) fn decide(
+        &self,
+        pending: &Pending,
+        names: &[String],
+        time: u64,
+    ) -> Result<(), Unwritten> {
         let (kind, flags) = (RecordKind::Decisions, [0; 3]);
         let body = [&pending.names(names)[..], pending.groups()];
         let written = self.decisions.append(&Entry { kind, flags, time, body: &body })?;
@@ -272,7 +287,7 @@ impl Durability {
     ///
     /// # Errors
     /// [`Unwritten`]; nothing may be freed.
-    pub fn mark(&self, watermark: u64, time: u64) -> Result<(), Unwritten> {
+    pub(crate) fn mark(&self, watermark: u64, time: u64) -> Result<(), Unwritten> {
         let (kind, flags) = (RecordKind::Watermark, [0; 3]);
         let body = watermark.to_le_bytes();
         let written = self.decisions.append(&Entry { kind, flags, time, body: &[&body] })?;
@@ -280,23 +295,34 @@ impl Durability {
         Ok(())
     }
 
-    /// Frees what lies below a watermark that was written.
-    pub fn release(&self, watermark: u64, time: u64) {
+    /// Frees the records below a watermark that was written.
+    pub(crate) fn release(&self, watermark: u64, time: u64) {
         self.intake.release(watermark);
         self.forget_decisions(watermark, time);
     }
 
-    /// Syncs everything that was written. Returns whether there was anything.
+    /// Syncs everything that was written. Returns whether there was anything to sync.
     ///
     /// # Errors
     /// [`Unwritten`] if a log could not be synced; the others were.
-    pub fn sync(&self) -> Result<bool, Unwritten> {
-        let outcomes = self.logs().map(Log::sync);
+    pub(crate) fn sync(&self) -> Result<bool, Unwritten> {
+        // All at once, so that a slow disk holds requests up once. The other logs are written once
+        // a tick, the intake log all the time.
+        let outcomes = thread::scope(|scope| {
+            let others = [&self.outbox, &self.decisions]
+                .map(|log| log.is_unsynced().then(|| scope.spawn(|| log.sync())));
+            let synced = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panicked| resume_unwind(panicked))
+            };
+            let intake = self.intake.sync();
+            let [outbox, decisions] = others.map(|other| other.map_or(Ok(false), synced));
+            [intake, outbox, decisions]
+        });
         outcomes.into_iter().try_fold(false, |any, synced| Ok(any | synced?))
     }
 
     /// Frees files of decisions that are old enough, or the oldest if there is no room for them.
-    /// None is freed that names a position above the watermark.
+    /// Keeps every file that names a position above the watermark.
     fn forget_decisions(&self, watermark: u64, time: u64) {
         let room = self.settings.bytes_max / DECISIONS_PART / 4 * 3;
         while let Some(end) = self.decisions.first_end() {
@@ -316,8 +342,8 @@ impl Durability {
         }
     }
 
-    /// Notes which positions the records up to `end` of the decisions name. Entries of one second
-    /// are joined.
+    /// Notes the highest position that the records of decisions up to `end` name. Entries of the
+    /// same second are merged.
     fn note_covered(&self, end: u64, position: u64, time: u64) {
         let mut covered = lock_of(&self.covered);
         match covered.back_mut() {
@@ -328,30 +354,29 @@ impl Durability {
         }
     }
 
-    /// Lets the next process use the directory. Called at the end, when nothing is written any
-    /// more.
-    pub fn unlock(&self) {
-        // The lock ends with the process at the latest.
+    /// Lets the next process use the directory. Called at the end, after the last write.
+    pub(crate) fn unlock(&self) {
+        // If this fails, the lock ends with the process.
         let _ = self.lock.unlock();
     }
 
     /// The bytes on disk, by log.
-    pub fn bytes(&self) -> [u64; 3] {
+    pub(crate) fn bytes(&self) -> [u64; 3] {
         self.logs().map(Log::allocated)
     }
 
     /// Errors of the disk, by log.
-    pub fn errors(&self) -> [u64; 3] {
+    pub(crate) fn errors(&self) -> [u64; 3] {
         self.logs().map(Log::errors)
     }
 
     /// Damaged records so far.
-    pub fn damaged(&self) -> u64 {
+    pub(crate) fn damaged(&self) -> u64 {
         self.damaged.load(Relaxed)
     }
 
     /// Counts damaged records that a replay has found.
-    pub fn note_damaged(&self, records: u64) {
+    pub(crate) fn note_damaged(&self, records: u64) {
         self.damaged.fetch_add(records, Relaxed);
     }
 
@@ -365,7 +390,7 @@ fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes freed files that the last process kept for use.
+/// Removes freed files that the last process kept for reuse.
 fn remove_spare(directory: &Path) -> io::Result<()> {
     let prefixes = LogKind::ALL.map(reader::spare_prefix);
     for entry in fs::read_dir(directory)? {

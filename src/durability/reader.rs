@@ -1,15 +1,16 @@
 //! Reads a log: its files in order, and the sound records of each.
 //!
-//! Damage costs only the records that it touches. After something that is no sound record, the
-//! reader looks at every multiple of 8 bytes for the next one. A record is recognized by its mark,
-//! its own position and its checksum.
+//! Damage loses only the records that it touches. After bytes that are not a sound record, the
+//! reader looks for the next record at every multiple of 8 bytes. A record is recognized by its
+//! mark, its own position and its checksum.
 //!
-//! Files are used again, so behind the last record there may be zeros, or the rest of what the file
-//! held before, and neither is damage. It is damage if it begins as a record of this place would
-//! (by its mark or its position), or if a sound record follows. The latter also counts a request
-//! whose record was not complete when the process was killed; it was not acknowledged.
+//! Files are reused, so after the last record there may be zeros or older contents of the file, and
+//! neither is damage. Bytes count as damage if they begin like a record of this position (with its
+//! mark or its position), or if a sound record follows them. In the second case they may also be an
+//! incomplete record of a request that was being written when the process was killed; that request
+//! was not acknowledged.
 //!
-//! It reads with a buffer of 1 MiB, or of one record if that is longer.
+//! The reader has a buffer of 1 MiB, or of the longest record if that is more.
 
 use std::{
     fs::File,
@@ -28,7 +29,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// Why a log cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The operating system.
+    /// The operating system has reported an error.
     #[error("cannot read {}: {source}", path.display())]
     Io {
         /// The file or directory.
@@ -36,7 +37,7 @@ pub enum ReadError {
         /// The reason.
         source: io::Error,
     },
-    /// Another version wrote it.
+    /// A newer version of Tailwater wrote it.
     #[error(
         "{} has version {version} of the format, and this Tailwater reads up to {VERSION}: \
          start the version that wrote it, or move the directory away",
@@ -65,7 +66,7 @@ pub struct LogFileInfo {
     pub path: PathBuf,
     /// The position of its first byte.
     pub base: u64,
-    /// The position after the last that it has room for.
+    /// The position after the last one that it has room for.
     pub end: u64,
     /// Its length.
     pub len: u64,
@@ -76,9 +77,9 @@ pub struct LogFileInfo {
 /// The files of a log, in the order of their positions.
 #[derive(Clone, Debug, Default)]
 pub struct LogFiles {
-    /// Those that belong to it.
+    /// The files that belong to the log.
     pub files: Vec<LogFileInfo>,
-    /// Places where a file is missing, or stands a second time under another name.
+    /// The number of places where a file is missing, and of copies of a file under another name.
     pub damaged: u64,
 }
 
@@ -87,7 +88,7 @@ pub(super) fn file_name(kind: LogKind, base: u64) -> String {
     format!("{}-{base:016x}.log", kind.as_str())
 }
 
-/// What the names of freed files begin with, which are kept for use and hold nothing.
+/// The prefix of the names of freed files, which are kept for reuse and hold no records of the log.
 pub(super) fn spare_prefix(kind: LogKind) -> String {
     format!("{}-spare-", kind.as_str())
 }
@@ -132,10 +133,10 @@ impl LogFiles {
             Some(FileHeader { version, .. }) if version > VERSION => {
                 return Err(ReadError::Version { path: path.to_owned(), version });
             }
-            // A copy of another file.
+            // This is a copy of another file.
             Some(header) if header.base != base || header.kind != kind as u32 => self.damaged += 1,
             header => {
-                // A file that was created, and of which nothing was written, is no damage.
+                // A file that was created and never written is not damage.
                 let is_damaged = header.is_none() && bytes != [0; FILE_HEADER_BYTES];
                 let capacity = header.map_or(len, |header| u64::from(header.capacity));
                 let (path, end) = (path.to_owned(), base + capacity.max(len));
@@ -145,8 +146,8 @@ impl LogFiles {
         Ok(())
     }
 
-    /// The position after the last that any file has room for.
-    pub fn end(&self) -> u64 {
+    /// The position after the last one that any file has room for.
+    pub(crate) fn end(&self) -> u64 {
         self.files.iter().map(|file| file.end).max().unwrap_or(0)
     }
 }
@@ -176,22 +177,22 @@ pub struct RecordReader {
     gap: Gap,
 }
 
-/// What lies between the last sound record and the next.
+/// The bytes between the last sound record and the next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Gap {
     /// Nothing, or zeros.
     None,
-    /// Bytes that the file may have held before.
+    /// Bytes that may be older contents of the file.
     Unknown,
     /// Bytes that have been counted as damage.
     Damage,
 }
 
-/// What stands at a place where a record may begin.
+/// The bytes at a position where a record may begin.
 enum Found {
-    /// A sound record of this place.
+    /// A sound record of this position.
     Record(RecordHeader),
-    /// What was a record of this place.
+    /// A damaged record of this position.
     Damage,
     /// Anything else.
     Other,
@@ -218,8 +219,8 @@ impl RecordReader {
         })
     }
 
-    /// The number of places so far at which something is neither a sound record nor unwritten.
-    pub fn damaged(&self) -> u64 {
+    /// The number of damaged places found so far.
+    pub(crate) fn damaged(&self) -> u64 {
         self.damaged
     }
 
@@ -259,7 +260,7 @@ impl RecordReader {
         Ok(Some(Record { header: found, body }))
     }
 
-    /// What stands at this place, where something other than zeros does.
+    /// Judges the bytes at the current position, which are not zeros.
     fn judge(&mut self, left: u64) -> Result<Found, ReadError> {
         let position = self.base + self.at;
         let begins_gap = self.gap == Gap::None;
@@ -270,7 +271,7 @@ impl RecordReader {
         let is_complete =
             |header: &RecordHeader| RECORD_HEADER_BYTES as u64 + u64::from(header.len) <= left;
         if let Some((header, sum)) = header.filter(|(header, _)| is_complete(header))
-            // What the file held before is looked at only right behind a record.
+            // Older contents of the file are checked only right after a record.
             && (is_named || begins_gap)
             && RecordHeader::is_sound(self.bytes(RECORD_HEADER_BYTES + header.len as usize)?, sum)
         {
@@ -279,12 +280,12 @@ impl RecordReader {
         Ok(if is_named || is_marked && begins_gap { Found::Damage } else { Found::Other })
     }
 
-    /// Goes on at the next multiple of 8 bytes that is not zero.
+    /// Skips to the next multiple of 8 bytes where the bytes are not zeros.
     fn skip_zeros(&mut self) -> Result<(), ReadError> {
         self.skip(|step| step.iter().any(|byte| *byte != 0))
     }
 
-    /// Goes on at the next multiple of 8 bytes, after this one, that begins with the mark.
+    /// Skips to the next multiple of 8 bytes, after this one, that begins with the mark.
     fn seek_mark(&mut self) -> Result<(), ReadError> {
         self.at += ALIGNMENT;
         self.skip(|step| step.starts_with(&RECORD_MAGIC))

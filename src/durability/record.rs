@@ -7,14 +7,14 @@
 /// The length of the header of a file.
 pub(super) const FILE_HEADER_BYTES: usize = 32;
 /// The length of the header of a record.
-pub const RECORD_HEADER_BYTES: usize = 32;
+pub(crate) const RECORD_HEADER_BYTES: usize = 32;
 /// Records begin at multiples of this.
 pub(super) const ALIGNMENT: u64 = 8;
 /// The version that is written, and the newest that is read.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 const FILE_MAGIC: [u8; 8] = *b"TWATRLOG";
-/// No text and no protobuf begins with it.
+/// Marks the beginning of a record. No text and no protobuf message begins with it.
 pub(super) const RECORD_MAGIC: [u8; 4] = [0xd7, b'T', b'W', 0x9c];
 
 /// Which of the logs a file or a record belongs to.
@@ -30,15 +30,15 @@ pub enum LogKind {
 
 impl LogKind {
     /// All of them.
-    pub const ALL: [LogKind; 3] = [LogKind::Intake, LogKind::Outbox, LogKind::Decisions];
+    pub(crate) const ALL: [LogKind; 3] = [LogKind::Intake, LogKind::Outbox, LogKind::Decisions];
 
     /// The name in files, metrics and reports.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         ["intake", "outbox", "decisions"][self as usize]
     }
 }
 
-/// What a record holds.
+/// The contents of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordKind {
     /// A request as it was received.
@@ -69,15 +69,15 @@ impl RecordKind {
 /// The header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
-    /// Where the record begins in its log.
+    /// The position of the record in its log.
     pub position: u64,
     /// The window's time, in milliseconds.
     pub time: u64,
     /// The length of the body.
     pub len: u32,
-    /// What the body is.
+    /// The contents of the body.
     pub kind: RecordKind,
-    /// Of a received request: transport, encoding, format. Otherwise zeros.
+    /// For a received request: transport, encoding and format; otherwise zeros.
     pub flags: [u8; 3],
 }
 
@@ -98,7 +98,8 @@ impl RecordHeader {
         bytes
     }
 
-    /// The header that these bytes may be, and the checksum that it claims.
+    /// Reads a header and its checksum; `None` if the bytes cannot be a header. The checksum is not
+    /// verified.
     pub(super) fn decode(bytes: &[u8; RECORD_HEADER_BYTES]) -> Option<(Self, u32)> {
         if bytes[..4] != RECORD_MAGIC {
             return None;
@@ -118,7 +119,7 @@ impl RecordHeader {
         crc32c::crc32c(&record[8..]) == sum
     }
 
-    /// The bytes from the beginning of the record to that of the next.
+    /// The bytes from the beginning of this record to the beginning of the next.
     pub(super) fn stride(&self) -> u64 {
         (RECORD_HEADER_BYTES as u64 + u64::from(self.len)).next_multiple_of(ALIGNMENT)
     }

@@ -1,10 +1,10 @@
-//! Reads what an earlier process has left: the watermark and the outbox when the logs are opened,
+//! Reads the logs of an earlier process: the watermark and the outbox when the logs are opened,
 //! then the decisions, one after the other. The caller then replays the intake log from the
 //! watermark on.
 //!
 //! Decisions are read twice, because there may be more of them than fit into memory: first for the
 //! watermark and the names of policies, then for the decision cache, which is bounded, and for the
-//! spans that a replay passes over. Of the latter, only those above the watermark are kept.
+//! spans that a replay skips. Of these spans, only those above the watermark are remembered.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -18,33 +18,33 @@ use crate::sampler::Passed;
 
 /// A request of the outbox.
 #[derive(Debug)]
-pub struct Queued {
-    /// Its position there.
-    pub position: u64,
+pub(crate) struct Queued {
+    /// Its position in the outbox.
+    pub(crate) position: u64,
     /// The encoded request.
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
     /// The number of its spans.
-    pub spans: u64,
+    pub(crate) spans: u64,
 }
 
-/// What an earlier process has left.
+/// The state that an earlier process has left in the logs.
 #[derive(Debug, Default)]
-pub struct Recovered {
+pub(crate) struct Recovered {
     /// The watermark of the intake log.
-    pub watermark: u64,
-    /// The window's time at the end, in milliseconds.
-    pub time: u64,
+    pub(crate) watermark: u64,
+    /// The window's time when that process ended, in milliseconds.
+    pub(crate) time: u64,
     /// Requests that were not delivered, in order.
-    pub queued: Vec<Queued>,
-    /// Records that cannot be read, so far.
-    pub damaged: u64,
-    /// What each file of decisions covers.
+    pub(crate) queued: Vec<Queued>,
+    /// The number of records that could not be read so far.
+    pub(crate) damaged: u64,
+    /// The value of `Durability::covered` for the existing files.
     pub(super) covered: VecDeque<(u64, u64, u64)>,
     /// The names of the policies of the decisions.
     names: BTreeSet<String>,
     decisions: Vec<LogFileInfo>,
     intake: Vec<LogFileInfo>,
-    /// The highest position of the intake log that is named anywhere.
+    /// The highest position of the intake log that any record names.
     named: u64,
     intake_end: u64,
 }
@@ -97,12 +97,15 @@ impl Recovered {
         Ok(())
     }
 
-    /// Reads the decisions again, oldest first. `each` gets those of one record. Returns the spans
-    /// that a replay passes over.
+    /// Reads the decisions again, oldest first. `each` gets the decisions of one record. Returns
+    /// the spans that a replay skips.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn decisions(&self, mut each: impl FnMut(&WrittenDecisions)) -> Result<Passed, ReadError> {
+    pub(crate) fn decisions(
+        &self,
+        mut each: impl FnMut(&WrittenDecisions),
+    ) -> Result<Passed, ReadError> {
         let mut passed = Passed::default();
         for file in &self.decisions {
             let mut reader = RecordReader::open(file, 0)?;
@@ -165,7 +168,7 @@ impl Recovered {
         Ok(())
     }
 
-    /// Counts it as damage if the file that the watermark lies in is missing.
+    /// Counts damage if the file that should contain the watermark is missing.
     fn find_first_file(&mut self) {
         let first = self.intake.first().map(|file| file.base);
         self.damaged += u64::from(first.is_some_and(|first| first > self.watermark));
@@ -173,16 +176,16 @@ impl Recovered {
     }
 
     /// The names of the policies that have decided.
-    pub fn policies(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(String::as_str)
     }
 
     /// The files of the intake log that are to be replayed.
-    pub fn intake(&self) -> &[LogFileInfo] {
+    pub(crate) fn intake(&self) -> &[LogFileInfo] {
         &self.intake
     }
 
-    /// A position after all that an earlier process can have used.
+    /// A position above all that earlier processes can have used.
     pub(super) fn intake_next(&self) -> u64 {
         self.intake_end.max(self.named).max(self.watermark)
     }

@@ -3,25 +3,27 @@
 mod power;
 pub(super) mod tap;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
 use super::{
-    Pending, WrittenDecision, WrittenDecisions,
+    Durability, Keeper, Pending, Received, Settings, WrittenDecision, WrittenDecisions,
     log::{Entry, Log, Unwritten},
     reader::{LogFiles, ReadError, RecordReader},
     record::{FILE_HEADER_BYTES, FileHeader, LogKind, RecordKind, VERSION},
 };
 
 use crate::{
+    clock::Clock,
     decisions::{Decision, DecisionRecord},
+    metrics::Metrics,
     policy::{PolicyId, Verdict},
     sampler::Decided,
     trace::{Randomness, Threshold, TraceId, Trigger},
 };
 
-/// A directory that is removed in the end.
+/// A directory that is removed when it is dropped.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -70,8 +72,8 @@ fn append(log: &Log, body: &[u8]) -> Result<u64, Unwritten> {
     log.append(&entry).map(|range| range.start)
 }
 
-/// Records of these lengths in one file, which is cut behind the last; what they hold, the file's
-/// bytes and where each record ends, its padding aside.
+/// Writes records of these lengths to one file, which is cut after the last record. Returns the
+/// records by position, the file's bytes and its path.
 fn written(directory: &Directory, lengths: &[usize]) -> (BTreeMap<u64, Vec<u8>>, Vec<u8>, PathBuf) {
     let log = directory.log(1 << 30);
     let mut records = BTreeMap::new();
@@ -209,7 +211,7 @@ fn old_records_of_a_file_that_is_used_again_are_no_damage() {
     assert!(on_disk > files.files.len(), "a freed file waits to be used again");
     let left = written.split_off(&files.files[0].base);
     assert_eq!(directory.read(), (left.clone(), 0));
-    // The last record is torn: it is told from what the file held before.
+    // The last record is torn: the reader can tell it from older contents of the file.
     let last = files.files.last().expect("a file");
     let (at, _) = left.last_key_value().expect("a record");
     let mut bytes = fs::read(&last.path).expect("read");
@@ -236,11 +238,98 @@ async fn a_failing_disk_is_tried_again_after_a_pause() {
     assert_eq!(directory.read().0, BTreeMap::from([(after, vec![4; 10])]));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_sync_failed_is_never_synced_again() {
+    let directory = Directory::new();
+    let log = directory.log(1 << 30);
+    tap::watch(&directory.0, Some(2));
+    let first = append(&log, &[1; 10]).expect("written");
+    assert_eq!(log.sync(), Ok(true));
+    append(&log, &[2; 10]).expect("written");
+    let reserved = log.reserve(10).expect("room");
+    assert_eq!(log.sync(), Err(Unwritten::Failing));
+    // Written while the sync was failing.
+    let (kind, flags) = (RecordKind::Received, [0; 3]);
+    log.write(&reserved, &Entry { kind, flags, time: 7, body: &[&[3; 10]] }).expect("written");
+    assert_eq!(log.sync(), Ok(false));
+    tokio::time::advance(Duration::from_millis(1_001)).await;
+    let after = append(&log, &[4; 10]).expect("written");
+    assert_eq!(log.sync(), Ok(true));
+    let syncs = tap::events(&directory.0);
+    let syncs: Vec<_> = syncs
+        .iter()
+        .filter_map(|event| match event {
+            tap::Event::Synced { path, .. } => Some((path, true)),
+            tap::Event::Lost { path } => Some((path, false)),
+            _ => None,
+        })
+        .collect();
+    let files = directory.files().files;
+    let expected = [(&files[0].path, true), (&files[0].path, false), (&files[1].path, true)];
+    assert_eq!(syncs, expected);
+    let (read, _) = directory.read();
+    assert!(read.contains_key(&first) && read.contains_key(&after), "{read:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fails_for_long_does_not_fill_the_log() {
+    let directory = Directory::new();
+    let log = directory.log(4 << 20);
+    tap::watch(&directory.0, Some(1));
+    let mut last = 0;
+    for _ in 0..100 {
+        let position = append(&log, &[1; 10]).expect("written");
+        assert!(position > last || last == 0, "positions only grow");
+        last = position;
+        assert_eq!(log.sync(), Err(Unwritten::Failing));
+        assert_eq!(append(&log, &[1; 10]), Err(Unwritten::Failing));
+        tokio::time::advance(Duration::from_millis(1_001)).await;
+    }
+    tap::watch(&directory.0, None);
+    append(&log, &[2; 10]).expect("written");
+    assert_eq!(log.sync(), Ok(true));
+    let on_disk: u64 = directory.files().files.iter().map(|file| file.len).sum();
+    assert_eq!((on_disk, log.errors()), (log.allocated(), 100));
+    assert!(on_disk <= 2 << 20, "{on_disk}");
+}
+
+#[test]
+fn a_sync_that_fails_fails_all_that_was_written_before_it_ended() {
+    let directory = Directory::new();
+    let settings = Settings {
+        directory: directory.0.clone(),
+        bytes_max: 256 << 20,
+        sync_interval: None,
+        decisions_kept_millis: 0,
+    };
+    let durability = Arc::new(Durability::open(settings).expect("opens").0);
+    let metrics = Arc::new(Metrics::new(&[]));
+    let keeper = Keeper::new(&durability, &metrics, Duration::ZERO);
+    let clock = Clock::start();
+    let receive = || {
+        let since = keeper.since();
+        let received = Received { flags: [0; 3], body: &[1; 10] };
+        durability.receive(received, 7).map(|underway| (since, underway))
+    };
+    let (since, _underway) = receive().expect("written");
+    tap::watch(&directory.0, Some(1));
+    keeper.round(&clock);
+    // The writer was held up between its write and its ticket.
+    let late = keeper.ticket(since);
+    tap::watch(&directory.0, None);
+    assert_eq!(keeper.outcome(late), None);
+    keeper.round(&clock);
+    assert_eq!(keeper.outcome(late), Some(false));
+    let ticket = keeper.ticket(keeper.since());
+    keeper.round(&clock);
+    assert_eq!(keeper.outcome(ticket), Some(true));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever is written over a file, only records that were written are read, and all that no
-    /// byte of was touched.
+    /// Whatever overwrites a part of a file, the reader returns only records that were written, and
+    /// every record that was not touched.
     #[test]
     fn damage_costs_only_what_it_touches(
         lengths in prop::collection::vec(0..200_usize, 1..20),
@@ -281,7 +370,8 @@ proptest! {
         prop_assert!(written.is_none_or(|written| written.decided.len() < 300));
     }
 
-    /// Decisions are read back as they were written, and no part of them is taken for the whole.
+    /// Decisions are read back as they were written, and a part of a body is not accepted as a
+    /// whole.
     #[test]
     fn decisions_are_read_back(
         decisions in prop::collection::vec(

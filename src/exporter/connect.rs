@@ -55,10 +55,10 @@ pub enum ConnectError {
     #[error("{0}: {1}")]
     Tcp(SocketAddr, io::Error),
     /// The TLS handshake failed.
-    #[error("TLS with {0}: {1}")]
+    #[error("TLS handshake with {0} failed: {1}")]
     Tls(SocketAddr, io::Error),
     /// The host of the endpoint cannot occur in a certificate.
-    #[error("no certificate can be for this host")]
+    #[error("the host is not a name or address that a certificate can contain")]
     Name,
 }
 
@@ -66,9 +66,9 @@ pub enum ConnectError {
 #[derive(Clone, Debug)]
 pub struct Tls {
     /// The certificates, read when a connection is made.
-    pub certificates: Arc<Live<ClientSide>>,
+    pub(crate) certificates: Arc<Live<ClientSide>>,
     /// The name that the backend's certificate must be for; the host of the endpoint if `None`.
-    pub server_name: Option<ServerName<'static>>,
+    pub(crate) server_name: Option<ServerName<'static>>,
 }
 
 /// Makes connections.
@@ -213,14 +213,14 @@ impl Connection {
         let expects_http2 = protocol == Protocol::Grpc || self.is_http2();
         let Some(seems) = seems(beginning, expects_http2) else { return Ok(()) };
         if let Some(suppressed) = self.throttle.ask() {
-            warn!(suppressed, "the backend at {} answers {seems}", self.address);
+            warn!(suppressed, "the backend at {} answers with {seems}", self.address);
         }
-        Err(io::Error::other(format!("the backend answers {seems}")))
+        Err(io::Error::other(format!("the backend answers with {seems}")))
     }
 }
 
-/// What the backend speaks according to its first bytes, and what to do about it; `None` if the
-/// bytes belong to the expected protocol.
+/// The protocol that the backend's first bytes belong to, and advice for the operator; `None` if it
+/// is the expected protocol.
 fn seems(beginning: &[u8], expects_http2: bool) -> Option<&'static str> {
     const SETTINGS: u8 = 4;
     match beginning {
@@ -269,7 +269,7 @@ impl AsyncRead for Connection {
             && let Some(suppressed) = self.throttle.ask()
         {
             let address = self.address;
-            warn!(suppressed, "the backend ended the connection: TLS with {address}: {error}");
+            warn!(suppressed, "the backend ended the connection to {address} over TLS: {error}");
         }
         Poll::Ready(read.and_then(|()| self.look_at(&buffer.filled()[filled..])))
     }

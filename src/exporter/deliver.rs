@@ -69,7 +69,7 @@ pub(super) struct Delivery<'a> {
     failing_since: Option<Instant>,
     /// Answers in a row that the backend is exhausted.
     exhausted: u32,
-    /// What the parts of this request have shown about the size limit of the backend.
+    /// The evidence from the parts of this request about the size limit of the backend.
     sizes: SizeEvidence,
     loss: Option<Loss>,
 }
@@ -349,7 +349,7 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// What an operator should check while the backend takes nothing.
+/// Advice for the operator while the backend takes nothing.
 fn advice_on_outage(cause: Cause) -> &'static str {
     match cause {
         Cause::Unavailable => "Is exporter.otlp.endpoint right, and is the backend up?",
@@ -369,7 +369,7 @@ fn advice_on_outage(cause: Cause) -> &'static str {
 fn advice_on_loss(because: FailedBecause) -> &'static str {
     match because {
         FailedBecause::RetryExpired => {
-            "the backend did not take them for retry_on_failure.max_elapsed_time"
+            "the backend did not take them within retry_on_failure.max_elapsed_time"
         }
         FailedBecause::TooLarge => {
             "a single span, with its resource and scope, is larger than the backend accepts"

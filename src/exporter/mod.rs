@@ -20,10 +20,13 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use answer::{Answer, Cause, Outcome};
-pub use client::{Client, ClientError};
-pub use connect::{ConnectError, Connection, Connector, Tls};
-pub use peer::Standing;
-pub use queue::{Place, Popped, Queue};
+pub use client::Client;
+pub(crate) use client::ClientError;
+pub use connect::Connector;
+pub(crate) use connect::Tls;
+pub(crate) use peer::Standing;
+pub(crate) use queue::Popped;
+pub use queue::Queue;
 
 use crate::{
     clock::Clock,

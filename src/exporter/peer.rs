@@ -1,6 +1,6 @@
-//! What the consumers of one backend learn about it together: the size of requests it takes,
-//! whether a search for the span that it refuses is worth while, and what the log has said about
-//! it.
+//! The facts that the consumers of one backend learn together: the size of requests that it takes,
+//! whether it is worth while to search for the span that it refuses, and which outage the log has
+//! reported.
 //!
 //! Each of these is a hint that expires, so the consumers notice when the backend is replaced or
 //! reconfigured. The lock is held for a few instructions, a few times per attempt.
@@ -21,7 +21,7 @@ const LIMIT_TTL: Duration = Duration::from_secs(600);
 /// After this many refusals in a row, over all consumers, requests are no longer cut to find the
 /// refused spans. Finding one among 16,000 takes 15 refusals.
 pub(super) const REFUSALS_MAX: u32 = 64;
-/// How long they are not cut.
+/// After that many refusals, requests are not cut for this long.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
 /// How long attempts must fail before the log says that the backend takes nothing.
 const FAILING_MIN: Duration = Duration::from_secs(1);
@@ -47,13 +47,13 @@ struct State {
     standing: Option<Standing>,
 }
 
-/// What the last attempt to export says about the backend.
+/// The result of the last attempt to export.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// Why it took nothing; `None` if it took what was sent.
-    pub error: Option<String>,
+pub(crate) struct Standing {
+    /// Why the backend took nothing; `None` if it took the request.
+    pub(crate) error: Option<String>,
     /// Since when that is so, in Unix milliseconds.
-    pub since: u64,
+    pub(crate) since: u64,
 }
 
 impl State {
@@ -81,7 +81,7 @@ impl Peer {
     }
 
     /// Notes that requests of more than `bytes` are too large, as [`SizeEvidence`] has shown.
-    /// Returns the new size limit if it is news.
+    /// Returns the new size limit if it was not known.
     pub(super) fn learn(&self, bytes: usize) -> Option<usize> {
         let learnt = bytes.max(REQUEST_BYTES_MIN);
         let is_news = learnt < self.limit();
@@ -91,7 +91,7 @@ impl Peer {
         is_news.then_some(learnt)
     }
 
-    /// What the last attempt said; `None` before the first.
+    /// The result of the last attempt; `None` before the first.
     pub(super) fn standing(&self) -> Option<Standing> {
         self.lock().standing.clone()
     }
@@ -162,11 +162,12 @@ impl Peer {
     }
 }
 
-/// What the attempts of one delivery show about the size limit of the backend.
+/// The evidence from the attempts of one delivery about the size limit of the backend.
 ///
 /// A message such as "larger than max" may be about a whole request or about one span in it; only
-/// the parts can tell. If the size decides, every refused part is larger than every taken part, and
-/// all spans are taken in the end. A request with a bad span is refused down to that span.
+/// the results of the parts show which. If the size decides, every refused part is larger than
+/// every taken part, and all spans are taken in the end. A request with a bad span is refused down
+/// to that span.
 #[derive(Debug, Default)]
 pub(super) struct SizeEvidence {
     /// The smallest part that was refused, and the limit that the backend named then.

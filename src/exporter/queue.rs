@@ -30,7 +30,7 @@ use crate::{
     otlp::encode::EncodedRequest,
 };
 
-/// The export queue, as the module header describes it.
+/// A queue of encoded requests, bounded in bytes.
 #[derive(Debug)]
 pub struct Queue {
     capacity_bytes: usize,
@@ -51,7 +51,8 @@ struct State {
     under_way: Vec<u64>,
     /// Requests that wait or are under way and are stored in no log.
     unstored: usize,
-    /// The places of stored requests that have been settled since they were last taken.
+    /// The positions, in the log, of stored requests that have been settled since this list was
+    /// last taken.
     departed: Vec<u64>,
     /// Bytes of waiting requests and those under way.
     bytes: usize,
@@ -66,16 +67,17 @@ struct State {
 struct Waiting {
     request: EncodedRequest,
     hold: Hold,
-    /// Its place in a log.
+    /// Its position in a log, if it is stored.
     stored_at: Option<u64>,
 }
 
 /// A request taken from the queue. Its spans count as queued until they are settled, its bytes
-/// until this is dropped: the rest of a request that was cut is hardly smaller than the whole.
+/// until this is dropped, because the rest of a request that was cut is hardly smaller than the
+/// whole.
 #[derive(Debug)]
-pub struct Popped {
+pub(crate) struct Popped {
     /// The request to send. The sender may take it.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
     bytes: usize,
     unsettled: u64,
     number: u64,
@@ -87,28 +89,28 @@ pub struct Popped {
 
 impl Popped {
     /// Spans that are neither sent nor given up.
-    pub fn unsettled(&self) -> u64 {
+    pub(crate) fn unsettled(&self) -> u64 {
         self.unsettled
     }
 
     /// Charges the bytes that cutting the request has copied, until the [`Hold`] is dropped.
-    pub fn charge(&self, bytes: usize) -> Hold {
+    pub(crate) fn charge(&self, bytes: usize) -> Hold {
         self.queue.budget.hold(Holder::Export, bytes)
     }
 
     /// Notes that spans were counted as sent or as failed.
-    pub fn settle(&mut self, spans: u64) {
+    pub(crate) fn settle(&mut self, spans: u64) {
         self.unsettled -= spans;
         self.queue.lock().spans -= spans;
     }
 
     /// Leaves the rest of the request for the next process. Its spans still count as queued.
-    pub fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         self.is_left = true;
     }
 
     /// Whether the rest of the request was left.
-    pub fn is_left(&self) -> bool {
+    pub(crate) fn is_left(&self) -> bool {
         self.is_left
     }
 }
@@ -146,8 +148,8 @@ impl Place<'_> {
         self.fill_stored(request, None);
     }
 
-    /// Queues a request that is stored at a place in a log, if there is one.
-    pub fn fill_stored(mut self, request: EncodedRequest, stored_at: Option<u64>) {
+    /// Queues a request that is stored in a log at position `stored_at`, if at all.
+    pub(crate) fn fill_stored(mut self, request: EncodedRequest, stored_at: Option<u64>) {
         debug_assert_eq!(request.body.len(), self.bytes, "a request has the length it claimed");
         let Some(hold) = self.hold.take() else { return };
         let mut state = self.queue.lock();
@@ -192,22 +194,22 @@ impl Queue {
     }
 
     /// Counts spans as queued from their decision on, before they are encoded.
-    pub fn announce(&self, spans: u64) {
+    pub(crate) fn announce(&self, spans: u64) {
         self.lock().announced += spans;
     }
 
     /// Notes that announced spans were pushed, or counted as failed.
-    pub fn settle(&self, spans: u64) {
+    pub(crate) fn settle(&self, spans: u64) {
         self.lock().announced -= spans;
     }
 
     /// Spans that are announced and not settled.
-    pub fn announced(&self) -> u64 {
+    pub(crate) fn announced(&self) -> u64 {
         self.lock().announced
     }
 
     /// Bytes that still fit.
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.capacity_bytes.saturating_sub(self.held().0)
     }
 
@@ -228,8 +230,9 @@ impl Queue {
         self.place_below(self.capacity_bytes.saturating_add(1).saturating_sub(bytes), bytes)
     }
 
-    /// Queues a request of an earlier process, which had a place in its queue, and is stored.
-    pub fn push_again(&self, body: Bytes, spans: u64, stored_at: u64) {
+    /// Queues a stored request of an earlier process, even if the queue is full: the request had a
+    /// place in that process's queue.
+    pub(crate) fn push_again(&self, body: Bytes, spans: u64, stored_at: u64) {
         if let Some(place) = self.place_below(usize::MAX, body.len()) {
             place.fill_stored(EncodedRequest { body, spans }, Some(stored_at));
         }
@@ -248,11 +251,11 @@ impl Queue {
     }
 
     /// Waits for the oldest request; `None` once the queue is closed and nothing waits any more.
-    pub async fn pop(self: &Arc<Self>) -> Option<Popped> {
+    pub(crate) async fn pop(self: &Arc<Self>) -> Option<Popped> {
         loop {
             let mut arrived = pin!(self.arrived.notified());
-            // Registers before it looks. Of two pushes while nobody is registered only one would be
-            // remembered, and a request would wait for the next push.
+            // Registers before it looks at the queue. While nobody is registered, only one of two
+            // notifications is remembered, so a request could wait for the next push.
             arrived.as_mut().enable();
             {
                 let mut state = self.lock();
@@ -281,29 +284,30 @@ impl Queue {
     }
 
     /// A fence behind the last request that was queued.
-    pub fn fence(&self) -> u64 {
+    pub(crate) fn fence(&self) -> u64 {
         let state = self.lock();
         state.first + state.waiting.len() as u64
     }
 
     /// Whether every request that was queued before a [`Self::fence`] is delivered or given up.
-    pub fn is_settled(&self, fence: u64) -> bool {
+    pub(crate) fn is_settled(&self, fence: u64) -> bool {
         let state = self.lock();
         state.first >= fence && state.under_way.iter().all(|&number| number >= fence)
     }
 
     /// The number of requests that wait or are under way and are stored in no log.
-    pub fn unstored(&self) -> usize {
+    pub(crate) fn unstored(&self) -> usize {
         self.lock().unstored
     }
 
-    /// The places of stored requests that have been delivered or given up since the last call.
-    pub fn take_departed(&self) -> Vec<u64> {
+    /// The positions, in the log, of stored requests that have been delivered or given up since the
+    /// last call.
+    pub(crate) fn take_departed(&self) -> Vec<u64> {
         std::mem::take(&mut self.lock().departed)
     }
 
-    /// Lets no consumer begin another request. Those that wait stay in the queue.
-    pub fn hold_back(&self) {
+    /// Stops consumers from beginning another request. Waiting requests stay in the queue.
+    pub(crate) fn hold_back(&self) {
         let mut state = self.lock();
         state.is_closed = true;
         state.is_held_back = true;
@@ -329,12 +333,12 @@ impl Queue {
     }
 
     /// Waits for a request that leaves after this call, even if the future is polled only later.
-    pub fn departure(&self) -> Notified<'_> {
+    pub(crate) fn departure(&self) -> Notified<'_> {
         self.left.notified()
     }
 
     /// Whether nothing waits or is under way.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().bytes == 0
     }
 

@@ -37,7 +37,7 @@ pub enum ExportCode {
 
 impl ExportCode {
     /// One of each label, in the order of `ExportCode::index`.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         let http = HTTP.iter().map(|(status, _)| ExportCode::Http(*status));
         codes().map(ExportCode::Grpc).chain(http)
     }
@@ -51,7 +51,7 @@ impl ExportCode {
     }
 
     /// The value of the label.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             ExportCode::Grpc(code) => code_name(code),
             ExportCode::Http(status) => HTTP[place(status)].1,

@@ -6,7 +6,7 @@ use super::described;
 
 /// How spans came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
+pub(crate) enum Transport {
     /// OTLP/gRPC.
     Grpc = 0,
     /// OTLP/HTTP.
@@ -20,14 +20,14 @@ pub(super) const ORIGINS: [&str; 3] = ["grpc", "http", "replay"];
 
 impl Transport {
     /// The value of the `transport` label.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         TRANSPORTS[self as usize]
     }
 }
 
 /// Why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
+pub(crate) enum Closed {
     /// The client closed it.
     Client = 0,
     /// No request came for a long time.

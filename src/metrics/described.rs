@@ -159,6 +159,10 @@ metrics! {
         "When a policy stops matching anything, in Unix seconds; only of policies with `expires`.";
     BUDGET_KEYS = Gauge "budget_keys" [POLICY] "kinds"
         "Kinds of traces that a budget tells apart now.";
+    BUDGET_LIMIT_SPANS = Gauge "budget_limit_spans_per_second" [POLICY] "spans per second"
+        "What a budget in spans lets all kinds together keep: its `spans_per_second`.";
+    BUDGET_LIMIT_BYTES = Gauge "budget_limit_bytes_per_second" [POLICY] "bytes per second"
+        "What a budget in bytes lets all kinds together keep: its `bytes_per_second`.";
     BUDGET_LEVEL_SPANS = Gauge "budget_level_spans_per_second" [POLICY] "spans per second"
         "What a budget in spans lets each kind keep; the whole budget if no kind is held back.";
     BUDGET_LEVEL_BYTES = Gauge "budget_level_bytes_per_second" [POLICY] "bytes per second"

@@ -4,8 +4,11 @@
 
 use std::fmt::Write as _;
 
-use super::described::{BUDGET_KEYS, BUDGET_LEVEL_BYTES, BUDGET_LEVEL_SPANS, Metric, RARE_KINDS};
-use crate::policy::KindsReading;
+use super::described::{
+    BUDGET_KEYS, BUDGET_LEVEL_BYTES, BUDGET_LEVEL_SPANS, BUDGET_LIMIT_BYTES, BUDGET_LIMIT_SPANS,
+    Metric, RARE_KINDS,
+};
+use crate::policy::{BudgetReading, KindsReading};
 
 /// Appends the gauges of these policies in the exposition format.
 pub(super) fn write(readings: &[(String, KindsReading)], text: &mut String) {
@@ -22,9 +25,14 @@ pub(super) fn write(readings: &[(String, KindsReading)], text: &mut String) {
         text.push('\n');
     };
     gauge(BUDGET_KEYS, |of| of.budget().map(|budget| budget.kinds as f64), text);
-    let spans = |of: &KindsReading| of.budget().filter(|of| !of.is_bytes).map(|of| of.level);
-    gauge(BUDGET_LEVEL_SPANS, spans, text);
-    let bytes = |of: &KindsReading| of.budget().filter(|of| of.is_bytes).map(|of| of.level);
-    gauge(BUDGET_LEVEL_BYTES, bytes, text);
+    gauge(BUDGET_LIMIT_SPANS, |of| in_unit(of, false).map(|budget| budget.limit), text);
+    gauge(BUDGET_LIMIT_BYTES, |of| in_unit(of, true).map(|budget| budget.limit), text);
+    gauge(BUDGET_LEVEL_SPANS, |of| in_unit(of, false).map(|budget| budget.level), text);
+    gauge(BUDGET_LEVEL_BYTES, |of| in_unit(of, true).map(|budget| budget.level), text);
     gauge(RARE_KINDS, |of| of.rare().map(|kinds| kinds as f64), text);
+}
+
+/// A budget in bytes, or one in spans.
+fn in_unit(of: &KindsReading, is_bytes: bool) -> Option<BudgetReading> {
+    of.budget().filter(|budget| budget.is_bytes == is_bytes)
 }

@@ -25,11 +25,11 @@ use std::{sync::Arc, time::Duration};
 use metrics::{Counter, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-pub use self::{
-    codes::ExportCode,
+pub use self::{codes::ExportCode, reasons::FailedBecause};
+pub(crate) use self::{
     connections::{Closed, Transport},
     policies::PolicyCounts,
-    reasons::{FailedBecause, RefusedBecause},
+    reasons::RefusedBecause,
 };
 use self::{
     connections::{Connections, ORIGINS, TRANSPORTS},
@@ -227,12 +227,12 @@ impl Metrics {
     }
 
     /// The series of policies that are new since the start, at 0.
-    pub fn add_policies(&self, names: &[String]) {
+    pub(crate) fn add_policies(&self, names: &[String]) {
         with_local_recorder(&*self.recorder, || self.policies.add(names));
     }
 
     /// The plan that is about to decide: adds the series of what is new in it.
-    pub fn policies_in_force(&self, plan: &Plan) {
+    pub(crate) fn policies_in_force(&self, plan: &Plan) {
         self.add_policies(plan.names());
         with_local_recorder(&*self.recorder, || {
             self.policies.add_shadows(plan.shadows(), plan.names());
@@ -242,12 +242,12 @@ impl Metrics {
     }
 
     /// Traces that found no room in the tables of kinds of this plan.
-    pub fn overflowed(&self, overflowed: &[Overflowed]) {
+    pub(crate) fn overflowed(&self, overflowed: &[Overflowed]) {
         self.policies.count_overflowed(overflowed);
     }
 
     /// The policies were loaded, at the start or again, or could not be.
-    pub fn reloaded(&self, successful: bool) {
+    pub(crate) fn reloaded(&self, successful: bool) {
         self.gauges.reload[0].set(f64::from(u8::from(successful)));
         if successful {
             self.gauges.reload[1].set(clock::unix_millis() as f64 / 1e3);
@@ -255,40 +255,40 @@ impl Metrics {
     }
 
     /// Whether the certificates, keys and tokens in force are those of the files.
-    pub fn credentials_in_force(&self, all: bool) {
+    pub(crate) fn credentials_in_force(&self, all: bool) {
         self.gauges.credentials.set(f64::from(u8::from(all)));
     }
 
     /// The last second of a certificate that the service shows: as `receiver`, `exporter` or
     /// `telemetry`. The series is there only where a certificate is, since 0 would be long ago.
-    pub fn certificate_expires(&self, of: &'static str, unix_seconds: u64) {
+    pub(crate) fn certificate_expires(&self, of: &'static str, unix_seconds: u64) {
         let gauge =
             with_local_recorder(&*self.recorder, || described::CERTIFICATE_EXPIRY.gauge([of]));
         gauge.set(unix_seconds as f64);
     }
 
     /// A connection of a sender that is served.
-    pub fn connection_opened(&self, transport: Transport) {
+    pub(crate) fn connection_opened(&self, transport: Transport) {
         self.connections.opened(transport);
     }
 
     /// The end of a connection that was served.
-    pub fn connection_closed(&self, transport: Transport, why: Closed) {
+    pub(crate) fn connection_closed(&self, transport: Transport, why: Closed) {
         self.connections.closed(transport, why);
     }
 
     /// A connection that was closed at once, since too many are open.
-    pub fn connection_turned_away(&self, transport: Transport) {
+    pub(crate) fn connection_turned_away(&self, transport: Transport) {
         self.connections.turned_away(transport, Closed::MaxConnections);
     }
 
     /// A connection that never became a TLS connection.
-    pub fn handshake_failed(&self, transport: Transport) {
+    pub(crate) fn handshake_failed(&self, transport: Transport) {
         self.handshake_failures[transport as usize].increment(1);
     }
 
     /// A request that was taken.
-    pub fn accepted(&self, transport: Transport, ingested: &Ingested) {
+    pub(crate) fn accepted(&self, transport: Transport, ingested: &Ingested) {
         self.accepted[transport as usize].add(ingested.accepted);
         let outsized = ingested.outsized.as_ref().map_or(0, |outsized| outsized.spans);
         let refused = &self.refused_spans[transport as usize];
@@ -300,43 +300,43 @@ impl Metrics {
     }
 
     /// Spans that came back from the logs of an earlier process.
-    pub fn replayed(&self, spans: u64) {
+    pub(crate) fn replayed(&self, spans: u64) {
         self.accepted[2].add(spans);
     }
 
     /// Spans that an earlier process kept by a policy and did not deliver.
-    pub fn kept_before(&self, policy: PolicyId, spans: u64) {
+    pub(crate) fn kept_before(&self, policy: PolicyId, spans: u64) {
         self.replayed(spans);
         self.policies.kept_before(policy, spans);
     }
 
     /// A sync of the logs of `[durability]`.
-    pub fn synced(&self, took: Duration) {
+    pub(crate) fn synced(&self, took: Duration) {
         self.sync.observe([took.as_secs_f64()]);
     }
 
     /// A request of which nothing was taken.
-    pub fn refused(&self, transport: Transport, because: RefusedBecause) {
+    pub(crate) fn refused(&self, transport: Transport, because: RefusedBecause) {
         self.refused_requests[transport as usize][because as usize].increment(1);
     }
 
     /// A request that was taken and carried bytes but no span.
-    pub fn empty(&self, transport: Transport) {
+    pub(crate) fn empty(&self, transport: Transport) {
         self.empty_requests[transport as usize].increment(1);
     }
 
     /// A request that was answered over gRPC.
-    pub fn answered_grpc(&self, code: tonic::Code) {
+    pub(crate) fn answered_grpc(&self, code: tonic::Code) {
         self.grpc_requests[code as usize].increment(1);
     }
 
     /// A request to the gRPC receiver that was not gRPC, answered 415.
-    pub fn answered_not_grpc(&self) {
+    pub(crate) fn answered_not_grpc(&self) {
         self.not_grpc_requests.increment(1);
     }
 
     /// A request that was answered over HTTP.
-    pub fn answered_http(&self, code: u16) {
+    pub(crate) fn answered_http(&self, code: u16) {
         let place = |wanted| HTTP_CODES.iter().position(|&known| known == wanted);
         if let Some(index) = place(code).or_else(|| place(500)) {
             self.http_requests[index].increment(1);
@@ -344,7 +344,7 @@ impl Metrics {
     }
 
     /// What was decided under one lock or while a request was taken in.
-    pub fn decided(&self, decided: &Decided) {
+    pub(crate) fn decided(&self, decided: &Decided) {
         self.forgotten.increment(decided.forgotten);
         if decided.decisions.records.is_empty() && decided.late.is_empty() {
             return;
@@ -369,7 +369,7 @@ impl Metrics {
     }
 
     /// What happened to kept spans while they were encoded.
-    pub fn encoded(&self, faults: &Faults) {
+    pub(crate) fn encoded(&self, faults: &Faults) {
         self.failed(FailedBecause::Malformed, faults.malformed_spans);
         let counts = [
             faults.unstamped_spans,
@@ -383,7 +383,7 @@ impl Metrics {
     }
 
     /// Spans that the backend has.
-    pub fn sent(&self, spans: u64) {
+    pub(crate) fn sent(&self, spans: u64) {
         self.sent.add(spans);
     }
 
@@ -393,12 +393,12 @@ impl Metrics {
     }
 
     /// Kept spans that the backend will never have, for whatever reason.
-    pub fn failed_in_all(&self) -> u64 {
+    pub(crate) fn failed_in_all(&self) -> u64 {
         self.failed.iter().map(Count::get).sum()
     }
 
     /// The sums of the ledger that are counted, over all policies and reasons.
-    pub fn totals(&self) -> Totals {
+    pub(crate) fn totals(&self) -> Totals {
         // In the order of the flow: a span that moves on meanwhile is seen twice, not missed.
         let accepted = self.accepted.iter().map(Count::get).sum();
         let (kept, dropped) = self.policies.spans();
@@ -406,23 +406,23 @@ impl Metrics {
     }
 
     /// Kept spans that the backend will never have, by reason; only reasons that have occurred.
-    pub fn failed_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub(crate) fn failed_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counted = FAILED.into_iter().zip(self.failed.iter().map(Count::get));
         counted.filter(|(_, spans)| *spans > 0)
     }
 
     /// What was counted for each of these policies since the start.
-    pub fn of_policies(&self, ids: impl Iterator<Item = PolicyId>) -> Vec<PolicyCounts> {
+    pub(crate) fn of_policies(&self, ids: impl Iterator<Item = PolicyId>) -> Vec<PolicyCounts> {
         self.policies.counts(ids)
     }
 
     /// One attempt to export.
-    pub fn exported(&self, code: ExportCode, took: Duration) {
+    pub(crate) fn exported(&self, code: ExportCode, took: Duration) {
         self.request_duration[code.index()].observe([took.as_secs_f64()]);
     }
 
     /// An attempt that will be made again.
-    pub fn retried(&self, code: ExportCode) {
+    pub(crate) fn retried(&self, code: ExportCode) {
         self.retries[code.index()].increment(1);
     }
 

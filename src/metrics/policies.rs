@@ -141,21 +141,21 @@ fn index(policy: PolicyId) -> usize {
 
 /// What was counted for one policy since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PolicyCounts {
+pub(crate) struct PolicyCounts {
     /// Traces that it matched.
-    pub matched_traces: u64,
+    pub(crate) matched_traces: u64,
     /// Traces that were kept by it.
-    pub kept_traces: u64,
+    pub(crate) kept_traces: u64,
     /// Traces that were dropped by it.
-    pub dropped_traces: u64,
+    pub(crate) dropped_traces: u64,
     /// Spans that were kept by it.
-    pub kept_spans: u64,
+    pub(crate) kept_spans: u64,
     /// Spans that were dropped by it.
-    pub dropped_spans: u64,
+    pub(crate) dropped_spans: u64,
     /// Dropped traces that it would have kept as a shadow policy.
-    pub shadow_kept_traces: u64,
+    pub(crate) shadow_kept_traces: u64,
     /// Kept traces that it would have dropped as a shadow policy.
-    pub shadow_dropped_traces: u64,
+    pub(crate) shadow_dropped_traces: u64,
 }
 
 struct PolicyCounters {

@@ -2,7 +2,7 @@
 
 /// Why a whole request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusedBecause {
+pub(crate) enum RefusedBecause {
     /// The memory limit.
     Memory = 0,
     /// The sending queue is nearly full.

@@ -1,5 +1,5 @@
-//! What goes on on a connection: requests under way and answers unread. From it follow whether the
-//! connection is idle, and whether its client reads.
+//! The activity on a connection: requests under way and unread answers. It shows whether the
+//! connection is idle, and whether its client reads its answers.
 
 use std::sync::{
     Arc, OnceLock, Weak,
@@ -12,31 +12,31 @@ use tokio::sync::Notify;
 /// Marks an answer whose body may take any time, such as a stream of health changes. On a [`Leash`]
 /// it keeps its connection from being idle.
 #[derive(Clone, Debug, Default)]
-pub struct LongLived(pub(super) Option<Arc<Leash>>);
+pub(crate) struct LongLived(pub(super) Option<Arc<Leash>>);
 
 impl LongLived {
     /// An answer whose sender may close the connection.
-    pub fn on(leash: Arc<Leash>) -> Self {
+    pub(crate) fn on(leash: Arc<Leash>) -> Self {
         LongLived(Some(leash))
     }
 }
 
-/// Closes the connection of an answer that nobody reads. HTTP/2 cannot end such a stream alone: its
-/// end would wait behind the data.
+/// Closes the connection of an answer that nobody reads. HTTP/2 cannot end only that stream,
+/// because the end would wait behind the unread data.
 #[derive(Debug, Default)]
-pub struct Leash(pub(super) OnceLock<Weak<Activity>>);
+pub(crate) struct Leash(pub(super) OnceLock<Weak<Activity>>);
 
 impl Leash {
     /// Closes the connection.
-    pub fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         if let Some(activity) = self.0.get().and_then(Weak::upgrade) {
             activity.hang_up.notify_one();
         }
     }
 }
 
-/// The requests under way and the answers unread, and how many requests there have been. It tells
-/// an idle connection from one that does not read its answers.
+/// The requests under way, the unread answers, and the number of requests and answers so far. It
+/// tells an idle connection from one that does not read its answers.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     pub(super) under_way: Arc<AtomicUsize>,
@@ -66,8 +66,8 @@ impl Activity {
     }
 }
 
-/// Counts one request under way. Dropping it ends the count, so a request whose client leaves is
-/// uncounted although it is never answered.
+/// Counts one request under way until it is dropped, which also happens if the client leaves before
+/// the answer.
 pub(super) struct Counted(Arc<AtomicUsize>);
 
 impl Counted {

@@ -1,7 +1,7 @@
 //! Repairs an `:authority` that is not a host name. Envoy's gRPC clients write the name of their
 //! cluster there (`outbound|4317||collector`, in Istio), and h2 resets a stream whose authority is
-//! not valid by RFC 3986. Tailwater does not use the authority, so this module replaces the
-//! offending characters before h2 sees them.
+//! not valid by RFC 3986. Tailwater does not use the authority, so this module replaces the invalid
+//! characters before h2 sees them.
 //!
 //! HPACK's state belongs to the whole connection: a value may enter the dynamic table and be
 //! referred to later. So the replacement keeps the length of the value, encoded and decoded: each
@@ -16,7 +16,7 @@ use http::uri::Authority;
 const AUTHORITY: usize = 1;
 const FIRST_REGULAR: usize = 15;
 const STATIC_LAST: usize = 61;
-/// No real host name is longer.
+/// A longer authority is left as it is: no real host name is that long.
 const LENGTH_MAX: usize = 1 << 10;
 
 /// Huffman codes of up to 13 bits, grouped by length: the first code, and the characters in the

@@ -267,7 +267,7 @@ impl Connection {
         }
     }
 
-    /// Why a connection ended that was not told to end.
+    /// The reason why a connection ended without being told to.
     fn why(
         &self,
         ended: Result<(), Box<dyn std::error::Error + Send + Sync>>,
@@ -411,7 +411,7 @@ async fn idle(activity: &Activity) {
     }
 }
 
-/// Ends when answers wait for their reader and none was read during the time of a request.
+/// Ends when answers wait for their reader and none of them was read within [`REQUEST_TIMEOUT`].
 async fn never_read(activity: &Activity) {
     let (mut answered, mut stuck) = (0, 0);
     while stuck < UNREAD_CHECKS {

@@ -11,8 +11,8 @@ use crate::clock::WindowClock;
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs a request to its end, for [`REQUEST_TIMEOUT`] at most. Time in which the process did not
-/// run does not count: bytes sent meanwhile wait in the socket, and the timer would fire before
-/// they are read.
+/// run does not count: bytes that arrive in that time wait in the socket, and the timer would fire
+/// before they are read.
 pub(crate) async fn in_time<T>(
     clock: &WindowClock,
     // Boxed, so that an answer that waits for its reader does not hold the memory of the receiving
@@ -24,7 +24,7 @@ pub(crate) async fn in_time<T>(
         if let Ok(outcome) = timeout(left, request.as_mut()).await {
             return Some(outcome);
         }
-        // Reads the clock, so that a stall that has just ended is taken off.
+        // Reads the clock, so that a stall that has just ended is subtracted.
         clock.now();
         left = clock.stalled() - stalled;
         stalled += left;

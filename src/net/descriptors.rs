@@ -2,8 +2,8 @@
 //!
 //! Service managers set a soft limit of 1024, for programs that use `select`, and a far higher hard
 //! limit for all others. Go's runtime raises its soft limit to the hard one; this module does the
-//! same. If the remaining number is below `max_connections`, it replaces that: senders that use up
-//! all descriptors would leave none for the exporter and /metrics.
+//! same. If fewer descriptors remain than `max_connections`, the lower number is the limit: senders
+//! that use up all descriptors would leave none for the exporter and /metrics.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
@@ -27,7 +27,7 @@ pub fn connections_max(listeners: u64) -> usize {
             limit.current
         }
     };
-    // Without a limit of the system there is none here either.
+    // If the system has no limit, there is none here either.
     let connections = descriptors.map_or(u64::MAX, |all| all.saturating_sub(OTHERS) / listeners);
     usize::try_from(connections).unwrap_or(usize::MAX).max(1)
 }

@@ -1,4 +1,5 @@
-//! HTTP/2 frames between the socket and h2, which does not report what it refuses.
+//! Follows HTTP/2 frames between the socket and h2, because h2 does not report the requests that it
+//! refuses.
 //!
 //! [`Received`] finds the headers of requests, so that [`authority`] can repair them. [`Sent`]
 //! finds the requests that h2 refuses before a receiver sees them. h2 resets their streams with

@@ -1,5 +1,6 @@
-//! TLS in front of a listener. A failed handshake closes the connection and is counted. One in ten
-//! seconds is logged, since anybody who can reach the port can make handshakes fail.
+//! TLS in front of a listener. A failed handshake closes the connection and is counted. At most one
+//! failure is logged every ten seconds, because anybody who can reach the port can make handshakes
+//! fail.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,7 +23,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Handshake {
     certificates: Arc<Live<ServerSide>>,
-    /// What failures are counted under; `None` for the telemetry port, where they are not.
+    /// The transport that failures are counted for; `None` for the telemetry port, whose failures
+    /// are not counted.
     transport: Option<Transport>,
     metrics: Arc<Metrics>,
     throttle: Throttle,
@@ -50,7 +52,7 @@ impl From<io::Error> for Failure {
 
 impl Handshake {
     /// Uses these certificates; each new connection gets their current version.
-    pub fn new(
+    pub(crate) fn new(
         certificates: &Arc<Live<ServerSide>>,
         transport: Option<Transport>,
         metrics: &Arc<Metrics>,
@@ -59,7 +61,8 @@ impl Handshake {
         Arc::new(Handshake { certificates, transport, metrics, throttle: Throttle::default() })
     }
 
-    /// Completes the handshake, in which the client proves what the configuration asks for.
+    /// Completes the handshake, in which the client presents a certificate if the configuration
+    /// requires one.
     ///
     /// # Errors
     /// [`Closed::Handshake`] if it fails, [`Closed::Client`] if the client hangs up without sending

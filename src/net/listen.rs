@@ -23,7 +23,7 @@ use tracing::warn;
 use super::{connection::Connection, handshake::Handshake, tally::Tally, windows::Windows};
 use crate::{supervise::Supervised, throttle::Throttle};
 
-pub use super::activity::{Leash, LongLived};
+pub(crate) use super::activity::{Leash, LongLived};
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -32,11 +32,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 #[error("{key} = \"{endpoint}\": {error}")]
 pub struct BindError {
     /// The configuration key that names the endpoint.
-    pub key: &'static str,
+    pub(crate) key: &'static str,
     /// The endpoint as configured.
-    pub endpoint: String,
+    pub(crate) endpoint: String,
     /// The error of the operating system.
-    pub error: io::Error,
+    pub(crate) error: io::Error,
 }
 
 /// Binds the endpoint that the configuration names under `key`.
@@ -59,7 +59,7 @@ pub trait Listen: Send + Sync + 'static {
     /// The local address.
     ///
     /// # Errors
-    /// If the operating system does not tell it.
+    /// The error of the operating system.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 
     /// Waits for the next connection.

@@ -10,12 +10,12 @@
 mod activity;
 mod authority;
 mod connection;
-pub mod deadline;
+pub(crate) mod deadline;
 pub mod descriptors;
 mod frames;
-pub mod handshake;
+pub(crate) mod handshake;
 pub mod listen;
 mod preface;
-pub mod tally;
+pub(crate) mod tally;
 mod watched;
-pub mod windows;
+pub(crate) mod windows;

@@ -19,8 +19,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts the connections of this transport.
-    pub fn new(metrics: &Arc<Metrics>, transport: Transport) -> Self {
+    /// Counts the connections of the receiver with this transport.
+    pub(crate) fn new(metrics: &Arc<Metrics>, transport: Transport) -> Self {
         Tally { metrics: Arc::clone(metrics), transport, throttle: Arc::default() }
     }
 

@@ -1,11 +1,11 @@
 //! The bytes of an HTTP/2 connection between the socket and h2.
 //!
-//! This module sees what h2 does without telling: it repairs an `:authority` that h2 would refuse,
-//! and counts and logs what h2 refuses ([`frames`](super::frames)). It also delays the end of the
-//! stream. h2 drops every request of a client that closes its sending side, so the end is withheld
-//! while answers are under way, for a second at most: the limit makes a client that died in the
-//! middle of a request release its memory. HTTP/1 connections pass through unchanged; hyper handles
-//! a closed sending side itself.
+//! This module handles what h2 does not report: it repairs an `:authority` that h2 would refuse,
+//! and counts and logs the requests that h2 refuses ([`frames`](super::frames)). It also delays the
+//! end of the stream. h2 drops every request of a client that closes its sending side, so the end
+//! is withheld while answers are under way, for a second at most: the limit frees the memory of a
+//! client that died in the middle of a request. HTTP/1 connections pass through unchanged; hyper
+//! handles a closed sending side itself.
 
 use std::{
     io::{self, IoSlice},

@@ -3,8 +3,9 @@
 //!
 //! A connection gets a quarter of the remaining part, between 64 KiB and 1 MiB. HTTP/2 allows no
 //! less than 64 KiB for a connection; windows that small cost up to 22 % more CPU, and windows over
-//! 1 MiB gained nothing. A grant is reserved in the budget, since senders can fill it at any time:
-//! a thousand that sent at once made 500 MiB of a limit of 256.
+//! 1 MiB gained nothing. A grant is reserved in the budget, because senders can fill it at any
+//! time: without the reservation, a thousand senders at once took 500 MiB of memory with a limit of
+//! 256 MiB.
 
 use std::sync::{
     Arc,
@@ -35,7 +36,7 @@ pub(super) struct Granted {
 
 impl Windows {
     /// Grants from `bytes`, which are reserved in the budget if there is one.
-    pub fn new(bytes: usize, budget: Option<&Arc<Budget>>) -> Self {
+    pub(crate) fn new(bytes: usize, budget: Option<&Arc<Budget>>) -> Self {
         let (granted, budget) = (AtomicUsize::new(0), budget.cloned());
         Windows(Arc::new(WindowsLeft { bytes, granted, budget }))
     }

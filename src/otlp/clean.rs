@@ -18,7 +18,7 @@ use super::{
 };
 
 /// The deepest nesting of values that is exported. An `AnyValue` inside an `AnyValue` is one level.
-pub const NESTING_MAX: usize = 64;
+pub(crate) const NESTING_MAX: usize = 64;
 
 /// The message cannot be made valid: it is undecodable, or nested too deep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,12 +34,12 @@ pub struct Repairs {
     pub links: u64,
 }
 
-/// A message that may be exported. It holds bytes only if they differ from those that arrived.
+/// A message that may be exported. It holds bytes of its own only if it was repaired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cleaned {
     repaired: Option<Box<[u8]>>,
     /// The repairs that were made to it.
-    pub repairs: Repairs,
+    pub(crate) repairs: Repairs,
 }
 
 impl Cleaned {
@@ -49,7 +49,7 @@ impl Cleaned {
     }
 
     /// The number of bytes held here; 0 if nothing had to be repaired.
-    pub fn repaired_bytes(&self) -> usize {
+    pub(crate) fn repaired_bytes(&self) -> usize {
         self.repaired.as_deref().map_or(0, <[u8]>::len)
     }
 }

@@ -15,7 +15,7 @@ pub trait Conditions {
     /// The number of 64-bit words of bits per span.
     fn words(&self) -> usize;
 
-    /// The same words by what they are.
+    /// The layout of these words: how many describe the whole trace, and how many a single span.
     fn shape(&self) -> Words {
         Words::of_bits(self.words())
     }
@@ -36,8 +36,8 @@ pub trait Conditions {
     /// [`Malformed`] if its value is needed and cannot be read.
     fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed>;
 
-    /// Does the same for an attribute of a resource. Called once for each resource of a request;
-    /// the bits of its spans start as these bits.
+    /// Sets the bits of the conditions that one attribute of a resource meets. Called once for each
+    /// resource of a request; the bits of its spans start as these bits.
     ///
     /// # Errors
     /// [`Malformed`] if its value is needed and cannot be read.
@@ -58,36 +58,37 @@ pub trait Conditions {
     fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]);
 }
 
-/// The words that a span or a trace has for its conditions.
+/// The layout of the condition words of a span or a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Words {
     all: usize,
-    /// The number of words at the end that are about one span. The spans of a trace have bits
-    /// together, and these words are those of a single span.
+    /// The number of words at the end that describe one span of the trace. The words before them
+    /// combine the bits of all its spans.
     of_one_span: usize,
 }
 
 impl Words {
-    /// This many words of bits.
-    pub fn of_bits(words: usize) -> Self {
+    /// A layout of `words` words of bits that combine all spans.
+    pub(crate) fn of_bits(words: usize) -> Self {
         Words { all: words, of_one_span: 0 }
     }
 
-    /// Adds words about one span. The first of them ranks the span within its trace: the words of
-    /// the highest rank stay. Words that are all 0 are those of no span.
-    pub fn and_of_one_span(self, words: usize) -> Self {
+    /// Adds words that describe one span. The first of them is the rank of that span: a trace keeps
+    /// the words of its span with the highest rank. All of them are 0 while there is no such span.
+    pub(crate) fn and_of_one_span(self, words: usize) -> Self {
         Words { all: self.all + words, of_one_span: self.of_one_span + words }
     }
 
     /// The number of words.
-    pub fn all(self) -> usize {
+    pub(crate) fn all(self) -> usize {
         self.all
     }
 
-    /// Adds the words of a span to those of its trace. The result does not depend on the order of
-    /// the spans: of two spans with the same rank, the one with the higher words stays.
+    /// Adds the words of a span to the words of its trace. The result does not depend on the order
+    /// of the spans: of two spans with the same rank, the trace keeps the words that compare
+    /// higher.
     #[inline]
-    pub fn merge(self, known: &mut [u64], added: &[u64]) {
+    pub(crate) fn merge(self, known: &mut [u64], added: &[u64]) {
         let bits = self.all - self.of_one_span;
         let (known_bits, known_one) = known.split_at_mut(bits);
         let (added_bits, added_one) = added.split_at(bits);
@@ -227,7 +228,7 @@ impl<'a> AttributeValue<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct List<'a> {
     place: Place<'a>,
-    /// The number of values that were set before the list and that it replaced.
+    /// The number of values that came before the list and that the list replaced.
     replaced: u32,
 }
 

@@ -63,14 +63,14 @@ impl Contexts {
     }
 
     /// Empty tables for resources, and for scopes, of at most `bytes_max` each.
-    pub fn with_bytes_max(budget: Arc<Budget>, bytes_max: usize) -> Self {
+    pub(crate) fn with_bytes_max(budget: Arc<Budget>, bytes_max: usize) -> Self {
         let (resources, contexts) = (Table::default(), Table::default());
         let next_id = AtomicU64::new(0);
         Contexts(Arc::new(Tables { resources, contexts, next_id, budget, bytes_max }))
     }
 
     /// The most bytes that the resource, and the scope, of a span may have.
-    pub fn bytes_max(&self) -> usize {
+    pub(crate) fn bytes_max(&self) -> usize {
         self.0.bytes_max
     }
 
@@ -86,7 +86,7 @@ impl Contexts {
 
     /// Shrinks tables that have far more room than they need. Called once per tick; it only
     /// compares a few numbers unless a table can shrink.
-    pub fn trim(&self) {
+    pub(crate) fn trim(&self) {
         self.0.resources.trim();
         self.0.contexts.trim();
     }
@@ -165,7 +165,7 @@ impl fmt::Debug for Contexts {
     }
 }
 
-/// Values by their content, while they are in use.
+/// The values in use, by their content.
 struct Table<T>(DashMap<Arc<[u8]>, Weak<T>, foldhash::fast::RandomState>);
 
 impl<T> Default for Table<T> {
@@ -232,7 +232,7 @@ impl Resource {
     /// # Errors
     /// [`Unfit`] if they are undecodable, nested too deep, or too large after their strings were
     /// repaired. No span of this resource can be exported then.
-    pub fn cleaned(&self) -> Result<&Cleaned, Unfit> {
+    pub(crate) fn cleaned(&self) -> Result<&Cleaned, Unfit> {
         let cleaned =
             self.cleaned.get_or_init(|| self.owner.charged(clean::resource(&self.arrived)));
         cleaned.as_ref().map_err(|unfit| *unfit)
@@ -241,7 +241,7 @@ impl Resource {
     /// Bytes that depend on nothing but the resource, computed once while it is in use: its part
     /// of the labels of span metrics. They are charged, so they should not be longer than a few
     /// values.
-    pub fn labels(&self, compute: impl FnOnce(&[u8]) -> Box<[u8]>) -> &[u8] {
+    pub(crate) fn labels(&self, compute: impl FnOnce(&[u8]) -> Box<[u8]>) -> &[u8] {
         self.labels.get_or_init(|| {
             let labels = compute(&self.arrived);
             self.owner.0.budget.charge(Holder::Contexts, labels.len());
@@ -293,7 +293,7 @@ impl Context {
     /// # Errors
     /// [`Unfit`] if they are undecodable, nested too deep, or too large after their strings were
     /// repaired. No span of this scope can be exported then.
-    pub fn cleaned(&self) -> Result<&Cleaned, Unfit> {
+    pub(crate) fn cleaned(&self) -> Result<&Cleaned, Unfit> {
         let owner = &self.resource.owner;
         let cleaned = self.cleaned.get_or_init(|| owner.charged(clean::scope(self.scope())));
         cleaned.as_ref().map_err(|unfit| *unfit)

@@ -115,7 +115,7 @@ impl Outgoing {
 /// Kept spans that wait to be encoded together.
 #[derive(Debug)]
 pub struct Batch {
-    /// The spans. If they are grouped, those of the next request are first.
+    /// The spans. If they are grouped, the spans of the next request come first.
     spans: VecDeque<Outgoing>,
     /// Whether the spans are sorted by context and contiguous.
     is_grouped: bool,
@@ -158,7 +158,7 @@ impl Batch {
 
     /// The bytes that the batch has allocated for waiting spans. The spans themselves are slices of
     /// segments.
-    pub fn allocated_bytes(&self) -> usize {
+    pub(crate) fn allocated_bytes(&self) -> usize {
         self.spans.capacity() * size_of::<Outgoing>() + self.tails.capacity() + self.repaired_bytes
     }
 
@@ -333,14 +333,14 @@ impl Planned<'_> {
     }
 
     /// Frees the spans without writing them and returns their number.
-    pub fn give_up(self) -> u64 {
+    pub(crate) fn give_up(self) -> u64 {
         self.batch.free(self.plan.spans);
         self.plan.spans as u64
     }
 }
 
 /// The reason why encoding cannot fail after this point.
-const CLEAN: &str = "only what was cleaned is here";
+const CLEAN: &str = "every span in the batch has been cleaned";
 
 /// The locations in a span that stamping needs.
 struct Located {

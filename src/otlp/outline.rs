@@ -1,5 +1,5 @@
 //! The top level of a message: the members of a JSON object, or the fields of a protobuf message.
-//! It appears in the log line about a request without spans, to show what the sender has sent
+//! The log line about a request without spans shows it, so that the operator sees what was sent
 //! instead.
 //!
 //! Receivers call it rarely, with untrusted input. An outline is one line of printable ASCII with
@@ -18,7 +18,7 @@ const NAMES_MAX: usize = 8;
 const NAME_CHARS_MAX: usize = 40;
 
 /// The field numbers of a protobuf message, up to the first byte that is not a field.
-pub fn of_protobuf(message: &[u8]) -> String {
+pub(crate) fn of_protobuf(message: &[u8]) -> String {
     let mut numbers = Vec::new();
     let mut reader = Reader::new(message);
     while let Ok(Some(field)) = reader.next_field()
@@ -32,7 +32,7 @@ pub fn of_protobuf(message: &[u8]) -> String {
 }
 
 /// The member names of a JSON object, up to the first byte that is not JSON.
-pub fn of_json(json: &[u8]) -> String {
+pub(crate) fn of_json(json: &[u8]) -> String {
     let mut names = Names::default();
     let mut reader = serde_json::Deserializer::from_slice(without_mark(json));
     reader.disable_recursion_limit();

@@ -17,13 +17,13 @@ const NAME_CHARS_MAX: usize = 100;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outsized {
     /// The number of spans.
-    pub spans: u64,
+    pub(crate) spans: u64,
     /// The size of the largest such resource or scope.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
     /// The largest allowed size.
-    pub bytes_max: usize,
+    pub(crate) bytes_max: usize,
     /// The `service.name` of the last of these resources; empty if it has none.
-    pub service: String,
+    pub(crate) service: String,
 }
 
 impl Outsized {

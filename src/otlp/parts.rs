@@ -1,7 +1,7 @@
 //! The parts of a span and of a resource that become labels: name and attributes.
 //!
-//! Called for spans that were walked and accepted, so nothing is refused here: reading stops at
-//! bytes that cannot be read, which nothing that was walked had needed.
+//! It is called for spans that the walker has accepted, so it refuses nothing. It stops at the
+//! first bytes that it cannot read; the walker did not need those bytes.
 
 use super::{
     conditions::Attribute,
@@ -10,13 +10,13 @@ use super::{
 
 const NAME: u32 = tag(5, BYTES);
 const ATTRIBUTE: u32 = tag(9, BYTES);
-/// The resource of a `ResourceSpans`, and an attribute of the resource.
+/// The tag of the resource in a `ResourceSpans`, and of an attribute in a resource.
 const FIRST: u32 = tag(1, BYTES);
 
 /// The name of a span, possibly not UTF-8. `at` is its place as the walker noted it
 /// ([`super::walk::SpanMeta::name_at`]).
 #[inline]
-pub fn name(span: &[u8], at: u8) -> &[u8] {
+pub(crate) fn name(span: &[u8], at: u8) -> &[u8] {
     if at != 0 {
         let mut reader = Reader::new(&span[usize::from(at)..]);
         return reader.bytes().unwrap_or_default();
@@ -38,7 +38,7 @@ pub fn name(span: &[u8], at: u8) -> &[u8] {
 
 /// Calls `attribute` with each attribute of a span.
 #[inline]
-pub fn attributes<'a>(span: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) {
+pub(crate) fn attributes<'a>(span: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) {
     let mut read = || -> Result<(), Malformed> {
         let mut reader = Reader::new(span);
         while let Some(tag) = reader.next_tag()? {
@@ -59,7 +59,7 @@ pub fn attributes<'a>(span: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) 
 }
 
 /// Calls `attribute` with each attribute of a resource, given the fields of its `ResourceSpans`.
-pub fn resource<'a>(fields: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) {
+pub(crate) fn resource<'a>(fields: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) {
     let mut read = || -> Result<(), Malformed> {
         let mut reader = Reader::new(fields);
         while let Some(tag) = reader.next_tag()? {

@@ -16,24 +16,24 @@ use super::{
     wire::Malformed,
 };
 
-/// The most words of bits of resources that are cached: 1 MiB. Beyond it they are computed again.
+/// The most words of resource bits that are cached: 1 MiB. When the cache is full, it is cleared.
 const REMEMBERED_WORDS: usize = 128 << 10;
 
-/// Computes bits by some conditions. The bits of each resource are computed once.
+/// Computes the bits of spans for one set of conditions. Caches the bits of each resource.
 #[derive(Debug)]
-pub struct Rewalk<'a, C> {
+pub(crate) struct Rewalk<'a, C> {
     conditions: Lenient<'a, C>,
     /// The start of a resource's bits in `of_resources`, by resource id.
     starts: HashMap<u64, usize, foldhash::fast::RandomState>,
     of_resources: Vec<u64>,
-    /// The resource of the last span: spans of one resource mostly come together.
+    /// The resource of the last span, because consecutive spans usually have the same resource.
     last: Option<(u64, usize)>,
     of_span: Vec<u64>,
 }
 
 impl<'a, C: Conditions> Rewalk<'a, C> {
     /// Starts with an empty cache of resources.
-    pub fn new(conditions: &'a C) -> Self {
+    pub(crate) fn new(conditions: &'a C) -> Self {
         Rewalk {
             conditions: Lenient(conditions),
             starts: HashMap::default(),
@@ -45,7 +45,7 @@ impl<'a, C: Conditions> Rewalk<'a, C> {
 
     /// Adds the bits of a span and its resource to `bits`, which has as many words as the
     /// conditions need.
-    pub fn add(&mut self, context: &Context, span: &[u8], bits: &mut [u64]) {
+    pub(crate) fn add(&mut self, context: &Context, span: &[u8], bits: &mut [u64]) {
         let start = self.start_of(context.resource());
         let words = self.of_span.len();
         self.of_span.copy_from_slice(&self.of_resources[start..start + words]);

@@ -22,7 +22,7 @@ pub(super) const FORMER_SCOPES: u32 = 1000;
 #[derive(PartialEq, Eq)]
 pub(super) enum Role {
     Plain,
-    /// Usually valid, which a quick check can tell.
+    /// Usually valid, so a quick check comes first.
     KeyValue,
     /// Counts towards the nesting limit.
     AnyValue,
@@ -70,16 +70,14 @@ impl Schema {
     /// A field and its number, by its name in JSON or its name in the proto files, which protobuf's
     /// JSON mapping also allows.
     pub(super) fn named(&self, name: &[u8]) -> Option<(u32, &'static Field)> {
-        let mut fields = (1..).zip(self.fields);
-        let is_named = |field: &Field| {
-            !matches!(field.kind, Unknown)
-                && (field.name.as_bytes() == name || is_snake_case_of(name, field.name))
+        let fields = || {
+            let former = self.former.iter().map(|(number, field)| (*number, field));
+            let known = (1..).zip(self.fields).chain(former);
+            known.filter(|(_, field)| !matches!(field.kind, Unknown))
         };
-        let former = || {
-            let mut former = self.former.iter();
-            former.find(|(_, field)| is_named(field)).map(|(number, field)| (*number, field))
-        };
-        fields.find(|(_, field)| is_named(field)).or_else(former)
+        // Nearly all names are in lowerCamelCase, so they are compared alone at first.
+        let exact = fields().find(|(_, field)| field.name.as_bytes() == name);
+        exact.or_else(|| fields().find(|(_, field)| is_snake_case_of(name, field.name)))
     }
 }
 

@@ -54,7 +54,7 @@ pub fn randomness(trace_state: &[u8]) -> Option<Randomness> {
 
 /// The threshold of a span that was sampled before: its `ot=th`, if the list has exactly one valid
 /// `ot` member.
-pub fn threshold(trace_state: &[u8]) -> Option<Threshold> {
+pub(crate) fn threshold(trace_state: &[u8]) -> Option<Threshold> {
     if trace_state.len() < "ot=th:0".len() {
         return None;
     }
@@ -115,7 +115,7 @@ pub fn stamp(trace_state: &[u8], stamp: &Stamp, out: &mut String) -> Result<bool
 
 /// The keys of a list with their values, both without the white space that W3C allows around a
 /// member. Members without `=`, and lists that are not UTF-8, yield nothing.
-pub fn pairs(trace_state: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn pairs(trace_state: &[u8]) -> impl Iterator<Item = (&str, &str)> {
     let text = std::str::from_utf8(trace_state).unwrap_or_default();
     members(text).filter_map(|member| member.split_once('='))
 }
@@ -153,7 +153,8 @@ fn parse_ot(value: &str) -> Result<OtMember<'_>, Unstampable> {
         }
         match pair.strip_prefix("rv:").and_then(parse_randomness) {
             Some(randomness) if ot.randomness.is_none() => ot.randomness = Some(randomness),
-            // With two characters and a separator each, so many cannot be in one value.
+            // Each sub-member takes more than one character, so a valid value cannot hold this
+            // many.
             _ if ot.others.len() >= OT_CHARS_MAX => return Err(Unstampable),
             _ => ot.others.push(pair),
         }

@@ -63,7 +63,7 @@ pub struct SpanMeta {
 impl SpanMeta {
     /// Adds the span to the facts of its trace. A start or end of zero is ignored.
     #[inline]
-    pub fn add_to(&self, facts: &mut Facts) {
+    pub(crate) fn add_to(&self, facts: &mut Facts) {
         if self.start_unix_nano != 0
             && (facts.start_unix_nano == 0 || self.start_unix_nano < facts.start_unix_nano)
         {
@@ -77,7 +77,7 @@ impl SpanMeta {
     }
 }
 
-/// The reason why a request was not walked to its end.
+/// The reason why the walk of a request stopped before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unwalked {
     /// The bytes are not framed as a request down to the spans.
@@ -115,7 +115,7 @@ pub fn walk<C: Conditions>(
 
 /// Walks a request again after [`walk`] with the same `walked`, and calls `piece` with as many
 /// spans at a time as fit.
-pub fn walk_in_pieces<C: Conditions>(
+pub(crate) fn walk_in_pieces<C: Conditions>(
     request: &[u8],
     conditions: &C,
     walked: &mut Walked,
@@ -362,9 +362,9 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     }))
 }
 
-/// The kind that a span states first, as a [`SpanKind::mask`], and no more of the span is read; 0
-/// if it states none. Nearly always this is its kind.
-pub fn first_kind_mask(span: &[u8]) -> u8 {
+/// The first kind field of a span, as a [`SpanKind::mask`]; 0 if there is none. The rest of the
+/// span is not read. Nearly every span has at most one such field, which is then its kind.
+pub(crate) fn first_kind_mask(span: &[u8]) -> u8 {
     let mut reader = Reader::new(span);
     while let Ok(Some(tag)) = reader.next_tag() {
         if tag == span_tag::KIND {
@@ -377,9 +377,9 @@ pub fn first_kind_mask(span: &[u8]) -> u8 {
     0
 }
 
-/// What [`walk`] would have told of a span, but for its place in a request.
+/// The same [`SpanMeta`] that [`walk`] would produce for a span, but without its place in a request.
 /// `None` if the span cannot be read.
-pub fn span_meta(span: &[u8]) -> Option<SpanMeta> {
+pub(crate) fn span_meta(span: &[u8]) -> Option<SpanMeta> {
     read_span::<false, _>(&(), span, &mut []).ok().flatten()
 }
 

@@ -24,9 +24,9 @@ const SPAN_BYTES: usize = size_of::<SpanMeta>() + 8 + 4;
 /// The bytes of a context of a request: the reference, and its index in the segment, which the
 /// sampler stores.
 const CONTEXT_BYTES: usize = 8 + 16;
-/// The number of spans that there is room for at first.
+/// The number of spans that the first allocation has room for.
 const SPANS_MIN: usize = 64;
-/// The bytes of a resource or scope, and the number of contexts, that there is always room for.
+/// The bytes of a resource or scope, and the number of contexts, that are held without a charge.
 const UNCHARGED_BYTES: usize = 64 << 10;
 const UNCHARGED_CONTEXTS: usize = 4 << 10;
 
@@ -69,38 +69,38 @@ pub struct Walked {
 
 /// Totals of the walked part of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The number of spans that were not rejected.
-    pub spans: u64,
+    pub(crate) spans: u64,
     /// Their encoded bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// The number of spans whose trace differs from that of the previous span, which is at least
     /// the number of traces.
-    pub runs: u64,
+    pub(crate) runs: u64,
 }
 
 /// The memory that the spans of a [`Walked`] may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// While a request is walked. A request with more spans is walked in pieces.
-    pub piece_bytes: usize,
+    pub(crate) piece_bytes: usize,
     /// Between two requests.
-    pub kept_bytes: usize,
+    pub(crate) kept_bytes: usize,
 }
 
 impl Walked {
     /// Limits the memory for the spans of later requests. Without this call there is no limit.
-    pub fn bound(&mut self, bounds: Bounds) {
+    pub(crate) fn bound(&mut self, bounds: Bounds) {
         self.bounds = Some(bounds);
     }
 
     /// Whether all spans of the request are here.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.passed.spans == 0
     }
 
     /// The totals of the walked part of the request. Reads every span of the piece.
-    pub fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         let bytes: u64 = self.spans.iter().map(|span| u64::from(span.len)).sum();
         let runs = self.spans.chunk_by(|a, b| a.trace_id == b.trace_id).count() as u64;
         Seen {
@@ -111,17 +111,17 @@ impl Walked {
     }
 
     /// The number of words of bits per span.
-    pub fn words(&self) -> usize {
+    pub(crate) fn words(&self) -> usize {
         self.words
     }
 
     /// The number of spans that there is room for.
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.room
     }
 
     /// The bytes that it has charged, including new contexts.
-    pub fn charged(&self) -> usize {
+    pub(crate) fn charged(&self) -> usize {
         let held = [&self.hold, &self.extra].into_iter().flatten().map(Hold::bytes);
         self.interned + held.sum::<usize>()
     }

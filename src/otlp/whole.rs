@@ -1,4 +1,4 @@
-//! Encodes the spans of one trace as they came, for recordings: nothing is cleaned, stamped or
+//! Encodes the spans of one trace as they arrived, for recordings: nothing is cleaned, stamped or
 //! repaired.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const PREFIX_BYTES_MAX: usize = 6;
 
 /// The spans as requests of at most `bytes_max` each. Sorts them by context; spans of one context
 /// stay in their order. `None` if a span, with its resource and scope, does not fit into a request.
-pub fn requests(spans: &mut [KeptSpan], bytes_max: usize) -> Option<Vec<Bytes>> {
+pub(crate) fn requests(spans: &mut [KeptSpan], bytes_max: usize) -> Option<Vec<Bytes>> {
     spans.sort_by_key(|span| {
         let context = &span.context;
         (Arc::as_ptr(context.resource()).addr(), Arc::as_ptr(context).addr())
@@ -33,8 +33,8 @@ pub fn requests(spans: &mut [KeptSpan], bytes_max: usize) -> Option<Vec<Bytes>> 
     Some(requests)
 }
 
-/// The bytes that the requests of these spans take at least.
-pub fn bytes_of(spans: &[KeptSpan]) -> usize {
+/// The least number of bytes that the requests of these spans take.
+pub(crate) fn bytes_of(spans: &[KeptSpan]) -> usize {
     spans.iter().map(|span| span.bytes.len()).sum()
 }
 

@@ -14,24 +14,24 @@
 /// The bytes are not the expected message. The text names the first fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Malformed(pub &'static str);
+pub struct Malformed(pub(crate) &'static str);
 
 /// The deepest nesting of unknown groups that is skipped, as in prost.
 const GROUP_DEPTH_MAX: usize = 100;
 
 /// Wire types.
-pub const VARINT: u32 = 0;
+pub(crate) const VARINT: u32 = 0;
 /// Eight bytes.
-pub const FIXED64: u32 = 1;
+pub(crate) const FIXED64: u32 = 1;
 /// A length, and that many bytes.
-pub const BYTES: u32 = 2;
+pub(crate) const BYTES: u32 = 2;
 const GROUP_START: u32 = 3;
 const GROUP_END: u32 = 4;
 /// Four bytes.
-pub const FIXED32: u32 = 5;
+pub(crate) const FIXED32: u32 = 5;
 
 /// The tag of a field: its number and wire type.
-pub const fn tag(number: u32, wire_type: u32) -> u32 {
+pub(crate) const fn tag(number: u32, wire_type: u32) -> u32 {
     number << 3 | wire_type
 }
 
@@ -52,7 +52,7 @@ pub enum Value<'a> {
 
 impl<'a> Value<'a> {
     /// The payload; an error if the field has another wire type.
-    pub fn bytes(&self) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn bytes(&self) -> Result<&'a [u8], Malformed> {
         match self {
             Value::Bytes(bytes) => Ok(bytes),
             _ => Err(WRONG_WIRE_TYPE),
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
 
     /// The bytes that have not been read yet.
     #[inline]
-    pub fn remaining(&self) -> usize {
+    pub(crate) fn remaining(&self) -> usize {
         self.rest.len()
     }
 
@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
 
     /// The tag of the next field, whose value must be read or skipped next; `None` at the end.
     #[inline(always)]
-    pub fn next_tag(&mut self) -> Result<Option<u32>, Malformed> {
+    pub(crate) fn next_tag(&mut self) -> Result<Option<u32>, Malformed> {
         match self.rest {
             [] => Ok(None),
             [byte @ 8..0x80, rest @ ..] => {
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
 
     /// Whether the next field has this one-byte tag. If so, its value must be read next.
     #[inline(always)]
-    pub fn next_is(&mut self, tag: u8) -> bool {
+    pub(crate) fn next_is(&mut self, tag: u8) -> bool {
         match self.rest {
             [byte, rest @ ..] if *byte == tag => {
                 self.rest = rest;
@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
 
     /// The value of a [`BYTES`] field.
     #[inline(always)]
-    pub fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         if let [length @ 0..0x80, rest @ ..] = self.rest
             && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*length))
         {
@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
 
     /// The value of a [`VARINT`] field.
     #[inline(always)]
-    pub fn varint(&mut self) -> Result<u64, Malformed> {
+    pub(crate) fn varint(&mut self) -> Result<u64, Malformed> {
         if let [byte @ 0..0x80, rest @ ..] = self.rest {
             self.rest = rest;
             return Ok(u64::from(*byte));
@@ -168,19 +168,19 @@ impl<'a> Reader<'a> {
 
     /// The value of a [`FIXED64`] field.
     #[inline(always)]
-    pub fn fixed64(&mut self) -> Result<u64, Malformed> {
+    pub(crate) fn fixed64(&mut self) -> Result<u64, Malformed> {
         Ok(u64::from_le_bytes(self.take()?))
     }
 
     /// The value of a [`FIXED32`] field.
     #[inline(always)]
-    pub fn fixed32(&mut self) -> Result<u32, Malformed> {
+    pub(crate) fn fixed32(&mut self) -> Result<u32, Malformed> {
         Ok(u32::from_le_bytes(self.take()?))
     }
 
     /// Skips the value of a field of any type.
     #[inline(always)]
-    pub fn skip(&mut self, tag: u32) -> Result<(), Malformed> {
+    pub(crate) fn skip(&mut self, tag: u32) -> Result<(), Malformed> {
         match tag & 7 {
             VARINT => _ = self.varint()?,
             FIXED64 => _ = self.take::<8>()?,
@@ -196,7 +196,7 @@ impl<'a> Reader<'a> {
     /// Skips a field that the caller does not read. If its number is one of `known`, the caller
     /// reads this field with another wire type, so it is refused.
     #[inline(always)]
-    pub fn skip_unless(&mut self, tag: u32, known: &[u32]) -> Result<(), Malformed> {
+    pub(crate) fn skip_unless(&mut self, tag: u32, known: &[u32]) -> Result<(), Malformed> {
         if known.contains(&(tag >> 3)) {
             return Err(WRONG_WIRE_TYPE);
         }
@@ -299,7 +299,7 @@ pub fn put_length_delimited(out: &mut Vec<u8>, number: u32, length: usize) {
 }
 
 /// The size of a length-delimited field with a payload of `length` bytes, including tag and length.
-pub fn length_delimited_len(number: u32, length: usize) -> usize {
+pub(crate) fn length_delimited_len(number: u32, length: usize) -> usize {
     varint_len(u64::from(number << 3)) + varint_len(length as u64) + length
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// When a policy ends, and whether it has.
+/// The time at which a policy ends, and whether it has ended.
 #[derive(Debug)]
 pub(super) struct Expiry {
     at: u64,
@@ -16,7 +16,8 @@ pub(super) struct Expiry {
 }
 
 impl Expiry {
-    /// In force until the time is passed to it.
+    /// The end of a policy at `at`, in Unix milliseconds. It takes effect once [`Self::has_come`]
+    /// gets that time.
     pub(super) fn new(at: u64) -> Self {
         Expiry { at, is_over: AtomicBool::new(false) }
     }
@@ -29,7 +30,8 @@ impl Expiry {
         self.is_over.load(Relaxed)
     }
 
-    /// Whether the policy has ended since the last call.
+    /// Takes the time in Unix milliseconds. Returns whether the policy has ended since the last
+    /// call.
     pub(super) fn has_come(&self, now: u64) -> bool {
         let is_over = now >= self.at;
         !self.is_over.swap(is_over, Relaxed) && is_over

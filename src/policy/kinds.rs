@@ -34,8 +34,8 @@ pub(super) struct KindValues {
 }
 
 impl KindValues {
-    /// Takes the keys in the order of their numbers; the words follow those of this many bits.
-    /// Returns the keys that are attributes, with their words.
+    /// Assigns a word to each key, in the order of the keys' numbers, after the words that hold
+    /// `bits` bits. Returns the keys that are attributes, with their words.
     pub(super) fn take_keys(&mut self, keys: Vec<String>, bits: u32) -> Vec<(String, usize)> {
         self.count = keys.len();
         self.rank = (bits as usize).div_ceil(64);
@@ -54,7 +54,7 @@ impl KindValues {
         bits.and_of_one_span(words)
     }
 
-    /// Notes the rank and the fields of a span.
+    /// Stores the rank and the fields of a span in its words.
     #[inline]
     pub(super) fn note_span(&self, span: &SpanFields<'_>, words: &mut [u64]) {
         if self.count == 0 {
@@ -79,7 +79,7 @@ impl KindValues {
     }
 }
 
-/// The kind of a trace by these values, as numbered by the builder: equal for equal values.
+/// The kind of a trace: a hash of the values with these numbers, which the builder has assigned.
 pub(super) fn kind(values: &[u32], first: usize, words: &[u64]) -> u64 {
     if values.is_empty() {
         return 0;
@@ -88,15 +88,15 @@ pub(super) fn kind(values: &[u32], first: usize, words: &[u64]) -> u64 {
     hash(|hasher| words.for_each(|word| hasher.write_u64(word)))
 }
 
-/// The rank of a span: a root is above all others, and an earlier start above a later one. A span
-/// without a start is the last.
+/// The rank of a span. Roots rank above other spans. Among equals, an earlier start ranks above a
+/// later one, and a missing start ranks lowest.
 fn rank(span: &SpanFields<'_>) -> u64 {
     const LAST: u64 = u64::MAX >> 1;
     let start = if span.start_unix_nano == 0 { u64::MAX } else { span.start_unix_nano };
     u64::from(span.is_root) << 63 | (LAST - start.min(LAST - 1))
 }
 
-/// Notes the value of an attribute in this word, if it has one.
+/// Stores the hash of an attribute's value in `word`, if the attribute has a word.
 #[inline]
 pub(super) fn note(
     word: Option<usize>,
@@ -112,7 +112,7 @@ pub(super) fn note(
     outcome
 }
 
-/// Adds a value. A list is its elements; a map or bytes are like any other map or bytes.
+/// Adds a value to the hash. A list adds its elements. All maps and byte strings count as equal.
 fn add(value: AttributeValue<'_>, hasher: &mut impl std::hash::Hasher) {
     match value {
         AttributeValue::String(text) => {
@@ -132,7 +132,7 @@ fn add(value: AttributeValue<'_>, hasher: &mut impl std::hash::Hasher) {
     }
 }
 
-/// A hash that is not 0, which stands for no value.
+/// A hash that is never 0, because 0 stands for no value.
 fn hash(write: impl FnOnce(&mut foldhash::fast::FoldHasher<'static>)) -> u64 {
     let mut hasher = FixedState::with_seed(0).build_hasher();
     write(&mut hasher);

@@ -21,14 +21,14 @@ mod texts;
 mod tick;
 mod trial;
 
-pub use leaves::Leaves;
+pub(crate) use leaves::Leaves;
 pub use limit::BudgetReading;
 pub use number::{Number, NumberRange};
 pub use plan::{
-    Effect, Evidence, InForce, KindsReading, Overflowed, POLICY_NAMES_MAX, Plan, PolicyId,
-    Shadowed, TooManyNames, Verdict,
+    Effect, Evidence, KindsReading, POLICY_NAMES_MAX, Plan, PolicyId, Shadowed, Verdict,
 };
-pub use review::{Remark, review};
+pub(crate) use plan::{Overflowed, TooManyNames};
+pub(crate) use review::{Remark, review};
 pub use spec::{
     BudgetSpec, KindsSpec, LimitSpec, PolicySpec, RareSpec, Rate, RuleKind, RuleSpec, Scope,
     StringMatch,

@@ -55,8 +55,9 @@ impl Node {
                 let mut highest = Threshold::ALWAYS;
                 for part in parts {
                     highest = highest.max(evaluate(part));
-                    // No threshold is higher. Most conditions fail on most spans, so stopping here
-                    // saves a third of the walk if many policies are about single spans.
+                    // No other part can raise the threshold further. Most conditions fail on most
+                    // spans, so stopping here saves a third of the walk if many policies are about
+                    // single spans.
                     if !highest.matches() {
                         break;
                     }

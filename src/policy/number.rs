@@ -78,12 +78,12 @@ pub struct NumberRange {
 
 impl NumberRange {
     /// Whether the number is within the bounds; NaN never is.
-    pub fn contains(&self, number: Number) -> bool {
+    pub(crate) fn contains(&self, number: Number) -> bool {
         (self.lower, self.upper).contains(&number)
     }
 
     /// Whether `other` contains every number that this range contains, as far as the bounds tell.
-    pub fn is_within(&self, other: &NumberRange) -> bool {
+    pub(crate) fn is_within(&self, other: &NumberRange) -> bool {
         is_within(self.lower, other.lower, Ordering::Greater)
             && is_within(self.upper, other.upper, Ordering::Less)
     }

@@ -19,8 +19,9 @@ mod verdict;
 use std::{collections::HashMap, sync::Arc};
 
 pub(in crate::policy) use self::asked::Asked;
+pub(crate) use self::readings::Overflowed;
 pub use self::{
-    readings::{KindsReading, Overflowed},
+    readings::KindsReading,
     verdict::{Effect, Evidence, Shadowed, Verdict},
 };
 
@@ -75,23 +76,23 @@ impl PolicyId {
     pub const NONE: PolicyId = PolicyId(u16::MAX);
 }
 
-/// A policy in force, as people see it.
+/// A policy in force, described for people.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct InForce<'a> {
+pub(crate) struct InForce<'a> {
     /// Its id.
-    pub id: PolicyId,
+    pub(crate) id: PolicyId,
     /// Its name.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// Its `type`, as it is written.
-    pub type_name: &'static str,
+    pub(crate) type_name: &'static str,
     /// Whether it is a shadow policy.
-    pub is_shadow: bool,
+    pub(crate) is_shadow: bool,
     /// When it ends, in Unix milliseconds.
-    pub expires: Option<u64>,
+    pub(crate) expires: Option<u64>,
     /// The threshold that it proposes now for a trace that it matches, limits included; if it has
     /// parts with different percentages, the lowest of these thresholds. `None` for `drop`, and for
     /// `budget` and `rare`, which have one for each kind of traces.
-    pub threshold: Option<Threshold>,
+    pub(crate) threshold: Option<Threshold>,
 }
 
 #[derive(Debug)]
@@ -194,7 +195,7 @@ impl Plan {
     /// Adds names of policies of an earlier process, as far as there is room for them, so that its
     /// decisions can be named.
     #[must_use]
-    pub fn with_names<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
+    pub(crate) fn with_names<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
         for name in names {
             if self.names.len() < POLICY_NAMES_MAX && self.id(name).is_none() {
                 self.names.push(name.to_owned());
@@ -204,7 +205,7 @@ impl Plan {
     }
 
     /// The id of a policy that is in force or was.
-    pub fn id(&self, name: &str) -> Option<PolicyId> {
+    pub(crate) fn id(&self, name: &str) -> Option<PolicyId> {
         let position = self.names.iter().position(|known| known == name)?;
         u16::try_from(position).ok().map(PolicyId)
     }
@@ -254,7 +255,12 @@ impl Plan {
 
     /// For each shadow policy that matches, tells how it alone would have changed the verdict. A
     /// set of policies takes the lowest threshold, so this is one comparison per policy.
-    pub fn shadow(&self, evidence: &Evidence<'_>, verdict: &Verdict, out: &mut Vec<Shadowed>) {
+    pub(crate) fn shadow(
+        &self,
+        evidence: &Evidence<'_>,
+        verdict: &Verdict,
+        out: &mut Vec<Shadowed>,
+    ) {
         let is_vetoed = verdict.policy != PolicyId::NONE && !verdict.threshold.matches();
         for policy in &self.shadows {
             let proposed = policy.propose(evidence);
@@ -278,7 +284,7 @@ impl Plan {
     }
 
     /// Whether a policy that is `rare` keeps a trace that meets its conditions; true for any other
-    /// policy. A trace that is decided outside a tick asks now.
+    /// policy. A trace that is decided outside a tick asks for its grant here.
     fn is_granted(&self, policy: &Policy, evidence: &Evidence<'_>, is_vetoed: bool) -> bool {
         let Some(rare) = policy.rare else { return true };
         let rare = &self.rares[rare];
@@ -304,13 +310,13 @@ impl Plan {
     }
 
     /// The shadow policies. If there are none, they cost nothing.
-    pub fn shadows(&self) -> impl ExactSizeIterator<Item = PolicyId> {
+    pub(crate) fn shadows(&self) -> impl ExactSizeIterator<Item = PolicyId> {
         self.shadows.iter().map(|policy| policy.id)
     }
 
     /// The policies in force: those that decide in the order of the files, then the shadow
     /// policies.
-    pub fn in_force(&self) -> impl Iterator<Item = InForce<'_>> {
+    pub(crate) fn in_force(&self) -> impl Iterator<Item = InForce<'_>> {
         let count = self.policies.len();
         self.all().enumerate().map(move |(index, policy)| InForce {
             id: policy.id,
@@ -374,7 +380,7 @@ impl Plan {
     /// Sets the time, in Unix milliseconds. A policy that has reached its end matches nothing.
     /// Returns the policies that have ended since the last call, without those of a trial. Called
     /// before the plan decides anything, and once per tick.
-    pub fn expire(&self, now: u64) -> Vec<PolicyId> {
+    pub(crate) fn expire(&self, now: u64) -> Vec<PolicyId> {
         if let Some(candidate) = self.candidate() {
             candidate.expire(now);
         }
@@ -384,21 +390,21 @@ impl Plan {
     }
 
     /// The policies that end, with their ends in Unix milliseconds.
-    pub fn expiries(&self) -> Vec<(PolicyId, u64)> {
+    pub(crate) fn expiries(&self) -> Vec<(PolicyId, u64)> {
         let at = |policy: &Policy| Some((policy.id, policy.expiry.as_ref()?.at()));
         self.all().filter_map(at).collect()
     }
 
     /// Whether any policy, also of a trial, has a limit, or is a budget or `rare`. If none, ticks
     /// and charges do nothing.
-    pub fn has_limits(&self) -> bool {
+    pub(crate) fn has_limits(&self) -> bool {
         !self.limits.is_empty()
             || !self.rares.is_empty()
             || self.candidate().is_some_and(|plan| plan.has_limits())
     }
 
     /// Whether a limit has not had a tick yet, so its threshold does not hold the rate.
-    pub fn has_new_limits(&self) -> bool {
+    pub(crate) fn has_new_limits(&self) -> bool {
         !self.limits.iter().all(|limit| limit.has_begun())
             || !self.rares.iter().all(|rare| rare.has_begun())
             || self.candidate().is_some_and(|plan| plan.has_new_limits())

@@ -1,13 +1,13 @@
 //! `rare`: the first traces of each kind in each interval.
 //!
 //! A decision tick passes it the due traces in their order of arrival, and it grants the first ones
-//! of each kind. A grant is 100 %, and depends on no trace's randomness. Traces that are decided
-//! outside a tick ask when they are decided. Every trace that is granted counts, even if another
-//! policy keeps it too; traces that a policy vetoes must not ask.
+//! of each kind. A granted trace is kept at 100 %, and no grant depends on randomness. Traces that
+//! are decided outside a tick ask for a grant when they are decided. A grant counts even if another
+//! policy keeps the trace too; the caller does not ask for traces that a policy vetoes.
 //!
 //! The interval of a kind begins with its first trace. All intervals are equally long, so kinds are
-//! forgotten in the order in which they came. At most `kinds_max` kinds are known at a time; a kind
-//! that finds the table full gets no grant and is counted.
+//! forgotten in the order of their first traces. At most `kinds_max` kinds are known at a time; a
+//! kind that finds the table full gets no grant and is counted.
 //!
 //! The caller passes the elapsed time; this module reads no clock.
 
@@ -30,7 +30,7 @@ const KIND_BYTES: usize = 2 * (16 + 1) + 2 * 16 + 2 * (16 + 1);
 #[derive(Debug)]
 pub(super) struct Rare {
     spec: RareSpec,
-    /// Whether there has been a tick. Before that, every trace is granted: the policy is at rest.
+    /// Whether there has been a tick. Before the first tick, every trace is granted.
     has_begun: AtomicBool,
     state: Mutex<State>,
 }
@@ -39,9 +39,9 @@ pub(super) struct Rare {
 struct State {
     /// Seconds since the first tick.
     now: f64,
-    /// The grants that are left to each kind in its interval.
+    /// The number of grants that each kind has left in its interval.
     left: HashMap<u64, u32, foldhash::fast::RandomState>,
-    /// The most kinds since the tables were shrunk.
+    /// The highest number of kinds since the tables were last shrunk.
     room: usize,
     /// The kinds by the end of their interval.
     ends: VecDeque<(f64, u64)>,
@@ -125,7 +125,7 @@ impl Rare {
         !self.has_begun() || self.lock().granted.contains(&trace)
     }
 
-    /// The number of kinds in their interval.
+    /// The number of kinds whose interval has not ended.
     pub(super) fn kinds(&self) -> usize {
         self.lock().left.len()
     }
@@ -135,13 +135,13 @@ impl Rare {
         self.lock().overflowed += 1;
     }
 
-    /// The traces that found no room since the last call.
+    /// The number of traces that found no room since the last call.
     pub(super) fn take_overflowed(&self) -> u64 {
         std::mem::take(&mut self.lock().overflowed)
     }
 
-    /// The bytes that the tables may take with the kinds that they have. The capacity of a table
-    /// depends on where its keys lie, and would not be the same in a run that is repeated.
+    /// The bytes that the tables may take with the kinds that they have. The actual capacity of a
+    /// table depends on where its keys lie, and would differ when a run is repeated.
     pub(super) fn bytes(&self) -> usize {
         let state = self.lock();
         state.room.max(state.left.len()) * KIND_BYTES

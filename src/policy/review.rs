@@ -3,13 +3,12 @@
 //!
 //! `check` warns about them; nothing here decides about traces. The review works on the expressions
 //! that decide ([`super::node`]) and claims only what follows from their shape. It compares bounds,
-//! lists and thresholds, and the parts of combinations one by one; it does not see what two
-//! policies cover only together. A claim is never wrong (a property test checks this), but the
-//! absence of a claim proves nothing.
+//! lists and thresholds, and the parts of combinations one by one; it does not detect a policy that
+//! two others cover only in combination. A claim is never wrong (a property test checks this), but
+//! the absence of a claim proves nothing.
 //!
 //! All pairs are compared. Hostile policies could make this very slow, so the review stops after
-//! [`STEPS_MAX`] steps, which take well under a second, and does not report what it would have
-//! found later.
+//! [`STEPS_MAX`] steps, which take well under a second, and reports only its findings up to then.
 
 use std::cell::Cell;
 
@@ -26,7 +25,7 @@ const STEPS_MAX: usize = 5_000_000;
 
 /// A finding about a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remark {
+pub(crate) enum Remark {
     /// Its conditions contradict each other.
     NeverMatches,
     /// It vetoes every trace.
@@ -40,7 +39,7 @@ pub enum Remark {
 ///
 /// A policy that never matches because of a percentage of 0 is not reported here, because the
 /// configuration reader already reports the percentage.
-pub fn review(specs: &[PolicySpec]) -> Vec<(usize, Remark)> {
+pub(crate) fn review(specs: &[PolicySpec]) -> Vec<(usize, Remark)> {
     let mut builder = LeavesBuilder::default();
     let policies: Vec<Policy> = specs.iter().map(|spec| Policy::new(spec, &mut builder)).collect();
     let review = Review { leaves: &builder.leaves(), steps: Cell::new(0) };
@@ -83,7 +82,7 @@ struct Review<'l> {
     steps: Cell<usize>,
 }
 
-/// The bar for a comparison: the threshold that the other policy proposes, or a higher one.
+/// The bar of a comparison: the threshold of the other policy is never below `floor`.
 #[derive(Clone, Copy)]
 struct Bar {
     floor: Threshold,
@@ -94,7 +93,8 @@ struct Bar {
 const NO_HIGHER: Bar = Bar { floor: Threshold::ALWAYS, by_threshold: true };
 
 impl Bar {
-    /// The bar, raised to the threshold of a node that the other policy's threshold is never below.
+    /// The bar, raised to the threshold of a node of the other policy. That policy's threshold must
+    /// never be below the node's.
     fn raised_by(self, node: &Node) -> Bar {
         match node {
             Node::Constant(threshold) if self.by_threshold || !threshold.matches() => {

@@ -17,7 +17,7 @@ pub struct PolicySpec {
     pub name: String,
     /// Its `type`, as it is written.
     pub type_name: &'static str,
-    /// The conditions, and the probability with which it keeps.
+    /// The conditions, and the probability with which it keeps a matching trace.
     pub rule: RuleSpec,
     /// The rate at which it may keep spans; not for `drop`.
     pub limit: Option<LimitSpec>,
@@ -68,12 +68,12 @@ pub struct BudgetSpec {
     pub rate: LimitSpec,
     /// The kinds.
     pub kinds: KindsSpec,
-    /// `power`: 0 for equal shares, 1 for shares in proportion to what comes.
+    /// `power`: 0 for equal shares, 1 for shares in proportion to the demand.
     pub power: f64,
 }
 
 impl BudgetSpec {
-    /// The burst in seconds of the rate. What is kept in any ten seconds exceeds the rate by no
+    /// The burst, in seconds of the rate. The amount kept in any ten seconds exceeds the rate by no
     /// more than the burst.
     pub const BURST_SECONDS: f64 = 0.4;
 }
@@ -288,7 +288,7 @@ impl RuleKind {
     }
 
     /// The kinds of traces that it tells apart.
-    pub fn kinds(&self) -> Option<&KindsSpec> {
+    pub(crate) fn kinds(&self) -> Option<&KindsSpec> {
         match self {
             RuleKind::Budget(_, budget) => Some(&budget.kinds),
             RuleKind::Rare(_, rare) => Some(&rare.kinds),

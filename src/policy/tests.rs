@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{AnyValue, KeyValue, any_value::Value},
+    common::v1::{KeyValue, any_value::Value},
     resource::v1::Resource,
     trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::Event},
 };
@@ -19,6 +19,7 @@ use crate::{
         conditions::Conditions as _,
         walk::{self, Walked},
     },
+    testing::{attribute, text},
     trace::{Facts, Randomness, SpanKind, StatusCode, Threshold, TraceId},
 };
 
@@ -152,18 +153,6 @@ fn probabilistic(random: &mut Rng, depth: u8) -> RuleSpec {
     at(percentage, if random.bool() { RuleKind::And(parts) } else { RuleKind::Or(parts) })
 }
 
-fn pair(key: &str, value: Value) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue { value: Some(value) }),
-        ..Default::default()
-    }
-}
-
-fn text(key: &str, value: &str) -> KeyValue {
-    pair(key, Value::StringValue(value.to_owned()))
-}
-
 fn span(name: &str, attributes: Vec<KeyValue>) -> Span {
     Span {
         trace_id: vec![1; 16],
@@ -187,9 +176,9 @@ fn trace(random: &mut Rng, spans: usize) -> Trace {
     let spans = (0..spans).map(|_| {
         let pairs = [
             text("route", ["/a", "/b", "c"][random.usize(0..3)]),
-            pair("size", Value::IntValue(random.i64(0..4))),
-            pair("size", Value::DoubleValue(1.5)),
-            pair("hit", Value::BoolValue(random.bool())),
+            attribute("size", Value::IntValue(random.i64(0..4))),
+            attribute("size", Value::DoubleValue(1.5)),
+            attribute("hit", Value::BoolValue(random.bool())),
         ];
         let attributes = pairs.into_iter().filter(|_| random.u8(0..3) == 0).collect();
         let mut span = span(["get", "put"][random.usize(0..2)], attributes);
@@ -209,7 +198,7 @@ fn decide(rules: &[RuleSpec], trace: &Trace, forced: bool) -> Verdict {
     let named = |(n, rule): (usize, &RuleSpec)| PolicySpec::new(format!("p{n}"), rule.clone());
     let plan = Plan::compile(&rules.iter().enumerate().map(named).collect::<Vec<_>>());
     let of_span = |(service, span): &(&str, Span)| {
-        let attributes = vec![text("service.name", service)];
+        let attributes = vec![text("service.name", *service)];
         let scope = ScopeSpans { spans: vec![span.clone()], ..Default::default() };
         ResourceSpans {
             resource: Some(Resource { attributes, ..Default::default() }),
@@ -366,7 +355,7 @@ fn what_can_still_turn_does_not_veto_when_forced() {
         string("route", regex(&["b"]), true),
         not(&same_span(&[&hit(false)])),
     ];
-    let attributes = vec![text("route", "/a"), pair("size", Value::IntValue(2))];
+    let attributes = vec![text("route", "/a"), attribute("size", Value::IntValue(2))];
     let mut failed = span("get", attributes);
     failed.status = Some(Status { code: 2, message: String::new() });
     failed.end_time_unix_nano += 5_000_000;
@@ -438,8 +427,8 @@ fn the_upper_bound_of_latency_is_inclusive_and_of_the_whole_trace() {
     }
 }
 
-/// The number of bits that these rules need. The plan only tells its words, so the last word is
-/// filled up until one more bit is too many.
+/// The number of bits that these rules need. The plan only gives its number of words, so the last
+/// word is filled up until one more bit is too many.
 fn bits_of(rules: &[RuleSpec]) -> i64 {
     let is_too_much = |fillers: &i64| {
         let fillers = (0..*fillers).map(|n| numeric("filler", n, false));

@@ -1,13 +1,13 @@
 //! One decision tick of all limits, budgets and rare policies: collects the candidates of every
-//! shard, each by the plan of its shard, and sets the thresholds.
+//! shard, each according to the plan of its shard, and sets the thresholds.
 //!
 //! During a reload, shards decide by two different plans. The plans share the limits that did not
 //! change; these get the candidates of both and have one tick.
 //!
-//! Rare policies grant the due traces in their order of arrival over all shards, so traces that
-//! may be granted wait until all shards have been visited. A trace that is granted is kept at 100 %
-//! and no candidate of a limit. At most [`CANDIDATES_MAX`] traces wait; if more might be granted,
-//! the others are not, and count as overflowed.
+//! Rare policies grant the due traces in their order of arrival over all shards, so traces that may
+//! be granted wait until all shards have been visited. A trace that is granted is kept at 100 % and
+//! is not a candidate of a limit. At most [`CANDIDATES_MAX`] traces wait; further traces get no
+//! grant and count as overflowed.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -94,7 +94,7 @@ impl Tick {
         let limits = limits.collect();
         for rare in plan.rares() {
             if !self.rares.iter().any(|known| Arc::ptr_eq(known, rare)) {
-                // Before its first trace asks: intervals that are over make room.
+                // Before the first trace asks, so that kinds whose interval is over make room.
                 if self.begins == Begins::All || !rare.has_begun() {
                     rare.begin_tick(self.seconds);
                 }
@@ -108,8 +108,8 @@ impl Tick {
         }
     }
 
-    /// Adds a due trace, which arrived so long ago, to the candidates of each limit that it counts
-    /// towards. The plan must have joined.
+    /// Adds a due trace, which arrived `age_millis` ago, to the candidates of each limit that it
+    /// counts towards. The plan must have been passed to [`Self::join`].
     pub fn add(&mut self, plan: &Arc<Plan>, evidence: &Evidence<'_>, age_millis: u32) {
         let known = self.plans.iter().position(|known| Arc::ptr_eq(&known.plan, plan));
         let Some(of_plan) = known else { return };

@@ -7,9 +7,9 @@
 //! once a second.
 //!
 //! The candidate is a [`Plan`] of its own, except that its conditions are among the leaves of the
-//! plan in force, so a span is walked once. Its limits are new, so they begin full, and they tick
-//! together with the others. Its names are its own: they enter neither the names of the process nor
-//! the metrics. Spans that arrive after the decision of their trace are not counted.
+//! plan in force, so a span is walked once. Its limits are new, so their buckets begin full, and
+//! they tick together with the others. Its names are its own: they enter neither the names of the
+//! process nor the metrics. Spans that arrive after the decision of their trace are not counted.
 
 use std::{
     collections::HashMap,
@@ -183,7 +183,7 @@ impl Trial {
 
     /// Decides a trace that the policies in force have decided, and counts both decisions.
     /// `matched` are the policies in force that match it.
-    pub fn decide(
+    pub(crate) fn decide(
         &self,
         trace_id: TraceId,
         evidence: &Evidence<'_>,
@@ -230,12 +230,12 @@ impl Trial {
     }
 
     /// Whether it has ended, so that the counts no longer change.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.is_over.load(Relaxed)
     }
 
     /// Called when no shard decides by it any more.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.is_over.store(true, Relaxed);
     }
 

@@ -1,14 +1,14 @@
-//! Charges the bytes of a request to the memory budget as they arrive, frame by frame, whatever a
-//! header claims.
+//! Charges the bytes of a request to the memory budget as they arrive, frame by frame, regardless
+//! of the length that a header claims.
 //!
 //! All requests of at most 1 MiB together may hold an eighth of the memory limit. All larger
-//! requests together may hold as much again, or the needs of the largest message where those are
-//! greater: the body as received, the inflated body, the memory of the decoder, and the protobuf
+//! requests together may hold another eighth, or the memory that the largest message needs if that
+//! is more: the body as received, the inflated body, the memory of the decoder, and the protobuf
 //! made from JSON. A frame beyond these limits ends its request with a refusal. The refusal is
 //! retryable, unless the request needs more than an empty window and an empty queue would leave for
 //! it ([`Budget::never_fits`]). If the length is announced, the request is refused before its body
-//! is read. The frames of a body are copied into one buffer, whose capacity is charged. Keeping the
-//! frames would not do: a frame of one byte holds far more memory than its length.
+//! is read. The frames of a body are copied into one buffer, whose capacity is charged. The frames
+//! themselves are not kept, because a frame of one byte holds far more memory than its length.
 
 use std::sync::Arc;
 
@@ -31,13 +31,13 @@ pub(super) struct Charge {
     hold: Hold,
     budget: Arc<Budget>,
     large_bytes_max: usize,
-    /// Bytes that the same request holds in an earlier charge.
+    /// Bytes that the same request holds in another charge.
     beside_bytes: usize,
 }
 
 impl Charge {
-    /// A charge of zero bytes. `held_bytes_max` is the memory that the largest message needs, which
-    /// must always be able to come in.
+    /// A charge of zero bytes. `held_bytes_max` is the memory that the largest message needs; large
+    /// requests may always hold that much.
     pub(super) fn new(budget: &Arc<Budget>, held_bytes_max: usize) -> Self {
         Charge {
             hold: budget.hold(Holder::Receiving, 0),
@@ -74,7 +74,7 @@ impl Charge {
             self.hold.pass_to(Holder::ReceivingLarge);
             (Holder::ReceivingLarge, self.large_bytes_max)
         } else {
-            // A small request and its inflated form must fit together.
+            // The limit leaves room for a small request and its inflated form.
             (Holder::Receiving, (self.budget.limit() / 8).max(2 * SMALL_BYTES_MAX))
         };
         if self.budget.held(holder) + bytes > most || !self.hold.try_grow(bytes) {
@@ -125,7 +125,7 @@ impl Receiving {
         self.charge.expect(if is_compressed { bytes } else { bytes.saturating_mul(2) })
     }
 
-    /// The length of the body, where its headers announce it.
+    /// The length of the body, if its headers announce it.
     pub(super) fn announced_bytes(&self) -> Option<usize> {
         self.body.size_hint().exact().and_then(|exact| usize::try_from(exact).ok())
     }

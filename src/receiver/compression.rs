@@ -104,7 +104,7 @@ pub(super) struct ReceivedBody {
     pub(super) encoding: Option<Encoding>,
     pub(super) bytes: Bytes,
     pub(super) charge: Charge,
-    /// Whether it is written to a log, and therefore kept until its spans are in the window.
+    /// Whether the body is written to a log; it is then kept until its spans are in the window.
     pub(super) is_logged: bool,
 }
 
@@ -141,8 +141,8 @@ impl Message {
     }
 }
 
-/// Inflates a body where it is compressed. The message gets a charge of its own, and has at most
-/// `bytes_max`.
+/// Inflates a body if it is compressed. The message gets a charge of its own, and may have at most
+/// `bytes_max` bytes.
 ///
 /// # Errors
 /// [`Refusal::TooLarge`], [`Refusal::WindowTooLarge`], [`Refusal::Memory`] and

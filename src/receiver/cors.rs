@@ -2,12 +2,12 @@
 //!
 //! The rules are those of the Collector's confighttp: an origin may contain one `*` for any
 //! characters, and a lone `*` allows all origins. `Accept`, `Accept-Language`, `Content-Language`,
-//! `Content-Type` and `Origin` are always allowed; `X-Requested-With` is allowed where no headers
-//! are configured; `*` allows all headers. A preflight is answered before the token is checked,
-//! since browsers send none with it. The answer allows nothing unless everything the preflight asks
-//! for is allowed, and it repeats only an origin that is allowed. Two rules differ from the
-//! Collector's. With `*` no credentials are allowed, since any site could use those of its
-//! visitors. And `Retry-After` is exposed, since exporters in browsers read it. Source: Fetch
+//! `Content-Type` and `Origin` are always allowed; `X-Requested-With` is allowed if no headers are
+//! configured; `*` allows all headers. A preflight is answered before the token is checked, since
+//! browsers send none with it. The answer allows nothing unless everything the preflight asks for
+//! is allowed, and it repeats only an origin that is allowed. Two rules differ from the
+//! Collector's: with `*`, no credentials are allowed, because any site could use those of its
+//! visitors; and `Retry-After` is exposed, because exporters in browsers read it. Source: Fetch
 //! standard, "CORS protocol".
 
 use http::{
@@ -25,7 +25,7 @@ const ALLOWED_BY_DEFAULT: &str = "x-requested-with";
 
 /// The origins that may send from a browser, and the headers they may use.
 #[derive(Debug)]
-pub struct Cors {
+pub(crate) struct Cors {
     origins: Vec<String>,
     headers: Vec<String>,
 }
@@ -38,7 +38,7 @@ pub(super) struct Allowed {
 
 impl Cors {
     /// Takes the configured origins and headers; `None` without origins.
-    pub fn new(origins: &[String], headers: &[String]) -> Option<Self> {
+    pub(crate) fn new(origins: &[String], headers: &[String]) -> Option<Self> {
         let lower = |texts: &[String]| texts.iter().map(|text| text.to_ascii_lowercase()).collect();
         (!origins.is_empty()).then(|| Cors { origins: lower(origins), headers: lower(headers) })
     }
@@ -83,7 +83,7 @@ impl Cors {
         let Ok(wanted) = wanted.to_str() else { return false };
         let mut names = wanted.split(',').map(|name| name.trim().to_ascii_lowercase());
         names.all(|name| {
-            // Only valid names: the answer repeats what it allows.
+            // Only valid names are allowed, because the answer repeats the allowed names.
             HeaderName::from_bytes(name.as_bytes()).is_ok()
                 && (ALWAYS_ALLOWED.contains(&name.as_str())
                     || self.headers.iter().any(|allowed| *allowed == name || allowed == "*")

@@ -1,10 +1,10 @@
 //! Requests that carry bytes but no span. OTLP says to answer them with success, so the sender does
-//! not learn that no span arrived. Most of them hold another signal than traces, or traces in
-//! another form. All are counted, and one every ten seconds is logged with the fields at its top
+//! not learn that no span arrived. Most of them contain another signal than traces, or traces in
+//! another format. All are counted, and one every ten seconds is logged with the fields at its top
 //! level.
 //!
 //! Called on the connection's task, or on the thread of a large request, after the request was
-//! taken. Only a request that is logged is parsed a second time.
+//! accepted. Only a request that is logged is parsed a second time.
 
 use tracing::warn;
 
@@ -26,7 +26,7 @@ pub(super) enum Sent<'a> {
 
 /// Counts and logs requests without spans.
 #[derive(Debug, Default)]
-pub struct EmptyRequests(Throttle);
+pub(crate) struct EmptyRequests(Throttle);
 
 impl EmptyRequests {
     /// Counts and logs a request that was taken, if it has no span. A request of no bytes is the
@@ -55,7 +55,7 @@ impl EmptyRequests {
         warn!(
             bytes = bytes.len(),
             suppressed,
-            "a request to the {receiver} receiver has no span; at its top level there is: {found}. \
+            "a request to the {receiver} receiver has no span; its top level contains: {found}. \
              Tailwater reads spans from \"resourceSpans\" (field 1): check what the sender exports",
         );
     }

@@ -48,7 +48,7 @@ type HealthServer =
 
 /// The gRPC receiver. Clones share all state.
 #[derive(Clone, Debug)]
-pub struct GrpcService {
+pub(crate) struct GrpcService {
     intake: Arc<Intake>,
     health: HealthServer,
     max_recv_msg_bytes: usize,
@@ -56,7 +56,7 @@ pub struct GrpcService {
 
 impl GrpcService {
     /// Serves `intake`, and the health service `health` beside it.
-    pub fn new(
+    pub(crate) fn new(
         intake: Arc<Intake>,
         health: tonic_health::server::HealthService,
         max_recv_msg_bytes: usize,
@@ -65,7 +65,7 @@ impl GrpcService {
     }
 
     /// Answers one HTTP/2 request.
-    pub async fn answer(self, request: http::Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn answer(self, request: http::Request<Incoming>) -> Response<Body> {
         if !is_grpc(&request) {
             self.intake.metrics.answered_not_grpc();
             return not_grpc();
@@ -125,8 +125,8 @@ impl GrpcService {
         }
         let (body, charge) = receiving.finish();
         let (encoding, bytes) = unframe(&body, encoding)?;
-        // From here on only the message is held, and only the message is charged. The body as it
-        // was received is held as well if it is written to a log.
+        // From here on, only the message is held and charged, and the body as it was received if it
+        // is written to a log.
         drop(body);
         let is_logged = self.intake.durability.is_some();
         let body = ReceivedBody { encoding, bytes, charge, is_logged };

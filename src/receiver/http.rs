@@ -33,14 +33,14 @@ use crate::{metrics::Transport, net::deadline::in_time, sampler::Ingested};
 
 /// The HTTP receiver. Clones share all state.
 #[derive(Clone, Debug)]
-pub struct HttpService {
+pub(crate) struct HttpService {
     intake: Arc<Intake>,
     settings: Arc<Settings>,
 }
 
 /// The settings of the HTTP receiver.
 #[derive(Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The largest body, before and after decompression.
     pub max_body_bytes: usize,
     /// The path to which traces are posted; a trailing slash is ignored.
@@ -66,12 +66,12 @@ enum Format {
 
 impl HttpService {
     /// Serves `intake`.
-    pub fn new(intake: Arc<Intake>, settings: Settings) -> Self {
+    pub(crate) fn new(intake: Arc<Intake>, settings: Settings) -> Self {
         HttpService { intake, settings: Arc::new(settings) }
     }
 
     /// Answers one request.
-    pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    pub(crate) async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let cors = self.settings.cors.as_ref().filter(|_| self.is_traces(&request));
         let response = match cors {
             None => self.answer_any(request).await,

@@ -8,13 +8,13 @@
 
 mod admission;
 mod compression;
-pub mod cors;
-pub mod empty;
-pub mod grpc;
+pub(crate) mod cors;
+pub(crate) mod empty;
+pub(crate) mod grpc;
 mod gzip;
-pub mod http;
-pub mod take;
-pub mod turns;
+pub(crate) mod http;
+pub(crate) mod take;
+pub(crate) mod turns;
 
 use std::{
     sync::{
@@ -54,7 +54,7 @@ const RETRY_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=8.0;
 
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// The request has no token, or a wrong one.
     #[error("a valid bearer token is required in `authorization`")]
     Unauthenticated,
@@ -65,7 +65,7 @@ pub enum Refusal {
     #[error("the backend is behind and the export queue is nearly full, try again later")]
     QueueFull,
     /// The directory of `[durability]` is full, or its disk fails.
-    #[error("the log of requests cannot be written, try again later")]
+    #[error("the [durability] log cannot be written, try again later")]
     Disk,
     /// The service is shutting down.
     #[error("the service is shutting down, try another instance")]
@@ -124,7 +124,7 @@ impl From<Unwritten> for Refusal {
 impl Refusal {
     /// The reason it is counted under. A panic is counted as a restarted task instead; a request
     /// whose sender has left is not counted.
-    pub fn because(&self) -> Option<RefusedBecause> {
+    pub(crate) fn because(&self) -> Option<RefusedBecause> {
         match self {
             Refusal::Unauthenticated => Some(RefusedBecause::Unauthenticated),
             Refusal::Memory => Some(RefusedBecause::Memory),
@@ -145,46 +145,46 @@ impl Refusal {
 /// than a 32nd of the memory limit, since nobody is charged for them. Buffers of more than 1 MiB
 /// are not kept: only a few large requests are worked on at a time, and keeping their buffers would
 /// cost too much memory.
-pub fn buffers(cores: usize, budget: &Budget) -> Arc<Buffers> {
+pub(crate) fn buffers(cores: usize, budget: &Budget) -> Arc<Buffers> {
     let count_max = (budget.limit() / 32 / SMALL_BYTES_MAX).clamp(1, 4 * cores);
     Buffers::new(64 << 10..=SMALL_BYTES_MAX, count_max)
 }
 
 /// The state that both receivers share.
 #[derive(Debug)]
-pub struct Intake {
+pub(crate) struct Intake {
     /// Stores the spans until their traces are decided.
-    pub sampler: Arc<Sampler>,
+    pub(crate) sampler: Arc<Sampler>,
     /// Takes the traces that are decided during intake.
-    pub outbox: Arc<Outbox>,
+    pub(crate) outbox: Arc<Outbox>,
     /// Says how far the backend is behind.
-    pub queue: Arc<Queue>,
-    /// What happens when the export queue is full.
-    pub overflow: Overflow,
+    pub(crate) queue: Arc<Queue>,
+    /// Whether a full export queue refuses requests or drops spans.
+    pub(crate) overflow: Overflow,
     /// Says whether there is memory.
-    pub budget: Arc<Budget>,
+    pub(crate) budget: Arc<Budget>,
     /// Buffers that receive request bodies.
-    pub buffers: Arc<Buffers>,
+    pub(crate) buffers: Arc<Buffers>,
     /// The turns that large requests take.
-    pub turns: Turns,
+    pub(crate) turns: Turns,
     /// Where requests are written before they are taken in.
-    pub durability: Option<Arc<Durability>>,
+    pub(crate) durability: Option<Arc<Durability>>,
     /// Tells when they are synced, with `mode = "power"`.
-    pub keeper: Option<Arc<Keeper>>,
+    pub(crate) keeper: Option<Arc<Keeper>>,
     /// Counts requests and spans.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// Counts and logs requests that carry no span.
-    pub empty: EmptyRequests,
+    pub(crate) empty: EmptyRequests,
     /// Gives the time.
-    pub clock: Arc<WindowClock>,
+    pub(crate) clock: Arc<WindowClock>,
     /// Contains and counts panics.
-    pub supervisor: Arc<Supervisor>,
+    pub(crate) supervisor: Arc<Supervisor>,
     /// The valid tokens; anyone may send if `None`.
-    pub tokens: Option<Arc<Live<Tokens>>>,
+    pub(crate) tokens: Option<Arc<Live<Tokens>>>,
     /// Limits the log lines about spans with a resource or scope that is too large.
-    pub outsized: Throttle,
+    pub(crate) outsized: Throttle,
     /// True once the service has stopped accepting.
-    pub is_draining: AtomicBool,
+    pub(crate) is_draining: AtomicBool,
 }
 
 impl Intake {
@@ -192,7 +192,7 @@ impl Intake {
     ///
     /// # Errors
     /// [`Refusal::Unauthenticated`].
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let Some(tokens) = &self.tokens else { return Ok(()) };
         let authorization = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let is_admitted = authorization.is_some_and(|value| tokens.get().admit(value));
@@ -203,7 +203,7 @@ impl Intake {
     ///
     /// # Errors
     /// The reason; the sender should try again.
-    pub fn admit(&self) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self) -> Result<(), Refusal> {
         if self.is_draining.load(Relaxed) {
             return Err(Refusal::Draining);
         }
@@ -249,7 +249,7 @@ impl Intake {
 
     /// The delay that a refused sender is asked to wait: 1 to 8 s, longer the scarcer memory or the
     /// queue is, with jitter, so that senders that were refused together do not return together.
-    pub fn retry_delay(&self, refusal: &Refusal) -> Duration {
+    pub(crate) fn retry_delay(&self, refusal: &Refusal) -> Duration {
         let pressure = match refusal {
             Refusal::Memory => (self.budget.pressure() - 0.9) / 0.2,
             Refusal::QueueFull => {

@@ -2,10 +2,10 @@
 //! `[durability]`, adds its spans to the window, and passes on the decisions that this caused.
 //!
 //! Called on the connection's task, or on the thread of a large request. Without durability, and
-//! with `mode = "process"`, there is no await between the first byte and the acknowledgement. The
-//! write goes to the page cache, which takes microseconds; see `durability/log.rs`. With `mode =
-//! "power"` the request waits for the next sync after it was walked and written, and only then
-//! enters the window: a request that could not be synced is refused, and nothing of it was taken.
+//! with `mode = "process"`, there is no await from here to the acknowledgement: a write to the log
+//! goes to the page cache, which takes microseconds (`durability/log.rs`). With `mode = "power"`,
+//! the request is walked and written, waits for the next sync, and only then enters the window. A
+//! request that could not be synced is refused as a whole.
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -29,8 +29,8 @@ use crate::{
 
 /// The memory that converting JSON to protobuf takes, in multiples of the JSON's length.
 pub(super) const JSON_NEEDS: usize = 2;
-/// The longest message that a replay inflates: the longest that can be configured. It was taken
-/// once, so the limit in force now does not count.
+/// The longest message that a replay inflates: the longest that can be configured. The request was
+/// accepted once, so the current limit does not apply.
 const REPLAYED_BYTES_MAX: usize = 1 << 30;
 
 /// How a message is encoded.
@@ -49,7 +49,7 @@ impl Form {
     }
 }
 
-/// A request that has been walked, and written where that is needed.
+/// A request that has been walked, and written to the log if there is one.
 struct Taking {
     prepared: Prepared,
     /// Present if the request is in a log.
@@ -65,18 +65,18 @@ struct Staged {
     message: Message,
 }
 
-/// What a replayed request has brought back.
+/// The spans of a replayed request, or of several.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Replayed {
+pub(crate) struct Replayed {
     /// Spans that are in the window again, or followed the decision of their trace.
     pub spans: u64,
-    /// Spans that an earlier process has dealt with.
+    /// Spans that were skipped, because an earlier process had dealt with them.
     pub passed_over: u64,
 }
 
-/// Replays requests, one after the other.
+/// Buffers for the replay of requests, one after the other.
 #[derive(Debug, Default)]
-pub struct Replayer {
+pub(crate) struct Replayer {
     scratch: Scratch,
     decided: Decided,
 }
@@ -192,7 +192,8 @@ impl Intake {
         let ingested = self.sampler.take_in(now, request, with, scratch, decided);
         let replayed = Replayed { spans: ingested.accepted, passed_over: decided.passed_over };
         self.pass_on(decided);
-        // Only now: a watermark must not pass the request before its decisions are passed on.
+        // Dropped only now: a watermark must not pass the request before its decisions are passed
+        // on.
         drop(underway);
         (ingested, replayed)
     }
@@ -204,7 +205,7 @@ impl Intake {
         }
     }
 
-    /// After a panic: counts what was taken, and what is lost with it.
+    /// After a panic: counts the spans that were taken in, and the spans that are lost.
     fn give_up(&self, transport: Transport, scratch: &mut Scratch, decided: &mut Decided) {
         let taken = Ingested { accepted: scratch.taken(), ..Ingested::default() };
         self.metrics.accepted(transport, &taken);
@@ -215,13 +216,10 @@ impl Intake {
 
     /// Passes on the traces that a request has caused to be decided.
     fn pass_on(&self, decided: &mut Decided) {
-        if let Some(metrics) = self.sampler.span_metrics() {
-            metrics.kept(&decided.spans, clock::unix_millis());
-        }
+        self.sampler.publish(decided, clock::unix_millis());
         // The outbox comes first, so that kept spans count as queued before they count as kept.
         self.outbox.put(decided);
         self.metrics.decided(decided);
-        self.sampler.publish(decided, clock::unix_millis());
         for _ in 0..decided.panics {
             self.supervisor.panicked(Task::Decider);
         }
@@ -242,10 +240,11 @@ impl Intake {
         let flags = [transport as u8, Encoding::number(encoding), form as u8];
         let received = Received { flags, body };
         let mut scratch = Box::<Scratch>::default();
+        let since = keeper.since();
         let begin = || self.begin(&protobuf, received, &mut scratch);
         let taking = self.supervisor.contained_now(Task::Receiver, begin)??;
         // Taken after the request was written.
-        let ticket = keeper.ticket();
+        let ticket = keeper.ticket(since);
         Ok((Staged { scratch, taking, protobuf, message }, ticket))
     }
 
@@ -277,12 +276,12 @@ impl Intake {
         .await
     }
 
-    /// Takes a request of an earlier process in again, at its old position, and passes over the
-    /// spans that were dealt with.
+    /// Takes in a request of an earlier process again, at its old position, and skips the spans
+    /// that the earlier process has dealt with.
     ///
     /// # Errors
-    /// [`Refusal::Memory`] if there is no room for it now; any other reason is final.
-    pub async fn replay(
+    /// [`Refusal::Memory`] if there is not enough memory now; any other error is final.
+    pub(crate) async fn replay(
         &self,
         record: Record<'_>,
         durability: &Durability,

@@ -17,7 +17,7 @@ use super::Refusal;
 
 /// The turns of large requests.
 #[derive(Debug)]
-pub struct Turns {
+pub(crate) struct Turns {
     free: Arc<Semaphore>,
     count: u32,
 }
@@ -27,7 +27,7 @@ pub(super) type Turn = OwnedSemaphorePermit;
 
 impl Turns {
     /// Half as many turns as `cores`, and at least one.
-    pub fn new(cores: usize) -> Self {
+    pub(crate) fn new(cores: usize) -> Self {
         let count = u32::try_from(cores / 2).unwrap_or(u32::MAX).max(1);
         Turns { free: Arc::new(Semaphore::new(count as usize)), count }
     }
@@ -38,7 +38,7 @@ impl Turns {
     }
 
     /// Waits until no large request is being worked on, including those whose senders have left.
-    pub async fn finish(&self) {
+    pub(crate) async fn finish(&self) {
         let _ = self.free.acquire_many(self.count).await;
     }
 }

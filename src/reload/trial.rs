@@ -1,14 +1,14 @@
 //! Begins and ends trials.
 //!
-//! Both take a plan into force as a reload does: the bits of the traces in the window are computed
-//! from their bytes, so these traces take part. Neither counts as a reload.
+//! Both put a plan in force as a reload does: the bits of the traces in the window are recomputed,
+//! so these traces take part. Neither counts as a reload.
 
 use std::sync::Arc;
 
 use tracing::info;
 
 use super::Reload;
-pub use crate::policy::{Change, Outcome, Report, Sum, Trial};
+pub(crate) use crate::policy::{Change, Outcome, Trial};
 use crate::{
     config::{self, Diagnostics},
     decider,
@@ -17,7 +17,7 @@ use crate::{
 
 /// Why a trial cannot begin.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum NoTrial {
+pub(crate) enum NoTrial {
     /// The policies have errors.
     #[error("{0}")]
     Invalid(Diagnostics),
@@ -30,12 +30,13 @@ pub enum NoTrial {
 }
 
 impl Reload {
-    /// Lets a second set of policies, the text of a policy file, decide the traffic as well from
-    /// now on. Its shadow policies take no part. Blocks while the window is walked.
+    /// Makes a second set of policies, given as the text of a policy file, decide the same traces
+    /// from now on, for comparison. Its shadow policies take no part. Blocks while the window is
+    /// walked.
     ///
     /// # Errors
     /// [`NoTrial`]: nothing has changed.
-    pub fn begin_trial(&self, policies: &str) -> Result<Arc<Trial>, NoTrial> {
+    pub(crate) fn begin_trial(&self, policies: &str) -> Result<Arc<Trial>, NoTrial> {
         let read = || config::load_policies("policies", policies);
         let read = self.supervisor.contained_now(Task::Reload, read);
         let mut candidate = read.map_err(|_| NoTrial::Panicked)?.map_err(NoTrial::Invalid)?;
@@ -53,8 +54,8 @@ impl Reload {
             info!(
                 policies = candidate.len(),
                 ?longest_stall,
-                "trial began: a second set of policies decides the traffic as well, and changes \
-                 nothing"
+                "trial began: a second set of policies decides the same traces; its decisions are \
+                 only counted"
             );
             plan.trial().cloned()
         };
@@ -66,7 +67,7 @@ impl Reload {
 
     /// Ends this trial, unless it has ended. Its counts are final after that. Blocks while the
     /// window is walked.
-    pub fn end_trial(&self, trial: &Arc<Trial>) {
+    pub(crate) fn end_trial(&self, trial: &Arc<Trial>) {
         let mut current = self.lock();
         if !current.trial.as_ref().is_some_and(|running| Arc::ptr_eq(running, trial)) {
             return;

@@ -13,9 +13,9 @@ use crate::{policy::PolicyId, window};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The policy that keeps the other spans.
-    pub policy: PolicyId,
+    pub(crate) policy: PolicyId,
     /// The number of spans.
-    pub spans: u64,
+    pub(crate) spans: u64,
 }
 
 impl Sampler {
@@ -44,8 +44,8 @@ impl Sampler {
         }
     }
 
-    /// Applies what is left of the cap to the last trace of `out`, which holds late spans of the
-    /// trace with this hash.
+    /// Applies the rest of the cap to the last trace of `out`, which holds late spans of the trace
+    /// with this hash.
     pub(super) fn cut_late(&self, state: &mut ShardState, hash: u64, out: &mut Decided) {
         let Some(cap) = self.limits.kept_bytes_max else { return };
         let Some(trace) = out.kept.last_mut() else { return };

@@ -21,7 +21,7 @@ const TRACES_PER_LOCK: usize = 256;
 /// The number of entries that each list of a [`Decided`] keeps room for when it is cleared.
 const SPARE_ENTRIES: usize = 16 << 10;
 /// After this many kept or recorded spans, no further trace is decided in the same hold of the
-/// lock: on its way out, each span takes 40 bytes in addition to its own.
+/// lock, because each of these spans takes 40 bytes in addition to its own until it is encoded.
 const KEPT_SPANS_PER_LOCK: usize = 8 << 10;
 
 /// The decisions of one hold of the lock, or of one request. The buffers are reused: call `clear`.
@@ -37,8 +37,8 @@ pub struct Decided {
     pub kept_bytes: usize,
     /// Spans that arrived after the decision of their trace.
     pub late: Vec<Late>,
-    /// The number of late spans that shadow policies would have treated differently. It is summed
-    /// up, because one request may have late spans of as many traces as it has spans.
+    /// The number of late spans that shadow policies would have treated differently. The counts are
+    /// sums, because each late span of a request may belong to another trace.
     pub late_shadowed: HashMap<Shadowed, u64, foldhash::fast::RandomState>,
     /// Spans of kept traces beyond the cap. They are not in `spans`.
     pub cut: Vec<Cut>,
@@ -48,15 +48,17 @@ pub struct Decided {
     pub chosen: Chosen,
     /// Decisions that were forgotten before their time to live was over.
     pub forgotten: u64,
-    /// Where positions are kept: the spans of the decided traces below this position are all part
-    /// of the decisions.
+    /// If the sampler keeps positions: every span of the decided traces below this position is part
+    /// of their decisions.
     pub taken_below: Option<u64>,
-    /// The position of the request that caused the decisions. Its spans of the decided traces are
-    /// part of the decisions, or followed them.
+    /// The position of the request that caused the decisions. Its spans of these traces are part of
+    /// the decisions, or followed them as late spans.
     pub position: Option<u64>,
-    /// Where positions are kept: the late spans of kept traces, by trace, with their bytes.
+    /// If the sampler keeps positions: the kept traces that got late spans, with the encoded bytes
+    /// of these spans.
     pub late_kept: Vec<(TraceId, u64)>,
-    /// Spans of a replayed request that were passed over, because an earlier process took them.
+    /// Spans of a replayed request that were skipped, because an earlier process had dealt with
+    /// them.
     pub passed_over: u64,
     /// Traces decided in this hold of the lock whose records are not removed yet.
     taken: Vec<Taken>,
@@ -96,8 +98,8 @@ impl Decided {
         self.late.shrink_to(SPARE_ENTRIES);
     }
 
-    /// Notes up to where the spans of the traces of a shard have been taken in. Called under the
-    /// shard's lock. The first of several notes is the lowest.
+    /// Notes the position below which all requests have been taken in. Called under the shard's
+    /// lock. Later calls change nothing: the first position is the lowest.
     pub(super) fn note_taken(&mut self, state: &mut ShardState) {
         if state.positions.is_some() {
             self.taken_below.get_or_insert(state.taken_below());
@@ -112,7 +114,7 @@ impl Decided {
 
     /// Called after a panic. Discards data that may be incomplete and returns the number of kept
     /// spans that are lost with it. The decisions stay, so they are counted.
-    pub fn give_up(&mut self) -> u64 {
+    pub(crate) fn give_up(&mut self) -> u64 {
         self.kept.clear();
         self.spans.clear();
         self.kept_bytes = 0;
@@ -126,7 +128,7 @@ impl Decided {
     }
 }
 
-/// A trace, or the late part of a trace, on its way out.
+/// A kept trace, or the late part of one, that is to be exported.
 #[derive(Clone, Copy, Debug)]
 pub struct KeptTrace {
     /// The deciding policy and its threshold.
@@ -311,8 +313,8 @@ impl Sampler {
 
     /// Stores the decisions made `since` in the decision cache and moves the spans of the traces
     /// out of the window. Called before the lock is released and before anything else is added to
-    /// `out`. It does each step for all traces before the next step, because a step for many traces
-    /// waits for memory about as long as for one.
+    /// `out`. It does each step for all traces before the next step, because the memory reads of
+    /// many traces overlap and take about as long as those of one trace.
     pub(super) fn conclude(&self, state: &mut ShardState, since: Since, out: &mut Decided) {
         for record in &out.decisions.records[since.record()..] {
             let hash = window::hash_of(&self.hasher, record.trace_id);

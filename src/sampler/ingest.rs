@@ -56,17 +56,17 @@ pub struct Scratch {
 
 impl Scratch {
     /// The number of spans that were taken in from a request that panicked.
-    pub fn taken(&self) -> u64 {
+    pub(crate) fn taken(&self) -> u64 {
         self.taken
     }
 
     /// Whether the request that was prepared has a span that can be taken in.
-    pub fn has_spans(&self) -> bool {
+    pub(crate) fn has_spans(&self) -> bool {
         !self.walked.spans.is_empty() || !self.walked.is_whole()
     }
 
     /// Forgets a request that was prepared and is not taken in.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.shrink();
     }
 
@@ -119,7 +119,7 @@ pub struct Prepared {
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin<'a> {
-    /// Its position in the log that the shards read from, if they read from one.
+    /// Its position in the log that the shards read from, if there is one.
     pub position: Option<u64>,
     /// In a replay: the spans that an earlier process has dealt with.
     pub passed: Option<&'a Passed>,
@@ -162,7 +162,7 @@ struct Sought {
 enum Place {
     /// To a trace in the window.
     Buffered(Position),
-    /// They are late: the trace has a decision.
+    /// To the decision of their trace: the spans are late.
     Decided(Decision),
     /// The trace is new.
     New,
@@ -322,7 +322,8 @@ impl Sampler {
         state.window.advance(now);
         out.note_taken(&mut state);
         let before = state.window.spans() + out.left_spans();
-        // Computed under the lock, where the difference is exactly what this request has added.
+        // The sum before and the sum after are both read under this hold of the lock, so their
+        // difference is exactly the number of spans that this request has added.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if Arc::ptr_eq(&state.plan, of_shard.plan) {
                 self.ingest_shard(&mut state, of_shard, appending, out);
@@ -334,7 +335,7 @@ impl Sampler {
         let new = state.window.spans() + out.left_spans() - before;
         drop(state);
         *taken += new;
-        // An earlier process has counted what a replay brings back.
+        // An earlier process has already counted the spans of a replay.
         if let (Some(metrics), None) = (&self.span_metrics, of_shard.origin.passed) {
             // They were taken in this order, so this is exact even after a panic.
             let order = of_shard.order.iter().take(new as usize);
@@ -399,7 +400,7 @@ impl Sampler {
     fn sort(&self, walked: &Walked, sorted: &mut Sorted) {
         let Sorted { hashes, order, counts, rests } = sorted;
         let spans = &walked.spans;
-        // As much room as the spans have, which is charged.
+        // Reserves as much room as the spans have; the charge for the spans includes it.
         hashes.clear();
         hashes.reserve_exact(walked.room());
         hashes.extend(spans.iter().map(|span| window::hash_of(&self.hasher, span.trace_id)));

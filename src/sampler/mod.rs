@@ -30,14 +30,18 @@ mod tick;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-pub use self::{
+pub(crate) use self::{
     cap::Cut,
-    decide::{Decided, KeptTrace, Late, Progress, Which},
-    ingest::{Ingested, Origin, Prepared, Scratch},
+    decide::{KeptTrace, Late},
+    ingest::Prepared,
+};
+use self::{decide::evidence, tick::Ticks};
+pub use self::{
+    decide::{Decided, Progress, Which},
+    ingest::{Ingested, Origin, Scratch},
     passed::Passed,
     positions::{Mark, Positions, Underway},
 };
-use self::{decide::evidence, tick::Ticks};
 use crate::{
     budget::{Budget, Holder},
     decisions::{Decision, DecisionCache, DecisionLog, Logged},
@@ -129,7 +133,7 @@ pub enum Hold {
     Ended,
 }
 
-/// What is known about a trace by its id.
+/// The state of a trace, looked up by its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// In the window, undecided.
@@ -140,7 +144,7 @@ pub enum Lookup {
     Unknown,
 }
 
-/// What is known so far about an undecided trace.
+/// The state of an undecided trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
     /// The facts of its spans.
@@ -162,7 +166,7 @@ impl Sampler {
     }
 
     /// Like [`Self::new`], with trace ids hashed by `hasher`.
-    pub fn with_hasher(
+    pub(crate) fn with_hasher(
         plan: Arc<Plan>,
         limits: Limits,
         budget: &Arc<Budget>,
@@ -234,7 +238,8 @@ impl Sampler {
     /// The watermark of a log, over all shards that read from it. Locks each shard in turn.
     /// [`Mark`] says when it may be used.
     pub fn mark(&self, positions: &Arc<Positions>) -> Mark {
-        // Read before the shards: what ends meanwhile is in a shard already when it is looked at.
+        // Read before the shards: the spans of a request that ends in the meantime are in their
+        // shards by the time these are read.
         let mut watermark = positions.least();
         for index in 0..self.shards.len() {
             let mut state = self.lock(index);
@@ -242,8 +247,8 @@ impl Sampler {
                 watermark = watermark.min(state.window.lowest_position().unwrap_or(watermark));
             }
         }
-        // Read after the shards: whoever took a trace out of a shard before it was looked at had
-        // begun by now.
+        // Read after the shards: a request that took a trace out of a shard before the shard was
+        // read has begun by now, so its position is below this one.
         Mark::new(watermark, positions.next())
     }
 
@@ -274,8 +279,8 @@ impl Sampler {
     fn reload_shard(&self, shard: usize, plan: &Arc<Plan>, watch: &mut impl FnMut(Hold)) {
         let mut bits = NewBits::new(plan.leaves());
         let mut _held;
-        // The second pass walks what arrived during the first, so that under the lock only what
-        // arrived during the second is left.
+        // The second pass walks the spans that arrived during the first. Only the spans that arrive
+        // during the second pass are left to walk under the lock.
         for _ in 0..2 {
             let state = self.lock(shard);
             watch(Hold::Begins);
@@ -308,9 +313,13 @@ impl Sampler {
         &self.recordings
     }
 
-    /// Passes decisions, made at a Unix time in milliseconds, to people who ask or record. Must not
-    /// be called under the lock of a shard.
+    /// Passes decisions, made at a Unix time in milliseconds, to the decision log and the
+    /// recordings, and makes kept spans exemplars. Must be called before the spans leave `decided`,
+    /// and not under the lock of a shard.
     pub fn publish(&self, decided: &mut Decided, decided_at: u64) {
+        if let Some(metrics) = self.span_metrics() {
+            metrics.kept(&decided.spans, decided_at);
+        }
         self.log.push(&decided.decisions, decided_at);
         self.recordings.deliver(&mut decided.chosen, &decided.decisions, decided_at);
     }
@@ -328,7 +337,7 @@ impl Sampler {
     }
 
     /// The time of arrival of the oldest undecided trace. Locks each shard in turn.
-    pub fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
+    pub(crate) fn oldest_arrival(&self, now: Millis) -> Option<Millis> {
         let of_shards = (0..self.shards.len()).filter_map(|index| self.lock(index).window.oldest());
         of_shards.map(|(_, arrived)| arrived).max_by_key(|&arrived| now.since(arrived))
     }
@@ -352,7 +361,7 @@ impl Sampler {
         }
     }
 
-    /// What is known about a trace at `now`.
+    /// The state of a trace at `now`.
     pub fn look_up(&self, now: Millis, trace_id: TraceId) -> Lookup {
         let hash = window::hash_of(&self.hasher, trace_id);
         let shard = self.lock(self.shard_of(hash));
@@ -383,7 +392,7 @@ impl Sampler {
     }
 }
 
-/// What is known at `now` about the undecided trace at this position.
+/// The state at `now` of the undecided trace at this position.
 fn pending(shard: &ShardState, position: Position, now: Millis) -> Pending {
     let facts = shard.window.facts(position);
     let evidence = evidence(&shard.window, position, &facts, false);

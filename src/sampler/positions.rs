@@ -1,17 +1,18 @@
 //! Positions of requests in their logs, and the watermark of a log.
 //!
-//! A log is a Kafka partition or the intake log of `durability`. A request stands in it at a
-//! position, and may be forgotten there once none of its spans is undecided or undelivered. This
-//! module finds the *watermark*, below which that holds for every request, without a reference or a
-//! counter per span:
+//! A log is a Kafka partition or the intake log of `durability`. Each request has a position in its
+//! log, and may be removed from the log once none of its spans is undecided or undelivered. This
+//! module finds the *watermark*, the position below which that holds for every request, without a
+//! reference or a counter per span:
 //!
 //! - [`Positions`] lists the requests that are being taken in. [`Positions::least`] is the position
 //!   below which every request has been taken in whole. It never goes back.
-//! - Each trace in the window keeps the `least` of the moment at which it was added, read under the
-//!   lock of its shard (`window/ring.rs`). It is at most the position of any span of the trace,
-//!   because a request that is being taken in bounds it. Read under one lock, these numbers never
-//!   fall from one trace to the next. So the number of the oldest undecided trace of a shard is a
-//!   lower bound for all of them, although concurrent requests arrive out of order.
+//! - Each trace in the window keeps the value that `least` had when the trace was added, read under
+//!   the lock of its shard (`window/ring.rs`). This value is at most the position of any span of
+//!   the trace, because `least` never exceeds the position of a request that is being taken in.
+//!   Because it is read under the lock, it never decreases from one trace of a shard to the next.
+//!   So the value of the oldest undecided trace of a shard is a lower bound for all its traces,
+//!   although concurrent requests arrive out of order.
 //! - [`Mark::watermark`] is the least of both, over all shards that read from the log.
 //!
 //! A trace that has left its shard may still be in the hands of the thread that decided it, on its
@@ -19,11 +20,11 @@
 //!
 //! 1. `mark = sampler.mark(&positions)`;
 //! 2. wait until `positions.least() >= mark.fence()`: each request that was being taken in at the
-//!    time of the mark has ended, and has passed on what it decided;
+//!    time of the mark has ended, and has passed on its decisions;
 //! 3. make sure that everything kept up to now is delivered or stored: the outbox of the decider is
 //!    emptied and encoded, and then either written to a log, or all requests up to
 //!    [`Queue::fence`](crate::exporter) are settled;
-//! 4. everything below `mark.watermark()` may be forgotten.
+//! 4. every request below `mark.watermark()` may be removed from the log.
 //!
 //! An [`Underway`] must be dropped only after the decisions of its request have been passed on.
 
@@ -39,7 +40,7 @@ use std::{
 #[derive(Debug)]
 pub struct Positions {
     state: Mutex<State>,
-    /// A copy of what `state` says, for readers under the lock of a shard.
+    /// A copy of the least position of `state`, for readers that hold the lock of a shard.
     least: AtomicU64,
 }
 
@@ -104,8 +105,8 @@ impl Positions {
 
     /// The position below which every request has been taken in whole, or refused.
     pub fn least(&self) -> u64 {
-        // Paired with the release in `publish`: who sees a position here also sees, under the locks
-        // of the shards, the spans of all requests below it.
+        // Paired with the release in `publish`: a reader that sees a position here also sees, under
+        // the locks of the shards, the spans of all requests below it.
         self.least.load(Ordering::Acquire)
     }
 
@@ -137,7 +138,7 @@ impl Mark {
         Mark { watermark, fence }
     }
 
-    /// Below this position nothing was undecided at the time of the mark.
+    /// No span below this position was undecided at the time of the mark.
     pub fn watermark(self) -> u64 {
         self.watermark
     }

@@ -1,4 +1,5 @@
-//! What an earlier process has decided: remembered again at the start, before the replay.
+//! Restores the decisions of an earlier process to the decision cache at the start, before the
+//! replay.
 
 use std::collections::HashMap;
 
@@ -6,31 +7,32 @@ use super::{Sampler, Scratch};
 use crate::{decisions::Decision, otlp::walk::Unwalked, policy::PolicyId, trace::TraceId, window};
 
 impl Sampler {
-    /// Remembers a decision that an earlier process made, for late spans and look-ups.
-    /// [`Self::settle_remembered`] has to follow after every few thousand.
+    /// Adds a decision of an earlier process to the decision cache, for late spans and look-ups.
+    /// The caller calls [`Self::settle_remembered`] after every few thousand decisions.
     pub fn remember(&self, trace_id: TraceId, decision: &Decision) {
         let hash = window::hash_of(&self.hasher, trace_id);
         self.lock(self.shard_of(hash)).remembered.remember(hash, decision);
     }
 
-    /// The decision about a trace, if it is remembered.
+    /// The decision about a trace, if it is in the decision cache.
     fn remembered(&self, trace_id: TraceId) -> Option<Decision> {
         let hash = window::hash_of(&self.hasher, trace_id);
         self.lock(self.shard_of(hash)).remembered.recall(hash)
     }
 
-    /// Adds to what a remembered trace has used of its cap.
-    pub fn remember_bytes(&self, trace_id: TraceId, bytes: u64) {
+    /// Adds exported bytes to a trace in the decision cache, for its cap.
+    pub(crate) fn remember_bytes(&self, trace_id: TraceId, bytes: u64) {
         let Some(cap) = self.limits.kept_bytes_max else { return };
         let hash = window::hash_of(&self.hasher, trace_id);
         let mut state = self.lock(self.shard_of(hash));
         let used = state.remembered.used_bytes(hash);
-        // What did not fit was dropped.
+        // Spans beyond the cap were dropped.
         state.remembered.use_bytes(hash, (used + bytes).min(cap));
     }
 
-    /// Charges what is remembered, and forgets the oldest of it if it is too much.
-    pub fn settle_remembered(&self) {
+    /// Charges the memory of the decision cache, and forgets the oldest decisions if it takes too
+    /// much.
+    pub(crate) fn settle_remembered(&self) {
         for index in 0..self.shards.len() {
             let mut state = self.lock(index);
             let now = state.window.now();
@@ -38,12 +40,12 @@ impl Sampler {
         }
     }
 
-    /// The policies that the traces of an encoded request are remembered to be kept by, each with
-    /// the number of its spans.
+    /// The number of spans of an encoded request for each policy that kept their traces, according
+    /// to the decision cache.
     ///
     /// # Errors
-    /// [`Unwalked`] if it is no request.
-    pub fn credits(
+    /// [`Unwalked`] if the bytes are not a request.
+    pub(crate) fn credits(
         &self,
         request: &[u8],
         scratch: &mut Scratch,

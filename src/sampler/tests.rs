@@ -1,11 +1,7 @@
 //! Tests that need access to the inside: a request that was walked before a reload and is taken in
 //! after it, and bugs.
 
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{AnyValue, KeyValue, any_value::Value},
-    trace::v1::{ResourceSpans, ScopeSpans, Span},
-};
+use opentelemetry_proto::tonic::trace::v1::Span;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use prost::Message as _;
@@ -16,6 +12,7 @@ use crate::{
     policy::{
         LimitSpec, PolicyId, PolicySpec, Rate, RuleKind, RuleSpec, Scope, StringMatch, Verdict,
     },
+    testing::{self, text},
     trace::Trigger,
 };
 
@@ -32,17 +29,13 @@ fn request(value: &str) -> Vec<u8> {
 
 /// A request with a span of each of these traces.
 fn request_of(value: &str, traces: std::ops::RangeInclusive<u8>) -> Vec<u8> {
-    let value = AnyValue { value: Some(Value::StringValue(value.to_owned())) };
-    let attribute = KeyValue { key: "k".into(), value: Some(value), ..KeyValue::default() };
     let span = |trace| Span {
         trace_id: vec![trace; 16],
         span_id: vec![1; 8],
-        attributes: vec![attribute.clone()],
+        attributes: vec![text("k", value)],
         ..Span::default()
     };
-    let scope = ScopeSpans { spans: traces.map(span).collect(), ..ScopeSpans::default() };
-    let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
-    ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec()
+    testing::request(Vec::new(), traces.map(span).collect()).encode_to_vec()
 }
 
 /// Decides the only buffered trace and returns the deciding policy.
@@ -190,9 +183,7 @@ fn bare_spans(count: u128) -> Vec<u8> {
         span_id: vec![1; 8],
         ..Span::default()
     };
-    let scope = ScopeSpans { spans: (1..=count).map(span).collect(), ..ScopeSpans::default() };
-    let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
-    ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec()
+    testing::request(Vec::new(), (1..=count).map(span).collect()).encode_to_vec()
 }
 
 #[test]

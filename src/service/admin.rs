@@ -1,4 +1,4 @@
-//! What the telemetry port answers from.
+//! Builds the admin part of the service, from which the telemetry port answers.
 
 use std::sync::{Arc, atomic::AtomicBool};
 

@@ -1,4 +1,5 @@
-//! The certificates, keys and tokens that a configuration names, read again when they change.
+//! The certificates, keys and tokens that a configuration names; they are read again when they
+//! change.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -14,7 +15,7 @@ pub(super) struct Credentials {
     pub(super) watch: Arc<Watch>,
     pub(super) server: Option<Arc<Live<ServerSide>>>,
     pub(super) tokens: Option<Arc<Live<Tokens>>>,
-    /// Those of the telemetry port.
+    /// The TLS configuration of the telemetry port.
     pub(super) telemetry: Option<Arc<Live<ServerSide>>>,
     pub(super) telemetry_tokens: Option<Arc<Live<Tokens>>>,
     backend: Option<Tls>,

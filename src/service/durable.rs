@@ -1,4 +1,5 @@
-//! `[durability]` in the wiring: opening the logs, recovery at the start, and the end.
+//! `[durability]` in the wiring: opens the logs, recovers at the start, and closes the logs at the
+//! end.
 
 use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
@@ -28,17 +29,18 @@ use crate::{
     supervise::{Supervisor, Task},
 };
 
-/// Replayed requests between two times at which memory is looked at and late spans are passed on.
+/// After this many replayed requests, memory is checked and late spans are passed on.
 const RECORDS_AT_ONCE: usize = 64;
-/// Decisions that are remembered between two times at which the oldest are forgotten.
+/// After this many restored decisions, the oldest are forgotten if they take too much memory.
 const DECISIONS_AT_ONCE: usize = 4_096;
-/// A replayed request that finds no memory is tried again after this pause, this many times.
+/// A replayed request that finds no memory is retried after this pause, up to [`ROOM_ATTEMPTS`]
+/// times.
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
 const ROOM_ATTEMPTS: u32 = 1_500;
-/// What consumers get at the end, to finish the requests that they have sent.
+/// The time that consumers get at the end, to finish the requests that they have sent.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Logs that are open, and what an earlier process has left in them.
+/// The open logs, and the state that an earlier process has left in them.
 pub(super) struct Opened {
     pub(super) durability: Arc<Durability>,
     pub(super) recovered: Recovered,
@@ -73,7 +75,8 @@ impl Durable {
         let thread = keeper.as_ref().and_then(|keeper| {
             let (keeper, vital) = (Arc::clone(keeper), supervisor.vital(Task::Durability));
             let run = move || {
-                // Dropped when the thread ends: without syncs nothing would be acknowledged.
+                // Dropped when the thread ends, which ends the service: without syncs no request
+                // would be acknowledged.
                 let _vital = vital;
                 keeper.run();
             };
@@ -107,7 +110,7 @@ impl Durable {
         }
     }
 
-    /// Writes what is left to write, after the last request was delivered or given up, and ends the
+    /// Writes the remaining records, after the last request was delivered or given up, and ends the
     /// syncs.
     pub(super) async fn end(self, decider: Option<&mut Decider>) {
         if let Some(decider) = decider {
@@ -125,7 +128,7 @@ impl Durable {
     }
 }
 
-/// The capacity of the export queue: what is queued has to fit into the outbox, with room for files
+/// The capacity of the export queue: its requests have to fit into the outbox, with room for files
 /// that are freed later.
 pub(super) fn queue_bytes_max(config: &Config) -> usize {
     let configured = config.exporter.queue.queue_bytes_max;
@@ -138,7 +141,7 @@ pub(super) fn queue_bytes_max(config: &Config) -> usize {
     configured.min(room)
 }
 
-/// Opens the logs, where durability is configured, and reads the decisions and the outbox.
+/// Opens the logs, if durability is configured, and reads the decisions and the outbox.
 pub(super) async fn open(config: &Config) -> Result<Option<Opened>, StartError> {
     let Some(durability) = &config.durability else { return Ok(None) };
     let ttl = config.sampling.decision_cache_ttl.as_millis();
@@ -154,7 +157,7 @@ pub(super) async fn open(config: &Config) -> Result<Option<Opened>, StartError> 
     Ok(Some(Opened { durability: Arc::new(durability), recovered }))
 }
 
-/// Takes over what an earlier process has left: its decisions, what it had queued, and its window.
+/// Recovers the state of an earlier process: its decisions, its export queue, and its window.
 pub(super) async fn recover(
     opened: Opened,
     shared: &Shared,
@@ -186,7 +189,7 @@ pub(super) async fn recover(
             queued_spans = queued,
             passed_over_spans,
             decisions,
-            "took over what the last process had not finished"
+            "recovered the unfinished work of the last process"
         );
     }
     let records = durability.damaged();
@@ -195,15 +198,15 @@ pub(super) async fn recover(
         error!(
             records,
             %directory,
-            "records of [durability] are damaged, and what they held is lost. `tailwater log` \
+            "records of [durability] are damaged, so their contents are lost. `tailwater log` \
              shows where. Check the disk"
         );
     }
     Ok(())
 }
 
-/// Remembers the decisions of an earlier process, oldest first. Returns their number, and the spans
-/// that the replay passes over.
+/// Restores the decisions of an earlier process, oldest first. Returns their number, and the spans
+/// that the replay skips.
 fn remember(recovered: &Recovered, shared: &Shared) -> Result<(usize, Passed), ReadError> {
     let sampler = &shared.sampler;
     let plan = sampler.plan();
@@ -280,7 +283,7 @@ impl Replay<'_> {
         Ok(sum)
     }
 
-    /// Replays a request, and waits for memory if there is none.
+    /// Replays a request, and waits for memory if there is not enough.
     async fn record(
         &self,
         record: Record<'_>,
@@ -302,7 +305,7 @@ impl Replay<'_> {
         }
         self.durability.note_damaged(1);
         let position = record.header.position;
-        warn!(position, %refusal, "a request of the last process cannot be taken in again");
+        warn!(position, %refusal, "cannot replay a request of the last process: spans are lost");
         Replayed::default()
     }
 }
@@ -318,6 +321,6 @@ pub(super) async fn leave(
     if let Some(decider) = decider {
         decider.leave().await;
     }
-    // Those that wait for a retry are told to give up right after.
+    // Consumers that wait for a retry are told to give up right afterwards.
     let _ = timeout(LEAVE_TIMEOUT, finish).await;
 }

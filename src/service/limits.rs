@@ -1,4 +1,4 @@
-//! Converts the configuration to the limits of the stages, and to the metrics from spans.
+//! Converts the configuration to the limits of the stages and to the span metrics.
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,13 +50,14 @@ pub(super) fn limits(config: &Config) -> Limits {
     }
 }
 
-/// The metrics from all spans, if they are on.
+/// The span metrics, if they are turned on.
 pub(super) fn span_metrics(config: &Config, budget: &Arc<Budget>) -> Option<Arc<SpanMetrics>> {
     let settings = config.span_metrics.clone()?;
     Some(Arc::new(SpanMetrics::new(settings, budget)))
 }
 
-/// The limits of connections to the gRPC receiver, lowered to what file descriptors allow.
+/// The limits of connections to the gRPC receiver, lowered to the number that file descriptors
+/// allow.
 pub(super) fn grpc_limits(
     config: &Config,
     connections_max: usize,

@@ -1,4 +1,4 @@
-//! The tasks that look at files once a second, until the service stops.
+//! The tasks that check files once a second, until the service stops.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     supervise::{Supervisor, Task},
 };
 
-/// Watches credentials if there are any, and policy files if that is asked for.
+/// Watches credentials if any are configured, and policy files with `watch_policy_files`.
 pub(super) fn spawn(
     credentials: Arc<Watch>,
     policies: &Arc<Reload>,
@@ -35,7 +35,7 @@ async fn watch(look: impl Fn() + Clone + Send + 'static, task: Task, supervisor:
     let _vital = supervisor.vital(task);
     loop {
         tokio::time::sleep(changes::PERIOD).await;
-        // On a blocking thread: file systems may hang, and a worker must not.
+        // Runs on a blocking thread, because a file system may hang and a worker must not.
         if spawn_blocking(look.clone()).await.is_err() {
             supervisor.panicked(task);
         }

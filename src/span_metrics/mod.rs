@@ -37,9 +37,10 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use self::style::label_of;
 pub use self::{
     exposition::{Exposition, Format},
-    style::{Style, label_of},
+    style::Style,
 };
 use self::{
     key::Labels,
@@ -58,14 +59,14 @@ use crate::{
 };
 
 /// The most dimensions.
-pub const DIMENSIONS_MAX: usize = 16;
+pub(crate) const DIMENSIONS_MAX: usize = 16;
 /// The only label of the series that counts what has no room.
-pub const OVERFLOW_LABEL: &str = "metric_overflow";
+pub(crate) const OVERFLOW_LABEL: &str = "metric_overflow";
 /// All series may take the memory limit divided by this.
 const SHARE: usize = 16;
 
 /// The series that fit into this memory limit, if their labels are of usual length.
-pub fn series_fitting(limit_bytes: usize, exemplars: bool) -> usize {
+pub(crate) fn series_fitting(limit_bytes: usize, exemplars: bool) -> usize {
     const LABEL_BYTES: usize = 100;
     limit_bytes / SHARE / (table::series_bytes(exemplars) + LABEL_BYTES)
 }
@@ -137,7 +138,7 @@ impl SpanMetrics {
 
     /// Counts spans of a request that were accepted, if their kinds are chosen. `scratch` is a
     /// buffer.
-    pub fn count<'a>(
+    pub(crate) fn count<'a>(
         &self,
         now: Millis,
         request: &[u8],
@@ -186,7 +187,7 @@ impl SpanMetrics {
 
     /// Removes series that got no span for `stale_after`. Called once per tick; each call looks at
     /// an eighth of them.
-    pub fn sweep(&self, now: Millis) {
+    pub(crate) fn sweep(&self, now: Millis) {
         self.table.sweep(now, self.stale_millis);
     }
 

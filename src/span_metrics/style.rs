@@ -31,7 +31,7 @@ pub(super) enum Family {
 
 impl Style {
     /// The labels that every series has: service, name, kind and status.
-    pub fn labels(self) -> [&'static str; 4] {
+    pub(crate) fn labels(self) -> [&'static str; 4] {
         match self {
             Style::Tempo => ["service", "span_name", "span_kind", "status_code"],
             Style::Connector => ["service_name", "span_name", "span_kind", "status_code"],
@@ -81,7 +81,7 @@ impl Style {
 
 /// The label that an attribute becomes: dots and whatever else a label cannot have become
 /// underscores, and `key_` goes before a digit, as in OpenTelemetry's rules for Prometheus.
-pub fn label_of(attribute: &str) -> String {
+pub(crate) fn label_of(attribute: &str) -> String {
     let is_fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let label: String = attribute.chars().map(|c| if is_fine(c) { c } else { '_' }).collect();
     if label.starts_with(|c: char| c.is_ascii_digit()) { format!("key_{label}") } else { label }

@@ -1,13 +1,14 @@
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{AnyValue, KeyValue, any_value::Value},
-    resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, Status},
+    common::v1::{KeyValue, any_value::Value},
+    trace::v1::{Span, Status},
 };
 use prost::Message as _;
 
 use super::*;
-use crate::otlp::{Contexts, walk::Walked, wire};
+use crate::{
+    otlp::{Contexts, walk::Walked, wire},
+    testing::{self, attribute, text},
+};
 
 const SERVER: u8 = 1 << 2;
 
@@ -28,15 +29,6 @@ fn with_dimensions(names: &[&str]) -> Settings {
     Settings { dimensions: dimensions.collect(), ..settings(Style::Tempo) }
 }
 
-fn pair(key: &str, value: Value) -> KeyValue {
-    let value = Some(AnyValue { value: Some(value) });
-    KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
-}
-
-fn text(key: &str, value: &str) -> KeyValue {
-    pair(key, Value::StringValue(value.to_owned()))
-}
-
 fn span(name: &str, millis: u64) -> Span {
     let start = 1_700_000_000_000_000_000;
     Span {
@@ -51,10 +43,7 @@ fn span(name: &str, millis: u64) -> Span {
 }
 
 fn request(resource: Vec<KeyValue>, spans: Vec<Span>) -> Vec<u8> {
-    let resource = Some(Resource { attributes: resource, ..Resource::default() });
-    let scope_spans = vec![ScopeSpans { spans, ..ScopeSpans::default() }];
-    let resource_spans = vec![ResourceSpans { resource, scope_spans, ..ResourceSpans::default() }];
-    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
+    testing::request(resource, spans).encode_to_vec()
 }
 
 /// Metrics, and the contexts of the requests that they count.
@@ -233,13 +222,16 @@ fn dimensions_are_of_the_span_or_else_of_the_resource() {
     let counting = Counting::new(with_dimensions(&["http.route", "zone", "n"]));
     let resource = || vec![text("service.name", "s"), text("zone", "z"), text("http.route", "r")];
     let both = vec![text("other", "o"), text("http.route", "/a"), text("http.route", "/b")];
-    let list = pair("n", Value::ArrayValue(Default::default()));
+    let list = attribute("n", Value::ArrayValue(Default::default()));
     let spans = vec![
         Span { attributes: both, ..span("a", 1) },
-        Span { attributes: vec![pair("n", Value::IntValue(-7)), text("zone", "")], ..span("b", 1) },
-        Span { attributes: vec![pair("n", Value::BoolValue(true))], ..span("c", 1) },
-        Span { attributes: vec![pair("n", Value::DoubleValue(1.5))], ..span("d", 1) },
-        Span { attributes: vec![pair("n", Value::DoubleValue(1e308))], ..span("f", 1) },
+        Span {
+            attributes: vec![attribute("n", Value::IntValue(-7)), text("zone", "")],
+            ..span("b", 1)
+        },
+        Span { attributes: vec![attribute("n", Value::BoolValue(true))], ..span("c", 1) },
+        Span { attributes: vec![attribute("n", Value::DoubleValue(1.5))], ..span("d", 1) },
+        Span { attributes: vec![attribute("n", Value::DoubleValue(1e308))], ..span("f", 1) },
         Span { attributes: vec![list], ..span("e", 1) },
     ];
     counting.count(&request(resource(), spans.clone()));

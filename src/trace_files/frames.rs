@@ -16,6 +16,9 @@ struct RecordHeader {
     percentage: f64,
 }
 
+/// What a part of a frame takes beside its bytes.
+const PART_BYTES: usize = 128;
+
 /// Bytes of that line.
 const HEADER_BYTES_MAX: u64 = 4096;
 
@@ -95,7 +98,20 @@ impl<I: BufRead> Pieces<I> {
         if matches!(file.form, super::Form::Frames(_)) {
             file.form = super::Form::Unknown("this is no request".to_owned());
         }
+        let mut held = 0;
         while let Some(piece) = file.next_piece() {
+            held += PART_BYTES;
+            held += match &piece {
+                Piece::Request(request) => request.len(),
+                Piece::Unreadable(reason) => reason.len(),
+            };
+            // A small frame may inflate to any length.
+            if held > PIECE_BYTES_MAX {
+                let reason =
+                    "the rest of its frame, which inflates to more than 128 MiB".to_owned();
+                self.ready.push(Err(Unreadable { place: Place::Byte(at), reason }));
+                break;
+            }
             self.ready.push(match piece {
                 Piece::Request(request) => Ok((Place::Byte(at), request)),
                 Piece::Unreadable(reason) => {

@@ -7,8 +7,12 @@
 //!
 //! Where the first document ends on its first line, each line is a document, and a line that is
 //! broken ends with it.
+//!
+//! A line that the Collector's file exporter writes is converted whole, without the scanner, which
+//! takes more time than converting. If it cannot be converted, it is scanned, so that only its
+//! unreadable elements are passed over.
 
-use std::io::BufRead;
+use std::io::{self, BufRead, Read as _};
 
 use super::{Next, PIECE_BYTES_MAX, Part, Place, Unreadable, jaeger, protobuf::fill, tempo};
 use crate::otlp::json;
@@ -28,11 +32,20 @@ const AROUND: [&[u8]; 2] = [b"trace", b"result"];
 /// Bytes that are looked at in one go.
 const CHUNK_BYTES: usize = 16 << 10;
 
+/// How a line begins that is converted whole.
+const LINE_BEGINS: &[u8] = b"{\"resourceSpans\":[";
+
+/// The longest line that is converted whole.
+const LINE_BYTES_MAX: usize = 16 << 20;
+
 /// The longest key that is of interest.
 const KEY_BYTES_MAX: usize = 32;
 
 pub(super) struct Pieces<I> {
     input: I,
+    /// A line that was read and could not be converted whole, and how much of it is scanned.
+    ahead: Vec<u8>,
+    scanned: usize,
     line: u64,
     state: State,
     /// The element being collected, and where it began.
@@ -90,6 +103,8 @@ impl<I: BufRead> Pieces<I> {
     pub(super) fn new(input: I) -> Self {
         Pieces {
             input,
+            ahead: Vec::new(),
+            scanned: 0,
             line: 1,
             state: State::default(),
             element: Vec::new(),
@@ -107,7 +122,13 @@ impl<I: BufRead> Pieces<I> {
 
     pub(super) fn next(&mut self) -> Next {
         loop {
-            let available = fill(&mut self.input)?;
+            if let Some(request) = self.whole_line()? {
+                return Ok(Some(Ok(request)));
+            }
+            let available = match &self.ahead[self.scanned..] {
+                [] => fill(&mut self.input)?,
+                ahead => ahead,
+            };
             if available.is_empty() {
                 let is_open = self.state.depth > 0;
                 self.state = State::default();
@@ -138,12 +159,54 @@ impl<I: BufRead> Pieces<I> {
                         self.unreadable(line, reason)
                     }
                 };
-                self.input.consume(index + 1);
+                self.consume(index + 1);
                 return Ok(Some(piece));
             }
-            let length = chunk.len();
-            self.input.consume(length);
+            self.consume(chunk.len());
         }
+    }
+
+    /// Goes on behind bytes that were scanned.
+    fn consume(&mut self, bytes: usize) {
+        if self.ahead.is_empty() {
+            return self.input.consume(bytes);
+        }
+        self.scanned += bytes;
+        if self.scanned == self.ahead.len() {
+            self.ahead.clear();
+            self.scanned = 0;
+        }
+    }
+
+    /// The next line as a request and its place, if it is one document as the Collector writes it.
+    /// Any other line is left to be scanned.
+    fn whole_line(&mut self) -> io::Result<Option<(Place, Vec<u8>)>> {
+        while self.previous == b'\n'
+            && self.state.depth == 0
+            && self.ahead.is_empty()
+            && fill(&mut self.input)?.starts_with(LINE_BEGINS)
+        {
+            let mut input = (&mut self.input).take(LINE_BYTES_MAX as u64);
+            input.read_until(b'\n', &mut self.ahead)?;
+            let has_end = self.ahead.ends_with(b"\n");
+            let is_whole = has_end || self.ahead.len() < LINE_BYTES_MAX;
+            if !is_whole || tempo::is_written_by_it(&self.ahead) {
+                break;
+            }
+            let Ok(request) = json::to_protobuf(&self.ahead) else { break };
+            self.ahead.clear();
+            let place = Place::Line(self.line);
+            self.line += u64::from(has_end);
+            self.previous = if has_end { b'\n' } else { b'}' };
+            self.is_by_line |= self.documents == 0;
+            self.documents += 1;
+            self.is_lost = false;
+            // A document may have an empty list.
+            if !request.is_empty() {
+                return Ok(Some((place, request)));
+            }
+        }
+        Ok(None)
     }
 
     fn unreadable(&mut self, line: u64, reason: &str) -> Part {

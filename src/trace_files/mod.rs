@@ -111,7 +111,7 @@ impl<'i> TraceFile<'i> {
     }
 
     /// Where the last part begins: `file:line`, or `file: byte N`.
-    pub fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         match self.place {
             Place::Line(line) => format!("{}:{line}", self.name),
             Place::Byte(byte) => format!("{}: byte {byte}", self.name),

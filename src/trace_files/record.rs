@@ -44,7 +44,7 @@ impl RecordFile {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn correct(&mut self, percentage: f64) -> io::Result<()> {
+    pub(crate) fn correct(&mut self, percentage: f64) -> io::Result<()> {
         self.file.rewind()?;
         self.file.write_all(&header(percentage))?;
         self.file.seek(SeekFrom::End(0)).map(|_| ())

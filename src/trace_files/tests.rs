@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 
-use super::{Piece, RecordFile, TraceFile};
+use super::{PIECE_BYTES_MAX, Piece, RecordFile, TraceFile};
 
 mod answers;
 
@@ -221,6 +221,22 @@ fn what_is_broken_is_named_and_passed_over() {
         assert_eq!((names.len(), found), (3, wanted), "{text}: {unreadable:?}");
     }
 
+    // A line that begins with a space is scanned, one without is converted whole if it can be.
+    let half = a.replacen("\"scopeSpans\":[", "\"scopeSpans\":[5,", 1);
+    let two = document(&["a", "b"]).replacen("\"name\":\"a\"", "\"name\":[]", 1);
+    for lines in [&[&a, &b, &c][..], &[&a, &half, &b], &[&two, &c], &[&half, &two, &a]] {
+        for end in ["\n", ""] {
+            let whole: Vec<&str> = lines.iter().map(|line| line.as_str()).collect();
+            let text = whole.join("\n") + end;
+            let scanned = format!(" {}", whole.join("\n ")) + end;
+            let places = |(names, unreadable): (Vec<String>, Vec<String>)| {
+                let places = unreadable.iter().map(|text| text[..3].to_owned());
+                (names, places.collect::<Vec<_>>())
+            };
+            assert_eq!(places(read(text.as_bytes())), places(read(scanned.as_bytes())), "{text}");
+        }
+    }
+
     let mut cut = framed(&[protobuf(&["a"]), protobuf(&["b"])]);
     cut.truncate(cut.len() - 1);
     let (names, unreadable) = read(&cut);
@@ -233,6 +249,27 @@ fn what_is_broken_is_named_and_passed_over() {
     }
     assert_eq!(read(b""), (Vec::new(), Vec::new()));
     assert_eq!(read(b"\n \n"), (Vec::new(), Vec::new()));
+}
+
+/// A frame of a few KB that inflates to more parts than may be held is cut, and what follows it is
+/// read.
+#[test]
+fn a_frame_that_inflates_without_end_is_cut() {
+    let many = protobuf(&["a"; 200]).repeat(6_000);
+    let bomb = zstd::encode_all(many.as_slice(), 3).expect("compressed");
+    assert!(bomb.len() < many.len() / 1_000, "{} of {}", bomb.len(), many.len());
+    let bytes = framed(&[bomb, protobuf(&["b"])]);
+    let mut file = TraceFile::open("t", bytes.as_slice()).expect("to open");
+    let (mut requested, mut unreadable) = (Vec::new(), Vec::new());
+    while let Some(piece) = file.next_piece() {
+        match piece {
+            Piece::Request(request) => requested.push(request.len()),
+            Piece::Unreadable(reason) => unreadable.push(reason),
+        }
+    }
+    assert!(requested.len() <= PIECE_BYTES_MAX / 128, "{} of 1.2 million", requested.len());
+    assert_eq!(requested.last(), Some(&protobuf(&["b"]).len()));
+    assert!(unreadable.len() == 1 && unreadable[0].contains("128 MiB"), "{unreadable:?}");
 }
 
 /// A recording of a percentage that has been written to a file, and the bytes of that file.

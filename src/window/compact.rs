@@ -23,12 +23,12 @@ const MOVED_BYTES_MAX: usize = 256 << 10;
 const LOOK_BYTES: usize = 64;
 
 /// A segment is compacted after it has been mostly dead for this long.
-pub const COMPACT_AFTER_MILLIS: u32 = 500;
+pub(crate) const COMPACT_AFTER_MILLIS: u32 = 500;
 
 impl Shard {
     /// Empties one segment, or a part of it, that has been mostly dead for long enough. Returns
     /// whether it found one, so there may be more to do.
-    pub fn compact(&mut self, freed: &mut Freed) -> bool {
+    pub(crate) fn compact(&mut self, freed: &mut Freed) -> bool {
         while let Some(&(since, slot, id)) = self.cold.front() {
             if self.now.since(since) < COMPACT_AFTER_MILLIS {
                 return false;

@@ -26,11 +26,12 @@ mod shard;
 
 use std::sync::Arc;
 
-pub use compact::COMPACT_AFTER_MILLIS;
-pub use recompute::{NewBits, View};
+pub(crate) use recompute::NewBits;
 pub use ring::Position;
-pub use segment::{Pool, SEGMENT_BYTES, Segment};
-pub use shard::{Shard, Taken};
+pub(crate) use segment::Segment;
+pub use segment::{Pool, SEGMENT_BYTES};
+pub use shard::Shard;
+pub(crate) use shard::Taken;
 
 pub use crate::clock::Millis;
 use crate::{
@@ -43,7 +44,7 @@ use crate::{
 pub struct Waits {
     /// Time from the first span of a trace to its decision.
     pub decision_wait: u32,
-    /// Time from the root to the decision, used where it is earlier; `None` turns it off.
+    /// Time from the root to the decision, used if that is earlier; `None` turns it off.
     pub after_root: Option<u32>,
 }
 
@@ -91,7 +92,7 @@ impl ContextSlots {
     }
 
     /// Shrinks the table to the size that most requests need.
-    pub fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.0.truncate(CONTEXTS_KEPT);
         self.0.shrink_to(CONTEXTS_KEPT);
     }
@@ -111,7 +112,7 @@ impl ContextSlots {
 
 /// Segments, with their contexts, that no undecided trace uses any more. The caller drops them
 /// after it has released the lock.
-pub type Freed = Vec<Segment>;
+pub(crate) type Freed = Vec<Segment>;
 
 /// Hashes trace ids with a key. The key is random, except in simulations, which repeat a run from
 /// its seed.

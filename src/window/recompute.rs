@@ -17,7 +17,7 @@ use crate::otlp::{
 
 /// The contents of a shard at one moment. While it exists, its segments are not reused.
 #[derive(Debug)]
-pub struct View {
+pub(crate) struct View {
     segments: Vec<Option<SegmentView>>,
     first: Position,
     /// The last record of each trace from `first` on; `NONE` for decided traces.
@@ -31,7 +31,7 @@ const NO_MARK: Mark = (u64::MAX, 0);
 
 /// The bits of a shard's traces under new conditions, as far as they have been computed.
 #[derive(Debug)]
-pub struct NewBits<'a, C> {
+pub(crate) struct NewBits<'a, C> {
     rewalk: Rewalk<'a, C>,
     shape: Words,
     words: usize,
@@ -43,7 +43,7 @@ pub struct NewBits<'a, C> {
 
 impl<'a, C: Conditions> NewBits<'a, C> {
     /// Starts with no bits computed.
-    pub fn new(conditions: &'a C) -> Self {
+    pub(crate) fn new(conditions: &'a C) -> Self {
         NewBits {
             rewalk: Rewalk::new(conditions),
             shape: conditions.shape(),
@@ -55,7 +55,7 @@ impl<'a, C: Conditions> NewBits<'a, C> {
     }
 
     /// The bytes that it takes, together with the view, after the view has been walked.
-    pub fn bytes_for(&self, view: &View) -> usize {
+    pub(crate) fn bytes_for(&self, view: &View) -> usize {
         let traces = self.done.len().max(view.last_records.len());
         let of_trace = size_of::<Location>() + size_of::<Mark>() + 8 * self.words;
         traces * of_trace + super::SEGMENT_BYTES
@@ -63,7 +63,7 @@ impl<'a, C: Conditions> NewBits<'a, C> {
 
     /// Walks the records of a view that have not been walked yet. All views must be of the same
     /// shard, each later than the one before.
-    pub fn catch_up(&mut self, view: &View) {
+    pub(crate) fn catch_up(&mut self, view: &View) {
         if self.words == 0 {
             return;
         }
@@ -108,7 +108,7 @@ impl<'a, C: Conditions> NewBits<'a, C> {
 
 impl Shard {
     /// A view of the shard. It costs a few nanoseconds per trace and a copy of the open segment.
-    pub fn view(&self) -> View {
+    pub(crate) fn view(&self) -> View {
         let view = |slot: &Option<super::Segment>| slot.as_ref().map(super::Segment::view);
         let last_record = |position| {
             let live = Some(self.entry(position)).filter(|entry| entry.is_live);
@@ -123,7 +123,7 @@ impl Shard {
 
     /// Walks the records that `bits` lacks, then replaces the bits of all traces with it. Spans
     /// that are appended later must bring bits of the same conditions.
-    pub fn replace_bits<C: Conditions>(&mut self, new: &mut NewBits<'_, C>) {
+    pub(crate) fn replace_bits<C: Conditions>(&mut self, new: &mut NewBits<'_, C>) {
         new.catch_up(&self.view());
         self.words = new.shape;
         self.ring.reset_bits(new.words);

@@ -31,24 +31,24 @@ const WORDS_KEPT: usize = 8 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position(pub(super) u32);
 
-/// A buffered trace, or what remains of it after its decision.
+/// A buffered trace, or the dead entry of a decided one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
-    pub trace_id: TraceId,
+    pub(crate) trace_id: TraceId,
     start_unix_nano: u64,
     end_unix_nano: u64,
     /// The attribute bits, if one word is enough; otherwise they are in the chunk.
     word: u64,
-    pub last_record: Location,
-    pub arrived: Millis,
+    pub(crate) last_record: Location,
+    pub(crate) arrived: Millis,
     spans: u32,
     bytes: u32,
     status_mask: u8,
     root_seen: bool,
     /// Whether the trace is undecided.
-    pub is_live: bool,
+    pub(crate) is_live: bool,
     /// Whether the window's side table has an explicit randomness for this trace.
-    pub has_randomness: bool,
+    pub(crate) has_randomness: bool,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64, "an entry is one cache line");
@@ -182,7 +182,7 @@ impl Ring {
         }
     }
 
-    /// Adds an entry. `low` is kept if positions are.
+    /// Adds an entry. Stores `low` if the ring keeps positions.
     pub(super) fn push(&mut self, entry: Entry, low: u64) -> Position {
         if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
             let mut chunk = self.spare.take().unwrap_or_else(|| Chunk {

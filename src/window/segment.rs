@@ -56,8 +56,7 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Spare {
     buffers: Vec<Vec<u8>>,
-    /// The lowest number of spare buffers since the last trim, that is the number that was never
-    /// used.
+    /// The lowest number of spare buffers since the last trim: this many buffers were never used.
     fewest: usize,
     trimmed_at: Millis,
 }
@@ -87,14 +86,14 @@ impl Pool {
     }
 
     /// The bytes of spare buffers.
-    pub fn spare_bytes(&self) -> usize {
+    pub(crate) fn spare_bytes(&self) -> usize {
         self.lock().buffers.len() * SEGMENT_BYTES
     }
 
     /// Frees spare buffers: those that nothing has used for ten seconds, and, while memory is above
     /// the soft limit, as many as exceed it. Spare memory therefore never causes refused requests
     /// or early decisions.
-    pub fn trim(&self, now: Millis) {
+    pub(crate) fn trim(&self, now: Millis) {
         let mut spare = self.lock();
         let mut surplus = 0;
         if now.since(spare.trimmed_at) >= POOL_TRIM_INTERVAL_MILLIS {
@@ -151,8 +150,8 @@ impl Drop for Buffer {
 /// The location of a record: the slot of its segment, and its number within the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Location {
-    pub slot: u32,
-    pub record: u32,
+    pub(crate) slot: u32,
+    pub(crate) record: u32,
 }
 
 impl Location {

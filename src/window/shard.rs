@@ -46,7 +46,7 @@ pub struct Shard {
     pub(super) words: Words,
     pub(super) now: Millis,
     pub(super) ring: Ring,
-    /// The position that the next trace is added with, where positions are kept.
+    /// The position that is stored with the next trace, if the shard keeps positions.
     pub(super) low: u64,
     index: HashTable<u32>,
     pub(super) hasher: super::Hasher,
@@ -118,17 +118,17 @@ impl Shard {
     }
 
     /// The number of undecided traces.
-    pub fn traces(&self) -> usize {
+    pub(crate) fn traces(&self) -> usize {
         self.index.len()
     }
 
     /// The number of spans of undecided traces.
-    pub fn spans(&self) -> u64 {
+    pub(crate) fn spans(&self) -> u64 {
         self.spans
     }
 
     /// The encoded bytes of those spans.
-    pub fn span_bytes(&self) -> u64 {
+    pub(crate) fn span_bytes(&self) -> u64 {
         self.span_bytes
     }
 
@@ -142,12 +142,12 @@ impl Shard {
 
     /// The probable position of the trace with this hash, without reading its entry.
     /// [`Self::is_at`] gives the certain answer.
-    pub fn guess(&self, hash: u64) -> Option<Position> {
+    pub(crate) fn guess(&self, hash: u64) -> Option<Position> {
         self.index.find(hash, |_| true).map(|&position| Position(position))
     }
 
     /// Whether the undecided trace with this id is at `position`.
-    pub fn is_at(&self, position: Position, trace_id: TraceId) -> bool {
+    pub(crate) fn is_at(&self, position: Position, trace_id: TraceId) -> bool {
         let entry = self.ring.get(position);
         entry.is_some_and(|entry| entry.is_live && entry.trace_id == trace_id)
     }
@@ -236,37 +236,37 @@ impl Shard {
     }
 
     /// The facts of an undecided trace.
-    pub fn facts(&self, position: Position) -> Facts {
+    pub(crate) fn facts(&self, position: Position) -> Facts {
         self.entry(position).facts()
     }
 
     /// The number of spans of an undecided trace.
-    pub fn trace_spans(&self, position: Position) -> u32 {
+    pub(crate) fn trace_spans(&self, position: Position) -> u32 {
         self.entry(position).spans()
     }
 
     /// The encoded bytes of an undecided trace.
-    pub fn trace_bytes(&self, position: Position) -> u32 {
+    pub(crate) fn trace_bytes(&self, position: Position) -> u32 {
         self.entry(position).bytes()
     }
 
     /// The id of an undecided trace.
-    pub fn trace_id(&self, position: Position) -> TraceId {
+    pub(crate) fn trace_id(&self, position: Position) -> TraceId {
         self.entry(position).trace_id
     }
 
     /// The time since an undecided trace arrived.
-    pub fn age_millis(&self, position: Position) -> u32 {
+    pub(crate) fn age_millis(&self, position: Position) -> u32 {
         self.now.since(self.entry(position).arrived)
     }
 
     /// The attribute bits of an undecided trace.
-    pub fn bits(&self, position: Position) -> &[u64] {
+    pub(crate) fn bits(&self, position: Position) -> &[u64] {
         self.ring.bits(position)
     }
 
     /// The lowest explicit randomness among the spans of an undecided trace.
-    pub fn explicit_randomness(&self, position: Position) -> Option<Randomness> {
+    pub(crate) fn explicit_randomness(&self, position: Position) -> Option<Randomness> {
         if !self.entry(position).has_randomness {
             return None;
         }
@@ -274,8 +274,8 @@ impl Shard {
     }
 
     /// When an undecided trace will be decided at the latest. Searches the deadlines after the
-    /// root, so it is for people who ask, not for the way of spans.
-    pub fn due(&self, position: Position) -> Millis {
+    /// root, so it is for queries by people, not for the data path.
+    pub(crate) fn due(&self, position: Position) -> Millis {
         let after_root = self.after_root.iter().find(|(_, expected)| *expected == position);
         // The deadline after the root is queued only if it is the earlier one.
         after_root.map_or_else(
@@ -302,7 +302,7 @@ impl Shard {
     }
 
     /// All traces that [`Self::next_due`] would return if each were taken, in no particular order.
-    pub fn all_due(&self, now: Millis) -> impl Iterator<Item = Position> {
+    pub(crate) fn all_due(&self, now: Millis) -> impl Iterator<Item = Position> {
         let waits_out = move |position: Position| {
             self.entry(position).arrived.after(self.waits.decision_wait).is_due(now)
         };
@@ -315,7 +315,7 @@ impl Shard {
     }
 
     /// The undecided trace that arrived first, and its time of arrival.
-    pub fn oldest(&mut self) -> Option<(Position, Millis)> {
+    pub(crate) fn oldest(&mut self) -> Option<(Position, Millis)> {
         while let Some(position) = self.ring.front() {
             if self.is_live(position) {
                 return Some((position, self.entry(position).arrived));
@@ -327,7 +327,7 @@ impl Shard {
 
     /// Appends the spans of an undecided trace in order of arrival, usable after the lock is
     /// released. For traces that people record; kept traces are shared by [`Self::empty`].
-    pub fn share(&self, position: Position, out: &mut Vec<KeptSpan>) {
+    pub(crate) fn share(&self, position: Position, out: &mut Vec<KeptSpan>) {
         let mut location = self.entry(position).last_record;
         let mut records = Vec::new();
         while location != Location::NONE {
@@ -404,7 +404,7 @@ impl Shard {
 
     /// Charges the budget with the current size of the index and the deadlines. Called at the end
     /// of each hold of the lock.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         // Without this, a table that has grown in a burst would keep its size.
         if self.index.capacity() > 4096 && self.index.len() < self.index.capacity() / 16 {
             let (ring, hasher) = (&self.ring, &self.hasher);

@@ -1,18 +1,23 @@
 """Runs every query of the dashboards, alerts and the runbook against a real Prometheus.
 
-It scrapes `tailwater demo`, and a second instance with certificates, shadow policies and policies
-that end. A query that fails, finds nothing, or refers to a series that does not exist is a fault,
-unless the series belongs to a feature in `features-off.txt`. `check.mjs` writes the queries and
-`run.sh` installs what this needs.
+It scrapes `tailwater demo`, and a second instance with certificates, durability, span metrics, and
+policies of every kind that has metrics of its own. A query that fails, finds nothing, or refers to
+a series that does not exist is a fault, unless the series belongs to a feature in
+`features-off.txt`. `check.mjs` writes the queries and `run.sh` installs what this needs.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
+import ssl
 import subprocess
 import sys
+import threading
+import time
 import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,9 @@ class Prometheus:
             "scrape_configs:\n"
             "  - job_name: tailwater\n"
             f"    static_configs: [{{targets: {targets}}}]\n"
+            "  - job_name: span-metrics\n"
+            "    metrics_path: /metrics/spans\n"
+            f"    static_configs: [{{targets: {targets[1:]}}}]\n"
         )
         children.start(
             "prometheus",
@@ -92,12 +100,51 @@ def start_second(binary: Path, children: Children) -> str:
         check=True,
         capture_output=True,
     )
-    (port,) = free_ports(1)
+    port, http = free_ports(2)
     config = folder / "tailwater.toml"
-    children.start("second", binary, "run", "--config", config, DASHBOARDS_TELEMETRY_PORT=port)
+    environment = {"DASHBOARDS_TELEMETRY_PORT": port, "DASHBOARDS_HTTP_PORT": http}
+    children.start("second", binary, "run", "--config", config, **environment)
     ready = f"http://127.0.0.1:{port}/-/ready"
     wait_until("the second instance is ready", lambda: get(ready)[0] == 200, 15)
+    receiver = f"https://127.0.0.1:{http}"
+
+    def keep_calling() -> None:
+        # Ends with the instance.
+        with contextlib.suppress(OSError):
+            while True:
+                send_calls(receiver, folder / "tls.crt")
+                time.sleep(0.5)
+
+    threading.Thread(target=keep_calling, daemon=True).start()
     return f"127.0.0.1:{port}"
+
+
+def send_calls(receiver: str, certificate: Path) -> None:
+    """Send three kinds of calls, so that span metrics have something to count."""
+    end_ns = time.time_ns()
+
+    def call(number: int, name: str, status: int) -> dict[str, Any]:
+        return {
+            "traceId": f"{end_ns + number:032x}",
+            "spanId": f"{end_ns + number:016x}",
+            "name": name,
+            "kind": 2,
+            "startTimeUnixNano": end_ns - 50_000_000,
+            "endTimeUnixNano": end_ns,
+            "attributes": [{"key": "http.route", "value": {"stringValue": "/"}}],
+            "status": {"code": status},
+        }
+
+    spans = [call(1, "GET /", 0), call(2, "GET /", 2), call(3, "POST /", 0)]
+    service = {"key": "service.name", "value": {"stringValue": "desk"}}
+    of_service = {"resource": {"attributes": [service]}, "scopeSpans": [{"spans": spans}]}
+    body = json.dumps({"resourceSpans": [of_service]}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{receiver}/v1/traces", body, headers)
+    context = ssl.create_default_context(cafile=str(certificate))
+    # The certificate is for a name, not for an address.
+    context.check_hostname = False
+    urllib.request.urlopen(request, timeout=10, context=context).close()
 
 
 def alternatives(selector: str) -> list[str]:
@@ -158,8 +205,8 @@ def check_rules(report: Report, prometheus: Prometheus) -> None:
         if rule["health"] != "ok"
     ]
     report.check(f"Prometheus evaluates {len(rules)} rules", faults)
-    # For ten seconds on end: before the first scrape there is no target, and a scrape under load may
-    # catch spans on their way.
+    # For ten seconds on end: before the first scrape there is no target, and a scrape under load
+    # may catch spans on their way.
     alerts = prometheus.query("count_over_time(ALERTS[10s]) > 8")[0]
     faults = [f"{one['metric']['alertname']}: {one['metric']}" for one in alerts]
     report.check("no alert stays pending or fires under healthy traffic", faults)

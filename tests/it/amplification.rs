@@ -29,14 +29,14 @@ const REFUSED: &str = "receiver_refused_spans_total{transport=\"grpc\",reason=\"
 fn large_resource(traces: u64, attribute_bytes: usize) -> ExportTraceServiceRequest {
     let mut large = request("large", roots(traces, 0));
     let resource = large.resource_spans[0].resource.as_mut().expect("has one");
-    resource.attributes.push(string("large", &"x".repeat(attribute_bytes)));
+    resource.attributes.push(string("large", "x".repeat(attribute_bytes)));
     large
 }
 
 /// The same with the attribute in the scope.
 fn large_scope(traces: u64, attribute_bytes: usize) -> ExportTraceServiceRequest {
     let mut large = request("large", roots(traces, 0));
-    let attributes = vec![string("large", &"x".repeat(attribute_bytes))];
+    let attributes = vec![string("large", "x".repeat(attribute_bytes))];
     let scope = InstrumentationScope { attributes, ..InstrumentationScope::default() };
     large.resource_spans[0].scope_spans[0].scope = Some(scope);
     large

@@ -30,7 +30,7 @@ fn one_span(trace: u64) -> Vec<u8> {
 fn of_length(trace: u64, length: usize) -> Vec<u8> {
     let padded = |padding: usize| {
         let mut span = span(trace, 1, None);
-        span.attributes.push(string("padding", &"x".repeat(padding)));
+        span.attributes.push(string("padding", "x".repeat(padding)));
         request("shop", vec![span]).encode_to_vec()
     };
     // The lengths in front of a long padding are as long as those of a slightly shorter one.

@@ -10,6 +10,7 @@ use opentelemetry_proto::tonic::{
 };
 use proptest::test_runner::Config as ProptestConfig;
 use prost::Message as _;
+pub(crate) use tailwater::testing::text;
 use tailwater::{
     budget::Budget,
     policy::{Plan, PolicySpec, RuleKind, RuleSpec},
@@ -65,12 +66,7 @@ pub(crate) fn status(code: i32) -> Option<Status> {
     Some(Status { code, message: String::new() })
 }
 
-/// An attribute with a string value.
-pub(crate) fn text(key: &str, value: &str) -> KeyValue {
-    attribute(key, Some(Value::StringValue(value.to_owned())))
-}
-
-/// An attribute with any value.
+/// An attribute with any value, or with none.
 pub(crate) fn attribute(key: &str, value: Option<Value>) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(AnyValue { value }), ..Default::default() }
 }

@@ -19,7 +19,7 @@ use crate::{
 /// The bytes of a request with one root span with an attribute of this length.
 pub fn one_span(trace: u64, length: usize) -> Vec<u8> {
     let mut span = span(trace, 1, None);
-    span.attributes.push(string("padding", &"x".repeat(length)));
+    span.attributes.push(string("padding", "x".repeat(length)));
     request("shop", vec![span]).encode_to_vec()
 }
 

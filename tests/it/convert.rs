@@ -53,6 +53,8 @@ fn a_refused_policy_is_told_by_the_exit_code() {
         errors.contains("c.yaml:3:50: error: the Collector has no policy type `wrong`"),
         "{errors}"
     );
+    let summary = "c.yaml: policies: 1 converted, 1 not; see the errors above\n";
+    assert!(errors.ends_with(summary), "{errors}");
     assert!(out.contains("# Not converted: the policy `two`.\n"), "{out}");
     assert!(out.contains("name = \"rest\"\ntype = \"trace_flags\"\n"), "{out}");
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tailwater::commands::check::{Format, check};
+use tailwater::commands::{Format, check::check};
 
 use crate::harness::Directory;
 

@@ -58,7 +58,7 @@ pub fn waiting() -> Config {
 
 /// Roots of as many traces, with an attribute of this length.
 pub fn roots(traces: u64, attribute_bytes: usize) -> Vec<Span> {
-    let filler = string("filler", &"x".repeat(attribute_bytes));
+    let filler = string("filler", "x".repeat(attribute_bytes));
     let root = |n| Span { attributes: vec![filler.clone()], ..span(HIGH | n, n, None) };
     (1..=traces).map(root).collect()
 }
@@ -374,7 +374,7 @@ async fn requests_stay_within_their_size() {
     let mut config = waiting();
     config.exporter.max_request_bytes = 4_000;
     let running = Running::start(config).await;
-    let filler = string("filler", &"x".repeat(300));
+    let filler = string("filler", "x".repeat(300));
     let child = |n| Span { attributes: vec![filler.clone()], ..span(HIGH, n, Some(1)) };
     running.accept((1..=40).map(child).collect()).await;
     running.accept(roots(10, 300)).await;

@@ -24,6 +24,7 @@ use tailwater::{
 use crate::{
     builders::{attribute, child, request_of, resource_spans, root, text},
     differential,
+    harness::attribute as attribute_of,
     walker::mutate,
 };
 
@@ -84,14 +85,6 @@ fn round_trip(spans: Vec<KeptSpan>, stamp: &TraceStamp<'_>) -> (Vec<ResourceSpan
     let requests = encode(&mut batch, usize::MAX);
     let decoded = requests.iter().flat_map(decode).collect();
     (decoded, batch.take_faults())
-}
-
-fn attribute_of<'a>(span: &'a Span, key: &str) -> Option<&'a str> {
-    let pair = span.attributes.iter().find(|pair| pair.key == key)?;
-    match pair.value.as_ref()?.value.as_ref()? {
-        Value::StringValue(value) => Some(value),
-        _ => None,
-    }
 }
 
 /// Resource, scope and span as one key, for comparing what arrived with what leaves.

@@ -240,10 +240,10 @@ async fn the_log_says_what_the_endpoint_seems_to_be() {
         ("grpc", page.url(), OUTAGE, "HTTP 200 with a web page"),
         ("http/protobuf", page.url(), OUTAGE, "exporter.otlp.protocol"),
         ("http/protobuf", redirect.url(), OUTAGE, "a redirect to https://tempo/otlp\""),
-        ("grpc", http1_url, "answers HTTP/1.1", "http/protobuf"),
-        ("http/protobuf", grpc.url(), "answers HTTP/2 without TLS", "often 4318"),
-        ("grpc", tls_url.clone(), "answers TLS", "write https://"),
-        ("http/protobuf", tls_url, "answers TLS", "write https://"),
+        ("grpc", http1_url, "answers with HTTP/1.1", "http/protobuf"),
+        ("http/protobuf", grpc.url(), "answers with HTTP/2 without TLS", "often 4318"),
+        ("grpc", tls_url.clone(), "answers with TLS", "write https://"),
+        ("http/protobuf", tls_url, "answers with TLS", "write https://"),
     ] {
         processes.spawn(async move {
             let said = log_of(protocol, &url, part).await;

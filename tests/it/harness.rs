@@ -9,20 +9,18 @@ use std::{
 use bytes::Bytes;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
-    common::v1::{AnyValue, KeyValue, any_value},
-    resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans, Span, Status as SpanStatus},
+    trace::v1::{Span, Status as SpanStatus},
 };
 use prost::Message as _;
+pub use tailwater::testing::{spans_of, text as string};
 use tailwater::{
     config::{self, Config},
-    grpc::{EXPORT_PATH, RawCodec},
     sampler::Sampler,
     service::Service,
     span_metrics::{Exposition, Format, Settings, Style},
-    testing::Sink,
+    testing::{self, Sink, text_of},
 };
-use tonic::{Request, Status, client::Grpc, codec::CompressionEncoding, transport::Channel};
+use tonic::{Status, client::Grpc, codec::CompressionEncoding, transport::Channel};
 
 /// What the sink answers a request with.
 pub type Answer = Box<dyn Fn(&ExportTraceServiceRequest) -> Result<Bytes, Status> + Send + Sync>;
@@ -250,12 +248,6 @@ pub async fn sink(endpoint: &str, answer: Answer) -> (Sink, Received) {
     (sink.await.expect("the port is free"), received)
 }
 
-/// The spans of a request.
-pub fn spans_of(request: &ExportTraceServiceRequest) -> impl Iterator<Item = &Span> {
-    let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
-    scopes.flat_map(|scope| &scope.spans)
-}
-
 /// A client of the service's gRPC door.
 pub fn client(service: &Service) -> Grpc<Channel> {
     let url = format!("http://{}", service.grpc_address);
@@ -267,10 +259,8 @@ pub async fn send(
     client: &mut Grpc<Channel>,
     bytes: Vec<u8>,
 ) -> Result<ExportTraceServiceResponse, Status> {
-    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let path = http::uri::PathAndQuery::from_static(EXPORT_PATH);
-    let answer = client.unary(Request::new(Bytes::from(bytes)), path, RawCodec).await?;
-    Ok(ExportTraceServiceResponse::decode(answer.into_inner()).expect("a valid answer"))
+    let answer = testing::export(client, bytes.into()).await?;
+    Ok(ExportTraceServiceResponse::decode(answer).expect("a valid answer"))
 }
 
 /// GET over HTTP/1.1; status and body.
@@ -363,19 +353,9 @@ pub fn trace_id(trace: u64) -> Vec<u8> {
     [0xabcd_ef01_2345_6789, trace].map(u64::to_be_bytes).concat()
 }
 
-/// A string attribute.
-pub fn string(key: &str, value: &str) -> KeyValue {
-    let value = AnyValue { value: Some(any_value::Value::StringValue(value.into())) };
-    KeyValue { key: key.into(), value: Some(value), ..KeyValue::default() }
-}
-
 /// The value of a string attribute.
 pub fn attribute<'a>(span: &'a Span, key: &str) -> Option<&'a str> {
-    let pair = span.attributes.iter().find(|pair| pair.key == key)?;
-    match pair.value.as_ref()?.value.as_ref()? {
-        any_value::Value::StringValue(text) => Some(text),
-        _ => None,
-    }
+    text_of(&span.attributes, key)
 }
 
 /// The status ERROR.
@@ -385,16 +365,11 @@ pub fn error() -> Option<SpanStatus> {
 
 /// A request with spans of one service.
 pub fn request(service: &str, spans: Vec<Span>) -> ExportTraceServiceRequest {
-    let resource =
-        Resource { attributes: vec![string("service.name", service)], ..Resource::default() };
-    let scope_spans = ScopeSpans { spans, schema_url: "scope-schema".into(), scope: None };
-    ExportTraceServiceRequest {
-        resource_spans: vec![ResourceSpans {
-            resource: Some(resource),
-            scope_spans: vec![scope_spans],
-            schema_url: "resource-schema".into(),
-        }],
-    }
+    let mut request = testing::request(vec![string("service.name", service)], spans);
+    let of_resource = &mut request.resource_spans[0];
+    of_resource.schema_url = "resource-schema".into();
+    of_resource.scope_spans[0].schema_url = "scope-schema".into();
+    request
 }
 
 /// A randomness that a policy of 50 % keeps, in the low 7 bytes of a trace number.

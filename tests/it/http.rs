@@ -234,7 +234,7 @@ async fn without_room_senders_are_told_when_to_come_back() {
 
     running
         .accept(vec![Span {
-            attributes: vec![string("k", &"v".repeat(14 << 10))],
+            attributes: vec![string("k", "v".repeat(14 << 10))],
             ..span(2, 1, None)
         }])
         .await;

@@ -308,6 +308,8 @@ async fn a_service_shows_its_budgets_and_rare_policies() {
         assert_eq!(metrics.get(series), 0.0, "{series}");
     }
     assert_eq!(metrics.get("budget_level_bytes_per_second{policy=\"bytes\"}"), 1000.0);
+    assert_eq!(metrics.get("budget_limit_bytes_per_second{policy=\"bytes\"}"), 1000.0);
+    assert_eq!(metrics.get("budget_limit_spans_per_second{policy=\"fair\"}"), 0.001);
     let of = |trace: u64, name: &str| Span { name: name.to_owned(), ..span(trace, 1, None) };
     for (number, name) in [(1, "a"), (2, "b"), (3, "c"), (4, "a")] {
         running.accept(vec![of(LOW | number, name)]).await;

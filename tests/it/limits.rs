@@ -26,7 +26,7 @@ fn waiting(policies: &str) -> Config {
 
 /// A span with an attribute of this length.
 fn large(trace: u64, id: u64, bytes: usize) -> Span {
-    Span { attributes: vec![string("filler", &"x".repeat(bytes))], ..span(trace, id, Some(1)) }
+    Span { attributes: vec![string("filler", "x".repeat(bytes))], ..span(trace, id, Some(1)) }
 }
 
 /// Scenario: a kept and a dropped trace pass `max_trace_spans`, in one request and after it; a

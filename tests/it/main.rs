@@ -35,6 +35,7 @@ mod export_outage;
 mod export_parts;
 mod export_refusals;
 mod forms;
+mod given_files;
 mod harness;
 mod hostile;
 mod http;

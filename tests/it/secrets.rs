@@ -47,7 +47,7 @@ async fn a_running_service_shows_no_secret() {
     fs::write(&key, format!("-----BEGIN {CANARY}-----\n{CANARY}\n")).expect("written");
     fs::write(&tokens, format!("{CANARY} {CANARY}")).expect("written");
     process.line("no private key").await;
-    process.line("no token").await;
+    process.line("not a token").await;
     for path in ["/metrics", "/-/healthy", "/-/ready", "/-/decisions/1", "/-/reload", "/", "/x"] {
         said += &get(admin, path).await.1;
     }

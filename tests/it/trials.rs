@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tailwater::{
-    policy::{LimitSpec, PolicySpec, Rate, Report, RuleKind, RuleSpec, Sum},
+    policy::{
+        BudgetSpec, KindsSpec, LimitSpec, PolicySpec, RareSpec, Rate, Report, RuleKind, RuleSpec,
+        Sum,
+    },
     sampler::{Decided, Which},
     trace::{StatusCode, TraceId},
     window::Millis,
@@ -28,7 +31,27 @@ fn limited(name: &str, per_second: f64) -> PolicySpec {
     PolicySpec { limit, ..PolicySpec::new(name, rule) }
 }
 
-/// Twenty seconds of traffic, half of which fails, in ticks of 100 ms. At `at` the policies become
+/// Spans a second, shared by the traces of each name of a root.
+fn budget(name: &str, per_second: f64) -> PolicySpec {
+    let burst = per_second * BudgetSpec::BURST_SECONDS;
+    let rate = LimitSpec { spans: Some(Rate { per_second, burst }), bytes: None };
+    let budget = BudgetSpec { rate, kinds: by_name(), power: 0.0 };
+    let kind = RuleKind::Budget(Vec::new(), budget);
+    PolicySpec::new(name, RuleSpec { kind, sampling_percentage: 100.0 })
+}
+
+/// Two traces of each name of a root every five seconds.
+fn rare(name: &str) -> PolicySpec {
+    let rare = RareSpec { kinds: by_name(), interval_millis: 5_000, traces: 2 };
+    let kind = RuleKind::Rare(Vec::new(), rare);
+    PolicySpec::new(name, RuleSpec { kind, sampling_percentage: 100.0 })
+}
+
+fn by_name() -> KindsSpec {
+    KindsSpec { keys: vec!["span.name".to_owned()], kinds_max: 100 }
+}
+
+/// Twenty seconds of traffic, half of which fails and which has five names, in ticks of 100 ms. At `at` the policies become
 /// others, or others are tried. Returns the kept traces and the last report.
 fn run(
     policies: &[PolicySpec],
@@ -49,14 +72,17 @@ fn run(
             };
             rig.sampler.reload(&Arc::new(plan), |_| {});
         }
-        let spans = (0..10).map(|n| {
-            let trace = u64::from(tick) * 10 + n;
+        // One after the other: rare kinds go by the order of arrival.
+        for n in 0..10 {
+            let trace = u64::from(tick * 10 + n);
             let status = builders::status(if n % 2 == 0 { 2 } else { 0 });
-            Span { status, ..builders::root(trace, trace) }
-        });
-        rig.ingest(now, &builders::request_of(spans.collect()));
-        rig.sampler.begin_tick(Millis(now), 0.1);
-        for Decided { decisions, .. } in rig.decide(now, Which::Due) {
+            let name = format!("GET /{}", n * n / 20);
+            let span = Span { status, name, ..builders::root(trace, trace) };
+            rig.ingest(now + 10 * n, &builders::request_of(vec![span]));
+        }
+        let end = now + 99;
+        rig.sampler.begin_tick(Millis(end), 0.1);
+        for Decided { decisions, .. } in rig.decide(end, Which::Due) {
             let of = decisions.records.iter().filter(|record| record.decision.verdict.kept);
             kept.extend(of.filter(|_| tick >= at).map(|record| record.trace_id));
         }
@@ -67,21 +93,30 @@ fn run(
 }
 
 /// Scenario: twenty seconds of the same traffic three times. At the beginning, or in the middle,
-/// other policies with limits are tried, come into force, or neither. Once the policies before have
-/// a limit as well.
+/// other policies with limits, budgets and rare kinds are tried, come into force, or neither. Some of
+/// the policies before have a limit, a budget or rare kinds as well.
 /// Guarantees: a trial changes nothing that is kept. It says exactly what a reload at the same
 /// moment does, with limits, which begin full. Neither set's limit takes from the other's.
 #[test]
 fn a_trial_with_limits_says_what_a_reload_brings() {
     let baseline = PolicySpec::new("baseline", always(20.0));
-    let before = [vec![baseline.clone()], vec![baseline.clone(), limited("few", 5.0)]];
-    for policies in before {
-        let others = [PolicySpec::new("less", always(2.0)), limited("failed", 20.0)];
+    let before = [
+        vec![baseline.clone()],
+        vec![baseline.clone(), limited("few", 5.0)],
+        vec![baseline.clone(), budget("shared", 8.0), rare("first")],
+    ];
+    let others = [
+        vec![PolicySpec::new("less", always(2.0)), limited("failed", 20.0)],
+        vec![PolicySpec::new("less", always(2.0)), budget("fair", 20.0)],
+        vec![limited("failed", 5.0), budget("fair", 15.0), rare("seldom")],
+    ];
+    let pairs = before.iter().flat_map(|policies| others.iter().map(move |one| (policies, one)));
+    for (policies, others) in pairs {
         for at in [0, 100] {
-            let (kept, report) = run(&policies, &others, at, true);
-            let (all, _) = run(&policies, &policies, at, false);
+            let (kept, report) = run(policies, others, at, true);
+            let (all, _) = run(policies, policies, at, false);
             assert_eq!(kept, all, "a trial changes nothing");
-            let (reloaded, _) = run(&policies, &others, at, false);
+            let (reloaded, _) = run(policies, others, at, false);
             let report = report.expect("a trial runs");
             let of = |traces: usize| Sum { traces: traces as u64, ..Sum::default() };
             let count = |sum: &Sum| Sum { traces: sum.traces, ..Sum::default() };

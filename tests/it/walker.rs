@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use tailwater::otlp::{Contexts, walk::Walked};
 
-use crate::{answers_of_backends, builders, config_check, differential};
+use crate::{answers_of_backends, builders, config_check, differential, given_files};
 
 proptest! {
     /// Scenario: requests whose fields are reordered, repeated, split, wrapped in overlong lengths
@@ -86,7 +86,9 @@ fn the_fuzz_corpus_passes() {
     let folder = std::env::temp_dir().join(format!("tailwater-corpus-{}", std::process::id()));
     std::fs::create_dir(&folder).expect("created");
     let of_backends = ["split", "status", "answer", "http_answer"];
-    for target in ["walk", "tracestate", "clean", "json", "config"].into_iter().chain(of_backends) {
+    let of_files = ["config", "convert", "trace_files"];
+    let of_senders = ["walk", "tracestate", "clean", "json"];
+    for target in of_senders.into_iter().chain(of_backends).chain(of_files) {
         let path = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files: Vec<_> = std::fs::read_dir(&path).expect("a corpus").collect();
         assert!(!files.is_empty(), "{path} has inputs");
@@ -101,6 +103,12 @@ fn the_fuzz_corpus_passes() {
                 "answer" => answers_of_backends::answer(&bytes),
                 "http_answer" => answers_of_backends::http_answer(&bytes),
                 "json" => drop(differential::json(&bytes)),
+                "convert" => drop(given_files::convert(&bytes, &folder)),
+                "trace_files" => {
+                    for request in given_files::trace_file(&bytes) {
+                        differential::walk(&request);
+                    }
+                }
                 _ => drop(config_check::config(&bytes, &folder)),
             }
         }

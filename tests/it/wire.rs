@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response};
+pub use tailwater::testing::framed as frame;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -26,12 +27,6 @@ impl Answer {
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("text"))
     }
-}
-
-/// A message in gRPC's framing.
-pub fn frame(flag: u8, message: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
-    [&[flag], &length[..], message].concat()
 }
 
 /// An HTTP/2 connection. Closed when the handle and all streams are gone.

@@ -82,8 +82,8 @@ class Source:
 def sources(folder: Path) -> list[Source]:
     found = []
     for file in sorted(folder.glob("*.yaml")):
-        for key, settings in processors_in(yaml.safe_load(file.read_text())):
-            found.append(Source(file, key, settings))
+        for document in yaml.safe_load_all(file.read_text()):
+            found += [Source(file, *one) for one in processors_in(document)]
     if not found:
         raise TroubleError(f"no tail_sampling in {folder}/*.yaml")
     return found
@@ -121,12 +121,14 @@ def certain(policy: Any) -> Any:
 def is_chance(policy: dict) -> bool:
     kind = policy.get("type")
     if kind == "probabilistic":
-        return policy["probabilistic"]["sampling_percentage"] < 100
+        percentage = (policy.get(kind) or {}).get("sampling_percentage", 0)
+        return not isinstance(percentage, int | float) or percentage < 100
     return kind in ("rate_limiting", "bytes_limiting")
 
 
 def sets_of(policies: list[dict]) -> list[tuple[str, list[dict]]]:
     """The whole, and each policy by itself unless it is the whole."""
+    policies = [policy for policy in policies if isinstance(policy, dict)]
     whole = [certain(policy) for policy in policies if not is_chance(policy)]
     found = [("whole", whole)] if whole else []
     for place, policy in enumerate(policies if len(policies) > 1 or not whole else []):

@@ -9,6 +9,7 @@ traces while they run in parallel.
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -139,6 +140,16 @@ def collector_config(ports: dict[str, int], main: int, kept: Path, parallel: boo
     return json.dumps(whole, indent=1)
 
 
+def ids(file: Path) -> set[str]:
+    """The trace ids in a file of JSON, as the page finds them."""
+    return set(re.findall('"([0-9a-f]{32})"', file.read_text() if file.exists() else ""))
+
+
+def watchers(address: str) -> int:
+    """How many follow the decisions."""
+    return json.loads(get(f"{address}/-/status")[1])["activity"]["watchers"]
+
+
 def traces(sink: Sink) -> dict[str, set[str]]:
     """The ids of the spans of each trace."""
     found: dict[str, set[str]] = {}
@@ -177,6 +188,10 @@ class Move:
 
     def run(self) -> Sender:
         tailwater = self.start_tailwater(self.second)
+        address = f"http://127.0.0.1:{self.ports['telemetry']}"
+        follow = ("tail", "--kept", "--max-per-second", 1_000_000, "--format", "json")
+        tail = self.children.start("tail", self.told.tailwater, *follow, TAILWATER_ADDRESS=address)
+        wait_until("tail follows", lambda: watchers(address) == 1, 10)
         self.configure_collector(parallel=True)
         arguments = ["--config", self.config]
         collector = start_collector(
@@ -187,6 +202,9 @@ class Move:
         try:
             time.sleep(PHASE_S)
             self.check_alike(sender.errors[: len(sender.errors) // 2])
+            tail.send_signal(signal.SIGINT)
+            stop(tail, "tail", self.children)
+            self.check_followed(sender.errors)
             self.stop(tailwater, "tailwater")
             tailwater = self.start_tailwater(self.main)
             time.sleep(PHASE_S)
@@ -201,13 +219,21 @@ class Move:
         return sender
 
     def check_alike(self, errors: list[bytes]) -> None:
-        """Both have kept the same of the traces that both have had the time to decide."""
-        wait_until("both have decided", lambda: self.has_all(errors), 10)
+        """What the page compares: the ids in the Collector's file, and those that `tail` prints."""
 
-    def has_all(self, errors: list[bytes]) -> bool:
-        written = self.kept.read_text() if self.kept.exists() else ""
-        by_tailwater = traces(self.second)
-        return all(one.hex() in written and one.hex() in by_tailwater for one in errors)
+        def both_have_all() -> bool:
+            wanted = {one.hex() for one in errors}
+            return wanted <= ids(self.kept) and wanted <= ids(self.told.folder / "tail.log")
+
+        wait_until("both have kept the same", both_have_all, 10)
+
+    def check_followed(self, errors: list[bytes]) -> None:
+        """`tail` has printed kept traces and nothing else, and left none out."""
+        followed = [json.loads(line) for line in (self.told.folder / "tail.log").open()]
+        wrong = {one.get("decision", {}).get("traceId", str(one)) for one in followed}
+        wrong -= {one.hex() for one in errors}
+        if wrong:
+            raise TroubleError(f"tail has printed more than the kept traces: {sorted(wrong)[:5]}")
 
 
 def run(told: argparse.Namespace) -> int:

@@ -8,13 +8,13 @@ use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceResponse, trace::v1::Span,
 };
 use prost::Message as _;
-use tailwater::grpc::{EXPORT_PATH, RawCodec};
+use tailwater::testing;
 use tokio::{
     sync::watch,
     time::{sleep, sleep_until, timeout},
 };
 use tonic::{
-    Code, Request, Status,
+    Code, Status,
     client::Grpc,
     transport::{Channel, Endpoint},
 };
@@ -146,7 +146,7 @@ impl Sender {
     async fn deliver(&mut self, client: &mut Grpc<Channel>, batch: &Batch) {
         for _ in 0..ATTEMPTS_MAX {
             let (attempt, message) = self.begin(batch);
-            let outcome = timeout(TIMEOUT, call(client, message)).await;
+            let outcome = timeout(TIMEOUT, testing::export(client, message)).await;
             let (fate, retry_after) = self.judge(attempt, batch, outcome.ok());
             self.journal.learn(attempt, fate);
             let Some(after) = retry_after else { return };
@@ -226,7 +226,7 @@ fn build(planned: &Planned, sent: &Sent, attempt: usize, index: usize) -> Span {
     span.end_time_unix_nano = sent.end;
     span.attributes = vec![
         harness::string("http.route", if planned.is_probe { "/healthz" } else { "/" }),
-        harness::string("filler", &"x".repeat(planned.filler)),
+        harness::string("filler", "x".repeat(planned.filler)),
     ];
     if planned.is_error {
         span.status = harness::error();
@@ -235,10 +235,4 @@ fn build(planned: &Planned, sent: &Sent, attempt: usize, index: usize) -> Span {
         span.span_id.truncate(7);
     }
     span
-}
-
-async fn call(client: &mut Grpc<Channel>, message: Bytes) -> Result<Bytes, Status> {
-    client.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
-    let path = http::uri::PathAndQuery::from_static(EXPORT_PATH);
-    Ok(client.unary(Request::new(message), path, RawCodec).await?.into_inner())
 }

@@ -195,7 +195,7 @@ def others(shop, terminal):
     terminal.keep("try", terminal.screen())
     terminal.has_ended(0)
 
-    terminal.run("tailwater record --seconds 3 --output recorded.jsonl.zst")
+    terminal.run("tailwater record --seconds 3 --output traffic.rec")
     terminal.until(lambda screen: screen.endswith("\n$") and "traces" in screen, "the recording")
     terminal.keep("record", terminal.screen())
     terminal.has_ended(0)

@@ -101,11 +101,13 @@ BUDGETS = [
     ),
     graph(
         "Spans that budgets keep",
-        "Spans kept per second by policies with a budget. The alert TailwaterBudgetExceeded fires"
-        " if they are above the level of all kinds together.",
+        "Spans kept per second by policies with a budget, and the budget of all instances together."
+        " The alert TailwaterBudgetExceeded fires if an instance keeps more than 110 % of its budget.",
         "cps",
         ("{{policy}}", by_policy("tailwater_spans_kept_total")
          + f" and on (policy) tailwater_budget_keys{{@{P}}}"),
+        ("budget of {{policy}}",
+         f"sum by (policy) (tailwater_budget_limit_spans_per_second{{@{P}}})"),
     ),
     graph(
         "Kinds of traces", "Kinds that budgets and rare policies know at present.", "none",

@@ -126,15 +126,16 @@ fn compare(
 }
 
 fn is_literal(kind: &Kind) -> bool {
-    matches!(
-        kind,
+    match kind {
+        Kind::Call(name, _) => name == "Duration",
         Kind::Text(_)
-            | Kind::Integer(_)
-            | Kind::Double(_)
-            | Kind::Boolean(_)
-            | Kind::Nil
-            | Kind::Enum(_)
-    )
+        | Kind::Integer(_)
+        | Kind::Double(_)
+        | Kind::Boolean(_)
+        | Kind::Nil
+        | Kind::Enum(_) => true,
+        _ => false,
+    }
 }
 
 /// A field that some condition of Tailwater looks at.
@@ -149,11 +150,15 @@ enum Field<'p> {
 fn field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Field<'p>, Refusal> {
     let names: Vec<&str> = path.names.iter().map(String::as_str).collect();
     let names = match names.as_slice() {
-        ["span", rest @ ..] if !rest.is_empty() => rest,
+        // `span.resource` is no path of the Collector.
+        ["span", rest @ ..] if !rest.is_empty() && rest[0] != "resource" => rest,
         all => all,
     };
     if path.is_deeper {
         return refuse(span, "a value inside of an attribute cannot be compared");
+    }
+    if path.key.as_deref() == Some("") {
+        return refuse(span, "an attribute has a name");
     }
     match (names, &path.key) {
         (["attributes"], Some(key)) => Ok(Field::Attribute { key, scope: "span" }),

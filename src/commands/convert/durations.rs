@@ -27,7 +27,10 @@ pub(super) fn duration(
         _ => return refuse(&difference.span, "only end - start of the span can be computed"),
     };
     let nanos = match &limit.kind {
-        Kind::Integer(nanos) if is_nanos => *nanos,
+        Kind::Integer(_) | Kind::Arithmetic(..) if is_nanos => match constant(limit) {
+            Some(nanos) => nanos,
+            None => return refuse(&limit.span, "only numbers can be computed here"),
+        },
         Kind::Call(name, arguments) if name == "Duration" && !is_nanos => {
             match arguments.as_slice() {
                 [Expression { kind: Kind::Text(text), .. }] => go_duration(text),
@@ -62,6 +65,23 @@ pub(super) fn duration(
     }
     let rule = Rule::new("span_duration").with("threshold_ms", millis.to_string());
     Ok(if is_negated { negated(rule) } else { rule })
+}
+
+/// Integers and what is computed of them.
+fn constant(expression: &Expression) -> Option<i64> {
+    match &expression.kind {
+        Kind::Integer(number) => Some(*number),
+        Kind::Arithmetic(left, sign, right) => {
+            let (left, right) = (constant(left)?, constant(right)?);
+            match sign {
+                '+' => left.checked_add(right),
+                '-' => left.checked_sub(right),
+                '*' => left.checked_mul(right),
+                _ => left.checked_div(right),
+            }
+        }
+        _ => None,
+    }
 }
 
 /// The name of a time of the span.

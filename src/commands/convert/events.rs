@@ -130,7 +130,7 @@ fn event_field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Option<&'p str
     };
     match (names, &path.key) {
         (["name"], None) => Ok(None),
-        (["attributes"], Some(key)) if !path.is_deeper => Ok(Some(key)),
+        (["attributes"], Some(key)) if !path.is_deeper && !key.is_empty() => Ok(Some(key)),
         _ => refuse(span, format!("no condition on events looks at `{}`", path.names.join("."))),
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Both are RE2's dialect, with these differences, which are written out so that the meaning stays:
 //! `\d`, `\w`, `\s` and `\b` are ASCII in Go; in a class Go takes `[`, `&&` and `~~` for
-//! characters; `\<` and `\>` are characters in Go and ends of words here. What cannot be compiled
-//! is refused.
+//! characters; `\<` and `\>` are characters in Go and ends of words here; a `{` that begins no
+//! repetition is a character in Go, and so is what stands between `\Q` and `\E`. What cannot be
+//! compiled is refused, and what Go refuses: a repetition of a repetition, and one of more than
+//! 1000 times.
 
-use regex::bytes::RegexSetBuilder;
+use regex::bytes::{RegexSet, RegexSetBuilder};
 
 /// The memory that the compiled expressions of one condition may take, as in a configuration.
 const COMPILED_BYTES_MAX: usize = 1 << 20;
@@ -17,16 +19,13 @@ pub(super) fn translated(pattern: &str) -> Result<String, String> {
     Ok(written)
 }
 
-/// Whether the expressions can be used together.
-pub(super) fn compile(patterns: &[String]) -> Result<(), String> {
-    match RegexSetBuilder::new(patterns).size_limit(COMPILED_BYTES_MAX).build() {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let text = error.to_string();
-            let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            Err(format!("the regular expression cannot be used: {reason}"))
-        }
-    }
+/// The expressions together, or why they cannot be used.
+pub(super) fn compile(patterns: &[String]) -> Result<RegexSet, String> {
+    RegexSetBuilder::new(patterns).size_limit(COMPILED_BYTES_MAX).build().map_err(|error| {
+        let text = error.to_string();
+        let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        format!("the regular expression cannot be used: {reason}")
+    })
 }
 
 /// An expression that means here what `pattern` means in Go; it may be wrong in both.
@@ -39,6 +38,15 @@ pub(super) fn rewritten(pattern: &str) -> Result<String, String> {
         let next = after.chars().next();
         let mut length = c.len_utf8();
         match (c, next) {
+            ('\\', Some('Q')) if !is_class => {
+                let quoted = after[1..].split("\\E").next().unwrap_or_default();
+                length = rest.len().min(c.len_utf8() + quoted.len() + "Q\\E".len());
+                written.push_str(&regex::escape(quoted));
+            }
+            ('\\', Some('p' | 'P' | 'x')) if after[1..].starts_with('{') => {
+                length = rest.find('}').map_or(rest.len(), |end| end + 1);
+                written.push_str(&rest[..length]);
+            }
             ('\\', Some(escape)) => {
                 length += escape.len_utf8();
                 match ascii(escape, is_class) {
@@ -46,6 +54,13 @@ pub(super) fn rewritten(pattern: &str) -> Result<String, String> {
                     None => written.push_str(&rest[..length]),
                 }
             }
+            ('*' | '+' | '?' | '{', _) if !is_class => match repetition(rest)? {
+                Some(repeated) => {
+                    length = repeated;
+                    written.push_str(&rest[..length]);
+                }
+                None => written.push_str("\\{"),
+            },
             ('[', _) if !is_class => {
                 is_class = true;
                 // A bracket that comes first is a character of the class.
@@ -75,6 +90,35 @@ pub(super) fn rewritten(pattern: &str) -> Result<String, String> {
         rest = &rest[length..];
     }
     Ok(written)
+}
+
+/// The length of a repetition, with the `?` that makes it a lazy one; nothing where `{` is a
+/// character.
+fn repetition(rest: &str) -> Result<Option<usize>, String> {
+    let bounded = |rest: &str| {
+        let (numbers, _) = rest.strip_prefix('{')?.split_once('}')?;
+        let (least, most) = numbers.split_once(',').unwrap_or((numbers, numbers));
+        let is_number = |text: &str| {
+            let is_short = text == "0" || !text.starts_with('0');
+            is_short && !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit())
+        };
+        let is_repetition = is_number(least) && (most.is_empty() || is_number(most));
+        let is_small =
+            |text: &str| text.is_empty() || text.parse().is_ok_and(|count: u32| count <= 1000);
+        is_repetition.then(|| (numbers.len() + 2, is_small(least) && is_small(most)))
+    };
+    let length = match (rest.starts_with('{'), bounded(rest)) {
+        (true, None) => return Ok(None),
+        (true, Some((_, false))) => return Err("Go repeats at most 1000 times".to_owned()),
+        (_, Some((length, true))) => length,
+        _ => 1,
+    };
+    let length = length + usize::from(rest[length..].starts_with('?'));
+    let behind = &rest[length..];
+    if behind.starts_with(['*', '+', '?']) || bounded(behind).is_some() {
+        return Err("Go takes no repetition of a repetition".to_owned());
+    }
+    Ok(Some(length))
 }
 
 /// What an escape that means something else here is written as.
@@ -111,6 +155,10 @@ mod tests {
             (r"[^\D]", "[^[^0-9]]"),
             (r"\bpay\b", r"(?-u:\b)pay(?-u:\b)"),
             (r"\\d", r"\\d"),
+            (r"^/users/{id}$", r"^/users/\{id}$"),
+            (r"a{2}{x}{,5}b{1,}?{", r"a{2}\{x}\{,5}b{1,}?\{"),
+            (r"\Qa.b\E.\Q*", r"a\.b.\*"),
+            (r"\p{Greek}\x{41}{2}", r"\p{Greek}\x{41}{2}"),
             (r"^/api/(v1|v2)", r"^/api/(v1|v2)"),
         ] {
             assert_eq!(rewritten(pattern).as_deref(), Ok(wanted));
@@ -118,6 +166,16 @@ mod tests {
         let digits = Regex::new(&translated(r"^\d$").expect("compiles")).expect("compiles");
         assert!(digits.is_match(b"7"));
         assert!(!digits.is_match("٧".as_bytes()), "an Arabic seven is no digit in Go");
+    }
+
+    #[test]
+    fn repetitions_that_go_refuses_are_refused() {
+        for pattern in ["a**", "a+?*", "a{2}{3}", "a{1001}", "a{2,1001}", "a*{2}"] {
+            assert!(rewritten(pattern).is_err(), "{pattern}");
+        }
+        for pattern in ["a*?b", "a{1000}", r"\**", "[*+]*", "(a*)*"] {
+            assert_eq!(rewritten(pattern).as_deref(), Ok(pattern));
+        }
     }
 
     #[test]
@@ -140,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_compiled_is_refused() {
-        for pattern in ["a(", "*", "[a--b]", r"\Qa\E", "a{99999999}", "(?:x{1000}){1000}"] {
+        for pattern in ["a(", "*", "[a--b]", r"\C", "a{99999999}", "(?:x{1000}){1000}"] {
             assert!(translated(pattern).is_err(), "{pattern}");
         }
     }

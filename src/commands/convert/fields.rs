@@ -1,9 +1,15 @@
 //! Options of the Collector as it reads them, each reported where it is wrong.
 
+use std::rc::Rc;
+
 use super::{
     policies::{Policies, VALUE_BYTES_MAX},
+    scalars::Kind,
     yaml::{Node, Value},
 };
+
+/// Floats below this are exact, and read as the integers that they are.
+const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// What a string costs beside its text.
 const STRING_BYTES: usize = 64;
@@ -37,7 +43,8 @@ impl Policies<'_> {
         }
     }
 
-    pub(super) fn strings(&mut self, block: &Node, key: &str) -> Option<Vec<String>> {
+    /// The strings of a list, each with its place. The Collector splits a single string at commas.
+    pub(super) fn strings(&mut self, block: &Node, key: &str) -> Option<Vec<(String, Rc<Node>)>> {
         let Some(list) = block.get(key).filter(|list| !list.is_null()) else {
             return Some(Vec::new());
         };
@@ -46,21 +53,27 @@ impl Policies<'_> {
                 let mut values = Some(Vec::new());
                 for item in items {
                     match (self.string(item), &mut values) {
-                        (Some(value), Some(values)) => values.push(value),
+                        (Some(value), Some(values)) => values.push((value, Rc::clone(item))),
                         _ if self.is_full() => return None,
                         _ => values = None,
                     }
                 }
                 values
             }
-            _ => {
-                let message = match list.text() {
-                    Some(text) if text.contains("${") => {
-                        format!("`{key}` comes from a variable, whose value is not known here")
-                    }
-                    _ => format!("`{key}` is not a list"),
-                };
+            Value::Scalar(scalar) if is_variable(&scalar.text) => {
+                let message =
+                    format!("`{key}` comes from a variable, whose value is not known here");
                 self.report.error(&list, message);
+                None
+            }
+            Value::Scalar(scalar) if scalar.kind() == Kind::Text => {
+                let text = self.string(&list)?;
+                self.charge(&list, text.matches(',').count() * STRING_BYTES)?;
+                let parts = text.split(',').filter(|_| !text.is_empty());
+                Some(parts.map(|part| (part.to_owned(), Rc::clone(&list))).collect())
+            }
+            _ => {
+                self.report.error(&list, format!("`{key}` is not a list"));
                 None
             }
         }
@@ -81,13 +94,18 @@ impl Policies<'_> {
             self.report.note(node, "nothing is written here; the Collector reads an empty string");
             return Some(String::new());
         }
-        if scalar.is_plain && !is_text(&scalar.text) {
+        self.quotes(node);
+        Some(scalar.text.replace("$$", "$"))
+    }
+
+    /// A note where a string has no quotes and is a number, say.
+    pub(super) fn quotes(&mut self, node: &Node) {
+        if node.scalar().is_some_and(|scalar| scalar.kind() != Kind::Text) {
             self.report.note(
                 node,
                 "not in quotes in the file, which the Collector refuses; taken as it is written",
             );
         }
-        Some(scalar.text.replace("$$", "$"))
     }
 
     /// Counts a string; the error comes once.
@@ -102,15 +120,10 @@ impl Policies<'_> {
 
     pub(super) fn boolean(&mut self, block: &Node, key: &str) -> Option<bool> {
         let Some(node) = block.get(key).filter(|node| !node.is_null()) else { return Some(false) };
-        match node.text() {
-            Some("true" | "True" | "TRUE") => Some(true),
-            Some("false" | "False" | "FALSE") => Some(false),
-            Some(text) if is_variable(text) => {
-                self.report.error(&node, VARIABLE);
-                None
-            }
+        match self.unquoted(&node) {
+            Kind::Boolean(value) => Some(value),
             _ => {
-                self.report.error(&node, format!("`{key}` is not true or false"));
+                self.wrong(&node, format!("`{key}` is not true or false"));
                 None
             }
         }
@@ -118,46 +131,55 @@ impl Policies<'_> {
 
     pub(super) fn integer(&mut self, block: &Node, key: &str) -> Option<Option<i64>> {
         let Some(node) = block.get(key).filter(|node| !node.is_null()) else { return Some(None) };
-        let text = node.text().unwrap_or_default();
-        match text.replace('_', "").parse() {
-            Ok(integer) => Some(Some(integer)),
-            Err(_) => self.no_number(&node, key, text, "an integer"),
+        match self.unquoted(&node) {
+            Kind::Integer(integer) => Some(Some(integer)),
+            Kind::Float(float) if float.fract() == 0.0 && float.abs() < WHOLE_FLOAT_MAX => {
+                Some(Some(float as i64))
+            }
+            _ => {
+                self.wrong(&node, format!("`{key}` is not an integer"));
+                None
+            }
         }
     }
 
     pub(super) fn number(&mut self, block: &Node, key: &str) -> Option<Option<f64>> {
         let Some(node) = block.get(key).filter(|node| !node.is_null()) else { return Some(None) };
-        let text = node.text().unwrap_or_default();
-        match text.parse::<f64>().ok().filter(|number| number.is_finite()) {
-            Some(number) => Some(Some(number)),
-            None => self.no_number(&node, key, text, "a number"),
+        match self.unquoted(&node) {
+            Kind::Integer(integer) => Some(Some(integer as f64)),
+            Kind::Float(float) if float.is_finite() => Some(Some(float)),
+            _ => {
+                self.wrong(&node, format!("`{key}` is not a number"));
+                None
+            }
         }
     }
 
-    pub(super) fn no_number<T>(
-        &mut self,
-        node: &Node,
-        key: &str,
-        text: &str,
-        wanted: &str,
-    ) -> Option<T> {
-        if is_variable(text) {
-            self.report.error(node, VARIABLE);
-        } else {
-            self.report.error(node, format!("`{key}` is not {wanted}"));
+    /// A number or boolean, also one in quotes.
+    fn unquoted(&mut self, node: &Node) -> Kind {
+        let Some(scalar) = node.scalar() else { return Kind::Text };
+        let kind = scalar.unquoted();
+        if !scalar.is_plain && matches!(kind, Kind::Boolean(_) | Kind::Integer(_) | Kind::Float(_))
+        {
+            self.report.note(
+                node,
+                "in quotes in the file, which the Collector refuses; taken as if it had none",
+            );
         }
-        None
+        kind
+    }
+
+    /// An error, which says so where a variable is to blame.
+    pub(super) fn wrong(&mut self, node: &Node, message: impl Into<String>) {
+        match node.text() {
+            Some(text) if is_variable(text) => self.report.error(node, VARIABLE),
+            _ => self.report.error(node, message),
+        }
     }
 }
 
-/// Whether a variable of the Collector stands in a text; `$$` is a dollar.
+/// Whether a variable of the Collector or of a template stands in a text; `$$` is a dollar.
 pub(super) fn is_variable(text: &str) -> bool {
-    text.replace("$$", "").contains("${")
-}
-
-/// Whether a plain scalar is a string and no number, boolean or null.
-fn is_text(text: &str) -> bool {
-    let words =
-        ["true", "false", "null", "~", "", "True", "False", "TRUE", "FALSE", "Null", "NULL"];
-    !words.contains(&text) && text.parse::<f64>().is_err()
+    let is_template = text.find("{{").is_some_and(|start| text[start..].contains("}}"));
+    is_template || text.replace("$$", "").contains("${")
 }

@@ -4,8 +4,9 @@
 //! Each policy becomes one that means the same, with a `note:` for every difference, or a comment
 //! with the reason why it cannot be expressed, and an `error:`. None is ever widened.
 //!
-//! `yaml` reads the file, `policies`, `types` and `settings` convert, `ottl` and `conditions` do so
-//! for `ottl_condition`, `rule` writes TOML, and `report` places what there is to say.
+//! `yaml` reads the file and `scalars` its numbers; `policies`, `composites`, `types` and
+//! `settings` convert, `ottl` and `conditions` do so for `ottl_condition`; `rule` writes TOML, and
+//! `report` places what there is to say.
 
 use std::{
     collections::HashSet,
@@ -24,6 +25,7 @@ use self::{
 use super::{complain, print};
 use crate::config::{self, Diagnostics};
 
+mod composites;
 mod conditions;
 mod durations;
 mod events;
@@ -34,6 +36,7 @@ mod ottl;
 mod policies;
 mod report;
 mod rule;
+mod scalars;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -42,6 +45,9 @@ mod yaml;
 
 /// Names of policies are at most this long.
 const NAME_CHARS_MAX: usize = 64;
+
+/// How the comment begins that stands for a policy which could not be converted.
+const NOT_CONVERTED: &str = "# Not converted: the policy";
 
 /// Texts inside of texts.
 const BLOCKS_DEEP_MAX: usize = 4;
@@ -65,17 +71,19 @@ pub struct Options {
 }
 
 /// What came of it.
-struct Conversion {
+#[derive(Debug)]
+pub struct Conversion {
     /// The configuration in TOML; empty where no processor was found.
-    toml: String,
+    pub toml: String,
     /// Notes and errors, by line.
-    diagnostics: Diagnostics,
+    pub diagnostics: Diagnostics,
 }
 
 /// Converts a file and writes what came of it. Whether all of it could be converted and written.
 pub fn run(options: &Options) -> bool {
     let Conversion { toml, diagnostics } = convert(&options.file, options.processor.as_deref());
     complain(&diagnostics.to_string());
+    complain(&summary(&options.file, &toml));
     let is_written = match &options.output {
         Some(file) if !toml.is_empty() => fs::write(file, &toml).map_err(|problem| {
             let file = config::visible(&file.display().to_string());
@@ -86,8 +94,19 @@ pub fn run(options: &Options) -> bool {
     is_written.is_ok() && !diagnostics.has_errors()
 }
 
-/// Reads and converts a file. Blocks on the file system.
-fn convert(file: &Path, processor: Option<&str>) -> Conversion {
+/// How many policies could not be converted, where notes may hide their errors; empty if all could.
+fn summary(file: &Path, toml: &str) -> String {
+    let count = |beginning: &str| toml.lines().filter(|line| line.starts_with(beginning)).count();
+    let (converted, refused) = (count("[[policy]]"), count(NOT_CONVERTED));
+    if refused == 0 {
+        return String::new();
+    }
+    let file = config::visible(&file.display().to_string());
+    format!("{file}: policies: {converted} converted, {refused} not; see the errors above\n")
+}
+
+/// Reads and converts a file. `processor` names one of several. Blocks on the file system.
+pub fn convert(file: &Path, processor: Option<&str>) -> Conversion {
     match config::read_text(file) {
         Ok(source) => of_source(Report::new(source), file, processor),
         Err(diagnostics) => Conversion { toml: String::new(), diagnostics },
@@ -228,6 +247,7 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
         return toml;
     };
     let mut names = HashSet::new();
+    let mut written = HashSet::new();
     let mut rules = 0;
     for node in list {
         let is_full = policies.is_full() || policies.report.is_full();
@@ -240,6 +260,14 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
             break;
         }
         let errors = policies.report.errors();
+        let name = node.get("name");
+        if let Some(name) = name.filter(|name| name.text().is_some_and(|name| !name.is_empty()))
+            && !written.insert(name.text().map(str::to_owned))
+        {
+            policies
+                .report
+                .note(&name, "another policy has this name, which the Collector refuses");
+        }
         match policies.policy(node) {
             Some(converted) => {
                 rules += converted.iter().map(|policy| policy.rule.count()).sum::<usize>();
@@ -274,7 +302,7 @@ fn table(
 fn refused(node: &Node, reasons: &[String]) -> String {
     let name = node.get("name");
     let name = config::visible(name.as_deref().and_then(Node::text).unwrap_or("?"));
-    let mut comment = format!("\n# Not converted: the policy `{name}`.\n");
+    let mut comment = format!("\n{NOT_CONVERTED} `{name}`.\n");
     if node.get("type").as_deref().and_then(Node::text) == Some("drop") {
         comment.push_str("# Without it, traces are kept that the Collector drops.\n");
     }

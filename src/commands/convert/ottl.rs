@@ -230,6 +230,9 @@ fn number(text: &str) -> Result<Token, &'static str> {
         return Err("a value of bytes cannot be compared");
     }
     if text.bytes().all(|c| c.is_ascii_digit()) {
+        if text.len() > 1 && text.starts_with('0') {
+            return Err("a number that begins with 0 is octal in OTTL; write it without");
+        }
         return text.parse().map(Token::Integer).map_err(|_| "the number is too large");
     }
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));

@@ -4,7 +4,7 @@
 //! of the Collector, makes it a comment with its reason. Source: config.go and the README of the
 //! processor, version 0.165.
 
-use std::rc::Rc;
+use std::{collections::HashSet, rc::Rc};
 
 use super::{
     limit::Limit,
@@ -58,14 +58,20 @@ pub(super) struct Policies<'r> {
     pub(super) conditions: usize,
     /// Bytes of strings that were read.
     pub(super) value_bytes: usize,
+    /// `sampling_strategy` is `span-ingest`.
+    pub(super) is_ingest: bool,
+    /// The `hash_salt` of the first percentage.
+    pub(super) salt: Option<String>,
+    /// Whether the difference about lists has been told.
+    pub(super) has_told_lists: bool,
     duplicates: Duplicates,
 }
 
 /// A policy without its name.
-struct Part {
-    rule: Rule,
+pub(super) struct Part {
+    pub(super) rule: Rule,
     /// What only a whole policy can have.
-    limit: Option<Limit>,
+    pub(super) limit: Option<Limit>,
 }
 
 impl From<Rule> for Part {
@@ -76,7 +82,15 @@ impl From<Rule> for Part {
 
 impl<'r> Policies<'r> {
     pub(super) fn new(report: &'r mut Report) -> Self {
-        Policies { report, conditions: 0, value_bytes: 0, duplicates: Duplicates::new() }
+        Policies {
+            report,
+            conditions: 0,
+            value_bytes: 0,
+            is_ingest: false,
+            salt: None,
+            has_told_lists: false,
+            duplicates: Duplicates::new(),
+        }
     }
 
     /// The policies that one entry of the list becomes; nothing where it cannot be expressed, which
@@ -115,13 +129,9 @@ impl<'r> Policies<'r> {
         (!self.is_full()).then_some(())
     }
 
-    fn name(&mut self, node: &Node) -> Option<String> {
-        if !node.is_map() {
-            self.report.error(node, "a policy is a mapping with `name` and `type`");
-            return None;
-        }
-        match node.get("name").as_deref().and_then(Node::text) {
-            Some(name) if !name.is_empty() && name != "~" => Some(name.to_owned()),
+    pub(super) fn name(&mut self, node: &Node) -> Option<String> {
+        match self.optional_name(node)? {
+            name if !name.is_empty() => Some(name),
             _ => {
                 self.report.error(node, "the policy has no `name`");
                 None
@@ -129,13 +139,22 @@ impl<'r> Policies<'r> {
         }
     }
 
+    /// The name, empty where there is none: parts of `and`, `not` and `drop` need none.
+    fn optional_name(&mut self, node: &Node) -> Option<String> {
+        if !node.is_map() {
+            self.wrong(node, "a policy is a mapping with `name` and `type`");
+            return None;
+        }
+        let name = node.get("name").filter(|name| !name.is_null());
+        Some(name.as_deref().and_then(Node::text).unwrap_or_default().to_owned())
+    }
+
     fn kind(&mut self, node: &Node, name: &str) -> Option<String> {
         match node.get("type") {
             Some(kind) => match kind.text() {
                 Some(text) if TYPES.contains(&text) => Some(text.to_owned()),
                 Some(text) => {
-                    let message = format!("the Collector has no policy type `{text}`");
-                    self.report.error(&kind, message);
+                    self.wrong(&kind, format!("the Collector has no policy type `{text}`"));
                     None
                 }
                 None => {
@@ -151,9 +170,9 @@ impl<'r> Policies<'r> {
     }
 
     /// Converts one policy or part; `None` where an error was reported.
-    fn part(&mut self, node: &Node, place: Place) -> Option<Part> {
+    pub(super) fn part(&mut self, node: &Node, place: Place) -> Option<Part> {
         self.count_condition(node)?;
-        let name = self.name(node)?;
+        let name = self.optional_name(node)?;
         let kind = self.kind(node, &name)?;
         let settings = self.settings(node, &kind)?;
         let block = settings.as_deref();
@@ -190,12 +209,14 @@ impl<'r> Policies<'r> {
     }
 
     /// The block of a type, once every other key has been found to be one of a policy.
-    fn settings(&mut self, node: &Node, kind: &str) -> Option<Option<Rc<Node>>> {
+    pub(super) fn settings(&mut self, node: &Node, kind: &str) -> Option<Option<Rc<Node>>> {
         let mut is_fine = true;
         let mut block = None;
         for (key, value) in node.entries() {
             match key.text() {
-                Some("name" | "type") => {}
+                Some("type") => {}
+                Some("name") if value.is_null() => {}
+                Some("name") => self.quotes(&value),
                 Some(name) if name == kind => block = Some(value),
                 Some(name) if TYPES.contains(&name) => {
                     let message = format!(
@@ -217,7 +238,7 @@ impl<'r> Policies<'r> {
             && !value.is_map()
             && !value.is_null()
         {
-            self.report.error(value, format!("`{kind}` is not a mapping"));
+            self.wrong(value, format!("`{kind}` is not a mapping"));
             is_fine = false;
         }
         is_fine.then_some(block.filter(|block| block.is_map()))
@@ -225,6 +246,7 @@ impl<'r> Policies<'r> {
 
     fn limit(&mut self, block: &Node, rate: &'static str) -> Option<Part> {
         self.only(block, &[rate, "burst_capacity"])?;
+        self.stateful(block);
         let per_second = self.integer(block, rate)?.unwrap_or(0);
         let burst = self.integer(block, "burst_capacity")?.filter(|burst| *burst > 0);
         if per_second <= 0 {
@@ -244,12 +266,34 @@ impl<'r> Policies<'r> {
 
     fn and(&mut self, block: &Node) -> Option<Part> {
         self.only(block, &["and_sub_policy"])?;
+        self.salts(block)?;
         let (mut rules, limit) = self.parts(block, "and_sub_policy", true)?;
         if limit.is_some() && rules.iter().any(|rule| rule.kind != "always_sample") {
             // What stands for the limit among the parts.
             rules.retain(|rule| rule.kind != "always_sample");
         }
         Some(Part { rule: Rule::of("and", rules), limit })
+    }
+
+    /// Percentages with several salts multiply in the Collector.
+    fn salts(&mut self, block: &Node) -> Option<()> {
+        let list = block.get("and_sub_policy");
+        let mut salts = HashSet::new();
+        for part in list.as_deref().and_then(Node::list).unwrap_or_default() {
+            if part.get("type").as_deref().and_then(Node::text) != Some("probabilistic") {
+                continue;
+            }
+            let settings = part.get("probabilistic");
+            let salt = settings.as_deref().and_then(|settings| settings.get("hash_salt"));
+            salts.insert(salt.as_deref().and_then(Node::text).unwrap_or_default().to_owned());
+            if salts.len() > 1 {
+                let message = "the percentages of different salts multiply in the Collector; here \
+                               both would use the same randomness of the trace";
+                self.report.error(part, message);
+                return None;
+            }
+        }
+        Some(())
     }
 
     fn not(&mut self, block: &Node) -> Option<Rule> {
@@ -284,12 +328,7 @@ impl<'r> Policies<'r> {
         key: &str,
         may_limit: bool,
     ) -> Option<(Vec<Rule>, Option<Limit>)> {
-        let list = block.get(key);
-        let Some(list) = list.as_deref().and_then(Node::list).filter(|list| !list.is_empty())
-        else {
-            self.report.error(block, format!("`{key}` is not a list of policies"));
-            return None;
-        };
+        let list = self.policies_of(block, key)?;
         let mut rules = Vec::new();
         let mut limit = None;
         let mut is_fine = true;
@@ -318,114 +357,39 @@ impl<'r> Policies<'r> {
         is_fine.then_some((rules, limit))
     }
 
-    /// One policy with a limit for each part.
-    fn composite(&mut self, node: &Node, name: &str) -> Option<Vec<Converted>> {
-        let block = self.settings(node, "composite")?;
-        let Some(block) = block else {
-            self.report.error(node, format!("the policy `{name}` has no block `composite`"));
-            return None;
-        };
-        self.only(
-            &block,
-            &[
-                "max_total_spans_per_second",
-                "policy_order",
-                "composite_sub_policy",
-                "rate_allocation",
-            ],
-        )?;
-        let total = self.integer(&block, "max_total_spans_per_second")?.unwrap_or(0);
-        if total <= 0 {
-            self.report.error(&block, "`max_total_spans_per_second` must be above 0");
-            return None;
-        }
-        let parts = block.get("composite_sub_policy");
-        let Some(parts) = parts.as_deref().and_then(Node::list).filter(|list| !list.is_empty())
-        else {
-            self.report.error(&block, "`composite_sub_policy` is not a list of policies");
-            return None;
-        };
-        let mut names = Vec::new();
-        for part in parts {
-            names.push(self.name(part)?);
-        }
-        self.order(&block, &names)?;
-        let shares = self.shares(&block, &names)?;
-        self.report.note(
-            &block,
-            "each part becomes a policy with a limit of its own, and the limits add up; the \
-             Collector decides by the first part that matches and counts each second anew",
-        );
-        let mut converted = Vec::new();
-        for (part, part_name) in parts.iter().zip(&names) {
-            let share = shares.iter().find(|(name, percent)| name == part_name && *percent > 0);
-            let rate = match share {
-                Some((_, percent)) => i128::from(total) * i128::from(*percent) / 100,
-                None => i128::from(total) / parts.len() as i128,
-            };
-            let rate = i64::try_from(rate).unwrap_or(total).min(total);
-            if rate == 0 {
-                self.report.error(part, "the share of this part is below one span a second");
-                return None;
+    /// A list of policies that is not empty.
+    pub(super) fn policies_of(&mut self, block: &Node, key: &str) -> Option<Vec<Rc<Node>>> {
+        let list = block.get(key);
+        match list.as_deref().and_then(Node::list) {
+            Some(list) if !list.is_empty() => Some(list.to_vec()),
+            _ => {
+                let at = list.as_deref().unwrap_or(block);
+                self.wrong(at, format!("`{key}` is not a list of policies"));
+                None
             }
-            let Part { rule, limit } = self.part(part, Place::Composite)?;
-            let limit = match limit {
-                None => Limit::of_spans(rate),
-                Some(limit) => match limit.within(rate) {
-                    Some(limit) => limit,
-                    None => {
-                        let message = "a burst of bytes beside the share of spans cannot be \
-                                       expressed: a limit on both has bursts of twice its rates";
-                        self.report.error(part, message);
-                        return None;
-                    }
-                },
-            };
-            let name = format!("{name}.{part_name}");
-            converted.push(Converted { name, rule, limit: Some(limit.toml()) });
         }
-        Some(converted)
     }
 
-    /// `policy_order` may only name parts of the composite.
-    fn order(&mut self, block: &Node, names: &[String]) -> Option<()> {
-        let Some(order) = block.get("policy_order").filter(|order| !order.is_null()) else {
-            return Some(());
-        };
-        let mut is_fine = true;
-        for entry in order.list().unwrap_or_default() {
-            if !names.iter().any(|name| Some(name.as_str()) == entry.text()) {
-                let name = entry.text().unwrap_or("?");
-                let message =
-                    format!("`policy_order` names `{name}`, which is no part of the composite");
-                self.report.error(entry, message);
-                is_fine = false;
-            }
+    /// What needs more of a trace than one batch has.
+    pub(super) fn stateful(&mut self, block: &Node) {
+        if self.is_ingest {
+            self.report.note(
+                block,
+                "this stands together with `span-ingest`, which the Collector refuses",
+            );
         }
-        is_fine.then_some(())
     }
 
-    /// `rate_allocation`: names and per cents.
-    fn shares(&mut self, block: &Node, names: &[String]) -> Option<Vec<(String, i64)>> {
-        let mut shares = Vec::new();
-        let Some(list) = block.get("rate_allocation").filter(|list| !list.is_null()) else {
-            return Some(shares);
-        };
-        for entry in list.list().unwrap_or_default() {
-            self.only(entry, &["policy", "percent"])?;
-            let policy = entry.get("policy");
-            let policy = policy.as_deref().and_then(Node::text).unwrap_or_default().to_owned();
-            if !names.contains(&policy) {
-                let message = format!(
-                    "`rate_allocation` names `{policy}`, which is no part of the composite"
-                );
-                self.report.error(entry, message);
-                return None;
-            }
-            let percent = self.integer(entry, "percent")?.unwrap_or(0);
-            shares.push((policy, percent));
+    /// Said once for a file: it is about every condition on attributes.
+    pub(super) fn lists(&mut self, node: &Node) {
+        if !std::mem::replace(&mut self.has_told_lists, true) {
+            self.report.note(
+                node,
+                "in all conditions on attributes: each element of a list counts, and each value of \
+                 a key that a span has twice; the Collector does not look into lists, and the \
+                 first value of a key counts",
+            );
         }
-        Some(shares)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The options of the processor beside its policies, as `[sampling]`.
 
-use super::{durations::go_duration, fields::is_variable, policies::Policies, yaml::Node};
+use super::{
+    durations::go_duration, fields::is_variable, policies::Policies, scalars::Kind, yaml::Node,
+};
 
 const SECOND_NANOS: i64 = 1_000_000_000;
 const MIB: i64 = 1 << 20;
@@ -16,7 +18,6 @@ const WITHOUT_COUNTERPART: &[(&str, &str)] = &[
     ("mutates_data", "spans are never copied into structs"),
     ("tail_storage", "the window is in memory"),
     ("sample_on_first_match", "the set of policies decides as a whole, in whatever order"),
-    ("decision_cache", "every decision is remembered, for `decision_cache_ttl`"),
 ];
 
 impl Policies<'_> {
@@ -40,20 +41,28 @@ impl Policies<'_> {
                 "maximum_trace_size_bytes" => {
                     let bytes = self.integer(processor, &name).flatten().unwrap_or(0);
                     if bytes > 0 {
-                        max_trace_mib = ((bytes + MIB - 1) / MIB).clamp(1, 1024);
+                        max_trace_mib = ((bytes - 1) / MIB + 1).clamp(1, 1024);
                         let message = "the Collector drops a trace of this size; Tailwater decides \
-                                       it with the spans it has";
+                                       it with the spans it has, and has whole MiB, at most 1024";
                         self.report.note(&key, message);
                     }
                 }
                 "sampling_strategy" => match value.text() {
                     Some("trace-complete" | "") => {}
-                    Some("span-ingest") => self.report.note(
-                        &value,
-                        "`span-ingest` decides by each batch alone; Tailwater decides whole traces",
-                    ),
-                    _ => self.report.error(&value, "the Collector has no such sampling strategy"),
+                    Some("span-ingest") => {
+                        self.is_ingest = true;
+                        let message = "`span-ingest` decides by each batch alone; Tailwater \
+                                       decides whole traces";
+                        self.report.note(&value, message);
+                    }
+                    _ => self.wrong(&value, "the Collector has no such sampling strategy"),
                 },
+                "decision_cache" => {
+                    let message = "`decision_cache` has no counterpart: every decision is \
+                                   remembered, for `decision_cache_ttl`";
+                    self.report.note(&key, message);
+                    self.only(&value, &["sampled_cache_size", "non_sampled_cache_size"]);
+                }
                 "drop_pending_traces_on_shutdown" => {
                     let message = "Tailwater decides waiting traces with the spans they have";
                     self.report.note(&key, message);
@@ -90,13 +99,17 @@ impl Policies<'_> {
         if node.is_null() {
             return default.to_owned();
         }
-        let text = node.text().unwrap_or_default();
-        let nanos = text.parse().ok().or_else(|| go_duration(text));
+        let nanos = node.scalar().and_then(|scalar| match scalar.kind() {
+            // A number is one of nanoseconds.
+            Kind::Integer(nanos) => Some(nanos),
+            _ => go_duration(&scalar.text),
+        });
         let Some(nanos) = nanos.filter(|nanos| *nanos >= 0) else {
-            let message = if is_variable(text) {
-                "this comes from a variable, whose value is not known here"
-            } else {
-                "this is not a duration"
+            let message = match node.text() {
+                Some(text) if is_variable(text) => {
+                    "this comes from a variable, whose value is not known here"
+                }
+                _ => "this is not a duration",
             };
             self.report.error(node, message);
             return default.to_owned();

@@ -1,5 +1,7 @@
 //! The conditions of `tail_sampling`: every policy type that has no parts.
 
+use std::rc::Rc;
+
 use super::{
     conditions::{self, Notes},
     durations::YEAR_MILLIS,
@@ -9,6 +11,7 @@ use super::{
     ottl,
     policies::{Place, Policies},
     rule::{Rule, float, text, texts},
+    scalars::Kind,
     yaml::Node,
 };
 
@@ -39,6 +42,7 @@ impl Policies<'_> {
             self.report.error(block, "no trace is longer than the one and shorter than the other");
             return None;
         }
+        self.stateful(block);
         self.report.note(
             block,
             "the Collector tests `upper_threshold_ms` span by span as they arrived; Tailwater \
@@ -54,10 +58,12 @@ impl Policies<'_> {
         let max = self.integer(block, "max_value")?.unwrap_or(0);
         let invert = self.boolean(block, "invert_match")?;
         if min == 0 && max == 0 {
-            // Without bounds every value is between them.
-            self.report.note(block, "without a bound other than 0 every value of the key matches");
-            return Some(inverted(Rule::new("attribute_exists").with("key", text(&key)), invert));
+            let message =
+                "without a bound other than 0 the Collector crashes at its first decision";
+            self.report.error(block, message);
+            return None;
         }
+        self.lists(block);
         self.report.note(
             block,
             "the Collector reads values that are not integers as 0; here doubles count as numbers, \
@@ -80,6 +86,17 @@ impl Policies<'_> {
     pub(super) fn probabilistic(&mut self, block: &Node) -> Option<Rule> {
         self.only(block, &["sampling_percentage", "hash_salt"])?;
         let percentage = self.number(block, "sampling_percentage")?.unwrap_or(0.0);
+        let salt = match block.get("hash_salt") {
+            Some(salt) => self.string(&salt)?,
+            None => String::new(),
+        };
+        if self.salt.get_or_insert_with(|| salt.clone()) != &salt {
+            self.report.note(
+                block,
+                "percentages with different salts choose independently in the Collector; here all \
+                 use the same randomness of the trace, and keep fewer traces together",
+            );
+        }
         self.report.note(
             block,
             "the same share of traces, but other ones: the Collector hashes the trace id with a \
@@ -98,33 +115,35 @@ impl Policies<'_> {
             self.report.error(block, "`status_codes` is empty");
             return None;
         }
-        let list = block.get("status_codes");
-        let nodes = list.as_deref().and_then(Node::list).unwrap_or_default();
-        for (code, node) in codes.iter().zip(nodes) {
+        for (code, node) in &codes {
             if !["OK", "ERROR", "UNSET"].contains(&code.as_str()) {
                 let message = format!("`{code}` is not a status code: OK, ERROR or UNSET");
                 self.report.error(node, message);
                 return None;
             }
         }
-        if codes.iter().any(|code| code == "UNSET") {
+        if codes.iter().any(|(code, _)| code == "UNSET") {
             let message = "`UNSET` keeps nearly every trace: a span without a status is UNSET";
             self.report.note(block, message);
         }
-        let codes = texts(codes.iter().map(String::as_str));
+        let codes = texts(codes.iter().map(|(code, _)| code.as_str()));
         Some(Rule::new("status_code").with("status_codes", codes))
     }
 
     pub(super) fn string_attribute(&mut self, block: &Node, place: Place) -> Option<Rule> {
         let keys = ["key", "values", "enabled_regex_matching", "cache_max_size", "invert_match"];
         self.only(block, &keys)?;
+        if let Some(size) = block.get("cache_max_size") {
+            let message = "`cache_max_size` has no counterpart: expressions need no cache";
+            self.report.note(&size, message);
+        }
         let key = self.key(block)?;
         let is_regex = self.boolean(block, "enabled_regex_matching")?;
         let invert = self.boolean(block, "invert_match")?;
         let mut values = self.strings(block, "values")?;
         if !is_regex {
             let before = values.len();
-            values.retain(|value| !value.is_empty());
+            values.retain(|(value, _)| !value.is_empty());
             if values.len() < before {
                 self.report.note(block, "the Collector ignores empty `values`; they are left out");
             }
@@ -137,9 +156,12 @@ impl Policies<'_> {
             self.report.error(block, "`values` is empty: the policy never matches");
             return None;
         }
-        if is_regex {
-            values = self.expressions(block, values)?;
-        }
+        let values = if is_regex {
+            self.expressions(block, &values)?
+        } else {
+            values.into_iter().map(|(value, _)| value).collect()
+        };
+        self.lists(block);
         if invert && place == Place::Top {
             self.report.note(
                 block,
@@ -156,11 +178,9 @@ impl Policies<'_> {
     }
 
     /// The regular expressions of `values`, all of which can be used.
-    fn expressions(&mut self, block: &Node, values: Vec<String>) -> Option<Vec<String>> {
-        let list = block.get("values");
-        let nodes = list.as_deref().and_then(Node::list).unwrap_or_default();
+    fn expressions(&mut self, block: &Node, values: &[(String, Rc<Node>)]) -> Option<Vec<String>> {
         let mut written = Vec::new();
-        for (value, node) in values.iter().zip(nodes) {
+        for (value, node) in values {
             self.charge(node, EXPRESSION_BYTES)?;
             match rewritten(value) {
                 Ok(expression) => written.push(expression),
@@ -170,13 +190,26 @@ impl Policies<'_> {
                 }
             }
         }
-        let Err(reason) = compile(&written) else { return Some(written) };
+        let reason = match compile(&written) {
+            Ok(all) if !all.is_match(b"") => return Some(written),
+            Ok(_) => {
+                let message = "the expression finds the empty string: the Collector passes over \
+                               empty values of spans, and takes values of resources that are not \
+                               strings for empty ones; here only strings match";
+                self.report.note(block, message);
+                return Some(written);
+            }
+            Err(reason) => reason,
+        };
         // The one that is wrong, unless it is all of them together.
         let alone = |expression: &String| compile(std::slice::from_ref(expression)).err();
-        let mut wrong = written.iter().take(EXPRESSIONS_TRIED).zip(nodes);
-        match wrong.find_map(|(expression, node)| alone(expression).map(|why| (node, why))) {
+        let mut wrong = written.iter().take(EXPRESSIONS_TRIED).zip(values);
+        match wrong.find_map(|(expression, (_, node))| alone(expression).map(|why| (node, why))) {
             Some((node, why)) => self.report.error(node, why),
-            None => self.report.error(list.as_deref().unwrap_or(block), reason),
+            None => {
+                let list = block.get("values");
+                self.report.error(list.as_deref().unwrap_or(block), reason);
+            }
         }
         None
     }
@@ -186,6 +219,7 @@ impl Policies<'_> {
         let key = self.key(block)?;
         let value = self.boolean(block, "value")?;
         let invert = self.boolean(block, "invert_match")?;
+        self.lists(block);
         if !value {
             let message = "the Collector reads values that are not booleans as `false`; here \
                 they do \
@@ -204,8 +238,8 @@ impl Policies<'_> {
         self.only(block, &["min_spans", "max_spans"])?;
         let min = self.integer(block, "min_spans")?.unwrap_or(0);
         let max = self.integer(block, "max_spans")?.unwrap_or(0);
-        if min.max(max) > i64::from(u32::MAX) {
-            self.report.error(block, "no trace has that many spans");
+        if min.max(max) > i64::from(i32::MAX) {
+            self.report.error(block, "the Collector counts at most 2,147,483,647 spans");
             return None;
         }
         let rule = Rule::new("span_count").with("min_spans", min.max(0).to_string());
@@ -216,6 +250,7 @@ impl Policies<'_> {
             self.report.error(block, "no trace has that many spans");
             return None;
         }
+        self.stateful(block);
         Some(rule.with("max_spans", max.to_string()))
     }
 
@@ -223,49 +258,37 @@ impl Policies<'_> {
         self.only(block, &["key", "values"])?;
         let key = self.key(block)?;
         let mut values = self.strings(block, "values")?;
-        values.retain(|value| !value.is_empty() && key.len() + value.len() < 256);
-        // Senders separate entries by white space as well.
-        values.retain(|value| !value.ends_with([' ', '\t']));
+        if !is_tracestate_key(&key) {
+            self.report.error(block, "no tracestate has this key: the policy never matches");
+            return None;
+        }
+        let written = values.len();
+        values.retain(|(value, _)| is_tracestate_value(value) && key.len() + value.len() < 256);
         if values.is_empty() {
             self.report.error(block, "`values` has nothing that a tracestate could have");
             return None;
         }
-        if key.contains([',', '=', ' ', '\t']) || values.iter().any(|value| value.contains(',')) {
-            self.report.error(block, "a tracestate cannot have this key or value");
-            return None;
+        if values.len() < written {
+            self.report.note(block, "`values` that no tracestate has are left out");
         }
         self.report.note(
             block,
             "in the Collector a tracestate with one invalid entry matches nothing; here each entry \
              stands for itself",
         );
-        let values = texts(values.iter().map(String::as_str));
+        let values = texts(values.iter().map(|(value, _)| value.as_str()));
         Some(Rule::new("trace_state").with("key", text(&key)).with("values", values))
     }
 
     pub(super) fn ottl_condition(&mut self, block: &Node) -> Option<Rule> {
         self.only(block, &["error_mode", "span", "spanevent"])?;
-        if let Some(mode) = block.get("error_mode").filter(|mode| !mode.is_null())
-            && !matches!(mode.text(), Some("ignore" | "silent" | "propagate" | ""))
-        {
-            self.report.error(&mode, "the Collector has no such `error_mode`");
-            return None;
-        }
+        self.error_mode(block)?;
         let mut parts = Vec::new();
         let mut is_fine = true;
         for (key, of_event) in [("span", false), ("spanevent", true)] {
             let Some(list) = block.get(key).filter(|list| !list.is_null()) else { continue };
-            let Some(conditions) = list.list() else {
-                let message = match list.text() {
-                    Some(text) if is_variable(text) => {
-                        format!("`{key}` comes from a variable, whose value is not known here")
-                    }
-                    _ => format!("`{key}` is not a list of conditions"),
-                };
-                self.report.error(&list, message);
-                return None;
-            };
-            for condition in conditions {
+            let conditions = self.conditions_of(&list, key)?;
+            for condition in &conditions {
                 match self.condition(condition, of_event) {
                     Some(rule) => parts.push(rule),
                     None if self.is_full() => return None,
@@ -280,11 +303,50 @@ impl Policies<'_> {
         is_fine.then(|| Rule::all("or", parts))
     }
 
+    fn error_mode(&mut self, block: &Node) -> Option<()> {
+        let Some(mode) = block.get("error_mode").filter(|mode| !mode.is_null()) else {
+            return Some(());
+        };
+        let written = mode.text().map(str::to_ascii_lowercase);
+        if !matches!(written.as_deref(), Some("ignore" | "silent" | "propagate" | "")) {
+            self.wrong(&mode, "the Collector has no such `error_mode`");
+            return None;
+        }
+        let message = "`error_mode` has no counterpart: what can be converted causes no error";
+        self.report.note(&mode, message);
+        Some(())
+    }
+
+    /// The conditions of `span` or `spanevent`.
+    fn conditions_of(&mut self, list: &Rc<Node>, key: &str) -> Option<Vec<Rc<Node>>> {
+        match (list.list(), list.text()) {
+            (Some(conditions), _) => return Some(conditions.to_vec()),
+            (_, Some(text)) if is_variable(text) => {
+                let message =
+                    format!("`{key}` comes from a variable, whose value is not known here");
+                self.report.error(list, message);
+            }
+            (_, Some(text)) if !text.contains(',') => return Some(vec![Rc::clone(list)]),
+            (_, Some(_)) => {
+                let message = format!(
+                    "`{key}` is not a list of conditions, and the Collector splits it at its commas"
+                );
+                self.report.error(list, message);
+            }
+            _ => self.report.error(list, format!("`{key}` is not a list of conditions")),
+        }
+        None
+    }
+
     pub(super) fn condition(&mut self, node: &Node, of_event: bool) -> Option<Rule> {
-        let Some(written) = node.text() else {
+        let (Some(scalar), Some(written)) = (node.scalar(), node.text()) else {
             self.report.error(node, "a condition is a string");
             return None;
         };
+        if !matches!(scalar.kind(), Kind::Text | Kind::Null) {
+            self.report.error(node, "the Collector refuses a condition that is not a string");
+            return None;
+        }
         self.count_condition(node)?;
         self.charge(node, written.len())?;
         if is_variable(written) {
@@ -306,6 +368,9 @@ impl Policies<'_> {
             conditions::of_span(&expression, &mut notes)
         };
         notes.dedup();
+        if rule.is_ok() && written.contains("attributes") {
+            self.lists(node);
+        }
         for note in notes {
             self.report.note(node, note);
         }
@@ -317,6 +382,27 @@ impl Policies<'_> {
             }
         }
     }
+}
+
+/// Whether W3C allows a key: `key` or `tenant@system`.
+fn is_tracestate_key(key: &str) -> bool {
+    let is_rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-*/".contains(c);
+    let is_part = |part: &str, first: fn(&char) -> bool, most: usize| {
+        part.len() <= most && part.starts_with(|c| first(&c)) && part.chars().all(is_rest)
+    };
+    let is_digit_or_letter = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    match key.split_once('@') {
+        Some((tenant, system)) => {
+            is_part(tenant, is_digit_or_letter, 241)
+                && is_part(system, char::is_ascii_lowercase, 14)
+        }
+        None => is_part(key, char::is_ascii_lowercase, 256),
+    }
+}
+
+fn is_tracestate_value(value: &str) -> bool {
+    let is_allowed = |c: u8| (0x20..=0x7e).contains(&c) && c != b',' && c != b'=';
+    !value.is_empty() && value.bytes().all(is_allowed) && !value.ends_with(' ')
 }
 
 fn inverted(rule: Rule, invert: bool) -> Rule {

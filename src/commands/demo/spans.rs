@@ -3,7 +3,7 @@
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
+    common::v1::{InstrumentationScope, KeyValue, any_value::Value},
     resource::v1::Resource,
     trace::v1::{
         ResourceSpans, ScopeSpans, Span, Status,
@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::{
 };
 
 use super::routes::{Does, Service, Step};
+use crate::testing::{attribute, text};
 
 const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.37.0";
 
@@ -151,15 +152,6 @@ pub(super) fn resource_spans(service: Service, spans: Vec<Span>) -> ResourceSpan
     }
 }
 
-fn text(key: &str, value: impl Into<String>) -> KeyValue {
-    attribute(key, Value::StringValue(value.into()))
-}
-
 fn whole(key: &str, value: i64) -> KeyValue {
     attribute(key, Value::IntValue(value))
-}
-
-fn attribute(key: &str, value: Value) -> KeyValue {
-    let value = Some(AnyValue { value: Some(value) });
-    KeyValue { key: key.to_owned(), value, ..Default::default() }
 }

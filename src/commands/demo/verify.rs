@@ -20,7 +20,7 @@ use opentelemetry_proto::tonic::{
 };
 
 use super::shop::{Kind, Trace};
-use crate::trace::TraceId;
+use crate::{testing::spans_of, trace::TraceId};
 
 /// Longer than a trace of the demo takes to be decided and exported, including retries on a busy
 /// machine.
@@ -110,8 +110,7 @@ impl Verifier {
     /// Notes the spans that arrived at the sink.
     pub(super) fn receive(&self, request: &ExportTraceServiceRequest) {
         let mut state = self.lock();
-        let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
-        for span in scopes.flat_map(|scope| &scope.spans) {
+        for span in spans_of(request) {
             state.receive(span);
         }
     }

@@ -12,9 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use self::{decide::Replay, progress::Progress};
+use super::Format;
 use crate::{
     clock, config,
     policy::PolicySpec,
@@ -37,7 +38,7 @@ pub struct Options {
     /// A second one, to say what it would change
     #[arg(long, value_name = "FILE")]
     pub against: Option<PathBuf>,
-    /// How to report
+    /// How to report; JSON is `{"input": {...}, "result": {...}}`
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
     /// What undecided traces may take; when it is full, the oldest are decided early
@@ -47,16 +48,6 @@ pub struct Options {
     /// Recorded traces in any form, compressed or not; `-` is standard input
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<PathBuf>,
-}
-
-/// How the answer is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// For tools: `{"input": {...}, "result": {...}}`.
-    Json,
 }
 
 /// What came of it.

@@ -24,15 +24,15 @@ mod spans;
 #[cfg(test)]
 mod tests;
 
-pub use spans::{AttributeValue, TestEvent, TestSpan};
+pub(crate) use spans::{AttributeValue, TestEvent, TestSpan};
 
 /// What a test file says.
 #[derive(Debug)]
 pub struct PolicyTests {
     /// The policies to test, in their order, each with the place of its name.
-    pub policies: Vec<(PolicySpec, Diagnostic)>,
+    pub(crate) policies: Vec<(PolicySpec, Diagnostic)>,
     /// The tests in their order.
-    pub tests: Vec<PolicyTest>,
+    pub(crate) tests: Vec<PolicyTest>,
 }
 
 /// What came of loading a test file.
@@ -46,22 +46,22 @@ pub struct LoadedTests {
 
 /// One `[[test]]`.
 #[derive(Clone, Debug)]
-pub struct PolicyTest {
+pub(crate) struct PolicyTest {
     /// Not empty.
-    pub name: String,
+    pub(crate) name: String,
     /// Its place; the words are yet to be said.
-    pub place: Diagnostic,
+    pub(crate) place: Diagnostic,
     /// What is decided.
-    pub trace: TestedTrace,
+    pub(crate) trace: TestedTrace,
     /// Why it is decided when it is.
-    pub trigger: Trigger,
+    pub(crate) trigger: Trigger,
     /// At least one of these is set.
-    pub expected: Expected,
+    pub(crate) expected: Expected,
 }
 
 /// The trace of a test.
 #[derive(Clone, Debug)]
-pub enum TestedTrace {
+pub(crate) enum TestedTrace {
     /// Written out; not empty.
     Spans(Vec<TestSpan>),
     /// Recorded.
@@ -77,13 +77,13 @@ pub enum TestedTrace {
 
 /// What a test expects of a decision.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Expected {
+pub(crate) struct Expected {
     /// Per cent; `kept` is 100 or 0.
-    pub percentage: Option<f64>,
+    pub(crate) percentage: Option<f64>,
     /// The policy that is credited, or `none`.
-    pub policy: Option<String>,
+    pub(crate) policy: Option<String>,
     /// All policies that match.
-    pub matched: Option<Vec<String>>,
+    pub(crate) matched: Option<Vec<String>>,
 }
 
 /// The names of policies that a test mentions, with their places.

@@ -13,47 +13,47 @@ use crate::trace::{SpanKind, StatusCode};
 
 /// A span of a test.
 #[derive(Clone, Debug, PartialEq)]
-pub struct TestSpan {
+pub(crate) struct TestSpan {
     /// What other spans call it.
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
     /// The `id` of its parent. Without one the first span is the root, and others are its children.
-    pub parent: Option<String>,
+    pub(crate) parent: Option<String>,
     /// `service.name` of its resource.
-    pub service: Option<String>,
+    pub(crate) service: Option<String>,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its kind.
-    pub kind: SpanKind,
+    pub(crate) kind: SpanKind,
     /// Its status, where it has one.
-    pub status: Option<StatusCode>,
+    pub(crate) status: Option<StatusCode>,
     /// The message of the status.
-    pub status_message: String,
+    pub(crate) status_message: String,
     /// Nanoseconds from the beginning of the trace to its start and to its end.
-    pub nanos: [i64; 2],
+    pub(crate) nanos: [i64; 2],
     /// Its attributes.
-    pub attributes: Vec<(String, AttributeValue)>,
+    pub(crate) attributes: Vec<(String, AttributeValue)>,
     /// Attributes of its resource, the service aside.
-    pub resource: Vec<(String, AttributeValue)>,
+    pub(crate) resource: Vec<(String, AttributeValue)>,
     /// Its events.
-    pub events: Vec<TestEvent>,
+    pub(crate) events: Vec<TestEvent>,
     /// Its W3C tracestate.
-    pub tracestate: String,
+    pub(crate) tracestate: String,
     /// Its W3C flags.
-    pub flags: u32,
+    pub(crate) flags: u32,
 }
 
 /// An event of a span.
 #[derive(Clone, Debug, PartialEq)]
-pub struct TestEvent {
+pub(crate) struct TestEvent {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its attributes.
-    pub attributes: Vec<(String, AttributeValue)>,
+    pub(crate) attributes: Vec<(String, AttributeValue)>,
 }
 
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
-pub enum AttributeValue {
+pub(crate) enum AttributeValue {
     /// A string.
     String(String),
     /// An integer.

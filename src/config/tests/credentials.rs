@@ -100,7 +100,7 @@ fn files_that_cannot_be_used() {
     let missing = format!("{unreadable}{relative}");
     let passphrase = "its private key is protected by a passphrase \
                       | `openssl pkey -in FILE -out NEW` writes it without the passphrase";
-    let other = "its private key does not fit the certificate \
+    let other = "its private key does not match the certificate \
                  | the first certificate of `cert_file` must be the one that this key was made for";
     for (cert, key, expected) in [
         ("missing", "key", vec![cert_file(&missing)]),
@@ -141,8 +141,7 @@ fn files_that_cannot_be_used() {
         ("empty", "it holds no token | write one token a line".to_owned()),
         (
             "two words",
-            "a line of it is no token: there are spaces, or other than visible ASCII \
-             characters"
+            "a line in it is not a token: it has spaces or characters other than visible ASCII"
                 .to_owned(),
         ),
     ] {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{super::load, POLICY, lines};
-use crate::commands::check::{Format, check};
+use crate::commands::{Format, check::check};
 
 /// A directory of its own for one test, removed with it.
 pub(in crate::config) struct Directory(PathBuf);

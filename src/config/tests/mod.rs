@@ -3,8 +3,8 @@
 use std::{env::VarError, path::Path};
 
 use super::{
-    Config, Diagnostics, Loaded,
-    load::{self, Host},
+    Config, Diagnostics,
+    load::{self, Host, Loaded},
     memory::MemoryLimit,
     reader::KnownKeys,
     source::Source,

@@ -1,8 +1,12 @@
 use std::fmt::Write as _;
 
 use super::{
-    super::load, POLICY, config, each_has_one_problem, each_policy_has_one_problem, policy,
-    problems,
+    super::{
+        keys::{Key, Kind, Need},
+        load,
+        types::{PolicyType, TYPES},
+    },
+    POLICY, config, each_has_one_problem, each_policy_has_one_problem, policy, problems,
 };
 use crate::{
     policy::{PolicySpec, RuleKind, Scope, StringMatch},
@@ -19,6 +23,42 @@ fn the_embedded_file_has_no_problem() {
     let embedded = load::embedded().policies;
     let names: Vec<_> = embedded.iter().map(|policy| policy.name.as_str()).collect();
     assert_eq!(names, ["errors", "slow", "baseline"]);
+}
+
+/// A policy of this type with the fewest keys that it takes.
+fn least(kind: &PolicyType) -> String {
+    let is_needed =
+        |key: &&Key| key.need == Need::Required || kind.any_of.first() == Some(&key.name);
+    let needed = kind.parameters.iter().filter(is_needed).map(|key| {
+        let value = match &key.kind {
+            Kind::Text { .. } => "'x'".to_owned(),
+            Kind::Strings { .. } => "['x']".to_owned(),
+            Kind::Words(words) => format!("['{}']", words[0]),
+            Kind::Truth => "true".to_owned(),
+            Kind::Number | Kind::AboveZero => "1".to_owned(),
+            Kind::Integer { min, .. } => min.to_string(),
+            Kind::Policy => "{ type = 'trace_flags' }".to_owned(),
+            Kind::Policies => "[{ type = 'trace_flags' }]".to_owned(),
+            other => panic!("{}: a value for {other:?}", key.name),
+        };
+        format!("\n{} = {value}", key.name)
+    });
+    let mut least = format!("type = '{}'{}", kind.name, needed.collect::<String>());
+    if kind.name == "probabilistic" {
+        least += "\nsampling_percentage = 50";
+    }
+    least
+}
+
+#[test]
+fn every_type_has_the_same_name_in_the_specification() {
+    for kind in TYPES {
+        let spec = spec(&least(kind));
+        assert_eq!(spec.type_name, kind.name);
+        // A probability is no condition, so that no report names it.
+        let expected = if kind.name == "probabilistic" { "always_sample" } else { kind.name };
+        assert_eq!(spec.rule.kind.type_name(), expected);
+    }
 }
 
 #[test]

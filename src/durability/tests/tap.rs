@@ -1,7 +1,8 @@
-//! What was written and synced, for the test of power losses.
+//! Records writes and syncs, and lets syncs fail, for the tests of power losses.
 
 use std::{
     collections::HashMap,
+    io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -26,33 +27,47 @@ pub(in crate::durability) enum Event {
         path: PathBuf,
         began: usize,
     },
+    /// The sync failed: what was written to the file, and is not on disk, never gets there.
+    Lost {
+        path: PathBuf,
+    },
     /// The names of all files are.
     Named,
 }
 
-/// By directory. Only directories that are watched are in it.
-static EVENTS: Mutex<Option<HashMap<PathBuf, Vec<Event>>>> = Mutex::new(None);
-
-fn with<T>(directory: &Path, act: impl FnOnce(&mut Vec<Event>) -> T) -> Option<T> {
-    let mut events = EVENTS.lock().unwrap_or_else(PoisonError::into_inner);
-    events.as_mut()?.get_mut(directory).map(act)
+#[derive(Default)]
+struct Watched {
+    events: Vec<Event>,
+    /// By the first letter of the file's name.
+    syncs: HashMap<u8, usize>,
+    /// Each sync of a log whose number this divides fails.
+    failing: Option<usize>,
 }
 
-pub(in crate::durability) fn watch(directory: &Path) {
-    let mut events = EVENTS.lock().unwrap_or_else(PoisonError::into_inner);
-    events.get_or_insert_default().insert(directory.to_owned(), Vec::new());
+/// By directory. Only directories that are watched are in it.
+static WATCHED: Mutex<Option<HashMap<PathBuf, Watched>>> = Mutex::new(None);
+
+fn with<T>(directory: &Path, act: impl FnOnce(&mut Watched) -> T) -> Option<T> {
+    let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    watched.as_mut()?.get_mut(directory).map(act)
+}
+
+pub(in crate::durability) fn watch(directory: &Path, failing: Option<usize>) {
+    let mut watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let new = Watched { failing, ..Watched::default() };
+    watched.get_or_insert_default().insert(directory.to_owned(), new);
 }
 
 pub(in crate::durability) fn events(directory: &Path) -> Vec<Event> {
-    with(directory, |events| events.clone()).unwrap_or_default()
+    with(directory, |watched| watched.events.clone()).unwrap_or_default()
 }
 
 pub(in crate::durability) fn now_in(directory: &Path) -> usize {
-    with(directory, |events| events.len()).unwrap_or(0)
+    with(directory, |watched| watched.events.len()).unwrap_or(0)
 }
 
 fn add(path: &Path, event: Event) {
-    with(path.parent().unwrap_or(path), |events| events.push(event));
+    with(path.parent().unwrap_or(path), |watched| watched.events.push(event));
 }
 
 pub(in crate::durability) fn now(path: &Path) -> usize {
@@ -76,10 +91,27 @@ pub(in crate::durability) fn wrote(path: &Path, offset: u64, parts: &[&[u8]]) {
     add(path, Event::Wrote { path: path.to_owned(), offset, bytes: parts.concat() });
 }
 
-pub(in crate::durability) fn synced(path: &Path, began: usize) {
-    add(path, Event::Synced { path: path.to_owned(), began });
+/// Notes the outcome of a sync that began then, and lets some fail.
+pub(in crate::durability) fn synced(
+    path: &Path,
+    began: usize,
+    outcome: io::Result<()>,
+) -> io::Result<()> {
+    let fails = with(path.parent().unwrap_or(path), |watched| {
+        let name = path.file_name().expect("a name").as_encoded_bytes();
+        let syncs = watched.syncs.entry(name[0]).or_default();
+        *syncs += 1;
+        watched.failing.is_some_and(|number| *syncs % number == 0)
+    });
+    let path = path.to_owned();
+    if fails == Some(true) {
+        add(&path.clone(), Event::Lost { path });
+        return Err(io::Error::other("injected"));
+    }
+    add(&path.clone(), Event::Synced { path, began });
+    outcome
 }
 
 pub(in crate::durability) fn named(directory: &Path) {
-    with(directory, |events| events.push(Event::Named));
+    with(directory, |watched| watched.events.push(Event::Named));
 }

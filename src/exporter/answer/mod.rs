@@ -1,4 +1,5 @@
-//! What an answer of the backend means: taken, to be retried, too large, or refused.
+//! The meaning of a backend's answer: the spans were taken, must be retried, are too large, or were
+//! refused.
 //!
 //! Nothing here trusts the content of an answer, which may hold codes that do not exist, text that
 //! is not UTF-8, delays of ten years, or an invalid message. This module reads gRPC's answers
@@ -52,13 +53,13 @@ pub enum Outcome {
     },
     /// The attempt must be repeated, after the delay that the backend asked for.
     Retry {
-        /// The backend's code, or the one that stands for its silence.
+        /// The backend's code, or the code for an attempt without an answer.
         code: ExportCode,
         /// The delay that the backend asked for.
         after: Option<Duration>,
-        /// What keeps the backend from taking spans.
+        /// The reason why the backend does not take spans.
         cause: Cause,
-        /// What went wrong.
+        /// A description of the failure.
         message: String,
     },
     /// The request is larger than the backend accepts.
@@ -150,8 +151,8 @@ impl Answer {
         value.eq_ignore_ascii_case(beginning.as_bytes())
     }
 
-    /// Whether the body is a web page, as web sites and proxies send it. The type alone does not
-    /// tell: web frameworks write `text/html` for a handler that names no type.
+    /// Whether the body is a web page, as web sites and proxies send it. The content type alone is
+    /// not enough: web frameworks write `text/html` for a handler that names no type.
     fn is_page(&self) -> bool {
         const BEGINNINGS: [&[u8]; 2] = [b"<!doctype html", b"<html"];
         let body = self.body.trim_ascii_start();
@@ -163,7 +164,7 @@ impl Answer {
         is_html && body.starts_with(b"<") || BEGINNINGS.iter().any(begins)
     }
 
-    /// Describes an HTTP status that is not about spans, and what to check.
+    /// Describes an HTTP status that is not about spans, with a hint on what to check.
     fn describe_status(&self) -> String {
         let status = self.status.as_u16();
         if self.is_page() {

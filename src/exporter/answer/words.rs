@@ -1,13 +1,13 @@
-//! What the messages of backends tell where codes and headers do not.
+//! Reads facts from the messages of backends that codes and headers do not give.
 //!
 //! Sources: grpc-go, C-core, grpc-java, grpc-dotnet, connect-go, tonic, Envoy, and the distributors
 //! of Tempo before 3.0.
 
 use super::REQUEST_BYTES_MIN;
 
-/// Whether the message says that a request is too large. The code does not tell: most servers say
-/// RESOURCE_EXHAUSTED, tonic OUT_OF_RANGE (which OTLP retries), Envoy UNKNOWN, and older connect-go
-/// INVALID_ARGUMENT.
+/// Whether the message says that a request is too large. The code alone is not enough: most servers
+/// say RESOURCE_EXHAUSTED, tonic OUT_OF_RANGE (which OTLP retries), Envoy UNKNOWN, and older
+/// connect-go INVALID_ARGUMENT.
 pub(super) fn is_about_size(message: &str) -> bool {
     contains_any(
         message,

@@ -1,5 +1,5 @@
-//! OTLP/gRPC without tonic's client, which copies each outgoing message and does not bound what it
-//! reads. The connection is tonic's channel: one HTTP/2 connection for all consumers.
+//! OTLP/gRPC without tonic's client, which copies each outgoing message and reads answers without a
+//! limit. The connection is tonic's channel: one HTTP/2 connection for all consumers.
 
 use std::{
     convert::Infallible,

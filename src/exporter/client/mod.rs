@@ -58,7 +58,7 @@ pub enum ClientError {
     Header(String),
 }
 
-/// A client of one backend. Clones share its connections and what is learnt about it.
+/// A client of one backend. Clones share its connections and the facts learnt about the backend.
 #[derive(Clone, Debug)]
 pub struct Client {
     transport: Transport,
@@ -66,7 +66,7 @@ pub struct Client {
     compression: Compression,
     timeout: Duration,
     token: Option<Arc<Live<Bearer>>>,
-    /// What the consumers have learnt about the backend.
+    /// The facts that the consumers have learnt about the backend.
     pub(super) peer: Arc<Peer>,
 }
 
@@ -118,13 +118,13 @@ impl Client {
     }
 
     /// The same client, which sends this token with every request.
-    pub fn with_token(mut self, token: Option<Arc<Live<Bearer>>>) -> Self {
+    pub(crate) fn with_token(mut self, token: Option<Arc<Live<Bearer>>>) -> Self {
         self.token = token;
         self
     }
 
-    /// What the last attempt to export says about the backend; `None` before the first.
-    pub fn standing(&self) -> Option<Standing> {
+    /// The result of the last attempt to export; `None` before the first.
+    pub(crate) fn standing(&self) -> Option<Standing> {
         self.peer.standing()
     }
 
@@ -217,8 +217,8 @@ impl Client {
 }
 
 impl NoAnswer {
-    /// The outcome of a connection error, described with its causes. tonic knows the meaning of
-    /// HTTP/2's codes; whatever they are, nothing is known about the spans.
+    /// The outcome of a connection error, described with its causes. tonic translates HTTP/2's
+    /// codes; no code says anything about the spans.
     fn new(error: Box<dyn Error + Send + Sync>) -> Self {
         let message = chain(&*error);
         let code = match Status::from_error(error).code() {
@@ -282,7 +282,7 @@ fn encoding_name(compression: Compression) -> Option<HeaderValue> {
 fn uri_below(endpoint: &Uri, path: &str) -> Uri {
     let mut parts = endpoint.clone().into_parts();
     let path = format!("{}{path}", endpoint.path().trim_end_matches('/'));
-    parts.path_and_query = Some(path.parse().expect("a path behind a path is one"));
+    parts.path_and_query = Some(path.parse().expect("two paths joined are a path"));
     Uri::from_parts(parts).expect("only the path has changed")
 }
 

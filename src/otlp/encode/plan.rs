@@ -1,9 +1,9 @@
 //! Computes the contents of an export request before any of it is written.
 //!
-//! The spans of a resource are contiguous, and within it the spans of a scope, so each context is
-//! written once per request. A context with spans in several requests is repeated in each of them.
-//! A context takes at most half of a request (`Contexts::context_bytes_max`), so the rest has room
-//! for spans.
+//! The spans of a resource are contiguous, and so are the spans of a scope within a resource, so
+//! each context is written once per request. A context with spans in several requests is repeated
+//! in each of them. A context takes at most half of a request (`Contexts::bytes_max`), so the rest
+//! has room for spans.
 
 use super::{CLEAN, Outgoing};
 use crate::otlp::wire::{self, length_delimited_len};

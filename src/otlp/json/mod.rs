@@ -7,9 +7,9 @@
 //! case, enums as numbers, unknown members ignored. It also accepts the forms of protobuf's JSON
 //! mapping: names as in the proto files, enums by name, integers as numbers or strings, `"NaN"` and
 //! `"Infinity"`, base64 of either alphabet, and `null` for absent values (the Node SDK writes NaN
-//! as `{"doubleValue": null}`). The former `instrumentationLibrarySpans` become their former
-//! protobuf field, which the walker reads. An unknown name of an enum value refuses the request, as
-//! in the Collector and in protobuf's own parsers.
+//! as `{"doubleValue": null}`). The former `instrumentationLibrarySpans` are written to their
+//! former protobuf field, which the walker reads. A request with an unknown enum name is refused,
+//! as in the Collector and in protobuf's own parsers.
 //!
 //! Faults that protobuf can carry are passed on. An id that is not hexadecimal becomes an id of one
 //! byte, so only its span is rejected or its link removed. Strings that are not valid Unicode pass
@@ -35,7 +35,7 @@ use super::{
     schema::{Field, Kind, REQUEST, Role, Schema},
 };
 
-/// The input is not the JSON of an `ExportTraceServiceRequest`. The text tells the fault and its
+/// The input is not the JSON of an `ExportTraceServiceRequest`. The text names the fault and its
 /// location, and never quotes the input.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]

@@ -1,4 +1,4 @@
-//! One rate of a limit: the level of its bucket, the demand for it, and the chance that a trace
+//! One rate of a limit: the level of its bucket, the demand for it, and the chance that each trace
 //! gets when the bucket cannot hold all candidates.
 //!
 //! The bucket fills at the rate, up to the burst or [`TICKS_MIN`] ticks of the rate, whichever is
@@ -92,9 +92,9 @@ impl Bucket {
         Bucket { rate, level: rate.burst, demand: Demand::default(), step: 0.0 }
     }
 
-    /// Begins a tick, `seconds` after the last one. `spent` is what was spent since then. `asked`
-    /// is the cost of all candidates since then: those of this tick, and those decided outside a
-    /// tick.
+    /// Begins a tick, `seconds` after the last one. `spent` is the cost of the traces kept since
+    /// then. `asked` is the cost of all candidates since then: those of this tick, and those
+    /// decided outside a tick.
     pub(super) fn begin_tick(&mut self, seconds: f64, spent: f64, asked: [Cost; 2]) {
         self.step = self.rate.per_second * seconds.min(TICK_SECONDS_MAX);
         let filled = self.level - spent + self.rate.per_second * seconds;
@@ -134,16 +134,17 @@ impl Bucket {
         left >= cost.min(self.capacity())
     }
 
-    /// The chance of each of these traces, above 0, that spends the rate in the long run.
+    /// The chance, above 0, to keep each of these traces, so that kept traces use the rate in the
+    /// long run.
     pub(super) fn chance(&self, asked: Cost) -> f64 {
         let by_demand = self.steered_rate() * self.demand.weight / self.demand.per_second;
         // Without demand or candidates, these values are infinite or NaN.
         by_demand.min(self.at_once(asked) / asked.total).min(1.0)
     }
 
-    /// The rate to spend, steered by the level. The level is held a few traces below what a tick
-    /// adds (for low rates, that is a debt), so that it rises to where everything fits only if
-    /// there is less to keep than the rate.
+    /// The rate to spend, steered by the level. Steering holds the level a few traces below the
+    /// amount that a tick adds (for low rates, at a debt). So the level rises far enough for all
+    /// candidates to fit only if there is less to keep than the rate.
     pub(super) fn steered_rate(&self) -> f64 {
         let scale = (STEERING_TRACES * self.demand.trace_cost()).max(TICKS_MIN * self.step);
         let off = self.level - self.step + scale;
@@ -157,8 +158,8 @@ impl Bucket {
         self.level.max(asked.largest).max(TICKS_MIN * self.step)
     }
 
-    /// The part of the bucket that candidates beyond their share leave for others. A bucket with
-    /// room for a few candidates only is full when it is cut; then there is nothing to wait for.
+    /// The part of the bucket that candidates beyond their share leave for others. There is none if
+    /// the bucket has room for only a few candidates: such a bucket is cut only when it is full.
     pub(super) fn reserve(&self, asked: Cost) -> f64 {
         if CUT_TRACES_MIN * asked.largest <= self.level { self.capacity() / 2.0 } else { 0.0 }
     }

@@ -40,11 +40,11 @@ impl Share {
 pub(super) enum Bar {
     /// Every candidate is kept.
     None,
-    /// Every candidate is kept by its share.
+    /// Every candidate is kept with its share as the probability.
     Shares,
     /// The candidates that are luckier than this one are kept.
     Cut(Luck),
-    /// Every candidate is kept by this multiple of its share, at most whole.
+    /// Every candidate is kept with this multiple of its share, at most 1, as the probability.
     Times(f64),
 }
 

@@ -3,12 +3,13 @@
 //! For each kind there is an estimate of the cost of its candidates per second, kept or not. The
 //! water level solves `sum of min(demand, weight * level) = rate` (max-min fairness): kinds below
 //! their part keep everything, and each other kind keeps the part `weight * level / demand` of its
-//! traces, its share. No trace's randomness has a part in any of this.
+//! traces, its share. None of this depends on the randomness of any trace.
 //!
 //! The demand of a kind is decayed with a half-life of [`HALF_LIFE_SECONDS`] and includes the
 //! candidates of this tick. The average of a new kind rises too slowly, so the demand is at least
-//! the average over the age of the kind. That average leaves out the first trace: it says nothing
-//! about a rate, and a kind with one trace in minutes must not look like one with ten a second.
+//! the average over the age of the kind. That average leaves out the first trace: one trace says
+//! nothing about a rate, and a kind with one trace in minutes must not look like one with ten a
+//! second.
 //!
 //! The table holds at most `kinds_max` kinds, about 100 bytes each. Traces of further kinds share
 //! one kind. A kind is forgotten [`REMEMBERED_SECONDS`] after its last trace.
@@ -83,7 +84,7 @@ pub(super) struct Kinds {
     /// 0 means equal shares; 1 means shares in proportion to the demand.
     power: f64,
     table: HashMap<u64, Kind, foldhash::fast::RandomState>,
-    /// The most kinds since the table was shrunk.
+    /// The highest number of kinds since the table was last shrunk.
     room: usize,
     /// The kind of the traces that found the table full.
     other: Kind,
@@ -179,7 +180,7 @@ impl Kinds {
         ratio(demand.per_second, self.mean, self.power)
     }
 
-    /// The share of a kind. A kind that is not known yet has that of a kind with one such trace.
+    /// The share of a kind. An unknown kind gets the share of a kind with one trace of this cost.
     pub(super) fn share(&self, kind: u64, cost: f64) -> Share {
         let known = self.table.get(&kind);
         let known = known.or_else(|| (self.table.len() >= self.kinds_max).then_some(&self.other));
@@ -210,13 +211,13 @@ impl Kinds {
         self.table.len()
     }
 
-    /// The traces that found the table full since the last call.
+    /// The number of traces that have found the table full since the last call.
     pub(super) fn take_overflowed(&mut self) -> u64 {
         std::mem::take(&mut self.overflowed)
     }
 
-    /// The bytes that the table may take with the kinds that it has. The capacity of the table
-    /// depends on where its keys lie, and would not be the same in a run that is repeated.
+    /// The bytes that the table may take with the kinds that it has. The actual capacity depends on
+    /// where the keys lie, and would differ when a run is repeated.
     pub(super) fn bytes(&self) -> usize {
         self.room.max(self.table.len()) * KIND_BYTES
     }

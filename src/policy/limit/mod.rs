@@ -12,10 +12,10 @@
 //! in the order of their luck, which is the randomness divided by the share ([`cut`]), until the
 //! bucket is empty, and the threshold is just above the first candidate that does not fit. The
 //! randomness of the last one that fits would bias the counts. Candidates beyond their share get
-//! only what the bucket holds over a reserve, so a burst of a small kind finds room. If the bucket
-//! holds only a few candidates, or one of them would not fit even alone, every candidate gets the
-//! same multiple of its share: the rate divided by the demand ([`bucket`]). A cut would then leave
-//! large traces without any chance, and nothing would represent the dropped ones.
+//! only the part of the bucket above a reserve, so that a burst of a small kind finds room. If the
+//! bucket holds only a few candidates, or one of them would not fit even alone, every candidate
+//! gets the same multiple of its share: the rate divided by the demand ([`bucket`]). A cut would
+//! then leave large traces without any chance, and nothing would represent the dropped ones.
 //!
 //! Invariants: the threshold never depends on the randomness of a trace that it keeps. It leaves
 //! every candidate a chance. A tick lists at most [`CANDIDATES_MAX`] candidates over all limits
@@ -131,7 +131,7 @@ struct Shares {
     kinds: Kinds,
     /// The bar of the last tick.
     bar: Bar,
-    /// Which of the costs counts.
+    /// The index of the cost that counts: 0 for spans, 1 for bytes.
     unit: usize,
     rate: f64,
 }
@@ -160,9 +160,11 @@ impl Shares {
 pub struct BudgetReading {
     /// The number of kinds in the table.
     pub kinds: usize,
-    /// What a kind may keep per second; the whole rate if no kind is held back.
+    /// The amount that all kinds together may keep per second.
+    pub limit: f64,
+    /// The amount that a kind may keep per second; the whole limit if no kind is held back.
     pub level: f64,
-    /// Whether the level is in bytes and not in spans.
+    /// Whether both are in bytes and not in spans.
     pub is_bytes: bool,
 }
 
@@ -230,7 +232,8 @@ impl Limit {
         self.ask(candidate);
     }
 
-    /// Begins a tick, `seconds` after the last one, of candidates that have asked.
+    /// Begins a tick, `seconds` after the last one. Each candidate must have been passed to
+    /// [`Self::ask`] before.
     pub(super) fn begin_tick(&self, seconds: f64, candidates: Candidates) {
         let since = std::mem::take(&mut *lock(&self.since));
         let mut buckets = lock(&self.buckets);
@@ -256,11 +259,12 @@ impl Limit {
     /// The figures of a budget; `None` for a limit.
     pub(super) fn reading(&self) -> Option<BudgetReading> {
         let shares = lock(self.shares.as_ref()?);
-        let level = shares.kinds.level().map_or(shares.rate, |level| level.min(shares.rate));
-        Some(BudgetReading { kinds: shares.kinds.len(), level, is_bytes: shares.unit == 1 })
+        let limit = shares.rate;
+        let level = shares.kinds.level().map_or(limit, |level| level.min(limit));
+        Some(BudgetReading { kinds: shares.kinds.len(), limit, level, is_bytes: shares.unit == 1 })
     }
 
-    /// The traces that found the table of kinds full since the last call.
+    /// The number of traces that have found the table of kinds full since the last call.
     pub(super) fn take_overflowed(&self) -> u64 {
         self.shares.as_ref().map_or(0, |shares| lock(shares).kinds.take_overflowed())
     }
@@ -282,8 +286,8 @@ fn add_costs(sums: &mut [Cost; 2], costs: [u32; 2]) {
     }
 }
 
-/// With `expects_more`, candidates were decided outside the last tick, so this one may have more of
-/// them.
+/// The bar for the candidates of a tick. `expects_more` says that candidates were decided outside
+/// the last tick, so that more may be decided outside this one.
 fn bar_of(
     buckets: &[Option<Bucket>; 2],
     shares: Option<&Shares>,
@@ -296,7 +300,8 @@ fn bar_of(
         both.all(|(bucket, asked)| bucket.as_ref().is_none_or(|bucket| holds(bucket, asked)))
     };
     let may_cut = !expects_more && !are_too_many && all(Bucket::may_cut);
-    // A budget cuts even then: a kind beyond its share leaves a reserve.
+    // A budget makes a cut even if everything fits, so that kinds beyond their share leave a
+    // reserve.
     if !expects_more && all(Bucket::holds) && !(may_cut && shares.is_some()) {
         return Bar::None;
     }
@@ -313,7 +318,7 @@ fn bar_of(
     Bar::Times(times.fold(f64::MAX, f64::min))
 }
 
-/// The first candidate that does not fit, the luckiest first.
+/// The bar at the first candidate that does not fit, taken in order of luck, the luckiest first.
 fn cut(
     buckets: &[Option<Bucket>; 2],
     shares: Option<&Shares>,
@@ -342,15 +347,16 @@ fn cut(
             *left -= f64::from(cost);
         }
     }
-    // That all candidates are in their shares depends on their randomness.
+    // Whether all candidates are within their shares depends on their randomness. The bar must not,
+    // so the reserve is required in this case too.
     if is_whole && !leave_reserve(&mut left, buckets, asked) { Bar::Shares } else { Bar::None }
 }
 
-/// Takes the reserve out of what is left. Returns false if there is less.
+/// Subtracts the reserve from what is left. Returns false if less is left.
 fn leave_reserve(left: &mut [f64; 2], of: &[Option<Bucket>; 2], asked: [Cost; 2]) -> bool {
     let mut is_left = true;
     for ((left, bucket), asked) in left.iter_mut().zip(of).zip(asked) {
-        // Without a reserve nothing is different beyond the shares.
+        // Without a reserve, candidates beyond their share are treated like the others.
         let reserve = bucket.as_ref().map_or(0.0, |bucket| bucket.reserve(asked));
         is_left &= reserve == 0.0 || *left >= reserve;
         *left -= reserve;

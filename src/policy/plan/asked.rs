@@ -11,7 +11,7 @@ pub(in crate::policy) struct Asked {
     pub(in crate::policy) rares: Vec<Claim>,
 }
 
-/// A trace at a limit, or at a rare policy.
+/// A trace that counts towards a limit or a rare policy.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::policy) struct Claim {
     /// The index in the limits, or in the rares, of the plan.
@@ -82,7 +82,7 @@ impl Plan {
         let claim = |index| Claim { index, kind: self.kind(policy, of), is_shadow: false };
         asked.limits.extend(policy.limit.map(|limit| (claim(limit), proposed)));
         let rare = policy.rare.map(claim);
-        // Most kinds have had their traces.
+        // Most kinds have used up their grants, so this check drops most claims.
         asked
             .rares
             .extend(rare.filter(|rare| self.rares[rare.index].may_grant(rare.kind, of.trace_id)));

@@ -14,7 +14,7 @@ pub enum KindsReading {
 
 impl KindsReading {
     /// The figures of a budget.
-    pub fn budget(&self) -> Option<BudgetReading> {
+    pub(crate) fn budget(&self) -> Option<BudgetReading> {
         match self {
             KindsReading::Budget(budget) => Some(*budget),
             KindsReading::Rare(_) => None,
@@ -22,7 +22,7 @@ impl KindsReading {
     }
 
     /// The number of kinds of a rare policy.
-    pub fn rare(&self) -> Option<usize> {
+    pub(crate) fn rare(&self) -> Option<usize> {
         match self {
             KindsReading::Rare(kinds) => Some(*kinds),
             KindsReading::Budget(_) => None,
@@ -30,7 +30,7 @@ impl KindsReading {
     }
 }
 
-/// Traces that found no room in the table of kinds.
+/// The number of traces of a policy that found no room in its table of kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overflowed {
     /// The policy whose table it is.
@@ -52,7 +52,8 @@ impl Plan {
         self.all().filter_map(reading).collect()
     }
 
-    /// The traces that found no room in the tables of kinds since the last call.
+    /// The number of traces, by policy, that found no room in its table of kinds since the last
+    /// call.
     pub fn take_overflowed(&self) -> Vec<Overflowed> {
         let overflowed = |policy: &Policy| {
             let of_limit = policy.limit.map(|limit| self.limits[limit].take_overflowed());
@@ -64,7 +65,7 @@ impl Plan {
     }
 
     /// The bytes that the tables of kinds take, those of a trial included.
-    pub fn kinds_bytes(&self) -> usize {
+    pub(crate) fn kinds_bytes(&self) -> usize {
         let of_limits = self.limits.iter().map(|limit| limit.bytes());
         let own: usize = of_limits.chain(self.rares.iter().map(|rare| rare.bytes())).sum();
         own + self.candidate().map_or(0, |plan| plan.kinds_bytes())

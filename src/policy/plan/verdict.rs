@@ -1,4 +1,4 @@
-//! What a decision is made from, and what comes of it.
+//! The input and the result of a decision.
 
 use super::PolicyId;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 /// The input of a decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
-    /// The trace. A decision depends on it only where a rare policy has granted the trace.
+    /// The id of the trace. A decision depends on it only if a rare policy has granted the trace.
     pub trace_id: TraceId,
     /// The facts of the whole trace.
     pub facts: &'a Facts,
@@ -43,7 +43,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// Dropped because no policy matched.
-    pub const NONE: Verdict =
+    pub(crate) const NONE: Verdict =
         Verdict { kept: false, policy: PolicyId::NONE, threshold: Threshold::NEVER };
 }
 

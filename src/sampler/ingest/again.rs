@@ -1,4 +1,5 @@
-//! Walks spans again under the lock of their shard, if a reload came in between.
+//! Walks spans again under the lock of their shard, if a reload has changed the plan since they
+//! were walked.
 
 use std::sync::Arc;
 

@@ -2,12 +2,15 @@
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
+    common::v1::{InstrumentationScope, KeyValue, any_value::Value},
     trace::v1::{Span, span, status::StatusCode},
 };
 use prost::Message as _;
 
-use crate::trace_files::{Piece, TraceFile};
+use crate::{
+    testing::attribute,
+    trace_files::{Piece, TraceFile},
+};
 
 /// `/api/traces/ID`.
 const TRACE: &[u8] = include_bytes!("jaeger-trace.json");
@@ -42,11 +45,6 @@ fn spans(bytes: &[u8]) -> Vec<(Attributes, Option<InstrumentationScope>, Span)> 
 fn sorted(mut attributes: Attributes) -> Attributes {
     attributes.sort_by(|one, other| one.key.cmp(&other.key));
     attributes
-}
-
-fn attribute(key: &str, value: Value) -> KeyValue {
-    let value = Some(AnyValue { value: Some(value) });
-    KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
 }
 
 fn text(text: &str) -> Value {

@@ -99,7 +99,7 @@ async fn zstd_windows_are_bounded() {
     assert_eq!(grpc(&running, "zstd", &huge).await, "8");
     assert_eq!(http(&running, "zstd", &huge).await, 413);
     let mut large = span(2, 1, None);
-    large.attributes.push(string("k", &"x".repeat(LIMIT - 1000)));
+    large.attributes.push(string("k", "x".repeat(LIMIT - 1000)));
     let large = windowed(&request("shop", vec![large]).encode_to_vec(), 25);
     assert_eq!(grpc(&running, "zstd", &large).await, "0");
     let (metrics, _) = running.stop().await;
@@ -118,7 +118,7 @@ async fn zstd_windows_are_bounded() {
 async fn odd_shapes_are_taken() {
     let running = Running::start(config(ALL)).await;
     let mut large = span(1, 1, None);
-    large.attributes.push(string("large", &"x".repeat(3 << 20)));
+    large.attributes.push(string("large", "x".repeat(3 << 20)));
     let mut many = span(2, 1, None);
     many.attributes = (0..30_000).map(|n| string(&format!("k{n}"), "v")).collect();
     let empty = request("shop", vec![Span::default(); 100_000]);

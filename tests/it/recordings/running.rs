@@ -6,7 +6,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use serde_json::Value;
 use tailwater::{
-    commands::replay::{self, Format},
+    commands::{Format, replay},
     config::Config,
     control::{
         GetStatusRequest, RecordRequest, RecordResponse, TryPoliciesRequest,

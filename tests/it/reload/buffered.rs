@@ -85,7 +85,7 @@ fn leaves_that_are_new_see_what_is_buffered() {
     for others in [0, 60, 61, 200] {
         let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 2);
         let with = |trace, span, pairs: &[(&str, &str)]| Span {
-            attributes: pairs.iter().map(|(key, value)| text(key, value)).collect(),
+            attributes: pairs.iter().map(|(key, value)| text(key, *value)).collect(),
             ..child(trace, span)
         };
         let gold = with(1, 0, &[("tier", "gold")]);

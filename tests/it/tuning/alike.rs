@@ -6,7 +6,7 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
 use proptest::{collection::vec, prelude::*};
 use serde_json::Value;
 use tailwater::{
-    commands::{replay, test},
+    commands::{Format, replay, test},
     config,
     policy::{Number, PolicySpec, RuleKind, RuleSpec, Scope, StringMatch},
     sampler::Which,
@@ -207,7 +207,7 @@ fn replayed(policies: &str, traces: &str) -> Counts {
     let options = replay::Options {
         config: Some(policies.into()),
         against: None,
-        format: replay::Format::Json,
+        format: Format::Json,
         memory_limit_mib: 64,
         inputs: vec![traces.into()],
     };

@@ -27,6 +27,8 @@ fn shares_become_limits() {
         ("rate_allocation: [{policy: a, percent: 50}]", [500, 333, 333]),
         ("rate_allocation: [{policy: a, percent: 0}, {policy: b, percent: 25}]", [333, 250, 333]),
         ("rate_allocation: [{policy: d, percent: 200}]", [333, 333, 1000]),
+        // The last share of a part counts.
+        ("rate_allocation: [{policy: a, percent: 50}, {policy: a, percent: 10}]", [100, 333, 333]),
     ] {
         let converted = composite(allocation, PARTS);
         let wanted = wanted.map(|rate| format!("{{ spans_per_second = {rate} }}"));
@@ -94,6 +96,11 @@ fn strangers_and_what_cannot_stand_inside_are_refused() {
             "rate_allocation: [{policy: x, percent: 5}]",
             PARTS,
             "8:27: error: `rate_allocation` names `x`, which is no part of the composite",
+        ),
+        (
+            "rate_allocation: {policy: a, percent: 5}",
+            PARTS,
+            "8:26: error: `rate_allocation` is not a list",
         ),
         (
             "rate_allocation: [{policy: a, percent_allocation: 5}]",

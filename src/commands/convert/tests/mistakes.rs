@@ -3,7 +3,7 @@
 use super::{convert, convert_policy};
 
 /// Policies, and the errors in them.
-const POLICIES: [(&str, &[&str]); 30] = [
+const POLICIES: [(&str, &[&str]); 36] = [
     ("- name: p\n  type: or\n  or: {}", &["5:13: error: the Collector has no policy type `or`"]),
     ("- {name: p, type: service}", &["4:23: error: the Collector has no policy type `service`"]),
     (
@@ -58,7 +58,7 @@ const POLICIES: [(&str, &[&str]); 30] = [
         &["6:42: error: `values` comes from a variable, whose value is not known here"],
     ),
     (
-        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: v}",
+        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: {v: w}}",
         &["6:42: error: `values` is not a list"],
     ),
     (
@@ -89,6 +89,32 @@ const POLICIES: [(&str, &[&str]); 30] = [
         "- {name: p, type: numeric_attribute, numeric_attribute: {key: k, min_value: 5, \
         max_value: 2}}",
         &["4:61: error: no number is above `min_value` and below `max_value`"],
+    ),
+    (
+        "- {name: p, type: numeric_attribute, numeric_attribute: {key: k, max_value: 0}}",
+        &["4:61: error: without a bound other than 0 the Collector crashes at its first decision"],
+    ),
+    (
+        "- {name: p, type: trace_state, trace_state: {key: sampling.priority, values: [a]}}",
+        &["4:49: error: no tracestate has this key: the policy never matches"],
+    ),
+    (
+        "- {name: p, type: span_count, span_count: {min_spans: 2147483648}}",
+        &["4:47: error: the Collector counts at most 2,147,483,647 spans"],
+    ),
+    (
+        "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: ['{{ .t }}']}",
+        &["6:43: error: this comes from a variable, whose value is not known here, and \
+            policies have no variables"],
+    ),
+    (
+        "- {name: p, type: ottl_condition, ottl_condition: {span: 'IsMatch(name, \"a\")'}}",
+        &["4:62: error: `span` is not a list of conditions, and the Collector splits it at its \
+            commas"],
+    ),
+    (
+        "- {name: p, type: ottl_condition, ottl_condition: {span: [true]}}",
+        &["4:63: error: the Collector refuses a condition that is not a string"],
     ),
     (
         "- {name: p, type: rate_limiting, rate_limiting: {spans_per_second: 0}}",
@@ -157,6 +183,13 @@ fn options_of_the_processor_are_checked() {
     assert!(converted.toml.contains("decision_wait = \"30s\"\n"));
     for (settings, error) in [
         ("decision_wait: -5s", "2:18: error: this is not a duration"),
+        ("decision_wait: '10'", "2:18: error: this is not a duration"),
+        ("decision_cache: {sampled: 5}", "2:20: error: the Collector has no option `sampled` here"),
+        (
+            "sampling_strategy: ${env:X}",
+            "2:22: error: this comes from a variable, whose value is not known here, and policies \
+             have no variables",
+        ),
         ("decision_wait: 2h", "2:18: error: Tailwater waits for at most an hour"),
         (
             "decision_wait: 5s\n  decision_wait: 6s",

@@ -67,6 +67,7 @@ fn literals_are_those_of_ottl() {
     }
     for (text, message) in [
         ("0x1F", "a value of bytes cannot be compared"),
+        ("010", "a number that begins with 0 is octal in OTTL; write it without"),
         ("1e5", "this is not a number in OTTL"),
         ("5.", "this is not a number in OTTL"),
         ("1.2.3", "this is not a number in OTTL"),
@@ -188,6 +189,26 @@ fn conditions_on_spans_become_rules() {
 }
 
 #[test]
+fn a_side_may_be_exchanged_computed_or_hold_braces() {
+    for (text, wanted) in [
+        (
+            r#"Duration("5s") < end_time - start_time"#,
+            r#"type = "span_duration" threshold_ms = 5000"#,
+        ),
+        (
+            "end_time_unix_nano - start_time_unix_nano > (2 + 3) * 100 * 1000000",
+            r#"type = "span_duration" threshold_ms = 500"#,
+        ),
+        (
+            r#"IsMatch(name, "^/users/{id}$")"#,
+            r#"type = "span_name" values = ['^/users/\{id}$'] enabled_regex_matching = true"#,
+        ),
+    ] {
+        assert_eq!(rule("span", text), one_line(wanted), "{text}");
+    }
+}
+
+#[test]
 fn what_and_joins_is_about_one_span() {
     assert_eq!(
         rule("span", r#"attributes["n"] >= 500 and attributes["n"] <= 599"#),
@@ -227,7 +248,7 @@ fn conditions_on_events_become_rules() {
 }
 
 /// The list, the condition, the place in it, and the reason.
-const REFUSED: [(&str, &str, i32, &str); 21] = [
+const REFUSED: [(&str, &str, i32, &str); 24] = [
     (
         "span",
         r#"Double(attributes["c"]) > 0.1"#,
@@ -269,6 +290,14 @@ const REFUSED: [(&str, &str, i32, &str); 21] = [
         "an attribute can only be compared with a literal",
     ),
     ("span", r#"trace_state["a"] == "b""#, 0, "no condition looks at `trace_state`"),
+    (
+        "span",
+        r#"span.resource.attributes["a"] == "b""#,
+        0,
+        "no condition looks at `span.resource.attributes`",
+    ),
+    ("span", r#"attributes[""] == "b""#, 0, "an attribute has a name"),
+    ("spanevent", r#"attributes[""] == "b""#, 0, "no condition on events looks at `attributes`"),
     ("span", r#"spanevent.name == "b""#, 0, "no condition looks at `spanevent.name`"),
     (
         "span",

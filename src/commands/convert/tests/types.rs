@@ -10,10 +10,21 @@ fn rule(kind: &str, block: &str) -> String {
 }
 
 /// Type, block, and the policy that it becomes.
-const CONDITIONS: [(&str, &str, &str); 18] = [
+const CONDITIONS: [(&str, &str, &str); 24] = [
     ("always_sample", "{}", "type = \"always_sample\""),
     ("trace_flags", "{}", "type = \"trace_flags\""),
     ("latency", "{threshold_ms: 500}", "type = \"latency\" threshold_ms = 500"),
+    // Numbers are those of YAML 1.1.
+    ("latency", "{threshold_ms: 0500}", "type = \"latency\" threshold_ms = 320"),
+    ("latency", "{threshold_ms: 1e3}", "type = \"latency\" threshold_ms = 1000"),
+    ("latency", "{threshold_ms: '500'}", "type = \"latency\" threshold_ms = 500"),
+    ("status_code", "{status_codes: ERROR}", "type = \"status_code\" status_codes = [\"ERROR\"]"),
+    (
+        "string_attribute",
+        "{key: k, values: 'a,b'}",
+        "type = \"string_attribute\" key = \"k\" values = [\"a\", \"b\"]",
+    ),
+    ("ottl_condition", "{error_mode: IGNORE, span: IsRootSpan()}", "type = \"root_span\""),
     (
         "latency",
         "{threshold_ms: 5, upper_threshold_ms: 9}",
@@ -113,8 +124,22 @@ fn every_difference_is_noted() {
             "{key: k, values: [], invert_match: true}",
             "the policy matches always",
         ),
+        ("string_attribute", "{key: k, values: [a]}", "each element of a list counts"),
+        (
+            "string_attribute",
+            "{key: k, values: ['.*'], enabled_regex_matching: true}",
+            "the expression finds the empty string",
+        ),
+        (
+            "string_attribute",
+            "{key: k, values: [a], cache_max_size: 5}",
+            "6:63: note: `cache_max_size` has no counterpart",
+        ),
+        ("latency", "{threshold_ms: '5'}", "6:31: note: in quotes in the file"),
+        ("boolean_attribute", "{key: k, value: 'true'}", "in quotes in the file"),
+        ("ottl_condition", "{error_mode: silent, span: [IsRootSpan()]}", "`error_mode` has no"),
+        ("trace_state", "{key: k, values: [a, 'b=c']}", "that no tracestate has are left out"),
         ("numeric_attribute", "{key: k, min_value: 1}", "doubles count as numbers"),
-        ("numeric_attribute", "{key: k}", "every value of the key matches"),
         ("boolean_attribute", "{key: k, value: false}", "values that are not booleans as `false`"),
         (
             "boolean_attribute",
@@ -226,4 +251,46 @@ fn names_are_unique_and_short() {
     let wanted = ["a-b", "a-b-2", "none-", &cut, &second, "--env-X-"];
     assert_eq!(names.collect::<Vec<_>>(), wanted.map(|name| format!("\"{name}\"")));
     assert!(converted.says("4:7: note: named `a-b`"), "{:?}", converted.said);
+}
+
+#[test]
+fn what_is_about_the_whole_file_is_noted_once() {
+    let converted = convert_policy(
+        "- {name: a, type: string_attribute, string_attribute: {key: k, values: [v]}}\n\
+         - {name: b, type: boolean_attribute, boolean_attribute: {key: k, value: true}}",
+    );
+    let lists = converted.said.iter().filter(|said| said.contains("element of a list"));
+    assert_eq!(lists.count(), 1, "{:?}", converted.said);
+}
+
+#[test]
+fn salts_that_differ_are_noted_and_refused_where_they_multiply() {
+    let percentage = |name: &str, salt: &str| {
+        format!(
+            "{{name: {name}, type: probabilistic, probabilistic: {{sampling_percentage: 5{salt}}}}}"
+        )
+    };
+    let (plain, salted) = (percentage("a", ""), percentage("b", ", hash_salt: x"));
+    let words = "percentages with different salts choose independently";
+    assert!(convert_policy(&format!("- {plain}\n- {salted}")).says(words));
+    assert!(!convert_policy(&format!("- {salted}\n- {salted}")).says(words));
+    let both = format!("- name: p\n  type: and\n  and: {{and_sub_policy: [{plain}, {salted}]}}");
+    assert_eq!(
+        convert_policy(&both).errors(),
+        ["6:103: error: the percentages of different salts multiply in the Collector; here both \
+          would use the same randomness of the trace"]
+    );
+}
+
+#[test]
+fn what_the_collector_refuses_as_a_whole_is_noted() {
+    let twice = convert_policy("- {name: a, type: trace_flags}\n- {name: a, type: always_sample}");
+    assert!(twice.says("5:14: note: another policy has this name, which the Collector refuses"));
+    let ingest = convert(
+        "tail_sampling:\n  sampling_strategy: span-ingest\n  policies:\n  \
+         - {name: a, type: span_count, span_count: {max_spans: 5}}\n",
+    );
+    assert!(
+        ingest.says("4:45: note: this stands together with `span-ingest`, which the Collector")
+    );
 }

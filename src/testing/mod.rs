@@ -1,5 +1,7 @@
-//! An OTLP/gRPC sink for the demo and for tests: a backend that decodes each request and gives the
-//! answers it is told to give.
+//! Code that tests, benches and the demo share: builders of spans and requests (`spans`), and an
+//! OTLP/gRPC sink, a backend that decodes each request and gives the answers it is told to give.
+
+mod spans;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -15,6 +17,7 @@ use tonic::{
     server::{Grpc, UnaryService},
 };
 
+pub use self::spans::{attribute, export, framed, request, spans_of, text, text_of};
 use crate::{
     grpc::RawCodec,
     net::{
@@ -25,9 +28,9 @@ use crate::{
 };
 
 /// The default of Tempo: 4 MiB a message.
-pub const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
+pub(crate) const SINK_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// The terms of a server outside of the service.
+/// The terms for a server that is not part of the service.
 pub fn terms() -> Terms {
     let limits = Limits {
         max_connections: 64,
