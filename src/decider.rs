@@ -1,10 +1,10 @@
 //! The decider: the only task that decides due traces, encodes kept ones and fills the export
 //! queue.
 //!
-//! Each tick (100 ms, or a tenth of a shorter `decision_wait`) is spread over the shards if there is
-//! much to decide. The decider visits one shard at a time, and decides at most 256 traces and about
-//! one request of kept spans per hold of the lock. A tick that decided everything at once delayed
-//! acknowledgements by 26 ms at the 99th percentile, at 300,000 spans/s. The kept spans of all shards are encoded together at the end of a
+//! Each tick (100 ms, or a tenth of a shorter `decision_wait`) is spread over the shards. The
+//! decider visits one shard at a time, and decides at most 256 traces and about one request of kept
+//! spans per hold of the lock. A tick that decided everything at once delayed acknowledgements by
+//! 26 ms at the 99th percentile. The kept spans of all shards are encoded together at the end of a
 //! tick, or earlier when they fill a request (`decider/leaving.rs`). Late spans and traces at their
 //! limit arrive through the [`Outbox`].
 //!
@@ -40,14 +40,6 @@ use crate::{
 
 /// Shorter stalls are normal on a busy machine and are not logged.
 const STALL_LOGGED_MIN: Duration = Duration::from_secs(1);
-
-/// The ticks between two visits while nothing is buffered. Most of the idle cost is waking up. The
-/// window's clock, which is read at each visit, takes a step of more than five ticks for a stall.
-const IDLE_TICKS: u32 = 3;
-
-/// If a tick decided fewer traces, the next one visits all shards at once, which saves waking up for
-/// each of them. So many decisions take about a millisecond.
-const FEW_TRACES: usize = 2048;
 
 /// At the end of the process: the attempts to write the remaining records, and the pause between
 /// two attempts, in which the disk may sync.
@@ -85,8 +77,6 @@ pub(crate) struct Decider {
     decided: Decided,
     is_relieving: bool,
     next_shard: usize,
-    /// Since the decider was at the first shard.
-    decided_traces: usize,
     /// The time at which the tick began.
     tick_began: Millis,
     /// The total time for which the process had not run by then.
@@ -134,7 +124,6 @@ impl Decider {
             decided: Decided::default(),
             is_relieving: false,
             next_shard: 0,
-            decided_traces: 0,
             tick_began: Millis::default(),
             stalled: Duration::ZERO,
             forgotten: Throttle::default(),
@@ -156,13 +145,15 @@ impl Decider {
         loop {
             interval.tick().await;
             self.empty_outbox();
-            let mut visits = at_once;
-            if self.next_shard == 0 && std::mem::take(&mut self.decided_traces) < FEW_TRACES {
-                visits = shards;
-                let is_idle = self.sampler.buffered().traces == 0 && self.leaving.is_empty();
-                interval.reset_after(self.tick * if is_idle { IDLE_TICKS } else { 1 });
+            // Without traces, one visit to all shards is enough: most of the idle cost is waking
+            // up.
+            let is_idle = self.next_shard == 0
+                && self.sampler.buffered().traces == 0
+                && self.leaving.is_empty();
+            if is_idle {
+                interval.reset_after(self.tick);
             }
-            for _ in 0..visits {
+            for _ in 0..if is_idle { shards } else { at_once } {
                 // Kept across restarts, so a shard that panics does not starve the following ones.
                 let shard = self.next_shard;
                 self.next_shard = (shard + 1) % shards;
@@ -277,7 +268,6 @@ impl Decider {
     fn absorb(&mut self) {
         // Taken out, so nothing in it is counted twice after a panic.
         let mut decided = std::mem::take(&mut self.decided);
-        self.decided_traces += decided.decisions.records.len();
         self.queue.announce(decided.spans.len() as u64);
         self.metrics.decided(&decided);
         self.sampler.publish(&mut decided, clock::unix_millis());
