@@ -377,8 +377,8 @@ pub(crate) fn first_kind_mask(span: &[u8]) -> u8 {
     0
 }
 
-/// The same [`SpanMeta`] that [`walk`] would produce for a span, but without its place in a request.
-/// `None` if the span cannot be read.
+/// The same [`SpanMeta`] that [`walk`] would produce for a span, but without its place in a
+/// request. `None` if the span cannot be read.
 pub(crate) fn span_meta(span: &[u8]) -> Option<SpanMeta> {
     read_span::<false, _>(&(), span, &mut []).ok().flatten()
 }
