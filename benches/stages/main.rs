@@ -3,8 +3,8 @@
 //! cost of span metrics, of a budget and of inflating; how long a reload locks a shard of a large
 //! window; and the cost of hostile ids and tokens. Isolates Tailwater's own code from sockets,
 //! HTTP/2 and the runtime, except in `export`. Compare a stage with itself before and after a
-//! change, in alternation on the same machine, or by the instructions that `benches/instructions.sh`
-//! counts.
+//! change, in alternation on the same machine, or by the instructions that
+//! `benches/instructions.sh` counts.
 //!
 //! Traffic and policies are those of the bench `rig` (684-byte spans, 10 % kept). Time is virtual:
 //! a request every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`
