@@ -16,7 +16,7 @@ use tailwater::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{Level, error, info, warn};
 
-/// musl's own allocator has one lock for all threads; glibc's is as fast as this one.
+/// musl's own allocator has one lock for all threads. With glibc, its own allocator is as fast.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -39,23 +39,23 @@ enum Command {
     },
     /// Run everything in one process: generated traffic, the sampler and a sink
     Demo(demo::Options),
-    /// Convert a Collector's tail_sampling to policies, and name every difference
+    /// Convert a Collector's tail_sampling to Tailwater policies, and report every difference
     Convert(convert::Options),
-    /// Run policy tests: what policies make of traces that are written down
+    /// Test policies against traces written in test files
     Test(test::Options),
-    /// Decide recorded traces, and say what would be kept of them, by policy
+    /// Decide recorded traces, and report what each policy would keep
     Replay(replay::Options),
-    /// Say why a running instance kept or dropped a trace
+    /// Explain why a running instance kept or dropped a trace
     Explain(explain::Options),
-    /// Follow the decisions of a running instance as they fall
+    /// Follow the decisions of a running instance as they are made
     Tail(tail::Options),
-    /// Watch in the terminal how a running instance is doing
+    /// Watch the state of a running instance in the terminal
     Top(top::Options),
-    /// Let a running instance decide by other policies as well, and say what would change
+    /// Try other policies on the traffic of a running instance, and report what would change
     Try(trial::Options),
     /// Record a share of whole traces from a running instance, for replay
     Record(record::Options),
-    /// Show what the logs of [durability] hold, and what of it is damaged
+    /// Show the content of the [durability] logs, and any damage
     Log(log::Options),
     /// Validate configuration and policy files and report every problem
     Check {
@@ -72,7 +72,7 @@ enum Command {
     },
     /// Ask a running instance whether it is ready
     Health(health::Options),
-    /// Print the completions of a shell
+    /// Print the completion script for a shell
     Completions(completions::Options),
     /// Write the manual pages
     Man(completions::ManOptions),
@@ -117,7 +117,7 @@ fn exit_code(is_fine: bool) -> ExitCode {
     if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs `work` with the log open. The last lines are written when this returns.
+/// Runs `work` with logging set up. The last lines are written before this returns.
 fn logging(level: Level, is_json: bool, work: impl FnOnce(&Log) -> bool) -> bool {
     match Log::start(level, is_json) {
         Ok(log) => work(&log),
@@ -132,7 +132,8 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let is_fine = runtime.block_on(work);
-            // Tasks that still run were cut off on purpose, by a deadline or a second signal.
+            // Tasks that are still running were cut off on purpose, by a deadline or a second
+            // signal.
             runtime.shutdown_background();
             is_fine
         }
@@ -143,7 +144,7 @@ fn on_runtime(work: impl Future<Output = bool>) -> bool {
     }
 }
 
-/// Runs until a signal, then shuts down. Returns whether everything was delivered.
+/// Runs the service until a signal, then shuts down. Returns whether everything was delivered.
 async fn run(config: Config) -> bool {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
@@ -153,7 +154,8 @@ async fn run(config: Config) -> bool {
         }
     };
     let started = tokio::select! {
-        // A signal comes first: a replay may take a while, and what is on disk stays there.
+        // A signal comes first: replaying the logs may take a while, and what is on disk stays
+        // there.
         biased;
         () = signals.stop() => return true,
         started = Service::start(&config) => started,
@@ -168,8 +170,8 @@ async fn run(config: Config) -> bool {
     notify::ready();
     let supervisor = service.supervisor();
     let has_failed = tokio::select! {
-        // Either event ends it; a failure comes first, as it says more about the cause. Feeding the
-        // watchdog ends nothing.
+        // Either event ends the service. A failure comes first, because it says more about the
+        // cause. Feeding the watchdog ends nothing.
         biased;
         () = service.failure() => true,
         () = signals.stop_or_reload(&service) => false,
@@ -214,8 +216,8 @@ impl Signals {
             }
         };
         tokio::select! {
-            // Stopping comes first: after it, new policies are of no use. A reload under way is not
-            // waited for.
+            // Stopping comes first: after it, new policies are of no use. A reload in progress is
+            // not waited for.
             biased;
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

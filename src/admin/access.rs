@@ -1,8 +1,8 @@
-//! Who may ask: the tokens of the telemetry port.
+//! Access control: the tokens of the telemetry port.
 //!
 //! Health and readiness need no token, so that probes work. A browser sends HTTP Basic with every
-//! request to the port, also those that another site makes it send, so Basic is enough only for GET
-//! and HEAD, which change nothing. Tokens are neither logged nor repeated in answers.
+//! request to the port, even with requests that another site makes it send. So Basic is accepted
+//! only for GET and HEAD, which change nothing. Tokens are neither logged nor repeated in answers.
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
@@ -15,7 +15,8 @@ use super::{Admin, TEXT, response, rpc::is_grpc};
 const MESSAGE: &str = "a valid bearer token is required in `authorization`";
 
 impl Admin {
-    /// Whether the sender of a request may ask; if not, the answer to it.
+    /// Checks the credentials of a request. Returns the refusal, or `None` if the request is
+    /// allowed.
     pub(super) fn refuse<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
         let tokens = self.tokens.as_ref()?.get();
         let path = request.uri().path();

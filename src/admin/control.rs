@@ -1,4 +1,4 @@
-//! The control API: what operators ask of the service, and tell it.
+//! The control API: lets operators inspect the service and change what it does.
 
 use std::sync::Arc;
 
@@ -101,22 +101,23 @@ impl Control for ControlService {
     }
 }
 
-/// What a trace id may look like, for whoever sent something else.
+/// The error for a trace id in another form.
 pub(super) const TRACE_ID_FORMS: &str =
     "a trace id is up to 32 hexadecimal digits, or a UUID, and not zero";
 pub(super) const UNKNOWN_TRACE: &str = "unknown or no longer remembered";
 
 impl Admin {
-    /// Whether clients may change what the service does.
+    /// Checks that clients may change what the service does.
     pub(super) fn permit_lifecycle(&self) -> Result<(), Status> {
         if self.enable_lifecycle {
             return Ok(());
         }
-        let message = "off unless `enable_lifecycle = true` in [telemetry]; SIGHUP reloads";
+        let message =
+            "set `enable_lifecycle = true` in [telemetry] to allow this; SIGHUP always reloads";
         Err(Status::permission_denied(message))
     }
 
-    /// Reloads the policies on the thread for it.
+    /// Reloads the policies on the reload thread.
     pub(super) async fn run_reload(&self) -> Result<Reloaded, Refused> {
         let reload = Arc::clone(&self.reload);
         spawn_blocking(move || reload.run()).await.unwrap_or_else(|_| {

@@ -1,4 +1,4 @@
-//! Decisions as the control API describes them.
+//! Builds the control API's descriptions of decisions.
 
 use prost_types::{Duration, Timestamp};
 
@@ -14,7 +14,7 @@ use crate::{
     trace::{Randomness, TraceId, Trigger},
 };
 
-/// A moment of the wall clock, from Unix milliseconds.
+/// A wall-clock time, from Unix milliseconds.
 pub(super) fn timestamp(millis: u64) -> Timestamp {
     Timestamp {
         seconds: i64::try_from(millis / 1_000).unwrap_or(i64::MAX),
@@ -37,7 +37,7 @@ fn trigger(trigger: Trigger) -> control::decision::Trigger {
     }
 }
 
-/// A decision without its details. `name` is that of the policy which is credited.
+/// A decision without its details. `name` is the name of the credited policy.
 fn decision(
     trace_id: TraceId,
     made: &Decision,
@@ -64,7 +64,7 @@ fn decision(
 impl Admin {
     /// A logged decision with its details.
     pub(super) fn decided(&self, logged: &Logged) -> control::Decision {
-        // Read after the decision was logged, so that it knows its policies.
+        // The plan is read after the decision was logged, so it has the decision's policies.
         let plan = self.sampler.plan();
         let Logged { record, matched, shadow_matched, decided_at } = logged;
         let names = |policies: &[_]| -> Vec<_> {

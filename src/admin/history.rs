@@ -1,8 +1,8 @@
-//! Rates of the last ten minutes: what came in, was kept, dropped and sent, second by second.
+//! Rates of the last ten minutes: spans accepted, kept, dropped and sent in each second.
 //!
 //! The admin thread reads the sums of the ledger once a second; the data path does nothing for it.
-//! Rates are differences of these readings over the time between them, so a reading that comes late
-//! spoils none. Limit: 601 readings of 56 bytes.
+//! A rate is the difference of two readings divided by the time between them, so a late reading
+//! does not distort it. Limit: 601 readings of 56 bytes.
 
 use std::{
     collections::VecDeque,
@@ -14,17 +14,17 @@ use crate::{control::Rates, metrics::Totals};
 
 /// The time between two readings.
 pub(super) const PERIOD: Duration = Duration::from_secs(1);
-/// The rates of a status are means over this time.
+/// The rates in a status are averages over this time.
 const RATES_OVER: Duration = Duration::from_secs(10);
-/// Ten minutes, and the reading that the first second is counted from.
+/// Ten minutes, and the reading from which the first second is counted.
 const READINGS_MAX: usize = 601;
 
 /// One reading of the sums.
 #[derive(Clone, Copy, Debug)]
 struct Reading {
-    /// Since the start of the service.
+    /// The time since the start of the service.
     at: Duration,
-    /// The wall clock in Unix milliseconds, for people.
+    /// The wall-clock time in Unix milliseconds, for display.
     wall_millis: u64,
     totals: Totals,
 }
@@ -32,7 +32,7 @@ struct Reading {
 /// The rates of one second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Second {
-    /// Its end, in Unix milliseconds.
+    /// The end of the second, in Unix milliseconds.
     pub(crate) wall_millis: u64,
     /// Accepted spans a second.
     pub(crate) accepted: f64,
@@ -40,7 +40,7 @@ pub(crate) struct Second {
     pub(crate) kept: f64,
     /// Dropped spans a second.
     pub(crate) dropped: f64,
-    /// Spans a second that the backend has taken.
+    /// Sent spans a second.
     pub(crate) sent: f64,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Second {
 pub struct History(Mutex<VecDeque<Reading>>);
 
 impl History {
-    /// Notes the sums, once a [`PERIOD`].
+    /// Records the sums, once per [`PERIOD`].
     pub(super) fn note(&self, at: Duration, wall_millis: u64, totals: Totals) {
         let mut readings = self.lock();
         if readings.len() == READINGS_MAX {
@@ -58,7 +58,7 @@ impl History {
         readings.push_back(Reading { at, wall_millis, totals });
     }
 
-    /// Spans a second over the last ten seconds, or since the start if that is less.
+    /// The average rates of the last ten seconds, or since the start if that is shorter.
     pub(super) fn rates(&self) -> Rates {
         let readings = self.lock();
         let Some(last) = readings.back() else { return Rates::default() };
@@ -68,8 +68,8 @@ impl History {
         Rates { accepted, kept, dropped, sent }
     }
 
-    /// The rates of each of the last 600 seconds, the oldest first; fewer after a start. A second
-    /// in which the thread did not run is part of the next one.
+    /// The rates of each of the last 600 seconds, the oldest first; fewer after a start. If the
+    /// thread did not run for a second, the next entry covers that second too.
     pub(crate) fn seconds(&self) -> Vec<Second> {
         let readings = self.lock();
         let pairs = readings.iter().zip(readings.iter().skip(1));
@@ -82,7 +82,7 @@ impl History {
     }
 }
 
-/// The mean rates from one reading to a later one; 0 if they are the same.
+/// The average rates between two readings; 0 if they were taken at the same time.
 fn between(before: &Reading, after: &Reading) -> Second {
     let seconds = after.at.saturating_sub(before.at).as_secs_f64();
     let rate = |of: fn(&Totals) -> u64| {

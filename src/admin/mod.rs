@@ -1,9 +1,8 @@
-//! What operators ask: /metrics, /metrics/spans, health, readiness, what was decided about a trace,
-//! and to reload the policies.
+//! The telemetry port: /metrics, /metrics/spans, health, readiness, decisions about traces, and
+//! reload of the policies.
 //!
-//! Served on its own listener by its own thread, so that it answers while the data plane is
-//! saturated, and on one more while a reload goes on. An outage of the backend changes neither
-//! health nor readiness.
+//! It has its own listener and its own thread, so that it answers while the data path is saturated.
+//! A reload runs on one more thread. An outage of the backend changes neither health nor readiness.
 
 mod access;
 mod control;
@@ -68,14 +67,14 @@ use self::{
     spans::SpanScrape,
 };
 
-/// The body of an answer to a path of HTTP.
+/// The body of an HTTP answer.
 type Answered = Either<Full<Bytes>, SpanScrape>;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
-/// Ample for scrapers and people, and nothing that a scan could turn into memory.
+/// Enough for scrapers and people, but too little for a scan to use much memory.
 fn limits() -> listen::Limits {
     listen::Limits {
         max_connections: 64,
@@ -87,12 +86,12 @@ fn limits() -> listen::Limits {
     }
 }
 
-/// The longest that the thread waits for its clients once the service has stopped.
+/// How long the thread waits for its clients once the service has stopped.
 const READERS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Long answers that wait for their reader at once: with many policies each has megabytes.
+/// The most long answers that may wait to be read: with many policies, each has megabytes.
 const UNREAD_MAX: usize = 16;
 
-/// A long answer (/metrics, the page, the status), counted until it is read.
+/// A long answer (/metrics, the page, the status). It holds a permit until it is read.
 struct Unread {
     text: String,
     _permit: OwnedSemaphorePermit,
@@ -104,7 +103,7 @@ impl AsRef<[u8]> for Unread {
     }
 }
 
-/// Long answers that may be under way.
+/// The permits for long answers.
 #[derive(Debug)]
 pub struct LongAnswers(Arc<Semaphore>);
 
@@ -114,50 +113,50 @@ impl Default for LongAnswers {
     }
 }
 
-/// What the answers are read from.
+/// The parts of the service that the answers are read from.
 #[derive(Debug)]
 pub struct Admin {
-    /// Counts everything.
+    /// All counters.
     pub metrics: Arc<Metrics>,
-    /// Knows traces.
+    /// Buffered traces and remembered decisions.
     pub sampler: Arc<Sampler>,
-    /// Knows what waits for the backend.
+    /// The spans that wait for the backend.
     pub queue: Arc<Queue>,
-    /// Knows memory.
+    /// Memory in use.
     pub budget: Arc<Budget>,
-    /// Whether requests are being accepted.
+    /// Whether requests are accepted.
     pub is_ready: Arc<AtomicBool>,
-    /// Knows panics.
+    /// Panics.
     pub supervisor: Arc<Supervisor>,
-    /// Knows when the process did not run.
+    /// Times in which the process did not run.
     pub clock: Arc<WindowClock>,
-    /// Knows the logs of `[durability]`.
+    /// The logs of `[durability]`.
     pub durability: Option<Arc<Durability>>,
     /// Reloads the policies.
     pub reload: Arc<Reload>,
     /// `telemetry.enable_lifecycle`.
     pub enable_lifecycle: bool,
-    /// Bounds what readers that do not read can make the service hold.
+    /// Limits the memory that clients which do not read can use.
     pub long_answers: LongAnswers,
     /// When the service started, in Unix milliseconds.
     pub started_at: u64,
     /// `exporter.otlp.endpoint`.
     pub backend_endpoint: String,
-    /// Knows how the backend is.
+    /// The state of the backend.
     pub backend: Client,
     /// The rates of the last ten minutes.
     pub history: History,
-    /// Times the readings of the history.
+    /// The clock of the history's readings.
     pub uptime: Clock,
     /// `telemetry.enable_recording`.
     pub enable_recording: bool,
-    /// Turns true when trials and recordings are to end, because the service stops.
+    /// Turns true when the service stops, to end trials and recordings.
     pub streams_end: watch::Sender<bool>,
-    /// Those who watch decisions.
+    /// The clients that watch decisions.
     pub watchers: Watchers,
-    /// Bounds the answers and streams that are under way.
+    /// Limits the answers and streams in progress.
     pub calls: Calls,
-    /// The tokens of those who may ask; anyone may if `None`.
+    /// The accepted tokens; `None` if no token is needed.
     pub tokens: Option<Arc<Live<Tokens>>>,
     /// The TLS handshake that connections must complete, if any.
     pub tls: Option<Arc<Handshake>>,
@@ -169,14 +168,14 @@ impl Admin {
     /// Serves on a thread of its own until `stop` turns true.
     ///
     /// # Errors
-    /// When the operating system has no thread or no runtime for it.
+    /// If the operating system cannot provide a thread or a runtime.
     pub(crate) fn spawn(
         self: Arc<Self>,
         listener: std::net::TcpListener,
         stop: watch::Receiver<bool>,
     ) -> std::io::Result<JoinHandle<()>> {
-        // One reload at a time; those that come meanwhile wait in line, at most as many as there
-        // can be streams.
+        // Only one reload runs at a time; others wait in a queue, which the limit of streams
+        // bounds.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(1)
@@ -195,7 +194,7 @@ impl Admin {
             let told = stop.clone();
             runtime.block_on(async {
                 tokio::select! {
-                    // The order does not matter: only the first two end, and both only once the
+                    // The order does not matter: only the first two end, and both only after the
                     // service has stopped.
                     biased;
                     () = vital.over(listen::serve(listener, terms, answer, stop)) => {}
@@ -207,7 +206,7 @@ impl Admin {
         })
     }
 
-    /// Notes the sums of the ledger once a second, for as long as the thread runs.
+    /// Records the sums of the ledger once a second. Runs as long as the thread.
     async fn note_history(&self) {
         let note = async || {
             let mut ticks = interval(history::PERIOD);
@@ -221,13 +220,13 @@ impl Admin {
         while self.supervisor.run(Task::Admin, note()).await.is_err() {}
     }
 
-    /// Passes decisions on to those who watch, for as long as the thread runs.
+    /// Passes decisions to watchers. Runs as long as the thread.
     async fn pass_decisions(&self) {
         let pass = async || self.pass_decisions_on().await;
         while self.supervisor.run(Task::Admin, pass()).await.is_err() {}
     }
 
-    /// What /metrics answers, also when nobody listens any more.
+    /// The answer of /metrics, also when the listener is gone.
     pub fn scrape(&self) -> String {
         self.metrics.render(&self.readings())
     }
@@ -239,7 +238,7 @@ impl Admin {
         match self.calls.answer() {
             Some(permit) => held(self.answer(request).await, permit),
             None => {
-                let message = "too many answers wait to be read already\n";
+                let message = "too many answers are waiting to be read; try again later\n";
                 response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message).map(Body::new)
             }
         }
@@ -293,7 +292,7 @@ impl Admin {
         response
     }
 
-    /// The trace of `?trace_id=`.
+    /// The trace that `?trace_id=` asks for.
     fn asked(&self, query: &str) -> Option<Asked> {
         let mut pairs = form_urlencoded::parse(query.as_bytes());
         let text = pairs.find(|(key, _)| key == "trace_id")?.1.into_owned();
@@ -304,7 +303,7 @@ impl Admin {
         Some(Asked { text, found })
     }
 
-    /// An answer that may be long, or 503 if too many of them wait to be read.
+    /// A long answer, or 503 if too many wait to be read.
     fn long(
         &self,
         content_type: &'static str,
@@ -335,7 +334,7 @@ impl Admin {
 
     async fn reload(&self, wants_json: bool) -> Response<Answered> {
         if let Err(refused) = self.permit_lifecycle() {
-            // As Prometheus answers, so that whoever sees it knows that the path was right.
+            // Answered like Prometheus, so that the client can tell that the path was right.
             let message = format!("{}\n", refused.message());
             return response(StatusCode::FORBIDDEN, TEXT, message);
         }
@@ -359,9 +358,10 @@ impl Admin {
         }
     }
 
-    /// The values that are read rather than counted.
+    /// Reads the values that are not counters.
     fn readings(&self) -> Readings {
-        // In the order of the flow: a span that moves on meanwhile is seen twice, not missed.
+        // Read in the order of the flow: a span that moves on meanwhile is counted twice, never
+        // missed.
         let buffered = self.sampler.buffered();
         let (queue_bytes, queue_spans) = self.queue.held();
         let plan = self.sampler.plan();
@@ -404,7 +404,7 @@ impl Admin {
     }
 
     fn describe(&self, trace_id: TraceId, decision: &Decision, logged: Option<&Logged>) -> Value {
-        // Read after the decision, so that it knows the policy.
+        // Read after the decision, so that the plan has its policy.
         let plan = self.sampler.plan();
         let randomness = decision.explicit_randomness.unwrap_or_else(|| trace_id.randomness());
         let verdict = decision.verdict;
@@ -413,7 +413,7 @@ impl Admin {
             "decision": if verdict.kept { "kept" } else { "dropped" },
             "policy": plan.name(verdict.policy),
             "trigger": decision.trigger.as_str(),
-            // Nothing was proposed, or a policy vetoed: there is no threshold then.
+            // Without a proposal, or with a veto, there is no threshold.
             "threshold": verdict.threshold.matches().then(|| verdict.threshold.to_string()),
             "randomness": Randomness::to_string(&randomness),
         });
@@ -422,7 +422,7 @@ impl Admin {
                 policies.iter().map(|&policy| plan.name(policy).to_owned()).collect()
             };
             body["matched_policies"] = json!(names(matched));
-            // Where nobody uses shadow policies, answers are as they were.
+            // Left out if nobody uses shadow policies.
             if plan.shadows().len() > 0 || !shadow_matched.is_empty() {
                 body["shadow_matched"] = json!(names(shadow_matched));
             }
@@ -435,14 +435,14 @@ impl Admin {
     }
 }
 
-/// Waits until the service has stopped, and then for the clients that still read.
+/// Waits until the service has stopped, and then for clients that are still reading.
 async fn stopped(mut stop: watch::Receiver<bool>) {
     // An error means that the service is gone.
     let _ = stop.wait_for(|&stop| stop).await;
     sleep(READERS_TIMEOUT).await;
 }
 
-/// The answer to HEAD: that to GET, and how long its body would be.
+/// The answer to HEAD: the headers of the answer to GET, including the length of its body.
 fn without_body(mut response: Response<Answered>) -> Response<Answered> {
     if let Some(length) = response.body().size_hint().exact() {
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -451,12 +451,12 @@ fn without_body(mut response: Response<Answered>) -> Response<Answered> {
 }
 
 fn too_many_unread() -> Response<Answered> {
-    let message = format!("{UNREAD_MAX} answers wait to be read already\n");
+    let message = format!("{UNREAD_MAX} answers are waiting to be read; try again later\n");
     response(StatusCode::SERVICE_UNAVAILABLE, TEXT, message)
 }
 
 fn not_allowed(method: &'static str) -> Response<Answered> {
-    let message = format!("only {method} is answered here\n");
+    let message = format!("this path only answers {method}\n");
     let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, message);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
     response

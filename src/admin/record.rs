@@ -1,9 +1,9 @@
 //! `Record`: a recording for one client.
 //!
-//! Each recording has a task that passes traces from the recording's buffer to the stream. It waits
-//! for its reader, and the buffer does not: traces that find it full are left out and counted. The
-//! recording ends with its time, with `max_bytes`, when the service stops, and when the client is
-//! gone. After that the reader has a few seconds for the rest.
+//! Each recording has a task that passes traces from the recording's buffer to the stream. The task
+//! waits for the client to read, but filling the buffer never waits: traces that do not fit are
+//! left out and counted. The recording ends after its duration, at `max_bytes`, when the service
+//! stops, and when the client disconnects. The client then has a few seconds to read the rest.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,33 +27,33 @@ use crate::{
     supervise::Task,
 };
 
-/// The time of a recording if the request names none.
+/// The duration of a recording if the request gives none.
 const DURATION: Duration = Duration::from_secs(60);
-/// The time that a reader has for the rest while the service stops.
+/// How long a client may read the rest while the service stops.
 const STOP_WAIT: Duration = Duration::from_secs(2);
 
 /// The messages of a stream.
 type Answers = mpsc::Sender<Result<RecordResponse, Status>>;
 
 impl Admin {
-    /// Begins a recording, and returns its messages.
+    /// Starts a recording, and returns the stream of its messages.
     pub(super) fn record(
         self: &Arc<Self>,
         request: &RecordRequest,
     ) -> Result<mpsc::Receiver<Result<RecordResponse, Status>>, Status> {
         if !self.enable_recording {
-            let message = "off unless `enable_recording = true` in [telemetry]";
+            let message = "recording is off; set `enable_recording = true` in [telemetry]";
             return Err(Status::permission_denied(message));
         }
         self.permit_stream()?;
         let percentage = request.percentage.unwrap_or(100.0);
-        // Also where it is not a number.
+        // Written so that NaN is refused too.
         if !(percentage > 0.0 && percentage <= 100.0) {
-            return Err(Status::invalid_argument("percentage: over 0, and at most 100"));
+            return Err(Status::invalid_argument("percentage: must be above 0 and at most 100"));
         }
         let duration = duration(request.duration, DURATION)?;
         let recorder = self.sampler.recordings().begin(percentage / 100.0).ok_or_else(|| {
-            let message = format!("{RECORDINGS_MAX} recordings run already, the most at once");
+            let message = format!("{RECORDINGS_MAX} recordings are running, which is the limit");
             Status::resource_exhausted(message)
         })?;
         info!(percentage, ?duration, request.max_bytes, "recording began");
@@ -75,13 +75,13 @@ impl Admin {
     }
 }
 
-/// A recording under way.
+/// A recording in progress.
 struct Recording {
     admin: Arc<Admin>,
     recorder: Recorder,
     answers: Answers,
     bytes_max: u64,
-    /// The trace that is being sent, and the number of its requests that have been.
+    /// The trace that is being sent, and how many of its requests were sent.
     sending: Option<(RecordedTrace, usize)>,
     summary: Summary,
 }
@@ -93,12 +93,12 @@ enum Step {
     Done,
     /// The next trace would exceed `max_bytes`.
     Full,
-    /// The client is gone.
+    /// The client has disconnected.
     Gone,
 }
 
 impl Recording {
-    /// Passes the recording to its client until it ends.
+    /// Passes traces to the client until the recording ends.
     async fn run(mut self, duration: Duration) {
         let end = self.pass_on(duration).await;
         self.recorder.end();
@@ -111,14 +111,14 @@ impl Recording {
         let _ = timeout(LAST_WAIT, self.answers.send(Ok(RecordResponse { event }))).await;
     }
 
-    /// `None` if the client is gone.
+    /// Passes traces on for `duration`. `None` if the client has disconnected.
     async fn pass_on(&mut self, duration: Duration) -> Option<End> {
         let mut stops = self.admin.streams_end.subscribe();
         let client = self.answers.clone();
         let deadline = Instant::now() + duration;
         let (end, rest) = loop {
             let step = tokio::select! {
-                // What ends the recording comes before more of it.
+                // The ends of the recording are checked before more traces.
                 biased;
                 _ = stops.wait_for(|stops| *stops) => break (End::Shutdown, STOP_WAIT),
                 () = sleep_until(deadline) => break (End::Duration, LAST_WAIT),
@@ -146,7 +146,7 @@ impl Recording {
         Some(end)
     }
 
-    /// Takes the next trace, or sends the next part of the one in hand. May be cancelled.
+    /// Takes the next trace, or sends the next part of the current one. Cancel-safe.
     async fn step(&mut self) -> Step {
         let Some((trace, sent)) = &mut self.sending else {
             let Some(trace) = self.recorder.next().await else { return Step::Done };

@@ -1,10 +1,11 @@
 //! gRPC on the telemetry port: the control API, `grpc.health.v1`, and server reflection.
 //!
-//! tonic's services are called for each request, without tonic's server, so that gRPC shares the
-//! port, the connections and their limits with HTTP.
+//! tonic's services are called directly for each request, without tonic's server, so that gRPC
+//! shares the port, the connections and their limits with HTTP.
 //!
-//! Limits: a message of a client has at most 1 MiB, as a policy file; a call is answered within
-//! 60 s, streams aside; 64 answers and 128 streams at once, counted until they are read.
+//! Limits: a message from a client has at most 1 MiB, like a policy file; a call, except a stream,
+//! is answered within 60 s; at most 64 answers and 128 streams at once, counted until they are
+//! read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,9 +34,9 @@ use crate::{
     net::listen::LongLived,
 };
 
-/// The largest message of a client.
+/// The largest message from a client.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// The time from the headers of a call to its answer, or to the headers of its stream.
+/// The time limit from a call's headers to its answer, or to the headers of its stream.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const ANSWERS_MAX: usize = 64;
 const STREAMS_MAX: usize = 128;
@@ -43,7 +44,7 @@ const STREAMS_MAX: usize = 128;
 const GRPC: &[u8] = b"application/grpc";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// Answers and streams that may be under way.
+/// The permits for answers and streams.
 #[derive(Debug)]
 pub struct Calls {
     answers: Arc<Semaphore>,
@@ -58,13 +59,13 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// Counts one more answer until it is dropped; `None` if too many are unread.
+    /// A permit for one more answer; `None` if too many are unread.
     pub(super) fn answer(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.answers).try_acquire_owned().ok()
     }
 }
 
-/// A body that holds a permit until it is read.
+/// Makes a body hold a permit until it is read.
 pub(super) fn held<B>(response: Response<B>, permit: OwnedSemaphorePermit) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -74,7 +75,7 @@ where
     response.map(|body| Body::new(body.map_err(held)))
 }
 
-/// The services. The types of the two versions of reflection have no name.
+/// The gRPC services. The types of both versions of reflection cannot be named.
 pub(super) struct Rpc<A: v1::ServerReflection, B: v1alpha::ServerReflection> {
     admin: Arc<Admin>,
     control: ControlServer<ControlService>,
@@ -83,12 +84,12 @@ pub(super) struct Rpc<A: v1::ServerReflection, B: v1alpha::ServerReflection> {
     reflection_alpha: v1alpha::ServerReflectionServer<B>,
 }
 
-/// The services of an admin thread.
+/// Makes the services of an admin thread.
 pub(super) fn services(
     admin: &Arc<Admin>,
 ) -> Arc<Rpc<impl v1::ServerReflection, impl v1alpha::ServerReflection>> {
     let described = || {
-        // Each version would list itself alone.
+        // Without this, each version would list only itself.
         Builder::configure()
             .include_reflection_service(false)
             .register_encoded_file_descriptor_set(pb::v1::FILE_DESCRIPTOR_SET)
@@ -109,7 +110,7 @@ pub(super) fn services(
 }
 
 impl<A: v1::ServerReflection, B: v1alpha::ServerReflection> Rpc<A, B> {
-    /// Answers one request: gRPC, or HTTP.
+    /// Answers one request, over gRPC or HTTP.
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         if let Some(refusal) = self.admin.refuse(&request) {
             return refusal;
@@ -121,8 +122,9 @@ impl<A: v1::ServerReflection, B: v1alpha::ServerReflection> Rpc<A, B> {
         let is_stream = is_stream(request.uri().path());
         let room = if is_stream { &calls.streams } else { &calls.answers };
         let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
-            let what = if is_stream { "streams are open" } else { "answers wait to be read" };
-            return Status::resource_exhausted(format!("too many {what} already")).into_http();
+            let what =
+                if is_stream { "streams are open" } else { "answers are waiting to be read" };
+            return Status::resource_exhausted(format!("too many {what}")).into_http();
         };
         let called = timeout(CALL_TIMEOUT, Box::pin(self.call(request))).await;
         let mut response = called.unwrap_or_else(|_elapsed| {
@@ -159,8 +161,8 @@ fn unknown() -> Response<Body> {
     Status::unimplemented("the telemetry port has no such service").into_http()
 }
 
-/// tonic refuses a message that is too large with OUT_OF_RANGE; gRPC's code for it is
-/// RESOURCE_EXHAUSTED, which clients know.
+/// tonic refuses a message that is too large with OUT_OF_RANGE. This changes it to gRPC's code for
+/// this, RESOURCE_EXHAUSTED, which clients know.
 fn name_the_limit(response: &mut Response<Body>) {
     let code = |code: Code| HeaderValue::from(code as i32);
     let headers = response.headers_mut();
@@ -175,7 +177,7 @@ pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
     rest.is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }
 
-/// Whether the answer may last for as long as the client wants.
+/// Whether the call is a stream, which may last as long as the client wants.
 fn is_stream(path: &str) -> bool {
     let methods = ["WatchDecisions", "TryPolicies", "Record", "Watch", "ServerReflectionInfo"];
     path.rsplit('/').next().is_some_and(|method| methods.contains(&method))

@@ -1,8 +1,8 @@
-//! The state of the service in one message, which GetStatus, `/-/status`, the page and `top` show.
+//! The state of the service in one message, for GetStatus, `/-/status`, the page and `top`.
 //!
-//! Everything is read when somebody asks, except the rates (`history`). The window is read shard by
-//! shard, as a scrape does. A span that moves on meanwhile is seen twice, not missed; at rest the
-//! sums of the ledger are exact, and equal to those of /metrics.
+//! Everything is read at the time of the request, except the rates (`history`). The window is read
+//! shard by shard, as for a scrape. A span that moves on meanwhile is counted twice, never missed;
+//! at rest, the sums of the ledger are exact, and equal to those of /metrics.
 
 use super::{Admin, describe::timestamp};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     trace::Threshold,
 };
 
-/// The decisions that a status names.
+/// The number of recent decisions in a status.
 const RECENT_DECISIONS: usize = 20;
 
 impl Admin {

@@ -1,5 +1,5 @@
-//! `/metrics/spans`: the metrics from all spans. Up to 1 MiB is sent with its length; more is
-//! written while it is read.
+//! `/metrics/spans`: the metrics from all spans. An answer of up to 1 MiB is sent whole, with its
+//! length; a longer one is streamed while it is written.
 
 use std::{
     convert::Infallible,
@@ -21,13 +21,13 @@ use crate::span_metrics::{Exposition, Format};
 
 pub(super) const PATH: &str = "/metrics/spans";
 
-/// The most bytes that are written before the first is sent.
+/// The most bytes that are written before sending starts.
 const WHOLE_BYTES_MAX: usize = 1 << 20;
 
-/// An answer, counted until it is read.
+/// An answer, which holds a permit until it is read.
 #[derive(Debug)]
 pub(super) struct SpanScrape {
-    /// What is written and not sent.
+    /// Bytes that are written but not sent.
     begin: Bytes,
     rest: Exposition,
     is_over: bool,
@@ -77,10 +77,10 @@ impl HttpBody for SpanScrape {
 }
 
 impl Admin {
-    /// The metrics in the format that these headers ask for, or 404 while they are off.
+    /// The metrics in the format that the request accepts, or 404 while they are off.
     pub(super) fn span_metrics(&self, headers: &HeaderMap) -> Response<Answered> {
         let Some(metrics) = self.sampler.span_metrics() else {
-            let message = "off unless `enabled = true` in [span_metrics]\n";
+            let message = "span metrics are off; set `enabled = true` in [span_metrics]\n";
             return response(StatusCode::NOT_FOUND, TEXT, message);
         };
         let Some(permit) = self.permit() else { return too_many_unread() };
@@ -93,7 +93,7 @@ impl Admin {
     }
 }
 
-/// OpenMetrics if the scraper asks for it by name, and does not prefer plain text.
+/// OpenMetrics, if the scraper names it and does not prefer plain text.
 fn accepted(headers: &HeaderMap) -> Format {
     let quality = |wanted: &str| {
         let all = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
@@ -126,7 +126,7 @@ mod tests {
             (&["text/plain", "application/openmetrics-text"], Format::OpenMetrics),
             (&["application/openmetrics-text;q=0, text/plain;q=0.1"], Format::Text),
             (&["application/openmetrics-text;q=0.2,text/plain;version=0.0.4;q=0.3"], Format::Text),
-            // As Prometheus 2 and 3 ask.
+            // The `Accept` headers of Prometheus 2 and 3.
             (
                 &["application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
                    version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"],

@@ -1,8 +1,8 @@
-//! `TryPolicies`: a trial for one client, and how it goes, once a second.
+//! `TryPolicies`: a trial for one client, which reports the counts once a second.
 //!
-//! Each trial has a task. It never waits for its reader: messages have all counts since the trial
-//! began, so one that finds no room is left out. The trial ends when its time is over, when a
-//! reload has ended it, when the client is gone, and when the service stops.
+//! Each trial has a task. It never waits for the client to read: each message has all counts since
+//! the trial began, so a message that does not fit is left out. The trial ends after its duration,
+//! when a reload ends it, when the client disconnects, and when the service stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,17 +24,17 @@ use crate::{
     supervise::Task,
 };
 
-/// The time of a trial if the request names none.
+/// The duration of a trial if the request gives none.
 const DURATION: Duration = Duration::from_secs(30);
-/// The longest time of a trial or a recording.
+/// The longest duration of a trial or a recording.
 const DURATION_MAX: Duration = Duration::from_secs(3600);
 /// The time between two messages.
 const PERIOD: Duration = Duration::from_secs(1);
-/// The time between two looks at whether a reload has ended the trial.
+/// The interval of checks whether a reload has ended the trial.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long the last message of a stream may wait for its reader.
+/// How long the last message of a stream may wait for the client to read.
 pub(super) const LAST_WAIT: Duration = Duration::from_secs(5);
-/// The most bytes of mistakes in status details. They travel in a header, and some clients refuse
+/// The most bytes of mistakes in status details. They are sent in a header, and some clients refuse
 /// headers of more than 8 KiB.
 const DETAILS_BYTES_MAX: usize = 4 << 10;
 const MESSAGE_CHARS_MAX: usize = 300;
@@ -43,7 +43,7 @@ const MESSAGE_CHARS_MAX: usize = 300;
 type Answers = mpsc::Sender<Result<TryPoliciesResponse, Status>>;
 
 impl Admin {
-    /// Whether a trial or a recording may begin.
+    /// Checks that a trial or a recording may start.
     pub(super) fn permit_stream(&self) -> Result<(), Status> {
         if *self.streams_end.borrow() {
             return Err(Status::unavailable("the service is shutting down"));
@@ -51,7 +51,7 @@ impl Admin {
         Ok(())
     }
 
-    /// Begins a trial, and returns its messages.
+    /// Starts a trial, and returns the stream of its messages.
     pub(super) async fn try_policies(
         self: &Arc<Self>,
         request: TryPoliciesRequest,
@@ -61,7 +61,8 @@ impl Admin {
         let duration = duration(request.duration, DURATION)?;
         let (answers, stream) = mpsc::channel(1);
         let (begun, outcome) = oneshot::channel();
-        // On a task from the start, so that a trial ends whose client goes away while it begins.
+        // A task from the start, so that a trial also ends if the client disconnects while it
+        // begins.
         let admin = Arc::clone(self);
         tokio::spawn(async move {
             let supervisor = Arc::clone(&admin.supervisor);
@@ -85,7 +86,7 @@ impl Admin {
         let trial = match trial.unwrap_or(Err(NoTrial::Panicked)) {
             Ok(trial) => trial,
             Err(refused) => {
-                // Nobody may be there any more to hear it.
+                // Fails if the client has disconnected.
                 let _ = begun.send(Err(status(&refused)));
                 return;
             }
@@ -93,7 +94,7 @@ impl Admin {
         let _ = begun.send(Ok(()));
         let began = Instant::now();
         let is_stopping = self.tell(&trial, (began, duration), &answers).await;
-        // A service that stops has better things to do than to walk its window once more.
+        // While the service stops, walking the whole window once more is not worth it.
         if !is_stopping {
             let (reload, trial) = (Arc::clone(&self.reload), Arc::clone(&trial));
             let _ = spawn_blocking(move || reload.end_trial(&trial)).await;
@@ -102,7 +103,7 @@ impl Admin {
         let _ = timeout(LAST_WAIT, answers.send(Ok(last))).await;
     }
 
-    /// Tells how a trial goes until it is to end. Returns whether the service stops.
+    /// Reports the counts until the trial ends. Returns whether the service is stopping.
     async fn tell(
         &self,
         trial: &Trial,
@@ -115,7 +116,7 @@ impl Admin {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                // What ends the trial comes before messages about it.
+                // The ends of the trial are checked before sending messages.
                 biased;
                 _ = stops.wait_for(|stops| *stops) => return true,
                 () = sleep_until(began + duration) => return false,
@@ -131,14 +132,15 @@ impl Admin {
     }
 }
 
-/// The duration that a request names, or a default.
+/// The duration that a request asks for, or the default.
 pub(super) fn duration(
     named: Option<prost_types::Duration>,
     default: Duration,
 ) -> Result<Duration, Status> {
     let Some(named) = named else { return Ok(default) };
     let duration = figures::length(&named).filter(|it| !it.is_zero() && *it <= DURATION_MAX);
-    duration.ok_or_else(|| Status::invalid_argument("duration: more than 0, and at most an hour"))
+    duration
+        .ok_or_else(|| Status::invalid_argument("duration: must be above 0 and at most an hour"))
 }
 
 fn status(refused: &NoTrial) -> Status {
@@ -149,9 +151,9 @@ fn status(refused: &NoTrial) -> Status {
     }
 }
 
-/// The answer to policies that have errors, with as many of their problems as fit.
+/// The answer to policies with errors, with as many of their problems as fit.
 fn invalid(mut diagnostics: Vec<Diagnostic>) -> Status {
-    // If only some fit, errors say more than warnings.
+    // If only some fit, errors come before warnings.
     diagnostics.sort_by_key(|diagnostic| diagnostic.severity);
     let first = diagnostics.first().map_or_else(String::new, |first| {
         let Diagnostic { file, line, column, message, .. } = first;

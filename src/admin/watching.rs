@@ -1,13 +1,14 @@
-//! Decisions on their way to those who watch them (`WatchDecisions`).
+//! Passes decisions to the clients that watch them (`WatchDecisions`).
 //!
 //! The admin thread takes the decisions from the sampler every [`PERIOD`], filters them for each
-//! watcher, and puts them into the watcher's queue. Deciding never waits for a watcher: what does
-//! not fit into a queue, or exceeds `max_per_second`, is left out, and the next decision says how
-//! many were. While nobody watches, the task sleeps and the sampler copies nothing.
+//! watcher, and puts them into the watcher's queue. The decider never waits for a watcher: a
+//! decision that does not fit into the queue, or exceeds `max_per_second`, is left out, and the
+//! next one says how many were. While nobody watches, the task sleeps and the sampler copies
+//! nothing.
 //!
-//! Limits: 32 watchers; queues of 512 decisions; a watcher whose queue stays full for 30 s does not
-//! read, and its connection is closed. At the end of the service, watchers see the last decisions
-//! for a second, and then an error that says why the stream ends.
+//! Limits: 32 watchers; queues of 512 decisions. A watcher whose queue stays full for 30 s is not
+//! reading, and its connection is closed. When the service stops, watchers get the last decisions
+//! for a second, and then an error that gives the reason.
 
 use std::{
     collections::BTreeSet,
@@ -32,18 +33,18 @@ use crate::{
 
 /// The most watchers at once.
 const WATCHERS_MAX: usize = 32;
-/// Decisions that wait for their reader.
+/// The most decisions in a watcher's queue.
 const QUEUE_MAX: usize = 512;
 /// How often the decisions are taken from the sampler.
 const PERIOD: Duration = Duration::from_millis(50);
-/// A watcher whose queue stays full for this long does not read.
+/// After this time with a full queue, a watcher counts as not reading.
 const UNREAD_MAX: Duration = Duration::from_secs(30);
-/// After this time of a shutdown, streams end.
+/// How long streams go on during a shutdown.
 const LAST_DECISIONS: Duration = Duration::from_secs(1);
-/// `max_per_second` where a request has none.
+/// `max_per_second` if the request gives none.
 const PER_SECOND: u32 = 100;
 
-/// Everyone who watches.
+/// All watchers.
 #[derive(Debug, Default)]
 pub struct Watchers {
     all: Mutex<Vec<Watcher>>,
@@ -57,25 +58,25 @@ struct Watcher {
     queue: mpsc::Sender<Result<Seen, Status>>,
     /// Matching decisions left out since the last one that was queued.
     skipped: u64,
-    /// Decisions that may be sent now, and when that was last raised.
+    /// How many decisions may be sent now, and when this was last raised.
     allowed: f64,
     raised_at: Duration,
-    /// Since when the queue is full.
+    /// Since when the queue has been full.
     full_since: Option<Duration>,
     leash: Arc<Leash>,
 }
 
-/// What a watcher asked for.
+/// The filter of a watcher.
 #[derive(Debug, PartialEq)]
 struct Wanted {
     kept: bool,
     dropped: bool,
-    /// The numbers of policies; all policies if there is none.
+    /// The numbers of the wanted policies; empty for all policies.
     policies: BTreeSet<u16>,
     per_second: f64,
 }
 
-/// A decision for one watcher.
+/// A decision, queued for one watcher.
 #[derive(Debug)]
 struct Seen {
     logged: Arc<Logged>,
@@ -96,7 +97,7 @@ impl Wanted {
 }
 
 impl Watcher {
-    /// Queues a decision that the watcher wants, or counts it.
+    /// Queues a decision if the watcher wants it, or counts it as left out.
     fn offer(&mut self, now: Duration, logged: &Arc<Logged>) {
         let since = now.saturating_sub(std::mem::replace(&mut self.raised_at, now));
         let raised = self.allowed + since.as_secs_f64() * self.wanted.per_second;
@@ -115,12 +116,12 @@ impl Watcher {
                 self.skipped += 1;
                 self.full_since.get_or_insert(now);
             }
-            // The client has gone; the next look removes the watcher.
+            // The client has disconnected; the next pass removes the watcher.
             Err(TrySendError::Closed(_)) => {}
         }
     }
 
-    /// Whether the client is gone, or has not read for so long that its connection was closed.
+    /// Whether the client has disconnected, or was closed because it did not read.
     fn is_over(&self, now: Duration) -> bool {
         let never_reads =
             self.full_since.is_some_and(|since| now.saturating_sub(since) >= UNREAD_MAX);
@@ -130,7 +131,7 @@ impl Watcher {
         never_reads || self.queue.is_closed()
     }
 
-    /// Says why the stream ends.
+    /// Sends the reason why the stream ends.
     fn end(self) {
         let ended = self.queue.try_send(Err(Status::unavailable("the service is shutting down")));
         if ended.is_err() {
@@ -140,12 +141,12 @@ impl Watcher {
 }
 
 impl Watchers {
-    /// The number of those who watch now.
+    /// The number of watchers.
     pub(super) fn count(&self) -> usize {
         self.lock().iter().filter(|watcher| !watcher.queue.is_closed()).count()
     }
 
-    /// Passes on decisions. Returns whether anybody is left.
+    /// Passes decisions on. Returns whether there are any watchers left.
     fn pass_on(&self, now: Duration, tapped: &Tapped) -> bool {
         let mut all = self.lock();
         for (decisions, decided_at) in &tapped.decisions {
@@ -155,13 +156,14 @@ impl Watchers {
                 wanting.for_each(|watcher| watcher.offer(now, &logged));
             }
         }
-        // It is not known which of these match; too many is better than a gap that nobody sees.
+        // It is not known which of these match. Counting too many is better than a gap that nobody
+        // sees.
         all.iter_mut().for_each(|watcher| watcher.skipped += tapped.missed);
         all.retain(|watcher| !watcher.is_over(now));
         !all.is_empty()
     }
 
-    /// Ends all streams of decisions.
+    /// Ends the streams of all watchers.
     fn end(&self) {
         std::mem::take(&mut *self.lock()).into_iter().for_each(Watcher::end);
     }
@@ -170,7 +172,7 @@ impl Watchers {
         let mut all = self.lock();
         all.retain(|watcher| !watcher.queue.is_closed());
         if all.len() >= WATCHERS_MAX {
-            let message = format!("{WATCHERS_MAX} clients watch already, the most at once");
+            let message = format!("{WATCHERS_MAX} clients are watching, which is the limit");
             return Err(Status::resource_exhausted(message));
         }
         all.push(watcher);
@@ -180,13 +182,13 @@ impl Watchers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Watcher>> {
-        // Each watcher is whole at any time.
+        // Watchers are consistent at any time.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Admin {
-    /// Passes decisions on to those who watch, for as long as the admin thread runs.
+    /// Passes decisions to watchers. Runs as long as the admin thread.
     pub(super) async fn pass_decisions_on(&self) {
         let tap = self.sampler.log().tap();
         let mut stopping_since = None;
@@ -203,12 +205,12 @@ impl Admin {
                 }
             }
             tap.set_open(false);
-            // Someone may have come just now.
+            // A watcher may have come just now.
             tap.set_open(self.watchers.count() > 0);
         }
     }
 
-    /// Begins to watch. The second value marks the answer, so that its connection may be closed.
+    /// Starts to watch. The second value marks the answer, so that its connection can be closed.
     pub(super) fn watch(
         self: &Arc<Self>,
         request: &WatchDecisionsRequest,
@@ -249,7 +251,7 @@ impl Admin {
         for name in &request.policies {
             let policy = plan.in_force().find(|policy| policy.name == name);
             let Some(policy) = policy else {
-                // It is sent as a header, so it must not be long.
+                // It is sent as a header, so it must be short.
                 let name: String = name.chars().take(64).collect();
                 let message = format!("policies: no policy {name:?} is in force");
                 return Err(Status::invalid_argument(message));
@@ -266,7 +268,7 @@ impl Admin {
     }
 }
 
-/// The stream of one watcher. Decisions are described when they are read, so that those which wait
+/// The stream of one watcher. Decisions are described only when they are read, so that queued ones
 /// take little memory.
 #[derive(Debug)]
 pub(super) struct Watching {

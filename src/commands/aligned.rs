@@ -1,4 +1,4 @@
-//! Tables for people.
+//! Aligned text tables.
 
 use std::fmt::Write as _;
 

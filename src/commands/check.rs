@@ -1,9 +1,8 @@
-//! `tailwater check FILE...`: everything that is wrong with configurations, without starting
-//! anything.
+//! `tailwater check FILE...`: reports every problem in configurations, without starting anything.
 //!
-//! Loads each file as `run` would, or, where it is named `*.test.toml`, as `test` would, with the
-//! policy files it names, and leaves printing and the exit code to `main`. Files are independent of
-//! one another; a problem that two of them share is printed once.
+//! Loads each file, and the policy files that it names, as `run` would; a file named `*.test.toml`
+//! is loaded as `test` would. `main` prints the report and sets the exit code. Files are checked
+//! independently; a problem that two of them share is printed once.
 
 use std::{
     fmt::Write as _,
@@ -13,21 +12,21 @@ use std::{
 use super::Format;
 use crate::config::{self, Diagnostics};
 
-/// What `check` found.
+/// The result of `check`.
 #[derive(Debug, PartialEq)]
 pub struct Report {
-    /// To be printed as it is.
+    /// The text to print, unchanged.
     pub text: String,
     /// Whether any file has an error, for which the exit code is 1. Warnings alone are fine.
     pub has_errors: bool,
 }
 
-/// How much a file has of what it is about, if there is no error, and all problems.
+/// Loads a file. Returns how many policies or tests it has, unless it has errors, and all problems.
 fn load(file: &Path) -> (Option<String>, Diagnostics) {
     let counted = |count: usize, one: &str, more: &str| {
         format!("{count} {}", if count == 1 { one } else { more })
     };
-    // Files of tests stand beside policies, and shells find them by the same patterns.
+    // Test files are kept beside policy files, so a shell pattern such as `*.toml` matches both.
     if file.as_os_str().as_encoded_bytes().ends_with(b".test.toml") {
         let loaded = config::load_tests(file);
         let tests = loaded.file.map(|file| counted(file.tests.len(), "test", "tests"));

@@ -1,5 +1,5 @@
-//! `tailwater completions SHELL` and `tailwater man DIRECTORY`: what a package installs beside the
-//! binary, from the description of the command line itself.
+//! `tailwater completions SHELL` and `tailwater man DIRECTORY` write the files that a package
+//! installs beside the binary. Both are generated from the definition of the command line.
 
 use std::path::{Path, PathBuf};
 
@@ -8,29 +8,29 @@ use clap_complete::Shell;
 
 use super::{complain, print};
 
-/// Which shell.
+/// Options of `completions`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// The shell that completes
+    /// Shell to print the script for
     shell: Shell,
 }
 
-/// Where to.
+/// Options of `man`.
 #[derive(Debug, Args)]
 pub struct ManOptions {
-    /// An existing directory, which gets a page for each command
+    /// Existing directory for the pages, one per command
     #[arg(value_name = "DIRECTORY")]
     directory: PathBuf,
 }
 
-/// Prints the script of a shell. Returns whether that went well.
+/// Prints the completion script for a shell. Returns whether it could be written.
 pub fn run(mut command: Command, options: &Options) -> bool {
     let mut script = Vec::new();
     clap_complete::generate(options.shell, &mut command, "tailwater", &mut script);
     print(&String::from_utf8_lossy(&script))
 }
 
-/// Writes the pages. Returns whether that went well.
+/// Writes the manual pages. Returns whether they could be written.
 pub fn man(command: Command, options: &ManOptions) -> bool {
     let directory: &Path = &options.directory;
     match clap_mangen::generate_to(command, directory) {

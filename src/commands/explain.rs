@@ -1,4 +1,4 @@
-//! `tailwater explain TRACE_ID`: why a running instance kept or dropped a trace, in sentences.
+//! `tailwater explain TRACE_ID`: explains why a running instance kept or dropped a trace.
 
 use clap::Args;
 use tonic::Code;
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{clock, control::ExplainRequest};
 
-/// Says why a trace was kept or dropped.
+/// Options of `explain`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// The id of the trace, as any tool shows it
@@ -38,7 +38,7 @@ pub fn run(options: &Options) -> bool {
     })
 }
 
-/// What is said of a trace that the instance does not know.
+/// The answer for a trace that the instance does not know.
 pub(super) const UNKNOWN: &str = "\
 the instance does not know this trace
 Its spans went to another instance, have not arrived yet, or its decision is no longer remembered \

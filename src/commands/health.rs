@@ -1,8 +1,8 @@
-//! `tailwater health`: whether a running instance is ready, for health checks of containers, which
-//! have neither a shell nor curl.
+//! `tailwater health`: asks whether a running instance is ready, for health checks of containers
+//! that have neither a shell nor curl.
 //!
-//! Asks `/-/ready` once, over HTTP/1.1, and says in one line what came of it. Readiness needs no
-//! token. The address may have a path, where a proxy serves the endpoint below one.
+//! Sends one GET of `/-/ready` over HTTP/1.1 and prints the result in one line. Readiness needs no
+//! token. The address may have a path, for an instance behind a proxy.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,13 +19,14 @@ use super::{
 };
 use crate::credentials::Faults;
 
-/// Shorter than the time after which Docker and Kubernetes give up, so that the reason is said.
+/// Shorter than the timeouts of Docker and Kubernetes, so that the reason is still printed.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An answer has a line; a page of somebody else need not be read.
+/// The most bytes of an answer that are read. Tailwater answers with one line; other servers may
+/// send a page.
 const ANSWER_BYTES_MAX: usize = 4 << 10;
 
-/// What to ask.
+/// Options of `health`.
 #[derive(Debug, Args)]
 pub struct Options {
     /// Address of the telemetry endpoint
@@ -56,7 +57,7 @@ enum NotReady {
     Answer(StatusCode, String),
 }
 
-/// Asks, and says what came of it. Returns whether the instance is ready.
+/// Asks the instance and prints the result. Returns whether it is ready.
 pub async fn run(options: Options) -> bool {
     let answer = timeout(TIMEOUT, ask(&options)).await.unwrap_or(Err(NotReady::Timeout));
     match answer {
@@ -94,6 +95,6 @@ async fn ask(options: &Options) -> Result<(), NotReady> {
         let line = String::from_utf8_lossy(&body);
         Err(NotReady::Answer(status, line.lines().next().unwrap_or_default().to_owned()))
     };
-    // The connection ends when the sender is dropped; an error of it is one of the answer, too.
+    // The connection ends when the sender is dropped; its errors show up in the answer as well.
     tokio::join!(answer, connection).0
 }

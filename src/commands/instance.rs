@@ -1,8 +1,8 @@
-//! How commands reach a running instance, over plaintext or TLS, and its control API.
+//! Connects commands to the control API of a running instance, over plaintext or TLS.
 //!
-//! The connection is made with the first call, and again whenever it is gone, so that a long
-//! command survives a restart of the instance. A message of the instance has at most 8 MiB. An
-//! instance that vanishes without a word is noticed within 30 s, by pings while a call is open.
+//! The connection is made with the first call, and again after it was lost, so a long command
+//! survives a restart of the instance. A message has at most 8 MiB. If the instance disappears
+//! without closing the connection, pings notice it within 30 s while a call is open.
 
 use std::{
     error::Error,
@@ -39,16 +39,17 @@ use crate::{
     credentials::{self, ClientTls, Faults},
 };
 
-/// The longest that making a connection may take.
+/// The time limit for making a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest that an answer may take, streams aside.
+/// The time limit for an answer, except of streams.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval and the timeout of pings while a call is open.
 const KEEP_ALIVE: Duration = Duration::from_secs(12);
-/// The largest message of an instance: a status with a thousand policies has a tenth of it.
+/// The largest message that is accepted from an instance. A status with a thousand policies has a
+/// tenth of it.
 const MESSAGE_BYTES_MAX: usize = 8 << 20;
 
-/// Where the instance is, and how to prove that one may ask it.
+/// The address of the instance, and the credentials.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Instance")]
 pub(super) struct Instance {
@@ -69,16 +70,16 @@ pub(super) struct Instance {
     tls: TlsFiles,
 }
 
-/// The files for an instance with TLS.
+/// The files for TLS.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TlsFiles {
-    /// The CAs that the instance's certificate may be signed by; those of the system by default
+    /// File with the CAs to accept for the instance's certificate; by default, those of the system
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// A certificate to show to the instance
+    /// File with a client certificate for the instance
     #[arg(long, value_name = "FILE", requires = "key_file")]
     cert_file: Option<PathBuf>,
-    /// The private key of this certificate
+    /// File with the private key of this certificate
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
 }
@@ -96,7 +97,7 @@ pub(super) fn address(text: &str) -> Result<Uri, String> {
     Ok(address)
 }
 
-/// The same without a path: gRPC has its own.
+/// The same for an address without a path, because gRPC has its own paths.
 fn bare_address(text: &str) -> Result<Uri, String> {
     let address = address(text)?;
     let is_bare = matches!(address.path(), "" | "/") && address.query().is_none();
@@ -131,7 +132,7 @@ pub(super) struct Asked {
 }
 
 impl Instance {
-    /// A client of the instance. Reads files, and warns about a token that others could read.
+    /// Makes a client of the instance. Reads files, and warns if others can read the token.
     pub(super) fn client(&self) -> Result<Asked, Failure> {
         let is_https = self.address.scheme_str() == Some("https");
         let tls = if is_https { Some(self.tls.settings().read()?.grpc) } else { None };
@@ -173,16 +174,16 @@ impl Asked {
 
     /// Why a call failed.
     pub(super) fn failure(&self, status: &Status) -> Failure {
-        // Without the path, as people write it.
+        // The address is shown without its trailing slash, as people write it.
         let address = self.address.to_string().trim_end_matches('/').to_owned();
         let why = status.message().to_owned();
         match status.code() {
             Code::Unauthenticated => {
-                let why = format!("{why}; name a file with a token by --token-file");
+                let why = format!("{why}; give a file with a token by --token-file");
                 Failure::Refused { address, why }
             }
             Code::Unimplemented => Failure::NotTailwater(address),
-            // What tonic reports itself has a cause; what a server answers has none.
+            // An error that tonic reports itself has a source; an error from the server has none.
             _ if status.source().is_some() => {
                 Failure::Unreachable { address, why: innermost(status) }
             }
@@ -192,14 +193,14 @@ impl Asked {
     }
 }
 
-/// A request that must be answered in time.
+/// A request with the timeout for an answer.
 pub(super) fn soon<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(ANSWER_TIMEOUT);
     request
 }
 
-/// Runs a command to its end on a thread. Reports its failure; returns whether all went well.
+/// Runs a command to its end on this thread. Reports its failure; returns whether it succeeded.
 pub(super) fn run(work: impl Future<Output = Result<bool, Failure>>) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
@@ -212,7 +213,7 @@ pub(super) fn run(work: impl Future<Output = Result<bool, Failure>>) -> bool {
     })
 }
 
-/// The last cause of an error, which says most about a connection.
+/// The innermost cause of an error, which is the most specific one.
 fn innermost(error: &dyn Error) -> String {
     let mut last = error;
     while let Some(cause) = last.source() {

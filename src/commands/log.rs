@@ -1,7 +1,7 @@
-//! `tailwater log DIRECTORY`: what the logs of `[durability]` hold, and what of it is damaged.
+//! `tailwater log DIRECTORY`: reports the content of the logs of `[durability]`, and any damage.
 //!
-//! Reads only. It may run beside the instance that uses the directory; records that are being
-//! written at the moment may then look damaged.
+//! The command only reads. It may run beside the instance that uses the directory; records that are
+//! being written at that moment may then look damaged.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use crate::durability::{
     LogFiles, LogKind, ReadError, Record, RecordKind, RecordReader, VERSION, WrittenDecisions,
 };
 
-/// Arguments of `log`.
+/// Options of `log`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// The directory of [durability]
@@ -28,7 +28,7 @@ pub struct Options {
     format: Format,
 }
 
-/// What one file holds.
+/// The content of one file.
 #[derive(Debug, Default)]
 struct FileReport {
     name: String,
@@ -39,16 +39,16 @@ struct FileReport {
     damaged: u64,
 }
 
-/// What one log holds.
+/// The content of one log.
 #[derive(Debug)]
 struct LogReport {
     kind: LogKind,
     files: Vec<FileReport>,
-    /// Files that are missing, or stand there twice.
+    /// Files that are missing, or present twice.
     misplaced: u64,
 }
 
-/// What all logs hold.
+/// The content of all logs.
 #[derive(Debug, Default)]
 struct Report {
     logs: Vec<LogReport>,
@@ -57,7 +57,7 @@ struct Report {
     window: [u64; 2],
     /// Requests to the backend that are not settled: their spans and bytes, by position.
     undelivered: BTreeMap<u64, [u64; 2]>,
-    /// Decisions, kept and dropped, and late spans of kept traces by request and trace.
+    /// Decisions: kept, dropped, and late spans of kept traces, counted by request and trace.
     decisions: [u64; 3],
 }
 
@@ -81,7 +81,7 @@ pub fn run(options: &Options) -> bool {
 impl Report {
     fn read(directory: &Path) -> Result<Self, ReadError> {
         let mut report = Report::default();
-        // The decisions come first: they hold the watermark.
+        // Decisions are read first, because they contain the watermark.
         for kind in [LogKind::Decisions, LogKind::Outbox, LogKind::Intake] {
             let found = LogFiles::list(directory, kind)?;
             let mut log = LogReport { kind, files: Vec::new(), misplaced: found.damaged };
@@ -107,7 +107,7 @@ impl Report {
         Ok(report)
     }
 
-    /// Adds a record; false if its body is not what its kind says.
+    /// Adds a record. Returns false if its body does not match its kind.
     fn add(&mut self, record: &Record<'_>) -> bool {
         let Record { header, body } = record;
         let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
@@ -160,7 +160,7 @@ impl Report {
             "watermark {}: {requests} requests ({request_bytes} bytes) at or above it\n\
              {queued} requests ({spans} spans, {queued_bytes} bytes) to the backend are not \
              delivered\n\
-             {kept} decisions kept and {dropped} dropped a trace; {late} times late spans followed",
+             {kept} traces decided as kept, {dropped} as dropped; late spans followed {late} times",
             self.watermark
         );
         for log in &self.logs {
@@ -174,7 +174,7 @@ impl Report {
                 log.damaged()
             );
             if log.misplaced > 0 {
-                let _ = writeln!(text, "  {} files are missing, or are copies", log.misplaced);
+                let _ = writeln!(text, "  {} files are missing or duplicated", log.misplaced);
             }
             for FileReport { name, base, end, bytes, records, damaged } in &log.files {
                 let _ = writeln!(

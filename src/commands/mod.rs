@@ -1,7 +1,7 @@
-//! The commands that a person runs, one file or folder each.
+//! The commands of the command line, one file or folder each.
 //!
-//! What people read goes to standard output, through [`print()`]; diagnostics go to standard error,
-//! through [`complain`]. Neither fails a command because nobody reads any more.
+//! Results go to standard output, through [`print()`]; diagnostics go to standard error, through
+//! [`complain`]. A command does not fail because the reader has closed the pipe.
 
 use std::io::{self, Write as _};
 
@@ -26,7 +26,7 @@ pub mod top;
 mod traces;
 pub mod trial;
 
-/// How a command reports. What JSON looks like is the command's own affair.
+/// The format of a command's report. The structure of the JSON is up to the command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people.
@@ -36,13 +36,13 @@ pub enum Format {
     Json,
 }
 
-/// Whether a policy decides at this time, in Unix milliseconds: neither as a shadow nor once it has
-/// expired.
+/// Whether a policy takes part in decisions at this time, in Unix milliseconds: it is not a shadow
+/// policy and has not expired.
 fn in_force(now: u64) -> impl Fn(&PolicySpec) -> bool {
     move |policy| !policy.shadow && policy.expires.is_none_or(|at| at > now)
 }
 
-/// Prints to standard output. Whether that went well; a reader that has read enough and gone away,
+/// Prints to standard output. Returns whether that succeeded; a reader that has closed the pipe,
 /// such as `head`, is no failure.
 pub fn print(text: &str) -> bool {
     let mut out = io::stdout().lock();
@@ -55,7 +55,7 @@ pub fn print(text: &str) -> bool {
     }
 }
 
-/// Writes to standard error, where nobody may listen.
+/// Writes to standard error, and ignores errors.
 pub fn complain(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }

@@ -1,8 +1,8 @@
-//! `tailwater record --output FILE`: a share of whole traces, kept and dropped alike, from a
-//! running instance, for `replay`.
+//! `tailwater record --output FILE`: records a share of whole traces, kept and dropped alike, from
+//! a running instance, for `replay`.
 //!
-//! Traces are written one by one as they become complete, so the file can be read after any end:
-//! by time, by size, by Ctrl-C, by the end of the instance or of the connection, by a full disk.
+//! Each trace is written when it is complete, so the file can be read however the recording ends:
+//! by time, by size, by Ctrl-C, by the end of the instance or the connection, or by a full disk.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -32,20 +32,20 @@ use crate::{
     trace_files::RecordFile,
 };
 
-/// What to record, and where.
+/// Options of `record`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// File to write; one that exists is replaced
+    /// File to write; an existing file is replaced
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Share of all traces, over 0 to 100
+    /// Share of all traces in per cent, above 0 and at most 100
     #[arg(long, value_name = "P", default_value_t = 100.0, value_parser = percentage)]
     percentage: f64,
-    /// How long
+    /// Length of the recording in seconds
     #[arg(long, value_name = "N", default_value_t = 60,
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// How large the recorded traces may become
+    /// Most MiB of traces to record
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_mib: Option<u32>,
     #[command(flatten)]
@@ -57,13 +57,13 @@ fn percentage(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "a number over 0, at most 100".to_owned())
 }
 
-/// A recording that arrives.
+/// A recording that is being received.
 struct Arriving {
     file: RecordFile,
     traces: u64,
     spans: u64,
     bytes: u64,
-    /// Of the trace in hand.
+    /// Spans so far of the trace that is being received.
     trace_spans: u64,
     trace_bytes: u64,
     shown_at: Option<Instant>,
@@ -102,14 +102,14 @@ impl Arriving {
         format!("{traces} traces, {spans} spans, {}", bytes(self.bytes))
     }
 
-    /// The line of a terminal that says how far it is, a few times a second.
+    /// Shows the progress on a terminal, a few times a second.
     fn show(&mut self) {
         const PERIOD: Duration = Duration::from_millis(200);
         if !io::stderr().is_terminal() || self.shown_at.is_some_and(|at| at.elapsed() < PERIOD) {
             return;
         }
         self.shown_at = Some(Instant::now());
-        // A terminal that is gone needs no line.
+        // An error is ignored: the line is only for a terminal.
         let _ = write!(io::stderr(), "\rrecorded {}\x1b[K", self.sums());
     }
 
@@ -119,13 +119,13 @@ impl Arriving {
         }
     }
 
-    /// Writes what comes.
+    /// Writes the parts that arrive.
     async fn take(&mut self, parts: &mut Streaming<RecordResponse>) -> Ended {
-        // One listener from here on, so that no signal is missed between two messages.
+        // The same future from here on, so that no signal is missed between two messages.
         let mut interrupted = pin!(ctrl_c());
         loop {
             let message = tokio::select! {
-                // A person who wants it to end does not wait for more of it.
+                // Ctrl-C comes first: a person who wants to stop does not wait for more parts.
                 biased;
                 _ = &mut interrupted => return Ended::Early,
                 message = parts.message() => message,
@@ -138,13 +138,13 @@ impl Arriving {
                     self.show();
                 }
                 Ok(Some(Event::Summary(summary))) => return Ended::With(summary),
-                Ok(None) => return Ended::Failed(Status::unavailable("the recording has no end")),
+                Ok(None) => return Ended::Failed(Status::unavailable("the summary is missing")),
                 Err(status) => return Ended::Failed(status),
             }
         }
     }
 
-    /// Notes traces that are missing, so that estimates from the file are right.
+    /// Notes missing traces in the file, so that estimates from it are correct.
     fn correct(&mut self, percentage: f64, summary: &Summary) -> io::Result<()> {
         let skipped = summary.skipped_traces;
         if skipped == 0 || self.traces == 0 {
@@ -191,7 +191,7 @@ async fn record(options: &Options) -> Result<bool, Failure> {
     let cannot_write = |problem: io::Error| {
         complain(&format!("error: cannot write {name}: {problem}\n"));
     };
-    // Not before the instance has agreed: a recording that is there already may be needed.
+    // Created only after the instance has agreed, because this replaces an existing recording.
     let mut arriving = match RecordFile::create(output, percentage) {
         Ok(file) => Arriving::new(file),
         Err(problem) => {

@@ -1,7 +1,7 @@
-//! `tailwater tail`: follows the decisions of a running instance as they fall.
+//! `tailwater tail`: follows the decisions of a running instance.
 //!
-//! Text has a line for each decision, JSON an object on a line: `WatchDecisionsResponse` in the
-//! form that protobuf defines. Ctrl-C, and a reader that goes away, end it well.
+//! As text, each decision is a line; as JSON, each is an object on a line: `WatchDecisionsResponse`
+//! in protobuf's JSON form. Ctrl-C and a closed pipe end the command successfully.
 
 use std::io::{self, Write as _};
 
@@ -18,7 +18,7 @@ use crate::control::{
     figures::{moment_exact, spans_of},
 };
 
-/// Follows decisions.
+/// Options of `tail`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Only traces that are kept
@@ -38,19 +38,19 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     max_per_second: u32,
-    /// The format of the lines; JSON is an object a line
+    /// Format of the output; JSON is one object per line
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
     instance: Instance,
 }
 
-/// Follows decisions until Ctrl-C. Returns whether it ended well.
+/// Follows decisions until Ctrl-C. Returns whether it ended without an error.
 pub fn run(options: &Options) -> bool {
     instance::run(async {
         let asked = options.instance.client()?;
         tokio::select! {
-            // Ctrl-C comes first: there may always be another decision.
+            // Ctrl-C comes first, because another decision may always be ready.
             biased;
             interrupted = tokio::signal::ctrl_c() => {
                 if let Err(problem) = interrupted {
@@ -96,7 +96,7 @@ async fn follow(mut asked: Asked, options: &Options) -> Result<bool, Failure> {
     }
 }
 
-/// A decision as a line, after a line about those that were left out.
+/// Formats a decision as a line, after a line with the number of decisions left out, if any.
 fn line(seen: &WatchDecisionsResponse) -> String {
     let mut line = match seen.skipped {
         0 => String::new(),

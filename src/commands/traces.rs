@@ -1,9 +1,9 @@
-//! Whole traces without their bytes: what a plan decides on, gathered from requests as they come.
+//! Traces without their bytes: the facts that a plan decides on, gathered from requests.
 //!
-//! `test` and `replay` decide by this. A request is walked once, whatever the number of plans:
-//! their leaves share one pass, side by side in the bits of a span. Per trace there are its facts,
-//! its randomness and its bits, as in the window of the running service, and the highest `ot=th` of
-//! its spans. The bytes of a request are not kept.
+//! `test` and `replay` use this. A request is walked once for any number of plans: their leaves
+//! share one pass, side by side in the bits of a span. For each trace, it keeps the facts, the
+//! randomness and the bits, as the window of the service does, and the highest `ot=th` of its
+//! spans. The bytes of a request are not kept.
 
 use std::sync::Arc;
 
@@ -23,30 +23,30 @@ use crate::{
     trace::{Facts, Randomness, Threshold, TraceId},
 };
 
-/// What the resources and scopes of one request may take while it is walked.
+/// The most bytes of resources and scopes of one request while it is walked.
 const CONTEXT_BYTES_MAX: usize = 512 << 20;
 
-/// What is known of one trace, its bits aside.
+/// The facts of one trace, without its bits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trace {
     pub(super) id: TraceId,
     pub(super) facts: Facts,
-    /// Encoded bytes of its spans. Those of the facts end at 4 GiB.
+    /// Encoded bytes of its spans. A separate counter, because the one in `facts` ends at 4 GiB.
     pub(super) bytes: u64,
     explicit_randomness: Option<Randomness>,
     /// The highest `ot=th` of its spans.
     pub(super) sampled_at: Option<Threshold>,
-    /// The share of all traces that the file which it came from holds.
+    /// The share of all traces that is in the file which this trace came from.
     pub(super) share: f64,
 }
 
 impl Trace {
-    /// What is compared with a threshold.
+    /// The randomness that is compared with a threshold.
     pub(super) fn randomness(&self) -> Randomness {
         self.explicit_randomness.unwrap_or_else(|| self.id.randomness())
     }
 
-    /// When it was complete, Unix nanoseconds; 0 where its spans have no times.
+    /// The time of its end, in Unix nanoseconds; 0 if its spans have no times.
     pub(super) fn time(&self) -> u64 {
         self.facts.end_unix_nano.max(self.facts.start_unix_nano)
     }
@@ -59,7 +59,7 @@ pub(super) struct Traces {
     contexts: Contexts,
     walked: Walked,
     traces: Vec<Trace>,
-    /// Of each trace the bits for each plan, one after the other.
+    /// For each trace, the bits for each plan, one after the other.
     bits: Vec<u64>,
     words: usize,
     /// Indices of `traces` by id.
@@ -68,7 +68,7 @@ pub(super) struct Traces {
 }
 
 impl Traces {
-    /// None yet, to be decided by these plans.
+    /// An empty set of traces, to be decided by these plans.
     pub(super) fn new(plans: Vec<Arc<Plan>>) -> Self {
         Traces {
             words: plans.iter().map(|plan| plan.leaves().words()).sum(),
@@ -82,8 +82,8 @@ impl Traces {
         }
     }
 
-    /// What a trace takes at most. The tables double: while one grows, the old one and the new one
-    /// are both there.
+    /// The most bytes that a trace takes. The tables double: while one grows, both the old and the
+    /// new one exist.
     pub(super) fn bytes_per_trace(&self) -> usize {
         3 * (size_of::<Trace>() + self.words * size_of::<u64>() + size_of::<u32>() + 1)
     }
@@ -96,8 +96,8 @@ impl Traces {
         &self.traces
     }
 
-    /// Adds an `ExportTraceServiceRequest`. Returns how many spans have no valid ids and were left
-    /// out.
+    /// Adds an `ExportTraceServiceRequest`. Returns the number of spans that were left out because
+    /// they have no valid ids.
     ///
     /// # Errors
     /// [`Unwalked`]; nothing of the request was added.
@@ -109,7 +109,7 @@ impl Traces {
         let words = self.words + 1;
         let mut last = None;
         for (span, bits) in walked.spans.iter().zip(walked.bits.chunks_exact(words)) {
-            // The spans of a trace mostly follow one another.
+            // Spans of one trace mostly follow one another.
             let at = match last {
                 Some((id, at)) if id == span.trace_id => at,
                 _ => self.find_or_add(span.trace_id, share),
@@ -134,7 +134,7 @@ impl Traces {
         let (explicit_randomness, sampled_at) = (None, None);
         traces.push(Trace { id, facts, bytes, explicit_randomness, sampled_at, share });
         self.bits.resize(self.bits.len() + self.words, 0);
-        // Memory bounds traces far below 2^32.
+        // The memory limit keeps the number of traces far below 2^32.
         index.insert_unique(hash, at as u32, |&at| hash_of(hasher, traces[at as usize].id));
         at
     }
@@ -155,7 +155,7 @@ impl Traces {
         trace.sampled_at = trace.sampled_at.max(sampled_at(bits[self.words]));
     }
 
-    /// What a plan decides a trace on.
+    /// The evidence on which a plan decides a trace.
     pub(super) fn evidence(&self, trace: usize, plan: usize, forced: bool) -> Evidence<'_> {
         let of = |plan: &Arc<Plan>| plan.leaves().words();
         let start: usize = self.plans[..plan].iter().map(of).sum();
@@ -165,7 +165,7 @@ impl Traces {
         Evidence { trace_id, facts: &trace.facts, bits, randomness, forced }
     }
 
-    /// Forgets the traces that are marked.
+    /// Removes the traces that are marked.
     pub(super) fn forget(&mut self, is_forgotten: &[bool]) {
         let mut left = 0;
         for (at, _) in is_forgotten.iter().enumerate().filter(|(_, is_forgotten)| !**is_forgotten) {
@@ -188,8 +188,8 @@ fn hash_of(hasher: &RandomState, id: TraceId) -> u64 {
     std::hash::BuildHasher::hash_one(hasher, id)
 }
 
-/// The leaves of several plans as conditions of one walk: their bits one after the other, and last
-/// a word with the span's `ot=th`, one higher, so that 0 is none.
+/// The leaves of several plans as the conditions of one walk. The bits of a span are theirs, one
+/// after the other, and last a word with the span's `ot=th` plus one, or 0 if it has none.
 struct SideBySide<I> {
     leaves: I,
 }

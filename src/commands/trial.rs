@@ -1,9 +1,9 @@
-//! `tailwater try FILE`: what other policies would change about the live traffic of a running
+//! `tailwater try FILE`: reports how other policies would decide the live traffic of a running
 //! instance.
 //!
-//! The instance decides by the policies in FILE as well, for a while, and tells the difference once
-//! a second (`TryPolicies`). Nothing changes. The last message is reported: at the end, and also
-//! when Ctrl-C ends it early.
+//! For a while, the instance also decides by the policies in FILE and reports the difference once a
+//! second (`TryPolicies`). Its decisions do not change. The command prints the last message, at the
+//! end or when Ctrl-C ends it early.
 
 use std::{
     fmt::Write as _,
@@ -35,17 +35,17 @@ use crate::{
     },
 };
 
-/// The end of the type URL of mistakes in status details.
+/// The end of the type URL of the status details that list mistakes.
 const DIAGNOSTICS: &str = "/tailwater.control.v1.Diagnostics";
 
-/// What to try, and where.
+/// Options of `try`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How long
+    /// Length of the trial in seconds
     #[arg(long, value_name = "N", default_value_t = 30,
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// How to report; JSON is the last message of `TryPolicies` in protobuf's form
+    /// Format of the report; JSON is the last `TryPolicies` message in protobuf's JSON form
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     /// Policy file
@@ -55,7 +55,7 @@ pub struct Options {
     instance: Instance,
 }
 
-/// The line of a terminal that says how far the trial is.
+/// The progress line, shown on a terminal.
 struct Progress {
     is_shown: bool,
     seconds: u32,
@@ -68,7 +68,7 @@ impl Progress {
         }
         let kept = |outcome: &Option<Outcome>| outcome.as_ref().map_or(0, |o| o.kept_traces);
         let decided = response.current.as_ref().map_or(0, |current| current.decided_traces);
-        // A terminal that is gone needs no line.
+        // An error is ignored: the line is only for a terminal.
         let _ = write!(
             io::stderr(),
             "\r{} of {} s: {} traces decided, {} kept now, {} kept by the candidate\x1b[K",
@@ -87,12 +87,12 @@ impl Progress {
     }
 }
 
-/// The time that the trial has run.
+/// How long the trial has run.
 fn elapsed(response: &TryPoliciesResponse) -> Duration {
     response.elapsed.as_ref().and_then(length).unwrap_or_default()
 }
 
-/// The difference for people. `file` has the policies that were tried.
+/// The difference as text. `file` has the policies that were tried.
 fn text(response: &TryPoliciesResponse, file: &Path) -> String {
     let nothing = Outcome::default();
     let current = response.current.as_ref().unwrap_or(&nothing);
@@ -150,7 +150,7 @@ fn table(outcome: &Outcome) -> String {
     aligned(&rows)
 }
 
-/// Tries until the end or Ctrl-C, and reports. Returns whether all went well.
+/// Runs the trial to its end or to Ctrl-C, and reports. Returns whether there was no error.
 pub fn run(options: &Options) -> bool {
     instance::run(try_policies(options))
 }
@@ -179,11 +179,11 @@ async fn try_policies(options: &Options) -> Result<bool, Failure> {
     };
     let progress = Progress { is_shown: io::stderr().is_terminal(), seconds };
     let mut last = TryPoliciesResponse::default();
-    // One listener from here on, so that no signal is missed between two messages.
+    // The same future from here on, so that no signal is missed between two messages.
     let mut interrupted = pin!(ctrl_c());
     let ended = loop {
         let message = tokio::select! {
-            // A person who wants it to end does not wait for more of it.
+            // Ctrl-C comes first: a person who wants to stop does not wait for more messages.
             biased;
             _ = &mut interrupted => break Ok(()),
             message = responses.message() => message,
@@ -197,7 +197,9 @@ async fn try_policies(options: &Options) -> Result<bool, Failure> {
     };
     progress.clear();
     if last.is_last && elapsed(&last).as_secs_f64().round() < f64::from(seconds) {
-        complain("note: the trial ended early: the instance has reloaded its policies, or stops\n");
+        complain(
+            "note: the trial ended early: the instance reloaded its policies or is stopping\n",
+        );
     }
     let report = match format {
         Format::Text => text(&last, file),
@@ -207,7 +209,7 @@ async fn try_policies(options: &Options) -> Result<bool, Failure> {
     ended.map(|()| is_printed)
 }
 
-/// What is wrong with the policies, if the instance says so.
+/// The mistakes in the policies, if the instance reports any.
 fn problems(status: &Status, file: &Path) -> Option<String> {
     let details = tonic_types::Status::decode(status.details()).ok()?;
     let is_ours = |any: &&prost_types::Any| any.type_url.ends_with(DIAGNOSTICS);
@@ -221,8 +223,8 @@ fn problems(status: &Status, file: &Path) -> Option<String> {
     Some(text)
 }
 
-/// A mistake as a line, and a line of help if there is any. `file` has it; nothing, if it is in
-/// none.
+/// A mistake as a line, and its hint as a second one. `file` is the file with the mistake, or
+/// empty.
 pub(super) fn told(file: &str, diagnostic: &Diagnostic) -> String {
     let Diagnostic { line, column, severity, message, hint, .. } = diagnostic;
     let severity = match Severity::try_from(*severity) {

@@ -1,13 +1,13 @@
-//! Addresses: host and port, and what is wrong with one.
+//! Checks addresses (host and port), and suggests corrections.
 //!
-//! A hint shows the whole address as it should be, and only one that would be taken.
+//! A hint shows the complete corrected address, and only if that address would be accepted.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::diagnostics::{Problem, quote};
 
-/// host:port to listen on; port 0 lets the system choose. `example` is one that could be written,
-/// and has the port of a hint; no hint shows what `is_taken`.
+/// Reads a host:port to listen on; port 0 lets the system choose. `example` is a valid address
+/// whose port the hints use. No hint suggests an address that `is_taken`.
 pub(super) fn listener(
     key: &str,
     text: &str,
@@ -25,12 +25,12 @@ pub(super) fn listener(
     Err(problem.hint(first.hint(|text| fault(text).or_else(|| is_taken(text).then(Fault::other)))))
 }
 
-/// Whether a port stands without a host.
+/// Whether the address is a port without a host.
 pub(super) fn is_only_a_port(address: &str) -> bool {
     address.strip_prefix(':').is_some_and(|port| !port.contains(':'))
 }
 
-/// What is wrong with an address, and the address with that mended.
+/// A mistake in an address, and the address with it corrected.
 pub(super) struct Fault {
     why: &'static str,
     mended: Option<String>,
@@ -41,7 +41,8 @@ impl Fault {
         Fault { why, mended }
     }
 
-    /// One that cannot be mended, and is no first one, so that it is never told.
+    /// A mistake that cannot be corrected. It is only found after another one, so it is never
+    /// reported.
     pub(super) fn other() -> Self {
         Fault::new("", None)
     }
@@ -50,10 +51,10 @@ impl Fault {
         Fault { mended: self.mended.map(|address| format!("{scheme}{address}")), ..self }
     }
 
-    /// What to do, with the whole address as it should be, if all that is wrong can be mended.
+    /// What to do, with the complete corrected address if all mistakes can be corrected.
     pub(super) fn hint(self, fault: impl Fn(&str) -> Option<Fault>) -> String {
         let mut mended = self.mended;
-        // Scheme, path, port and brackets: there is not more to mend.
+        // There are at most four mistakes: scheme, path, port and brackets.
         for _ in 0..4 {
             match mended.as_deref().map(&fault) {
                 Some(Some(next)) => mended = next.mended,
@@ -67,7 +68,7 @@ impl Fault {
     }
 }
 
-/// The port of a valid host:port. `port` is what a missing one may be.
+/// The port of a valid host:port. `port` is used in the hint if the port is missing.
 pub(super) fn host_and_port(text: &str, port: &str) -> Result<u16, Fault> {
     let Some((host, digits)) = text.rsplit_once(':').filter(|(host, _)| !has_open_bracket(host))
     else {
@@ -79,11 +80,11 @@ pub(super) fn host_and_port(text: &str, port: &str) -> Result<u16, Fault> {
     };
     if host.is_empty() {
         let mended = Some(format!("0.0.0.0:{port}"));
-        return Err(Fault::new("for every address of this machine", mended));
+        return Err(Fault::new("for all addresses of this machine", mended));
     }
     if host.parse::<Ipv6Addr>().is_ok() {
         let mended = Some(format!("[{host}]:{port}"));
-        return Err(Fault::new("an IPv6 address stands in brackets", mended));
+        return Err(Fault::new("put an IPv6 address in brackets", mended));
     }
     match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) if address.parse::<Ipv6Addr>().is_ok() => Ok(port),
@@ -101,8 +102,7 @@ fn has_open_bracket(host: &str) -> bool {
 
 /// A host name or an IPv4 address.
 fn is_host(host: &str) -> bool {
-    // A name whose last label is all digits can only be an attempt at an IPv4 address (RFC 3696,
-    // 2).
+    // A name whose last label is all digits can only be a mistyped IPv4 address (RFC 3696, 2).
     let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|b| b.is_ascii_digit()) {
         return host.parse::<Ipv4Addr>().is_ok();

@@ -1,17 +1,17 @@
 //! The memory limit of the control groups that this process is in.
 //!
 //! `/proc/self/cgroup` names the group of the process in each hierarchy, and `/proc/self/mountinfo`
-//! says where a hierarchy is mounted and which of its groups the mount shows at its top. Together
-//! they give the directory of the group, which is the top of the mount only inside a container with
-//! a namespace of its own; systemd's `MemoryMax=`, `--cgroupns=host` and nested groups put it
-//! further down. A limit of any group on the way up to the top of the mount holds for the process
-//! too, so the lowest of them counts. Version 1, version 2 and both at once are read alike.
+//! says where a hierarchy is mounted and which of its groups is at the top of the mount. Together
+//! they give the directory of the group. Only in a container with its own cgroup namespace is this
+//! the top of the mount; with systemd's `MemoryMax=`, `--cgroupns=host` and nested groups it is
+//! further down. The limits of all groups up to the top of the mount apply to the process, so the
+//! lowest one counts. Version 1, version 2 and a mix of both are handled alike.
 //!
-//! `memory.high` counts like `memory.max`: above it the kernel slows the process down and reclaims
-//! its pages, and a service that is held there for long is as good as stopped. The soft limit of
-//! version 1 does not count, because it only matters while the whole machine is short of memory.
+//! `memory.high` counts like `memory.max`: above it, the kernel slows the process down and reclaims
+//! its pages, and a service that stays above it is as good as stopped. The soft limit of version 1
+//! does not count, because it only matters while the whole machine is short of memory.
 //!
-//! A pure function of a directory tree, so that tests can build the layouts.
+//! The lookup depends only on a directory tree, so that tests can build the layouts.
 //! Sources: cgroups(7), cgroup_namespaces(7), proc_pid_mountinfo(5); Linux,
 //! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 
@@ -22,18 +22,18 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Limits from here on mean "none": version 1 writes the largest page-aligned `i64` for it.
+/// Limits from here on mean "no limit": version 1 writes the largest page-aligned `i64` for it.
 const ABSURD_BYTES: u64 = 1 << 50;
 
-/// Files of a group that hold a limit in bytes, by version.
+/// The files of a group that contain a limit in bytes, by version.
 const V2_FILES: &[&str] = &["memory.max", "memory.high"];
 const V1_FILES: &[&str] = &["memory.limit_in_bytes"];
 
-/// A limit, and the file that says so.
+/// A limit, and the file that contains it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Limit {
     pub(super) bytes: u64,
-    /// As the process sees it.
+    /// The path as the process sees it.
     pub(super) file: PathBuf,
 }
 
@@ -41,13 +41,13 @@ pub(super) struct Limit {
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
     is_v2: bool,
-    /// The group that the mount shows at its top.
+    /// The group at the top of the mount.
     top: PathBuf,
     point: PathBuf,
 }
 
-/// The lowest memory limit on the way from the group of the process up to the top of each
-/// hierarchy; `None` where there is none. `root` is the root of the file system.
+/// The lowest memory limit between the group of the process and the top of each hierarchy; `None`
+/// if there is no limit. `root` is the root of the file system.
 pub(super) fn limit(root: &Path) -> Option<Limit> {
     let read = |file: &str| fs::read(root.join(file)).unwrap_or_default();
     let groups = read("proc/self/cgroup");
@@ -58,8 +58,8 @@ pub(super) fn limit(root: &Path) -> Option<Limit> {
 
 fn limits_of(root: &Path, mount: &Mount, groups: &[u8]) -> Vec<Limit> {
     let group = group(groups, mount.is_v2).unwrap_or_else(|| mount.top.clone());
-    // A group that the mount does not show is named by a path with `..`, or by one of another
-    // namespace. The top of the mount is then the nearest that can be read.
+    // A group outside the mount is named by a path with `..`, or by a path of another namespace.
+    // The nearest group that can be read is then the top of the mount.
     let below = group.strip_prefix(&mount.top).unwrap_or(Path::new(""));
     let is_shown = below.components().all(|part| matches!(part, Component::Normal(_)));
     let below = if is_shown { below } else { Path::new("") };
@@ -86,15 +86,15 @@ fn hierarchical(stat: &str) -> Option<&str> {
     stat.lines().find_map(|line| line.strip_prefix("hierarchical_memory_limit "))
 }
 
-/// The number in a file, unless it means "none".
+/// The number in a file, unless it means "no limit".
 fn read_limit(root: &Path, file: PathBuf, number: impl Fn(&str) -> Option<&str>) -> Option<Limit> {
     let text = fs::read_to_string(root.join(file.strip_prefix("/").unwrap_or(&file))).ok()?;
     let bytes = number(&text)?.trim().parse().ok()?;
     (bytes < ABSURD_BYTES).then_some(Limit { bytes, file })
 }
 
-/// The group of the process: of the lines `number:controllers:group`, version 2 has the one without
-/// controllers.
+/// The group of the process, from lines of the form `number:controllers:group`. For version 2, it
+/// is the line without controllers.
 fn group(groups: &[u8], is_v2: bool) -> Option<PathBuf> {
     groups.split(|&byte| byte == b'\n').find_map(|line| {
         let mut parts = line.splitn(3, |&byte| byte == b':').skip(1);
@@ -104,8 +104,8 @@ fn group(groups: &[u8], is_v2: bool) -> Option<PathBuf> {
     })
 }
 
-/// The mounted hierarchies that may limit memory, of lines such as
-/// `31 23 0:28 /top /sys/fs/cgroup rw shared:4 - cgroup2 cgroup rw`.
+/// The mounted hierarchies that may limit memory, from lines such as `31 23 0:28 /top
+/// /sys/fs/cgroup rw shared:4 - cgroup2 cgroup rw`.
 fn mounts(mountinfo: &[u8]) -> Vec<Mount> {
     let lines = mountinfo.split(|&byte| byte == b'\n');
     lines.filter_map(mount).collect()
@@ -128,7 +128,7 @@ fn has_memory(controllers: &[u8]) -> bool {
     controllers.split(|&byte| byte == b',').any(|controller| controller == b"memory")
 }
 
-/// A path in which space, tab, newline and backslash stand as three octal digits.
+/// Decodes a path in which space, tab, newline and backslash are written as three octal digits.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -159,7 +159,7 @@ mod tests {
     const NONE: &str = "9223372036854771712\n";
     const G: u64 = 1_000_000_000;
 
-    /// What is found in a tree with these two files of /proc and these below /sys/fs/cgroup.
+    /// The limit that is found with these two files of /proc and these files below /sys/fs/cgroup.
     fn found(cgroup: &str, mountinfo: &str, files: &[(&str, &str)]) -> Option<(u64, String)> {
         let name = format!("tailwater-cgroup-{}-{:x}", std::process::id(), fastrand::u64(..));
         let root = std::env::temp_dir().join(name);
@@ -232,7 +232,7 @@ mod tests {
         ];
         let expected = at(G, "memory/docker/a b/memory.limit_in_bytes");
         assert_eq!(found(group, V1, &files), expected);
-        // Bound into the container with its own group at the top, as without a namespace.
+        // Bind-mounted into the container with its own group at the top, as without a namespace.
         let bound = "32 31 0:29 /docker/a\\040b /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory";
         let files = [
             ("memory/memory.limit_in_bytes", "2000000000"),

@@ -1,4 +1,4 @@
-//! The parameters of the conditions: every policy type that has no parts.
+//! Reads the parameters of the conditions: all policy types without parts.
 
 use std::{
     fmt::Display,
@@ -19,7 +19,7 @@ use super::{
     values,
 };
 
-/// Memory that the compiled expressions of one condition may take.
+/// The most memory that the compiled expressions of one condition may take, in bytes.
 const REGEX_BYTES_MAX: usize = 1 << 20;
 
 const STATUS_CODES: &[(&str, StatusCode)] =
@@ -55,7 +55,7 @@ pub(super) fn span_duration(section: &mut Section<'_, '_>) -> Option<RuleKind> {
     Some(RuleKind::SpanDuration { threshold_ms, upper_threshold_ms })
 }
 
-/// `threshold_ms` and `upper_threshold_ms` of a policy type about the duration of this.
+/// `threshold_ms` and `upper_threshold_ms` of a policy type about the duration of `of`.
 fn thresholds(section: &mut Section<'_, '_>, kind: &str, of: &str) -> Option<(u64, Option<u64>)> {
     let threshold = section.integer::<u64>("threshold_ms");
     let missing = Problem::new(format!("`{kind}` has no `threshold_ms`"));
@@ -126,14 +126,14 @@ pub(super) fn numeric_attribute(section: &mut Section<'_, '_>) -> Option<RuleKin
     Some(RuleKind::NumericAttribute { key: key?, scope: scope?, range, invert })
 }
 
-/// A bound on numbers as it is written.
+/// A bound on numbers, as written.
 struct Limit {
     key: &'static str,
     number: Number,
     is_included: bool,
 }
 
-/// Reads a bound by the key that includes it or the key that does not.
+/// Reads a bound from one of two keys: `included` is inclusive, `excluded` is exclusive.
 fn limit(
     section: &mut Section<'_, '_>,
     [included, excluded]: [&'static str; 2],
@@ -162,7 +162,7 @@ impl Limit {
         }
     }
 
-    /// What is wrong where no number lies between this lower bound and that upper one.
+    /// The problem if no number lies between this lower bound and the upper one.
     fn leaves_nothing(&self, upper: &Limit) -> Option<Problem> {
         let relation = if self.is_included && upper.is_included {
             (upper.number < self.number).then_some("below")
@@ -199,7 +199,7 @@ pub(super) fn service_name(section: &mut Section<'_, '_>) -> Option<RuleKind> {
     string_match(section).map(|(values, invert)| RuleKind::ServiceName { values, invert })
 }
 
-/// `span_event`: names, an attribute, or both, of one and the same event.
+/// `span_event`: names, an attribute, or both, which one event has to have.
 pub(super) fn span_event(section: &mut Section<'_, '_>) -> Option<RuleKind> {
     let names = optional(section, "names");
     let key = attribute_key(section);
@@ -210,7 +210,7 @@ pub(super) fn span_event(section: &mut Section<'_, '_>) -> Option<RuleKind> {
         let problem = Problem::new("`span_event` has no `names` and no `key`");
         section.require_any(&["names", "key"], problem.hint("give one or both"));
     } else if matches!(written, Read::Set(..)) {
-        let problem = Problem::new("`values` are those of an attribute, and there is no `key`");
+        let problem = Problem::new("`values` needs `key`, the attribute that has the values");
         section.require("key", &key, problem.hint("names of events go into `names`"));
     }
     let mut matching = |list: Read<Vec<(String, Span)>>| match list {
@@ -229,15 +229,15 @@ pub(super) fn span_event(section: &mut Section<'_, '_>) -> Option<RuleKind> {
     }
 }
 
-/// `trace_state`. Keys and values that tracestate has no way to carry are errors; what W3C forbids
-/// beyond that is left to the senders, some of which do not care.
+/// `trace_state`. Keys and values that a tracestate cannot carry are errors. W3C forbids more, but
+/// some senders do not comply, so the rest is allowed.
 pub(super) fn trace_state(section: &mut Section<'_, '_>) -> Option<RuleKind> {
     let key = section.literal("key", |text| {
         let problem = match text {
             "" => Problem::new("`key` is empty"),
             key if key.contains([',', '=', ' ', '\t']) => {
                 let message = format!("{} is not a key of tracestate", quote(key));
-                Problem::new(message).hint("it is what stands before the `=`, such as `vendor`")
+                Problem::new(message).hint("it is the text before the `=`, such as `vendor`")
             }
             key => return Ok(key.to_owned()),
         };
@@ -260,7 +260,7 @@ pub(super) fn trace_state(section: &mut Section<'_, '_>) -> Option<RuleKind> {
 
 const NO_UPPER_BOUND: &str = "for no upper bound leave the key out";
 
-/// Bounds between which nothing is.
+/// The problem with bounds that no value can meet.
 fn never(
     (upper, max): (&str, impl Display),
     relation: &str,
@@ -271,7 +271,7 @@ fn never(
     ))
 }
 
-/// `key` and `scope` of a condition on attributes.
+/// Reads `key` and `scope` of a condition on attributes.
 fn attribute(section: &mut Section<'_, '_>, missing: &str) -> (Option<String>, Option<Scope>) {
     let key = attribute_key(section);
     section.require("key", &key, Problem::new(missing));
@@ -289,7 +289,7 @@ fn attribute_key(section: &mut Section<'_, '_>) -> Read<String> {
     })
 }
 
-/// A required list of words that is not empty.
+/// A required, non-empty list of words.
 fn choices<T: Copy>(
     section: &mut Section<'_, '_>,
     key: &'static str,
@@ -306,7 +306,7 @@ fn choices<T: Copy>(
     (chosen.len() == written.len()).then_some(chosen)
 }
 
-/// `values`, `enabled_regex_matching` and `invert_match`.
+/// Reads `values`, `enabled_regex_matching` and `invert_match`.
 fn string_match(section: &mut Section<'_, '_>) -> Option<(StringMatch, bool)> {
     let is_regex = section.boolean("enabled_regex_matching");
     let invert = section.boolean("invert_match").or(false);
@@ -314,7 +314,7 @@ fn string_match(section: &mut Section<'_, '_>) -> Option<(StringMatch, bool)> {
     Some((matching(section, written?, &is_regex)?, invert))
 }
 
-/// How texts are compared, by `enabled_regex_matching`.
+/// Compiles the values or keeps them as strings, by `enabled_regex_matching`.
 fn matching(
     section: &mut Section<'_, '_>,
     written: Vec<(String, Span)>,
@@ -329,14 +329,14 @@ fn matching(
     }
 }
 
-/// A required list of strings that is not empty.
+/// A required, non-empty list of strings.
 fn non_empty(section: &mut Section<'_, '_>, key: &'static str) -> Option<Vec<(String, Span)>> {
     let list = optional(section, key);
     section.require(key, &list, Problem::new(format!("the policy has no `{key}`")));
     list.good()
 }
 
-/// A list of strings that is not empty where there is one.
+/// An optional list of strings, which must not be empty.
 fn optional(section: &mut Section<'_, '_>, key: &'static str) -> Read<Vec<(String, Span)>> {
     match section.literals(key) {
         Read::Set(list, span) if list.is_empty() => {
@@ -351,7 +351,7 @@ fn optional(section: &mut Section<'_, '_>, key: &'static str) -> Read<Vec<(Strin
 fn regexes(section: &mut Section<'_, '_>, written: &[(String, Span)]) -> Option<RegexSet> {
     for (text, span) in written {
         if text.contains('\u{8}') {
-            let message = format!("the expression {} holds a backspace", quote(text));
+            let message = format!("the expression {} contains a backspace", quote(text));
             let hint = "in double quotes TOML makes a backspace of `\\b`: use single quotes";
             section.warn(span.clone(), Problem::new(message).hint(hint));
         }
@@ -380,7 +380,7 @@ fn compile<'v>(written: impl IntoIterator<Item = &'v str>) -> Result<RegexSet, r
     RegexSetBuilder::new(written).size_limit(REGEX_BYTES_MAX).build()
 }
 
-/// What to do about what other engines have and this one, which is linear in time, has not.
+/// Advice for features of other engines that this one, which runs in linear time, does not have.
 const REGEX_HINTS: &[(&str, &str)] = &[
     (
         "look-around",
@@ -398,8 +398,7 @@ fn invalid_regex(text: &str, error: &regex::Error) -> Problem {
         regex::Error::CompiledTooBig(limit) => {
             format!("compiled it takes more than {limit} bytes")
         }
-        // A drawing of the expression precedes the reason; the snippet shows the expression
-        // already.
+        // The reason follows a drawing of the expression, which the snippet shows already.
         error => {
             let text = error.to_string();
             let last = text.lines().last().unwrap_or_default();

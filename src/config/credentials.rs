@@ -1,9 +1,9 @@
 //! TLS and tokens of receivers and the telemetry port, `[exporter.otlp.tls]` and the exporter's
 //! token, with every file that they name.
 //!
-//! The files are read here as the service will read them, so that `check` finds what would keep it
-//! from starting. No message quotes a file, or its path: a token that is written where its file
-//! should be named is a common mistake.
+//! The files are read here as the service will read them, so that `check` finds what would prevent
+//! it from starting. No message quotes the content of a file, or its path, because writing a token
+//! where its file should be named is a common mistake.
 
 use std::path::{Path, PathBuf};
 
@@ -16,13 +16,13 @@ use super::{
 };
 use crate::credentials::{self, ClientTls, Dates, Fault, Faults, Role, ServerTls};
 
-/// What a file looks like that holds certificates.
+/// The hint for files that should contain certificates.
 const PEM_HINT: &str = "such a file begins with `-----BEGIN CERTIFICATE-----`";
 
-/// Where the file of a role is named.
+/// A file named in the configuration: its role, its key, and the path as read.
 type Named<'a> = (Role, &'static str, &'a Read<PathBuf>);
 
-/// Reads `[receiver.tls]` or `[telemetry.tls]`; absent where the file does not have it.
+/// Reads `[receiver.tls]` or `[telemetry.tls]`; `None` if the file does not have the section.
 pub(super) fn server_tls(mut section: Section<'_, '_>, directory: &Path) -> Option<ServerTls> {
     let cert = section.file("cert_file", directory);
     let key = section.file("key_file", directory);
@@ -50,7 +50,7 @@ pub(super) fn server_tls(mut section: Section<'_, '_>, directory: &Path) -> Opti
     tls
 }
 
-/// Reads `[receiver.auth]` or `[telemetry.auth]`: the file of tokens.
+/// Reads `[receiver.auth]` or `[telemetry.auth]`: the path of the token file.
 pub(super) fn server_auth(mut section: Section<'_, '_>, directory: &Path) -> Option<PathBuf> {
     let token = section.file("bearer_token_file", directory);
     if let Read::Set(file, _) = &token
@@ -62,7 +62,7 @@ pub(super) fn server_auth(mut section: Section<'_, '_>, directory: &Path) -> Opt
     token.good()
 }
 
-/// Reads `bearer_token_file` of `[exporter.otlp]`, which has these `headers`.
+/// Reads `bearer_token_file` of `[exporter.otlp]`, whose `headers` are given.
 pub(super) fn exporter_token<'h>(
     section: &mut Section<'_, '_>,
     mut headers: impl Iterator<Item = &'h String>,
@@ -71,7 +71,7 @@ pub(super) fn exporter_token<'h>(
     let token = section.file("bearer_token_file", directory);
     let Read::Set(file, span) = &token else { return None };
     if headers.any(|name| name == "authorization") {
-        let message = "`bearer_token_file` and the header `authorization` are both there, and \
+        let message = "`bearer_token_file` and the header `authorization` are both set, and \
                        only one of them can be sent";
         section.error(span.clone(), Problem::new(message).hint("remove one of them"));
     }
@@ -81,7 +81,7 @@ pub(super) fn exporter_token<'h>(
     token.good()
 }
 
-/// Reads `[exporter.otlp.tls]`. `is_https` is absent where the endpoint is wrong.
+/// Reads `[exporter.otlp.tls]`. `is_https` is `None` if the endpoint is wrong.
 pub(super) fn exporter_tls(
     mut section: Section<'_, '_>,
     is_https: Option<bool>,
@@ -93,12 +93,13 @@ pub(super) fn exporter_tls(
     let key = section.file("key_file", directory);
     let server_name = section.text("server_name", server_name);
     if is_there && is_https == Some(false) {
-        let problem = Problem::new("[exporter.otlp.tls] is there, but `endpoint` is http://");
+        let problem = Problem::new("[exporter.otlp.tls] is set, but `endpoint` is http://");
         section.error(header, problem.hint("write https://, or remove the section"));
     }
     let identity = cert.clone().good().zip(key.clone().good());
     let tls = ClientTls { ca_file: ca.clone().good(), identity, server_name: server_name.good() };
-    // Only what is named: whom the system trusts may differ from where this is checked.
+    // Only named files are checked: the system's CAs may differ from those of the machine of
+    // `check`.
     let is_half = tls.identity.is_none() && !matches!((&cert, &key), (Read::Unset, Read::Unset));
     if !is_half && !tls.files().is_empty() {
         match tls.read() {
@@ -121,7 +122,7 @@ pub(super) fn exporter_tls(
     (is_https == Some(true)).then_some(tls)
 }
 
-/// A name, or an IP address, that stands in certificates.
+/// A host name or an IP address, as in certificates.
 fn server_name(text: &str) -> Result<ServerName<'static>, Problem> {
     ServerName::try_from(text.to_owned()).map_err(|_| {
         let message = format!("`server_name` must be a host name, found {}", quote(text));
@@ -154,7 +155,7 @@ fn problem(key: &str, fault: &Fault) -> Problem {
         ),
         Fault::BadKey => problem.hint("RSA from 2048 bits, ECDSA P-256, P-384 and Ed25519 work"),
         Fault::NoToken => problem.hint("write one token a line"),
-        Fault::ManyTokens => problem.hint("leave the one token that the backend expects"),
+        Fault::ManyTokens => problem.hint("keep only the token that the backend expects"),
         Fault::TooLarge | Fault::BadToken | Fault::NoSystemAuthorities => problem,
     }
 }

@@ -1,7 +1,7 @@
-//! Getters of a [`Section`] whose bounds and defaults come from the description of the key.
+//! The getters of [`Section`] whose bounds and defaults come from the description of the key.
 //!
-//! A key that is not described, or is described as another type, is a mistake in the code, which
-//! every test that loads a configuration would find.
+//! A key without a description, or with another type in it, is a mistake in the code, which every
+//! test that loads a configuration would find.
 
 use std::{fmt::Display, time::Duration};
 
@@ -21,7 +21,7 @@ impl Section<'_, '_> {
         self.integer_within(key, number(key, min)..=number(key, max))
     }
 
-    /// An integer up to its upper bound, or 0, of which the caller says what is wrong with it.
+    /// An integer up to its upper bound, or 0; the caller reports a 0 that is not allowed.
     pub(super) fn integer_or_zero<T>(&mut self, key: &'static str) -> Read<T>
     where
         T: TryFrom<u64> + TryFrom<i128> + PartialOrd + Display,
@@ -30,7 +30,7 @@ impl Section<'_, '_> {
         self.integer_within(key, number(key, 0)..=number(key, max))
     }
 
-    /// What holds where an integer is not set.
+    /// The default of an integer.
     pub(super) fn default_integer<T: TryFrom<u64>>(&self, key: &'static str) -> T {
         let Kind::Integer { default: Some(default), .. } = self.kind(key) else { unlike(key) };
         number(key, default)
@@ -51,7 +51,7 @@ impl Section<'_, '_> {
         self.duration_within(key, min..=max)
     }
 
-    /// What holds where a duration is not set.
+    /// The default of a duration.
     pub(super) fn default_duration(&self, key: &'static str) -> Duration {
         let Kind::Duration { default, .. } = self.kind(key) else { unlike(key) };
         default
@@ -69,15 +69,15 @@ impl Section<'_, '_> {
         self.boolean(key).or(default)
     }
 
-    /// The value that belongs to the word, or to the default word. Values stand in the order of the
-    /// words of the description.
+    /// The value for the word, or for the default word. `of` has the values in the order of the
+    /// words in the description.
     pub(super) fn word<T: Copy, const N: usize>(&mut self, key: &'static str, of: [T; N]) -> T {
         let Kind::Word { words, default } = self.kind(key) else { unlike(key) };
         let default = words.iter().position(|word| *word == default);
         self.word_read(key, of).or(of[default.expect("the default is one of the words")])
     }
 
-    /// The value that belongs to the word, where the file has one.
+    /// The value for the word, if the file has the key.
     pub(super) fn word_read<T: Copy, const N: usize>(
         &mut self,
         key: &'static str,
@@ -89,13 +89,13 @@ impl Section<'_, '_> {
         self.text(key, |text| values::choice(key, text, &choices))
     }
 
-    /// What holds where a list of words is not set.
+    /// The default of a list of words.
     pub(super) fn default_words(&self, key: &'static str) -> &'static [&'static str] {
         let Kind::WordsOr { default, .. } = self.kind(key) else { unlike(key) };
         default
     }
 
-    /// The default of a listener, a URL or its path.
+    /// The default of a listener, a URL or a path.
     pub(super) fn default_text(&self, key: &'static str) -> &'static str {
         match self.kind(key) {
             Kind::Listener { default } | Kind::UrlPath { default } | Kind::Url { default } => {

@@ -1,6 +1,6 @@
-//! Problems of a configuration, and how a person or a tool gets to read them.
+//! The problems of a configuration, and how they are shown to people and tools.
 //!
-//! A [`Diagnostic`] owns everything it needs (its place, its words and the line it is about), so
+//! A [`Diagnostic`] owns everything it needs (its place, its message and the line it is about), so
 //! that it outlives the file. Text from files is made visible when a diagnostic is built: no escape
 //! sequence of a file reaches a terminal, whether it is printed as text or as JSON. A list holds at
 //! most [`DIAGNOSTICS_MAX`] of them, because a file of 1 MiB has room for a hundred thousand
@@ -12,10 +12,10 @@ use serde::Serialize;
 
 use super::source::Snippet;
 
-/// Diagnostics kept of one load; later ones are only counted.
+/// The most diagnostics kept of one load; later ones are only counted.
 const DIAGNOSTICS_MAX: usize = 1_000;
 
-/// Characters of a file that a message may quote in one piece.
+/// The most characters of a file that a message quotes at once.
 const QUOTE_CHARS_MAX: usize = 60;
 
 /// Whether a configuration can be used in spite of a problem.
@@ -24,9 +24,9 @@ const QUOTE_CHARS_MAX: usize = 60;
 pub enum Severity {
     /// The configuration is refused.
     Error,
-    /// The configuration is used, though it hardly says what was meant.
+    /// The configuration is used, but probably does not say what was meant.
     Warning,
-    /// Nothing is wrong; this is good to know.
+    /// A remark; nothing is wrong.
     Note,
 }
 
@@ -53,15 +53,15 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// What is wrong, in one line.
     pub message: String,
-    /// What to do about it, where that can be said.
+    /// What to do about it, if known.
     pub hint: Option<String>,
-    /// The offending line; absent where a problem is about a whole file.
+    /// The line that the problem is about; `None` if it is about a whole file.
     #[serde(skip)]
     pub(super) snippet: Option<Snippet>,
 }
 
 impl Diagnostic {
-    /// The same place with another problem.
+    /// Another problem at the same place.
     pub(crate) fn saying(self, problem: Problem) -> Self {
         let hint = problem.hint.as_deref().map(visible);
         Diagnostic { message: visible(&problem.message), hint, ..self }
@@ -69,7 +69,8 @@ impl Diagnostic {
 }
 
 impl fmt::Display for Diagnostic {
-    /// `file:line:column: error: message`, the line with the offence underlined, and `help: ...`.
+    /// Writes `file:line:column: error: message`, the line with the problem underlined, and `help:
+    /// ...`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Diagnostic { file, line, column, severity, message, .. } = self;
         writeln!(f, "{file}:{line}:{column}: {severity}: {message}")?;
@@ -88,7 +89,7 @@ impl fmt::Display for Diagnostic {
 
 /// All problems of a configuration, sorted by file, line and column once loading has ended.
 ///
-/// `Display` is what `tailwater check` prints, serialization its `--format json`.
+/// `Display` writes the output of `tailwater check`, serialization that of `--format json`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Diagnostics {
     diagnostics: Vec<Diagnostic>,
@@ -114,8 +115,7 @@ impl Diagnostics {
         self.has_errors
     }
 
-    /// Adds the problems of another load; one that both found (in a file that both name) stays
-    /// single.
+    /// Adds the problems of another load; a problem that both loads found is kept once.
     pub(crate) fn merge(&mut self, other: Diagnostics) {
         self.omitted += other.omitted;
         self.has_errors |= other.has_errors;
@@ -158,7 +158,7 @@ impl fmt::Display for Diagnostics {
     }
 }
 
-/// What is wrong, before it is known where.
+/// A problem whose place is not known yet.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Problem {
     pub(super) message: String,
@@ -170,7 +170,7 @@ impl Problem {
         Problem { message: message.into(), hint: None }
     }
 
-    /// Adds what to do about it.
+    /// Adds advice about what to do.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         self.maybe_hint(Some(hint.into()))
     }
@@ -185,7 +185,7 @@ impl Problem {
     }
 }
 
-/// Text of a file as a message quotes it: in backticks, shortened where it is long.
+/// Quotes text of a file for a message: in backticks, and shortened if it is long.
 pub(super) fn quote(text: &str) -> String {
     match text.char_indices().nth(QUOTE_CHARS_MAX) {
         Some((end, _)) => format!("`{}…`", &text[..end]),
@@ -193,19 +193,19 @@ pub(super) fn quote(text: &str) -> String {
     }
 }
 
-/// `text` with everything replaced that could steer a terminal or reorder what it shows.
+/// Replaces everything in `text` that could control a terminal or reorder what it shows.
 pub(crate) fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     text.chars().for_each(|c| push_visible(&mut out, c));
     out
 }
 
-/// Appends one character of [`visible`] text. A tab becomes one space, so that columns stay in
-/// line.
+/// Appends one character of [`visible`] text. A tab becomes one space, so that columns stay
+/// aligned.
 pub(super) fn push_visible(out: &mut String, c: char) {
     match c {
         '\t' => out.push(' '),
-        // Marks and overrides of direction, and separators that some terminals take for a new line.
+        // Direction marks and overrides, and separators that some terminals treat as a new line.
         '\u{200b}'..='\u{200f}'
         | '\u{2028}'..='\u{202e}'
         | '\u{2066}'..='\u{2069}'
@@ -217,12 +217,12 @@ pub(super) fn push_visible(out: &mut String, c: char) {
     }
 }
 
-/// The candidate that was probably meant by `text`, if any is close.
+/// The candidate that `text` probably means, if any is close.
 pub(super) fn nearest<'a>(
     text: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    // Comparing costs the product of both lengths, and no key or name is anywhere near this long.
+    // Comparing costs the product of both lengths; all keys and names are much shorter than this.
     if text.len() > 100 {
         return None;
     }
@@ -237,8 +237,8 @@ pub(super) fn nearest<'a>(
     alike.or_else(|| only_one_with_part(&text, &candidates))
 }
 
-/// The candidate that is a part of `text`, or has it as a part, if there is just one: `percentage`
-/// is short for `sampling_percentage`, `STATUS_CODE_ERROR` long for `ERROR`.
+/// The only candidate that is a part of `text`, or that contains it: `percentage` is short for
+/// `sampling_percentage`, `STATUS_CODE_ERROR` long for `ERROR`. `None` if there are several.
 fn only_one_with_part<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let framed = |text: &str| format!("_{}_", text.to_lowercase());
     let text = framed(text);
@@ -250,7 +250,7 @@ fn only_one_with_part<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str>
     fitting.next().filter(|_| fitting.next().is_none()).copied()
 }
 
-/// A hint that asks for [`nearest`].
+/// A hint that suggests [`nearest`].
 pub(super) fn did_you_mean<'a>(
     text: &str,
     candidates: impl IntoIterator<Item = &'a str>,

@@ -1,8 +1,8 @@
-//! `endpoint` and `protocol` of `[exporter.otlp]`, which must fit each other.
+//! `endpoint` and `protocol` of `[exporter.otlp]`, which must match each other.
 //!
-//! OTLP/gRPC has a host and a port, and nothing else. OTLP/HTTP has a base URL, the port of which
-//! may be left out and behind the path of which `/v1/traces` is added, as OTLP's specification
-//! builds it for `OTEL_EXPORTER_OTLP_ENDPOINT`.
+//! OTLP/gRPC has a host and a port, and nothing else. OTLP/HTTP has a base URL whose port is
+//! optional; `/v1/traces` is added to its path, as OTLP's specification defines for
+//! `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
 use super::{
     Protocol,
@@ -16,13 +16,13 @@ const GRPC_PORT: u16 = 4317;
 const HTTP_PORT: u16 = 4318;
 const TRACES_PATH: &str = "/v1/traces";
 
-/// Reads both; `listeners` are this service's own endpoints, by the name of their section.
+/// Reads both keys. `listeners` are the service's own endpoints, by the name of their section.
 pub(super) fn exporter(
     section: &mut Section<'_, '_>,
     listeners: [(&str, &str); 2],
 ) -> (Read<String>, Protocol) {
     let protocol = section.word_read("protocol", [Protocol::Grpc, Protocol::Http]);
-    // Where it is wrong, nothing is said about what depends on it.
+    // If the protocol is wrong, checks that depend on it are skipped.
     let is_known = !matches!(protocol, Read::Bad);
     let protocol = protocol.or(Protocol::Grpc);
     let is_own = |address: &str| listeners.iter().any(|(_, listener)| *listener == address);
@@ -47,7 +47,7 @@ pub(super) fn exporter(
     (endpoint, protocol)
 }
 
-/// host:port of an endpoint for OTLP/gRPC.
+/// The host:port of an endpoint for OTLP/gRPC.
 fn grpc(text: &str, is_own: impl Fn(&str) -> bool) -> Result<&str, Problem> {
     let fault = |text: &str| {
         let (scheme, address) = match scheme_and_rest(text) {
@@ -67,7 +67,7 @@ fn grpc(text: &str, is_own: impl Fn(&str) -> bool) -> Result<&str, Problem> {
     Err(wrong(text, "http://host:port").hint(hint))
 }
 
-/// host:port, or the host alone, of a base URL for OTLP/HTTP.
+/// The host:port, or the host alone, of a base URL for OTLP/HTTP.
 fn http(text: &str, is_known: bool, is_own: impl Fn(&str) -> bool) -> Result<&str, Problem> {
     let fault = |text: &str| {
         let (scheme, rest) = match scheme_and_rest(text) {
@@ -75,7 +75,7 @@ fn http(text: &str, is_known: bool, is_own: impl Fn(&str) -> bool) -> Result<&st
             Err(fault) => return Some(fault),
         };
         if let Some((base, _)) = text.split_once(['?', '#']) {
-            let why = "leave out what begins with `?` or `#`";
+            let why = "leave out everything from `?` or `#` on";
             return Some(Fault::new(why, Some(base.to_owned())));
         }
         let address = host(rest);
@@ -88,7 +88,7 @@ fn http(text: &str, is_known: bool, is_own: impl Fn(&str) -> bool) -> Result<&st
     };
     let base = text.trim_end_matches('/').strip_suffix(TRACES_PATH);
     if let Some(base) = base.filter(|_| is_known && fault(text).is_none()) {
-        let message = format!("`endpoint` is a base, to which {TRACES_PATH} is added");
+        let message = format!("`endpoint` is a base URL, to which {TRACES_PATH} is added");
         return Err(Problem::new(message).hint(format!("write \"{base}\"")));
     }
     let Some(first) = fault(text) else { return Ok(host(without_scheme(text))) };
@@ -102,7 +102,7 @@ fn without_scheme(text: &str) -> &str {
     text.split_once("://").map_or(text, |(_, rest)| rest)
 }
 
-/// What of a URL without its scheme is host and port.
+/// The host and port of a URL without its scheme.
 fn host(rest: &str) -> &str {
     &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())]
 }
@@ -132,7 +132,7 @@ fn wrong(text: &str, wanted: &str) -> Problem {
     Problem::new(format!("`endpoint` must be {wanted}, found {}", quote(text)))
 }
 
-/// OTLP has two ports, and each is often written for the other.
+/// Warns if the port is the usual one of the other protocol, a common mistake.
 fn warn_of_port(section: &mut Section<'_, '_>, protocol: Protocol, endpoint: &str, span: &Span) {
     let port = endpoint.parse::<http::Uri>().ok().and_then(|uri| uri.port_u16());
     let (usual, name, other) = match (protocol, port) {
@@ -140,7 +140,7 @@ fn warn_of_port(section: &mut Section<'_, '_>, protocol: Protocol, endpoint: &st
         (Protocol::Http, Some(GRPC_PORT)) => (HTTP_PORT, "http/protobuf", "grpc"),
         _ => return,
     };
-    let message = format!("the port is the usual one of `protocol = \"{other}\"`");
+    let message = format!("the port is the usual one for `protocol = \"{other}\"`");
     let hint = format!("`{name}` usually has port {usual}");
     section.warn(span.clone(), Problem::new(message).hint(hint));
 }

@@ -1,8 +1,8 @@
 //! `${env:NAME}` and `${env:NAME:-default}` inside string values.
 //!
-//! Replaced after parsing, so that a variable can never change the shape of the file, and once:
-//! what a variable holds is not searched again. As in the Collector, the default stands for a
-//! variable that is not set; one that is set but empty is empty.
+//! Variables are replaced after parsing, so that a variable can never change the structure of the
+//! file, and only once: the value of a variable is not searched again. As in the Collector, the
+//! default is used if the variable is not set; a variable that is set but empty is empty.
 
 use std::env::VarError;
 
@@ -11,9 +11,9 @@ use super::diagnostics::{Problem, quote};
 /// How a variable is looked up: `std::env::var`, or a fixed set in tests.
 pub(super) type Variable = fn(&str) -> Result<String, VarError>;
 
-/// Goes with a problem of a text in which variables were replaced.
+/// The hint for a problem of a text in which variables were replaced.
 pub(super) const HIDDEN: &str =
-    "what the environment variables hold is not shown: it may be a secret";
+    "the values of environment variables are not shown: they may be secrets";
 
 const OPENING: &str = "${env:";
 

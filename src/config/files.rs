@@ -1,8 +1,8 @@
-//! Reading configuration files, and finding those that `policy_files` names.
+//! Reads configuration files, and finds the files that `policy_files` names.
 //!
 //! Globs are matched against a walk of the directories that they can reach. Entries that start with
-//! a dot are passed over and directories behind symbolic links are not entered: Kubernetes mounts a
-//! ConfigMap as links into a hidden directory, and every file would be there twice. Bounds: 1 MiB
+//! a dot are skipped, and directories behind symbolic links are not entered: Kubernetes mounts a
+//! ConfigMap as links into a hidden directory, so every file would be found twice. Bounds: 1 MiB
 //! for a file, 16 levels for `**`, 10,000 entries for a walk.
 
 use std::{
@@ -23,12 +23,12 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const GLOB_DEPTH_MAX: usize = 16;
 const WALK_ENTRIES_MAX: usize = 10_000;
 
-/// Why a file is not there to be parsed.
+/// Why a file cannot be parsed.
 #[derive(Debug)]
 pub(super) enum Unreadable {
-    /// Nothing of it is known; the problem belongs where it was named.
+    /// The file cannot be read. The problem is reported where the file is named.
     Closed(Problem),
-    /// It is not text, at a place inside of it.
+    /// The file is not UTF-8. The problem is reported inside the file.
     NotText(Box<Diagnostic>),
 }
 
@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Source, Unreadable> {
     text(path, bytes(path))
 }
 
-/// The same, and the digest of what was read.
+/// Reads a file of at most 1 MiB, and returns the digest of what was read too.
 pub(super) fn read_with_digest(path: &Path) -> (Digest, Result<Source, Unreadable>) {
     let bytes = bytes(path);
     (digest_of(path, &bytes), text(path, bytes))
@@ -82,7 +82,7 @@ fn text(path: &Path, bytes: Result<Vec<u8>, Problem>) -> Result<Source, Unreadab
     }
 }
 
-/// The text of a file that was sent, of at most 1 MiB.
+/// A source from a text that was sent, of at most 1 MiB.
 pub(super) fn sized(path: &Path, text: &str) -> Result<Source, Problem> {
     check_size(path, text.len())?;
     Ok(Source::new(path, text))
@@ -95,7 +95,7 @@ fn check_size(path: &Path, bytes: usize) -> Result<(), Problem> {
     Err(Problem::new(format!("{} is larger than 1 MiB", quote(&path.display().to_string()))))
 }
 
-/// The text of any file of at most 1 MiB, or why it cannot be read.
+/// Reads any file of at most 1 MiB, or returns why it cannot be read.
 pub(crate) fn read_text(path: &Path) -> Result<Source, Diagnostics> {
     let mut diagnostics = Diagnostics::default();
     match read(path) {
@@ -119,9 +119,9 @@ fn unreadable(path: &Path, error: &io::Error) -> Problem {
     }
 }
 
-/// The files that one entry of `policy_files` names, relative to the directory of `naming_file`,
-/// which a glob never yields, nor does it files of tests (`*.test.toml`), which stand beside
-/// policies. A path without wildcards is taken as it is; a glob may name no file at all.
+/// The files that one entry of `policy_files` names, relative to the directory of `naming_file`. A
+/// glob never yields `naming_file` itself, nor test files (`*.test.toml`), which are kept beside
+/// policies. A path without wildcards is returned unchanged; a glob may match no file at all.
 pub(super) fn named(pattern: &str, naming_file: &Path) -> Result<Vec<PathBuf>, Problem> {
     let base = naming_file.parent().unwrap_or(Path::new(""));
     let has_wildcard = |part: &str| part.contains(['*', '?', '[', '{']);
@@ -158,7 +158,7 @@ pub(super) fn named(pattern: &str, naming_file: &Path) -> Result<Vec<PathBuf>, P
     Ok(walk.files.into_iter().filter(is_named).collect())
 }
 
-/// `path` without `.` components, so that a file has one name however it was spelled.
+/// Removes `.` components from `path`, so that a file has one name however it was spelled.
 fn plain(path: &Path) -> PathBuf {
     path.components().filter(|component| *component != Component::CurDir).collect()
 }
@@ -169,7 +169,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Collects the files of `directory` and, `depth` levels down, of those below it.
+    /// Collects the files of `directory`, and of directories up to `depth` levels below it.
     fn directory(&mut self, directory: &Path, depth: usize) -> Result<(), Problem> {
         let opened = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
         let entries = match fs::read_dir(opened) {
@@ -191,7 +191,7 @@ impl Walk {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() && depth > 0 => self.directory(&path, depth - 1)?,
                 Ok(kind) if kind.is_dir() => {}
-                // A link to a directory is no file either, and one to nothing is reported when
+                // A link to a directory is not a file either; a broken link is reported when it is
                 // read.
                 _ if path.is_dir() => {}
                 _ => self.files.push(path),

@@ -1,8 +1,8 @@
-//! Whether what one setting allows fits into the memory that another one gives.
+//! Checks that sizes which one setting allows fit into the memory that another one gives.
 //!
-//! Nothing here is an error: the service starts, and refuses or forgets what does not fit. But who
-//! wrote the settings meant something else, so `check` says it. A default is only spoken of where
-//! the file sets the memory limit: what another machine gives is not known here.
+//! Nothing here is an error: the service starts, and refuses or forgets what does not fit. But this
+//! is probably not what was meant, so `check` warns. Defaults are only checked if the file sets the
+//! memory limit: the memory of the machine that will run the service is not known here.
 
 use super::{
     diagnostics::Problem,
@@ -17,13 +17,13 @@ const MIB: usize = 1 << 20;
 /// A size that has to fit.
 pub(super) struct Wanted {
     pub(super) key: &'static str,
-    /// Where the file sets it.
+    /// The place where the file sets it.
     pub(super) span: Option<Span>,
     pub(super) amount: usize,
 }
 
 impl Wanted {
-    /// What was read from a key with this default; nothing where it is wrong.
+    /// A size read from a key with this default; `None` if the value is wrong.
     pub(super) fn new(key: &'static str, read: &Read<usize>, default: usize) -> Option<Self> {
         match read {
             Read::Set(amount, span) => {
@@ -35,7 +35,7 @@ impl Wanted {
     }
 }
 
-/// Warns about sizes that do not fit into the memory limit, which is set at `memory_span`.
+/// Warns about sizes that do not fit into the memory limit, which the file sets at `memory_span`.
 pub(super) fn review(
     root: &mut Section<'_, '_>,
     limit: &MemoryLimit,
@@ -45,7 +45,7 @@ pub(super) fn review(
 ) {
     let mib = limit.bytes / MIB;
     let message_max = limit.bytes / REQUEST_PART / 2;
-    // Defaults share a place, and so a warning.
+    // All defaults have the same place, so they share one warning.
     let mut defaults = Vec::new();
     for message in messages.iter().filter(|message| message.amount > message_max) {
         match (&message.span, memory_span) {
@@ -60,7 +60,7 @@ pub(super) fn review(
         root.warn(span.clone(), too_large(first.amount, message_max, mib).hint(hint));
     }
     let share = limit.bytes / DECISION_LOG_PART;
-    // At least one policy matches most of the traces that anybody looks up.
+    // Most traces that are looked up match at least one policy.
     let traces_max = share / (LOGGED_TRACE_BYTES + 2);
     if let Some(log) = log.filter(|log| log.amount > traces_max)
         && let Some(span) = log.span.as_ref().or(memory_span)

@@ -1,19 +1,19 @@
-//! Which files a configuration was read from, and what was in them, to notice that it has changed.
+//! The files that a configuration was read from, and their digests, to notice changes.
 
 use std::{collections::BTreeSet, path::Path};
 
 use super::files;
 use crate::changes::{self, Digest};
 
-/// Policy files that can be watched. All are read once a second, and there can be as many policies.
+/// The most policy files that can be watched. All of them are read once a second.
 pub(super) const WATCHED_FILES_MAX: usize = 1_000;
 
-/// Digests that are compared: of more files, the rest is not. A load that is to be watched is
-/// refused then.
+/// The most digests that are compared; further files are ignored. A load that is to be watched is
+/// refused if it has more.
 const DIGESTS_MAX: usize = 1 + WATCHED_FILES_MAX;
 
-/// What a load has read: the main file, then the entries of `policy_files` whose files cannot be
-/// listed, then the policy files by path.
+/// The digests of what a load has read: the main file, then the entries of `policy_files` whose
+/// files cannot be listed, then the policy files by path.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// The entries of `policy_files`.
@@ -22,13 +22,13 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// The files as they were read.
+    /// The digests at the time of the load.
     pub(crate) fn read(&self) -> Vec<Digest> {
         self.digests.clone()
     }
 
-    /// The files as they are now, if a load of the main file `file` would read the same ones:
-    /// other `policy_files` are another main file. Blocks.
+    /// The digests now, if a load of the main file `file` would read the same files; a change of
+    /// `policy_files` is a change of the main file. Blocks.
     pub(crate) fn now(&self, file: &Path) -> Vec<Digest> {
         let mut now = Inputs::default();
         now.add(files::digest(file));
@@ -51,7 +51,7 @@ impl Inputs {
         }
     }
 
-    /// Notes why the files of a pattern cannot be listed.
+    /// Records why the files of a pattern cannot be listed.
     pub(super) fn add_unlisted(&mut self, pattern: &str, message: &str) {
         self.add(changes::digest(Path::new(pattern), Err(&message)));
     }

@@ -1,4 +1,4 @@
-//! The parameters of `budget` and `rare`, which tell kinds of traces apart by keys.
+//! The parameters of `budget` and `rare`, which divide traces into kinds by keys.
 
 use crate::policy::{BudgetSpec, KindsSpec, LimitSpec, Number, RareSpec, Rate};
 
@@ -21,7 +21,7 @@ pub(super) fn budget(section: &mut Section<'_, '_>) -> Option<BudgetSpec> {
     let spec = |of: f64| Rate { per_second: of, burst: BudgetSpec::BURST_SECONDS * of };
     let rate = match rates {
         [Read::Set(..), Read::Set(_, span)] => {
-            let problem = Problem::new("a budget has one rate, and this one has two");
+            let problem = Problem::new("a budget can only have one rate");
             section.error(span, problem.hint("keep `spans_per_second` or `bytes_per_second`"));
             None
         }
@@ -48,7 +48,7 @@ pub(super) fn rare(section: &mut Section<'_, '_>) -> Option<RareSpec> {
     Some(RareSpec { kinds: kinds?, interval_millis, traces })
 }
 
-/// `keys` and `max_keys`.
+/// Reads `keys` and `max_keys`.
 fn kinds(section: &mut Section<'_, '_>) -> Option<KindsSpec> {
     let kinds_max = section.integer_or_default("max_keys");
     let written = section.literals("keys");
@@ -72,7 +72,7 @@ fn kinds(section: &mut Section<'_, '_>) -> Option<KindsSpec> {
         } else {
             if looks_like_an_id(&key) {
                 let message = format!(
-                    "the key {} looks like an id: nearly every trace would be a kind of its own",
+                    "the key {} looks like an id: nearly every trace would be its own kind",
                     quote(&key)
                 );
                 let hint = "use attributes with few values, such as `service.name` or `http.route`";
@@ -102,9 +102,9 @@ fn power(section: &mut Section<'_, '_>) -> Option<f64> {
     None
 }
 
-/// Whether the values of an attribute are probably as many as traces, by its name.
+/// Whether an attribute, judging by its name, probably has a new value for nearly every trace.
 fn looks_like_an_id(key: &str) -> bool {
-    /// Attributes that have an own value for nearly every request, or one of very many.
+    /// Attributes that have a value of their own for nearly every request, or very many values.
     const MANY: &[&str] = &[
         "url.full",
         "url.path",
@@ -138,7 +138,7 @@ fn looks_like_an_id(key: &str) -> bool {
         "nonce",
         "ip",
     ];
-    /// Ids of which a system has few.
+    /// Ids that have few values in a system.
     const FEW: &[&str] = &["tenant", "organization", "org", "project", "account", "region", "zone"];
     let key = key.to_ascii_lowercase();
     let words: Vec<_> = key.split(|c: char| !c.is_ascii_alphanumeric()).collect();

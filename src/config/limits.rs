@@ -1,4 +1,4 @@
-//! `limit` of a policy, from TOML to [`LimitSpec`].
+//! Reads the `limit` of a policy into a [`LimitSpec`].
 
 use crate::policy::{LimitSpec, Number, Rate};
 
@@ -8,7 +8,7 @@ use super::{
 };
 
 const HINT: &str = "write limit = { spans_per_second = 500 }, bytes_per_second, or both";
-/// `burst_capacity` where the file names none, in seconds of the rate.
+/// The default of `burst_capacity`, in seconds of the rate.
 const BURST_SECONDS: f64 = 2.0;
 
 /// Reads `limit`; wrong parts are reported.
@@ -28,7 +28,7 @@ pub(super) fn limit(section: &mut Section<'_, '_>) -> Read<LimitSpec> {
         limit.require_any(&keys, Problem::new("the limit has no rate").hint(HINT));
     }
     if let (Read::Set(..), Read::Set(..), Read::Set(_, burst)) = (&spans, &bytes, &burst) {
-        let problem = Problem::new("`burst_capacity` beside two rates could mean either");
+        let problem = Problem::new("`burst_capacity` with two rates is ambiguous");
         limit.error(burst.clone(), problem.hint("leave it out: each burst is twice its rate"));
         return Read::Bad;
     }

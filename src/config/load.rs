@@ -1,9 +1,9 @@
-//! From a path to a [`Config`], or to everything that is wrong with it.
+//! Loads a path into a [`Config`], or into a list of everything that is wrong with it.
 //!
-//! The main file is read first, then the policy files that it names, by path. Nothing stops at the
-//! first mistake: each file adds its problems to one list, and only at the end it is asked whether
-//! there was an error. Two questions concern all files and are answered last: whether there is any
-//! policy, and therefore whether a glob without a match is an error or a warning.
+//! The main file is read first, then the policy files that it names, by path. Loading does not stop
+//! at a mistake: each file adds its problems to one list, and whether there was an error is only
+//! checked at the end. Two checks concern all files and come last: whether there is any policy, and
+//! therefore whether a glob without a match is an error or a warning.
 
 use std::{
     collections::BTreeMap,
@@ -30,15 +30,16 @@ use super::{
 };
 use crate::{clock, policy::PolicySpec};
 
-/// The policies of a service that was given no configuration.
+/// The policies of a service without a configuration file.
 const EMBEDDED_POLICIES: &str = include_str!("../../policies/default.toml");
 
-/// Stack for reading a file. The parser bounds nesting at 80 levels, but each may be a dotted key
-/// of 80 parts, and the 6,400 tables that this makes are dropped recursively: some megabytes in a
-/// debug build, more than the 2 MiB of a spawned thread. Memory that is not touched costs nothing.
+/// The stack for reading a file. The parser bounds nesting at 80 levels, but each may be a dotted
+/// key of 80 parts, and the resulting 6,400 tables are dropped recursively: this takes some
+/// megabytes in a debug build, more than the 2 MiB of a spawned thread. Untouched memory costs
+/// nothing.
 const STACK_BYTES: usize = 64 << 20;
 
-/// What came of loading.
+/// The result of loading.
 #[derive(Debug)]
 pub struct Loaded {
     /// Present if and only if there is no error.
@@ -46,18 +47,18 @@ pub struct Loaded {
     /// Errors and warnings, sorted.
     pub diagnostics: Diagnostics,
     /// Whether `log_format` is "json", as far as the file can be read, so that its problems can be
-    /// told in that format. False for a file that cannot be read at all.
+    /// logged in that format. False if the file cannot be read at all.
     pub log_json: bool,
-    /// What was read; nothing for a configuration that is built in.
+    /// What was read; empty for the built-in configuration.
     pub inputs: Inputs,
 }
 
-/// What a configuration takes from the machine it is read on.
+/// The properties of the machine on which a configuration is read.
 #[derive(Clone)]
 pub(super) struct Host {
     pub(super) variable: Variable,
     pub(super) memory_default: MemoryLimit,
-    /// Unix milliseconds.
+    /// The current time in Unix milliseconds.
     pub(super) now: u64,
 }
 
@@ -71,8 +72,8 @@ impl Host {
     }
 }
 
-/// Reads the file and the policy files it names. Blocks on the file system; a file that can't be
-/// read is a diagnostic like any other problem.
+/// Reads the file and the policy files that it names. Blocks on the file system. A file that cannot
+/// be read is a diagnostic like any other problem.
 pub fn load(path: &Path) -> Loaded {
     let (digest, read) = files::read_with_digest(path);
     let mut inputs = Inputs::default();
@@ -91,17 +92,17 @@ pub fn load(path: &Path) -> Loaded {
     loaded
 }
 
-/// The configuration of a service that was given none: every default, and `policies/default.toml`.
+/// The configuration of a service without a file: all defaults, and `policies/default.toml`.
 pub fn embedded() -> Config {
     let path = Path::new("policies/default.toml");
     let loaded = parse(&Source::new(path, EMBEDDED_POLICIES), path, Host::detect()).0;
     loaded.config.expect("a test loads the embedded policies without a diagnostic")
 }
 
-/// Reads the text of a policy file that somebody sent. `name` is what its problems call it.
+/// Reads the text of a policy file that a client sent. `name` is its name in diagnostics.
 ///
 /// # Errors
-/// What is wrong with it. Warnings alone are no error.
+/// All problems, if there is an error. Warnings alone are no error.
 pub(crate) fn load_policies(name: &str, text: &str) -> Result<Vec<PolicySpec>, Diagnostics> {
     let source = match files::sized(Path::new(name), text) {
         Ok(source) => source,
@@ -125,7 +126,7 @@ pub(crate) fn load_policies(name: &str, text: &str) -> Result<Vec<PolicySpec>, D
     })
 }
 
-/// What [`load`] makes of the file, or, where there is none, [`embedded`].
+/// Loads the file with [`load`], or returns [`embedded`] if there is none.
 pub fn load_or_embedded(file: Option<&Path>) -> Loaded {
     let built_in = || {
         let config = embedded();
@@ -142,12 +143,12 @@ fn refused(diagnostic: Diagnostic, inputs: Inputs) -> Loaded {
     Loaded { config: None, diagnostics, log_json: false, inputs }
 }
 
-/// Parses a main file that has been read from `path`, and returns also the keys that it may have.
+/// Parses a main file that was read from `path`. Returns the keys that it may have too.
 pub(super) fn parse(source: &Source, path: &Path, host: Host) -> (Loaded, KnownKeys) {
     parse_read(source, path, host, Inputs::default())
 }
 
-/// The same, where the main file has been noted.
+/// The same, for a main file that is already in `inputs`.
 fn parse_read(source: &Source, path: &Path, host: Host, inputs: Inputs) -> (Loaded, KnownKeys) {
     on_a_large_stack(|| {
         let mut load = Load { inputs: inputs.clone(), ..Load::new(host.clone()) };
@@ -167,26 +168,26 @@ pub(super) fn on_a_large_stack<T: Send>(read: impl Fn() -> T + Sync) -> T {
         match builder.spawn_scoped(scope, &read).map(ScopedJoinHandle::join) {
             Ok(Ok(read)) => read,
             Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            // Without threads or memory to spare, a file of ordinary depth can still be read.
+            // Without a thread or memory for it, a file of ordinary depth can still be read.
             Err(_) => read(),
         }
     })
 }
 
-/// One load on its way from file to file.
+/// The state of one load.
 pub(super) struct Load {
     pub(super) host: Host,
     pub(super) diagnostics: Diagnostics,
     pub(super) policies: Policies,
-    /// Globs that matched nothing.
+    /// Globs that matched no file.
     barren: Vec<(Span, Problem)>,
-    /// Whether there may be policies that could not be read, which has been reported.
+    /// Whether there may be policies that could not be read. This has been reported then.
     pub(super) obscured: bool,
-    /// What people are shown of the files.
+    /// The files, for display.
     shown: Shown,
-    /// Of all files, in the order in which they are read.
+    /// The hash of all files, in the order in which they are read.
     hash: digest::Context,
-    /// Whether the tree has the `log_format` "json", also where the parser lost its way.
+    /// Whether the tree has `log_format` "json", even if the parser lost its way.
     log_json: bool,
     inputs: Inputs,
 }
@@ -222,7 +223,7 @@ impl Load {
         (sections, reader.finish())
     }
 
-    /// Reads what `policy_files` names, each file once, by path. Returns their number.
+    /// Reads the files that `policy_files` names, each file once, by path. Returns their number.
     pub(super) fn policy_files(
         &mut self,
         source: &Source,
@@ -236,7 +237,7 @@ impl Load {
                     let problem = Problem::new(format!("no file matches {}", quote(pattern)));
                     self.barren.push((span.clone(), problem));
                 }
-                // Two entries may name the same file; its problems are placed at the first.
+                // Two entries may name the same file; its problems are reported at the first one.
                 Ok(found) => found.into_iter().for_each(|file| {
                     files.entry(file).or_insert_with(|| span.clone());
                 }),
@@ -263,7 +264,7 @@ impl Load {
         read
     }
 
-    /// Watching reads every file once a second.
+    /// Reports too many policy files for watching, which reads every file once a second.
     fn require_few(&mut self, source: &Source, span: &Span, files: usize) {
         if files > WATCHED_FILES_MAX {
             let problem = Problem::new(format!(
@@ -293,7 +294,8 @@ impl Load {
         self.diagnostics.push(source.diagnose(span.clone(), Severity::Error, problem));
     }
 
-    /// No policy drops every trace, which nobody means: a mistyped glob must not do it.
+    /// Requires a policy: without any, every trace would be dropped, for instance by a mistyped
+    /// glob.
     pub(super) fn require_policies(&mut self, source: &Source) {
         let none = !self.policies.found() && !self.obscured;
         let severity = if none { Severity::Error } else { Severity::Warning };
@@ -307,7 +309,8 @@ impl Load {
         }
     }
 
-    /// What is wrong with one policy is said first: it may be why the set looks odd.
+    /// Reviews the policies as a set. Problems of single policies come first, as they may be the
+    /// cause.
     pub(super) fn review(&mut self) {
         if !self.diagnostics.has_errors() {
             self.policies.review(&mut self.diagnostics);

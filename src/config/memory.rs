@@ -1,31 +1,31 @@
-//! The default of `memory_limit_mib`: 60 % of what the control group allows, else 1 GiB.
+//! The default of `memory_limit_mib`: 60 % of the limit of the control group, or 1 GiB.
 //!
-//! 60 and not 100, because the allocator, the stacks and the page cache of the same group are not
-//! in the budget, and a process that is killed loses every trace in the window. Without a limit of
-//! a group, the size of the machine says nothing about what the service may use, hence a fixed
-//! gigabyte.
+//! It is 60 % and not 100 %, because the allocator, the stacks and the page cache of the same group
+//! are not in the memory budget, and a process that is killed loses every trace in the window.
+//! Without a limit of a group, the size of the machine does not say how much the service may use,
+//! so the default is a fixed gigabyte.
 
 use std::path::Path;
 
 use super::cgroup;
 
-/// Used where there is no limit.
+/// The default if there is no limit.
 pub(super) const FALLBACK_BYTES: usize = 1024 << 20;
 
-/// The smallest limit that can be configured, and therefore the smallest default.
+/// The smallest memory limit that can be configured, and the smallest default.
 pub(super) const BYTES_MIN: usize = 32 << 20;
 
-/// A memory limit, and where it comes from.
+/// A memory limit, and its origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MemoryLimit {
-    /// In bytes.
+    /// The limit in bytes.
     pub(super) bytes: usize,
-    /// For the log.
+    /// The origin, for the log.
     pub(super) from: String,
 }
 
 impl MemoryLimit {
-    /// As the file says.
+    /// A limit that the file sets.
     pub(super) fn configured(bytes: usize) -> Self {
         MemoryLimit { bytes, from: "memory_limit_mib".to_owned() }
     }

@@ -1,15 +1,15 @@
-//! The configuration: what `tailwater.toml` may say, its defaults, and every problem with it at
+//! The configuration: the keys of `tailwater.toml`, their defaults, and a report of all problems at
 //! once.
 //!
-//! [`load`] reads one file and the policy files it names and returns either a [`Config`] that the
-//! rest of the service may trust without checking again, or diagnostics. It builds the values that
-//! stages are made from (specifications of `policy`, files of `credentials`) and knows no running
-//! stage: no sampler, receiver, exporter or service.
+//! [`load`] reads one file and the policy files that it names. It returns either a [`Config`] that
+//! the rest of the service may trust without checking again, or diagnostics. It builds the values
+//! that stages are made from (specifications of `policy`, files of `credentials`) and does not know
+//! any running stage: no sampler, receiver, exporter or service.
 //!
-//! A file goes through `files` (bytes), `source` (lines and columns), `syntax` (a TOML tree and
-//! what of it is not to be trusted), `reader` and `section` (typed access that never stops at a
-//! mistake), and then `sections` and `policies`, which say what there is to ask for. This is not
-//! serde, because serde stops at the first mistake and forgets where a value stood.
+//! A file goes through `files` (bytes), `source` (lines and columns), `syntax` (a TOML tree and a
+//! record of its unreliable parts), `reader` and `section` (typed access that does not stop at a
+//! mistake), and then `sections` and `policies`, which read the keys. serde is not used, because it
+//! stops at the first mistake and forgets the positions of values.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -63,22 +63,22 @@ pub(crate) use secret::Secret;
 pub(crate) use shown::Shown;
 pub(crate) use source::Source;
 
-/// The JSON Schema (2020-12) of a configuration or policy file, for editors. What it knows beside
-/// words and bounds is held equal to the loader by tests; what only the loader knows (names that
-/// are unique, values that bound each other, expressions that compile) stays with `check`.
+/// The JSON Schema (2020-12) of a configuration or policy file, for editors. Tests compare the
+/// rules that it contains with the loader. Some rules only the loader can check (unique names,
+/// values that bound each other, expressions that compile), so `check` remains necessary.
 pub const SCHEMA: &str = include_str!("../../deploy/tailwater.schema.json");
 
-/// Everything that one `tailwater run` needs to know.
+/// The whole configuration of `tailwater run`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it was read from, to be read again; `None` for what is built in.
+    /// The file that it was read from, for reloads; `None` for the built-in configuration.
     pub file: Option<PathBuf>,
-    /// What was read from there, to notice that it has changed.
+    /// The digests of what was read, to notice changes.
     pub inputs: Inputs,
-    /// The SHA-256 of all files that were read, one after the other, the main file first and then
-    /// those of `policy_files` by path; in hexadecimal.
+    /// The SHA-256 of all files, in hexadecimal: the main file, then those of `policy_files` by
+    /// path, one after the other.
     pub hash: String,
-    /// These files, for people.
+    /// The files, for display.
     pub shown: Shown,
     /// `shutdown_timeout`: the longest a graceful shutdown may take.
     pub shutdown_timeout: Duration,
@@ -106,8 +106,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// The parts in which this differs from another configuration, policies aside, as a file names
-    /// them.
+    /// The parts in which this configuration differs from another one, apart from policies, as a
+    /// file names them.
     pub fn differences(&self, other: &Config) -> Vec<&'static str> {
         let Config {
             file: _,
@@ -155,8 +155,8 @@ pub struct GrpcReceiver {
     pub max_concurrent_streams: u32,
     /// `max_connections`, default 1024.
     pub max_connections: usize,
-    /// `max_connection_age`, after which, 10 % more or less, a connection is told to leave; `None`
-    /// for "0s", which is the default: connections may stay.
+    /// `max_connection_age`, after which a connection is told to close (10 % earlier or later);
+    /// `None` for "0s", the default, with which connections are never told to close.
     pub max_connection_age: Option<Duration>,
 }
 
@@ -190,14 +190,14 @@ pub struct CorsPolicy {
 pub struct Sampling {
     /// `decision_wait` from the first span of a trace, default 30 s.
     pub decision_wait: Duration,
-    /// `decision_wait_after_root_received`, default 10 s; `None` for "0s", which turns it
-    /// off. Longer than the batch delays that a span meets on its way (the SDK's, 5 s by default,
-    /// and those of Collectors in between), or children of the root come late.
+    /// `decision_wait_after_root_received`, default 10 s; `None` for "0s", which turns it off. It
+    /// must be longer than the batch delays on a span's way (the SDK's, 5 s by default, and those
+    /// of Collectors in between); otherwise children of the root arrive too late.
     pub decision_wait_after_root_received: Option<Duration>,
     /// `memory_limit_mib`, here in bytes. Default: 60 % of the lowest limit of the process's cgroup
     /// and those above it, else 1024 MiB.
     pub memory_limit_bytes: usize,
-    /// Where that comes from, for the log.
+    /// The origin of this limit, for the log.
     pub memory_limit_from: String,
     /// `max_trace_spans`, default 32,000.
     pub max_trace_spans: u32,
@@ -238,7 +238,7 @@ pub struct Exporter {
     /// `bearer_token_file`: the token that is sent as `authorization: Bearer`; `None`, which is the
     /// default, sends none.
     pub bearer_token_file: Option<PathBuf>,
-    /// `[exporter.otlp.tls]`; present exactly where `endpoint` is `https://`.
+    /// `[exporter.otlp.tls]`; present if and only if `endpoint` is `https://`.
     pub tls: Option<ClientTls>,
     /// `[exporter.otlp.sending_queue]`.
     pub queue: SendingQueue,
@@ -256,7 +256,7 @@ pub enum Protocol {
     Http,
 }
 
-/// `compression` of what is exported.
+/// `compression` of requests to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     /// `"none"`.
@@ -272,13 +272,13 @@ pub enum Compression {
 pub struct SendingQueue {
     /// `queue_size_mib`, here in bytes. Default a quarter of the memory limit, at most half of it.
     pub queue_bytes_max: usize,
-    /// `num_consumers`: requests under way at once, default 10.
+    /// `num_consumers`: requests in progress at once, default 10.
     pub num_consumers: usize,
     /// `overflow`, default block.
     pub overflow: Overflow,
 }
 
-/// What a full sending queue does.
+/// What happens when the sending queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overflow {
     /// Refuse senders retryably and leave due traces in the window.

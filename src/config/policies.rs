@@ -1,11 +1,11 @@
 //! `[[policy]]` tables of all files, from TOML to [`PolicySpec`].
 //!
-//! What a specification promises is checked here and nowhere else: names are unique, lists are not
-//! empty, expressions compile, nothing probabilistic stands below `not`, `drop` or `same_span`,
-//! whose outcome must not depend on chance, and below `same_span` only what one span can meet. A
-//! policy whose type is wrong says nothing about its other
-//! keys, because it is not known which it may have. Bounds: 1,000 policies, 10,000 conditions, 64
-//! levels, 1 MiB for each compiled list of expressions.
+//! The promises of a specification are checked here and nowhere else: names are unique, lists are
+//! not empty, expressions compile. Below `not`, `drop` and `same_span` nothing is probabilistic,
+//! because their outcome must not depend on chance; below `same_span` there are only conditions
+//! that one span can meet. If the type of a policy is wrong, its other keys are not checked,
+//! because the type determines which keys are allowed. Bounds: 1,000 policies, 10,000 conditions,
+//! 64 levels, 1 MiB for each compiled list of expressions.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ const CONDITIONS_MAX: usize = 10_000;
 const DEPTH_MAX: usize = 64;
 const NAME_CHARS_MAX: usize = 64;
 
-/// Types of the Collector that Tailwater has something else for.
+/// Types of the Collector that Tailwater replaces with something else.
 const TYPES_OF_THE_COLLECTOR: &[(&str, &str)] = &[
     ("ottl_condition", "combine conditions such as `string_attribute` with `and`, `or` and `not`"),
     ("composite", "give each policy its own `sampling_percentage`"),
@@ -41,7 +41,7 @@ const TYPES_OF_THE_COLLECTOR: &[(&str, &str)] = &[
 const LIMIT_HINT: &str =
     "give a policy a limit: limit = { spans_per_second = 500 } or bytes_per_second";
 
-/// What a policy at the top level may have besides its rule.
+/// The keys of a policy at the top level, without its rule.
 struct Top {
     /// Its `type`.
     type_name: &'static str,
@@ -50,13 +50,13 @@ struct Top {
     shadow: bool,
 }
 
-/// Where a rule stands.
+/// The place of a rule.
 #[derive(Clone, Copy)]
 struct Place {
     depth: usize,
-    /// `not`, `drop` or `same_span`, below which nothing may be left to chance.
+    /// The enclosing `not`, `drop` or `same_span`, in which nothing may be probabilistic.
     certain_in: Option<&'static str>,
-    /// Below `same_span`, where only what one span can meet may stand.
+    /// Whether it is below `same_span`, which takes only conditions that one span can meet.
     of_one_span: bool,
 }
 
@@ -76,12 +76,12 @@ impl Place {
 
 /// The policies read so far, over all files.
 pub(super) struct Policies {
-    /// Unix milliseconds, as all times here.
+    /// The current time in Unix milliseconds.
     now: u64,
     specs: Vec<PolicySpec>,
-    /// A warning at the name of each of `specs` that has nothing to say yet.
+    /// For each of `specs`, a warning at its name whose message is still to be set.
     places: Vec<Diagnostic>,
-    /// Names and where they were given.
+    /// Names, and the places where they were given.
     names: BTreeMap<String, String>,
     tables: usize,
     conditions: usize,
@@ -89,7 +89,7 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    /// None yet; those that end by now are warned about.
+    /// An empty set. Warns about policies that have expired by `now`.
     pub(super) fn new(now: u64) -> Self {
         Policies {
             now,
@@ -102,22 +102,22 @@ impl Policies {
         }
     }
 
-    /// Whether any file tried to have a policy, be it a wrong one.
+    /// Whether any file has a policy, valid or not.
     pub(super) fn found(&self) -> bool {
         self.found
     }
 
-    /// The good ones in the order they were read.
+    /// The valid policies, in the order in which they were read.
     pub(super) fn into_specs(self) -> Vec<PolicySpec> {
         self.specs
     }
 
-    /// The good ones, each with the place of its name; the words are yet to be said.
+    /// The valid policies, each with a diagnostic at its name whose message is still to be set.
     pub(super) fn into_placed(self) -> Vec<(PolicySpec, Diagnostic)> {
         self.specs.into_iter().zip(self.places).collect()
     }
 
-    /// The good ones so far.
+    /// The valid policies so far.
     pub(super) fn specs(&self) -> &[PolicySpec] {
         &self.specs
     }
@@ -157,7 +157,7 @@ impl Policies {
         }
     }
 
-    /// Warns about policies that say something else than was meant, over all files.
+    /// Warns about policies that probably do not do what was meant, over all files.
     pub(super) fn review(&self, diagnostics: &mut Diagnostics) {
         if let Some(place) = self.places.first()
             && self.specs.iter().all(|spec| spec.shadow)
@@ -204,7 +204,7 @@ impl Policies {
         self.whole_rule(section, place).map(|(rule, _)| rule)
     }
 
-    /// Reads everything of a policy but its name.
+    /// Reads all keys of a policy except its name.
     fn whole_rule(
         &mut self,
         mut section: Section<'_, '_>,
@@ -241,7 +241,7 @@ impl Policies {
         Some((RuleSpec { kind: kind_spec?, sampling_percentage: percentage? }, top))
     }
 
-    /// The keys that only a policy at the top level may have.
+    /// Reads the keys that only a policy at the top level may have.
     fn top(&self, section: &mut Section<'_, '_>, kind: &PolicyType, place: Place) -> Top {
         let type_name = kind.name;
         let limit = match limit_misplaced(kind.id, place) {
@@ -263,7 +263,7 @@ impl Policies {
             && *at <= self.now
         {
             let problem = Problem::new("the policy has expired: it matches nothing any more");
-            section.warn(span.clone(), problem.hint("remove it, or let it end later"));
+            section.warn(span.clone(), problem.hint("remove it, or set a later time"));
         }
         let shadow = section.boolean("shadow").or(false);
         Top { type_name, limit, expires: expires.good(), shadow }
@@ -312,7 +312,7 @@ impl Policies {
         }
     }
 
-    /// `policy` of `not`.
+    /// Reads `policy` of `not`.
     fn not(&mut self, section: &mut Section<'_, '_>, place: Place) -> Option<RuleKind> {
         let hint = "`not` takes a single nameless policy: policy = { type = ... }";
         match section.nameless("policy", hint) {
@@ -326,14 +326,14 @@ impl Policies {
         }
     }
 
-    /// `policies` of a combination; nothing if any of them is wrong.
+    /// Reads `policies` of a combination; `None` if any of them is wrong.
     fn parts(&mut self, section: &mut Section<'_, '_>, place: Place) -> Option<Vec<RuleSpec>> {
         let parts = section.tables("policies");
         section.require("policies", &parts, Problem::new("the combination has no `policies`"));
         self.rules(section, parts, place)
     }
 
-    /// `policies` where they may be left out.
+    /// Reads `policies` where they are optional.
     fn optional_parts(
         &mut self,
         section: &mut Section<'_, '_>,
@@ -374,7 +374,7 @@ impl Policies {
     }
 }
 
-/// A name as metrics and stamps may carry it.
+/// Checks a name, which metrics and stamps must be able to carry.
 fn policy_name(text: &str) -> Result<String, Problem> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     if text.is_empty() || text.len() > NAME_CHARS_MAX || !text.bytes().all(allowed) {
@@ -403,11 +403,11 @@ fn known_type(text: &str) -> Result<&'static PolicyType, Problem> {
     Err(Problem::new(format!("unknown policy type {}", quote(text))).hint(hint))
 }
 
-/// Why this type cannot stand here, if so.
+/// The problem if this type is not allowed here.
 fn misplaced(kind: &PolicyType, place: Place) -> Option<Problem> {
     let name = kind.name;
     if kind.place == Standing::Top && place.depth > 1 {
-        return Some(Problem::new(format!("`{name}` stands only at the top level")).hint(
+        return Some(Problem::new(format!("`{name}` is only allowed at the top level")).hint(
             match kind.id {
                 Type::Drop => {
                     "it vetoes whole traces; to exclude something from one policy use `not`"
@@ -420,7 +420,7 @@ fn misplaced(kind: &PolicyType, place: Place) -> Option<Problem> {
         return Some(left_to_chance(outer));
     }
     if place.of_one_span && kind.place != Standing::OfOneSpan {
-        return Some(Problem::new(format!("`{name}` is not about a single span")).hint(
+        return Some(Problem::new(format!("`{name}` is not a condition on a single span")).hint(
             "`same_span` takes conditions on attributes, status, name, kind, duration, events, \
              service, flags and tracestate; put the rest beside it in an `and`",
         ));
@@ -428,7 +428,7 @@ fn misplaced(kind: &PolicyType, place: Place) -> Option<Problem> {
     None
 }
 
-/// Why a policy of this type cannot have a `limit` here, if so.
+/// The problem if a policy of this type cannot have a `limit` here.
 fn limit_misplaced(kind: Type, place: Place) -> Option<Problem> {
     if place.depth > 1 {
         let problem = Problem::new("a nested policy has no `limit`");
@@ -453,7 +453,7 @@ fn left_to_chance(outer: &str) -> Problem {
         .hint("put the percentage on a policy of its own")
 }
 
-/// `sampling_percentage`, 100 by default; nothing where it is wrong.
+/// Reads `sampling_percentage`, 100 by default; `None` if it is wrong.
 fn percentage(section: &mut Section<'_, '_>, kind: Type, place: Place) -> Option<f64> {
     let refused = match kind {
         Type::Drop => Some("`drop` has no `sampling_percentage`: a veto is certain"),

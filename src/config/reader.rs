@@ -1,8 +1,8 @@
-//! The state of reading one file: where problems go and which keys have been asked for.
+//! The state of reading one file: where problems go, and which keys have been asked for.
 //!
-//! The keys that exist are those that were asked for. An unknown key is therefore reported last,
-//! when every section has been read and it is known which of them would have had it, and a test
-//! holds `deploy/tailwater.toml` complete against the same record.
+//! A key is known if it was asked for. An unknown key is therefore reported last, when every
+//! section has been read and the sections that would have had it are known. A test uses the same
+//! record to check that `deploy/tailwater.toml` is complete.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,11 +35,11 @@ pub(super) struct Reader<'t> {
     diagnostics: &'t mut Diagnostics,
 }
 
-/// A key nobody asked for. Reported last, when it is known which section would have had it.
+/// A key that nobody asked for. Reported last, when the sections that would have had it are known.
 pub(super) struct UnknownKey {
     pub(super) key: String,
     pub(super) span: Span,
-    /// Of what it is no key, such as " in [sampling]".
+    /// The table that has no such key, such as " in [sampling]".
     pub(super) place: String,
     pub(super) nearest: Option<&'static str>,
     pub(super) siblings: Vec<&'static str>,
@@ -56,7 +56,7 @@ impl<'t> Reader<'t> {
         Reader { source, damage, variable, known, unknown, diagnostics }
     }
 
-    /// The file as a section. `place` says in messages what kind of file it is.
+    /// The file as a section. `place` names the kind of file in messages.
     pub(super) fn root(&mut self, table: &'t DeTable<'t>, place: &str) -> Section<'_, 't> {
         Section::new(self, Some(table), 0..0, Some(String::new()), place.to_owned())
     }
@@ -100,7 +100,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// Keys of the Collector's tail sampler that Tailwater has no use for.
+/// Keys of the Collector's tail sampler that Tailwater does not have.
 const COLLECTOR_KEYS: &[(&str, &str)] = &[
     ("num_traces", "the window is bounded by `memory_limit_mib` in [sampling], not by a count"),
     ("expected_new_traces_per_sec", "leave it out: nothing is allocated ahead"),
@@ -120,4 +120,4 @@ const COLLECTOR_KEYS: &[(&str, &str)] = &[
     ("trace_state", BESIDE_TYPE),
 ];
 
-const BESIDE_TYPE: &str = "its keys stand beside `type`, not in a table of their own";
+const BESIDE_TYPE: &str = "write its keys next to `type`, not in a table of their own";

@@ -1,4 +1,4 @@
-//! Values that nothing may show.
+//! Values that are never shown.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Secret(String);
 
 impl Secret {
-    /// The value, to be sent and nothing else.
+    /// The value, only to be sent.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }

@@ -1,10 +1,9 @@
-//! A walk over one TOML table that takes every key once and reports all that is wrong on the way.
+//! Reads one TOML table, takes every key once and reports all mistakes.
 //!
-//! The getters of a [`Section`] never fail: they report, answer [`Read::Bad`] and go on, so that
+//! The getters of a [`Section`] never fail: they report, return [`Read::Bad`] and go on, so that
 //! one load finds every mistake. [`Section::finish`] then reports the keys that nobody asked for
-//! and the required ones that are not there; a mistyped required key is one mistake and gets one
-//! diagnostic. Sections that a file leaves out are read as well, so that their keys are known to
-//! the hints.
+//! and the required keys that are missing; a mistyped required key is one mistake and gets one
+//! diagnostic. Sections that a file leaves out are read as well, so that hints know their keys.
 
 use std::{
     fmt::Display,
@@ -28,24 +27,24 @@ use super::{
     values,
 };
 
-/// What came of asking for a key.
+/// The result of asking for a key.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Read<T> {
-    /// The file does not have it.
+    /// The file does not have the key.
     Unset,
-    /// The file has something that is wrong, and that has been reported.
+    /// The value is wrong, and this has been reported.
     Bad,
-    /// A good value and its place.
+    /// A valid value and its place.
     Set(T, Span),
 }
 
 impl<T> Read<T> {
-    /// The value or the default. With `Bad` it does not matter which: the configuration is refused.
+    /// The value or the default. For `Bad` either would do: the configuration is refused.
     pub(super) fn or(self, default: T) -> T {
         self.good().unwrap_or(default)
     }
 
-    /// The value, if there is a good one.
+    /// The value, if it is valid.
     pub(super) fn good(self) -> Option<T> {
         match self {
             Read::Set(value, _) => Some(value),
@@ -62,20 +61,20 @@ impl<T> Read<T> {
     }
 }
 
-/// One table on its way to a struct.
+/// One table that is being read.
 pub(super) struct Section<'r, 't> {
     reader: &'r mut Reader<'t>,
-    /// Absent where the file does not have the table; every key is unset then.
+    /// `None` if the file does not have the table; every key is unset then.
     table: Option<&'t DeTable<'t>>,
     /// The header, or the braces of an inline table.
     span: Span,
-    /// The section's path; absent for policies, whose keys are not keys of the configuration.
+    /// The section's path; `None` for policies, whose keys are not keys of the configuration.
     path: Option<String>,
     place: String,
-    /// The keys that this section may have, as far as they are described.
+    /// The described keys that this section may have.
     pub(super) keys: &'static [Key],
     asked: Vec<&'static str>,
-    /// Keys of which one must be there, and what to say if none is.
+    /// Sets of keys of which at least one is required, and the problem if none is there.
     missing: Vec<(Vec<&'static str>, Problem)>,
 }
 
@@ -99,7 +98,7 @@ impl<'r, 't> Section<'r, 't> {
         self.span.clone()
     }
 
-    /// Says in messages about unknown keys what this table is, such as " in [sampling]".
+    /// Sets how messages about unknown keys name this table, such as " in [sampling]".
     pub(super) fn set_place(&mut self, place: String) {
         self.place = place;
     }
@@ -117,12 +116,12 @@ impl<'r, 't> Section<'r, 't> {
         self.reader.report(span, Severity::Warning, problem);
     }
 
-    /// A warning that is to be made later, when all files have been read.
+    /// A warning at this place whose message is set later, when all files have been read.
     pub(super) fn warning_at(&self, span: Span) -> Diagnostic {
         self.reader.source.diagnose(span, Severity::Warning, Problem::new(""))
     }
 
-    /// An error that is to be told later, when all files have been read.
+    /// An error at this place whose message is set later, when all files have been read.
     pub(super) fn error_at(&self, span: Span) -> Diagnostic {
         self.reader.source.diagnose(span, Severity::Error, Problem::new(""))
     }
@@ -155,7 +154,7 @@ impl<'r, 't> Section<'r, 't> {
         self.read(key, |value| values::number(key, value))
     }
 
-    /// A string exactly as it stands, converted.
+    /// A string, exactly as written, converted.
     pub(super) fn literal<T>(
         &mut self,
         key: &'static str,
@@ -174,7 +173,7 @@ impl<'r, 't> Section<'r, 't> {
         self.read(key, |value| expanded(key, values::string(key, value)?, variable, convert))
     }
 
-    /// A path that starts at `directory`.
+    /// A path relative to `directory`.
     pub(super) fn file(&mut self, key: &'static str, directory: &Path) -> Read<PathBuf> {
         self.text(key, |text| match text {
             "" => Err(Problem::new(format!("`{key}` is empty"))),
@@ -187,7 +186,7 @@ impl<'r, 't> Section<'r, 't> {
         self.table.is_some()
     }
 
-    /// A duration in quotes within `range`.
+    /// A duration string within `range`.
     pub(super) fn duration_within(
         &mut self,
         key: &'static str,
@@ -205,7 +204,7 @@ impl<'r, 't> Section<'r, 't> {
         })
     }
 
-    /// A list of strings exactly as they stand. Elements that are no strings are reported and left
+    /// A list of strings, exactly as written. Elements that are not strings are reported and left
     /// out.
     pub(super) fn literals(&mut self, key: &'static str) -> Read<Vec<(String, Span)>> {
         let of_element = match key {
@@ -235,7 +234,7 @@ impl<'r, 't> Section<'r, 't> {
         Read::Set(texts, span)
     }
 
-    /// A list of tables. Elements that are no tables are reported and left out.
+    /// A list of tables. Elements that are not tables are reported and left out.
     pub(super) fn tables(&mut self, key: &'static str) -> Read<Vec<(&'t DeTable<'t>, Span)>> {
         let hint = match (self.path.as_deref(), key) {
             (Some(""), "test") => "write [[test]], with two brackets",
@@ -245,12 +244,12 @@ impl<'r, 't> Section<'r, 't> {
         self.list(key, "a list of tables", [hint; 2], |value| value.as_table())
     }
 
-    /// One table of a list as a section.
+    /// One table of a list, as a section.
     pub(super) fn element(&mut self, (table, span): (&'t DeTable<'t>, Span)) -> Section<'_, 't> {
         Section::new(self.reader, Some(table), span, None, self.place.clone())
     }
 
-    /// The table below `key` as one whose keys are not keys of the configuration.
+    /// The table at `key`, as a section whose keys are not keys of the configuration.
     pub(super) fn nameless(&mut self, key: &'static str, hint: &str) -> Read<Section<'_, 't>> {
         match self.read(key, |value| {
             value.as_table().ok_or_else(|| values::wrong_type(key, "a table", value).hint(hint))
@@ -261,7 +260,7 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
-    /// The section `key` below this one, also where the file does not have it.
+    /// The section `key` below this one, even if the file does not have it.
     pub(super) fn section(&mut self, key: &'static str) -> Section<'_, 't> {
         let path = match self.path.as_deref() {
             Some(parent) if !parent.is_empty() => format!("{parent}.{key}"),
@@ -279,7 +278,7 @@ impl<'r, 't> Section<'r, 't> {
         Section::new(self.reader, table, span, Some(path), place)
     }
 
-    /// A table from names that the user chooses to strings, as `convert` makes them of both.
+    /// A table of strings with names that the user chooses; `convert` makes a value of both.
     pub(super) fn entries<T>(
         &mut self,
         key: &'static str,
@@ -305,7 +304,7 @@ impl<'r, 't> Section<'r, 't> {
         entries
     }
 
-    /// Whether `key` is not there, but one that was probably meant for it.
+    /// Whether `key` is missing, but another key was probably meant for it.
     pub(super) fn mistypes(&self, key: &str) -> bool {
         let names = self.table.into_iter().flatten().map(|(name, _)| name.get_ref());
         let mut names = names.filter(|name| !self.asked.contains(&name.as_ref()));
@@ -313,7 +312,7 @@ impl<'r, 't> Section<'r, 't> {
             && names.any(|name| nearest(name, [key]).is_some())
     }
 
-    /// Refuses `key` where it stands.
+    /// Refuses `key` if the table has it.
     pub(super) fn refuse(&mut self, key: &'static str, problem: Problem) {
         if let Some((name, _)) = self.entry(key)
             && self.spares(&name.span())
@@ -322,14 +321,14 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
-    /// Notes that the table must have `key`, if `read` says it does not.
+    /// Requires `key`, unless `read` says that the table has it.
     pub(super) fn require<T>(&mut self, key: &'static str, read: &Read<T>, problem: Problem) {
         if matches!(read, Read::Unset) {
             self.missing.push((vec![key], problem));
         }
     }
 
-    /// Notes that the table must have one of these keys, none of which it has.
+    /// Requires one of these keys, none of which the table has.
     pub(super) fn require_any(&mut self, keys: &[&'static str], problem: Problem) {
         self.missing.push((keys.to_vec(), problem));
     }
@@ -339,8 +338,8 @@ impl<'r, 't> Section<'r, 't> {
         self.conclude(true);
     }
 
-    /// Reports missing keys, and of the unknown ones only those that a missing one was meant by:
-    /// for a table of which it is not known what keys it may have.
+    /// Reports missing keys, and only those unknown keys that were probably meant for a missing
+    /// one. For a table whose possible keys are not known.
     pub(super) fn abandon(self) {
         self.conclude(false);
     }
@@ -362,7 +361,7 @@ impl<'r, 't> Section<'r, 't> {
             let nearest = nearest(name, unset.iter().copied())
                 .or_else(|| nearest(name, self.asked.iter().copied()));
             let missing_before = self.missing.len();
-            // What is missing may also stand one table too deep, as in the Collector.
+            // A missing key may also be one table too deep, as in the Collector.
             let holds = |key: &&str| value.get_ref().get(*key).is_some();
             self.missing.retain(|(keys, _)| {
                 !nearest.is_some_and(|key| keys.contains(&key)) && !keys.iter().any(holds)
@@ -385,7 +384,7 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
-    /// Notes the keys that this section must have by their description, and does not have.
+    /// Requires the keys that are required by their description and are missing.
     fn require_described(&mut self) {
         let (Some(table), Some(path)) = (self.table, &self.path) else { return };
         for key in self.keys.iter().filter(|key| !table.contains_key(key.name)) {
@@ -401,7 +400,7 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
-    /// Takes `key` through `convert`; what the parser invented counts as reported.
+    /// Takes `key` and converts it. A value that the parser invented counts as reported.
     pub(super) fn read<T>(
         &mut self,
         key: &'static str,
@@ -445,11 +444,11 @@ impl<'r, 't> Section<'r, 't> {
                 None => self.error(element.span(), wrong(element.get_ref(), of_element)),
             }
         }
-        // An empty list would be reported as such, though the mistakes have been reported already.
+        // An empty list would be reported as empty, though its mistakes have been reported already.
         if list.is_empty() && !elements.is_empty() { Read::Bad } else { Read::Set(list, span) }
     }
 
-    /// Looks `key` up and records that it exists.
+    /// Looks up `key`, and records that it is known.
     fn entry(
         &mut self,
         key: &'static str,
@@ -468,8 +467,8 @@ impl<'r, 't> Section<'r, 't> {
     }
 }
 
-/// `text` with its environment variables replaced, converted. What they hold may be a secret, so
-/// that a problem is told in terms of what is written.
+/// Replaces environment variables in `text` and converts it. The variables may be secrets, so a
+/// problem quotes only the text as written.
 fn expanded<T>(
     key: &str,
     text: &str,

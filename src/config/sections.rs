@@ -1,8 +1,10 @@
-//! The sections of `tailwater.toml`: keys, defaults, bounds, and how values depend on one another.
+//! Reads the sections of `tailwater.toml`: keys, defaults, bounds, and how values depend on one
+//! another.
 //!
-//! A bound is there because beyond it the service would do something that nobody means: wait for an
-//! hour, hold a request that no budget admits. Where one value bounds another, the message names
-//! both keys; a value that is wrong itself bounds nothing, so that it stays one mistake.
+//! A bound excludes values with which the service would do something that nobody wants: wait for an
+//! hour, or accept a request that no memory budget can hold. If one value bounds another, the
+//! message names both keys; a value that is wrong itself bounds nothing, so that it is reported as
+//! one mistake.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +29,7 @@ use crate::{credentials::ServerTls, span_metrics::Settings};
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// What a main file says, its policies aside.
+/// The content of a main file, without its policies.
 pub(super) struct Sections {
     pub(super) shutdown_timeout: Duration,
     pub(super) grpc: GrpcReceiver,
@@ -45,8 +47,8 @@ pub(super) struct Sections {
     pub(super) watched: Option<Span>,
 }
 
-/// Reads all sections, and the files that they name relative to `directory`;
-/// `memory_default` is the memory limit where the file names none.
+/// Reads all sections, and the files that they name relative to `directory`; `memory_default` is
+/// the memory limit if the file sets none.
 pub(super) fn read(
     root: &mut Section<'_, '_>,
     directory: &Path,
@@ -135,14 +137,14 @@ fn http(mut section: Section<'_, '_>, grpc: &GrpcReceiver) -> (HttpReceiver, Opt
     (config, message)
 }
 
-/// The size of the largest message, as something that has to fit, and in bytes.
+/// The largest message size, to be checked against the memory limit, and in bytes.
 fn message(section: &mut Section<'_, '_>, key: &'static str) -> (Option<Wanted>, usize) {
     let default = section.default_integer::<usize>(key) * MIB;
     let bytes = section.integer::<usize>(key).map(|mib| mib * MIB);
     (Wanted::new(key, &bytes, default), bytes.or(default))
 }
 
-/// `None` for "0s". A connection that lives for less than a second costs more than it brings.
+/// `None` for "0s". Less than a second is refused: making connections would cost too much.
 fn max_connection_age(section: &mut Section<'_, '_>) -> Option<Duration> {
     let age = section.duration("max_connection_age");
     if let Read::Set(age, span) = &age
@@ -185,7 +187,7 @@ fn cors(mut section: Section<'_, '_>) -> CorsPolicy {
     CorsPolicy { allowed_origins, allowed_headers }
 }
 
-/// `endpoint` of a listener, which none of the `others` may have.
+/// Reads `endpoint` of a listener, which must differ from `others`.
 fn listener(section: &mut Section<'_, '_>, others: &[&String]) -> String {
     let default = section.default_text("endpoint");
     section
@@ -244,7 +246,7 @@ fn sampling(
     (config, log)
 }
 
-/// `memory` is absent where `memory_limit_mib` is wrong.
+/// Reads `[exporter.otlp]`. `memory` is `None` if `memory_limit_mib` is wrong.
 fn exporter(
     mut section: Section<'_, '_>,
     directory: &Path,
@@ -293,15 +295,15 @@ fn headers(section: &mut Section<'_, '_>) -> BTreeMap<String, Secret> {
     let mut headers = BTreeMap::new();
     for ((name, value), span) in entries {
         if headers.contains_key(&name) {
-            let message = format!("the header {} is there twice", quote(&name));
-            section.error(span, Problem::new(message).hint("the case of names does not count"));
+            let message = format!("the header {} is given twice", quote(&name));
+            section.error(span, Problem::new(message).hint("the case of header names is ignored"));
         }
         headers.insert(name, Secret::from(value));
     }
     headers
 }
 
-/// The queue and its size; the size is absent where a mistake leaves it unknown.
+/// Reads the queue and its size; the size is `None` if a mistake leaves it unknown.
 fn sending_queue(
     mut section: Section<'_, '_>,
     memory: Option<usize>,
@@ -331,8 +333,8 @@ fn sending_queue(
     (queue, bytes)
 }
 
-/// A request is at most a quarter of the queue, so that consumers and bisection have room beside
-/// it. The default gives way to a small queue silently: nobody asked for it.
+/// Reads the largest request, at most a quarter of the queue, so that consumers and bisection have
+/// room. For a small queue, the default is reduced without a warning.
 fn max_request_bytes(section: &mut Section<'_, '_>, queue_bytes: Option<usize>) -> usize {
     let quarter = queue_bytes.map_or(usize::MAX, |bytes| bytes / 4);
     let default = section.default_integer::<usize>("max_request_size_kib") * KIB;
@@ -380,7 +382,7 @@ fn retry(mut section: Section<'_, '_>) -> Retry {
     retry
 }
 
-/// Where the logs are if the configuration does not say.
+/// The default directory of the logs.
 const DURABILITY_DIRECTORY: &str = "/var/lib/tailwater";
 
 fn durability(mut section: Section<'_, '_>, directory: &Path) -> Option<Durability> {

@@ -1,9 +1,8 @@
-//! The files of a configuration as they may be shown to people: without secrets, and not more than
-//! anybody would read.
+//! The files of a configuration for display: without secrets, and limited in size.
 
 use super::source::Source;
 
-/// Text that is kept of all files. The largest file alone may have 1 MiB.
+/// The most text that is kept of all files together, in bytes. A single file may have 1 MiB.
 const SHOWN_BYTES_MAX: usize = 256 << 10;
 
 /// The files in force: names, and texts without secrets.

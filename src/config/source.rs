@@ -1,8 +1,8 @@
-//! The text of one file, and the way from a byte offset to what a person sees in an editor.
+//! The text of one file, and the conversion of byte offsets to lines and columns.
 //!
-//! Columns count characters and not bytes, lines end with LF or CRLF, and a byte order mark counts
-//! as nothing. Offsets come from the TOML parser; one that is off (behind the end, inside a
-//! character) is moved back to the nearest good one and never panics.
+//! Columns count characters, not bytes; lines end with LF or CRLF; a byte order mark is not
+//! counted. Offsets come from the TOML parser. An invalid offset (past the end, or inside a
+//! character) is moved back to the nearest valid one and never panics.
 
 use std::{collections::BTreeSet, ops::Range, path::Path};
 
@@ -10,10 +10,10 @@ use ring::digest;
 
 use super::diagnostics::{Diagnostic, Problem, Severity, push_visible, visible};
 
-/// Characters of a line that a snippet shows.
+/// The most characters of a line that a snippet shows.
 const SNIPPET_CHARS_MAX: usize = 140;
 
-/// Characters shown before the offence where a line is longer than that.
+/// The characters shown before the problem if the line is longer than that.
 const SNIPPET_CHARS_BEFORE: usize = 40;
 
 /// A file that has been read.
@@ -24,11 +24,11 @@ pub(crate) struct Source {
     has_bom: bool,
     /// Byte offset at which each line starts; never empty.
     line_starts: Vec<usize>,
-    /// Lines of `headers`, the values of which are not to be shown.
+    /// Lines of `headers`, whose values must not be shown.
     secret_lines: BTreeSet<usize>,
 }
 
-/// The line a diagnostic is about, ready to print.
+/// The line that a diagnostic is about, ready to print.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Snippet {
     pub(super) text: String,
@@ -54,7 +54,7 @@ impl Source {
         }
     }
 
-    /// What the TOML parser reads; all spans are offsets into it.
+    /// The text for the TOML parser; all spans are offsets into it.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
@@ -103,7 +103,7 @@ impl Source {
         Diagnostic { line, column, snippet: self.snippet(span), ..self.whole(severity, problem) }
     }
 
-    /// A problem with the file as such, placed at its beginning.
+    /// A problem with the whole file, placed at its beginning.
     pub(super) fn whole(&self, severity: Severity, problem: Problem) -> Diagnostic {
         Diagnostic {
             file: self.name.clone(),
@@ -155,8 +155,8 @@ impl Source {
     }
 }
 
-/// The lines that belong to `headers`, from 0. Told by the text and not by the TOML tree, which may
-/// lack just what is broken.
+/// The lines that belong to `headers`, from 0. Found in the text and not in the TOML tree, which
+/// may lack the broken parts.
 fn secret_lines(text: &str) -> BTreeSet<usize> {
     let names_headers = |line: &str| {
         line.match_indices("headers").any(|(at, word)| {

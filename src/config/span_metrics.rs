@@ -10,8 +10,8 @@ use crate::span_metrics::{
     DIMENSIONS_MAX, Dimension, OVERFLOW_LABEL, Settings, Style, label_of, series_fitting,
 };
 
-/// The settings, if the metrics are on. A section that is off is checked all the same. `memory` is
-/// the memory limit, if it is known.
+/// Reads the settings; `None` while the metrics are off, though the section is checked even then.
+/// `memory` is the memory limit, if it is known.
 pub(super) fn read(mut section: Section<'_, '_>, memory: Option<usize>) -> Option<Settings> {
     let is_on = section.boolean_or_default("enabled");
     let style = section.word("style", [Style::Tempo, Style::Connector]);
@@ -28,7 +28,7 @@ pub(super) fn read(mut section: Section<'_, '_>, memory: Option<usize>) -> Optio
     is_on.then_some(settings)
 }
 
-/// Warns where fewer series fit into memory. The default gives way silently.
+/// Warns if fewer series fit into memory. The default is reduced without a warning.
 fn max_series(section: &mut Section<'_, '_>, memory: Option<usize>, exemplars: bool) -> usize {
     let read = section.integer::<usize>("max_series");
     let fitting = memory.map_or(usize::MAX, |bytes| series_fitting(bytes, exemplars));
@@ -45,7 +45,7 @@ fn max_series(section: &mut Section<'_, '_>, memory: Option<usize>, exemplars: b
     read.or(section.default_integer("max_series"))
 }
 
-/// The chosen kinds as a mask.
+/// Reads the chosen kinds as a mask.
 fn kinds(section: &mut Section<'_, '_>) -> u8 {
     let default = section.default_words("kinds");
     let written = match section.texts("kinds") {
@@ -81,7 +81,7 @@ fn dimensions(section: &mut Section<'_, '_>, style: Style) -> Vec<Dimension> {
     dimensions
 }
 
-/// Whether an attribute can become a further label.
+/// Checks that an attribute can become another label.
 fn check(attribute: &str, label: &str, style: Style, before: &[Dimension]) -> Result<(), Problem> {
     if attribute.is_empty() {
         return Err(Problem::new("a dimension is empty").hint("name an attribute"));
@@ -100,7 +100,7 @@ fn check(attribute: &str, label: &str, style: Style, before: &[Dimension]) -> Re
     }
     if let Some(other) = before.iter().find(|other| other.label == label) {
         let message = match other.attribute == attribute {
-            true => format!("the dimension {quoted} is there twice"),
+            true => format!("the dimension {quoted} is given twice"),
             false => format!("{quoted} and `{}` become the same label, `{label}`", other.attribute),
         };
         return Err(Problem::new(message).hint("leave one of them out"));

@@ -1,11 +1,10 @@
-//! From text to a TOML tree that is as complete as a mistake allows.
+//! Parses text to a TOML tree that is as complete as its mistakes allow.
 //!
-//! The parser recovers from errors, which is how a file with a syntax error still gets its other
-//! mistakes reported at once. The price is that one mistake makes several errors, and that the tree
-//! holds invented values. So this module keeps one error per line, one for a bracket that is never
-//! closed, and a record of what must not be trusted ([`Damage`]): values on a line with an error,
-//! and everything from the place on where the parser lost its way. The reader says nothing about
-//! those.
+//! The parser recovers from errors, so the other mistakes in a file with a syntax error can be
+//! reported at once. But one mistake can cause several errors, and the tree then contains invented
+//! values. So this module keeps one error per line, one for a bracket that is never closed, and a
+//! record of unreliable values ([`Damage`]): those on a line with an error, and everything after
+//! the place where the parser lost its way. The reader does not report problems with these values.
 
 use std::{collections::BTreeSet, ops::Range};
 
@@ -19,10 +18,10 @@ use super::{
     source::Source,
 };
 
-/// The longest string that a hint shows as it should be.
+/// The longest string whose corrected form a hint shows, in bytes.
 const SHOWN_BYTES_MAX: usize = 60;
 
-/// What of a tree is invented.
+/// The parts of a tree that the parser invented.
 #[derive(Debug, Default)]
 pub(super) struct Damage {
     lines: BTreeSet<usize>,
@@ -31,7 +30,7 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    /// Whether what stands at `offset` is what the author wrote.
+    /// Whether the tree has at `offset` what the author wrote.
     pub(super) fn spares(&self, source: &Source, offset: usize) -> bool {
         self.lost_from.is_none_or(|lost| offset < lost)
             && !self.lines.contains(&source.line(offset))
@@ -78,7 +77,7 @@ pub(super) fn parse<'t>(
     (table, damage)
 }
 
-/// A parser error on its way to a diagnostic.
+/// A parser error that will become a diagnostic.
 struct SyntaxError {
     message: String,
     span: Range<usize>,
@@ -87,12 +86,13 @@ struct SyntaxError {
 
 impl SyntaxError {
     fn new(error: &Error) -> Self {
-        // Only "recursion limit" comes without a place: a key of more than 80 dotted parts.
+        // Only "recursion limit" has no place: a key of more than 80 dotted parts.
         let span = error.span().unwrap_or(0..0);
         SyntaxError { message: error.message().to_owned(), span, hint: None }
     }
 
-    /// Records what the parser invented because of this error, and says it better where we can.
+    /// Records what the parser invented because of this error, and improves its message if
+    /// possible.
     fn blame(&mut self, source: &Source, extents: &[Extent], damage: &mut Damage) {
         let at = self.span.start;
         if self.message == "duplicate key" {
@@ -117,7 +117,8 @@ impl SyntaxError {
             self.message = "a value is missing here".to_owned();
         } else if source.line(start) != source.line(at) && self.message.starts_with("invalid multi")
         {
-            // The error stands at the end of the file, which the string has swallowed.
+            // The error is at the end of the file, because the string includes everything up to
+            // there.
             self.message = "this string is never closed".to_owned();
             self.span = start..start + 3;
             damage.lose_from(start);
@@ -125,8 +126,8 @@ impl SyntaxError {
     }
 }
 
-/// What to do about a backslash that TOML takes for the start of an escape, as in regular
-/// expressions that stand in double quotes.
+/// Advice for a backslash that TOML takes for the start of an escape, as in a regular expression in
+/// double quotes.
 fn escape_hint(message: &str, source: &Source, string: Range<usize>) -> Option<String> {
     let about_escapes = [
         "missing escaped value",
@@ -139,7 +140,7 @@ fn escape_hint(message: &str, source: &Source, string: Range<usize>) -> Option<S
     let written = source.text().get(string)?;
     let quotes = if written.starts_with("\"\"\"") { 3 } else { 1 };
     let inside = written.get(quotes..written.len().checked_sub(quotes)?)?;
-    // Where TOML's own escapes are among them, nobody can tell what was meant.
+    // If the string has valid TOML escapes too, the intention is unknown.
     let is_plain = !inside.contains("\\\\")
         && !inside.contains("\\\"")
         && !inside.contains(|c: char| c == '\'' || c.is_control())
@@ -152,14 +153,14 @@ fn escape_hint(message: &str, source: &Source, string: Range<usize>) -> Option<S
     })
 }
 
-/// A scalar, or the outside of an array or table.
+/// The byte range of a scalar, or of the outside of an array or table.
 struct Extent {
     span: Range<usize>,
     is_scalar: bool,
 }
 
 impl Extent {
-    /// Whether an error at `at` is about this value, so that the parser still knew where it was.
+    /// Whether an error at `at` is about this value. If so, the parser has not lost its way.
     fn touches(&self, at: usize) -> bool {
         let at_an_end = self.span.start == at || self.span.end == at;
         at_an_end || (self.is_scalar && self.span.contains(&at))
@@ -180,7 +181,8 @@ fn collect_extents(value: &Spanned<DeValue<'_>>, extents: &mut Vec<Extent>) {
     }
 }
 
-/// Where the outermost array or inline table opens that runs on to the end of the file.
+/// The place where the outermost array or inline table opens that is not closed before the end of
+/// the file.
 fn unclosed_bracket(source: &Source, table: &DeTable<'_>, errors: &[SyntaxError]) -> Option<usize> {
     let unclosed = ["unclosed array, ", "unclosed inline table, "];
     if !errors.iter().any(|error| unclosed.iter().any(|start| error.message.starts_with(start))) {
@@ -202,8 +204,8 @@ fn unclosed_bracket(source: &Source, table: &DeTable<'_>, errors: &[SyntaxError]
         .min()
 }
 
-/// Leaves one error of all those that an unclosed bracket causes: the first if it is on the
-/// bracket's line (a string without its closing quote, say), else one for the bracket.
+/// Keeps one of the errors that an unclosed bracket causes: the first one if it is on the bracket's
+/// line (for instance a string without its closing quote), otherwise one for the bracket.
 fn summarize_unclosed(source: &Source, opened_at: usize, errors: &mut Vec<SyntaxError>) {
     let kept = errors.partition_point(|error| error.span.start < opened_at);
     let same_line = errors

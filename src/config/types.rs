@@ -1,9 +1,9 @@
-//! Every policy type, described once: its parameters, what it matches, where it may stand, and
-//! whether its outcome can still turn while spans arrive.
+//! The description of every policy type: its parameters, what it matches, where it is allowed, and
+//! whether its match can still change while spans arrive.
 //!
-//! The loader takes names, places and bounds from here; the JSON Schema and the reference page are
-//! written from it by `crate::reference`. To add a type: one entry here, and its reader in
-//! `config::conditions` or `config::policies`. What a type does is the business of `crate::policy`.
+//! The loader takes names, places and bounds from here; `crate::reference` writes the JSON Schema
+//! and the reference page from it. To add a type, add one entry here, and its reader in
+//! `config::conditions` or `config::policies`. `crate::policy` implements what a type does.
 
 #![cfg_attr(
     not(test),
@@ -14,20 +14,20 @@ mod kinds;
 
 use super::keys::{Key, Kind, Need};
 
-/// A policy type.
+/// The description of a policy type.
 #[derive(Debug)]
 pub(crate) struct PolicyType {
     pub(crate) name: &'static str,
     pub(super) id: Type,
-    /// What it matches, in sentences.
+    /// What it matches, as Markdown.
     pub(crate) words: &'static str,
     pub(crate) parameters: &'static [Key],
-    /// Parameters of which at least one must be there.
+    /// Parameters of which at least one is required.
     pub(crate) any_of: &'static [&'static str],
-    /// Parameters of which at most one may be there.
+    /// Pairs of parameters of which at most one is allowed.
     pub(crate) exclusive: &'static [[&'static str; 2]],
     pub(crate) place: Standing,
-    /// What may stand among its parts.
+    /// The policies that are allowed as its parts.
     pub(crate) parts: Parts,
     pub(crate) turns: Turns,
 }
@@ -61,42 +61,42 @@ pub(super) enum Type {
     Rare,
 }
 
-/// Where a type may stand.
+/// Where a type is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Anywhere, also inside of `same_span`: one single span can meet it.
+    /// Anywhere, also inside `same_span`: a single span can meet it.
     OfOneSpan,
-    /// Anywhere but inside of `same_span`.
+    /// Anywhere except inside `same_span`.
     OfTrace,
-    /// At the top level alone.
+    /// Only at the top level.
     Top,
 }
 
-/// What may stand among the parts of a type.
+/// The policies that are allowed as the parts of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parts {
-    /// It has none.
+    /// None.
     None,
-    /// Anything that may stand where the type stands.
+    /// Any policy that is allowed in the place of the type itself.
     Any,
-    /// Nothing that is left to chance.
+    /// Policies that are not probabilistic.
     Certain,
-    /// Nothing that is left to chance, and only what one single span can meet.
+    /// Policies that are not probabilistic and that a single span can meet.
     OfOneSpan,
 }
 
-/// Whether a type that matches a part of a trace can stop to match when more spans arrive.
+/// Whether a policy that matches a part of a trace can stop matching when more spans arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turns {
-    /// Once true it stays true.
+    /// It cannot.
     Never,
-    /// With `invert_match`.
+    /// It can with `invert_match`.
     Inverted,
-    /// With an upper bound.
+    /// It can with an upper bound.
     Bounded,
-    /// As its parts do.
+    /// It can if its parts can.
     AsParts,
-    /// As its part does not.
+    /// It can, because its part can start matching.
     Opposite,
 }
 
@@ -131,13 +131,13 @@ impl PolicyType {
         PolicyType { turns, ..self }
     }
 
-    /// The type of this name.
+    /// The type with this name.
     pub(super) fn named(name: &str) -> Option<&'static PolicyType> {
         TYPES.iter().find(|known| known.name == name)
     }
 }
 
-/// A year in milliseconds, so that nanoseconds fit 64 bits with ease.
+/// A year in milliseconds, so that nanoseconds easily fit into 64 bits.
 const YEAR_MS: u64 = 31_536_000_000;
 
 const KEY: Key = required("key", Kind::Text { pattern: "." }, "The key of the attribute.");
@@ -178,13 +178,8 @@ const fn whole(min: u64, max: u64) -> Kind {
 
 /// All types, in the order in which they are shown.
 pub(crate) const TYPES: &[PolicyType] = &[
-    PolicyType::new(
-        "always_sample",
-        Type::AlwaysSample,
-        "Matches every \
-     trace.",
-    )
-    .stands(Standing::OfTrace),
+    PolicyType::new("always_sample", Type::AlwaysSample, "Matches every trace.")
+        .stands(Standing::OfTrace),
     PolicyType::new(
         "status_code",
         Type::StatusCode,
@@ -214,9 +209,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "string_attribute",
         Type::StringAttribute,
-        "Matches if any span, or its resource, has the attribute with one of the values. \
-         Each element \
-         of a list counts as a value.",
+        "Matches if any span, or its resource, has the attribute with one of the values. Each \
+         element of a list counts as a value.",
     )
     .with(&[KEY, VALUES, REGEX, SCOPE, INVERT])
     .turns(Turns::Inverted),
@@ -226,9 +220,8 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ..PolicyType::new(
             "numeric_attribute",
             Type::NumericAttribute,
-            "Matches if any span, or its resource, has the attribute with a number within \
-             the bounds. \
-             Integers are compared exactly, also beyond 2^53.",
+            "Matches if any span, or its resource, has the attribute with a number within the \
+             bounds. Integers are compared exactly, also beyond 2^53.",
         )
         .with(&[KEY, MIN, ABOVE, MAX, BELOW, SCOPE, INVERT])
         .turns(Turns::Inverted)
@@ -292,23 +285,17 @@ pub(crate) const TYPES: &[PolicyType] = &[
     )
     .with(&[VALUES, REGEX, INVERT])
     .turns(Turns::Inverted),
-    PolicyType::new(
-        "span_kind",
-        Type::SpanKind,
-        "Matches if any span is of one of the \
-     kinds.",
-    )
-    .with(&[required(
-        "kinds",
-        Kind::Words(&["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "UNSPECIFIED"]),
-        "Kinds of spans.",
-    )]),
+    PolicyType::new("span_kind", Type::SpanKind, "Matches if any span is of one of the kinds.")
+        .with(&[required(
+            "kinds",
+            Kind::Words(&["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER", "UNSPECIFIED"]),
+            "Kinds of spans.",
+        )]),
     PolicyType::new(
         "root_span",
         Type::RootSpan,
-        "Matches if any span is a root: its parent span id is empty or all zero. In \
-         `same_span`, that \
-         span has to be the root.",
+        "Matches if any span is a root: its parent span id is empty or all zero. In `same_span`, \
+         that span has to be the root.",
     ),
     PolicyType::new(
         "span_duration",
@@ -329,10 +316,9 @@ pub(crate) const TYPES: &[PolicyType] = &[
         ..PolicyType::new(
             "span_event",
             Type::SpanEvent,
-            "Matches if any span has an event with one of the names, and with the attribute \
-             `key` with \
-             one of the values (any value if `values` is unset). A single event has to meet all \
-             of these.",
+            "Matches if any span has an event with one of the names, and with the attribute `key` \
+             with one of the values (any value if `values` is unset). A single event has to meet \
+             all of these.",
         )
         .with(&[
             optional("names", Kind::Strings { pattern: "" }, "Names of the event."),
@@ -351,8 +337,7 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "and",
         Type::And,
-        "Matches if all parts match. The lowest percentage \
-     among them counts.",
+        "Matches if all parts match. The lowest percentage among them counts.",
     )
     .with(&[PARTS])
     .takes(Parts::Any)
@@ -360,8 +345,7 @@ pub(crate) const TYPES: &[PolicyType] = &[
     PolicyType::new(
         "or",
         Type::Or,
-        "Matches if any part matches. The highest percentage \
-     among the matching parts counts.",
+        "Matches if any part matches. The highest percentage among the matching parts counts.",
     )
     .with(&[PARTS])
     .takes(Parts::Any)
@@ -391,7 +375,7 @@ pub(crate) const TYPES: &[PolicyType] = &[
     kinds::RARE,
 ];
 
-/// Keys of any policy beside its type's own. All but the percentage are for the top level.
+/// The keys that every policy can have. Except the percentage, they are for the top level.
 pub(crate) const COMMON: &[Key] = &[
     required(
         "name",
@@ -407,31 +391,31 @@ pub(crate) const COMMON: &[Key] = &[
     Key::new(
         "limit",
         Kind::Limit,
-        "The most that the policy keeps: `{ spans_per_second = 500 }`, `bytes_per_second`, or \
-         both.",
+        "The maximum rate that the policy keeps: `{ spans_per_second = 500 }`, `bytes_per_second`, \
+         or both.",
     ),
     Key::new(
         "expires",
         Kind::DateTime,
-        "A date and time with an offset, such as `2026-12-24T18:00:00Z`. From then on the policy \
+        "A date and time with an offset, such as `2026-12-24T18:00:00Z`. From then on, the policy \
          matches nothing.",
     ),
     Key::boolean(
         "shadow",
         false,
-        "Whether the policy is only evaluated. It decides nothing, and metrics show what it would \
-         change.",
+        "Whether the policy is only evaluated. A shadow policy decides nothing; metrics show what \
+         it would change.",
     ),
 ];
 
-/// Keys of a limit.
+/// The keys of a limit.
 pub(crate) const LIMIT: &[Key] = &[
     Key::new("spans_per_second", Kind::AboveZero, "Kept spans per second."),
     Key::new("bytes_per_second", Kind::AboveZero, "Kept bytes per second, of encoded spans."),
     Key::new(
         "burst_capacity",
         Kind::AboveZero,
-        "How much can be kept at once after a quiet time. Only with a single rate. Unset: twice \
-         the rate.",
+        "How many spans or bytes can be kept at once after a quiet time. Only with a single rate. \
+         Unset: twice the rate.",
     ),
 ];

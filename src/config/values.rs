@@ -1,7 +1,7 @@
-//! What a single value may be: conversions from TOML to the types of the configuration.
+//! Converts single TOML values to the types of the configuration.
 //!
-//! Each takes the key it stands under, for the message, and says in it what would be right: the
-//! bounds, the unit, the alternatives.
+//! Each function takes the key for its error message, which says what would be valid: the bounds,
+//! the unit, the alternatives.
 
 use std::{
     fmt::Display,
@@ -18,7 +18,7 @@ use toml::{
 use super::diagnostics::{Problem, did_you_mean, quote};
 use crate::policy::Number;
 
-/// "`key` must be ..., found ...".
+/// The problem "`key` must be ..., found ...".
 pub(super) fn wrong_type(key: &str, wanted: &str, found: &DeValue<'_>) -> Problem {
     let found = match found {
         DeValue::String(_) => "a string",
@@ -75,7 +75,7 @@ where
     )
 }
 
-/// How to write a number that stands in quotes, if it would do.
+/// How to write a quoted number correctly, if it would be valid.
 fn plain_number(key: &str, text: &str, fits: impl Fn(i128) -> bool) -> Option<String> {
     if let Some(duration) = humantime::parse_duration(text).ok().filter(|_| key.ends_with("_ms")) {
         let millis = duration.as_millis();
@@ -93,7 +93,7 @@ fn as_i128(integer: &DeInteger<'_>) -> Option<i128> {
     i128::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-/// An integer or a float, of the type in which it is written.
+/// An integer or a float, in the type in which it is written.
 pub(super) fn number(key: &str, value: &DeValue<'_>) -> Result<Number, Problem> {
     match value {
         DeValue::Integer(_) => integer(key, value, i64::MIN..=i64::MAX).map(Number::Int),
@@ -108,7 +108,7 @@ pub(super) fn number(key: &str, value: &DeValue<'_>) -> Result<Number, Problem> 
         _ => {
             let number = value.as_str().and_then(|text| text.trim().parse::<f64>().ok());
             let number = number.filter(|number| number.is_finite());
-            // As TOML reads it: beyond 64 bits only with an exponent.
+            // Parsed as TOML does: beyond 64 bits only with an exponent.
             let hint = number.map(|number| match number.abs() < 1e15 {
                 true => format!("write {number} without quotes"),
                 false => format!("write {number:e} without quotes"),
@@ -118,7 +118,7 @@ pub(super) fn number(key: &str, value: &DeValue<'_>) -> Result<Number, Problem> 
     }
 }
 
-/// Per cent: an integer or a float within 0..=100.
+/// A percentage: an integer or a float within 0..=100.
 pub(super) fn percentage(key: &str, value: &DeValue<'_>) -> Result<f64, Problem> {
     let written = match value {
         DeValue::Integer(integer) => as_i128(integer).map(|n| n as f64),
@@ -179,7 +179,7 @@ pub(super) fn instant(key: &str, value: &DeValue<'_>) -> Result<u64, Problem> {
         Offset::Z => 0,
         Offset::Custom { minutes } => i64::from(minutes),
     };
-    // TOML may leave the seconds out.
+    // TOML allows leaving out the seconds.
     let seconds = time.second.unwrap_or(0);
     let as_utc = format!("{date}T{:02}:{:02}:{seconds:02}Z", time.hour, time.minute);
     let millis = humantime::parse_rfc3339(&as_utc).ok().and_then(|as_utc| {
@@ -248,7 +248,7 @@ pub(super) fn origin(text: &str) -> Result<(), Problem> {
 
 /// The name of a header that browsers may send, or `*`.
 pub(super) fn allowed_header(text: &str) -> Result<(), Problem> {
-    // `*` would be a name as well.
+    // A name with `*` would also be a valid header name.
     if text == "*" || !text.contains('*') && HeaderName::from_bytes(text.as_bytes()).is_ok() {
         return Ok(());
     }
@@ -263,7 +263,7 @@ pub(super) fn header_name(text: &str) -> Result<String, Problem> {
         return Err(Problem::new(message).hint("names are ASCII letters, digits, `-` and `_`"));
     };
     let name = name.as_str();
-    // The protocols own these: a second one makes requests that servers refuse or read differently.
+    // The protocols set these headers. A duplicate makes servers refuse or misread the request.
     let owned = [
         "content-type",
         "content-encoding",

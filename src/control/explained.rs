@@ -1,4 +1,4 @@
-//! A decision in sentences, for `tailwater explain` and the page.
+//! Explains a decision in sentences, for `tailwater explain` and the page.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -11,8 +11,8 @@ use super::{
 };
 
 impl Decision {
-    /// Whether the trace was kept, by which policy, what else matched, when it was decided, and why
-    /// then: a sentence a line. `now` is in Unix milliseconds.
+    /// Explains whether the trace was kept, by which policy, what else matched, when it was
+    /// decided, and why at that time. One sentence per line. `now` is in Unix milliseconds.
     pub(crate) fn explained(&self, now: u64) -> String {
         explain(self, now)
     }
@@ -73,14 +73,14 @@ fn dropped(decision: &Decision, text: &mut String) {
     }
 }
 
-/// The two numbers that were compared.
+/// The randomness and the threshold that were compared.
 fn chance(decision: &Decision, relation: &str, text: &mut String) {
     if let Decision { threshold: Some(threshold), randomness, .. } = decision {
         let _ = writeln!(text, "Its randomness {randomness} {relation} the threshold {threshold}.");
     }
 }
 
-/// The policies that matched besides the one that is credited.
+/// The other policies that matched.
 fn others(decision: &Decision, details: &Details, text: &mut String) {
     let matched = details.matched.iter().filter(|name| **name != decision.policy);
     if let Some(names) = listed(matched) {
@@ -110,7 +110,7 @@ fn pending(details: &Details, now: u64, text: &mut String) {
     }
 }
 
-/// When it was decided, and why at that moment.
+/// When the trace was decided, and why at that time.
 fn why_then(trigger: Trigger, at: Option<&Timestamp>, text: &mut String) {
     let why = match trigger {
         Trigger::DecisionWait => "decision_wait had passed since its first span",
@@ -128,7 +128,7 @@ fn why_then(trigger: Trigger, at: Option<&Timestamp>, text: &mut String) {
     };
 }
 
-/// What had arrived.
+/// The number and size of the spans that had arrived, and whether a root span was among them.
 fn contents(state: State, details: &Details, text: &mut String) {
     let Details { spans, bytes, root_received, .. } = details;
     let (had, until) = match state {

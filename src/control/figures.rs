@@ -1,10 +1,10 @@
-//! Figures as people read them.
+//! Formats figures for people.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost_types::Timestamp;
 
-/// A whole number with commas between thousands.
+/// An integer with commas between thousands.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -17,7 +17,7 @@ pub(crate) fn count(number: u64) -> String {
     text
 }
 
-/// A rate a second: whole from ten on, with one digit below.
+/// A rate per second: an integer from ten on, with one decimal below.
 pub(crate) fn rate(per_second: f64) -> String {
     match per_second {
         r if r > 0.0 && r < 9.95 => format!("{r:.1}"),
@@ -25,7 +25,7 @@ pub(crate) fn rate(per_second: f64) -> String {
     }
 }
 
-/// Bytes with the largest binary unit that leaves at least 1 before the point.
+/// Bytes in the largest binary unit in which the number is at least 1.
 pub(crate) fn bytes(bytes: u64) -> String {
     let units = [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
@@ -34,8 +34,8 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// A percentage from 0 to 100. Small ones keep two digits that say something; only 0 and 100 are
-/// written as such.
+/// A percentage from 0 to 100. Small ones keep two significant digits; only exactly 0 and 100 are
+/// written as `0 %` and `100 %`.
 pub(crate) fn percentage(percentage: f64) -> String {
     if percentage <= 0.0 || percentage >= 100.0 {
         return format!("{percentage:.0} %");
@@ -45,16 +45,16 @@ pub(crate) fn percentage(percentage: f64) -> String {
         p => format!("{p:.1}"),
     };
     let rounded = rounded.trim_end_matches('0').trim_end_matches('.');
-    // 99.99 must not look like a promise.
+    // A share of 99.99 must not be shown as 100 %.
     if rounded == "100" { "99.9 %".into() } else { format!("{rounded} %") }
 }
 
-/// The share of a part in a whole.
+/// The share of a part in a whole, as a percentage.
 pub(crate) fn share(part: u64, whole: u64) -> String {
     if whole == 0 { "–".into() } else { percentage(part as f64 / whole as f64 * 100.0) }
 }
 
-/// A duration, in its two largest units.
+/// A duration in its two largest units.
 pub(crate) fn duration(duration: Duration) -> String {
     let duration = match duration {
         d if d >= Duration::from_secs(10) => Duration::from_secs(d.as_secs()),
@@ -66,20 +66,20 @@ pub(crate) fn duration(duration: Duration) -> String {
     units.join(" ")
 }
 
-/// A moment in Unix milliseconds; 0 before 1970.
+/// A time in Unix milliseconds; 0 before 1970.
 pub(crate) fn millis(moment: &Timestamp) -> u64 {
     let Ok(seconds) = u64::try_from(moment.seconds) else { return 0 };
     seconds.saturating_mul(1_000).saturating_add(moment.nanos.max(0) as u64 / 1_000_000)
 }
 
-/// The time that has passed since then, in whole seconds; `now` is in Unix milliseconds. "0s" if
-/// then is unknown or in the future.
+/// The time that has passed since `then`, in its two largest units; `now` is in Unix milliseconds.
+/// "0s" if `then` is unknown or in the future.
 pub(crate) fn since(then: Option<&Timestamp>, now: u64) -> String {
     let passed = then.map_or(0, |then| now.saturating_sub(millis(then)));
     duration(Duration::from_secs(passed / 1_000))
 }
 
-/// A moment, as RFC 3339 in UTC.
+/// A time in RFC 3339, in UTC.
 pub(crate) fn moment(then: &Timestamp) -> String {
     match SystemTime::try_from(*then) {
         Ok(then) => humantime::format_rfc3339_seconds(then).to_string(),
@@ -87,14 +87,14 @@ pub(crate) fn moment(then: &Timestamp) -> String {
     }
 }
 
-/// A length of time, unless it is negative or not normalized. The conversion of prost-types panics
-/// on the smallest numbers.
+/// Converts a duration, unless it is negative or not normalized. The conversion of prost-types
+/// panics on the smallest numbers.
 pub(crate) fn length(of: &prost_types::Duration) -> Option<Duration> {
     let nanos = u32::try_from(of.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(u64::try_from(of.seconds).ok()?, nanos))
 }
 
-/// A moment to the millisecond, as RFC 3339 in UTC.
+/// A time in RFC 3339 with milliseconds, in UTC.
 pub(crate) fn moment_exact(at: &Timestamp) -> String {
     let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis(at))).unwrap_or(UNIX_EPOCH);
     humantime::format_rfc3339_millis(at).to_string()

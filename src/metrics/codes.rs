@@ -1,15 +1,15 @@
-//! The `code` label of attempts to export, a closed set for both protocols.
+//! The `code` label of export attempts, a closed set for both protocols.
 //!
-//! Over OTLP/gRPC it is the name of the gRPC code. Over OTLP/HTTP it is the status as a number, and
-//! `other` for every status without a series of its own. An attempt without any answer has a gRPC
-//! name over both: `UNAVAILABLE` without a connection, `DEADLINE_EXCEEDED` after the timeout,
-//! `UNKNOWN` after a panic.
+//! Over OTLP/gRPC it is the name of the gRPC code. Over OTLP/HTTP it is the status as a number, or
+//! `other` for a status without its own series. An attempt without any answer has the name of a
+//! gRPC code over both protocols: `UNAVAILABLE` without a connection, `DEADLINE_EXCEEDED` after the
+//! timeout, `UNKNOWN` after a panic.
 
 use tonic::Code;
 
 use crate::grpc::{code_name, codes};
 
-/// HTTP statuses with a series of their own, and the label of the others.
+/// The HTTP statuses with their own series, and the label of all others.
 const HTTP: [(u16, &str); 13] = [
     (200, "200"),
     (400, "400"),
@@ -29,20 +29,20 @@ const HTTP: [(u16, &str); 13] = [
 /// How an attempt to export ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportCode {
-    /// A gRPC code, or what the lack of an answer amounts to.
+    /// A gRPC code, which also stands for an attempt without an answer.
     Grpc(Code),
     /// The status of an HTTP answer.
     Http(u16),
 }
 
 impl ExportCode {
-    /// One of each label, in the order of `ExportCode::index`.
+    /// One code for each label, in the order of `ExportCode::index`.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let http = HTTP.iter().map(|(status, _)| ExportCode::Http(*status));
         codes().map(ExportCode::Grpc).chain(http)
     }
 
-    /// The place of its series.
+    /// The index of its series.
     pub(super) fn index(self) -> usize {
         match self {
             ExportCode::Grpc(code) => code as usize,

@@ -1,10 +1,10 @@
-//! How many connections are open, and why others were closed.
+//! Open connections, and the reasons why connections were closed.
 
 use metrics::{Counter, Gauge};
 
 use super::described;
 
-/// How spans came in.
+/// The protocol by which spans arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     /// OTLP/gRPC.
@@ -30,19 +30,19 @@ impl Transport {
 pub(crate) enum Closed {
     /// The client closed it.
     Client = 0,
-    /// No request came for a long time.
+    /// No request came for too long.
     Idle = 1,
-    /// No TLS handshake, preface or first head came in time, or the handshake failed.
+    /// No TLS handshake, preface or request head came in time, or the handshake failed.
     Handshake = 2,
-    /// There are too many.
+    /// Too many connections were open.
     MaxConnections = 3,
-    /// It reached `max_connection_age`.
+    /// The connection reached `max_connection_age`.
     MaxAge = 4,
     /// The service is shutting down.
     Drain = 5,
-    /// The client reads no answer, or answers no ping.
+    /// The client did not read an answer, or did not answer a ping.
     Unresponsive = 6,
-    /// It broke, or what came over it was no HTTP.
+    /// The connection broke, or did not carry HTTP.
     Error = 7,
 }
 

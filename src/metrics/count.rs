@@ -1,5 +1,6 @@
-//! A counter that can be read: the answers for people need the values that the exporter crate only
-//! renders. The value is counted here, once, and shown to the exporter crate before a scrape.
+//! A counter whose value can be read. The status and the page need values, but the exporter crate
+//! can only render its counters. So the value is counted here, once, and copied to the exporter
+//! crate before a scrape.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -25,7 +26,7 @@ impl Count {
         self.value.load(Relaxed)
     }
 
-    /// Sets the series to the value.
+    /// Copies the value to the series.
     pub(super) fn show(&self) {
         self.series.absolute(self.get());
     }

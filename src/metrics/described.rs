@@ -1,10 +1,10 @@
-//! Every metric, described once: name, kind, labels, unit, help.
+//! The description of every metric: name, kind, labels, unit, help.
 //!
-//! Those that start with `process_` have the names that the client libraries of Prometheus use.
+//! Metrics that start with `process_` have the names that Prometheus client libraries use.
 //!
-//! Registration takes names and help from here, and the reference page is written from it by
-//! `crate::reference`. To add a metric: one line here, and its handle in `Metrics`. A test fails
-//! where a described metric is not in a scrape.
+//! Registration takes names and help from here, and `crate::reference` writes the reference page
+//! from it. To add a metric, add one line here and its handle in `Metrics`. A test fails if a
+//! described metric is missing from a scrape.
 
 #![expect(clippy::disallowed_macros, reason = "handles are made of descriptions here alone")]
 #![cfg_attr(
@@ -20,19 +20,19 @@ use super::{
     reasons::{FAILED, REFUSED, REFUSED_SPANS},
 };
 
-/// A metric.
+/// The description of a metric.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Metric {
-    /// With the prefix.
+    /// The name, with the prefix.
     pub(crate) name: &'static str,
     pub(crate) kind: MetricKind,
     pub(crate) labels: &'static [Label],
-    /// What is counted or measured, such as `spans`; empty where the name says it.
+    /// What is counted or measured, such as `spans`; empty if the name says it.
     pub(crate) unit: &'static str,
     pub(crate) help: &'static str,
 }
 
-/// A label and the values that it can have; none where they are named by the configuration.
+/// A label and its possible values; empty if the configuration names them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Label {
     pub(crate) name: &'static str,
@@ -47,12 +47,12 @@ pub(crate) enum MetricKind {
 }
 
 impl Metric {
-    /// The counter with these values of its labels, at 0.
+    /// The counter with these label values, at 0.
     pub(super) fn counter<const N: usize>(&self, values: [&str; N]) -> Counter {
         counter!(self.name, self.labelled(values))
     }
 
-    /// The gauge with these values of its labels.
+    /// The gauge with these label values.
     pub(super) fn gauge<const N: usize>(&self, values: [&str; N]) -> Gauge {
         gauge!(self.name, self.labelled(values))
     }
@@ -64,7 +64,7 @@ impl Metric {
     }
 }
 
-/// Tells the recorder in force the help of all counters and gauges.
+/// Registers the help of all counters and gauges with the current recorder.
 pub(super) fn describe() {
     for Metric { name, kind, help, .. } in all() {
         match kind {
@@ -80,7 +80,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Metric> {
     TAILWATER.iter().chain(PROCESS)
 }
 
-/// Constants, and a list of those with one prefix.
+/// Defines the metrics with one prefix as constants, and a list of them.
 macro_rules! metrics {
     ($list:ident $prefix:literal
      $($id:ident = $kind:ident $name:literal [$($label:expr),*] $unit:literal $help:literal;)*) => {
@@ -118,7 +118,7 @@ const fn reason(values: &'static [&'static str]) -> Label {
 metrics! {
     TAILWATER "tailwater_"
     ACCEPTED_SPANS = Counter "receiver_accepted_spans_total" [ORIGIN] "spans"
-        "Spans acknowledged, without those rejected; and those that came back after a restart \
+        "Spans acknowledged to senders, without rejected ones, and spans replayed after a restart \
          (replay).";
     REFUSED_SPANS_TOTAL = Counter "receiver_refused_spans_total"
         [TRANSPORT, reason(&REFUSED_SPANS)] "spans"
@@ -126,7 +126,7 @@ metrics! {
          over a quarter of max_request_size_kib.";
     REFUSED_REQUESTS = Counter "receiver_refused_requests_total"
         [TRANSPORT, reason(&REFUSED)] "requests"
-        "Requests of which nothing was consumed.";
+        "Requests refused as a whole: none of their spans was accepted.";
     EMPTY_REQUESTS = Counter "receiver_empty_requests_total" [TRANSPORT] "requests"
         "Requests answered with success that carry bytes but no span.";
     REQUESTS = Counter "receiver_requests_total" [TRANSPORT, CODE] "requests"
@@ -135,17 +135,18 @@ metrics! {
         "Open connections of senders.";
     CONNECTIONS_CLOSED = Counter "receiver_connections_closed_total"
         [TRANSPORT, reason(&CLOSED)] "connections"
-        "Connections of senders that were closed, by what closed them.";
+        "Connections of senders that were closed, by reason.";
     HANDSHAKE_FAILURES = Counter "receiver_tls_handshake_failures_total" [TRANSPORT] "connections"
-        "Connections that never became TLS connections.";
+        "Connections whose TLS handshake failed or did not finish in time.";
     TRACES_KEPT = Counter "traces_kept_total" [POLICY] "traces"
-        "Traces kept, by the policy that is credited.";
+        "Traces kept, by the credited policy.";
     TRACES_DROPPED = Counter "traces_dropped_total" [POLICY] "traces"
-        "Traces dropped, by the policy that is credited.";
+        "Traces dropped, by the credited policy.";
     SPANS_KEPT = Counter "spans_kept_total" [POLICY] "spans"
-        "Spans kept, late ones under the policy of their trace.";
+        "Spans kept; late spans count for the policy of their trace.";
     SPANS_DROPPED = Counter "spans_dropped_total" [POLICY, reason(&DROPPED)] "spans"
-        "Spans dropped: with their trace, after it, or over its byte cap.";
+        "Spans dropped: with their trace, as late spans of a dropped trace, or above the byte cap \
+         of a trace.";
     POLICY_MATCHES = Counter "policy_matches_total" [POLICY] "traces"
         "Decided traces that a policy matched, credited or not.";
     SHADOW_TRACES = Counter "shadow_traces_total"
@@ -156,25 +157,27 @@ metrics! {
         "Spans of traces that a shadow policy matched, late ones included, by what it would have \
          changed.";
     POLICY_EXPIRY = Gauge "policy_expiry_timestamp_seconds" [POLICY] "Unix seconds"
-        "When a policy stops matching anything, in Unix seconds; only of policies with `expires`.";
+        "When a policy expires, in Unix seconds; only for policies with `expires`.";
     BUDGET_KEYS = Gauge "budget_keys" [POLICY] "kinds"
-        "Kinds of traces that a budget tells apart now.";
+        "Kinds of traces that a budget currently distinguishes.";
     BUDGET_LIMIT_SPANS = Gauge "budget_limit_spans_per_second" [POLICY] "spans per second"
-        "What a budget in spans lets all kinds together keep: its `spans_per_second`.";
+        "The rate that a budget in spans allows all kinds together: its `spans_per_second`.";
     BUDGET_LIMIT_BYTES = Gauge "budget_limit_bytes_per_second" [POLICY] "bytes per second"
-        "What a budget in bytes lets all kinds together keep: its `bytes_per_second`.";
+        "The rate that a budget in bytes allows all kinds together: its `bytes_per_second`.";
     BUDGET_LEVEL_SPANS = Gauge "budget_level_spans_per_second" [POLICY] "spans per second"
-        "What a budget in spans lets each kind keep; the whole budget if no kind is held back.";
+        "The rate that a budget in spans allows each kind; the whole budget if no kind is held \
+         back.";
     BUDGET_LEVEL_BYTES = Gauge "budget_level_bytes_per_second" [POLICY] "bytes per second"
-        "What a budget in bytes lets each kind keep; the whole budget if no kind is held back.";
+        "The rate that a budget in bytes allows each kind; the whole budget if no kind is held \
+         back.";
     BUDGET_OVERFLOW = Counter "budget_overflow_traces_total" [POLICY] "traces"
-        "Traces that found the table of kinds of a budget full, and share one kind.";
+        "Traces that share one kind, because the table of kinds of a budget was full.";
     RARE_KINDS = Gauge "rare_kinds" [POLICY] "kinds"
-        "Kinds of traces in their interval, of a policy that is rare.";
+        "Kinds of traces whose interval is running, for policies of type rare.";
     RARE_OVERFLOW = Counter "rare_overflow_traces_total" [POLICY] "traces"
-        "Traces that found the table of kinds of a rare policy full, and got no guarantee.";
+        "Traces without a guarantee, because the table of kinds of a rare policy was full.";
     DECISIONS = Counter "decisions_total" [TRIGGER] "traces"
-        "Decisions, by what made the trace be decided then.";
+        "Decisions, by what triggered them.";
     LATE_SPANS = Counter "late_spans_total" [DECISION] "spans"
         "Spans that came after their trace's decision, by that decision.";
     LATE_ERROR_SPANS = Counter "late_error_spans_total" [DECISION] "spans"
@@ -192,44 +195,45 @@ metrics! {
     WINDOW_BYTES = Gauge "window_bytes" [] "bytes"
         "Encoded bytes of the spans of undecided traces.";
     MEMORY_USED = Gauge "memory_used_bytes" [] "bytes"
-        "Bytes held, of all kinds that count towards the limit.";
+        "Memory in use that counts towards the limit.";
     MEMORY_LIMIT = Gauge "memory_limit_bytes" [] "bytes"
         "The memory limit.";
     MEMORY_OVERHEAD = Gauge "memory_overhead_bytes" [] "bytes"
-        "Resident memory beyond what is held, at most a fifth of the limit; thresholds leave \
-         room for it.";
+        "Resident memory that memory_used_bytes does not count, at most a fifth of the limit; the \
+         thresholds leave room for it.";
     DECISIONS_FORGOTTEN = Counter "decisions_forgotten_early_total" [] "traces"
-        "Decisions forgotten before decision_cache_ttl, since all of them may take a quarter of \
-         the memory limit.";
+        "Decisions forgotten before decision_cache_ttl, because the decision cache had reached a \
+         quarter of the memory limit.";
     SPAN_METRICS_SPANS = Counter "span_metrics_spans_total" [] "spans"
         "Accepted spans that were counted in [span_metrics]: those of the chosen kinds.";
     SPAN_METRICS_SERIES = Gauge "span_metrics_series" [] "sets of labels"
         "Sets of labels in [span_metrics].";
     SPAN_METRICS_OVERFLOW = Counter "span_metrics_overflow_spans_total" [] "spans"
-        "Spans counted in the series metric_overflow, since there was no room for their labels.";
+        "Spans counted in the series metric_overflow, because there was no room for their set of \
+         labels.";
     SPAN_METRICS_STALE_SERIES = Counter "span_metrics_stale_series_total" [] "sets of labels"
-        "Sets of labels that left, since they got no span for stale_after.";
+        "Sets of labels that were removed, because they got no span for stale_after.";
     SPAN_METRICS_STALE_SPANS = Counter "span_metrics_stale_spans_total" [] "spans"
-        "Spans in sets of labels that have left.";
+        "Spans of sets of labels that were removed.";
     STALLED = Counter "stalled_seconds_total" [] "seconds"
-        "Time in which the process did not run, which traces do not age by.";
+        "Time in which the process did not run. Traces do not age during this time.";
     SENT_SPANS = Counter "exporter_sent_spans_total" [] "spans"
         "Spans that the backend has accepted.";
     FAILED_SPANS = Counter "exporter_failed_spans_total" [reason(&FAILED)] "spans"
         "Kept spans that will never reach the backend, by reason.";
     QUEUE_SPANS = Gauge "exporter_queue_spans" [] "spans"
-        "Kept spans that wait to be exported, those being retried included.";
+        "Kept spans that wait to be exported, including those being retried.";
     QUEUE_BYTES = Gauge "exporter_queue_bytes" [] "bytes"
         "Encoded bytes of the kept spans that wait to be exported.";
     QUEUE_CAPACITY = Gauge "exporter_queue_capacity_bytes" [] "bytes"
-        "The most bytes the export queue takes.";
+        "The size limit of the export queue.";
     REQUEST_DURATION = Histogram "exporter_request_duration_seconds" [CODE] "seconds"
         "Time from sending a request to the backend to its answer, by gRPC code or HTTP status.";
     RETRIES = Counter "exporter_retries_total" [CODE] "requests"
-        "Export attempts that are made again, by the code that made them fail.";
+        "Failed export attempts that are retried, by their code.";
     UNSTAMPED_SPANS = Counter "unstamped_spans_total" [] "spans"
-        "Kept spans whose tracestate could not be stamped: it left as it came, repaired where it \
-         was not UTF-8.";
+        "Kept spans whose tracestate could not be stamped: it was sent unchanged, except for \
+         repairs of invalid UTF-8.";
     INCONSISTENT_SPANS = Counter "inconsistent_threshold_spans_total" [] "spans"
         "Kept spans whose incoming ot=th contradicted the randomness and was erased.";
     REPAIRED_STRINGS = Counter "repaired_strings_total" [] "strings"
@@ -237,7 +241,7 @@ metrics! {
     REMOVED_LINKS = Counter "removed_links_total" [] "links"
         "Span links with ids of wrong length, removed from kept spans.";
     READY = Gauge "ready" [] "0 or 1"
-        "Whether requests are taken, as /-/ready says.";
+        "Whether requests are accepted, as for /-/ready.";
     RELOAD_SUCCESSFUL = Gauge "config_last_reload_successful" [] "0 or 1"
         "Whether the last load of the policies succeeded.";
     RELOAD_TIME = Gauge "config_last_reload_success_timestamp_seconds" [] "Unix seconds"
@@ -246,7 +250,7 @@ metrics! {
         "Whether the certificates, keys and tokens in force are those of the files.";
     CERTIFICATE_EXPIRY = Gauge "tls_certificate_expiry_timestamp_seconds"
         [CERTIFICATE] "Unix seconds"
-        "When a certificate that is shown to others ends, in Unix seconds.";
+        "When a certificate of the service expires, in Unix seconds.";
     DURABILITY_BYTES = Gauge "durability_bytes" [LOG] "bytes"
         "Bytes that the logs of [durability] take on disk.";
     DURABILITY_ERRORS = Counter "durability_errors_total" [LOG] "errors"
@@ -255,7 +259,7 @@ metrics! {
         "Records in the directory of [durability] that could not be read at the start, and \
          places where files are missing.";
     DURABILITY_SYNC = Histogram "durability_sync_seconds" [] "seconds"
-        "Time that a sync of the logs of [durability] took; only with mode = power.";
+        "Duration of a sync of the [durability] logs; only with mode = power.";
     TASK_RESTARTS = Counter "task_restarts_total" [TASK] "panics"
         "Panics that were contained, by task.";
     LOG_LINES_LOST = Counter "log_lines_lost_total" [] "lines"

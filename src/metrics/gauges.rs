@@ -1,4 +1,4 @@
-//! The values that are read at a scrape rather than counted.
+//! The values that are read at a scrape, not counted.
 
 use metrics::Gauge;
 
@@ -12,7 +12,7 @@ pub(super) struct Gauges {
     memory: [Gauge; 3],
     queue: [Gauge; 3],
     ready: Gauge,
-    /// Whether the last one succeeded, and when one last did.
+    /// Whether the last reload succeeded, and the time of the last successful one.
     pub(super) reload: [Gauge; 2],
     pub(super) credentials: Gauge,
     span_metrics_series: Gauge,

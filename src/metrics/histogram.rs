@@ -1,5 +1,4 @@
-//! Histograms as bucket arrays, written in the exposition format after what the exporter crate
-//! renders.
+//! Histograms as bucket arrays, written in the exposition format after the exporter crate's output.
 
 use std::{
     fmt::Write as _,

@@ -1,6 +1,6 @@
-//! What budgets and rare policies know of kinds of traces: gauges that are there only for such
-//! policies. Written by hand, since a series of the exporter crate cannot be taken back, and the
-//! last figure of a budget that is gone must not stay.
+//! The gauges of budgets and rare policies, which exist only for such policies. They are written by
+//! hand, because a series of the exporter crate cannot be removed, and a budget that is gone must
+//! not keep its last value.
 
 use std::fmt::Write as _;
 

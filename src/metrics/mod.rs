@@ -1,12 +1,13 @@
 //! Every metric: its name, labels and meaning, and the handles that stages count with.
 //!
-//! One recorder a service, not the process's global one, so that services that share a test binary
-//! keep their ledgers apart. All series exist at 0 from the start, but for the end of certificates,
-//! of which there may be none; no label takes a value that traffic can choose. Stages add up
-//! locally and count once a request or a chunk of decisions.
+//! Each service has its own recorder instead of the process's global one, so that services in one
+//! test binary keep separate ledgers. All series exist at 0 from the start, except the expiry of
+//! certificates, since there may be none. No label takes a value that traffic can choose. Stages
+//! add up locally and count once per request or per chunk of decisions.
 //!
-//! Histograms are kept here as bucket arrays and written after what the exporter crate renders: its
-//! own would queue every sample until the next scrape, and render summaries unless told otherwise.
+//! Histograms are kept here as bucket arrays and written after the output of the exporter crate:
+//! its own histograms would queue every sample until the next scrape, and are rendered as summaries
+//! by default.
 
 mod codes;
 mod connections;
@@ -64,56 +65,56 @@ const TRACE_SPANS: [f64; 16] = [
 
 const LOGS: [&str; 3] = ["intake", "outbox", "decisions"];
 
-/// HTTP answers that are counted; any other is counted as 500.
+/// The HTTP statuses that are counted; any other status is counted as 500.
 const HTTP_CODES: [u16; 10] = [200, 204, 400, 401, 404, 405, 413, 415, 500, 503];
 
-/// Values that are read when scraped.
+/// Values that are read at a scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Readings {
     /// When the service started, in Unix milliseconds.
     pub started_at: u64,
-    /// Whether requests are taken.
+    /// Whether requests are accepted.
     pub is_ready: bool,
-    /// What the window holds.
+    /// The content of the window.
     pub buffered: Buffered,
-    /// Bytes held, the limit, and the overhead.
+    /// Bytes in use, the limit, and the overhead.
     pub memory: [usize; 3],
-    /// Spans waiting to be exported or being retried.
+    /// Spans that wait to be exported or are being retried.
     pub queue_spans: u64,
-    /// Their bytes, and the most there may be.
+    /// Their bytes, and the limit.
     pub queue_bytes: (usize, usize),
     /// Panics by task.
     pub panics: [u64; Task::ALL.len()],
-    /// How long the process did not run, longer than a moment at a time.
+    /// How long the process did not run, without short pauses.
     pub stalled: Duration,
-    /// Lines of the log that could not be written.
+    /// Log lines that could not be written.
     pub log_lines_lost: u64,
     /// The figures of budgets and rare policies, by name.
     pub kinds: Vec<(String, KindsReading)>,
-    /// What the metrics from all spans have counted.
+    /// The totals of the metrics from all spans.
     pub span_metrics: span_metrics::Totals,
     /// Bytes on disk and errors of the logs of `[durability]`, and their damaged records.
     pub durability: ([u64; 3], [u64; 3], u64),
 }
 
-/// Spans since the start, as the ledger adds them up.
+/// The sums of the ledger: spans since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Acknowledged.
+    /// Acknowledged to the sender.
     pub accepted: u64,
     /// Kept by a decision.
     pub kept: u64,
-    /// Dropped by a decision, as late spans of a dropped trace, or beyond the cap of a trace.
+    /// Dropped by a decision, as late spans of a dropped trace, or above a trace's cap.
     pub dropped: u64,
-    /// Taken by the backend.
+    /// Accepted by the backend.
     pub sent: u64,
-    /// Kept, and lost on the way to the backend.
+    /// Kept, but lost on the way to the backend.
     pub failed: u64,
 }
 
-/// The handles.
+/// The handles of all metrics.
 pub struct Metrics {
-    /// Registers the series of policies that come with a reload.
+    /// Registers the series of policies that a reload adds.
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
     accepted: [Count; 3],
@@ -150,7 +151,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All series of a service with these policies, at 0.
+    /// Makes all series of a service with these policies, at 0.
     pub fn new(policies: &[String]) -> Self {
         let recorder = Arc::new(PrometheusBuilder::new().build_recorder());
         let metrics = with_local_recorder(&*recorder, || {
@@ -226,12 +227,12 @@ impl Metrics {
         }
     }
 
-    /// The series of policies that are new since the start, at 0.
+    /// Adds the series of new policies, at 0.
     pub(crate) fn add_policies(&self, names: &[String]) {
         with_local_recorder(&*self.recorder, || self.policies.add(names));
     }
 
-    /// The plan that is about to decide: adds the series of what is new in it.
+    /// Adds the series of a plan that is about to decide.
     pub(crate) fn policies_in_force(&self, plan: &Plan) {
         self.add_policies(plan.names());
         with_local_recorder(&*self.recorder, || {
@@ -241,12 +242,12 @@ impl Metrics {
         self.expiries.set(plan);
     }
 
-    /// Traces that found no room in the tables of kinds of this plan.
+    /// Counts traces that found no room in this plan's tables of kinds.
     pub(crate) fn overflowed(&self, overflowed: &[Overflowed]) {
         self.policies.count_overflowed(overflowed);
     }
 
-    /// The policies were loaded, at the start or again, or could not be.
+    /// Records that the policies were loaded, or could not be.
     pub(crate) fn reloaded(&self, successful: bool) {
         self.gauges.reload[0].set(f64::from(u8::from(successful)));
         if successful {
@@ -254,40 +255,40 @@ impl Metrics {
         }
     }
 
-    /// Whether the certificates, keys and tokens in force are those of the files.
+    /// Records whether the certificates, keys and tokens in force are those of the files.
     pub(crate) fn credentials_in_force(&self, all: bool) {
         self.gauges.credentials.set(f64::from(u8::from(all)));
     }
 
-    /// The last second of a certificate that the service shows: as `receiver`, `exporter` or
-    /// `telemetry`. The series is there only where a certificate is, since 0 would be long ago.
+    /// Records when a certificate of the service expires: of `receiver`, `exporter` or `telemetry`.
+    /// The series exists only if there is a certificate, because 0 would mean 1970.
     pub(crate) fn certificate_expires(&self, of: &'static str, unix_seconds: u64) {
         let gauge =
             with_local_recorder(&*self.recorder, || described::CERTIFICATE_EXPIRY.gauge([of]));
         gauge.set(unix_seconds as f64);
     }
 
-    /// A connection of a sender that is served.
+    /// Counts a sender's connection that is served.
     pub(crate) fn connection_opened(&self, transport: Transport) {
         self.connections.opened(transport);
     }
 
-    /// The end of a connection that was served.
+    /// Counts the end of a connection that was served.
     pub(crate) fn connection_closed(&self, transport: Transport, why: Closed) {
         self.connections.closed(transport, why);
     }
 
-    /// A connection that was closed at once, since too many are open.
+    /// Counts a connection that was closed at once, because too many are open.
     pub(crate) fn connection_turned_away(&self, transport: Transport) {
         self.connections.turned_away(transport, Closed::MaxConnections);
     }
 
-    /// A connection that never became a TLS connection.
+    /// Counts a connection whose TLS handshake failed.
     pub(crate) fn handshake_failed(&self, transport: Transport) {
         self.handshake_failures[transport as usize].increment(1);
     }
 
-    /// A request that was taken.
+    /// Counts a request that was accepted.
     pub(crate) fn accepted(&self, transport: Transport, ingested: &Ingested) {
         self.accepted[transport as usize].add(ingested.accepted);
         let outsized = ingested.outsized.as_ref().map_or(0, |outsized| outsized.spans);
@@ -299,43 +300,43 @@ impl Metrics {
         }
     }
 
-    /// Spans that came back from the logs of an earlier process.
+    /// Counts spans that were replayed from the logs of an earlier process.
     pub(crate) fn replayed(&self, spans: u64) {
         self.accepted[2].add(spans);
     }
 
-    /// Spans that an earlier process kept by a policy and did not deliver.
+    /// Counts spans that an earlier process kept by a policy and did not deliver.
     pub(crate) fn kept_before(&self, policy: PolicyId, spans: u64) {
         self.replayed(spans);
         self.policies.kept_before(policy, spans);
     }
 
-    /// A sync of the logs of `[durability]`.
+    /// Records the time of a sync of the logs of `[durability]`.
     pub(crate) fn synced(&self, took: Duration) {
         self.sync.observe([took.as_secs_f64()]);
     }
 
-    /// A request of which nothing was taken.
+    /// Counts a request that was refused as a whole.
     pub(crate) fn refused(&self, transport: Transport, because: RefusedBecause) {
         self.refused_requests[transport as usize][because as usize].increment(1);
     }
 
-    /// A request that was taken and carried bytes but no span.
+    /// Counts a request that was accepted and carried bytes but no span.
     pub(crate) fn empty(&self, transport: Transport) {
         self.empty_requests[transport as usize].increment(1);
     }
 
-    /// A request that was answered over gRPC.
+    /// Counts a request that was answered over gRPC.
     pub(crate) fn answered_grpc(&self, code: tonic::Code) {
         self.grpc_requests[code as usize].increment(1);
     }
 
-    /// A request to the gRPC receiver that was not gRPC, answered 415.
+    /// Counts a request to the gRPC receiver that was not gRPC, answered 415.
     pub(crate) fn answered_not_grpc(&self) {
         self.not_grpc_requests.increment(1);
     }
 
-    /// A request that was answered over HTTP.
+    /// Counts a request that was answered over HTTP.
     pub(crate) fn answered_http(&self, code: u16) {
         let place = |wanted| HTTP_CODES.iter().position(|&known| known == wanted);
         if let Some(index) = place(code).or_else(|| place(500)) {
@@ -343,7 +344,7 @@ impl Metrics {
         }
     }
 
-    /// What was decided under one lock or while a request was taken in.
+    /// Counts the decisions made under one lock or while one request was accepted.
     pub(crate) fn decided(&self, decided: &Decided) {
         self.forgotten.increment(decided.forgotten);
         if decided.decisions.records.is_empty() && decided.late.is_empty() {
@@ -368,7 +369,7 @@ impl Metrics {
         self.spans.observe(records.iter().map(|r| f64::from(r.spans)));
     }
 
-    /// What happened to kept spans while they were encoded.
+    /// Counts the repairs of kept spans while they were encoded.
     pub(crate) fn encoded(&self, faults: &Faults) {
         self.failed(FailedBecause::Malformed, faults.malformed_spans);
         let counts = [
@@ -382,51 +383,53 @@ impl Metrics {
         }
     }
 
-    /// Spans that the backend has.
+    /// Counts spans that the backend has accepted.
     pub(crate) fn sent(&self, spans: u64) {
         self.sent.add(spans);
     }
 
-    /// Kept spans that the backend will never have.
+    /// Counts kept spans that will never reach the backend.
     pub fn failed(&self, because: FailedBecause, spans: u64) {
         self.failed[because as usize].add(spans);
     }
 
-    /// Kept spans that the backend will never have, for whatever reason.
+    /// Kept spans that will never reach the backend, for any reason.
     pub(crate) fn failed_in_all(&self) -> u64 {
         self.failed.iter().map(Count::get).sum()
     }
 
-    /// The sums of the ledger that are counted, over all policies and reasons.
+    /// The counted sums of the ledger, over all policies and reasons.
     pub(crate) fn totals(&self) -> Totals {
-        // In the order of the flow: a span that moves on meanwhile is seen twice, not missed.
+        // Read in the order of the flow: a span that moves on meanwhile is counted twice, never
+        // missed.
         let accepted = self.accepted.iter().map(Count::get).sum();
         let (kept, dropped) = self.policies.spans();
         Totals { accepted, kept, dropped, sent: self.sent.get(), failed: self.failed_in_all() }
     }
 
-    /// Kept spans that the backend will never have, by reason; only reasons that have occurred.
+    /// Kept spans that will never reach the backend, by reason; without reasons that have not
+    /// occurred.
     pub(crate) fn failed_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counted = FAILED.into_iter().zip(self.failed.iter().map(Count::get));
         counted.filter(|(_, spans)| *spans > 0)
     }
 
-    /// What was counted for each of these policies since the start.
+    /// The counts of these policies since the start.
     pub(crate) fn of_policies(&self, ids: impl Iterator<Item = PolicyId>) -> Vec<PolicyCounts> {
         self.policies.counts(ids)
     }
 
-    /// One attempt to export.
+    /// Records one export attempt.
     pub(crate) fn exported(&self, code: ExportCode, took: Duration) {
         self.request_duration[code.index()].observe([took.as_secs_f64()]);
     }
 
-    /// An attempt that will be made again.
+    /// Counts an attempt that will be repeated.
     pub(crate) fn retried(&self, code: ExportCode) {
         self.retries[code.index()].increment(1);
     }
 
-    /// The exposition format, version 0.0.4.
+    /// Renders all metrics in the exposition format, version 0.0.4.
     pub fn render(&self, readings: &Readings) -> String {
         self.gauges.set(readings);
         self.accepted.iter().chain(&self.failed).chain([&self.sent]).for_each(Count::show);

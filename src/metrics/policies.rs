@@ -1,5 +1,5 @@
-//! What is counted for each policy. Policies come with a reload and never go: the counters of one
-//! that is gone stay until the process ends, and one that comes back goes on from them.
+//! The counters of each policy. A reload can add policies, but counters are never removed: those of
+//! a policy that is gone stay until the process ends, and go on counting if the policy comes back.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -16,23 +16,23 @@ use crate::{
     sampler::{Decided, Late},
 };
 
-/// Why spans were dropped, in the order of the handles.
+/// The reasons for which spans were dropped, in the order of the handles.
 pub(super) const DROPPED: [&str; 3] = ["decision", "late", "trace_bytes"];
 
-/// What a shadow policy would have changed, in the order of its numbers.
+/// What a shadow policy would have changed, in the order of its counters.
 pub(super) const EFFECTS: [&str; 3] = ["kept", "dropped", "none"];
 
-/// The counters of `none`, then those of each policy by its id. Locked for reading once for what is
-/// decided together, for writing once a reload.
+/// The counters of `none`, then those of each policy by its id. Locked for reading once per group
+/// of decisions, for writing once per reload.
 pub(super) struct Policies(RwLock<Vec<PolicyCounters>>);
 
 impl Policies {
-    /// Registers with the recorder in force, as do all that come later.
+    /// Registers with the current recorder, which is also used for all later policies.
     pub(super) fn register() -> Self {
         Policies(RwLock::new(vec![PolicyCounters::register("none")]))
     }
 
-    /// Adds those of `names`, which are by id, that are not there yet, at 0.
+    /// Adds counters, at 0, for those of `names` (by id) that have none yet.
     pub(super) fn add(&self, names: &[String]) {
         let known = self.read(|counters| counters.len()) - 1;
         let new = names.get(known..).unwrap_or_default();
@@ -40,7 +40,7 @@ impl Policies {
         self.0.write().unwrap_or_else(PoisonError::into_inner).append(&mut new);
     }
 
-    /// Adds what is counted of shadow policies, which are there already, at 0.
+    /// Adds the shadow counters, at 0, of policies that already have the common ones.
     pub(super) fn add_shadows(&self, shadows: impl Iterator<Item = PolicyId>, names: &[String]) {
         let mut counters = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for policy in shadows {
@@ -49,7 +49,7 @@ impl Policies {
         }
     }
 
-    /// Adds what is counted of policies with kinds of traces, which are there already, at 0.
+    /// Adds the counters of kinds, at 0, of policies that already have the common ones.
     pub(super) fn add_kinds(&self, kinds: &[(PolicyId, KindsReading)], names: &[String]) {
         let mut counters = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (policy, reading) in kinds {
@@ -60,7 +60,7 @@ impl Policies {
         }
     }
 
-    /// Counts traces that found no room.
+    /// Counts traces that found no room in a table of kinds.
     pub(super) fn count_overflowed(&self, overflowed: &[Overflowed]) {
         self.read(|counters| {
             for Overflowed { policy, is_rare, traces } in overflowed {
@@ -70,7 +70,7 @@ impl Policies {
         });
     }
 
-    /// How many there are, without `none`.
+    /// The number of policies, without `none`.
     pub(super) fn len(&self) -> usize {
         self.read(|counters| counters.len()) - 1
     }
@@ -80,7 +80,7 @@ impl Policies {
         self.read(|counters| counters[index(policy)].spans_kept.add(spans));
     }
 
-    /// Counts what was decided together.
+    /// Counts a group of decisions.
     pub(super) fn count(&self, decided: &Decided) {
         self.read(|counters| {
             let mut tally = vec![PolicyTally::default(); counters.len()];
@@ -112,7 +112,7 @@ impl Policies {
         });
     }
 
-    /// Kept and dropped spans over all policies.
+    /// Kept and dropped spans, over all policies.
     pub(super) fn spans(&self) -> (u64, u64) {
         self.read(|counters| {
             let kept = counters.iter().map(|counters| counters.spans_kept.get()).sum();
@@ -120,12 +120,12 @@ impl Policies {
         })
     }
 
-    /// What was counted for these policies.
+    /// The counts of these policies.
     pub(super) fn counts(&self, ids: impl Iterator<Item = PolicyId>) -> Vec<PolicyCounts> {
         self.read(|counters| ids.map(|id| counters[index(id)].counts()).collect())
     }
 
-    /// Sets the series to what was counted.
+    /// Copies the counts to the series.
     pub(super) fn show(&self) {
         self.read(|counters| counters.iter().for_each(PolicyCounters::show));
     }
@@ -139,7 +139,7 @@ fn index(policy: PolicyId) -> usize {
     if policy == PolicyId::NONE { 0 } else { usize::from(policy.0) + 1 }
 }
 
-/// What was counted for one policy since the start.
+/// The counts of one policy since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PolicyCounts {
     /// Traces that it matched.
@@ -164,16 +164,16 @@ struct PolicyCounters {
     spans_kept: Count,
     spans_dropped: [Count; 3],
     matches: Count,
-    /// Where it is a shadow policy, or was one.
+    /// Present if it is, or once was, a shadow policy.
     shadow: Option<ShadowCounters>,
-    /// In the order of [`OVERFLOWED`], where it is such a policy, or was one.
+    /// In the order of [`OVERFLOWED`]; present if it is, or once was, such a policy.
     overflowed: [Option<Counter>; 2],
 }
 
-/// Of a budget, and of a rare policy.
+/// The overflow counters of a budget and of a rare policy.
 const OVERFLOWED: [Metric; 2] = [described::BUDGET_OVERFLOW, described::RARE_OVERFLOW];
 
-/// What a shadow policy would have changed, in the order of [`EFFECTS`].
+/// The counters of a shadow policy, in the order of [`EFFECTS`].
 struct ShadowCounters {
     traces: [Count; 3],
     spans: [Count; 3],
@@ -197,7 +197,7 @@ impl ShadowCounters {
     }
 }
 
-/// What one policy did to one chunk.
+/// The counts of one policy in one chunk of decisions.
 #[derive(Clone, Default, PartialEq)]
 struct PolicyTally {
     traces: [u64; 2],
@@ -223,7 +223,7 @@ impl PolicyTally {
         *spans += late.spans;
     }
 
-    /// Spans that were added as kept, and are not.
+    /// Moves spans from kept to dropped, because they are above the trace's cap.
     fn cut(&mut self, spans: u64) {
         self.spans_kept -= spans;
         self.spans_dropped[2] += spans;
@@ -246,7 +246,7 @@ impl PolicyCounters {
     }
 
     fn add(&self, tally: &PolicyTally) {
-        // Most policies of a large set have no part in what is decided together.
+        // In a large set, most policies take no part in a group of decisions.
         if *tally == PolicyTally::default() {
             return;
         }

@@ -1,25 +1,26 @@
-//! Why requests were refused and spans were lost: the values of `reason` labels.
+//! The values of `reason` labels: why requests were refused and spans were lost.
 
 /// Why a whole request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RefusedBecause {
-    /// The memory limit.
+    /// The memory limit was reached.
     Memory = 0,
-    /// The sending queue is nearly full.
+    /// The sending queue was nearly full.
     QueueFull = 1,
-    /// The service is shutting down.
+    /// The service was shutting down.
     Draining = 2,
-    /// Larger than a message may be.
+    /// The request was larger than allowed.
     TooLarge = 3,
-    /// Undecodable.
+    /// The request could not be decoded.
     Malformed = 4,
-    /// Missing or wrong credentials.
+    /// The credentials were missing or wrong.
     Unauthenticated = 5,
-    /// Its body, or the turn that a large one waits for, did not come in time.
+    /// The body did not arrive in time, or its turn did not come in time (large bodies wait for
+    /// one).
     Timeout = 6,
-    /// More headers or gRPC metadata than is taken.
+    /// The request had more headers or gRPC metadata than allowed.
     HeadersTooLarge = 7,
-    /// The directory of `[durability]` is full, or its disk fails.
+    /// The directory of `[durability]` was full, or its disk failed.
     Disk = 8,
 }
 
@@ -35,8 +36,8 @@ pub(super) const REFUSED: [&str; 9] = [
     "disk",
 ];
 
-/// Why spans were refused of a request that was taken: `too_large` are those whose resource or
-/// scope is larger than one may be.
+/// Why spans of an accepted request were refused. `too_large` means that their resource or scope is
+/// larger than allowed.
 pub(super) const REFUSED_SPANS: [&str; 2] = ["invalid_id", "too_large"];
 
 /// Why kept spans did not reach the backend.
@@ -46,11 +47,11 @@ pub enum FailedBecause {
     QueueFull = 0,
     /// The backend refused them for good.
     Rejected = 1,
-    /// The backend took the request but not these.
+    /// The backend accepted the request but not these spans.
     PartialSuccess = 2,
-    /// They cannot be made valid.
+    /// The spans cannot be made valid.
     Malformed = 3,
-    /// The backend calls the request too large.
+    /// The backend said that the request is too large.
     TooLarge = 4,
     /// `max_elapsed_time` ran out.
     RetryExpired = 5,

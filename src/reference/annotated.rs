@@ -1,4 +1,4 @@
-//! `deploy/tailwater.toml`: every key with its words and its default.
+//! Writes `deploy/tailwater.toml`: every key with its description and its default.
 
 use std::fmt::Write as _;
 

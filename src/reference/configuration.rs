@@ -1,4 +1,4 @@
-//! `docs/src/reference/configuration.md`: every key in tables, a section each.
+//! Writes `docs/src/reference/configuration.md`: a table of keys for each section.
 
 use std::fmt::Write as _;
 
@@ -53,7 +53,7 @@ fn quoted(words: &[&str]) -> String {
     words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ")
 }
 
-/// The type of a key and its bounds, in words.
+/// The type of a key and its bounds, as text.
 pub(super) fn kind(key: &Key) -> String {
     match key.kind {
         Kind::Boolean { .. } => "boolean".to_owned(),

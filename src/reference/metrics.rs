@@ -1,4 +1,4 @@
-//! `docs/src/reference/metrics.md`: every metric with its labels.
+//! Writes `docs/src/reference/metrics.md`: every metric with its labels.
 
 use std::fmt::Write as _;
 
@@ -54,7 +54,7 @@ text format for others. [Metrics from all spans](../span-metrics.md) explains th
 
 Labels are `service` (`service_name` with `connector`), `span_name`, `span_kind` such as
 `SPAN_KIND_SERVER`, `status_code` such as `STATUS_CODE_ERROR`, and the `dimensions`. The series
-`metric_overflow=\"true\"` counts the spans for whose labels there was no room. The ledger, exact
+`metric_overflow=\"true\"` counts the spans whose set of labels had no room. The ledger, exact
 when traffic rests, in spans, each summed over its labels:
 
     tailwater_span_metrics_spans_total = calls_total + tailwater_span_metrics_stale_spans_total
@@ -102,8 +102,8 @@ fn every_described_metric_is_in_a_scrape_and_no_other() {
     for name in &scraped {
         assert!(described::all().any(|metric| metric.name == *name), "{name} is not described");
     }
-    // They stand only where there is a certificate, a shadow policy, one that ends, or one with
-    // kinds of traces.
+    // These exist only if there is a certificate, a shadow policy, a policy that expires, or a
+    // policy with kinds of traces.
     let may_lack = ["tls_certificate_expiry", "shadow_", "policy_expiry", "_budget_", "_rare_"];
     for metric in described::all() {
         let is_there = scraped.contains(&metric.name);

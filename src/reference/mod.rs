@@ -1,9 +1,9 @@
-//! What is written from the descriptions in the code: the JSON Schema, the annotated configuration
+//! Writes documents from the descriptions in the code: the JSON Schema, the annotated configuration
 //! and the reference pages.
 //!
-//! Each committed file is held equal to what the code says. After a change of a description, run
-//! `UPDATE_REFERENCE=1 cargo test --lib reference` and commit what it wrote. Only tests use this
-//! module: the binary carries the committed schema.
+//! Tests compare each committed file with what the code generates. After changing a description,
+//! run `UPDATE_REFERENCE=1 cargo test --lib reference` and commit the files that it wrote. Only
+//! tests use this module: the binary contains the committed schema.
 
 use std::{env, fs, path::Path};
 
@@ -13,7 +13,7 @@ mod metrics;
 mod policies;
 mod schema;
 
-/// Holds a committed file equal to `text`, or writes it where `UPDATE_REFERENCE` is set.
+/// Checks that a committed file equals `text`, or writes it if `UPDATE_REFERENCE` is set.
 #[track_caller]
 fn hold(file: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);

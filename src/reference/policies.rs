@@ -1,4 +1,4 @@
-//! `docs/src/reference/policies.md`: every policy type with its parameters.
+//! Writes `docs/src/reference/policies.md`: every policy type with its parameters.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,5 @@
-//! `deploy/tailwater.schema.json`: the JSON Schema (2020-12) of configuration and policy files.
+//! Writes `deploy/tailwater.schema.json`: the JSON Schema (2020-12) of configuration and policy
+//! files.
 
 use serde_json::{Map, Value, json};
 
@@ -27,8 +28,8 @@ fn the_schema_is_what_the_code_says() {
         describe(table, section);
     }
     root["properties"]["policy"] = json!({
-        "description": "The policies, in this order before those of `policy_files`. The most \
-                        generous one that matches decides.",
+        "description": "The policies. They come before those of `policy_files`. The most generous \
+                        policy that matches decides.",
         "type": "array",
         "items": { "$ref": "#/$defs/policy" },
     });
@@ -37,7 +38,7 @@ fn the_schema_is_what_the_code_says() {
     hold("deploy/tailwater.schema.json", &(text + "\n"));
 }
 
-/// Adds what is known of a section to its table.
+/// Adds the description of a section to its table.
 fn describe(table: &mut Value, section: &Described) {
     if !section.path.is_empty() {
         *table = json!({
@@ -116,7 +117,7 @@ fn property(key: &Key) -> Value {
         Kind::Fraction => {
             json!({ "type": "number", "minimum": 0, "maximum": 1, "default": 0 })
         }
-        // Readers of TOML hand dates to a validator in forms of their own.
+        // TOML parsers pass dates to a validator in various forms.
         Kind::DateTime => json!({}),
         Kind::Policy => json!({ "$ref": "#/$defs/part" }),
         Kind::Policies => {
@@ -134,7 +135,7 @@ fn property(key: &Key) -> Value {
     says
 }
 
-/// Forms of strings, and everything about policies.
+/// Definitions of string forms and of everything about policies.
 fn definitions() -> Value {
     let duration = "^0$|^ *([0-9][0-9 ]*([.][0-9]+)? *(ns|nsec|nanos|us|usec|µs|ms|msec|millis|s|\
                     secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?) *)+$|\\$\\{env:";
@@ -157,7 +158,7 @@ fn definitions() -> Value {
         },
         "part": part(),
         "certain": {
-            "description": "Nothing that is left to chance.",
+            "description": "A policy that is not probabilistic, at any depth.",
             "properties": {
                 "type": { "not": { "const": "probabilistic" } },
                 "sampling_percentage": { "const": 100 },
@@ -178,7 +179,7 @@ fn limit() -> Value {
     let properties: Map<_, _> =
         LIMIT.iter().map(|key| (key.name.to_owned(), property(key))).collect();
     json!({
-        "description": "Holds what the policy keeps to a rate, by keeping less.",
+        "description": "Limits the rate of what the policy keeps, by lowering its percentage.",
         "type": "object",
         "additionalProperties": false,
         "properties": properties,
@@ -196,7 +197,7 @@ fn part() -> Value {
     let of_top: Vec<_> = of_top.collect();
     properties.insert("type".to_owned(), json!({ "not": { "enum": of_top } }));
     json!({
-        "description": "A policy within another: without the keys of a whole one.",
+        "description": "A nested policy, without the keys of the top level.",
         "allOf": [{ "$ref": "#/$defs/rule" }],
         "properties": properties,
     })
@@ -206,7 +207,7 @@ fn of_one_span() -> Value {
     let fitting = TYPES.iter().filter(|kind| kind.place == Standing::OfOneSpan);
     let names: Vec<_> = fitting.map(|kind| kind.name).collect();
     json!({
-        "description": "What a single span can meet.",
+        "description": "A condition that a single span can meet.",
         "properties": {
             "type": { "enum": names },
             "policy": { "$ref": "#/$defs/of_one_span" },
@@ -220,7 +221,7 @@ fn rule() -> Value {
     let names: Vec<_> = TYPES.iter().map(|kind| kind.name).collect();
     let mut properties = Map::new();
     properties
-        .insert("type".to_owned(), json!({ "description": "What it matches by.", "enum": names }));
+        .insert("type".to_owned(), json!({ "description": "The type of policy.", "enum": names }));
     let parameters = TYPES.iter().flat_map(|kind| kind.parameters);
     for key in COMMON.iter().chain(parameters) {
         properties.entry(key.name).or_insert_with(|| property(key));
@@ -241,7 +242,7 @@ fn rule() -> Value {
     })
 }
 
-/// What a type adds to a policy of any type, whose `shared` properties are not repeated.
+/// The keys that a type adds to a policy. `shared` properties are not repeated.
 fn of_type(kind: &PolicyType, shared: &Value) -> Value {
     let is_veto = kind.place == Standing::Top;
     let mut properties = Map::new();

@@ -1,9 +1,9 @@
-//! What a scraper reads, in chunks of some tens of KiB, so that a table of any size is never in
-//! memory as text. A series that changes meanwhile is consistent in itself: each of its lines in a
-//! metric comes from one copy.
+//! Writes the exposition for a scraper, in chunks of some tens of KiB, so that the text of a large
+//! table is never in memory as a whole. A series that changes meanwhile is consistent in itself:
+//! all its lines in a metric come from one copy.
 //!
-//! The format is OpenMetrics 1.0 or the Prometheus text format 0.0.4. No client library serves
-//! here: they hold their own series, write one text at a time, or know one of the two formats.
+//! The format is OpenMetrics 1.0 or the Prometheus text format 0.0.4. No client library fits: they
+//! hold their own series, write the whole text at once, or support only one of the two formats.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::trace::{SpanKind, StatusCode};
 
-/// A chunk is sent from this length on.
+/// A chunk is sent when it has reached this length.
 const CHUNK_BYTES: usize = 32 << 10;
 
 /// The format of a scrape.
@@ -41,9 +41,9 @@ impl Format {
 pub struct Exposition {
     metrics: Arc<SpanMetrics>,
     format: Format,
-    /// Series that come to be from now on are left to the next scrape.
+    /// The number of series made before the scrape. Later ones are left to the next scrape.
     births: u64,
-    /// The metric that is being written, by its index; one after the last is the end.
+    /// The index of the metric that is being written; one past the last means the end.
     family: usize,
     place: Place,
     has_begun: bool,
@@ -66,7 +66,7 @@ impl Exposition {
         }
     }
 
-    /// Writes the next few series; at the end of a metric goes to the next one.
+    /// Writes the next few series, or at the end of a metric goes on to the next one.
     fn step(&mut self, text: &mut String) {
         let style = self.metrics.settings.style;
         let Some(&family) = style.families().get(self.family) else {
@@ -104,7 +104,7 @@ impl Exposition {
             Family::Durations => ("histogram", "Durations of spans in seconds."),
             Family::Sizes => ("counter", "Encoded bytes of spans as received."),
         };
-        // OpenMetrics names a counter without its `_total` here.
+        // Here OpenMetrics names a counter without its `_total`.
         let total = match (kind, self.format) {
             ("counter", Format::Text) => "_total",
             _ => "",
@@ -133,7 +133,7 @@ impl Exposition {
         put_label(&mut labels, of_kind, kind.as_bytes());
         put_label(&mut labels, of_status, status.as_bytes());
         for (dimension, value) in settings.dimensions.iter().zip(values) {
-            // An empty label is no label.
+            // An empty label is the same as no label.
             if !value.is_empty() {
                 put_label(&mut labels, &dimension.label, value);
             }
@@ -176,7 +176,7 @@ impl Exposition {
                 (Some(bound), Format::Text) => {
                     write!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {total}")
                 }
-                // `1.0` rather than `1`, as OpenMetrics asks for.
+                // OpenMetrics requires `1.0` instead of `1`.
                 (Some(bound), Format::OpenMetrics) => {
                     write!(text, "{name}_bucket{{{labels},le=\"{bound:?}\"}} {total}")
                 }
@@ -208,13 +208,13 @@ impl Iterator for Exposition {
     }
 }
 
-/// Adds a label, its value escaped.
+/// Adds a label with its value escaped.
 fn put_label(labels: &mut String, name: &str, value: &[u8]) {
     if !labels.is_empty() {
         labels.push(',');
     }
     let _ = write!(labels, "{name}=\"");
-    // Keys hold only UTF-8.
+    // Keys contain only UTF-8.
     for c in String::from_utf8_lossy(value).chars() {
         match c {
             '\\' => labels.push_str("\\\\"),

@@ -1,11 +1,10 @@
 //! The key of a series: the values of its labels in one string of bytes.
 //!
-//! A key is the kind and the status, a byte each, then each value behind its length: the span's
-//! name, the service, the dimensions. Values are UTF-8 and at most 255 bytes long when they are
-//! compared, so two series never show the same labels. A longer value is cut at a character, and
-//! what is not UTF-8, or a
-//! zero byte, becomes U+FFFD. So hostile values cost a series 4 KiB at most, and values that
-//! only differ behind their first 255 bytes share a series.
+//! A key is the kind and the status, a byte each, then each value after its length: the span's
+//! name, the service, the dimensions. Values are cut and repaired before they are compared, so two
+//! series never show the same labels: a value of more than 255 bytes is cut at a character, and
+//! zero bytes and invalid UTF-8 become U+FFFD. So a series with hostile values costs 4 KiB at most,
+//! and values that differ only after their first 255 bytes share a series.
 
 use std::{
     borrow::Cow,
@@ -117,7 +116,7 @@ fn write_dimensions(settings: &Settings, span: &[u8], resource: &[u8], rest: &mu
     true
 }
 
-/// The part of a resource: the service, then the dimensions.
+/// The part of a key that comes from a resource: the service, then the dimensions.
 fn of_resource(settings: &Settings, fields: &[u8]) -> Box<[u8]> {
     let mut service = None;
     let mut found = [None; DIMENSIONS_MAX];
@@ -135,7 +134,7 @@ fn of_resource(settings: &Settings, fields: &[u8]) -> Box<[u8]> {
     part.into()
 }
 
-/// Notes an attribute that is a dimension. Of several with one key the first counts.
+/// Records an attribute if it is a dimension. If a key occurs more than once, the first one counts.
 fn note<'a>(
     settings: &Settings,
     attribute: Attribute<'a>,
@@ -148,7 +147,7 @@ fn note<'a>(
     }
 }
 
-/// Texts, numbers and booleans have a text; anything else, and what cannot be read, is empty.
+/// Strings, numbers and booleans are written as text; other and unreadable values are empty.
 fn put_attribute(key: &mut Vec<u8>, attribute: Option<&Attribute<'_>>) {
     let value = attribute.and_then(|attribute| attribute.value().ok());
     match value {
@@ -160,7 +159,7 @@ fn put_attribute(key: &mut Vec<u8>, attribute: Option<&Attribute<'_>>) {
     }
 }
 
-/// Very large and very small numbers with an exponent: in full they have hundreds of digits.
+/// Writes very large and very small numbers with an exponent: in full they have hundreds of digits.
 fn decimal(number: f64) -> String {
     match number.abs() {
         1e-6..1e16 | 0.0 => number.to_string(),
@@ -175,12 +174,12 @@ fn put(key: &mut Vec<u8>, value: &[u8]) {
 
 /// A value as it is in keys, cut and repaired.
 fn fine(value: &[u8]) -> Cow<'_, [u8]> {
-    // Prometheus takes a zero byte for the end of a scrape.
+    // Prometheus ends a scrape at a zero byte.
     let is_fine = |value: &[u8]| std::str::from_utf8(value).is_ok() && !value.contains(&0);
     if value.len() <= VALUE_BYTES_MAX && is_fine(value) {
         return Cow::Borrowed(value);
     }
-    // A byte more, so that a character at the end is seen to be cut.
+    // One byte more, so that a cut within a character is noticed.
     let some = &value[..value.len().min(VALUE_BYTES_MAX + 1)];
     let mut repaired = String::from_utf8_lossy(some).replace('\0', "\u{fffd}");
     repaired.truncate(repaired.floor_char_boundary(VALUE_BYTES_MAX));
@@ -193,7 +192,7 @@ fn put_raw(key: &mut Vec<u8>, value: &[u8]) {
     key.extend_from_slice(value);
 }
 
-/// The values behind one another in a part of a key.
+/// The consecutive values in a part of a key.
 pub(super) fn values(mut part: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (&len, rest) = part.split_first()?;

@@ -1,25 +1,25 @@
 //! Metrics from all accepted spans, before anything is dropped: calls, durations and sizes by
 //! service, name, kind, status and chosen attributes.
 //!
-//! The sampler calls [`SpanMetrics::count`] once per hold of a shard's lock, after the lock is
-//! released, with exactly the spans that it has taken in. So a span counts once, however often its
-//! request was walked, and a span of a refused request never does. A span whose kind is chosen
-//! costs one look-up under one lock of a 64th of the table, and one reading of its attributes if
-//! there are dimensions.
+//! The sampler calls [`SpanMetrics::count`] once per hold of a shard's lock, after releasing it,
+//! with exactly the spans that it has taken. So a span counts once, however often its request was
+//! walked, and a span of a refused request is never counted. A span of a chosen kind costs one
+//! look-up under one lock of a 64th of the table, and, with dimensions, one parse of its
+//! attributes.
 //!
-//! Exemplars are set when a decision falls: the decider and the receivers hand over the spans that
-//! are about to leave ([`SpanMetrics::kept`]), late spans of kept traces included. Their series are
-//! looked up once more, so no candidates are remembered between arrival and decision, and a trace
-//! that was dropped, or a span that was cut off its trace, can never be named. Most spans are
-//! dropped, so few spans are looked up again, where a candidate would have to be remembered for
-//! each.
+//! Exemplars are set when a trace is decided: the decider and the receivers hand over the spans
+//! that are about to be exported ([`SpanMetrics::kept`]), including late spans of kept traces.
+//! Their series are looked up a second time, so no candidates are stored between arrival and
+//! decision, and an exemplar never names a trace that was dropped or a span that was cut off its
+//! trace. Most spans are dropped, so the second look-up is rare, whereas a candidate would have to
+//! be stored for every span.
 //!
 //! Limits: `max_series` sets of labels, which together take at most a sixteenth of the memory
 //! limit. Spans with further sets count in one series, `metric_overflow="true"`, so the sum over
-//! all series is exact. A series that got no span for `stale_after` leaves with its counts, as in
-//! any client library: moved to another series, they would count twice in `rate()`. How many spans
-//! have left in this way is counted, so that
-//! `counted spans = calls of all series + spans in series that have left` always holds at rest.
+//! all series is exact. A series that got no span for `stale_after` is removed with its counts, as
+//! in any client library: moved to another series, they would count twice in `rate()`. The spans of
+//! removed series are counted, so that `counted spans = calls of all series + spans of removed
+//! series` always holds at rest.
 
 mod exposition;
 mod key;
@@ -60,12 +60,12 @@ use crate::{
 
 /// The most dimensions.
 pub(crate) const DIMENSIONS_MAX: usize = 16;
-/// The only label of the series that counts what has no room.
+/// The only label of the series that counts spans without room for their own series.
 pub(crate) const OVERFLOW_LABEL: &str = "metric_overflow";
 /// All series may take the memory limit divided by this.
 const SHARE: usize = 16;
 
-/// The series that fit into this memory limit, if their labels are of usual length.
+/// The number of series that fit into this memory limit, if their labels have the usual length.
 pub(crate) fn series_fitting(limit_bytes: usize, exemplars: bool) -> usize {
     const LABEL_BYTES: usize = 100;
     limit_bytes / SHARE / (table::series_bytes(exemplars) + LABEL_BYTES)
@@ -102,11 +102,11 @@ pub struct Dimension {
 pub struct Totals {
     /// Spans that were counted.
     pub spans: u64,
-    /// Sets of labels.
+    /// The number of series.
     pub series: usize,
-    /// Spans for whose set of labels there was no room.
+    /// Spans that were counted in the overflow series.
     pub overflow_spans: u64,
-    /// Series that have left, and the spans in them.
+    /// The number of removed series, and of the spans in them.
     pub stale: [u64; 2],
 }
 
@@ -120,7 +120,7 @@ pub struct SpanMetrics {
 }
 
 impl SpanMetrics {
-    /// Without any series yet.
+    /// Makes the table, without any series.
     pub fn new(settings: Settings, budget: &Arc<Budget>) -> Self {
         let max = (settings.max_series, budget.limit() / SHARE);
         SpanMetrics {
@@ -131,13 +131,12 @@ impl SpanMetrics {
         }
     }
 
-    /// The settings that hold until the service ends.
+    /// The settings, which do not change while the service runs.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Counts spans of a request that were accepted, if their kinds are chosen. `scratch` is a
-    /// buffer.
+    /// Counts the accepted spans of a request whose kinds are chosen. `scratch` is a buffer.
     pub(crate) fn count<'a>(
         &self,
         now: Millis,
@@ -164,7 +163,7 @@ impl SpanMetrics {
         }
     }
 
-    /// Makes kept spans the exemplars of their series, at this wall time in milliseconds.
+    /// Makes kept spans the exemplars of their series, at this wall-clock time in milliseconds.
     pub fn kept(&self, spans: &[KeptSpan], now_millis: u64) {
         let Some(set_at_millis) = NonZeroU64::new(now_millis) else { return };
         if spans.is_empty() || !self.settings.exemplars {
@@ -172,7 +171,8 @@ impl SpanMetrics {
         }
         let mut scratch = Vec::new();
         for KeptSpan { bytes, context } in spans {
-            // Most spans are of another kind, and their bytes were last touched long ago.
+            // Most spans are of a kind that is not chosen, and their bytes are no longer in the CPU
+            // cache.
             if !self.is_chosen(walk::first_kind_mask(bytes)) {
                 continue;
             }
@@ -185,8 +185,8 @@ impl SpanMetrics {
         }
     }
 
-    /// Removes series that got no span for `stale_after`. Called once per tick; each call looks at
-    /// an eighth of them.
+    /// Removes series that got no span for `stale_after`. Called once per tick; each call checks an
+    /// eighth of them.
     pub(crate) fn sweep(&self, now: Millis) {
         self.table.sweep(now, self.stale_millis);
     }
@@ -217,7 +217,7 @@ impl SpanMetrics {
         Labels::new(&self.settings, (bytes, meta.name_at, context), masks, scratch)
     }
 
-    /// What counts of a span. One without a start or an end lasts 0 s.
+    /// The values of a span. The duration of a span without a start or an end is 0 s.
     #[inline]
     fn observe(&self, meta: &SpanMeta) -> Observed {
         let nanos = match (meta.start_unix_nano, meta.end_unix_nano) {

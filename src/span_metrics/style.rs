@@ -1,10 +1,10 @@
 //! The two styles: names of metrics and labels, and bounds of buckets.
 //!
-//! Sources: `modules/generator/processor/spanmetrics` of grafana/tempo; the connector
-//! `spanmetrics` of opentelemetry-collector-contrib, with the unit `s`, as the Collector's
-//! Prometheus exporters name what it makes.
+//! Sources: `modules/generator/processor/spanmetrics` of grafana/tempo; the connector `spanmetrics`
+//! of opentelemetry-collector-contrib, with the unit `s`, under the names that the Collector's
+//! Prometheus exporters give its metrics.
 
-/// Whose names, labels and buckets are used.
+/// The style of names, labels and buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// Tempo's metrics-generator.
@@ -13,7 +13,7 @@ pub enum Style {
     Connector,
 }
 
-/// The most buckets of a histogram, that for everything above the last bound included.
+/// The most buckets of a histogram, including the bucket above the last bound.
 pub(super) const BUCKETS_MAX: usize = 17;
 
 /// 2 ms, doubled 13 times.
@@ -46,7 +46,7 @@ impl Style {
         }
     }
 
-    /// The metrics in the order in which they are shown. The connector has none of sizes.
+    /// The metrics in the order in which they are shown. The connector has no metric of sizes.
     pub(super) fn families(self) -> &'static [Family] {
         match self {
             Style::Tempo => &[Family::Calls, Family::Durations, Family::Sizes],
@@ -54,7 +54,7 @@ impl Style {
         }
     }
 
-    /// The name of a metric without the `_total` of counters.
+    /// The name of a metric, without the `_total` of counters.
     pub(super) fn name(self, family: Family) -> &'static str {
         match (self, family) {
             (Style::Tempo, Family::Calls) => "traces_spanmetrics_calls",
@@ -65,7 +65,7 @@ impl Style {
         }
     }
 
-    /// The upper bounds of the buckets in milliseconds, but for the last bucket, which has none.
+    /// The upper bounds of the buckets in milliseconds, without the last bucket, which has none.
     pub(super) fn bounds_millis(self) -> &'static [u64] {
         match self {
             Style::Tempo => &TEMPO,
@@ -73,14 +73,15 @@ impl Style {
         }
     }
 
-    /// The bucket of a duration.
+    /// The index of the bucket for a duration.
     pub(super) fn bucket(self, nanos: u64) -> usize {
         self.bounds_millis().partition_point(|millis| millis * 1_000_000 < nanos)
     }
 }
 
-/// The label that an attribute becomes: dots and whatever else a label cannot have become
-/// underscores, and `key_` goes before a digit, as in OpenTelemetry's rules for Prometheus.
+/// The label for an attribute: characters that a label cannot have, such as dots, become
+/// underscores, and `key_` is added before a leading digit, as in OpenTelemetry's rules for
+/// Prometheus.
 pub(crate) fn label_of(attribute: &str) -> String {
     let is_fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let label: String = attribute.chars().map(|c| if is_fine(c) { c } else { '_' }).collect();

@@ -1,8 +1,8 @@
-//! The table of series, in shards with a lock each.
+//! The table of series, in shards with one lock each.
 //!
-//! A lock is held for one span, or for a few series that are copied for a scraper, and nothing is
-//! formatted under it. A series is charged in full when it is made, with the room that its vector
-//! may have to spare and with exemplars that it may not have yet.
+//! A lock is held for one span, or while a few series are copied for a scraper; nothing is
+//! formatted under it. A series is charged in full when it is made, including spare capacity of its
+//! vector and exemplars that it does not have yet.
 
 use std::{
     borrow::Cow,
@@ -22,21 +22,21 @@ use crate::{
     trace::TraceId,
 };
 
-/// Far more than threads that count at once.
+/// Far more than the number of threads that count at once.
 const SHARDS: usize = 64;
-/// Two of its vector, one of the index, the two headers of the key.
+/// Two entries of its vector, one entry of the index, and two headers of the key.
 const SERIES_BYTES: usize = 2 * size_of::<Option<Series>>() + 24 + 32;
 const EXEMPLARS_BYTES: usize = size_of::<Exemplars>() + 16;
 
-/// What a series costs, without its key.
+/// The bytes that a series costs, without its key.
 pub(super) const fn series_bytes(has_exemplars: bool) -> usize {
     if has_exemplars { SERIES_BYTES + EXEMPLARS_BYTES } else { SERIES_BYTES }
 }
 
-/// What a series adds up.
+/// The sums of a series.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sums {
-    /// Spans by bucket of their duration.
+    /// The number of spans in each bucket of durations.
     pub(super) buckets: [u64; BUCKETS_MAX],
     pub(super) nanos: u128,
     pub(super) bytes: u64,
@@ -63,7 +63,7 @@ impl Sums {
     }
 }
 
-/// A span as a series sees it.
+/// The values of a span that a series adds up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observed {
     pub(super) bucket: usize,
@@ -71,7 +71,7 @@ pub(super) struct Observed {
     pub(super) bytes: u32,
 }
 
-/// A kept trace with a span in a bucket.
+/// A kept trace, as the exemplar of a bucket.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Exemplar {
     pub(super) trace_id: TraceId,
@@ -80,7 +80,7 @@ pub(super) struct Exemplar {
     pub(super) set_at_millis: NonZeroU64,
 }
 
-/// The newest of each bucket.
+/// The newest exemplar of each bucket.
 pub(super) type Exemplars = [Option<Exemplar>; BUCKETS_MAX];
 
 #[derive(Debug)]
@@ -139,7 +139,7 @@ pub(super) struct Table {
     has_exemplars: bool,
     series: AtomicUsize,
     births: AtomicU64,
-    /// The series that have left, and the spans in them.
+    /// The number of removed series, and of the spans in them.
     stale: [AtomicU64; 2],
     next_swept: AtomicUsize,
 }
@@ -162,7 +162,8 @@ impl Table {
         }
     }
 
-    /// Adds a span to its series, which is made if there is room. Returns whether there is one.
+    /// Adds a span to its series, which is made if there is room. Returns false if there is no
+    /// room.
     #[inline]
     pub(super) fn add(&self, labels: Labels<'_>, now: Millis, observed: &Observed) -> bool {
         let hash = labels.hash(&self.hasher);
@@ -203,10 +204,10 @@ impl Table {
         true
     }
 
-    /// Takes the room for a series with this key, if there is some.
+    /// Reserves the room for a series with this key, if there is any.
     #[cold]
     fn has_room_for(&self, key: &[u8]) -> bool {
-        // Read first, so that threads do not take turns in writing while the table is full.
+        // Read first, so that threads do not contend for writing while the table is full.
         if self.series.load(Relaxed) >= self.series_max {
             return false;
         }
@@ -225,17 +226,17 @@ impl Table {
         series_bytes(self.has_exemplars) + key.len()
     }
 
-    /// Adds spans for whose series there was no room.
+    /// Adds spans that have no room for their own series.
     pub(super) fn overflow(&self, sums: &Sums) {
         self.overflow.lock().unwrap_or_else(PoisonError::into_inner).merge(sums);
     }
 
-    /// The spans for whose series there was no room.
+    /// The spans that had no room for their own series.
     pub(super) fn overflowed(&self) -> Sums {
         *self.overflow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the exemplar of a bucket, if the series is there.
+    /// Sets the exemplar of a bucket, if the series exists.
     pub(super) fn set_exemplar(&self, labels: Labels<'_>, bucket: usize, exemplar: Exemplar) {
         let mut name = Cow::default();
         let labels = labels.repaired(&mut name);
@@ -246,7 +247,7 @@ impl Table {
         }
     }
 
-    /// Removes the series of an eighth of the shards to which nothing was added for so long.
+    /// Checks an eighth of the shards and removes series without a span for `stale_millis`.
     pub(super) fn sweep(&self, now: Millis, stale_millis: u32) {
         const AT_ONCE: usize = SHARDS / 8;
         let first = self.next_swept.fetch_add(AT_ONCE, Relaxed);
@@ -276,19 +277,19 @@ impl Table {
         self.series.load(Relaxed)
     }
 
-    /// The number of series that have left, and of spans in them.
+    /// The number of removed series, and of the spans in them.
     pub(super) fn stale(&self) -> [u64; 2] {
         [self.stale[0].load(Relaxed), self.stale[1].load(Relaxed)]
     }
 
-    /// The number of series that were ever made.
+    /// The number of series ever made.
     pub(super) fn births(&self) -> u64 {
         self.births.load(Relaxed)
     }
 
-    /// Copies the next few series from `place` on, and moves `place` behind them. Series that were
-    /// made after the first `births` are passed over: one that left and came back would otherwise
-    /// be seen twice. Returns false at the end.
+    /// Copies the next few series from `place` on, and moves `place` behind them. Series made after
+    /// the first `births` are skipped: a series that was removed and made again would otherwise be
+    /// seen twice. Returns false at the end.
     pub(super) fn next(&self, place: &mut Place, births: u64, shown: &mut Vec<Shown>) -> bool {
         const AT_ONCE: usize = 8;
         let Some(shard) = self.shards.get(place.shard) else { return false };
@@ -309,7 +310,7 @@ impl Table {
     }
 
     fn shard_of(&self, hash: u64) -> MutexGuard<'_, Shard> {
-        // The index uses the low bits of a hash and the highest seven.
+        // The index uses the low bits of a hash and the highest seven, so the shard uses others.
         lock(&self.shards[(hash >> 40) as usize % SHARDS])
     }
 }
@@ -337,6 +338,6 @@ fn series(slots: &[Option<Series>], slot: u32) -> Option<&Series> {
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    // Sums stay usable after a panic, which is a bug that the service counts and survives.
+    // Sums stay usable after a panic, which the service counts and survives.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

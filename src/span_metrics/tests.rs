@@ -46,7 +46,7 @@ fn request(resource: Vec<KeyValue>, spans: Vec<Span>) -> Vec<u8> {
     testing::request(resource, spans).encode_to_vec()
 }
 
-/// Metrics, and the contexts of the requests that they count.
+/// Span metrics, and the contexts of the requests that they count.
 struct Counting {
     metrics: Arc<SpanMetrics>,
     contexts: Contexts,
@@ -86,7 +86,7 @@ impl Counting {
         Exposition::new(&self.metrics, format).collect()
     }
 
-    /// The calls by their labels, without those that are always there.
+    /// The calls by labels, without the labels that every series has.
     fn calls(&self) -> Vec<(String, u64)> {
         let scrape = self.scrape(Format::Text);
         let calls = scrape.lines().filter_map(|line| line.split_once("_calls_total{"));
@@ -293,7 +293,7 @@ fn stale_series_leave_with_their_counts() {
     let held = counting.budget.held(crate::budget::Holder::SpanMetrics);
     counting.now = Millis(59_000);
     counting.spans(vec![span("new", 1)]);
-    // Begun before, read after.
+    // The scrape begins before the change and is read after it.
     let scrape = Exposition::new(&counting.metrics, Format::Text);
     for round in 0..8 {
         assert_eq!(counting.metrics.totals().stale, [0, 0], "{round}");
@@ -320,7 +320,7 @@ fn exemplars_are_the_newest_kept_spans_of_their_buckets() {
     let kept = counting.spans(vec![of(1, 1), of(2, 1), of(3, 100), of(4, 100_000)]);
     counting.metrics.kept(&kept[..2], 5_000);
     counting.metrics.kept(&kept[3..], 6_001);
-    // Its series is not there: nothing was counted in it.
+    // The series does not exist: nothing was counted in it.
     let other = Counting::new(settings(Style::Tempo)).spans(vec![span("b", 1)]);
     counting.metrics.kept(&other, 7_000);
     let scrape = counting.scrape(Format::OpenMetrics);

@@ -1,5 +1,5 @@
-//! Frames of the Collector's file exporter: a length of four bytes, big-endian, and a body, which
-//! is a request in protobuf or JSON, by itself compressed or not.
+//! Reads frames of the Collector's file exporter: a length of four bytes, big-endian, and a body.
+//! The body is a request in protobuf or JSON, and may be compressed by itself.
 
 use std::io::{self, BufRead, Read};
 
@@ -10,7 +10,7 @@ use super::{
     protobuf::{next_byte, take, unreadable},
 };
 
-/// What the JSON line of a recording says.
+/// The line of JSON in a recording.
 #[derive(Deserialize)]
 struct RecordHeader {
     percentage: f64,
@@ -22,7 +22,7 @@ const PART_BYTES: usize = 128;
 /// Bytes of that line.
 const HEADER_BYTES_MAX: u64 = 4096;
 
-/// Reads the two lines at the beginning of a recording, and returns the share that was recorded.
+/// Reads the two lines at the beginning of a recording, and returns the share of traces in it.
 pub(super) fn read_record_header(input: &mut impl BufRead) -> io::Result<f64> {
     let mut line = String::new();
     for _ in 0..2 {
@@ -33,14 +33,14 @@ pub(super) fn read_record_header(input: &mut impl BufRead) -> io::Result<f64> {
     if header.percentage > 0.0 && header.percentage <= 100.0 {
         return Ok(header.percentage / 100.0);
     }
-    Err(io::Error::other("the recording names no percentage over 0 to 100"))
+    Err(io::Error::other("the recording has no percentage above 0 and at most 100"))
 }
 
 pub(super) struct Pieces<I> {
     input: I,
     at: u64,
     is_over: bool,
-    /// The pieces of the frame in hand, in reverse.
+    /// The pieces of the current frame, in reverse order.
     ready: Vec<Part>,
     /// Whether a body is known to be plain protobuf. A short one can look like JSON.
     are_protobuf: bool,
@@ -51,7 +51,7 @@ impl<I: BufRead> Pieces<I> {
         Pieces { input, at: 0, is_over: false, ready: Vec::new(), are_protobuf: false }
     }
 
-    /// The frames of a recording.
+    /// Reads the frames of a recording.
     pub(super) fn of_recording(input: I) -> Self {
         Pieces { are_protobuf: true, ..Self::new(input) }
     }
@@ -74,7 +74,7 @@ impl<I: BufRead> Pieces<I> {
             };
             self.at += 4 + u64::from(length);
             if length as usize > PIECE_BYTES_MAX {
-                // It may as well be no length at all: what follows could not be told from it.
+                // This may not be a length at all, and then the next frame cannot be found.
                 self.is_over = true;
                 return unreadable(at, format!("a frame of {length} bytes is too large"));
             }
@@ -87,7 +87,7 @@ impl<I: BufRead> Pieces<I> {
         }
     }
 
-    /// The body of a frame may be in any form but frames.
+    /// Opens the body of a frame, which may have any form except frames.
     fn open(&mut self, at: u64, body: &[u8]) -> io::Result<()> {
         let mut file = if self.are_protobuf {
             let form = super::Form::Protobuf(super::protobuf::Pieces::new(Box::new(body)));
@@ -96,7 +96,7 @@ impl<I: BufRead> Pieces<I> {
             TraceFile::open("", body)?
         };
         if matches!(file.form, super::Form::Frames(_)) {
-            file.form = super::Form::Unknown("this is no request".to_owned());
+            file.form = super::Form::Unknown("this is not a request".to_owned());
         }
         let mut held = 0;
         while let Some(piece) = file.next_piece() {

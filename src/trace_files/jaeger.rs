@@ -1,4 +1,4 @@
-//! A trace as Jaeger's user interface downloads it: `spans` and `processes`, times in microseconds.
+//! Reads a trace downloaded from Jaeger's user interface: `spans`, `processes`, microseconds.
 //!
 //! Status comes from `otel.status_code` or `error`, the kind from `span.kind`, as Jaeger writes
 //! them for spans that came by OTLP. Ids may be of 64 bits and are padded on the left.
@@ -91,7 +91,7 @@ struct Process {
     tags: Vec<Tag>,
 }
 
-/// A trace as a request.
+/// Converts a trace to a request.
 pub(super) fn read(trace: &[u8]) -> Result<Vec<u8>, String> {
     let Trace { spans, processes } =
         serde_json::from_slice(trace).map_err(|error| error.to_string())?;
@@ -118,7 +118,7 @@ fn resource(process: &Process) -> Resource {
     Resource { attributes, ..Resource::default() }
 }
 
-/// Each span with the scope that its tags name.
+/// Converts a span, and wraps it in the scope that its tags name.
 fn scope_of(span: JaegerSpan) -> ScopeSpans {
     let tag = |key: &str| {
         let tag = span.tags.iter().find(|tag| tag.key == key);
@@ -134,7 +134,7 @@ fn scope_of(span: JaegerSpan) -> ScopeSpans {
     ScopeSpans { scope, spans: vec![converted(span)], ..ScopeSpans::default() }
 }
 
-/// Tags that stand in fields of their own in OTLP.
+/// Tags that become fields of their own in OTLP.
 const MOVED: [&str; 9] = [
     "span.kind",
     "otel.status_code",
@@ -249,12 +249,12 @@ fn attribute(tag: &Tag) -> KeyValue {
     }
 }
 
-/// Hexadecimal digits, filled up on the left.
+/// Pads hexadecimal digits on the left.
 fn padded(digits: &str, length: usize) -> String {
     format!("{digits:0>length$}")
 }
 
-/// The bytes of an id; one that is not hexadecimal becomes too short, so that its span is rejected.
+/// The bytes of an id. An id that is not hexadecimal becomes too short, so its span is rejected.
 fn id(digits: &str, length: usize) -> Vec<u8> {
     let digits = padded(digits, length);
     let pairs = (0..digits.len()).step_by(2).map(|at| digits.get(at..at + 2));

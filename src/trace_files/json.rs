@@ -1,9 +1,9 @@
-//! JSON of OTLP, Tempo and Jaeger, an element at a time.
+//! Reads JSON of OTLP, Tempo and Jaeger, one element at a time.
 //!
-//! All of them are objects that hold a list of what is looked for: `resourceSpans`, `batches` or
-//! `data`, some one object further in (`trace`, `result`). The scanner finds the elements of that
-//! list by strings and brackets alone and leaves reading them to `otlp::json`, `tempo` and
-//! `jaeger`.
+//! Each of these documents is an object that contains a list of elements, `resourceSpans`,
+//! `batches` or `data`; in some, the list is one object deeper (in `trace` or `result`). The
+//! scanner finds the elements of this list by looking only at strings and brackets, and leaves
+//! parsing them to `otlp::json`, `tempo` and `jaeger`.
 //!
 //! Where the first document ends on its first line, each line is a document, and a line that is
 //! broken ends with it.
@@ -17,7 +17,7 @@ use std::io::{self, BufRead, Read as _};
 use super::{Next, PIECE_BYTES_MAX, Part, Place, Unreadable, jaeger, protobuf::fill, tempo};
 use crate::otlp::json;
 
-/// What the elements of a list are.
+/// The kind of the elements of a list.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Elements {
     /// `ResourceSpans` of OTLP/JSON, or of Tempo, whose ids are in base64.
@@ -26,10 +26,10 @@ enum Elements {
     Traces,
 }
 
-/// Objects that the list may stand in.
+/// Objects that may contain the list.
 const AROUND: [&[u8]; 2] = [b"trace", b"result"];
 
-/// Bytes that are looked at in one go.
+/// The bytes that are scanned at once.
 const CHUNK_BYTES: usize = 16 << 10;
 
 /// How a line begins that is converted whole.
@@ -48,38 +48,38 @@ pub(super) struct Pieces<I> {
     scanned: usize,
     line: u64,
     state: State,
-    /// The element being collected, and where it began.
+    /// The element that is being collected, and where it begins.
     element: Vec<u8>,
     element_line: u64,
     is_too_large: bool,
-    /// Documents so far, and whether each stands on a line.
+    /// The number of documents so far, and whether each is on one line.
     documents: u64,
     is_by_line: bool,
     /// The line on which the document began.
     began: u64,
     found_any: bool,
-    /// What comes is passed over up to the next line, or, where documents span lines, to the next
-    /// line that begins one.
+    /// Whether input is skipped: up to the next line, or, if documents span lines, to the next line
+    /// that begins a document.
     is_lost: bool,
     previous: u8,
-    /// The last line on which something was unreadable.
+    /// The last line with an unreadable part.
     unreadable_line: u64,
 }
 
-/// Where in a document the scanner is.
+/// The state of the scanner within a document.
 #[derive(Default)]
 struct State {
     depth: usize,
     in_string: bool,
     is_escaped: bool,
-    /// A string at a depth where keys are looked at, and whether it may be a key.
+    /// The last string at a depth where keys matter, and whether it may be a key.
     key: Vec<u8>,
     is_key: bool,
     /// The depth of the object whose keys are looked at.
     keys_at: usize,
-    /// What a colon was seen behind.
+    /// The list that the last key before a colon announces.
     wanted: Option<Wanted>,
-    /// The list in hand and its depth.
+    /// The current list and its depth.
     list: Option<(Elements, usize)>,
 }
 
@@ -89,7 +89,7 @@ enum Wanted {
     Object,
 }
 
-/// What a byte led to.
+/// The result of scanning a byte.
 enum Step {
     Go,
     /// An element is complete.
@@ -135,7 +135,7 @@ impl<I: BufRead> Pieces<I> {
                 let reason = "the file ends within a document";
                 return Ok(is_open.then(|| self.unreadable(self.line, reason)));
             }
-            // Copied so that the input is free, and little, since a piece may end anywhere in it.
+            // Copied, so that the input is free; small, because an element may end anywhere in it.
             let chunk = available[..available.len().min(CHUNK_BYTES)].to_vec();
             for (index, &byte) in chunk.iter().enumerate() {
                 let step = self.step(byte);
@@ -152,7 +152,7 @@ impl<I: BufRead> Pieces<I> {
                         self.element.clear();
                         self.found_any = false;
                         self.is_lost = true;
-                        // What is wrong with an element may leave its line without an end.
+                        // After an error in an element, the end of its line may be missing.
                         if self.unreadable_line == line {
                             continue;
                         }
@@ -214,7 +214,7 @@ impl<I: BufRead> Pieces<I> {
         Err(Unreadable { place: Place::Line(line), reason: reason.to_owned() })
     }
 
-    /// A document is through.
+    /// Finishes a document.
     fn document(&mut self) -> Option<Part> {
         self.documents += 1;
         if self.documents == 1 {
@@ -251,7 +251,7 @@ impl<I: BufRead> Pieces<I> {
         if byte == b'\n' {
             self.line += 1;
             if self.is_by_line && self.state.depth > 0 {
-                return Step::Broken("the line ends within its document");
+                return Step::Broken("the line ends before its document does");
             }
         }
         if self.is_lost {
@@ -269,7 +269,7 @@ impl<I: BufRead> Pieces<I> {
         step
     }
 
-    /// Keeps the bytes of the element in hand.
+    /// Adds a byte to the element that is being collected.
     fn collect(&mut self, byte: u8, step: &Step) {
         let Some((_, depth)) = self.state.list else { return };
         let is_inside = self.state.depth > depth || matches!(step, Step::Element(_));
@@ -321,7 +321,7 @@ impl State {
             b' ' | b'\t' | b'\r' | b'\n' => {}
             // A byte order mark.
             0xef | 0xbb | 0xbf if self.depth == 0 => {}
-            _ if self.depth == 0 => return Step::Broken("this is no JSON"),
+            _ if self.depth == 0 => return Step::Broken("this is not JSON"),
             b',' => self.wanted = None,
             _ => {}
         }

@@ -1,12 +1,12 @@
-//! Recorded traces in every form that people have them in, as OTLP requests in protobuf.
+//! Reads recorded traces in every common form, as OTLP requests in protobuf.
 //!
-//! The form is told by content, compressed or not: OTLP/JSON (one document, or one a line as the
-//! Collector's file exporter writes), OTLP protobuf (one request, or the file exporter's frames),
-//! Tempo's and Jaeger's JSON, and recordings of whole traces.
+//! The form is detected from the content, compressed or not: OTLP/JSON (one document, or one per
+//! line as the Collector's file exporter writes), OTLP protobuf (one request, or the file
+//! exporter's frames), Tempo's and Jaeger's JSON, and recordings of whole traces.
 //!
-//! A file is read piece by piece: a piece is one `ResourceSpans` or one trace, at most
-//! [`PIECE_BYTES_MAX`], so that a file of any size takes bounded memory. A part that cannot be read
-//! is named with its place and passed over.
+//! A file is read piece by piece, so that a file of any size takes bounded memory: a piece is one
+//! `ResourceSpans` or one trace, of at most [`PIECE_BYTES_MAX`]. A part that cannot be read is
+//! reported with its place and skipped.
 //!
 //! Sources: fileexporter's README and `marshaller`/`writer` of opentelemetry-collector-contrib;
 //! Tempo's HTTP API (`/api/traces`, `/api/v2/traces`); Jaeger's `model/json`.
@@ -27,7 +27,7 @@ pub use record::RecordFile;
 /// The largest piece; a larger one is passed over.
 pub const PIECE_BYTES_MAX: usize = 128 << 20;
 
-/// How often a file may be compressed.
+/// How many times a file may be compressed.
 const COMPRESSED_MAX: usize = 2;
 
 /// The first line of a recording; a line of JSON and frames follow.
@@ -47,7 +47,7 @@ pub struct TraceFile<'i> {
     name: String,
     form: Form<'i>,
     share: f64,
-    /// Of the last piece.
+    /// The place of the last piece.
     place: Place,
 }
 
@@ -61,7 +61,7 @@ enum Form<'i> {
     End,
 }
 
-/// What of a file stands where.
+/// A place in a file.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Line(u64),
@@ -76,10 +76,10 @@ struct Unreadable {
 }
 
 impl<'i> TraceFile<'i> {
-    /// Looks at the beginning of `input` to tell its form. `name` is what messages call it.
+    /// Detects the form of `input` from its beginning. `name` is its name in messages.
     ///
     /// # Errors
-    /// Those of reading.
+    /// If reading fails.
     pub fn open(name: &str, input: impl Read + 'i) -> io::Result<Self> {
         let mut input: Input<'i> = Box::new(BufReader::with_capacity(256 << 10, input));
         let mut share = 1.0;
@@ -101,16 +101,17 @@ impl<'i> TraceFile<'i> {
                 }
             };
         }
-        let form = form.unwrap_or_else(|| Form::Unknown("it is compressed too often".to_owned()));
+        let form =
+            form.unwrap_or_else(|| Form::Unknown("it is compressed more than twice".to_owned()));
         Ok(TraceFile { name: name.to_owned(), form, share, place: Place::Byte(0) })
     }
 
-    /// The share of all traces that was recorded, over 0 to 1; 1 where the file does not say.
+    /// The share of all traces that the file contains, above 0 and at most 1; 1 if it does not say.
     pub fn share(&self) -> f64 {
         self.share
     }
 
-    /// Where the last part begins: `file:line`, or `file: byte N`.
+    /// The place where the last part begins: `file:line`, or `file: byte N`.
     pub(crate) fn place(&self) -> String {
         match self.place {
             Place::Line(line) => format!("{}:{line}", self.name),
@@ -118,7 +119,7 @@ impl<'i> TraceFile<'i> {
         }
     }
 
-    /// The next part, or nothing at the end. After an error of reading there is nothing more.
+    /// The next part, or `None` at the end. After a read error, there are no more parts.
     pub fn next_piece(&mut self) -> Option<Piece> {
         let next = match &mut self.form {
             Form::Json(pieces) => pieces.next(),
@@ -145,23 +146,23 @@ impl<'i> TraceFile<'i> {
             Ok(None) => None,
             Err(error) => {
                 self.form = Form::End;
-                Some(Piece::Unreadable(format!("{}: cannot be read on: {error}", self.name)))
+                Some(Piece::Unreadable(format!("{}: cannot read further: {error}", self.name)))
             }
         }
     }
 }
 
-/// A piece and where it begins, or a part that cannot be read.
+/// A piece and the place where it begins, or a part that cannot be read.
 type Part = Result<(Place, Vec<u8>), Unreadable>;
 
-/// The next piece, a part that cannot be read, or nothing at the end.
+/// The next part, or `None` at the end.
 type Next = io::Result<Option<Part>>;
 
 fn buffered<'i>(input: impl Read + 'i) -> Input<'i> {
     Box::new(BufReader::with_capacity(256 << 10, input))
 }
 
-/// The first bytes, and the input with them.
+/// Reads the first bytes, and returns them and the input, still with these bytes.
 fn peek(mut input: Input<'_>) -> io::Result<(Vec<u8>, Input<'_>)> {
     let mut start = Vec::new();
     input.by_ref().take(RECORD_MAGIC.len() as u64).read_to_end(&mut start)?;
@@ -173,32 +174,33 @@ fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
     let text = without_space(start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start));
     match (start, text) {
         ([], _) => Form::End,
-        // A request in protobuf begins like a new line, and its length may look like a bracket.
+        // A request in protobuf begins with the byte of a line feed, and its length may look like a
+        // bracket.
         ([0x0a, ..], [b'{' | b'[', inside @ ..]) if !may_be_inside(without_space(inside)) => {
             Form::Protobuf(protobuf::Pieces::new(input))
         }
         (_, [b'{' | b'[', ..]) => Form::Json(json::Pieces::new(input)),
-        // White space alone so far: only JSON begins so.
+        // Only white space so far: only JSON begins like this.
         (_, []) => Form::Json(json::Pieces::new(input)),
         // Field 1 with a length: `resource_spans`.
         ([0x0a, ..], _) => Form::Protobuf(protobuf::Pieces::new(input)),
-        // A length of four bytes, of which the first is 0 up to 16 MiB.
+        // A length of four bytes, whose first byte is 0 below 16 MiB.
         ([0..=0x07, _, _, _, ..], _) => Form::Frames(frames::Pieces::new(input)),
-        // Text, perhaps the end of a line: a file that was rotated may begin within one.
+        // Other text may be the end of a line: a rotated file can begin in the middle of one.
         (_, text) if text.iter().all(|&byte| byte >= b' ' || byte.is_ascii_whitespace()) => {
             Form::Json(json::Pieces::new(input))
         }
-        _ => Form::Unknown("this is no form of traces that is known".to_owned()),
+        _ => Form::Unknown("this is not a known form of traces".to_owned()),
     }
 }
 
-/// Without the white space that JSON may begin with.
+/// Skips the white space that JSON may begin with.
 fn without_space(text: &[u8]) -> &[u8] {
     let start = text.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n'));
     &text[start.unwrap_or(text.len())..]
 }
 
-/// Whether JSON may go on so behind a bracket.
+/// Whether this can follow an opening bracket in JSON.
 fn may_be_inside(text: &[u8]) -> bool {
     matches!(text, [] | [b'"' | b'{' | b'[' | b'}' | b']' | b'-' | b'0'..=b'9', ..])
 }

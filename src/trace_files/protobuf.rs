@@ -1,4 +1,4 @@
-//! One `ExportTraceServiceRequest`, a `ResourceSpans` at a time.
+//! Reads one `ExportTraceServiceRequest`, one `ResourceSpans` at a time.
 
 use std::io::{self, BufRead, ErrorKind};
 
@@ -27,7 +27,7 @@ impl<I: BufRead> Pieces<I> {
                 0 => self.varint()?.map(|_| 0),
                 1 => Some(8),
                 5 => Some(4),
-                _ => return self.give_up(at, "this is no protobuf"),
+                _ => return self.give_up(at, "this is not protobuf"),
             };
             let Some(length) = length else { return self.give_up(at, "the file ends here") };
             if tag != RESOURCE_SPANS {
@@ -59,7 +59,7 @@ impl<I: BufRead> Pieces<I> {
         unreadable(at, reason.to_owned())
     }
 
-    /// `None` at the end of the file.
+    /// Reads a varint; `None` at the end of the file.
     fn varint(&mut self) -> io::Result<Option<u64>> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {
@@ -73,7 +73,7 @@ impl<I: BufRead> Pieces<I> {
         Ok(Some(u64::MAX))
     }
 
-    /// Whether there was so much.
+    /// Skips `length` bytes. Returns false if the input has fewer.
     fn skip(&mut self, length: u64) -> io::Result<bool> {
         let mut left = length;
         while left > 0 {
@@ -102,8 +102,8 @@ fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
     bytes.push(value as u8);
 }
 
-/// Appends up to `length` bytes and returns how many there were. Memory grows as bytes come, not by
-/// what a length claims.
+/// Appends up to `length` bytes, and returns how many there were. Memory grows with the bytes that
+/// arrive, not with the length that the input claims.
 pub(super) fn take(input: &mut impl BufRead, length: u64, bytes: &mut Vec<u8>) -> io::Result<u64> {
     let mut left = length;
     while left > 0 {
@@ -127,12 +127,12 @@ pub(super) fn next_byte(input: &mut impl BufRead) -> io::Result<Option<u8>> {
     Ok(byte)
 }
 
-/// What can be read without waiting; empty at the end.
+/// The buffered input, after reading more if there is none; empty at the end.
 pub(super) fn fill(input: &mut impl BufRead) -> io::Result<&[u8]> {
     loop {
         match input.fill_buf() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Asked again because the borrow of a result cannot leave a loop.
+            // Called again, because the borrow of the first result cannot leave the loop.
             Ok(_) => return input.fill_buf(),
             Err(error) => return Err(error),
         }

@@ -1,11 +1,11 @@
-//! Tempo's JSON: OTLP/JSON by protobuf's own rules, so that ids are in base64.
+//! Reads Tempo's JSON: OTLP/JSON by protobuf's own rules, with ids in base64.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
 use crate::otlp::json;
 
-/// Members that hold ids.
+/// The members that contain ids.
 const IDS: [&str; 3] = ["traceId", "spanId", "parentSpanId"];
 
 /// Whether the first trace id of an element is in base64: 24 characters for 16 bytes.
@@ -20,7 +20,7 @@ pub(super) fn is_written_by_it(element: &[u8]) -> bool {
     value.is_some_and(|id| id.len() == 24 && id.ends_with(b"=="))
 }
 
-/// An element of `batches` or `resourceSpans` as a request.
+/// Converts an element of `batches` or `resourceSpans` to a request.
 pub(super) fn read(element: &[u8]) -> Result<Vec<u8>, String> {
     let mut value: Value = serde_json::from_slice(element).map_err(|error| error.to_string())?;
     for scopes in ["scopeSpans", "instrumentationLibrarySpans"] {

@@ -1,4 +1,4 @@
-//! Each form, whole and cut into pieces of any size, and what is broken.
+//! Each form, whole and cut into pieces of any size, and broken files.
 
 use std::io::{self, Read, Write as _};
 
@@ -14,7 +14,7 @@ use super::{PIECE_BYTES_MAX, Piece, RecordFile, TraceFile};
 
 mod answers;
 
-/// Hands out a few bytes at a time.
+/// A reader that returns a few bytes at a time.
 struct Crumbs<'b>(&'b [u8], usize);
 
 impl Read for Crumbs<'_> {
@@ -26,7 +26,7 @@ impl Read for Crumbs<'_> {
     }
 }
 
-/// Names of spans in the order of the file, and what could not be read; the same in any cuts.
+/// The names of spans in the order of the file, and the unreadable parts; the same for any cuts.
 fn read(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
     let whole = read_in_steps_of(bytes, usize::MAX);
     for step in [1, 7] {
@@ -121,9 +121,9 @@ fn otlp_in_every_form_is_the_same() {
     }
 }
 
-/// Scenario: requests in protobuf of many lengths, among them those whose first bytes are a new
-/// line and a bracket.
-/// Guarantees: none is taken for JSON, alone or in a frame; what is JSON is.
+/// Scenario: protobuf requests of many lengths, including those whose first bytes are a line feed
+/// and a bracket.
+/// Guarantees: none of them is taken for JSON, alone or in a frame; JSON is recognized.
 #[test]
 fn the_length_of_a_request_is_no_bracket() {
     for length in 0..200 {
@@ -205,7 +205,7 @@ fn what_is_broken_is_named_and_passed_over() {
         unreadable.iter().map(|text| text.split(": ").next().expect("a place")).collect();
     assert_eq!(places, ["t:2", "t:4", "t:5"], "{unreadable:?}");
 
-    // What is broken is one part, however much there is of it.
+    // A broken part is reported once, however long it is.
     let [a, b, c] = ["a", "b", "c"].map(|name| document(&[name]));
     let crossed = a.replacen("\"spans\":[{", "\"spans\":[{]", 1);
     for (text, places) in [
@@ -282,7 +282,7 @@ fn recorded(percentage: f64, traces: &[&[Vec<u8>]]) -> Vec<u8> {
         trace.iter().for_each(|request| file.add(request));
         file.end_trace().expect("written");
     }
-    // Of a trace that is not complete nothing is in the file.
+    // An incomplete trace is not written to the file.
     file.add(&protobuf(&["torn"]));
     let bytes = std::fs::read(&path).expect("written");
     std::fs::remove_file(&path).expect("removed");
@@ -301,8 +301,8 @@ fn what_is_recorded_is_read_back() {
     }
 }
 
-/// A request begins with the byte of a new line and a length, and so does the resource in it. With
-/// these lengths both look like the beginning of JSON.
+/// A request begins with the byte of a line feed and a length, and so does the resource in it. With
+/// these lengths, both look like the beginning of JSON.
 #[test]
 fn a_recorded_request_is_never_taken_for_json() {
     let attribute = KeyValue { key: "0".repeat(0x30 - 4), ..KeyValue::default() };

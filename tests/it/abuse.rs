@@ -1,7 +1,7 @@
-//! Senders that mean harm, at the scale of a test: `benches/abuse` does the same at full scale.
+//! Hostile senders, at the scale of a test; `benches/abuse` does the same at full scale.
 //!
-//! The numbers are those of RELIABILITY.md. Each test runs beside an honest client, which must lose
-//! nothing, and ends with the memory given back and the ledger balanced.
+//! The numbers are those of RELIABILITY.md. Each test also runs an honest client, which must lose
+//! nothing, and ends when all memory is released and the ledger balances.
 
 mod connections;
 mod data;
@@ -22,15 +22,15 @@ use tokio::{
 use crate::harness::{Metrics, Running, span};
 use frames::Frame;
 
-/// What may be held by honest traffic when an attack is over: a segment that is open and one that
-/// is spare for each of the four shards of a core, and decisions.
+/// The most memory in use by honest traffic after an attack: an open segment and a spare one for
+/// each of the four shards of a core, and decisions.
 fn rest_bytes() -> f64 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     ((cores * 4 * 2 * (256 << 10)) + (1 << 20)) as f64
 }
 
-/// An attack on a running service, with an honest client beside it whose every request must be
-/// taken; then what the attack came to, once everything that it held is given back.
+/// Runs an attack on a service, beside an honest client whose every request must be accepted.
+/// Returns the result of the attack, once all memory that it used is released.
 async fn beside_honest<T>(running: &Running, attack: impl Future<Output = T>) -> T {
     running.accept(vec![span(1 << 40, 1, None)]).await;
     let before = running.at_rest().await;
@@ -56,18 +56,18 @@ async fn beside_honest<T>(running: &Running, attack: impl Future<Output = T>) ->
     outcome
 }
 
-/// How the server took an attack.
+/// The server's reaction to an attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// GOAWAY with this code, then closed.
+    /// The server sent GOAWAY with this code and closed the connection.
     GoneAway(u32),
-    /// Closed without a word.
+    /// The server closed the connection without a message.
     Closed,
-    /// All was read, and a PING behind it answered.
+    /// The server read everything and answered a PING after it.
     Withstood,
 }
 
-/// A connection that speaks frames.
+/// A connection on which the test sends raw frames.
 pub(crate) struct Raw {
     pub(crate) writer: OwnedWriteHalf,
     reader: OwnedReadHalf,
@@ -92,11 +92,11 @@ impl Raw {
         next(&mut self.reader, &mut self.read).await
     }
 
-    /// Sends all this and a PING, reading what comes, until the PING is answered or nothing is.
+    /// Sends the bytes and a PING, and reads until the PING is answered or the connection ends.
     async fn flood(self, bytes: &[u8]) -> Outcome {
         let Raw { mut writer, mut reader, mut read } = self;
         let write = async {
-            // Fails when the server closes in the middle, as it should.
+            // This fails if the server closes the connection in the middle, as it should.
             let _ = writer.write_all(bytes).await;
             let _ = writer.write_all(&frames::ping()).await;
         };
@@ -119,7 +119,7 @@ async fn next(reader: &mut OwnedReadHalf, read: &mut Vec<u8>) -> Option<Frame> {
         if let Some(frame) = Frame::take(read) {
             return Some(frame);
         }
-        // The end may be a reset, where what was sent is not read to its end.
+        // The end may be a reset if the server has not read everything.
         let length = reader.read_buf(read).await.unwrap_or(0);
         if length == 0 {
             return None;

@@ -1,4 +1,4 @@
-//! What operators are answered: health, readiness, metrics and decisions.
+//! The answers for operators: health, readiness, metrics and decisions.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ async fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
     http1(address, head.as_bytes()).await
 }
 
-/// The metrics that users rely on, with every value of their labels, as they are at the start.
+/// The metrics that users rely on, with every value of their labels, as they are after the start.
 const METRICS: &str = r#"
 counter receiver_accepted_spans_total transport=grpc,http
 counter receiver_refused_spans_total transport=grpc,http reason=invalid_id
@@ -80,7 +80,7 @@ counter unstamped_spans_total
 gauge ready
 "#;
 
-/// Every combination of the labels' values, as the exposition format writes it.
+/// Every combination of the labels' values, in the exposition format.
 fn combinations<'a>(labels: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut all = vec![String::new()];
     for label in labels {
@@ -98,8 +98,8 @@ fn series(name: &str, labels: &str) -> String {
     if labels.is_empty() { name.to_owned() } else { format!("{name}{{{labels}}}") }
 }
 
-/// Scenario: the first scrape of a service, as Prometheus and a person make it.
-/// Guarantees: every promised series is there with help and type; all that counts stands at 0.
+/// Scenario: the first scrape of a service, by Prometheus and by a person.
+/// Guarantees: every documented series exists with help and type; all counters are 0.
 #[tokio::test]
 async fn every_metric_exists_from_the_start() {
     let mut config = config(ERRORS_AND_HALF);
@@ -137,8 +137,8 @@ async fn every_metric_exists_from_the_start() {
     running.stop().await;
 }
 
-/// Scenario: senders that put odd things wherever they can choose something.
-/// Guarantees: no series is added by it.
+/// Scenario: senders put odd values everywhere they can choose a value.
+/// Guarantees: this adds no series.
 #[tokio::test]
 async fn traffic_cannot_add_series() {
     let running = Running::start(config(ERRORS_AND_HALF)).await;
@@ -168,7 +168,7 @@ async fn traffic_cannot_add_series() {
     assert_eq!(after, before);
 }
 
-/// Scenario: questions by every method and path.
+/// Scenario: requests with every method and to several paths.
 /// Guarantees: health and readiness are 200; other methods are 405 with Allow, other paths 404.
 #[tokio::test]
 async fn health_and_readiness() {
@@ -182,7 +182,7 @@ async fn health_and_readiness() {
         assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
         assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
         let length = head.header("content-length").parse::<usize>().expect("a length");
-        // The metrics are longer or shorter the next time.
+        // The text of the metrics differs in length from one scrape to the next.
         assert!(length == get.body.len() || (path == "/metrics" && length > 1_000), "{path}");
     }
     assert_eq!(ask(running.service.http_address, "HEAD", "/v1/traces").await.status, 405);
@@ -203,8 +203,8 @@ async fn health_and_readiness() {
     running.stop().await;
 }
 
-/// Scenario: a service that runs, before and after a reading of its metrics.
-/// Guarantees: the metrics of the process are there, and are of this process.
+/// Scenario: the metrics of a running service are read twice.
+/// Guarantees: the process metrics are there, and belong to this process.
 #[tokio::test]
 async fn the_metrics_of_the_process() {
     let running = Running::start(config(ALL)).await;
@@ -221,7 +221,7 @@ async fn the_metrics_of_the_process() {
     let (before, after) = (read().await, read().await);
     assert!(before["cpu_seconds_total"] > 0.0, "{before:?}");
     assert!(after["cpu_seconds_total"] > before["cpu_seconds_total"], "{before:?} {after:?}");
-    // Three standard streams and three listeners are open at least.
+    // At least three standard streams and three listeners are open.
     assert!((6.0..after["max_fds"]).contains(&after["open_fds"]), "{after:?}");
     assert!((1e6..1e12).contains(&after["resident_memory_bytes"]), "{after:?}");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
@@ -236,8 +236,9 @@ async fn decision(running: &Running, id: &str) -> (u16, Value) {
     (answer.status, serde_json::from_slice(&answer.body).expect("JSON"))
 }
 
-/// Scenario: look-ups of traces that are pending, kept, dropped and unknown, and of what is no id.
-/// Guarantees: each decision with policy, trigger, threshold, randomness and the log's details.
+/// Scenario: look-ups of traces that are pending, kept, dropped and unknown, and of invalid ids.
+/// Guarantees: each decision has its policy, trigger, threshold and randomness, and the details of
+/// the decision log.
 #[tokio::test]
 async fn decisions_can_be_looked_up() {
     let mut config = config(ERRORS_AND_HALF);
@@ -280,8 +281,8 @@ async fn decisions_can_be_looked_up() {
     running.stop().await;
 }
 
-/// Scenario: look-ups of an id that begins with zeros, as it is, as Grafana shows it and as a UUID.
-/// Guarantees: each is answered with the decision about that trace.
+/// Scenario: look-ups of an id that begins with zeros: in full, as Grafana shows it, and as a UUID.
+/// Guarantees: each returns the decision about that trace.
 #[tokio::test]
 async fn ids_are_taken_as_tools_show_them() {
     let running = Running::start(config(ALL)).await;
@@ -301,8 +302,8 @@ async fn ids_are_taken_as_tools_show_them() {
     running.stop().await;
 }
 
-/// Scenario: decisions that are remembered, without a log of their details, of explicit randomness.
-/// Guarantees: the look-up still tells decision, policy, trigger, threshold and randomness.
+/// Scenario: decisions about traces with explicit randomness, remembered without a decision log.
+/// Guarantees: the look-up still returns decision, policy, trigger, threshold and randomness.
 #[tokio::test]
 async fn decisions_outlive_their_details() {
     let mut config = config(ERRORS_AND_HALF);
@@ -320,9 +321,9 @@ async fn decisions_outlive_their_details() {
     running.stop().await;
 }
 
-/// Scenario: a browser opens the page, also with a query that means no good.
-/// Guarantees: the page is HTML with a policy that allows nothing from elsewhere; a trace is
-/// explained in sentences, and what is no id is answered as text.
+/// Scenario: a browser opens the page, also with a hostile query.
+/// Guarantees: the page is HTML with a policy that allows nothing from other origins; a trace is
+/// explained in sentences, and an invalid id is shown as text.
 #[tokio::test]
 async fn the_page_is_served_and_explains_traces() {
     let running = Running::start(config(ERRORS_AND_HALF)).await;

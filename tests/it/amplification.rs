@@ -1,5 +1,5 @@
-//! Small inputs that could make large outputs or allocations: contexts that every outgoing request
-//! repeats, requests that are cut, and a sending queue that must not pass its size.
+//! Small inputs that could cause large outputs or allocations: contexts that every outgoing request
+//! repeats, requests that are cut, and a sending queue that must not exceed its size.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -25,7 +25,7 @@ use crate::{
 
 const REFUSED: &str = "receiver_refused_spans_total{transport=\"grpc\",reason=\"too_large\"}";
 
-/// Roots of as many traces under one resource with an attribute of this length.
+/// Roots of this many traces under one resource with an attribute of this length.
 fn large_resource(traces: u64, attribute_bytes: usize) -> ExportTraceServiceRequest {
     let mut large = request("large", roots(traces, 0));
     let resource = large.resource_spans[0].resource.as_mut().expect("has one");
@@ -42,7 +42,7 @@ fn large_scope(traces: u64, attribute_bytes: usize) -> ExportTraceServiceRequest
     large
 }
 
-/// Requests of at most 16 KiB and a queue of 64 KiB.
+/// A configuration with requests of at most 16 KiB and a queue of 64 KiB.
 fn small_queue(policies: &str) -> Config {
     let mut config = config(policies);
     config.exporter.max_request_bytes = 16 << 10;
@@ -50,8 +50,8 @@ fn small_queue(policies: &str) -> Config {
     config
 }
 
-/// Scenario: 2,000 spans under a resource nearly as large as a request may be, or a scope; with the
-/// default for requests and with a smaller one; beside them a sound resource and a sound scope.
+/// Scenario: 2,000 spans under a resource or a scope nearly as large as a request may be, with the
+/// default request size and with a smaller one, beside a normal resource and a normal scope.
 /// Guarantees: the spans of the large one are refused, counted, and explained to the sender; the
 /// others are kept; no request is larger than configured.
 #[tokio::test]
@@ -85,8 +85,8 @@ async fn spans_of_a_large_resource_or_scope_are_refused_alone() {
     }
 }
 
-/// Scenario: resources of the largest size that is taken, over gRPC and, as JSON, over HTTP.
-/// Guarantees: every span is delivered, and what is sent is less than four times what came.
+/// Scenario: resources of the largest accepted size, over gRPC and, as JSON, over HTTP.
+/// Guarantees: every span is delivered, and less than four times the received bytes are sent.
 #[tokio::test]
 async fn what_is_sent_is_bounded_by_what_came() {
     for large in [large_resource, large_scope] {
@@ -109,7 +109,7 @@ async fn what_is_sent_is_bounded_by_what_came() {
 
 /// Scenario: the backend is down; kept spans of 9 KiB, each of which fills a request together with
 /// its resource of 4 KiB; then traces of many requests each, and late spans.
-/// Guarantees: the queue passes its size by less than a request; nothing is lost.
+/// Guarantees: the queue exceeds its size by less than a request; nothing is lost.
 #[tokio::test]
 async fn the_queue_passes_its_size_by_less_than_a_request() {
     let (is_up, answer) = gate();
@@ -119,7 +119,7 @@ async fn the_queue_passes_its_size_by_less_than_a_request() {
     let mut sent = 0;
     let mut single = large_resource(0, 3_900);
     single.resource_spans[0].scope_spans[0].spans = roots(30, 9 << 10);
-    // At its limit, so that it is kept at once, however full the queue is.
+    // At its limit, so that it is decided at once, however full the queue is.
     let mut long = large_resource(0, 3_900);
     let mut spans = roots(60, 2 << 10);
     let id = spans[0].trace_id.clone();
@@ -144,9 +144,9 @@ async fn the_queue_passes_its_size_by_less_than_a_request() {
     running.stop().await;
 }
 
-/// Scenario: SIGTERM with twenty times more kept spans in the window than the queue takes, whatever
-/// `overflow` says; the backend is healthy, and gets one request after the other.
-/// Guarantees: all of them are delivered.
+/// Scenario: SIGTERM with twenty times more kept spans in the window than the queue holds, with
+/// either value of `overflow`; the backend is healthy, and gets one request after the other.
+/// Guarantees: all spans are delivered.
 #[tokio::test]
 async fn the_last_decisions_wait_for_room() {
     for overflow in [Overflow::Drop, Overflow::Block] {
@@ -164,10 +164,10 @@ async fn the_last_decisions_wait_for_room() {
     }
 }
 
-/// Scenario: a backend that finds every request too large, or refuses it for what is in it; a
-/// request of 1,000 small spans under a resource of nearly a quarter of it.
-/// Guarantees: cutting copies at most as much as the request, so what is attempted is bounded, and
-/// all spans are counted.
+/// Scenario: a backend that finds every request too large, or refuses it because of its content; a
+/// request of 1,000 small spans under a resource of nearly a quarter of the request size.
+/// Guarantees: cutting a request copies at most its length, so the number of attempts is bounded,
+/// and all spans are counted.
 #[tokio::test]
 async fn cutting_a_request_copies_at_most_its_length() {
     for (code, words, reason) in [
@@ -194,7 +194,7 @@ async fn cutting_a_request_copies_at_most_its_length() {
     }
 }
 
-/// The binary with a memory limit of 512 MiB before a backend that is not there; its log.
+/// The binary with a memory limit of 512 MiB and a backend that is down, and its log.
 struct Process {
     child: Child,
     files: [std::path::PathBuf; 2],
@@ -235,7 +235,7 @@ impl Process {
         format!("http://{}", address.split_whitespace().next().expect("an address"))
     }
 
-    /// The most that it ever had resident, in MiB.
+    /// The peak of its resident memory, in MiB.
     fn peak_mib(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.expect("it runs");
@@ -255,10 +255,10 @@ impl Drop for Process {
     }
 }
 
-/// Scenario: gzip requests of a few KiB, each of 2,000 spans under a resource or scope of 3.6 MiB
-/// (127 KiB where requests are small), or under one of the largest size that is taken.
-/// Guarantees: the process lives, its resident memory stays far below the limit, and the log names
-/// the service and the key to turn.
+/// Scenario: gzip requests of a few KiB, each with 2,000 spans under a resource or scope of 3.6 MiB
+/// (127 KiB if requests are small), or under one of the largest accepted size.
+/// Guarantees: the process survives, its resident memory stays far below the limit, and the log
+/// names the service and the key to change.
 #[tokio::test]
 async fn a_small_compressed_request_does_not_fill_memory() {
     for (max_request_kib, large_kib) in [(3584, 3600), (128, 127), (3584, 890), (128, 31)] {
@@ -285,9 +285,9 @@ async fn a_small_compressed_request_does_not_fill_memory() {
     }
 }
 
-/// Scenario: a resource that is small as JSON or Latin-1 and larger once it is protobuf or UTF-8.
-/// Guarantees: what passes the largest size only when its strings are repaired is counted as
-/// `malformed` where it would leave, and costs nothing else.
+/// Scenario: a resource that is small as JSON or Latin-1, but larger as protobuf or UTF-8.
+/// Guarantees: if it exceeds the largest size only after its strings are repaired, its spans are
+/// counted as `malformed` at export, and nothing else is lost.
 #[tokio::test]
 async fn a_resource_that_repairing_makes_too_large_does_not_leave() {
     let running = Running::start(small_queue(ALL)).await;
@@ -330,15 +330,15 @@ async fn json_senders_are_told_too() {
     running.stop().await;
 }
 
-/// Scenario: 39 requests for /metrics over three connections, of whose answers a byte is read.
-/// Guarantees: a few are answered, the others with 503, so that little is held; once they are gone
-/// everybody is answered again.
+/// Scenario: 39 requests for /metrics on three connections, which read one byte of the answers.
+/// Guarantees: a few are answered, the others get 503, so that memory stays bounded; once the
+/// clients are gone, everybody is answered again.
 #[tokio::test]
 async fn unread_metrics_are_few() {
     let running = Running::start(config(ALL)).await;
     let address = running.service.admin_address;
     let mut answers = Vec::new();
-    // Sixteen streams are open at once on each.
+    // Sixteen streams are open at once on each connection.
     for _ in 0..3 {
         let stream = tokio::net::TcpStream::connect(address).await.expect("listening");
         let builder = h2::client::Builder::new().initial_window_size(1).clone();

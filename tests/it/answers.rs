@@ -1,4 +1,4 @@
-//! What a sender is answered over gRPC, row by row of the README's table.
+//! The answers to senders over gRPC, row by row of the README's table.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn of_length(trace: u64, length: usize) -> Vec<u8> {
         span.attributes.push(string("padding", "x".repeat(padding)));
         request("shop", vec![span]).encode_to_vec()
     };
-    // The lengths in front of a long padding are as long as those of a slightly shorter one.
+    // A long padding has length fields of the same size as a slightly shorter one.
     let overhead = padded(length).len() - length;
     let bytes = padded(length - overhead);
     assert_eq!(bytes.len(), length);
@@ -61,7 +61,7 @@ fn assert_retryable(status: &Status) {
     assert_eq!(trailer.retry_delay, prost_types::Duration::try_from(delay).ok());
 }
 
-/// Final: there is nothing that a sender could take for a delay.
+/// A final refusal: it has nothing that a sender could take for a delay.
 fn assert_final(status: &Status, code: Code) {
     assert_eq!(status.code(), code, "{status:?}");
     assert_eq!(status.details(), b"", "{status:?}");
@@ -69,8 +69,8 @@ fn assert_final(status: &Status, code: Code) {
     assert!(!status.message().is_empty());
 }
 
-/// Scenario: an ordinary request, one without a span and one of no bytes at all.
-/// Guarantees: OK without partial success; each is counted, the span is accepted and sent.
+/// Scenario: an ordinary request, a request without a span, and an empty message.
+/// Guarantees: OK without partial success; each is counted, and the span is accepted and sent.
 #[tokio::test]
 async fn fine_and_empty_requests_are_ok() {
     let running = Running::start(config(ALL)).await;
@@ -85,8 +85,8 @@ async fn fine_and_empty_requests_are_ok() {
     running.stop().await;
 }
 
-/// Scenario: malformed ids of each kind, each beside a good span; a parent of eight zeros.
-/// Guarantees: only the malformed are rejected, and counted; a parent of zeros makes a root.
+/// Scenario: malformed ids of each kind, each beside a valid span; a parent id of eight zeros.
+/// Guarantees: only the malformed spans are rejected, and counted; a parent of zeros means a root.
 #[tokio::test]
 async fn spans_with_malformed_ids_are_rejected_alone() {
     let running = Running::start(config(ALL)).await;
@@ -126,8 +126,10 @@ async fn spans_with_malformed_ids_are_rejected_alone() {
     running.stop().await;
 }
 
-/// Scenario: messages of exactly the limit and of one byte more, bombs that decompress to more.
-/// Guarantees: the first is taken; the others are refused for good, and nothing of them is kept.
+/// Scenario: messages of exactly the limit and of one byte more, and compression bombs that exceed
+/// it.
+/// Guarantees: the first is accepted; the others are refused for good, and none of their spans is
+/// kept.
 #[tokio::test]
 async fn messages_over_the_limit_are_refused_for_good() {
     let limit = 64 << 10;
@@ -155,8 +157,8 @@ async fn messages_over_the_limit_are_refused_for_good() {
     running.stop().await;
 }
 
-/// Scenario: a request whose framing or bytes are wrong in each way, good spans before the fault.
-/// Guarantees: INVALID_ARGUMENT, and nothing of any of them is taken.
+/// Scenario: requests with each kind of wrong framing or bytes, after valid spans.
+/// Guarantees: INVALID_ARGUMENT, and no span of these requests is accepted.
 #[tokio::test]
 async fn undecodable_requests_are_refused_whole() {
     let running = Running::start(config(ALL)).await;
@@ -205,8 +207,10 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
     gzip.finish().expect("in memory")
 }
 
-/// Scenario: an attribute cut short, which one service's policies read and the other's do not.
-/// Guarantees: refused where it is read; where not, accepted and counted as malformed when kept.
+/// Scenario: a truncated attribute, which the policies of one service read and those of another do
+/// not.
+/// Guarantees: the request is refused if policies read the attribute; otherwise the span is
+/// accepted, and counted as malformed when it is kept.
 #[tokio::test]
 async fn attributes_are_checked_where_policies_read_them() {
     let reads = "[[policy]]\nname = \"cart\"\ntype = \"string_attribute\"\nvalues = [\"/cart\"]\n\
@@ -214,7 +218,7 @@ async fn attributes_are_checked_where_policies_read_them() {
     let mut bytes = one_span(1);
     let attribute = string("http.route", "/").encode_to_vec();
     let place = bytes.windows(attribute.len()).position(|window| window == attribute);
-    // The value now claims to be longer than the attribute is.
+    // The value now claims to be longer than the attribute.
     let value = place.expect("the attribute") + attribute.len() - 2;
     bytes[value] = 9;
     let reading = Running::start(config(reads)).await;
@@ -229,7 +233,7 @@ async fn attributes_are_checked_where_policies_read_them() {
     running.stop().await;
 }
 
-/// A value inside of this many arrays.
+/// A value inside this many arrays.
 fn nested(levels: usize) -> KeyValue {
     let mut value = AnyValue { value: Some(Value::IntValue(7)) };
     for _ in 0..levels {
@@ -238,7 +242,7 @@ fn nested(levels: usize) -> KeyValue {
     KeyValue { key: "deep".into(), value: Some(value), ..KeyValue::default() }
 }
 
-/// The span with an attribute of a value inside of far too many arrays, which prost cannot encode.
+/// The span with an attribute whose value is inside too many arrays for prost to encode.
 fn abysmal(span: &Span, levels: usize) -> Vec<u8> {
     let wrap = |tag: u8, inner: Vec<u8>| {
         let mut out = vec![tag];
@@ -254,7 +258,8 @@ fn abysmal(span: &Span, levels: usize) -> Vec<u8> {
 }
 
 /// Scenario: values nested 64, 65 and 20,000 levels deep, beside ordinary spans.
-/// Guarantees: all accepted; 64 levels arrive whole; deeper spans are counted, the others arrive.
+/// Guarantees: all are accepted; 64 levels arrive whole; spans with deeper values are counted, the
+/// others arrive.
 #[tokio::test]
 async fn values_nested_too_deep_cost_only_their_span() {
     let (url, bodies) = backend().await;
@@ -281,7 +286,7 @@ async fn values_nested_too_deep_cost_only_their_span() {
 }
 
 /// Scenario: strings that are not UTF-8 in a name, an attribute, a status, and a resource.
-/// Guarantees: the sink, which decodes strictly, has the span with U+FFFD in their place.
+/// Guarantees: the sink, which decodes strictly, receives the span with U+FFFD in their place.
 #[tokio::test]
 async fn strings_that_are_not_utf8_are_repaired() {
     let running = Running::start(config(ALL)).await;
@@ -307,9 +312,10 @@ async fn strings_that_are_not_utf8_are_repaired() {
     running.stop().await;
 }
 
-/// Scenario: a memory limit that a request passes by itself, or together with one under way.
-/// Guarantees: the first is refused for good, the second with UNAVAILABLE and a delay, and nothing
-/// of either is consumed; what was under way is taken when whole.
+/// Scenario: a memory limit that one request exceeds by itself, and another together with a request
+/// in progress.
+/// Guarantees: the first is refused for good, the second with UNAVAILABLE and a delay, and no span
+/// of either is accepted; the request in progress is accepted when it is complete.
 #[tokio::test]
 async fn at_the_memory_limit_senders_are_asked_to_come_back() {
     let mut config = config(ALL);
@@ -342,7 +348,7 @@ async fn at_the_memory_limit_senders_are_asked_to_come_back() {
     running.stop().await;
 }
 
-/// A small queue in front of a backend that is never there.
+/// A small queue in front of a backend that is always down.
 fn config_of_an_outage(overflow: Overflow) -> Config {
     let mut config = config(ALL);
     config.exporter.queue.queue_bytes_max = 16 << 10;
@@ -352,9 +358,9 @@ fn config_of_an_outage(overflow: Overflow) -> Config {
     config
 }
 
-/// Scenario: a backend that is not there, with overflow = "block", until the queue is nearly full.
-/// Guarantees: UNAVAILABLE with a delay, counted as queue_full; nothing that was accepted is lost
-/// but what a shutdown cannot deliver; the service stays ready.
+/// Scenario: a backend that is down, with overflow = "block", until the queue is nearly full.
+/// Guarantees: UNAVAILABLE with a delay, counted as queue_full; no accepted span is lost, except
+/// those that the shutdown cannot deliver; the service stays ready.
 #[tokio::test]
 async fn a_full_queue_refuses_senders_when_it_blocks() {
     let config = config_of_an_outage(Overflow::Block);
@@ -372,7 +378,7 @@ async fn a_full_queue_refuses_senders_when_it_blocks() {
     assert_eq!(refused(&metrics, "queue_full"), 1.0);
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), accepted as f64);
     assert_eq!(metrics.sum("exporter_failed_spans_total"), 0.0);
-    // The last trace that is decided may be larger than the room that was left for it.
+    // The last decided trace may be larger than the room that was left for it.
     let most = metrics.get("exporter_queue_capacity_bytes") + f64::from(3 << 10);
     assert!(metrics.get("exporter_queue_bytes") <= most, "{:#?}", metrics.nonzero());
     let ready = crate::harness::get(running.service.admin_address, "/-/ready").await;
@@ -384,7 +390,7 @@ async fn a_full_queue_refuses_senders_when_it_blocks() {
 }
 
 /// Scenario: the same with overflow = "drop".
-/// Guarantees: senders are never refused; what does not fit is counted as queue_full.
+/// Guarantees: senders are never refused; spans that do not fit are counted as queue_full.
 #[tokio::test]
 async fn a_full_queue_drops_when_it_is_told_to() {
     let config = config_of_an_outage(Overflow::Drop);
@@ -394,7 +400,7 @@ async fn a_full_queue_drops_when_it_is_told_to() {
     }
     let is_decided = |metrics: &Metrics| {
         let lost = metrics.get("exporter_failed_spans_total{reason=\"queue_full\"}");
-        // A span that is on its way into the queue counts as queued, so its fate is not told yet.
+        // A span on its way into the queue counts as queued, so its fate is not known yet.
         let queued_bytes = metrics.get("exporter_queue_bytes");
         metrics.get("window_spans") == 0.0 && lost + (queued_bytes / 2048.0).floor() == 20.0
     };
@@ -407,7 +413,7 @@ async fn a_full_queue_drops_when_it_is_told_to() {
 }
 
 /// Scenario: other methods, services, content types and encodings.
-/// Guarantees: UNIMPLEMENTED, or 415 where it is not gRPC, as the gRPC specification says.
+/// Guarantees: UNIMPLEMENTED, or 415 if it is not gRPC, as the gRPC specification requires.
 #[tokio::test]
 async fn what_is_not_export_is_not_implemented() {
     let running = Running::start(config(ALL)).await;
@@ -443,8 +449,8 @@ async fn what_is_not_export_is_not_implemented() {
     running.stop().await;
 }
 
-/// Scenario: gzip and zstd, as senders compress, from small to large.
-/// Guarantees: the spans arrive as they are.
+/// Scenario: requests compressed with gzip and zstd, from small to large.
+/// Guarantees: the spans arrive unchanged.
 #[tokio::test]
 async fn compressed_requests_are_taken() {
     let running = Running::start(config(ERRORS_AND_HALF)).await;

@@ -1,5 +1,5 @@
-//! Checks of what is done with the bytes of a backend, and with our own when it refuses them. The
-//! fuzz targets include this file, so it refers to nothing else of this binary.
+//! Checks how answers of a backend are read, and how a request is cut when the backend refuses it.
+//! The fuzz targets include this file, so it refers to nothing else of this binary.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tailwater::{
 use tonic::{Code, Status};
 use tonic_types::pb;
 
-/// A span with all that it is said in: its resource, its scope, itself, each encoded.
+/// A span with its context: the encoded resource, scope and span.
 type InContext = [Vec<u8>; 3];
 
 fn in_context(request: &ExportTraceServiceRequest) -> Vec<InContext> {
@@ -35,8 +35,8 @@ fn in_context(request: &ExportTraceServiceRequest) -> Vec<InContext> {
     spans
 }
 
-/// Cuts any bytes, and their halves again, down to single spans. What prost reads of the parts is
-/// what it reads of the whole.
+/// Cuts any bytes in two, and the halves again, down to single spans. prost must read from the
+/// parts what it reads from the whole.
 pub(crate) fn split(bytes: &[u8]) {
     let whole = ExportTraceServiceRequest::decode(bytes);
     let halves = split::halves(bytes);
@@ -57,7 +57,7 @@ pub(crate) fn split(bytes: &[u8]) {
     halves.iter().for_each(|half| split(&half.body));
 }
 
-/// Any bytes as status details; the first of them is the code.
+/// Reads any bytes as status details; the first byte is the code.
 pub(crate) fn status(bytes: &[u8]) {
     let Some((code, details)) = bytes.split_first() else { return };
     let code = Code::from_i32(i32::from(code % 18));
@@ -92,7 +92,7 @@ pub(crate) fn status(bytes: &[u8]) {
     }
 }
 
-/// What the first RetryInfo of readable details asks for.
+/// The delay in the first RetryInfo of readable details.
 fn retry_delay(details: &[u8]) -> Option<Duration> {
     const TYPE_URL: &str = "type.googleapis.com/google.rpc.RetryInfo";
     let status = pb::Status::decode(details).ok()?;
@@ -105,8 +105,8 @@ fn retry_delay(details: &[u8]) -> Option<Duration> {
     Some(Duration::from_nanos(u64::try_from(nanos).expect("not negative")))
 }
 
-/// Any bytes as the body of an answer; the first three are HTTP's status, gRPC's and whether there
-/// was more.
+/// Reads any bytes as the body of an answer; the first three are the HTTP status, the gRPC status
+/// and whether the body was longer.
 pub(crate) fn answer(bytes: &[u8]) {
     let Some(([http, grpc, flags], body)) = bytes.split_first_chunk() else { return };
     let http = [200, 200, 200, 400, 401, 403, 404, 413, 429, 500, 503][usize::from(http % 11)];
@@ -146,15 +146,15 @@ pub(crate) fn answer(bytes: &[u8]) {
             assert!(!is_taken);
             assert!(limit.is_none_or(|limit| (16 << 10..1 << 20).contains(&limit)));
         }
-        // Without a status there is nothing about spans.
+        // An answer without a status says nothing about spans.
         Outcome::Refused { .. } => assert!(!is_taken && *grpc < 20),
         Outcome::Retry { .. } => assert!(!is_taken),
         Outcome::Panicked => panic!("it did not"),
     }
 }
 
-/// Any bytes as the body of an answer over OTLP/HTTP; before it stand the status, what kind of
-/// content it is and flags, and the length of a Retry-After that follows them.
+/// Reads any bytes as the body of an answer over OTLP/HTTP. Before the body are the status, the
+/// content type and flags, and the length of a Retry-After that follows them.
 pub(crate) fn http_answer(bytes: &[u8]) {
     const STATUSES: [u16; 16] =
         [200, 200, 202, 204, 302, 400, 401, 404, 413, 422, 429, 500, 502, 503, 504, 522];

@@ -1,4 +1,4 @@
-//! Bearer tokens at both doors.
+//! Bearer tokens at both receivers.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -38,10 +38,10 @@ async fn send(running: &Running, authorization: &str, trace: u64) -> Answer {
     http1(running.service.http_address, &[head.as_bytes(), &body].concat()).await
 }
 
-/// Scenario: requests at both doors with the token, in other cases and with spaces, and with
-/// everything that is not the token, to paths that exist and that do not.
-/// Guarantees: UNAUTHENTICATED and 401 with what is asked for, counted, nothing consumed; the
-/// others are served, and health needs no token.
+/// Scenario: requests to both receivers with the token, in another case and with spaces, and with
+/// many wrong tokens, to paths that exist and that do not.
+/// Guarantees: the wrong ones get UNAUTHENTICATED and 401 with the required scheme, are counted,
+/// and nothing of them is accepted; the others are served, and health needs no token.
 #[tokio::test]
 async fn only_the_token_opens_the_doors() {
     let directory = Directory::new();
@@ -77,7 +77,7 @@ async fn only_the_token_opens_the_doors() {
         let answer = send(&running, if value.is_empty() { "" } else { &header }, 1).await;
         assert_eq!((answer.status, answer.header("www-authenticate")), (401, "Bearer"), "{value}");
     }
-    // Whoever is not known learns nothing of what is there.
+    // A client without a token does not learn what exists.
     let metrics_service = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
     let answer = http2(&client, post(metrics_service, &[]), Vec::new()).await;
     assert_eq!(answer.header("grpc-status"), "16");
@@ -96,8 +96,8 @@ async fn only_the_token_opens_the_doors() {
     running.stop().await;
 }
 
-/// Scenario: a request without a token that claims a large body and sends none of it.
-/// Guarantees: the answer comes before the body.
+/// Scenario: a request without a token that announces a large body and sends none of it.
+/// Guarantees: it is answered before the body arrives.
 #[tokio::test]
 async fn no_body_is_waited_for() {
     let directory = Directory::new();
@@ -117,7 +117,7 @@ async fn no_body_is_waited_for() {
     running.stop().await;
 }
 
-/// Waits until requests with this token are answered so.
+/// Waits until requests with this token get this status.
 async fn until(running: &Running, token: &str, status: u16) -> u64 {
     let began = Instant::now();
     let mut taken = 0;
@@ -133,9 +133,9 @@ async fn until(running: &Running, token: &str, status: u16) -> u64 {
     }
 }
 
-/// Scenario: a token is replaced: the new one is added, senders move, the old one is removed; and
-/// the file is emptied by mistake.
-/// Guarantees: no request fails on the way; the old one is refused in the end; the mistake changes
+/// Scenario: a token is replaced: the new one is added, senders move to it, the old one is removed;
+/// then the file is emptied by mistake.
+/// Guarantees: no request fails meanwhile; the old token is refused in the end; the mistake changes
 /// nothing but the metric.
 #[tokio::test]
 async fn tokens_are_replaced() {

@@ -30,8 +30,8 @@ fn reading(budget: &Budget) -> tailwater::policy::BudgetReading {
 
 /// Scenario: steady traffic; 400 new kinds for 15 s; one quiet kind grows a thousandfold; all
 /// traffic triples.
-/// Guarantees: at most 105 % of the budget in any 10 s from the fifth second on, and at least 98 %
-/// of it in any 60 s.
+/// Guarantees: at most 105 % of the budget is kept in any 10 s from the fifth second on, and at
+/// least 98 % of it in any 60 s.
 #[test]
 fn a_budget_is_kept_whatever_happens() {
     for phase in Phase::ALL {
@@ -47,10 +47,10 @@ fn a_budget_is_kept_whatever_happens() {
     }
 }
 
-/// Scenario: budgets for traces of one span to forty, from five traces per second to a hundred,
-/// with forty times as many traces of ten kinds.
-/// Guarantees: at most 110 % in any 10 s, and at least 95 % in any 60 s, also where a tick has room
-/// for a few traces only; with five traces per second, ten traces more.
+/// Scenario: budgets for traces of one to forty spans, from five to a hundred traces per second,
+/// with forty times as much traffic of ten kinds.
+/// Guarantees: at most 110 % is kept in any 10 s, and at least 95 % in any 60 s, even if a tick has
+/// room for only a few traces; with five traces per second, ten traces more.
 #[test]
 fn a_budget_is_kept_for_large_traces() {
     for spans in [1, 5, 20, 40] {
@@ -82,10 +82,10 @@ fn a_budget_is_kept_for_large_traces() {
     }
 }
 
-/// Scenario: sixty kinds, from 490 traces per second down to 8; then all a fortieth of it, less
-/// than the budget.
-/// Guarantees: all kinds get the same share; when everything fits, everything is kept, but for the
-/// edge.
+/// Scenario: sixty kinds, from 490 traces per second down to 8; then a fortieth of that traffic,
+/// which is less than the budget.
+/// Guarantees: all kinds get the same share; when everything fits, everything is kept, except at
+/// the transition.
 #[test]
 fn shares_are_fair() {
     let mut budget = Budget::new(PER_SECOND);
@@ -102,9 +102,9 @@ fn shares_are_fair() {
     assert_eq!((reading.kinds, reading.level), (60, PER_SECOND), "no kind is held back");
 }
 
-/// Scenario: two kinds of 300 and 100 traces per second and one of 3 share 100, by equal shares, by
-/// shares in proportion to the traffic, and half way between.
-/// Guarantees: the small kind is whole with equal shares; each power gives its shares.
+/// Scenario: kinds of 300, 100 and 3 traces per second share a rate of 100: equally, in proportion
+/// to the traffic, and half way between.
+/// Guarantees: with equal shares the small kind is kept whole; each power gives its shares.
 #[test]
 fn the_power_sets_the_shares() {
     let rates = [300.0_f64, 100.0, 3.0];
@@ -141,9 +141,9 @@ fn the_power_sets_the_shares() {
 }
 
 /// Scenario: twelve runs of each phase.
-/// Guarantees: the counts that the thresholds give are those of the traffic, within three sigma: of
-/// all kinds together, of the largest, of the smallest, of the new ones. The errors of single kinds
-/// are as large as their variance says.
+/// Guarantees: the counts estimated from the thresholds match the traffic within three sigma: of
+/// all kinds together, of the largest, of the smallest, and of the new ones. The errors of single
+/// kinds match their variance.
 #[test]
 fn a_budget_is_unbiased() {
     for phase in Phase::ALL {
@@ -167,9 +167,9 @@ fn a_budget_is_unbiased() {
     }
 }
 
-/// Scenario: a hundred kinds, of which the table holds ten; later, ten others.
-/// Guarantees: the others share one kind, and are counted; a kind is forgotten about a minute after
-/// its last trace.
+/// Scenario: a hundred kinds and a table with room for ten; later, ten other kinds.
+/// Guarantees: the kinds without room share one kind, and are counted; a kind is forgotten about a
+/// minute after its last trace.
 #[test]
 fn kinds_beyond_the_table_share_one() {
     let budget = Budget::with(PER_SECOND, 10, 0.0);

@@ -26,7 +26,7 @@ pub(crate) const START: u64 = 1_700_000_000_000_000_000;
 /// No limit on what a decision may keep.
 pub(crate) const ANY_ROOM: usize = usize::MAX;
 
-/// As many cases as `PROPTEST_CASES` says, else this many.
+/// The number of cases that `PROPTEST_CASES` sets, or `default`.
 pub(crate) fn cases(default: u32) -> ProptestConfig {
     let mut config = ProptestConfig::default();
     if std::env::var_os("PROPTEST_CASES").is_none() {
@@ -43,7 +43,7 @@ pub(crate) fn trace_id(n: u64) -> [u8; 16] {
     id
 }
 
-/// A child span of a millisecond with sound ids and no attributes.
+/// A child span of one millisecond with valid ids and no attributes.
 pub(crate) fn child(trace: u64, span: u64) -> Span {
     Span {
         trace_id: trace_id(trace).to_vec(),
@@ -66,7 +66,7 @@ pub(crate) fn status(code: i32) -> Option<Status> {
     Some(Status { code, message: String::new() })
 }
 
-/// An attribute with any value, or with none.
+/// An attribute with a value, or without one.
 pub(crate) fn attribute(key: &str, value: Option<Value>) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(AnyValue { value }), ..Default::default() }
 }
@@ -105,7 +105,7 @@ pub(crate) fn probabilistic(sampling_percentage: f64) -> PolicySpec {
     policy("baseline", RuleSpec { kind: RuleKind::AlwaysSample, sampling_percentage })
 }
 
-/// 30 s after the first span, 5 s after the root, no cap that a test meets by accident.
+/// 30 s after the first span, 5 s after the root, and caps that no test reaches by accident.
 pub(crate) fn limits() -> Limits {
     Limits {
         waits: Waits { decision_wait: 30_000, after_root: Some(5_000) },
@@ -118,7 +118,7 @@ pub(crate) fn limits() -> Limits {
     }
 }
 
-/// A sampler with what it needs to be driven by hand, and the ledger of what it was given.
+/// A sampler with everything needed to drive it by hand, and the ledger of what it was given.
 #[derive(Debug)]
 pub(crate) struct Rig {
     pub(crate) budget: Arc<Budget>,
@@ -133,14 +133,14 @@ impl Rig {
     pub(crate) fn new(policies: &[PolicySpec], limits: Limits, shards: usize) -> Self {
         let budget = Budget::new(1 << 30);
         let plan = Arc::new(Plan::compile(policies));
-        // With a budget of its own, so that tests can say what the rest takes.
+        // It has a memory budget of its own, so that tests can check what the rest takes.
         let span_metrics = Arc::new(SpanMetrics::new(all_kinds(), &Budget::new(1 << 30)));
         let sampler = Sampler::new(plan, limits, &budget, shards);
         let sampler = sampler.with_span_metrics(Some(span_metrics));
         Rig { budget, sampler, scratch: Scratch::default(), accepted: 0, kept: 0, dropped: 0 }
     }
 
-    /// Takes a sound request in.
+    /// Ingests a valid request.
     pub(crate) fn ingest(&mut self, now: u32, request: &[u8]) -> Decided {
         let mut decided = Decided::default();
         let taken = self
@@ -152,7 +152,7 @@ impl Rig {
         decided
     }
 
-    /// Decides all shards at `now` and returns what each lock hold decided.
+    /// Decides all shards at `now`, and returns the decisions of each lock hold.
     pub(crate) fn decide(&mut self, now: u32, which: Which) -> Vec<Decided> {
         let mut all = Vec::new();
         for shard in 0..self.sampler.shards() {
@@ -170,7 +170,7 @@ impl Rig {
         all
     }
 
-    /// Books what was decided, and asserts that the ledger balances.
+    /// Adds decisions to the ledger, and checks that it balances.
     pub(crate) fn book(&mut self, decided: &Decided) {
         for record in &decided.decisions.records {
             let spans = u64::from(record.spans);

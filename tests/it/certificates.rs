@@ -1,4 +1,4 @@
-//! Authorities, certificates and connections of tests, made without the service's own code.
+//! CAs, certificates and connections for tests, made without the service's own code.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -34,7 +34,7 @@ impl Authority {
     pub fn new() -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
-        // Names of its own, as authorities have.
+        // Each has its own name, like real CAs.
         let name = format!("authority {:x}", fastrand::u64(..));
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -42,7 +42,7 @@ impl Authority {
         Authority { pem, issuer: Issuer::new(params, key) }
     }
 
-    /// A certificate for this name, now and for long.
+    /// A certificate for this name that is valid now and for a long time.
     pub fn sign(&self, name: &str) -> Identity {
         self.sign_from_to(name, 2000, 2500)
     }
@@ -67,7 +67,7 @@ impl Identity {
         vec![self.der()]
     }
 
-    /// The certificate as peers see it.
+    /// The certificate in DER, as peers see it.
     pub fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.cert.as_bytes()).expect("PEM")
     }
@@ -86,7 +86,7 @@ pub fn roots(authorities: &[&Authority]) -> RootCertStore {
     roots
 }
 
-/// How a test connects: whom it trusts, what it shows, and what it speaks.
+/// How a test connects: the CAs that it trusts, its certificate, and its protocol.
 pub struct Client(ClientConfig);
 
 impl Client {
@@ -116,7 +116,7 @@ impl Client {
         self
     }
 
-    /// A TLS connection, or what the handshake came to.
+    /// A TLS connection, or the error of the handshake.
     pub async fn connect(
         &self,
         address: SocketAddr,
@@ -135,13 +135,13 @@ impl Client {
         Ok(client)
     }
 
-    /// A request on a connection of its own.
+    /// Sends a request on a connection of its own.
     pub async fn export(&self, address: SocketAddr, body: &[u8]) -> Result<Answer, String> {
         export(&self.http2(address).await?, &[], body).await
     }
 }
 
-/// Exports over HTTP/2, where anything may fail.
+/// Exports over HTTP/2; any step may fail.
 pub async fn export(
     client: &SendRequest<Bytes>,
     headers: &[(&'static str, &'static str)],
@@ -158,7 +158,7 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// How a backend of a test answers connections.
+/// The TLS configuration of a backend.
 pub fn server(identity: &Identity, clients: Option<&[&Authority]>) -> Arc<ServerConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));

@@ -23,7 +23,7 @@ pub const NOBODY: &str = "http://127.0.0.1:1";
 
 pub fn tailwater(arguments: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
-    // For tests of what is not to be shown.
+    // Tests check that this is never shown.
     command.env("TAILWATER_SECRET", "kanarienvogel");
     command.args(arguments).output().expect("the binary runs")
 }
@@ -40,22 +40,22 @@ pub struct Process {
 }
 
 impl Process {
-    /// Everything is kept, decided after an hour, and sent to `backend`; with `more` at the top.
+    /// Keeps everything, decides after an hour, and sends to `backend`; `more` is put at the top.
     pub fn start(more: &str, backend: &str) -> Self {
         Self::start_logging(more, backend, "info")
     }
 
-    /// The same, logging what is of this level.
+    /// The same, with this log level.
     pub fn start_logging(more: &str, backend: &str, level: &str) -> Self {
         Self::start_exporting(more, &format!("endpoint = \"{backend}\""), level)
     }
 
-    /// Likewise, with these lines in `[exporter.otlp]`.
+    /// The same, with these lines in `[exporter.otlp]`.
     pub fn start_exporting(more: &str, exporter: &str, level: &str) -> Self {
         Self::start_by(Command::new(BINARY), more, exporter, level)
     }
 
-    /// Likewise, with so few descriptors.
+    /// The same, with this limit of descriptors.
     pub fn start_with_descriptors(descriptors: u32, backend: &str) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), BINARY]);
@@ -74,7 +74,7 @@ impl Process {
         Self::start_on(command, Directory::new(), &config)
     }
 
-    /// With this configuration, beside the files of a directory.
+    /// Starts with this configuration, in the directory.
     pub fn start_on(mut command: Command, directory: Directory, config: &str) -> Self {
         let config = directory.file("tailwater.toml", config);
         let log = directory.0.join("log");
@@ -84,7 +84,7 @@ impl Process {
         Process { child, log, directory }
     }
 
-    /// Waits for a line of the log with this in it.
+    /// Waits for a log line that contains `part`.
     pub async fn line(&self, part: &str) -> Value {
         for _ in 0..1_500 {
             let log = fs::read_to_string(&self.log).expect("a log");
@@ -97,13 +97,13 @@ impl Process {
         panic!("not logged within 30 s: {part}\n{log}");
     }
 
-    /// Lines of the log with this in them.
+    /// The number of log lines that contain `part`.
     pub fn lines(&self, part: &str) -> usize {
         let log = fs::read_to_string(&self.log).expect("a log");
         log.lines().filter(|line| line.contains(part)).count()
     }
 
-    /// Waits until it is ready; the addresses of gRPC and metrics.
+    /// Waits until it is ready; returns the addresses of gRPC and metrics.
     pub async fn addresses(&self) -> (SocketAddr, SocketAddr) {
         let fields = &self.line("\"ready\"").await["fields"];
         let address = |name: &str| fields[name].as_str().expect("an address").parse();
@@ -111,7 +111,7 @@ impl Process {
         (grpc.expect("an address"), admin.expect("an address"))
     }
 
-    /// Exports spans of as many traces as told; the ledger holds before and after.
+    /// Exports spans of this many traces; checks the ledger before and after.
     pub async fn export(&self, traces: u64) {
         let (grpc, admin) = self.addresses().await;
         let spans = (1..=traces).map(|trace| span(trace, 1, None)).collect();
@@ -150,7 +150,7 @@ impl Drop for Process {
 }
 
 /// Scenario: --version and --help, of the binary and of its commands.
-/// Guarantees: they say what is asked on standard output and exit with 0.
+/// Guarantees: the text goes to standard output and the exit code is 0.
 #[test]
 fn version_and_help() {
     let version = tailwater(&["--version"]);
@@ -169,7 +169,7 @@ fn version_and_help() {
 }
 
 /// Scenario: `top` with a pipe as its standard output.
-/// Guarantees: exit code 1, a message that names the way for scripts, and nothing for the pipe.
+/// Guarantees: exit code 1, a message that names the alternative for scripts, and no output.
 #[test]
 fn top_needs_a_terminal() {
     let output = tailwater(&["top", "--address", NOBODY]);
@@ -208,9 +208,9 @@ type = "status_code"
 status_codes = ["EROR"]
 "#;
 
-/// Scenario: checks of good files, of one with a warning, of a broken one, of one that is not there.
-/// Guarantees: exit codes 0, 0, 1, 1; each problem once, with its place, the text underlined and a
-/// hint; the same as JSON; `run` says the same and does not start.
+/// Scenario: `check` of valid files, a file with a warning, a broken file and a missing file.
+/// Guarantees: exit codes 0, 0, 1, 1; each problem is reported once, with its place, the underlined
+/// text and a hint, and the same as JSON; `run` reports the same and does not start.
 #[test]
 fn check_and_run_report_every_problem() {
     let directory = Directory::new();
@@ -254,8 +254,8 @@ fn check_and_run_report_every_problem() {
     }
 }
 
-/// Scenario: the schema is asked for.
-/// Guarantees: it is the file that is published, and valid JSON.
+/// Scenario: `check --schema`.
+/// Guarantees: it prints the published file, which is valid JSON.
 #[test]
 fn check_prints_the_schema() {
     let output = tailwater(&["check", "--schema"]);
@@ -265,7 +265,7 @@ fn check_prints_the_schema() {
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
 }
 
-/// Scenario: a port that somebody else has, under each key.
+/// Scenario: a port that is in use, for each listener.
 /// Guarantees: exit code 1, and one line that names the port and the key.
 #[test]
 fn a_port_in_use_is_named() {
@@ -286,9 +286,10 @@ fn a_port_in_use_is_named() {
     }
 }
 
-/// Scenario: certificates, keys and tokens that are not there, cannot be read or do not fit, folders
-/// that are not there, an unknown key, and an address that this machine does not have.
-/// Guarantees: `run` exits with 1 and says where the mistake is. (How fast is measured by hand.)
+/// Scenario: certificates, keys and tokens that are missing, unreadable or do not match, missing
+/// directories, an unknown key, and an address that this machine does not have.
+/// Guarantees: `run` exits with 1 and names the place of the mistake. (How fast is measured by
+/// hand.)
 #[test]
 fn what_keeps_it_from_starting_is_told_at_once() {
     let directory = Directory::new();
@@ -308,7 +309,7 @@ fn what_keeps_it_from_starting_is_told_at_once() {
     }
 }
 
-/// Scenario: SIGTERM, and SIGINT, while traces wait for a decision that is an hour away.
+/// Scenario: SIGTERM and SIGINT while traces wait for a decision that is an hour away.
 /// Guarantees: they are decided and delivered; exit code 0.
 #[tokio::test]
 async fn a_signal_stops_it_cleanly() {
@@ -332,8 +333,9 @@ async fn a_signal_stops_it_cleanly() {
     }
 }
 
-/// Scenario: SIGTERM while the backend is gone.
-/// Guarantees: it ends within the timeout with exit code 1, and the log says how much is lost.
+/// Scenario: SIGTERM while the backend is down.
+/// Guarantees: it ends within the timeout with exit code 1, and the log has the number of lost
+/// spans.
 #[tokio::test]
 async fn what_cannot_be_delivered_is_logged() {
     let mut process = Process::start("shutdown_timeout = \"1s\"", NOBODY);
@@ -345,9 +347,9 @@ async fn what_cannot_be_delivered_is_logged() {
     assert_eq!(line["level"], "ERROR", "{line}");
 }
 
-/// Scenario: SIGHUP after the file has changed, and with a mistake in it.
-/// Guarantees: the policies of the file are in force, and what waits is decided by them; the
-/// mistake is logged with its place, and what else has changed as needing a restart.
+/// Scenario: SIGHUP after a change of the file, and with a mistake in it.
+/// Guarantees: the new policies are in force and decide waiting traces; the mistake is logged with
+/// its place, and other changes are logged as needing a restart.
 #[tokio::test]
 async fn a_hangup_reloads_the_policies() {
     let process = Process::start("", NOBODY);
@@ -380,8 +382,8 @@ async fn a_hangup_reloads_the_policies() {
     metrics.assert_ledger();
 }
 
-/// Scenario: SIGTERM while the backend is gone, and another.
-/// Guarantees: the second ends it at once.
+/// Scenario: SIGTERM while the backend is down, and a second SIGTERM.
+/// Guarantees: the second one ends the process at once.
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let mut process = Process::start("", NOBODY);
@@ -394,7 +396,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 /// Scenario: a thousand requests, each of which claims 64 MiB in five bytes and sends no more.
-/// Guarantees: resident memory grows by less than a thousandth of what is claimed.
+/// Guarantees: resident memory grows by less than a thousandth of the claimed size.
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn claims_take_no_memory() {
@@ -420,7 +422,7 @@ async fn claims_take_no_memory() {
     }
     for _ in 0..1_500 {
         let metrics = Metrics::parse(&get(admin, "/metrics").await.1);
-        // The five bytes of each are charged once they are there.
+        // The five bytes of each request are charged once they have arrived.
         if metrics.get("memory_used_bytes") >= used + 5000.0 {
             break;
         }

@@ -1,19 +1,19 @@
-//! Checks of the configuration's loader, on any bytes. The fuzz target includes this file, so it
-//! refers to nothing else of this binary.
+//! Checks the configuration loader on any bytes. The fuzz target includes this file, so it refers
+//! to nothing else of this binary.
 
 use std::{fs, path::Path};
 
 use tailwater::{config, policy::Plan};
 
-/// Loads any bytes as a main file and, from the first NUL on, as its file of policies. Nothing
-/// panics, every problem has a place in its file and no control character, and what loads compiles.
-/// Returns whether it loads.
+/// Loads any bytes as a main file and, from the first NUL on, as its policy file. Nothing may
+/// panic, every problem must have a place in its file and no control character, and a valid
+/// configuration must compile. Returns whether it is valid.
 pub(crate) fn config(bytes: &[u8], folder: &Path) -> bool {
     let (main, policies) = match bytes.iter().position(|byte| *byte == 0) {
         Some(nul) => (&bytes[..nul], &bytes[nul + 1..]),
         None => (bytes, &[][..]),
     };
-    // Which files are found is the machine's business: `both` names the only one that there is.
+    // Globs could match other files of the machine: `both` names the only one of this test.
     let names_files = main.windows(5).any(|window| window == b"files");
     let main = if names_files { &b""[..] } else { main };
     let both = [b"sampling.policy_files = [\"policies.toml\"]\n", main].concat();
@@ -37,7 +37,7 @@ pub(crate) fn config(bytes: &[u8], folder: &Path) -> bool {
     loads.contains(&true) | tests(&write("main.test.toml", main), main)
 }
 
-/// Loads any bytes as a file of policy tests. Returns whether it loads.
+/// Loads any bytes as a file of policy tests. Returns whether it is valid.
 fn tests(path: &Path, text: &[u8]) -> bool {
     let loaded = config::load_tests(path);
     let shown = loaded.diagnostics.to_string();
@@ -48,7 +48,7 @@ fn tests(path: &Path, text: &[u8]) -> bool {
     loaded.file.is_some()
 }
 
-/// The place is in the file, or right behind one of its lines.
+/// Checks that the place is in the file, or directly after one of its lines.
 fn assert_place(text: &[u8], problem: &config::Diagnostic) {
     let text = String::from_utf8_lossy(text);
     let line = text.split('\n').nth(problem.line.wrapping_sub(1));

@@ -1,9 +1,9 @@
-//! The cases of `tests/conformance/*.toml`: policies as a user writes them, traces, and what must
-//! become of each. Its README says how a case is written.
+//! The cases of `tests/conformance/*.toml`: policies as a user writes them, traces, and the
+//! expected outcome of each. The README in that directory describes how to write a case.
 //!
-//! Every case goes through the configuration loader and the sampler, three times: its spans in one
-//! request, one request a span, and one request a span from the last to the first. No decision may
-//! depend on that.
+//! Every case goes through the configuration loader and the sampler three times: with its spans in
+//! one request, with one request per span, and with one request per span in reverse order. No
+//! decision may depend on this.
 
 mod as_tests;
 mod case;
@@ -28,7 +28,7 @@ use crate::{
 const CASES_MIN: usize = 150;
 const CASES_A_TYPE_MIN: usize = 4;
 
-/// Every policy type there is.
+/// Every policy type.
 const TYPES: &[&str] = &[
     "always_sample",
     "status_code",
@@ -56,7 +56,7 @@ const TYPES: &[&str] = &[
     "rare",
 ];
 
-/// How the spans of a case come in.
+/// How the spans of a case arrive.
 #[derive(Clone, Copy, Debug)]
 enum Arrival {
     Together,
@@ -64,20 +64,19 @@ enum Arrival {
     Backwards,
 }
 
-/// What became of a trace, as a case expects it and as it was seen.
+/// The outcome of a trace, as expected by a case or as observed.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     kept: bool,
     by: String,
     th: String,
-    /// Every policy that matched, where the case says which.
+    /// All policies that matched, if the case lists them.
     matched: Option<Vec<String>>,
 }
 
 /// Scenario: every case, in every order of arrival.
-/// Guarantees: each trace is kept or dropped by the policy and at the threshold that the case says,
-/// and policies that the case calls wrong are refused with the words it names. All that fail are
-/// told at once.
+/// Guarantees: each trace is kept or dropped by the expected policy at the expected threshold, and
+/// invalid policies are refused with the expected words. All failures are reported together.
 #[test]
 fn cases_come_out_as_written() {
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
@@ -85,9 +84,9 @@ fn cases_come_out_as_written() {
     assert!(failures.is_empty(), "{} failures\n\n{}", failures.len(), failures.join("\n\n"));
 }
 
-/// Scenario: the files as they are.
-/// Guarantees: there are 150 cases at least, some for every policy type, and no two of a file share
-/// a name.
+/// Scenario: the files themselves.
+/// Guarantees: there are at least 150 cases, some for every policy type, and the names in a file
+/// are unique.
 #[test]
 fn every_policy_type_has_cases() {
     let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
@@ -116,7 +115,7 @@ fn failures_of(case: &Case) -> Vec<String> {
         (Err(text), Some(words)) => vec![told(format!("refused without {words:?}:\n{text}"))],
         (Err(text), None) => vec![told(format!("refused:\n{text}"))],
         (Ok(policies), None) => {
-            // The first arrival that goes wrong is enough: the others mostly do, too.
+            // The first arrival that fails is enough: the others mostly fail too.
             let arrivals = [Arrival::Together, Arrival::OneByOne, Arrival::Backwards];
             let failures = arrivals.iter().map(|arrival| run(case, &policies, *arrival));
             failures.into_iter().find(|found| !found.is_empty()).unwrap_or_default()
@@ -124,7 +123,7 @@ fn failures_of(case: &Case) -> Vec<String> {
     }
 }
 
-/// The policies as `tailwater run` would load them, or what it would say.
+/// The policies as `tailwater run` loads them, or its diagnostics.
 fn load(policies: &str) -> Result<Vec<PolicySpec>, String> {
     let file = tempfile(policies);
     let loaded = config::load(&file);
@@ -197,7 +196,7 @@ fn expected(trace: &Trace) -> Outcome {
     }
 }
 
-/// What was decided, by trace. Also that each kept trace leaves with all of its spans.
+/// The outcome of each trace. Also checks that each kept trace is exported with all of its spans.
 fn outcomes(rig: &Rig, decided: &[Decided]) -> BTreeMap<TraceId, Outcome> {
     let mut outcomes = BTreeMap::new();
     let name = |id| rig.sampler.plan().name(id).to_owned();

@@ -1,4 +1,4 @@
-//! Connections that are slow, silent, greedy or gone.
+//! Connections that are slow, silent, greedy or broken.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -23,8 +23,8 @@ pub fn one_span(trace: u64, length: usize) -> Vec<u8> {
     request("shop", vec![span]).encode_to_vec()
 }
 
-/// Scenario: a hundred requests under way on one connection, each of which claims 64 MiB.
-/// Guarantees: the claims hold no memory; another request waits until one of them is over.
+/// Scenario: a hundred requests in progress on one connection, each of which claims 64 MiB.
+/// Guarantees: the claims take no memory; another request waits until one of them ends.
 #[tokio::test]
 async fn streams_are_limited_and_claims_hold_nothing() {
     let running = Running::start(config(ALL)).await;
@@ -53,7 +53,8 @@ async fn streams_are_limited_and_claims_hold_nothing() {
 }
 
 /// Scenario: senders that reset their request or close their connection in the middle of a body.
-/// Guarantees: their memory is given back, nothing is consumed or called malformed, others go on.
+/// Guarantees: their memory is released, nothing is accepted or counted as malformed, and other
+/// senders go on.
 #[tokio::test]
 async fn senders_that_go_away_leave_nothing_behind() {
     let running = Running::start(config(ALL)).await;
@@ -83,7 +84,7 @@ async fn senders_that_go_away_leave_nothing_behind() {
     running.stop().await;
 }
 
-/// Connections that were closed for this reason, over gRPC and over HTTP.
+/// The connections closed for this reason, over gRPC and over HTTP.
 pub fn closed(metrics: &Metrics, reason: &str) -> [f64; 2] {
     ["grpc", "http"].map(|transport| {
         let labels = format!("transport=\"{transport}\",reason=\"{reason}\"");
@@ -91,18 +92,18 @@ pub fn closed(metrics: &Metrics, reason: &str) -> [f64; 2] {
     })
 }
 
-/// Sends the beginning of something; how long the other side waits for the rest.
+/// Sends the beginning of a request; returns how long the server waits for the rest.
 pub async fn patience(address: SocketAddr, beginning: &[u8]) -> Duration {
     let mut stream = TcpStream::connect(address).await.expect("listening");
     stream.write_all(beginning).await.expect("sent");
     let began = Instant::now();
-    // The settings of HTTP/2 may come, and the end is a reset where what was sent was never read.
+    // HTTP/2 settings may arrive; the end is a reset if the server has not read everything.
     while stream.read(&mut [0; 1024]).await.is_ok_and(|length| length > 0) {}
     began.elapsed()
 }
 
-/// Scenario: connections that send nothing, half a preface, half a head, or what is no HTTP at all.
-/// Guarantees: the halves are closed after 10 s, the last at once.
+/// Scenario: connections that send nothing, half a preface, half a request head, or no HTTP at all.
+/// Guarantees: incomplete ones are closed after 10 s, the last one at once.
 #[tokio::test(start_paused = true)]
 async fn what_never_becomes_a_request_is_closed() {
     let running = Running::start(config(ALL)).await;
@@ -126,13 +127,13 @@ async fn what_never_becomes_a_request_is_closed() {
     running.stop().await;
 }
 
-/// Scenario: requests over HTTP/1.1 and gRPC with a minute of silence in between, then silence.
-/// Guarantees: the connections are kept for both requests, and closed eleven minutes after it:
-/// later than the ten for which load balancers keep theirs.
+/// Scenario: requests over HTTP/1.1 and gRPC with a minute of silence between them, then silence.
+/// Guarantees: the connections are kept for both requests and closed after eleven minutes of
+/// silence, which is longer than the ten for which load balancers keep theirs.
 #[tokio::test(start_paused = true)]
 async fn idle_connections_are_kept_for_eleven_minutes() {
     let mut config = config(ALL);
-    // With it the ticks are longer, of which there are many in eleven minutes.
+    // This makes ticks longer; eleven minutes have many of them.
     config.sampling.decision_wait = Duration::from_secs(3600);
     let running = Running::start(config).await;
     let mut stream = TcpStream::connect(running.service.http_address).await.expect("listening");
@@ -148,8 +149,8 @@ async fn idle_connections_are_kept_for_eleven_minutes() {
         answered = Instant::now();
     }
     assert_eq!(stream.read(&mut answer).await.expect("closed"), 0);
-    // The turned clock runs on while sockets are waited for, hence no exact bounds.
-    // hyper counts from the real clock, for which the minute in between did not pass.
+    // The paused clock runs on while sockets are waited for, so the bounds are not exact. hyper
+    // uses the real clock, on which the minute in between did not pass.
     assert!((590..1100).contains(&answered.elapsed().as_secs()), "{:?}", answered.elapsed());
     while client.clone().ready().await.is_ok() {
         tokio::time::sleep(Duration::from_secs(10)).await;

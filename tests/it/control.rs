@@ -31,7 +31,7 @@ threshold_ms = 5
 shadow = true
 "#;
 
-/// Errors and half of the rest are kept; a shadow policy looks at long traces.
+/// Policies that keep errors and half of the rest; a shadow policy matches long traces.
 fn policies() -> String {
     ERRORS_AND_HALF.to_owned() + LONG
 }
@@ -72,9 +72,10 @@ fn slow(policies: &str) -> Config {
     config
 }
 
-/// Scenario: a trace is asked for before its decision, after it, and by ids as people paste them.
-/// Guarantees: each time the answer has all that is known; what is no id is INVALID_ARGUMENT, what is
-/// unknown NOT_FOUND.
+/// Scenario: a trace is looked up before and after its decision, and by ids in the forms that
+/// people paste.
+/// Guarantees: each answer has everything that is known; an invalid id is INVALID_ARGUMENT, an
+/// unknown one NOT_FOUND.
 #[tokio::test]
 async fn traces_are_explained() {
     let running = Running::start(config(&policies())).await;
@@ -129,9 +130,10 @@ async fn traces_are_explained() {
     running.stop().await;
 }
 
-/// Scenario: decisions are watched: all, some, and of policies and states that there are not.
-/// Guarantees: the headers come at once; each watcher sees what it asked for, with details; what
-/// cannot be watched is INVALID_ARGUMENT; what `max_per_second` leaves out is counted.
+/// Scenario: watches of all decisions, of some, and of policies and states that do not exist.
+/// Guarantees: the headers come at once; each watcher gets the decisions that it asked for, with
+/// details; an invalid watch is INVALID_ARGUMENT; decisions left out because of `max_per_second`
+/// are counted.
 #[tokio::test]
 async fn decisions_are_watched() {
     let running = Running::start(config(&policies())).await;
@@ -171,7 +173,7 @@ async fn decisions_are_watched() {
     assert_eq!(next(&mut errors).await.decision.map(|d| d.policy), Some("errors".into()));
     next(&mut long).await;
     next(&mut one).await;
-    // More come until one is let through, and says how many were not.
+    // Send traces until one decision is let through, which says how many were left out.
     let skipped = async {
         for trace in 100.. {
             running.accept(vec![span(HIGH | trace, 1, None)]).await;
@@ -208,9 +210,9 @@ async fn decisions_are_watched() {
     running.stop().await;
 }
 
-/// Scenario: a thousand streams are opened, by ten clients.
-/// Guarantees: 32 watch, all others are RESOURCE_EXHAUSTED, and the port still answers. Once they have
-/// gone, there is room again.
+/// Scenario: ten clients open a thousand streams.
+/// Guarantees: 32 can watch, all others get RESOURCE_EXHAUSTED, and the port still answers. Once
+/// the watchers disconnect, there is room again.
 #[tokio::test]
 async fn a_thousand_streams() {
     let running = Running::start(config(ALL)).await;
@@ -242,10 +244,9 @@ async fn a_thousand_streams() {
     running.stop().await;
 }
 
-/// Scenario: the service stops while decisions are watched, one of them by a client that does not
-/// read.
-/// Guarantees: a watcher sees the decisions of the shutdown, then UNAVAILABLE, within seconds, and the
-/// service does not wait for the other one.
+/// Scenario: the service stops while two clients watch decisions, one of which does not read.
+/// Guarantees: the reading watcher gets the decisions of the shutdown, then UNAVAILABLE, within
+/// seconds, and the service does not wait for the other one.
 #[tokio::test]
 async fn streams_end_with_the_service() {
     let running = Running::start(slow(ALL)).await;
@@ -267,7 +268,8 @@ async fn streams_end_with_the_service() {
     drop(unread);
 }
 
-/// Scenario: policies are reloaded over the API: not allowed, allowed, and with a mistake.
+/// Scenario: policies are reloaded over the API: when it is not allowed, when it is, and with a
+/// mistake.
 /// Guarantees: the refusal names the key; mistakes are in the answer with their places, and the old
 /// policies stay.
 #[tokio::test]
@@ -300,9 +302,9 @@ async fn reloading() {
     running.stop().await;
 }
 
-/// Scenario: all that the port serves, on one port: HTTP/1.1, HTTP/2, health, messages that are too
-/// large, services that there are not; and the control API on the OTLP port.
-/// Guarantees: each is answered as its protocol says.
+/// Scenario: everything that the telemetry port serves: HTTP/1.1, HTTP/2, health, messages that are
+/// too large, services that do not exist; and the control API on the OTLP port.
+/// Guarantees: each is answered as its protocol requires.
 #[tokio::test]
 async fn one_port_serves_all() {
     let running = Running::start(config(ALL)).await;
@@ -325,7 +327,7 @@ async fn one_port_serves_all() {
     let other = Channel::from_shared(url).expect("a url").connect_lazy();
     let refused = ControlClient::new(other).get_status(GetStatusRequest {}).await;
     assert_eq!(refused.expect_err("not here").code(), Code::Unimplemented);
-    // A body over HTTP/1.1 that says that it is gRPC, and is none.
+    // A body over HTTP/1.1 with the content type of gRPC, which is not gRPC.
     let message = GetStatusRequest {}.encode_to_vec();
     let head = format!(
         "POST /tailwater.control.v1.Control/Reload HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\

@@ -2,9 +2,9 @@
 
 use std::process::{Command, Output};
 
-/// Scenario: `tailwater demo --seconds 5` with standard output in a pipe. Guarantees: it ends by
-/// itself with exit code 0; every kept trace arrived whole; the ledger balances; a pipe gets no
-/// control sequences; nothing goes wrong on the way.
+/// Scenario: `tailwater demo --seconds 5` with standard output in a pipe.
+/// Guarantees: it ends by itself with exit code 0; every kept trace arrived whole; the ledger
+/// balances; a pipe gets no control sequences; nothing is logged as a problem.
 #[test]
 fn the_demo_ends_with_whole_traces_and_a_balanced_ledger() {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_tailwater"))

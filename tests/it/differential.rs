@@ -1,5 +1,5 @@
-//! Checks of the parsers against prost, on any bytes. The fuzz targets include this file, so it
-//! refers to nothing else of this binary.
+//! Compares the parsers with prost, on any bytes. The fuzz targets include this file, so it refers
+//! to nothing else of this binary.
 
 use std::borrow::Cow;
 
@@ -22,11 +22,11 @@ use tailwater::{
     trace::{Randomness, Threshold},
 };
 
-/// Words of bits a span: enough that two attributes rarely share a bit.
+/// Words of bits per span: enough that two attributes rarely share a bit.
 const WORDS: usize = 4;
 
-/// What the walker must read: the message down to the span and the fields that policies compare,
-/// with bytes for strings, since those are not checked there.
+/// The part of a request that the walker must read: the messages down to the span, and the fields
+/// that policies compare. Strings are bytes, since the walker does not check them.
 #[derive(Clone, PartialEq, Message)]
 struct Request {
     #[prost(message, repeated, tag = "1")]
@@ -44,7 +44,7 @@ struct OfResource {
 }
 
 impl OfResource {
-    /// The scopes that count, and the former ones in their place where those have no span.
+    /// The scopes that count: today's, or the former ones if today's have no spans.
     fn scopes(&self) -> &[OfScope] {
         let has_spans = self.scope_spans.iter().any(|of_scope| !of_scope.spans.is_empty());
         if has_spans { &self.scope_spans } else { &self.former_scopes }
@@ -127,7 +127,7 @@ enum AnyOf {
     Bool(bool),
     #[prost(int64, tag = "3")]
     Int(i64),
-    /// The bits, so that NaN equals itself.
+    /// The bits of the double, so that NaN equals itself.
     #[prost(fixed64, tag = "4")]
     Double(u64),
     #[prost(message, tag = "5")]
@@ -140,7 +140,7 @@ enum AnyOf {
     Index(i32),
 }
 
-/// A whole request with the field that OTLP 0.15 still had for what are scopes today.
+/// A whole request with the field that OTLP 0.15 still had for scopes.
 #[derive(Clone, PartialEq, Message)]
 struct Former {
     #[prost(message, repeated, tag = "1")]
@@ -159,7 +159,7 @@ struct FormerOfResource {
     former_scopes: Vec<ScopeSpans>,
 }
 
-/// Decodes a request of any version, to one of today's with the same meaning.
+/// Decodes a request of any OTLP version to the equivalent request of today.
 pub(crate) fn decode(bytes: &[u8]) -> Result<ExportTraceServiceRequest, DecodeError> {
     let today = |of_resource: FormerOfResource| {
         let FormerOfResource { resource, scope_spans, schema_url, former_scopes } = of_resource;
@@ -178,7 +178,7 @@ struct Array {
     values: Vec<AnyValue>,
 }
 
-/// The framing alone: nothing that the walker accepts may fail to be this.
+/// The framing alone, which everything that the walker accepts must have.
 #[derive(Clone, PartialEq, Message)]
 struct Framing {
     #[prost(message, repeated, tag = "1")]
@@ -193,8 +193,8 @@ struct FramingOfResource {
     former_scopes: Vec<Vec<u8>>,
 }
 
-/// Walks any bytes. What prost reads of a request the walker reads too, and reads the same.
-/// Returns whether prost accepts the bytes as a request.
+/// Walks any bytes. The walker must accept every request that prost accepts, and read the same from
+/// it. Returns whether prost accepts the bytes as a request.
 pub(crate) fn walk(bytes: &[u8]) -> bool {
     let budget = Budget::new(1 << 30);
     let contexts = Contexts::new(budget.clone());
@@ -232,7 +232,7 @@ fn assert_framing(bytes: &[u8]) {
         Ok(framing) => {
             for of_resource in framing.resource_spans {
                 let has_spans = of_resource.scope_spans.iter().any(|all| !all.spans.is_empty());
-                // Where they do not count, nobody looks into them.
+                // If they do not count, their content is not checked.
                 let former = of_resource.former_scopes.iter().filter(|_| !has_spans);
                 former
                     .filter_map(|bytes| OfScope::decode(&bytes[..]).err())
@@ -243,17 +243,17 @@ fn assert_framing(bytes: &[u8]) {
     }
 }
 
-/// prost counts unknown groups and known messages together and is stricter about their depth.
+/// prost counts unknown groups and known messages together, and has a lower limit of depth.
 fn is_too_deep(error: &DecodeError) -> bool {
     error.to_string().contains("recursion limit")
 }
 
-/// The walker does not read a list that a later value of the same attribute replaces.
+/// The walker does not read a list if a later value of the same attribute replaces it.
 fn is_in_list(error: &prost::DecodeError) -> bool {
     error.to_string().contains("Array.values: ")
 }
 
-/// Asks for all that can be asked for, and sets a bit for each.
+/// Conditions that ask for everything and set a bit for each match.
 pub(crate) struct Everything;
 
 impl Conditions for Everything {
@@ -420,7 +420,7 @@ fn compare_meta(span: &ReadSpan, meta: &SpanMeta) {
     assert_eq!(meta.explicit_randomness.map(|randomness| randomness.0), rv(trace_state));
 }
 
-/// Every span with the resource, the scope and the schema URLs that prost gives it.
+/// Compares every span with its resource, scope and schema URLs as read by prost.
 fn compare_whole(bytes: &[u8], request: &ExportTraceServiceRequest, walked: &Walked) {
     let mut metas = walked.spans.iter();
     for of_resource in &request.resource_spans {
@@ -448,8 +448,8 @@ fn compare_whole(bytes: &[u8], request: &ExportTraceServiceRequest, walked: &Wal
     assert!(metas.next().is_none());
 }
 
-/// Reads any bytes as OTLP/JSON. What is taken is framed as a request, so that prost and the walker
-/// read it, and is no longer than it was. Returns whether it is taken.
+/// Reads any bytes as OTLP/JSON. The result must be a request that prost and the walker can read,
+/// and must not be longer than the input. Returns whether the input is accepted.
 pub(crate) fn json(bytes: &[u8]) -> bool {
     let Ok(protobuf) = json::to_protobuf(bytes) else { return false };
     assert!(protobuf.len() <= bytes.len(), "{} from {}", protobuf.len(), bytes.len());
@@ -488,7 +488,7 @@ fn blank(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }
 
-/// Whether a pair has this key, at least to a reader that forgives white space and no value.
+/// Whether a pair has this key, for a reader that ignores white space and a missing value.
 fn has_key(pair: &str, separator: char, key: &str) -> bool {
     blank(pair.split_once(separator).map_or(pair, |(key, _)| key)) == key
 }
@@ -499,7 +499,7 @@ fn hex(digits: &str, lengths: std::ops::RangeInclusive<usize>) -> Option<u64> {
     valid.then(|| u64::from_str_radix(digits, 16).expect("at most 14 digits"))
 }
 
-/// Stamps any list; the first 16 bytes choose what with.
+/// Stamps any list; the first 16 bytes choose the stamp.
 pub(crate) fn tracestate(bytes: &[u8]) {
     let Some((seed, list)) = bytes.split_first_chunk::<16>() else { return };
     let number = |at: usize| {
@@ -524,14 +524,14 @@ pub(crate) fn tracestate(bytes: &[u8]) {
         assert_eq!((&out, inconsistent), (&expected.0, expected.1));
         let mut again = String::new();
         assert_eq!(tracestate::stamp(out.as_bytes(), &stamp, &mut again), Ok(false));
-        // White space within an `ot` is kept, but trimmed once it stands at the end.
+        // White space within an `ot` is kept, but trimmed if it ends up at the end.
         let ot = out.split(',').next().unwrap_or_default();
         assert!(again == out || ot.contains([' ', '\t']), "a stamp is stable: {again} {out}");
     }
 }
 
-/// `ot` to the front with the higher threshold, everything else as it was; `None` where it must
-/// stay.
+/// Moves `ot` to the front with the higher threshold and keeps everything else; `None` if the list
+/// must not change.
 fn naive_stamp(list: &str, stamp: &Stamp) -> Option<(String, bool)> {
     let (others, ot) = others_and_ot(list);
     if ot.len() > 1 || others.iter().any(|member| has_key(member, '=', "ot")) {
@@ -571,7 +571,7 @@ fn naive_stamp(list: &str, stamp: &Stamp) -> Option<(String, bool)> {
     Some(([&[&ot[..]], &others[..]].concat().join(","), inconsistent))
 }
 
-/// Cleans any bytes as a span, a resource and a scope.
+/// Cleans any bytes as a span, as a resource and as a scope.
 pub(crate) fn clean(bytes: &[u8]) {
     let cleaned = clean::span(bytes);
     if let Ok(mut span) = Span::decode(bytes) {
@@ -610,7 +610,7 @@ fn assert_valid<M: Message + Default>(cleaned: &[u8]) {
     }
 }
 
-/// Contexts are cut out around field 2, so it is never among what is cleaned.
+/// Contexts are cut out around field 2, so the cleaned bytes never contain it.
 fn has_field_2(bytes: &[u8]) -> bool {
     let mut reader = Reader::new(bytes);
     while let Ok(Some(field)) = reader.next_field() {

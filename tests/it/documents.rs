@@ -1,5 +1,5 @@
-//! The README and the book say what is true: their configurations work, their pages are linked, and
-//! they are short enough to read.
+//! Checks the README and the book: their configurations work, their pages are linked, and they are
+//! short enough to read.
 
 use std::{
     fs,
@@ -46,8 +46,8 @@ fn pages() -> Vec<PathBuf> {
     found
 }
 
-/// The blocks of TOML in a document. Blocks in other languages are passed over, so a block without a
-/// language is an error: it may be TOML that nobody checks.
+/// The blocks of TOML in a document. Blocks in other languages are skipped. A block without a
+/// language is an error, because it may be TOML that nobody checks.
 fn blocks(file: &Path) -> Vec<Block> {
     let text = read(file);
     let mut lines = text.lines().enumerate();
@@ -97,7 +97,7 @@ fn configurations_in_documents_work() {
 }
 
 /// Scenario: the pages of the book and its summary.
-/// Guarantees: the summary has every page, and every page that it has is there.
+/// Guarantees: the summary lists every page, and every page that it lists exists.
 #[test]
 fn every_page_is_in_the_summary() {
     let summary = read(Path::new("docs/src/SUMMARY.md"));
@@ -115,8 +115,8 @@ fn every_page_is_in_the_summary() {
     }
 }
 
-/// Scenario: the documents that people read whole.
-/// Guarantees: they stay short enough for that.
+/// Scenario: the documents that people read as a whole.
+/// Guarantees: they are short enough.
 #[test]
 fn documents_are_short() {
     for (file, lines_max) in [("README.md", 150), ("ARCHITECTURE.md", 300)] {
@@ -126,8 +126,8 @@ fn documents_are_short() {
 }
 
 /// Scenario: every metric that a document, a dashboard or an alert names.
-/// Guarantees: it is in the reference, which is written from the code, or belongs to a feature that
-/// the tests of the dashboards do without as well.
+/// Guarantees: it is in the reference, which is generated from the code, or belongs to a feature
+/// that the tests of the dashboards leave out too.
 #[test]
 fn metrics_in_documents_exist() {
     let reference = read(Path::new("docs/src/reference/metrics.md"));

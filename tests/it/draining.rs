@@ -11,8 +11,8 @@ use tonic_health::pb::{
 
 use crate::harness::{ALL, Metrics, Running, config, get, request, send, span};
 
-/// Scenario: one request after the other while the service shuts down.
-/// Guarantees: each is taken and delivered, or answered UNAVAILABLE; none is lost.
+/// Scenario: requests are sent one after the other while the service shuts down.
+/// Guarantees: each is accepted and delivered, or answered UNAVAILABLE; none is lost.
 #[tokio::test]
 async fn while_draining_senders_are_sent_elsewhere() {
     let running = Running::start(config(ALL)).await;
@@ -38,8 +38,9 @@ async fn while_draining_senders_are_sent_elsewhere() {
     assert_eq!(spans.sum::<usize>(), accepted as usize);
 }
 
-/// Scenario: health checks by name, then a shutdown with someone watching.
-/// Guarantees: SERVING, NOT_FOUND for others; the watcher hears NOT_SERVING and holds nothing up.
+/// Scenario: health checks by name, then a shutdown while a client watches.
+/// Guarantees: SERVING, and NOT_FOUND for other names; the watcher gets NOT_SERVING and does not
+/// delay the shutdown.
 #[tokio::test]
 async fn health_is_served_until_the_drain() {
     let running = Running::start(config(ALL)).await;
@@ -64,8 +65,8 @@ async fn health_is_served_until_the_drain() {
     tokio::join!(watcher, stop).1.expect("stopped at once");
 }
 
-/// Scenario: a shutdown that a backend which is down keeps from ending, and someone who asks.
-/// Guarantees: healthy, but not ready, until the end; metrics are served meanwhile.
+/// Scenario: health checks during a shutdown that takes long because the backend is down.
+/// Guarantees: the service is healthy but not ready until the end; metrics are served meanwhile.
 #[tokio::test]
 async fn while_draining_it_is_healthy_and_not_ready() {
     let mut config = config(ALL);

@@ -1,7 +1,7 @@
-//! `[durability]` in a running service: what a restart brings back, and what a bad disk does.
+//! `[durability]` in a running service: recovery after a restart, and faults of the disk.
 //!
-//! A kill is a copy of the directory while the service runs: what the page cache has is what the
-//! next process finds. Real kills under load are in `tests/durability`.
+//! A kill is simulated by a copy of the directory while the service runs: the next process finds
+//! the content of the page cache. Real kills under load are in `tests/durability`.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -39,7 +39,7 @@ fn failed(mut span: Span) -> Span {
     span
 }
 
-/// A copy of a directory at this moment, in which the next process is started.
+/// A copy of the directory at this moment, for the next process.
 fn killed(directory: &Directory) -> Directory {
     let copy = Directory::new();
     for entry in fs::read_dir(&directory.0).expect("readable") {
@@ -66,9 +66,9 @@ fn unavailable() -> Answer {
     Box::new(|_| Err(Status::unavailable("down")))
 }
 
-/// Scenario: spans of undecided traces arrive as gRPC, gzip, zstd, and JSON over HTTP; the process
-/// is killed.
-/// Guarantees: the next one has all of them, and decides each trace once, as a whole.
+/// Scenario: spans of undecided traces arrive over gRPC, with gzip, with zstd, and as JSON over
+/// HTTP; the process is killed.
+/// Guarantees: the next process has all of them, and decides each trace once, as a whole.
 #[tokio::test]
 async fn undecided_traces_come_back() {
     let directory = Directory::new();
@@ -107,8 +107,8 @@ async fn undecided_traces_come_back() {
 }
 
 /// Scenario: traces are decided and delivered, one is undecided; the process is killed, twice.
-/// Guarantees: what was decided is not decided or sent again; late spans follow; decisions can be
-/// looked up, by a policy that the next configuration no longer has.
+/// Guarantees: decided traces are not decided or sent again; late spans follow; decisions can be
+/// looked up, even by a policy that the next configuration no longer has.
 #[tokio::test]
 async fn decisions_are_remembered() {
     let directory = Directory::new();
@@ -120,7 +120,7 @@ async fn decisions_are_remembered() {
     running.accept(vec![failed(span(LOW | 1, 1, None)), span(LOW | 2, 1, None)]).await;
     running.until("two are decided", |metrics| metrics.sum("decisions_total") == 2.0).await;
     running.until("one is sent", |metrics| metrics.sum("exporter_sent_spans_total") == 1.0).await;
-    // Late spans of both.
+    // Late spans of both decided traces.
     running.accept(vec![span(LOW | 1, 5, Some(1)), span(LOW | 2, 5, Some(1))]).await;
     running.until("late", |metrics| metrics.sum("exporter_sent_spans_total") == 2.0).await;
     let written = |directory: &Directory| decided(&directory.0) == (2, 1);
@@ -134,7 +134,7 @@ async fn decisions_are_remembered() {
         config("[[policy]]\nname = \"slow\"\ntype = \"latency\"\nthreshold_ms = 9000\n").policies;
     let next = Running::start(second.clone()).await;
     let metrics = next.metrics().await;
-    // The undecided span, and the late one of the dropped trace.
+    // The undecided span, and the late span of the dropped trace.
     assert_eq!((replayed(&metrics), metrics.sum("window_spans")), (2.0, 1.0));
     assert_eq!(metrics.sum("decisions_total"), 0.0);
     let (status, answer) = decision(&next.service, LOW | 1).await;
@@ -159,7 +159,7 @@ async fn decisions_are_remembered() {
     last.stop().await;
 }
 
-/// The decisions and the late spans that are written in a directory.
+/// The numbers of decisions and late spans that are written in a directory.
 fn decided(directory: &Path) -> (usize, usize) {
     let files = LogFiles::list(directory, LogKind::Decisions).expect("readable");
     let mut sum = (0, 0);
@@ -189,7 +189,7 @@ async fn until(is_so: impl Fn() -> bool) {
 }
 
 /// Scenario: the backend is down while traces are decided; the process is killed.
-/// Guarantees: the next one delivers what was kept, once, and counts it by its policy.
+/// Guarantees: the next process delivers the kept spans once, and counts them by their policy.
 #[tokio::test]
 async fn kept_spans_that_were_not_delivered_are_sent() {
     let directory = Directory::new();
@@ -214,8 +214,8 @@ async fn kept_spans_that_were_not_delivered_are_sent() {
 }
 
 /// Scenario: SIGTERM with undecided traces, while the backend is down.
-/// Guarantees: nothing is decided, lost, or counted as failed; the next process takes over; traces
-/// wait for the rest of their time.
+/// Guarantees: nothing is decided, lost, or counted as failed; the next process takes over, and
+/// traces wait for the rest of their time.
 #[tokio::test]
 async fn a_shutdown_keeps_the_window() {
     let directory = Directory::new();
@@ -261,8 +261,9 @@ async fn a_shutdown_may_decide() {
     next.stop().await;
 }
 
-/// Scenario: more arrives than the log has room for, until traces are decided.
-/// Guarantees: requests are refused as `disk`, and taken again once there is room; nothing is lost.
+/// Scenario: more requests arrive than the log has room for, until traces are decided.
+/// Guarantees: requests are refused with reason `disk`, and accepted again once there is room;
+/// nothing is lost.
 #[tokio::test]
 async fn a_full_log_refuses_and_recovers() {
     let directory = Directory::new();
@@ -302,8 +303,8 @@ async fn a_full_log_refuses_and_recovers() {
     assert_eq!(metrics.sum("exporter_sent_spans_total"), (accepted + 1) as f64);
 }
 
-/// Scenario: a directory that is a file, that another process uses, or of a newer version.
-/// Guarantees: the service does not start, and says which.
+/// Scenario: a directory that is a file, is used by another process, or has a newer version.
+/// Guarantees: the service does not start, and names the reason.
 #[tokio::test]
 async fn a_directory_that_cannot_be_used_is_named() {
     let directory = Directory::new();
@@ -319,7 +320,7 @@ async fn a_directory_that_cannot_be_used_is_named() {
     let refused =
         Service::start(&durable(ALL, Path::new(&file))).await.expect_err("a file").to_string();
     assert!(refused.contains("a-file"), "{refused}");
-    // A sound header of version 2.
+    // A valid header of version 2.
     let mut header = b"TWATRLOG\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0".to_vec();
     header.extend(crc32c::crc32c(&header).to_le_bytes());
     fs::write(directory.0.join("intake-0000000000000000.log"), header).expect("written");
@@ -328,7 +329,7 @@ async fn a_directory_that_cannot_be_used_is_named() {
 }
 
 /// Scenario: damaged records in every log.
-/// Guarantees: the service starts, counts them, and loses only what they held.
+/// Guarantees: the service starts, counts them, and loses only their content.
 #[tokio::test]
 async fn damage_is_counted() {
     let directory = Directory::new();
@@ -370,7 +371,7 @@ async fn damage_is_counted() {
 }
 
 /// Scenario: `mode = "power"`; the process is killed.
-/// Guarantees: what was acknowledged comes back, and every acknowledgement waited for a sync.
+/// Guarantees: acknowledged spans come back, and every acknowledgement waited for a sync.
 #[tokio::test]
 async fn power_acknowledges_after_a_sync() {
     let directory = Directory::new();

@@ -1,4 +1,4 @@
-//! What leaves: OTLP's rules for answers, sizes, and a backend that is slow, gone or hostile.
+//! The export: OTLP's rules for answers, sizes, and a backend that is slow, down or hostile.
 
 use std::{
     collections::HashSet,
@@ -40,8 +40,8 @@ use crate::harness::{
     ALL, Answer, HIGH, Metrics, Running, attribute, config, request, sink, span, spans_of, string,
 };
 
-/// Keeps everything; each span leaves in a request of its own, since none is smaller than the
-/// limit.
+/// Keeps everything; each span is sent in a request of its own, because every span is larger than
+/// the limit.
 pub fn one_by_one() -> Config {
     let mut config = config(ALL);
     config.exporter.max_request_bytes = 1;
@@ -68,7 +68,7 @@ fn id_of(request: &ExportTraceServiceRequest) -> u64 {
     u64::from_be_bytes(id[..].try_into().expect("8 bytes"))
 }
 
-/// Refuses each span id once with what `first` says about it, then takes it.
+/// Answers with `first` the first time a span id is seen, then accepts it.
 fn once(first: impl Fn(u64) -> Status + Send + Sync + 'static) -> Answer {
     let seen = Mutex::new(HashSet::new());
     Box::new(move |request| {
@@ -77,7 +77,7 @@ fn once(first: impl Fn(u64) -> Status + Send + Sync + 'static) -> Answer {
     })
 }
 
-/// Takes nothing until the flag is set.
+/// Accepts nothing until the flag is set.
 pub fn gate() -> (Arc<AtomicBool>, Answer) {
     let is_up = Arc::new(AtomicBool::new(false));
     let gate = Arc::clone(&is_up);
@@ -90,7 +90,7 @@ pub type Trailers = &'static [(&'static str, &'static str)];
 
 pub const OK: Trailers = &[("grpc-status", "0")];
 
-/// The exporter's client, as the service makes it.
+/// The exporter's client, made as in the service.
 pub fn backend_client(config: &Config) -> Client {
     let connector = Connector::new(&config.exporter, None);
     Client::with_connector(&config.exporter, connector).expect("valid")
@@ -107,13 +107,13 @@ where
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
         listen::serve(listener, testing::terms(), answer, stops).await;
-        // Whoever drops the sender ends the server.
+        // Dropping the sender would end the server.
         drop(stop);
     });
 }
 
-/// A backend made by hand: the n-th answer has the n-th trailers, then the last ones. Its URL and
-/// what it was sent, headers and gRPC framing included.
+/// A backend made by hand: the n-th answer has the n-th trailers, or the last ones. Returns its URL
+/// and the bytes that it received, with headers and gRPC framing.
 pub async fn raw_backend(answers: &'static [Trailers]) -> (String, Seen) {
     let listener = listen::bind("raw", "127.0.0.1:0").await.expect("port 0");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
@@ -139,9 +139,10 @@ pub async fn raw_backend(answers: &'static [Trailers]) -> (String, Seen) {
     (url, seen)
 }
 
-/// Scenario: the backend answers each gRPC code once, then takes everything.
-/// Guarantees: OTLP's table decides which spans are sent again, and so are those about which nothing
-/// was said: a missing permission, another service. The others are counted `rejected`.
+/// Scenario: the backend answers with each gRPC code once, then accepts everything.
+/// Guarantees: OTLP's table decides which spans are sent again. Spans are also sent again after
+/// codes that say nothing about them: a missing permission, another service. The others are counted
+/// as `rejected`.
 #[tokio::test]
 async fn each_code_is_retried_or_final_as_otlp_says() {
     let code_of = |id: u64| Code::from_i32(i32::try_from(id).expect("small"));
@@ -174,10 +175,10 @@ fn retry_info(code: Code, seconds: i64, nanos: i32) -> Status {
     Status::with_details(code, "", status.encode_to_vec().into())
 }
 
-/// Scenario: each code once with RetryInfo of 0, of less, of the least there is, of nanoseconds
-/// that are none, and of ten years.
-/// Guarantees: RetryInfo makes RESOURCE_EXHAUSTED retryable and no other code; nonsensical delays
-/// are none; one that outlasts the retries ends them.
+/// Scenario: each code once with a RetryInfo of 0, of a negative delay, of the smallest number, of
+/// invalid nanoseconds, and of ten years.
+/// Guarantees: RetryInfo makes RESOURCE_EXHAUSTED retryable and no other code; invalid delays are
+/// ignored; a delay beyond the end of the retries ends them.
 #[tokio::test]
 async fn absurd_retry_info_is_bounded() {
     const DELAYS: [(i64, i32); 5] =
@@ -207,7 +208,7 @@ async fn absurd_retry_info_is_bounded() {
 }
 
 /// Scenario: RESOURCE_EXHAUSTED with a delay of 300 ms.
-/// Guarantees: it is retried, and not sooner.
+/// Guarantees: the request is retried, but not sooner.
 #[tokio::test]
 async fn the_delay_of_retry_info_is_honoured() {
     let first_refused = Arc::new(Mutex::new(None));
@@ -226,7 +227,7 @@ async fn the_delay_of_retry_info_is_honoured() {
     running.stop().await;
 }
 
-/// Scenario: nobody listens where the backend should be; then it comes up.
+/// Scenario: the backend is down at first, then it starts.
 /// Guarantees: nothing is lost, and the retries are counted.
 #[tokio::test]
 async fn a_backend_that_was_down_gets_everything() {
@@ -249,7 +250,8 @@ async fn a_backend_that_was_down_gets_everything() {
 }
 
 /// Scenario: a backend that accepts connections and never answers.
-/// Guarantees: attempts end by `timeout`, retries by `max_elapsed_time`, and the spans are counted.
+/// Guarantees: attempts end after `timeout`, retries after `max_elapsed_time`, and the spans are
+/// counted.
 #[tokio::test]
 async fn a_backend_that_hangs_costs_its_timeout() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port 0");
@@ -265,9 +267,9 @@ async fn a_backend_that_hangs_costs_its_timeout() {
     running.stop().await;
 }
 
-/// Scenario: partial success of one span, of more than were sent, of fewer than none, and an empty
-/// one.
-/// Guarantees: what was rejected is counted, the rest is sent, and nothing is sent twice.
+/// Scenario: partial success with one rejected span, with more than were sent, with a negative
+/// number, and an empty one.
+/// Guarantees: rejected spans are counted, the rest counts as sent, and nothing is sent twice.
 #[tokio::test]
 async fn partial_success_is_counted_and_never_retried() {
     let calls = Arc::new(AtomicUsize::new(0));
@@ -277,7 +279,7 @@ async fn partial_success_is_counted_and_never_retried() {
         let rejected_spans = [0, 1, 1_000, -7][usize::try_from(id_of(request) - 1).expect("small")];
         let partial = ExportTracePartialSuccess { rejected_spans, error_message: String::new() };
         let answer = ExportTraceServiceResponse { partial_success: Some(partial) };
-        // An empty message still has to be there.
+        // An empty message must still be present.
         let empty = Bytes::from_static(&[0x0a, 0]);
         Ok(if rejected_spans == 0 { empty } else { answer.encode_to_vec().into() })
     });
@@ -292,7 +294,7 @@ async fn partial_success_is_counted_and_never_retried() {
 }
 
 /// Scenario: a backend that says "larger than max" about one span.
-/// Guarantees: that span is counted `too_large`, the others arrive.
+/// Guarantees: that span is counted as `too_large`, the others arrive.
 #[tokio::test]
 async fn too_large_is_counted_apart() {
     let answer: Answer = Box::new(|request| match id_of(request) {
@@ -322,7 +324,7 @@ async fn compressed_exports_are_decoded() {
     }
 }
 
-/// A field of bytes, its number below 16.
+/// A length-delimited field, with a number below 16.
 fn nest(field: u8, inner: &[u8]) -> Vec<u8> {
     let mut nested = vec![field << 3 | 2];
     prost::encode_length_delimiter(inner.len(), &mut nested).expect("a Vec has room");
@@ -330,8 +332,8 @@ fn nest(field: u8, inner: &[u8]) -> Vec<u8> {
 }
 
 /// Scenario: configured headers, and a span with links, events, schema URLs and unknown fields.
-/// Guarantees: the headers arrive; the span leaves with every byte it came with, and the stamp
-/// behind.
+/// Guarantees: the headers arrive; the span is sent with every byte that it arrived with, followed
+/// by the stamp.
 #[tokio::test]
 async fn headers_arrive_and_bytes_leave_as_they_came() {
     let (url, seen) = raw_backend(&[OK]).await;
@@ -368,7 +370,7 @@ async fn headers_arrive_and_bytes_leave_as_they_came() {
 }
 
 /// Scenario: spans of one tick, and of one trace, that do not fit into one request.
-/// Guarantees: every request keeps the limit, and together they hold each span once.
+/// Guarantees: every request is within the limit, and together they contain each span once.
 #[tokio::test]
 async fn requests_stay_within_their_size() {
     let mut config = waiting();
@@ -412,9 +414,9 @@ async fn spans_are_grouped_by_resource_across_traces() {
     assert_eq!(sizes, [10, 10]);
 }
 
-/// Scenario: a full queue with `overflow = "drop"` before a backend that is down, then up.
-/// Guarantees: the newest kept spans are dropped and counted, deciding goes on, what is queued
-/// arrives.
+/// Scenario: a full queue with `overflow = "drop"`, and a backend that is down, then up.
+/// Guarantees: the newest kept spans are dropped and counted, decisions go on, and queued spans
+/// arrive.
 #[tokio::test]
 async fn a_full_queue_drops_the_newest() {
     let (is_up, answer) = gate();
@@ -436,8 +438,8 @@ async fn a_full_queue_drops_the_newest() {
     running.stop().await;
 }
 
-/// Scenario: a full queue with `overflow = "block"` before a backend that is down, then up.
-/// Guarantees: due traces wait in the window, senders are told to come back, nothing is lost.
+/// Scenario: a full queue with `overflow = "block"`, and a backend that is down, then up.
+/// Guarantees: due traces wait in the window, senders are told to retry later, and nothing is lost.
 #[tokio::test]
 async fn a_full_queue_blocks_deciding_and_intake() {
     let (is_up, answer) = gate();
@@ -447,7 +449,7 @@ async fn a_full_queue_blocks_deciding_and_intake() {
     running.accept(roots(20, 200)).await;
     let full = |m: &Metrics| m.sum("exporter_queue_bytes") >= 1_800.0;
     running.until("the queue is full", full).await;
-    // Two ticks of the window later nothing more has been decided.
+    // Two ticks of the window later, nothing more has been decided.
     tokio::time::sleep(Duration::from_millis(200)).await;
     let metrics = running.metrics().await;
     assert!(metrics.sum("window_spans") >= 5.0, "{:#?}", metrics.nonzero());
@@ -466,9 +468,9 @@ async fn a_full_queue_blocks_deciding_and_intake() {
     running.stop().await;
 }
 
-/// Scenario: status details that are not base64, details that claim a gigabyte, then an honest
+/// Scenario: status details that are not base64, details that claim a gigabyte, then a valid
 /// answer.
-/// Guarantees: each costs an attempt and nothing panics; the spans are delivered.
+/// Guarantees: each costs one attempt and nothing panics; the spans are delivered.
 #[tokio::test]
 async fn a_hostile_backend_costs_one_attempt() {
     const HOSTILE: Trailers = &[("grpc-status", "14"), ("grpc-status-details-bin", "!not base64!")];
@@ -505,8 +507,9 @@ async fn an_answer_without_a_message_is_an_answer() {
     running.stop().await;
 }
 
-/// Scenario: a shutdown with spans queued and in the window, and no backend.
-/// Guarantees: it ends within `shutdown_timeout`, and says how many spans could not be delivered.
+/// Scenario: a shutdown with spans in the queue and in the window while the backend is down.
+/// Guarantees: it ends within `shutdown_timeout`, and returns how many spans could not be
+/// delivered.
 #[tokio::test]
 async fn a_shutdown_without_a_backend_ends_in_time() {
     let mut config = one_by_one();
@@ -517,15 +520,15 @@ async fn a_shutdown_without_a_backend_ends_in_time() {
     let running = Running::start_to(config).await;
     running.accept(roots(30, 200)).await;
     running.until("queued", |metrics| metrics.sum("exporter_queue_spans") >= 5.0).await;
-    // It gives up at 1.9 s, where retrying would last for 5 minutes; the rest is for a machine that
-    // is busy with other tests.
+    // It gives up after 1.9 s, though retries would last for 5 minutes; the rest is for a machine
+    // that is busy with other tests.
     let stopped = tokio::time::timeout(Duration::from_secs(60), running.stop()).await;
     let (metrics, undelivered) = stopped.expect("ended in time");
     assert_eq!(undelivered, 30);
     assert_eq!(metrics.get("exporter_failed_spans_total{reason=\"shutdown\"}"), 30.0);
 }
 
-/// Scenario: a shutdown with far more pending than the queue takes, and a backend that is well.
+/// Scenario: a shutdown with many more pending spans than the queue holds, and a healthy backend.
 /// Guarantees: the queue is filled again and again until everything has arrived.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shutdown_fills_a_small_queue_until_all_is_delivered() {

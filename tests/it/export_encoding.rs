@@ -1,4 +1,4 @@
-//! What leaves: stamped, grouped by context, in requests of bounded size, always valid.
+//! The encoding of exports: stamped, grouped by context, in requests of bounded size, always valid.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ use crate::{
 
 const NO_STAMP: TraceStamp<'static> = TraceStamp { tracestate: None, policy_and_trigger: None };
 
-/// The stamp of a trace that ten per cent keep.
+/// The stamp of a trace kept at ten per cent.
 fn stamp(explicit: bool) -> TraceStamp<'static> {
     let tracestate = Stamp {
         threshold: Threshold::from_percentage(10.0),
@@ -43,7 +43,7 @@ fn stamp(explicit: bool) -> TraceStamp<'static> {
     }
 }
 
-/// The spans of a request as they stand in the window.
+/// The spans of a request as the window stores them.
 fn kept(request: &[u8]) -> Vec<KeptSpan> {
     let contexts = Contexts::new(Budget::new(1 << 30));
     let mut walked = Walked::default();
@@ -87,7 +87,7 @@ fn round_trip(spans: Vec<KeptSpan>, stamp: &TraceStamp<'_>) -> (Vec<ResourceSpan
     (decoded, batch.take_faults())
 }
 
-/// Resource, scope and span as one key, for comparing what arrived with what leaves.
+/// Resource, scope and span as one key, to compare received with exported spans.
 fn flatten(request: &[ResourceSpans]) -> Vec<(Vec<u8>, Vec<u8>, Vec<u8>)> {
     let mut flat = Vec::new();
     for of_resource in request {
@@ -105,10 +105,10 @@ fn flatten(request: &[ResourceSpans]) -> Vec<(Vec<u8>, Vec<u8>, Vec<u8>)> {
 }
 
 proptest! {
-    /// Scenario: requests with every liberty of protobuf arrive, and their spans leave unstamped,
-    /// as many traces, under a limit of any size.
-    /// Guarantees: exactly those spans leave with their resources and scopes, each context once a
-    /// request, and no request is larger than the limit unless it holds a single span.
+    /// Scenario: requests with every variation that protobuf allows arrive, and their spans are
+    /// exported unstamped, as many traces, under limits of any size.
+    /// Guarantees: exactly those spans are exported with their resources and scopes, each context
+    /// once per request, and no request is larger than the limit unless it has a single span.
     #[test]
     fn what_arrived_leaves(
         seeds in prop::collection::vec(any::<u64>(), 1..4),
@@ -145,7 +145,8 @@ proptest! {
     }
 
     /// Scenario: the same, stamped.
-    /// Guarantees: only `tracestate` and the two attributes of the bearer differ from what arrived.
+    /// Guarantees: only `tracestate` and the two attributes of the stamped span differ from the
+    /// received spans.
     #[test]
     fn stamping_changes_nothing_else(seed in any::<u64>()) {
         let request = mutate::request(seed);
@@ -172,7 +173,7 @@ proptest! {
     }
 }
 
-/// What the door and the cleaner take out: spans, and links, whose ids are malformed.
+/// Removes spans and links with malformed ids, as the receiver and the cleaner do.
 fn without_bad_ids(mut request: Vec<ResourceSpans>) -> Vec<ResourceSpans> {
     for of_scope in request.iter_mut().flat_map(|of_resource| &mut of_resource.scope_spans) {
         of_scope.spans.retain(|span| {
@@ -189,8 +190,8 @@ fn without_bad_ids(mut request: Vec<ResourceSpans>) -> Vec<ResourceSpans> {
 }
 
 /// Scenario: two traces over three services, their spans interleaved.
-/// Guarantees: one request with each resource once, and spans of a resource in the order of their
-/// arrival.
+/// Guarantees: one request with each resource once, and the spans of a resource in the order of
+/// their arrival.
 #[test]
 fn spans_are_grouped_by_context_across_traces() {
     let trace = |trace: u64| {
@@ -222,9 +223,9 @@ fn spans_are_grouped_by_context_across_traces() {
     }
 }
 
-/// Scenario: a trace of a hundred spans and a limit that a tenth of it reaches, then one span alone
-/// over it.
-/// Guarantees: the trace is split over full requests, all within the limit; the large span leaves
+/// Scenario: a trace of a hundred spans and a limit that a tenth of it reaches, then a single span
+/// above the limit.
+/// Guarantees: the trace is split over full requests within the limit; the large span is sent
 /// alone.
 #[test]
 fn a_trace_is_split_where_it_must_be() {
@@ -247,9 +248,9 @@ fn a_trace_is_split_where_it_must_be() {
     assert_eq!(counts, [1, 1, 1]);
 }
 
-/// Scenario: a kept trace whose root is the last to arrive; one without a root; one with two roots.
-/// Guarantees: `tailwater.policy` and `tailwater.trigger` stand on one span: the root, else the
-/// earliest received, of two roots the first.
+/// Scenario: a kept trace whose root arrives last; one without a root; one with two roots.
+/// Guarantees: `tailwater.policy` and `tailwater.trigger` are on one span: the root, or otherwise
+/// the first received span; with two roots, the first one.
 #[test]
 fn the_root_bears_the_policy_else_the_earliest() {
     let cases = [
@@ -270,9 +271,9 @@ fn the_root_bears_the_policy_else_the_earliest() {
 
 /// Scenario: spans with every kind of `tracestate`, in a trace with randomness ff000000000000 from
 /// an `rv`, kept at ten per cent.
-/// Guarantees: the higher threshold stands in front, inconsistent ones are erased and counted,
-/// spans without an `rv` get it, members of others stay, and what cannot be parsed leaves as it
-/// came, counted.
+/// Guarantees: the higher threshold is at the front; inconsistent ones are erased and counted;
+/// spans without an `rv` get it; members of other vendors stay; a list that cannot be parsed is
+/// sent unchanged and counted.
 #[test]
 fn every_span_leaves_with_its_threshold() {
     let many = (0..32).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
@@ -309,7 +310,7 @@ fn every_span_leaves_with_its_threshold() {
     assert_eq!(spans_of(&left)[0].trace_state, "ot=th:0");
 }
 
-/// Scenario: a span whose `tracestate` stands in it twice.
+/// Scenario: a span with two `tracestate` fields.
 /// Guarantees: the last one counts, is stamped, and is still the last.
 #[test]
 fn of_two_tracestates_the_last_is_stamped() {
@@ -322,9 +323,10 @@ fn of_two_tracestates_the_last_is_stamped() {
 }
 
 /// Scenario: spans whose `tracestate` is not UTF-8, which hides an `rv` and a `th` from the walker;
-/// one whose first `tracestate` is not but whose last is; with stamps and without.
-/// Guarantees: they leave repaired, for the backend takes no other, and never with a stamp beside
-/// what they said; each is counted; the last `tracestate` is the one that matters.
+/// a span whose first `tracestate` is not UTF-8 but whose last one is; with and without stamps.
+/// Guarantees: they are sent repaired, because the backend accepts nothing else, and never with a
+/// stamp beside the original members; each is counted; the last `tracestate` is the one that
+/// matters.
 #[test]
 fn a_tracestate_that_is_no_text_is_repaired_and_not_stamped() {
     let context = kept(&request_of(vec![child(0, 0)])).remove(0).context;
@@ -358,10 +360,11 @@ fn a_tracestate_that_is_no_text_is_repaired_and_not_stamped() {
     assert_eq!(faults.unstamped_spans, 0);
 }
 
-/// Scenario: traces that another instance has stamped: on the root that this one stamps too, twice
-/// and around other attributes; on a span that is not the one stamped here; with stamps off.
-/// Guarantees: on the stamped span the new attributes replace the old ones and nothing else
-/// changes; other spans, and all of them where stamps are off, keep what they came with.
+/// Scenario: traces that another instance has stamped: on the root, which this instance stamps too,
+/// twice and between other attributes; on a span that this instance does not stamp; with stamps
+/// off.
+/// Guarantees: on the stamped span, the new attributes replace the old ones and nothing else
+/// changes; other spans keep their attributes, as do all spans if stamps are off.
 #[test]
 fn the_attributes_of_an_instance_before_are_replaced() {
     let old = |value: &str| {
@@ -386,8 +389,8 @@ fn the_attributes_of_an_instance_before_are_replaced() {
     assert_eq!(spans_of(&left), arrived);
 }
 
-/// Scenario: a stamped span whose attributes end with an old stamp, with a `tracestate` behind them
-/// that is stamped too.
+/// Scenario: a stamped span whose attributes end with an old stamp, followed by a `tracestate` that
+/// is stamped too.
 /// Guarantees: both are replaced.
 #[test]
 fn a_replaced_attribute_does_not_move_the_tracestate() {
@@ -407,9 +410,10 @@ fn a_replaced_attribute_does_not_move_the_tracestate() {
 }
 
 /// Scenario: strings that are not UTF-8 in the span, its resource and its scope; values nested 64
-/// levels and 65; a link with a short id; a span that is undecodable where no policy looked; a
-/// resource that is.
-/// Guarantees: what can be repaired is, what cannot is left out, and all of it is counted.
+/// and 65 levels deep; a link with a short id; an undecodable span that no policy looked at; an
+/// undecodable resource.
+/// Guarantees: everything that can be repaired is repaired, the rest is left out, and all of it is
+/// counted.
 #[test]
 fn only_valid_data_leaves() {
     let context = kept(&request_of(vec![child(0, 0)])).remove(0).context;
@@ -442,7 +446,7 @@ fn only_valid_data_leaves() {
     assert!(left[2].links.is_empty());
 }
 
-/// Levels are values inside values: none for a value that is no array.
+/// A value inside this many arrays; `levels` counts values inside values.
 fn nest(levels: usize) -> Option<Value> {
     let mut value = Value::IntValue(7);
     for _ in 0..levels {
@@ -451,10 +455,10 @@ fn nest(levels: usize) -> Option<Value> {
     Some(value)
 }
 
-/// Scenario: resources and scopes that are not UTF-8, nested too deep or undecodable, with a span
+/// Scenario: resources and scopes that are not UTF-8, nested too deep or undecodable, with one span
 /// each.
-/// Guarantees: strings are repaired and counted once for each request they leave in; the others'
-/// spans are counted as malformed and hold nothing up.
+/// Guarantees: strings are repaired and counted once for each request that contains them; the spans
+/// of the other contexts are counted as malformed and do not hold up anything.
 #[test]
 fn contexts_are_cleaned_too() {
     let mut batch = Batch::default();
@@ -497,7 +501,7 @@ fn deep_context() -> Arc<Context> {
 }
 
 /// Scenario: unknown fields and groups in the request's resource, scope and span.
-/// Guarantees: they leave byte for byte.
+/// Guarantees: they are sent byte for byte.
 #[test]
 fn unknown_fields_are_retained() {
     let unknown = |name: &str| {

@@ -1,7 +1,7 @@
-//! A backend, or whatever listens at its address, that means harm: bytes that are no HTTP/2, frames
-//! without end, answers without end.
+//! A hostile backend, or another program at its address: bytes that are not HTTP/2, endless frames,
+//! endless answers.
 //!
-//! Each connection gets one hostility; those behind the last one reach an honest backend.
+//! Each connection gets one kind of attack; later connections reach an honest backend.
 
 use std::{
     convert::Infallible,
@@ -35,7 +35,7 @@ const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const PREFACE_BYTES: usize = 24;
-/// After so many the connection is closed.
+/// After this many streams, the connection is closed.
 const STREAMS: usize = 3;
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -83,7 +83,7 @@ async fn next_stream(client: &mut TcpStream) -> io::Result<u32> {
     }
 }
 
-/// Ends when the client has had enough.
+/// Attacks the client until it closes the connection.
 async fn harm(
     client: &mut TcpStream,
     hostility: Hostility,
@@ -107,7 +107,7 @@ async fn harm(
                 client.write_all(&frame(RST_STREAM, 0, stream, &code.to_be_bytes())).await?;
             }
             Hostility::EndlessHeaders => {
-                // `:status: 200`, and then one more header after the other.
+                // `:status: 200`, and then endless headers.
                 client.write_all(&frame(HEADERS, 0, stream, &[0x88])).await?;
                 let header = [&[0, 1, b'x', 0x7f, 0x81, 0x0f][..], &[b'y'; 2_048]].concat();
                 let endless = frame(CONTINUATION, 0, stream, &header);
@@ -127,8 +127,8 @@ async fn harm(
     Ok(())
 }
 
-/// Scenario: one connection after the other is closed, resets streams, speaks another protocol,
-/// sends headers without end or GOAWAYs by the thousand; then the backend is honest.
+/// Scenario: connections that are closed, reset streams, speak another protocol, send endless
+/// headers or thousands of GOAWAYs; then the backend is honest.
 /// Guarantees: nothing panics, little is read, nothing is lost.
 #[tokio::test]
 async fn hostile_connections_cost_attempts() {
@@ -140,7 +140,7 @@ async fn hostile_connections_cost_attempts() {
     let (backend, written) = (sink.address, Arc::new(AtomicUsize::new(0)));
     let counter = Arc::clone(&written);
     tokio::spawn(async move {
-        // Each of them twice: an attempt may use two connections.
+        // Each attack twice, because an attempt may use two connections.
         let mut hostilities = ALL_HOSTILITIES.into_iter().flat_map(|hostility| [hostility; 2]);
         while let Ok((mut client, _)) = listener.accept().await {
             let (hostility, counter) = (hostilities.next(), Arc::clone(&counter));
@@ -150,7 +150,7 @@ async fn hostile_connections_cost_attempts() {
                     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
                     return;
                 };
-                // It ends with an error of the connection, whatever it does.
+                // It always ends with an error of the connection.
                 let _ = harm(&mut client, hostility, &counter).await;
             });
         }
@@ -163,14 +163,14 @@ async fn hostile_connections_cost_attempts() {
     assert_eq!(metrics.sum("exporter_failed_spans_total"), 0.0);
     assert_eq!(metrics.sum("task_restarts_total"), 0.0);
     assert!(metrics.sum("exporter_retries_total") >= 4.0, "{:#?}", metrics.nonzero());
-    // What the sockets of both ends hold is in it.
+    // This includes the bytes in the socket buffers of both ends.
     assert!(written.load(Relaxed) < 32 << 20, "{} bytes", written.load(Relaxed));
     assert!(!received.lock().expect("no panic").is_empty());
     running.stop().await;
     sink.stop().await;
 }
 
-/// Chunks of 64 KiB without end, which begin like a message of a gigabyte; counts them.
+/// Endless chunks of 64 KiB that begin like a message of a gigabyte, and their number.
 struct Endless(Arc<AtomicUsize>);
 
 impl http_body::Body for Endless {
@@ -189,9 +189,9 @@ impl http_body::Body for Endless {
     }
 }
 
-/// Scenario: an answer that announces a gigabyte and goes on for as long as it is read.
-/// Guarantees: little more than 4 MiB are read; the spans count as sent, once, since a backend
-/// answers with a message only when it has taken them.
+/// Scenario: an answer that announces a gigabyte and goes on as long as it is read.
+/// Guarantees: little more than 4 MiB is read; the spans count as sent, once, because a backend
+/// sends a message only when it has accepted them.
 #[tokio::test]
 async fn an_answer_without_end_is_not_read() {
     let listener = listen::bind("hostile", "127.0.0.1:0").await.expect("port 0");
@@ -212,15 +212,15 @@ async fn an_answer_without_end_is_not_read() {
     assert_eq!(metrics.sum("exporter_sent_spans_total"), 1.0);
     assert_eq!(metrics.sum("exporter_retries_total"), 0.0);
     assert_eq!(calls.load(Relaxed), 1);
-    // What HTTP/2's windows let the server send ahead is in it.
+    // This includes the bytes that HTTP/2 flow control lets the server send ahead.
     let read = chunks.load(Relaxed) * CHUNK_BYTES;
     assert!((4 << 20..16 << 20).contains(&read), "{read} bytes");
     running.stop().await;
 }
 
-/// Scenario: UNAVAILABLE with words that are not UTF-8, an answer without a status; then the backend
-/// is back.
-/// Guarantees: what says nothing about the spans is retried; nothing is lost.
+/// Scenario: UNAVAILABLE with a message that is not UTF-8, and an answer without a status; then the
+/// backend is back.
+/// Guarantees: an answer that says nothing about the spans is retried; nothing is lost.
 #[tokio::test]
 async fn nonsense_is_no_answer() {
     const WORDS: Trailers = &[("grpc-status", "14"), ("grpc-message", "%ff%fe %1b[31m")];

@@ -1,4 +1,4 @@
-//! Kept spans that leave by OTLP/HTTP: what is sent, and what each kind of answer costs.
+//! Export by OTLP/HTTP: the requests that are sent, and the effect of each kind of answer.
 
 use std::{
     collections::BTreeSet,
@@ -50,14 +50,14 @@ fn attempts(metrics: &Metrics, code: &str) -> f64 {
     metrics.get(&format!("exporter_request_duration_seconds_count{{code=\"{code}\"}}"))
 }
 
-/// Keeps everything, and sends it in one request by one consumer once a shutdown decides.
+/// Keeps everything, and sends it in one request by one consumer when a shutdown decides.
 fn at_once(base: &str) -> Config {
     let mut config = over_http(waiting(), base);
     config.exporter.queue.num_consumers = 1;
     config
 }
 
-/// Answers each span once as told by its id, then takes it.
+/// Answers each span once as `first` says for its id, then accepts it.
 async fn once(first: impl Fn(u64) -> crate::web::Reply + Send + Sync + 'static) -> Web {
     let known = std::sync::Mutex::new(BTreeSet::new());
     Web::start(move |seen: &Seen| {
@@ -67,9 +67,9 @@ async fn once(first: impl Fn(u64) -> crate::web::Reply + Send + Sync + 'static) 
     .await
 }
 
-/// Scenario: bases with and without a path and a slash at its end; plain bodies, gzip and zstd; a
-/// header of the configuration.
-/// Guarantees: spans are posted to the base with `/v1/traces` behind it, decode to what was kept,
+/// Scenario: base URLs with and without a path and a slash at the end; plain bodies, gzip and zstd;
+/// a configured header.
+/// Guarantees: spans are posted to the base URL followed by `/v1/traces`, decode to the kept spans,
 /// and share connections.
 #[tokio::test]
 async fn kept_spans_are_posted() {
@@ -107,8 +107,9 @@ async fn kept_spans_are_posted() {
     }
 }
 
-/// Scenario: partial success of 1, 1,000 and -7 spans in protobuf, and of 1 span in JSON.
-/// Guarantees: what was rejected is counted, the rest is sent, and nothing is sent twice.
+/// Scenario: partial success with 1, 1,000 and -7 rejected spans in protobuf, and with 1 span in
+/// JSON.
+/// Guarantees: rejected spans are counted, the rest counts as sent, and nothing is sent twice.
 #[tokio::test]
 async fn partial_success_is_counted() {
     let web = once(|id| match id {
@@ -126,9 +127,9 @@ async fn partial_success_is_counted() {
     running.stop().await;
 }
 
-/// Scenario: a backend that answers each of these statuses once, then takes everything.
-/// Guarantees: what may be about spans is rejected, everything else is retried; both are counted by
-/// the status.
+/// Scenario: a backend that answers with each of these statuses once, then accepts everything.
+/// Guarantees: spans are rejected after a status that may be about them; everything else is
+/// retried; both are counted by status.
 #[tokio::test]
 async fn each_status_is_retried_or_final() {
     const FINAL: [u16; 3] = [400, 422, 500];
@@ -155,7 +156,7 @@ async fn each_status_is_retried_or_final() {
 }
 
 /// Scenario: 429 and 503 with a Retry-After of 40 s, in seconds and as a date.
-/// Guarantees: the next attempt comes after that and not long after; nothing is lost.
+/// Guarantees: the next attempt comes after this time and not much later; nothing is lost.
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_honoured() {
     for (status, after) in
@@ -180,7 +181,7 @@ async fn retry_after_is_honoured() {
     }
 }
 
-/// Scenario: a rate limit of ten spans a request, said with 429 for ever.
+/// Scenario: a backend that always answers 429 to requests of more than ten spans.
 /// Guarantees: requests are halved until they fit; nothing is lost.
 #[tokio::test]
 async fn what_is_too_much_for_the_rate_is_halved() {
@@ -196,8 +197,9 @@ async fn what_is_too_much_for_the_rate_is_halved() {
     running.stop().await;
 }
 
-/// Scenario: 64 KiB at most, said with 413 by a proxy, with a number, and with 400 in words.
-/// Guarantees: requests are cut until they fit and nothing is lost; later ones keep the limit.
+/// Scenario: a limit of 64 KiB, reported with 413 by a proxy, with a number, and with 400 in words.
+/// Guarantees: requests are cut until they fit and nothing is lost; later requests stay within the
+/// limit.
 #[tokio::test]
 async fn what_is_too_large_is_cut() {
     for (status, content_type, words) in [
@@ -231,8 +233,8 @@ async fn what_is_too_large_is_cut() {
     }
 }
 
-/// Scenario: 400 for requests with one of two spans among a thousand.
-/// Guarantees: exactly those are lost, in a bounded number of requests.
+/// Scenario: 400 for requests that contain one of two spans among a thousand.
+/// Guarantees: exactly those two are lost, in a bounded number of requests.
 #[tokio::test]
 async fn spans_that_are_refused_are_lost_alone() {
     let is_bad = |id: u64| id == 17 || id == 900;
@@ -250,9 +252,8 @@ async fn spans_that_are_refused_are_lost_alone() {
     assert!(web.statuses().len() <= 64, "{}", web.statuses().len());
 }
 
-/// Scenario: an answer of 200 that is no protobuf, one without end, and one without end that
-/// says 503.
-/// Guarantees: what is answered with 200 counts as sent, once; at most a few MiB are read.
+/// Scenario: an answer of 200 that is not protobuf, an endless one, and an endless one with 503.
+/// Guarantees: spans answered with 200 count as sent, once; at most a few MiB are read.
 #[tokio::test]
 async fn garbage_and_endless_answers_are_bounded() {
     let web = Web::start(|_| reply_with(200, PROTOBUF, &[0xff; 99])).await;
@@ -279,14 +280,14 @@ async fn garbage_and_endless_answers_are_bounded() {
         let metrics = running.at_rest().await;
         assert_eq!(sent(&metrics), 1.0);
         assert_eq!(calls.load(Relaxed), if is_taken { 1 } else { 2 });
-        // What sockets hold is in it.
+        // This includes the bytes in socket buffers.
         let read = chunks.load(Relaxed) * CHUNK_BYTES;
         assert!((4 << 20..24 << 20).contains(&read), "{read} bytes");
         running.stop().await;
     }
 }
 
-/// Chunks of 64 KiB without end, counted; or nothing.
+/// Endless chunks of 64 KiB, counted; or nothing.
 struct Endless(Option<Arc<AtomicUsize>>);
 
 impl http_body::Body for Endless {
@@ -305,7 +306,8 @@ impl http_body::Body for Endless {
 }
 
 /// Scenario: a backend that answers after 30 s, with a timeout of 5 s and then of a minute.
-/// Guarantees: attempts end by the timeout until they are given up; with the longer one it arrives.
+/// Guarantees: attempts end at the timeout until they are given up; with the longer timeout, the
+/// spans arrive.
 #[tokio::test(start_paused = true)]
 async fn slow_answers_end_by_the_timeout() {
     let listener = listen::bind("slow", "127.0.0.1:0").await.expect("port 0");
@@ -326,7 +328,7 @@ async fn slow_answers_end_by_the_timeout() {
     }
 }
 
-/// Reads the head of a request, and its body where told.
+/// Reads the head of a request, and its body if `with_body`.
 async fn read_request(client: &mut TcpStream, with_body: bool) {
     let mut read = Vec::new();
     let head = loop {
@@ -347,9 +349,9 @@ async fn read_request(client: &mut TcpStream, with_body: bool) {
     }
 }
 
-/// Scenario: connections that are closed at once, amid the head and amid the body of an answer,
-/// that carry another protocol, and whose head never ends; then an honest backend.
-/// Guarantees: each costs an attempt, as UNAVAILABLE; nothing panics and nothing is lost.
+/// Scenario: connections that are closed at once, in the head or in the body of an answer, that
+/// carry another protocol, or whose head never ends; then an honest backend.
+/// Guarantees: each costs one attempt, as UNAVAILABLE; nothing panics and nothing is lost.
 #[tokio::test]
 async fn broken_answers_cost_attempts() {
     const BEGINNINGS: [&[u8]; 5] = [
@@ -364,7 +366,7 @@ async fn broken_answers_cost_attempts() {
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let backend = honest.address;
     tokio::spawn(async move {
-        // Each of them twice: an attempt may use two connections.
+        // Each beginning twice, because an attempt may use two connections.
         let mut beginnings = BEGINNINGS.into_iter().flat_map(|beginning| [beginning; 2]);
         let mut endless = 2;
         while let Ok((mut client, _)) = listener.accept().await {
@@ -403,7 +405,8 @@ async fn broken_answers_cost_attempts() {
     running.stop().await;
 }
 
-/// Scenario: a proxy that answers 413 to a body of 2 MB before it has read it, and closes.
+/// Scenario: a proxy that answers 413 to a body of 2 MB before it has read it, and closes the
+/// connection.
 /// Guarantees: the answer counts although the body could not be written: the request is cut, and
 /// nothing is lost.
 #[tokio::test]
@@ -436,8 +439,8 @@ async fn an_early_413_is_an_answer() {
     assert_eq!(honest.spans().len(), 200);
 }
 
-/// Scenario: the backend closes connections that were idle for a moment, as load balancers do.
-/// Guarantees: a request that meets a closed connection is sent over another one at once.
+/// Scenario: the backend closes idle connections after a moment, as load balancers do.
+/// Guarantees: a request on a closed connection is sent again over another one at once.
 #[tokio::test]
 async fn a_connection_that_was_closed_costs_no_retry() {
     let honest = Web::start(|_| reply(200)).await;

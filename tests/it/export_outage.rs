@@ -1,8 +1,8 @@
-//! A backend that is silent, slow, down or being replaced, in virtual time: minutes of it cost
+//! A backend that is silent, slow, down or being replaced, in virtual time: minutes cost
 //! milliseconds.
 //!
-//! Only the exporter runs, on one thread with a paused clock, which moves on when nothing is left
-//! to do. Peers are on the same thread and on the loopback, so what they send is there at once.
+//! Only the exporter runs, on one thread with a paused clock, which advances when nothing is left
+//! to do. Peers run on the same thread and on the loopback, so their data arrives at once.
 
 use std::{
     net::SocketAddr,
@@ -71,7 +71,7 @@ impl Exporter {
         Exporter { queue, metrics, consumers, _give_up: give_up, kept: 0 }
     }
 
-    /// Queues a request of so many spans, as `overflow = "drop"` does it.
+    /// Queues a request of this many spans, as with `overflow = "drop"`.
     pub fn push(&mut self, spans: u64) {
         let body: Bytes = request("shop", roots(spans, 100)).encode_to_vec().into();
         self.kept += spans;
@@ -86,7 +86,7 @@ impl Exporter {
         Metrics::parse(&self.metrics.render(&Readings { queue_spans, ..Readings::default() }))
     }
 
-    /// `kept = sent + failed + queued`, now.
+    /// Checks that `kept = sent + failed + queued`.
     fn assert_ledger(&self) -> Metrics {
         let metrics = self.metrics();
         let left = metrics.sum("exporter_sent_spans_total")
@@ -107,14 +107,14 @@ impl Exporter {
     }
 }
 
-/// The product's waits, not the shortened ones of other tests.
+/// The default waits, not the shortened ones of other tests.
 pub fn defaults() -> Config {
     let mut config = config(ALL);
     config.exporter.retry.initial_interval = Duration::from_secs(1);
     config
 }
 
-/// Forwards connections; those that are open when `holes` changes go silent, but stay open.
+/// Forwards connections; when `holes` changes, open ones go silent but stay open.
 struct Proxy {
     address: SocketAddr,
     target: watch::Sender<SocketAddr>,
@@ -161,15 +161,15 @@ async fn until(what: &str, wanted: impl Fn() -> bool) {
     }
 }
 
-/// An address at which nobody listens.
+/// An address where nobody listens.
 async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.expect("port 0").local_addr().expect("bound")
 }
 
 /// Scenario: the packets of an open connection vanish, with one request waiting for its answer and
-/// others coming; a new connection would reach the backend, or the one that it failed over to.
-/// Guarantees: noticed within 30 s, whether there is much to send or little; a new connection is
-/// made; nothing is lost.
+/// others coming; a new connection would reach the backend, or its replacement.
+/// Guarantees: this is noticed within 30 s, whether there is much to send or little; a new
+/// connection is made; nothing is lost.
 #[tokio::test(start_paused = true)]
 async fn a_black_hole_is_noticed_within_thirty_seconds() {
     for pushes_a_second in [1, 20] {
@@ -198,8 +198,8 @@ async fn a_black_hole_is_noticed_within_thirty_seconds() {
     }
 }
 
-/// Scenario: one request, sent into a black hole, and nothing behind it.
-/// Guarantees: it arrives within 35 s: the ping's time, and one delay of retrying.
+/// Scenario: a single request, sent into a black hole.
+/// Guarantees: it arrives within 35 s: the time of the ping, and one retry delay.
 #[tokio::test(start_paused = true)]
 async fn a_single_request_gets_out_of_a_black_hole() {
     let (sink, received) = taking("127.0.0.1:0").await;
@@ -220,7 +220,8 @@ async fn a_single_request_gets_out_of_a_black_hole() {
 }
 
 /// Scenario: a backend that answers after 30 s, with a timeout of 5 s and then of a minute.
-/// Guarantees: attempts end by the timeout until they are given up; with the longer one it arrives.
+/// Guarantees: attempts end at the timeout until they are given up; with the longer timeout, the
+/// spans arrive.
 #[tokio::test(start_paused = true)]
 async fn a_backend_slower_than_the_timeout_is_retried() {
     let url = slow_backend(Duration::from_secs(30)).await;
@@ -237,7 +238,7 @@ async fn a_backend_slower_than_the_timeout_is_retried() {
     }
 }
 
-/// The URL of a backend that takes everything, but answers only after this time.
+/// The URL of a backend that accepts everything, but answers only after this time.
 async fn slow_backend(delay: Duration) -> String {
     let listener = listen::bind("slow", "127.0.0.1:0").await.expect("port 0");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
@@ -250,9 +251,9 @@ async fn slow_backend(delay: Duration) -> String {
     url
 }
 
-/// Scenario: five minutes without a backend at a request a second, then it is back.
-/// Guarantees: nothing is lost; the first attempt comes within 30 s; at twice the rate or more the
-/// queue is empty again within three minutes; what is retried meanwhile is bounded.
+/// Scenario: a backend that is down for five minutes at one request per second, then back.
+/// Guarantees: nothing is lost; the first attempt comes within 30 s; at twice the rate or more, the
+/// queue is empty again within three minutes; the number of retries meanwhile is bounded.
 #[tokio::test(start_paused = true)]
 async fn five_minutes_of_outage_lose_nothing() {
     let address = nobody().await;
@@ -281,9 +282,11 @@ async fn five_minutes_of_outage_lose_nothing() {
     sink.stop().await;
 }
 
-/// Scenario: an hour without a backend, with a queue for five minutes and `overflow = "drop"`.
-/// Guarantees: the queue is never exceeded; what does not fit is `queue_full`, what was retried for
-/// `max_elapsed_time` is `retry_expired`, and what is queued when the backend is back arrives.
+/// Scenario: a backend that is down for an hour, with a queue for five minutes and `overflow =
+/// "drop"`.
+/// Guarantees: the queue never exceeds its size; spans that do not fit are counted as `queue_full`,
+/// spans retried for `max_elapsed_time` as `retry_expired`, and spans still queued when the backend
+/// is back arrive.
 #[tokio::test(start_paused = true)]
 async fn an_hour_of_outage_is_counted() {
     let address = nobody().await;
@@ -303,8 +306,8 @@ async fn an_hour_of_outage_is_counted() {
         metrics.get(&format!("exporter_failed_spans_total{{reason=\"{reason}\"}}"))
     };
     assert!(metrics.sum("exporter_queue_spans") >= 2_900.0);
-    // Ten consumers give up a request each five minutes; connecting takes real time, in which the
-    // clock of a busy machine's test runs on.
+    // Ten consumers each give up a request every five minutes; connecting takes real time, in which
+    // the clock runs on if the machine is busy.
     assert!(
         (700.0..=1_300.0).contains(&lost(&metrics, "retry_expired")),
         "{:#?}",
@@ -317,8 +320,9 @@ async fn an_hour_of_outage_is_counted() {
     sink.stop().await;
 }
 
-/// Scenario: an hour without a backend and `max_elapsed_time = "0s"`, for ever.
-/// Guarantees: what was queued is there an hour later.
+/// Scenario: a backend that is down for an hour, with `max_elapsed_time = "0s"`, which means for
+/// ever.
+/// Guarantees: the queued spans are still there an hour later.
 #[tokio::test(start_paused = true)]
 async fn for_ever_is_for_ever() {
     let address = nobody().await;
@@ -335,8 +339,8 @@ async fn for_ever_is_for_ever() {
 }
 
 /// Scenario: under load, the backend is stopped as in a rolling restart (GOAWAY, requests in flight
-/// are answered), and started at the same address; then another is started elsewhere, the address
-/// leads there, and the old one stops.
+/// are answered), and started at the same address; then another backend is started elsewhere, the
+/// address leads there, and the old one stops.
 /// Guarantees: no span is lost, and nothing panics.
 #[tokio::test]
 async fn a_rolling_restart_of_the_backend_loses_nothing() {

@@ -1,4 +1,4 @@
-//! Requests that the backend finds too large, or refuses for a span in them.
+//! Requests that the backend refuses because they are too large, or because of a span in them.
 
 use std::{
     collections::BTreeSet,
@@ -45,7 +45,7 @@ fn ids(request: &ExportTraceServiceRequest) -> impl Iterator<Item = u64> {
     spans_of(request).map(|span| u64::from_be_bytes(span.span_id[..].try_into().expect("8 bytes")))
 }
 
-/// Refuses requests in which one of these spans is; the number of requests it got.
+/// Refuses requests that contain one of these spans; also returns the number of requests received.
 fn refusing(bad: &'static [u64], code: Code) -> (Arc<AtomicUsize>, Answer) {
     let calls = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&calls);
@@ -59,8 +59,8 @@ fn refusing(bad: &'static [u64], code: Code) -> (Arc<AtomicUsize>, Answer) {
     (calls, Box::new(answer))
 }
 
-/// Takes requests of so many bytes; says so about others with these words, in which `{size}` is
-/// theirs.
+/// Accepts requests of at most `limit` bytes; refuses others with these words, in which `{size}` is
+/// the size of the request.
 fn bounded(limit: usize, code: Code, words: &'static str) -> Answer {
     Box::new(move |request| {
         let size = request.encoded_len();
@@ -81,8 +81,8 @@ fn failed(metrics: &Metrics, reason: &str) -> f64 {
     metrics.get(&format!("exporter_failed_spans_total{{reason=\"{reason}\"}}"))
 }
 
-/// Delivers these spans, each the root of its trace, in one request at the shutdown. The metrics
-/// and the ids that arrived, each once.
+/// Delivers these spans, each the root of its trace, in one request at the shutdown. Returns the
+/// metrics and the distinct ids that arrived.
 async fn deliver(config: Config, answer: Answer, spans: u64, bytes: usize) -> (Metrics, Vec<u64>) {
     let running = Running::start_with(config, answer).await;
     running.accept(roots(spans, bytes)).await;
@@ -94,9 +94,10 @@ async fn deliver(config: Config, answer: Answer, spans: u64, bytes: usize) -> (M
     (metrics, unique.into_iter().collect())
 }
 
-/// Scenario: a backend on tonic with its 4 MiB, which answers OUT_OF_RANGE, a code to retry, and
-/// twice 10 MB in one request.
-/// Guarantees: nothing is lost, the limit is learnt from one refusal, and later requests keep it.
+/// Scenario: a backend on tonic with its limit of 4 MiB, which answers OUT_OF_RANGE, a retryable
+/// code, and twice 10 MB in one request.
+/// Guarantees: nothing is lost, the limit is learnt from one refusal, and later requests stay
+/// within it.
 #[tokio::test]
 async fn a_request_larger_than_the_backend_takes_is_cut() {
     let mut config = at_once();
@@ -124,8 +125,8 @@ async fn a_request_larger_than_the_backend_takes_is_cut() {
     running.stop().await;
 }
 
-/// Scenario: 64 KiB at most, said as grpc-go, grpc-java, tonic, Tempo's rate limiter (retryably)
-/// and Envoy (without a number) say it.
+/// Scenario: a limit of 64 KiB, reported as by grpc-go, grpc-java, tonic, Tempo's rate limiter
+/// (retryably) and Envoy (without a number).
 /// Guarantees: each is understood: nothing is lost and nothing is retried.
 #[tokio::test]
 async fn every_way_to_say_too_large_is_understood() {
@@ -153,8 +154,8 @@ async fn every_way_to_say_too_large_is_understood() {
     }
 }
 
-/// Scenario: among small spans one that alone is larger than the backend takes.
-/// Guarantees: it fails alone, counted `too_large`.
+/// Scenario: among small spans, one that is larger than the backend accepts.
+/// Guarantees: it fails alone, counted as `too_large`.
 #[tokio::test]
 async fn a_span_that_is_too_large_fails_alone() {
     let limit = 64 << 10;
@@ -170,9 +171,9 @@ async fn a_span_that_is_too_large_fails_alone() {
     assert!(received.iter().flat_map(ids).all(|id| id < 200));
 }
 
-/// Scenario: one span of a thousand, then three of them, that the backend refuses as invalid, with
-/// the codes of a validator, of Tempo and of a Go handler.
-/// Guarantees: exactly those are lost, counted `rejected`, in a bounded number of requests.
+/// Scenario: the backend refuses one span of a thousand as invalid, then three, with the codes of a
+/// validator, of Tempo and of a Go handler.
+/// Guarantees: exactly those are lost, counted as `rejected`, in a bounded number of requests.
 #[tokio::test]
 async fn spans_that_the_backend_refuses_are_lost_alone() {
     for code in [Code::InvalidArgument, Code::Internal, Code::Unknown, Code::FailedPrecondition] {
@@ -187,10 +188,10 @@ async fn spans_that_the_backend_refuses_are_lost_alone() {
     }
 }
 
-/// Scenario: a backend that answers INTERNAL to everything, fifty requests of a hundred spans; then
-/// it is well but for one span.
-/// Guarantees: it gets one search of 64 refusals, then each request once; when it takes something
-/// again, spans are searched for again.
+/// Scenario: a backend that answers INTERNAL to fifty requests of a hundred spans each; then it
+/// accepts everything except one span.
+/// Guarantees: it gets one search of 64 refusals, then each request once; when it accepts requests
+/// again, the exporter searches for refused spans again.
 #[tokio::test]
 async fn a_backend_that_refuses_everything_is_not_flooded() {
     let is_broken = Arc::new(AtomicBool::new(true));
@@ -220,10 +221,10 @@ async fn a_backend_that_refuses_everything_is_not_flooded() {
     running.stop().await;
 }
 
-/// Scenario: RESOURCE_EXHAUSTED with a delay of 0, for ever, for requests of more than ten spans
+/// Scenario: RESOURCE_EXHAUSTED with a delay of 0, without end, for requests of more than ten spans
 /// and for the last span of the first half.
 /// Guarantees: requests are halved until they fit, the one span is given up as `retry_expired`, and
-/// what is behind it arrives, though no time is left for it.
+/// the spans after it arrive, though no time is left for it.
 #[tokio::test]
 async fn exhaustion_for_ever_costs_one_span() {
     let bad = OnceLock::new();
@@ -252,8 +253,8 @@ async fn exhaustion_for_ever_costs_one_span() {
     running.stop().await;
 }
 
-/// Scenario: a backend that takes one half of a request and then nothing, and a shutdown.
-/// Guarantees: the half is sent, what is left is counted `shutdown`.
+/// Scenario: a backend that accepts one half of a request and then nothing, and a shutdown.
+/// Guarantees: the half is sent, the rest is counted as `shutdown`.
 #[tokio::test]
 async fn a_shutdown_amid_the_parts_counts_what_is_left() {
     let taken = AtomicBool::new(false);
@@ -270,8 +271,8 @@ async fn a_shutdown_amid_the_parts_counts_what_is_left() {
     assert_eq!(failed(&metrics, "shutdown"), (100 - arrived.len()) as f64);
 }
 
-/// Scenario: a request in the queue that says it has three spans but cannot be cut, which only a
-/// bug can bring about, before a backend that refuses it; then an honest one.
+/// Scenario: a queued request that claims to have three spans but cannot be cut, which only a bug
+/// can cause; the backend refuses it, and is honest later.
 /// Guarantees: the panic is contained and counted, so are the spans, and the consumer goes on.
 #[tokio::test]
 async fn what_a_panic_takes_along_is_counted() {

@@ -1,5 +1,6 @@
-//! Answers that say nothing about the spans, or only about one of them: kept spans must not be lost
-//! to an expired token, a wrong port, or a rate limit, and one span must not slow all others down.
+//! Refusals that say nothing about the spans, or only about one of them: kept spans must not be
+//! lost because of an expired token, a wrong port, or a rate limit, and one span must not slow down
+//! all others.
 
 use std::{
     fs,
@@ -39,7 +40,7 @@ fn retries(metrics: &Metrics, code: &str) -> f64 {
     metrics.get(&format!("exporter_retries_total{{code=\"{code}\"}}"))
 }
 
-/// Keeps everything and decides soon, one request a tick, by one consumer.
+/// Keeps everything and decides soon, with one request per tick and one consumer.
 fn soon() -> Config {
     let mut config = waiting();
     config.sampling.decision_wait_after_root_received = Some(Duration::from_millis(200));
@@ -49,7 +50,7 @@ fn soon() -> Config {
     config
 }
 
-/// The same over either protocol, to a backend at this address.
+/// The same over this protocol, to a backend at this address.
 fn over(protocol: Protocol, url: &str) -> Config {
     let mut config = over_http(soon(), url);
     config.exporter.protocol = protocol;
@@ -67,8 +68,9 @@ fn taken(seen: &Seen) -> Reply {
     if seen.path == EXPORT_PATH { grpc_reply(0, "") } else { reply(200) }
 }
 
-/// Scenario: RESOURCE_EXHAUSTED without RetryInfo in the words of Tempo's rate limit, three times.
-/// Guarantees: it is a delay: the spans are sent again, and arrive once.
+/// Scenario: RESOURCE_EXHAUSTED without RetryInfo, with the words of Tempo's rate limit, three
+/// times.
+/// Guarantees: it is treated as a delay: the spans are sent again, and arrive once.
 #[tokio::test]
 async fn a_rate_limit_in_words_is_a_delay() {
     let calls = AtomicUsize::new(0);
@@ -88,8 +90,8 @@ async fn a_rate_limit_in_words_is_a_delay() {
     running.stop().await;
 }
 
-/// Scenario: RESOURCE_EXHAUSTED for ever with words about a quota.
-/// Guarantees: it is a verdict, after one attempt.
+/// Scenario: RESOURCE_EXHAUSTED without end, with a message about a quota.
+/// Guarantees: it is treated as final after one attempt.
 #[tokio::test]
 async fn a_quota_is_a_verdict() {
     let answer: Answer = Box::new(|_| Err(Status::resource_exhausted("your quota is used up")));
@@ -101,8 +103,8 @@ async fn a_quota_is_a_verdict() {
     running.stop().await;
 }
 
-/// Scenario: over both protocols, a token that the backend no longer accepts; its file is replaced by
-/// what cannot be used, then by the new token.
+/// Scenario: over both protocols, a token that the backend no longer accepts; its file is replaced
+/// first by an unusable token, then by the new one.
 /// Guarantees: spans are kept while the token is not accepted, and all arrive once it is replaced.
 #[tokio::test]
 async fn a_token_that_is_replaced_ends_the_outage() {
@@ -143,8 +145,8 @@ async fn a_token_that_is_replaced_ends_the_outage() {
     }
 }
 
-/// Scenario: over both protocols, a backend that answers with permissions, paths, pages, redirects
-/// and other services, one after the other; then it takes everything.
+/// Scenario: over both protocols, a backend whose answers are about permissions or paths, or are
+/// pages, redirects or from other services; then it accepts everything.
 /// Guarantees: each costs a retry and no span.
 #[tokio::test]
 async fn what_says_nothing_about_spans_costs_none() {
@@ -178,8 +180,9 @@ async fn what_says_nothing_about_spans_costs_none() {
     }
 }
 
-/// Scenario: such answers for ever, with a `max_elapsed_time`.
-/// Guarantees: the spans are given up in the end, as `retry_expired`, and are not searched.
+/// Scenario: such answers without end, with a `max_elapsed_time`.
+/// Guarantees: the spans are given up in the end, as `retry_expired`, without a search for single
+/// spans.
 #[tokio::test]
 async fn an_outage_without_end_is_given_up() {
     for protocol in [Protocol::Grpc, Protocol::Http] {
@@ -195,7 +198,7 @@ async fn an_outage_without_end_is_given_up() {
     }
 }
 
-/// What the log says about a backend within the three seconds of a shutdown.
+/// The log line about a backend that contains `part`, within the three seconds of a shutdown.
 async fn log_of(protocol: &str, url: &str, part: &str) -> String {
     let exporter = format!("endpoint = \"{url}\"\nprotocol = \"{protocol}\"");
     let process = Process::start_exporting("shutdown_timeout = \"3s\"", &exporter, "info");
@@ -204,8 +207,8 @@ async fn log_of(protocol: &str, url: &str, part: &str) -> String {
     process.line(part).await["fields"].to_string()
 }
 
-/// Scenario: endpoints that are not what the configuration says: another path, a page, a redirect,
-/// HTTP/1.1 where gRPC should be, gRPC where HTTP should be, TLS where none should be.
+/// Scenario: endpoints that do not match the configuration: another path, a page, a redirect,
+/// HTTP/1.1 instead of gRPC, gRPC instead of HTTP, TLS instead of plaintext.
 /// Guarantees: the log says what the endpoint seems to be, and what to check.
 #[tokio::test]
 async fn the_log_says_what_the_endpoint_seems_to_be() {
@@ -225,7 +228,7 @@ async fn the_log_says_what_the_endpoint_seems_to_be() {
             use tokio::io::AsyncWriteExt as _;
             let answer = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
             client.write_all(answer).await.expect("open");
-            // Dropped at once, it would be reset.
+            // If it were dropped at once, the connection would be reset.
             let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
         }
     });
@@ -254,11 +257,11 @@ async fn the_log_says_what_the_endpoint_seems_to_be() {
     grpc.stop().await;
 }
 
-/// Scenario: a backend that refuses one span as "larger than max", with and without a number that could
-/// be a limit of requests: a small one among 2,000, and one that is larger than all others of
-/// its request together; then a large request without it.
-/// Guarantees: that span is lost alone, counted `too_large`; nobody learns a limit from it: the
-/// second request is sent whole.
+/// Scenario: a backend that refuses one span as "larger than max", with and without a number that
+/// could be a limit of requests: a small span among 2,000, and one that is larger than all others
+/// of its request together; then a large request without it.
+/// Guarantees: only that span is lost, counted as `too_large`; the exporter learns no limit from
+/// it: the second request is sent whole.
 #[tokio::test]
 async fn one_span_that_is_too_large_teaches_no_limit() {
     const PLAIN: &str = "attribute value larger than max";
@@ -298,7 +301,7 @@ async fn one_span_that_is_too_large_teaches_no_limit() {
             let received = running.received.lock().expect("no panic");
             received.iter().map(|request| request.encoded_len()).collect()
         };
-        // One or two ticks.
+        // One tick or two.
         assert!(sizes.len() <= 2, "{words}: {sizes:?}");
         running.at_rest().await;
         running.stop().await;

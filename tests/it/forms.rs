@@ -1,6 +1,6 @@
 //! The forms that a request may have: names of another version of OTLP, names instead of numbers,
-//! content codings by other words. And what is none of them: it is refused or counted, but never
-//! gone with a success.
+//! other names of content codings. Input in any other form is refused or counted, but never dropped
+//! silently with a success.
 
 use std::io::Write as _;
 
@@ -20,24 +20,24 @@ use crate::{
 
 const JSON: &str = "content-type: application/json";
 
-/// The members of a resource of the service `shop`.
+/// The JSON members of a resource of the service `shop`.
 const RESOURCE: &str =
     r#""resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}}]}"#;
 
-/// The members of a span of this trace, in today's names.
+/// The JSON members of a span of this trace, in today's names.
 fn members(trace: u8) -> String {
     let times =
         r#""startTimeUnixNano":"1764000000000000000","endTimeUnixNano":1764000000120000000"#;
     format!(r#""traceId":"{trace:032x}","spanId":"b7ad6b7169203331","name":"GET /cart",{times}"#)
 }
 
-/// A request with one resource of these members.
+/// A JSON request with one resource of these members.
 fn json(members: &str) -> Vec<u8> {
     format!(r#"{{"resourceSpans":[{{{RESOURCE},{members}}}]}}"#).into_bytes()
 }
 
-/// The scope and the spans as they stood in the former field, with a resource that has these fields
-/// beside.
+/// A request with the scope and the spans in the former field, in a resource with the fields of
+/// `beside`.
 fn former(scope: &str, spans: Vec<Span>, beside: ResourceSpans) -> Vec<u8> {
     let scope = InstrumentationScope { name: scope.into(), ..Default::default() };
     let of_scope = ScopeSpans { scope: Some(scope), spans, schema_url: "scope-schema".into() };
@@ -65,7 +65,7 @@ fn empty(metrics: &Metrics, transport: &str) -> f64 {
     metrics.get(&format!("receiver_empty_requests_total{{transport=\"{transport}\"}}"))
 }
 
-/// Each span with the name of its service and of its scope.
+/// Each span that arrived, with the names of its service and its scope.
 fn arrived(running: &Running) -> Vec<(Span, String, String)> {
     let received = running.received.lock().expect("no panic");
     let mut spans = Vec::new();
@@ -85,7 +85,7 @@ fn arrived(running: &Running) -> Vec<(Span, String, String)> {
 }
 
 /// Scenario: OTLP/JSON with the names of the proto files; with enums by name; with the former field
-/// for scopes, in both of its names.
+/// for scopes, under both of its names.
 /// Guarantees: each span arrives whole, in its resource and scope, under today's fields.
 #[tokio::test]
 async fn json_of_other_names_is_taken() {
@@ -129,11 +129,11 @@ async fn json_of_other_names_is_taken() {
     running.stop().await;
 }
 
-/// Scenario: protobuf whose scopes stand in the former field of their resource, over both
-/// receivers; the same spans in both fields; other spans there beside a scope without spans; a
-/// malformed id; the field as a number, and as bytes that are no scope.
-/// Guarantees: the spans arrive as scope spans, those in both fields once; what cannot be read is
-/// refused whole.
+/// Scenario: protobuf with scopes in the former field of their resource, over both receivers; the
+/// same spans in both fields; other spans there beside a scope without spans; a malformed id; the
+/// field as a number, and as bytes that are not a scope.
+/// Guarantees: the spans arrive as scope spans, those in both fields once; an unreadable request is
+/// refused as a whole.
 #[tokio::test]
 async fn spans_under_the_former_field_are_taken_once() {
     let running = Running::start(config(ALL)).await;
@@ -161,7 +161,7 @@ async fn spans_under_the_former_field_are_taken_once() {
     let scopes: Vec<_> = arrived.iter().map(|(.., scope)| scope.as_str()).collect();
     assert_eq!(scopes, ["web", "web", "", "web", "web"]);
     assert!(arrived.iter().all(|(_, service, _)| service == "shop"));
-    // The former field is gone: backends of today would keep it as an unknown one at best.
+    // The former field is gone: today's backends would at best keep it as an unknown field.
     for bytes in running.received.lock().expect("no panic").iter().map(Message::encode_to_vec) {
         assert!(!bytes.windows(2).any(|tag| tag == [0xc2, 0x3e]));
     }
@@ -169,9 +169,9 @@ async fn spans_under_the_former_field_are_taken_once() {
 }
 
 /// Scenario: requests that are answered with success and have no span: a member around the request,
-/// members of other signals, scopes under no known name, nothing at all; in protobuf, unknown
-/// fields, a resource alone. And the empty request, which has no bytes.
-/// Guarantees: all but the empty request are counted, by transport.
+/// members of other signals, scopes under an unknown name, an empty object; in protobuf, unknown
+/// fields, or only a resource. And the empty request, which has no bytes.
+/// Guarantees: all except the empty request are counted, by transport.
 #[tokio::test]
 async fn requests_without_spans_are_counted() {
     let running = Running::start(config(ALL)).await;
@@ -207,7 +207,7 @@ async fn requests_without_spans_are_counted() {
     running.stop().await;
 }
 
-/// A request of another signal with one metric or one log record, which stand where spans do.
+/// A request of another signal with one metric or log record in the place of spans.
 fn of_signal(item: &[u8]) -> Vec<u8> {
     let mut message = item.to_vec();
     for number in [2, 2, 1] {
@@ -219,8 +219,8 @@ fn of_signal(item: &[u8]) -> Vec<u8> {
 }
 
 /// Scenario: metrics and logs in protobuf at the path of traces; JSON in a list, on several lines,
-/// with an object where a list belongs; JSON as protobuf and protobuf as JSON; ids in base64.
-/// Guarantees: every one is refused, whole or span by span, with a message.
+/// with an object instead of a list; JSON as protobuf and protobuf as JSON; ids in base64.
+/// Guarantees: every one is refused, as a whole or span by span, with a message.
 #[tokio::test]
 async fn what_is_no_request_is_never_taken_in_silence() {
     let running = Running::start(config(ALL)).await;
@@ -260,7 +260,7 @@ async fn what_is_no_request_is_never_taken_in_silence() {
     running.stop().await;
 }
 
-/// DEFLATE without zlib's header.
+/// DEFLATE without the header of zlib.
 fn bare_deflate(bytes: &[u8], level: u32) -> Vec<u8> {
     let level = flate2::Compression::new(level);
     let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
@@ -268,7 +268,7 @@ fn bare_deflate(bytes: &[u8], level: u32) -> Vec<u8> {
     encoder.finish().expect("in memory")
 }
 
-/// All of these bytes, compressed so that they can be read, in a stream that does not end.
+/// Compresses all of the bytes and flushes them, in a stream that does not end.
 fn flushed(coding: &str, bytes: &[u8]) -> Vec<u8> {
     macro_rules! started {
         ($encoder:expr) => {{
@@ -291,9 +291,9 @@ fn one_span(trace: u64, name: usize) -> Vec<u8> {
     request("shop", vec![span]).encode_to_vec()
 }
 
-/// Scenario: the Collector's word for deflate, gzip's old name, bare DEFLATE at every level, in
-/// upper case, beside `identity`, in a second header; from small to over a megabyte.
-/// Guarantees: taken over HTTP, and over gRPC where it names one coding.
+/// Scenario: the Collector's name for deflate, gzip's old name, bare DEFLATE at every level, upper
+/// case, a coding beside `identity`, a coding in a second header; from small to over a megabyte.
+/// Guarantees: they are accepted over HTTP, and over gRPC if it names one coding.
 #[tokio::test]
 async fn codings_by_other_words_are_taken() {
     let running = Running::start(config(ALL)).await;
@@ -333,10 +333,10 @@ async fn codings_by_other_words_are_taken() {
     running.stop().await;
 }
 
-/// Scenario: several codings in a row, unknown ones, one that is no text; bodies that end early, at
-/// a point where what they hold is a valid request, or go on behind their end.
-/// Guarantees: 415 with the codings that are taken, UNIMPLEMENTED with the same over gRPC; 400;
-/// nothing is taken.
+/// Scenario: several codings in a row, unknown codings, a coding that is not text; bodies that end
+/// early, where the content so far is a valid request, or that continue after their end.
+/// Guarantees: 415 with the accepted codings, UNIMPLEMENTED with the same over gRPC; 400 for the
+/// bodies; nothing is accepted.
 #[tokio::test]
 async fn what_cannot_be_inflated_to_the_end_is_refused() {
     let running = Running::start(config(ALL)).await;

@@ -22,10 +22,10 @@ use tailwater::{
 };
 use tonic::{Status, client::Grpc, codec::CompressionEncoding, transport::Channel};
 
-/// What the sink answers a request with.
+/// The sink's answer to a request.
 pub type Answer = Box<dyn Fn(&ExportTraceServiceRequest) -> Result<Bytes, Status> + Send + Sync>;
 
-/// What a sink has taken.
+/// The requests that a sink has accepted.
 pub type Received = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
 
 /// A service, the sink it exports to, and a client.
@@ -36,7 +36,7 @@ pub struct Running {
     pub client: Grpc<Channel>,
 }
 
-/// Short waits, port 0 everywhere, and these policies (TOML).
+/// A configuration with short waits, port 0 everywhere, and these policies (TOML).
 pub fn config(policies: &str) -> Config {
     let file = tempfile(policies);
     let loaded = config::load(&file);
@@ -82,7 +82,7 @@ pub fn calls(exposition: &str) -> f64 {
     values.map(|value| value.parse::<f64>().expect("a number")).sum()
 }
 
-/// `spans counted = calls + spans that left with their series`; with all kinds, these are the
+/// Checks that `spans counted = calls + spans of removed series`; with all kinds, these are the
 /// accepted spans.
 pub fn assert_span_metrics(sampler: &Sampler, metrics: &Metrics) {
     let Some(text) = span_metrics(sampler, Format::Text) else { return };
@@ -95,7 +95,7 @@ pub fn assert_span_metrics(sampler: &Sampler, metrics: &Metrics) {
     }
 }
 
-/// A new file in the machine's folder for such.
+/// A new file in the system's temporary directory.
 pub fn tempfile(text: &str) -> std::path::PathBuf {
     let name = format!("tailwater-it-{}-{}.toml", std::process::id(), fastrand::u64(..));
     let path = std::env::temp_dir().join(name);
@@ -103,7 +103,7 @@ pub fn tempfile(text: &str) -> std::path::PathBuf {
     path
 }
 
-/// A directory that is removed in the end.
+/// A directory that is removed when this is dropped.
 pub struct Directory(pub std::path::PathBuf);
 
 impl Directory {
@@ -128,20 +128,21 @@ impl Drop for Directory {
 }
 
 impl Running {
-    /// A service of this configuration whose sink takes everything.
+    /// Starts a service of this configuration whose sink accepts everything.
     pub async fn start(config: Config) -> Self {
         Self::start_with(config, Box::new(|_| Ok(Bytes::new()))).await
     }
 
-    /// A service of this configuration whose sink answers like this. Only what it answers well
-    /// counts as received.
+    /// Starts a service of this configuration whose sink answers like this. Only requests that it
+    /// accepts count as received.
     pub async fn start_with(mut config: Config, answer: Answer) -> Self {
         let (sink, received) = sink("127.0.0.1:0", answer).await;
         config.exporter.endpoint = sink.url();
         Self::over(&config, sink, received).await
     }
 
-    /// A service that exports to the endpoint of its configuration; its own sink gets nothing.
+    /// Starts a service that exports to the endpoint of its configuration; its own sink gets
+    /// nothing.
     pub async fn start_to(config: Config) -> Self {
         let (sink, received) = sink("127.0.0.1:0", Box::new(|_| Ok(Bytes::new()))).await;
         Self::over(&config, sink, received).await
@@ -153,7 +154,7 @@ impl Running {
         Running { service, sink, received, client }
     }
 
-    /// Exports a request; the answer of the service.
+    /// Exports a request; returns the answer of the service.
     pub async fn export(
         &self,
         request: &ExportTraceServiceRequest,
@@ -161,12 +162,12 @@ impl Running {
         self.export_bytes(request.encode_to_vec()).await
     }
 
-    /// Exports bytes that may be no request at all.
+    /// Exports bytes that may not be a valid request.
     pub async fn export_bytes(&self, bytes: Vec<u8>) -> Result<ExportTraceServiceResponse, Status> {
         send(&mut self.client.clone(), bytes).await
     }
 
-    /// Exports bytes compressed.
+    /// Exports compressed bytes.
     pub async fn export_compressed(
         &self,
         bytes: Vec<u8>,
@@ -186,7 +187,7 @@ impl Running {
         Metrics::parse(&get(self.service.admin_address, "/metrics").await.1)
     }
 
-    /// Waits until the metrics are as wanted.
+    /// Waits until the metrics are as `wanted`.
     pub async fn until(&self, what: &str, wanted: impl Fn(&Metrics) -> bool) -> Metrics {
         for _ in 0..1_500 {
             let metrics = self.metrics().await;
@@ -209,7 +210,7 @@ impl Running {
         metrics
     }
 
-    /// The spans that the sink has, by trace id.
+    /// The spans that the sink has received, by trace id.
     pub fn traces(&self) -> BTreeMap<Vec<u8>, Vec<Span>> {
         let mut traces = BTreeMap::<_, Vec<_>>::new();
         for span in self.spans() {
@@ -218,13 +219,13 @@ impl Running {
         traces
     }
 
-    /// The spans that the sink has.
+    /// The spans that the sink has received.
     pub fn spans(&self) -> Vec<Span> {
         self.received.lock().expect("no panic").iter().flat_map(spans_of).cloned().collect()
     }
 
-    /// Stops the service and asserts the ledger as it stands in the end. Returns the final metrics
-    /// and the spans that could not be delivered.
+    /// Stops the service and checks the final ledger. Returns the final metrics and the number of
+    /// spans that could not be delivered.
     pub async fn stop(self) -> (Metrics, u64) {
         let admin = Arc::clone(self.service.admin());
         let undelivered = self.service.shutdown().await;
@@ -236,7 +237,7 @@ impl Running {
     }
 }
 
-/// A sink and what it has taken.
+/// A sink, and the requests that it has accepted.
 pub async fn sink(endpoint: &str, answer: Answer) -> (Sink, Received) {
     let received = Received::default();
     let recorder = Arc::clone(&received);
@@ -248,13 +249,13 @@ pub async fn sink(endpoint: &str, answer: Answer) -> (Sink, Received) {
     (sink.await.expect("the port is free"), received)
 }
 
-/// A client of the service's gRPC door.
+/// A client of the service's gRPC receiver.
 pub fn client(service: &Service) -> Grpc<Channel> {
     let url = format!("http://{}", service.grpc_address);
     Grpc::new(Channel::from_shared(url).expect("a url").connect_lazy())
 }
 
-/// Exports bytes with a client of one's own.
+/// Exports bytes with a given client.
 pub async fn send(
     client: &mut Grpc<Channel>,
     bytes: Vec<u8>,
@@ -263,13 +264,13 @@ pub async fn send(
     Ok(ExportTraceServiceResponse::decode(answer).expect("a valid answer"))
 }
 
-/// GET over HTTP/1.1; status and body.
+/// GET over HTTP/1.1; returns status and body.
 pub async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
     http1(address, &format!("GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n"), &[])
         .await
 }
 
-/// One HTTP/1.1 exchange with `connection: close`; status and body.
+/// One HTTP/1.1 exchange with `connection: close`; returns status and body.
 pub async fn http1(address: std::net::SocketAddr, head: &str, body: &[u8]) -> (u16, String) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("listening");
@@ -283,7 +284,7 @@ pub async fn http1(address: std::net::SocketAddr, head: &str, body: &[u8]) -> (u
     (status, body.to_owned())
 }
 
-/// Metrics as scraped: value by series, the prefix `tailwater_` left out.
+/// Metrics as scraped: value by series, without the prefix `tailwater_`.
 #[derive(Clone, Debug)]
 pub struct Metrics(pub BTreeMap<String, f64>);
 
@@ -297,7 +298,7 @@ impl Metrics {
         Metrics(parsed.collect())
     }
 
-    /// One series, e.g. `traces_kept_total{policy="errors"}`; panics where there is none.
+    /// One series, e.g. `traces_kept_total{policy="errors"}`; panics if there is none.
     pub fn get(&self, series: &str) -> f64 {
         *self.0.get(series).unwrap_or_else(|| panic!("no series {series}: {:#?}", self.0))
     }
@@ -315,7 +316,7 @@ impl Metrics {
         self.0.iter().filter(told).map(|(series, value)| (series.as_str(), *value)).collect()
     }
 
-    /// `accepted = kept + dropped + buffered` and `kept = sent + failed + queued`.
+    /// Checks `accepted = kept + dropped + buffered` and `kept = sent + failed + queued`.
     pub fn assert_ledger(&self) {
         let kept = self.sum("spans_kept_total");
         let buffered = kept + self.sum("spans_dropped_total") + self.sum("window_spans");
@@ -332,8 +333,8 @@ impl Metrics {
     }
 }
 
-/// A span of a trace whose id is 8 zero bytes but for the number, then these low 8 bytes: the lower
-/// 7 are the randomness.
+/// A span of a trace whose id has 8 constant bytes, then those of `trace`, of which the lower 7 are
+/// the randomness.
 pub fn span(trace: u64, id: u64, parent: Option<u64>) -> Span {
     Span {
         trace_id: trace_id(trace),
@@ -377,10 +378,10 @@ pub const HIGH: u64 = 0x00f0_0000_0000_0000;
 /// A randomness that a policy of 50 % does not keep.
 pub const LOW: u64 = 0x0010_0000_0000_0000;
 
-/// Everything is kept.
+/// Keeps everything.
 pub const ALL: &str = "[[policy]]\nname = \"all\"\ntype = \"always_sample\"\n";
 
-/// Errors are kept, and half of the rest.
+/// Keeps errors, and half of the rest.
 pub const ERRORS_AND_HALF: &str = r#"
 [[policy]]
 name = "errors"

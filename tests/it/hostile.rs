@@ -1,4 +1,4 @@
-//! What senders can put into valid requests to do harm: rows 12 to 20 of RELIABILITY.md.
+//! Hostile content in valid requests: rows 12 to 20 of RELIABILITY.md.
 
 mod cardinality;
 mod logs;
@@ -29,7 +29,7 @@ fn field(number: u32, content: &[u8]) -> Vec<u8> {
     out
 }
 
-/// An attribute that holds a string, a list and a map of strings, each of them this one.
+/// Attributes with a string, a list of strings and a map of strings, each of them this text.
 fn broken_attributes(text: &str) -> Vec<KeyValue> {
     let plain = string(text, text);
     let of = |value| KeyValue {
@@ -43,7 +43,8 @@ fn broken_attributes(text: &str) -> Vec<KeyValue> {
     vec![plain, array, map]
 }
 
-/// A span with every field that is or holds a string, in a resource and scope likewise.
+/// A span with every field that is or contains a string, in a resource and a scope of the same
+/// kind.
 fn all_strings(text: &str) -> ExportTraceServiceRequest {
     let attributes = broken_attributes(text);
     let text = || text.to_owned();
@@ -93,8 +94,9 @@ fn count(bytes: &[u8], part: &[u8]) -> usize {
     bytes.windows(part.len()).filter(|window| *window == part).count()
 }
 
-/// Scenario: a request in which every string that OTLP has is Latin-1.
-/// Guarantees: accepted; the sink, which decodes strictly, has each repaired, and each is counted.
+/// Scenario: a request in which every string of OTLP is Latin-1.
+/// Guarantees: it is accepted; the sink, which decodes strictly, receives each string repaired, and
+/// each is counted.
 #[tokio::test]
 async fn every_string_is_repaired() {
     let running = Running::start(config(ALL)).await;
@@ -114,7 +116,7 @@ async fn every_string_is_repaired() {
 }
 
 /// Scenario: a trace with the same span three times, in one request and after it.
-/// Guarantees: nobody but the sender can say which is the right one: all are counted and kept.
+/// Guarantees: all are counted and kept, because only the sender could know which one is right.
 #[tokio::test]
 async fn spans_that_come_twice_are_kept_twice() {
     let running = Running::start(config(ALL)).await;
@@ -127,12 +129,12 @@ async fn spans_that_come_twice_are_kept_twice() {
     running.stop().await;
 }
 
-/// Keeps what is slow.
+/// Keeps slow traces.
 const SLOW: &str = "[[policy]]\nname = \"slow\"\ntype = \"latency\"\nthreshold_ms = 500\n";
 
-/// Scenario: spans that start or end at 0, in 1970, in 2262 where a signed count of nanoseconds
-/// ends, at the end of an unsigned one; that end before they start; alone and together in a trace.
-/// Guarantees: latency is what the README says, nothing overflows, and every figure that is shown of
+/// Scenario: spans that start or end at 0, in 1970, in 2262 where signed nanoseconds end, or where
+/// unsigned ones end; spans that end before they start; alone and together in a trace.
+/// Guarantees: latency is as the README defines it, nothing overflows, and every figure shown about
 /// them is a number.
 #[tokio::test]
 async fn times_at_the_edges_have_a_defined_latency() {

@@ -1,4 +1,4 @@
-//! What a sender is answered over OTLP/HTTP, by the table of the specification.
+//! The answers to senders over OTLP/HTTP, by the table of the specification.
 
 use std::io::Write as _;
 
@@ -22,7 +22,7 @@ use crate::{
 pub(crate) const POST: &str = "POST /v1/traces HTTP/1.1";
 pub(crate) const PROTOBUF: &str = "content-type: application/x-protobuf";
 
-/// One request on a connection of its own, with the length of the body.
+/// Sends one request on a connection of its own, with the length of the body.
 pub(crate) async fn send(running: &Running, line: &str, headers: &[&str], body: &[u8]) -> Answer {
     let head = format!("{line}\r\n{}\r\ncontent-length: {}", headers.join("\r\n"), body.len());
     send_raw(running, &head, body).await
@@ -48,7 +48,7 @@ pub(crate) fn refused(metrics: &Metrics, reason: &str) -> f64 {
     metrics.get(&format!("receiver_refused_requests_total{{{labels}}}"))
 }
 
-/// The answer has this status, and a `google.rpc.Status` that says why.
+/// Checks that the answer has this status, and a `google.rpc.Status` with the reason.
 fn assert_refused(answer: &Answer, status: u16) {
     assert_eq!(answer.status, status, "{answer:?}");
     assert_eq!(answer.header("content-type"), "application/x-protobuf");
@@ -74,7 +74,8 @@ pub(crate) fn compressed(encoding: &str, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Scenario: bodies with a length, in chunks, in each encoding, over HTTP/2, with charset and case.
+/// Scenario: bodies with a length, in chunks, in each encoding, over HTTP/2, with a charset, in
+/// upper and lower case.
 /// Guarantees: 200 with an empty response message; each span arrives.
 #[tokio::test]
 async fn every_way_to_post_is_taken() {
@@ -114,8 +115,9 @@ async fn every_way_to_post_is_taken() {
     running.stop().await;
 }
 
-/// Scenario: two requests on one connection, the second with a malformed id and without a span.
-/// Guarantees: the connection stays open; the second answer holds a partial success.
+/// Scenario: two requests on one connection; the second has a malformed id and a resource without
+/// spans.
+/// Guarantees: the connection stays open; the second answer contains a partial success.
 #[tokio::test]
 async fn connections_are_kept_and_partial_success_is_told() {
     let running = Running::start(config(ALL)).await;
@@ -144,8 +146,9 @@ async fn connections_are_kept_and_partial_success_is_told() {
     running.stop().await;
 }
 
-/// Scenario: bodies that do not decode or decompress; other paths, methods, types and encodings.
-/// Guarantees: 400, 404, 405 with Allow, 415, each with a message, and nothing is taken.
+/// Scenario: bodies that cannot be decoded or decompressed; other paths, methods, types and
+/// encodings.
+/// Guarantees: 400, 404, 405 with Allow, 415, each with a message, and nothing is accepted.
 #[tokio::test]
 async fn what_is_not_a_request_is_refused() {
     let running = Running::start(config(ALL)).await;
@@ -189,7 +192,7 @@ async fn what_is_not_a_request_is_refused() {
     running.stop().await;
 }
 
-/// A limit of 64 KiB a body.
+/// A limit of 64 KiB per body.
 fn small() -> Config {
     let mut config = config(ALL);
     config.http.max_request_body_bytes = 64 << 10;
@@ -197,7 +200,7 @@ fn small() -> Config {
 }
 
 /// Scenario: a body over the limit, by its length, by its chunks, after decompression.
-/// Guarantees: 413 whenever the sender has sent it all; nothing is taken.
+/// Guarantees: 413, even if the sender has sent everything; nothing is accepted.
 #[tokio::test]
 async fn bodies_over_the_limit_are_refused_for_good() {
     let running = Running::start(small()).await;
@@ -218,8 +221,8 @@ async fn bodies_over_the_limit_are_refused_for_good() {
     running.stop().await;
 }
 
-/// Scenario: a body that memory can never hold, and a backend that is down behind a full queue.
-/// Guarantees: 413, and 503 with Retry-After in whole seconds, 1 to 8; nothing is taken.
+/// Scenario: a body that memory can never hold, and a full queue because the backend is down.
+/// Guarantees: 413, and 503 with a Retry-After of 1 to 8 whole seconds; nothing is accepted.
 #[tokio::test]
 async fn without_room_senders_are_told_when_to_come_back() {
     let mut config = small();
@@ -250,7 +253,7 @@ async fn without_room_senders_are_told_when_to_come_back() {
 }
 
 /// Scenario: a sender that closes its connection in the middle of a body.
-/// Guarantees: its memory is given back, and nothing is consumed or called malformed.
+/// Guarantees: its memory is released, and nothing is accepted or counted as malformed.
 #[tokio::test]
 async fn a_sender_that_goes_away_leaves_nothing_behind() {
     let running = Running::start(config(ALL)).await;

@@ -1,4 +1,4 @@
-//! What an installed Tailwater is asked by packages, init systems and health checks.
+//! The interfaces for packages, init systems and health checks.
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     harness::{ALL, Directory, Running, config},
 };
 
-/// The exit code, and what `tailwater health` said on standard output and on standard error.
+/// The exit code, standard output and standard error of `tailwater health`.
 type Said = (Option<i32>, String, String);
 
 async fn health(arguments: &[&str], address: &str) -> Said {
@@ -44,7 +44,8 @@ async fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Scenario: `health` asks a running service, by the variable and by the option.
+/// Scenario: `health` asks a running service, with the address from the variable and from the
+/// option.
 /// Guarantees: exit code 0, and one line.
 #[tokio::test]
 async fn health_of_a_running_service() {
@@ -56,7 +57,8 @@ async fn health_of_a_running_service() {
     running.stop().await;
 }
 
-/// Scenario: nobody listens; the instance is starting or draining; it is no HTTP; no address at all.
+/// Scenario: nobody listens; the instance is starting or draining; the server is not HTTP; no
+/// address at all.
 /// Guarantees: exit code 1 and one line that names the address and the reason; bad usage is 2.
 #[tokio::test]
 async fn health_of_what_is_not_ready() {
@@ -114,8 +116,8 @@ async fn health_over_tls() {
     }
 }
 
-/// Scenario: the version, of a build from a checkout.
-/// Guarantees: version, commit and date.
+/// Scenario: the version of a build from a checkout.
+/// Guarantees: it has version, commit and date.
 #[test]
 fn the_version_has_commit_and_date() {
     let version = String::from_utf8(tailwater(&["--version"]).stdout).expect("UTF-8");
@@ -128,7 +130,7 @@ fn the_version_has_commit_and_date() {
 }
 
 /// Scenario: completions of each shell, and manual pages.
-/// Guarantees: each knows the commands; a directory that is not there is an error.
+/// Guarantees: each contains the commands; a missing directory is an error.
 #[test]
 fn completions_and_manual_pages() {
     for (shell, start) in [("bash", "_tailwater()"), ("zsh", "#compdef"), ("fish", "# Print an")] {
@@ -149,7 +151,8 @@ fn completions_and_manual_pages() {
     assert!(String::from_utf8_lossy(&failed.stderr).contains("/nonexistent"));
 }
 
-/// The next message to systemd that is not about the watchdog, after so many that are.
+/// The next message to systemd that is not about the watchdog, and the number of watchdog messages
+/// before it.
 async fn told(socket: &UnixDatagram) -> (Vec<String>, usize) {
     let mut fed = 0;
     let mut buffer = [0; 1024];
@@ -164,10 +167,10 @@ async fn told(socket: &UnixDatagram) -> (Vec<String>, usize) {
     }
 }
 
-/// Scenario: a process with a socket as systemd has one, and its watchdog; it is ready, runs for a
-/// while, reloads and is stopped. Another one runs without a watchdog.
-/// Guarantees: systemd hears READY, WATCHDOG again and again, RELOADING with the time and READY, and
-/// STOPPING with the time that the shutdown may take; without a watchdog it hears no WATCHDOG.
+/// Scenario: a process with a socket like systemd's, and its watchdog; it becomes ready, runs for a
+/// while, reloads and is stopped. Another process runs without a watchdog.
+/// Guarantees: systemd gets READY, WATCHDOG again and again, RELOADING with the time and READY, and
+/// STOPPING with the time that the shutdown may take; without a watchdog there is no WATCHDOG.
 #[tokio::test]
 async fn systemd_is_told() {
     for watchdog in [true, false] {

@@ -1,4 +1,4 @@
-//! OTLP/JSON: what it becomes, and what its senders are answered.
+//! OTLP/JSON: its conversion, and the answers to its senders.
 
 mod writer;
 
@@ -20,8 +20,10 @@ const JSON: &str = "content-type: application/json";
 proptest! {
     /// Scenario: requests of every field, written as JSON in any order, with integers as numbers,
     /// floats and strings, enums by number and name, nulls, unknown members, escapes, either case
-    /// and alphabet, names of today and of before, in camel case and as in the proto files.
-    /// Guarantees: what becomes of them is what prost would have written, and no longer than they.
+    /// of hexadecimal and alphabet of base64, names of today and of before, in camel case and as in
+    /// the proto files.
+    /// Guarantees: the result is the one that prost would have written, and is not longer than the
+    /// JSON.
     #[test]
     fn json_becomes_what_it_says(seed in any::<u64>()) {
         let mut rng = Rng::with_seed(seed);
@@ -31,7 +33,7 @@ proptest! {
         let bytes = bytes.unwrap_or_else(|error| panic!("{error}: {json}"));
         prop_assert!(bytes.len() <= json.len());
         let read = differential::decode(&bytes).expect("valid");
-        // As text, so that NaN equals itself, whatever its bits.
+        // Compared as text, so that NaN equals itself, whatever its bits.
         prop_assert_eq!(format!("{read:?}"), format!("{request:?}"), "{}", json);
     }
 }
@@ -70,9 +72,9 @@ fn body(answer: &Answer) -> Value {
     serde_json::from_slice(&answer.body).expect("JSON")
 }
 
-/// Scenario: JSON as it is, with a charset, compressed; with unusable ids beside a good span.
-/// Guarantees: 200 with `{}`, or with what was left out, in JSON; the spans arrive as they are, and
-/// the decision is found by the id that was sent.
+/// Scenario: plain JSON, with a charset, compressed; with invalid ids beside a valid span.
+/// Guarantees: 200 with `{}`, or with the number of rejected spans, in JSON; the spans arrive
+/// unchanged, and the decision is found by the id that was sent.
 #[tokio::test]
 async fn json_is_taken_and_answered_in_json() {
     let running = Running::start(config(ALL)).await;
@@ -116,9 +118,9 @@ async fn json_is_taken_and_answered_in_json() {
     running.stop().await;
 }
 
-/// Scenario: bodies that are no JSON, or of other types; other paths, methods and encodings.
-/// Guarantees: the same codes as for protobuf, told in JSON without quoting the body; nothing is
-/// taken.
+/// Scenario: bodies that are not JSON, or of other types; other paths, methods and encodings.
+/// Guarantees: the same codes as for protobuf, as JSON that does not quote the body; nothing is
+/// accepted.
 #[tokio::test]
 async fn what_is_no_request_in_json_is_refused_in_json() {
     let running = Running::start(config(ALL)).await;
@@ -151,9 +153,10 @@ async fn what_is_no_request_in_json_is_refused_in_json() {
     running.stop().await;
 }
 
-/// Scenario: JSON over the limit, also after decompression; JSON within it that has no room.
-/// Guarantees: 413 for all of them, since that room can never be; what is held while JSON is turned into protobuf is
-/// counted, and given back.
+/// Scenario: JSON over the limit, also after decompression; JSON within it that does not fit into
+/// memory.
+/// Guarantees: 413 for all of them, since they can never fit; the memory used to convert JSON to
+/// protobuf is counted, and released.
 #[tokio::test]
 async fn json_is_held_to_the_limits() {
     let mut config = config(ALL);
@@ -172,7 +175,7 @@ async fn json_is_held_to_the_limits() {
     {
         assert_eq!(send(&running, POST, headers, &body).await.status, 413);
     }
-    // 900 KiB fit as they are, but not with what they become.
+    // 900 KiB fit by themselves, but not together with the converted request.
     let answer = send(&running, POST, &[JSON], &named(900 << 10)).await;
     assert_eq!(answer.status, 413);
     assert_eq!(running.metrics().await.get("memory_used_bytes"), before);

@@ -1,5 +1,5 @@
-//! Budgets and rare policies in a sampler: which span describes a trace, who counts, what a reload
-//! keeps, and what hostile values cost.
+//! Budgets and rare policies in a sampler: which span describes a trace, which traces count, what a
+//! reload keeps, and what hostile values cost.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::{
     harness::{LOW, Running, config, error, get, span, trace_id},
 };
 
-/// Traces are decided so many milliseconds after they arrive.
+/// The milliseconds from a trace's arrival to its decision.
 const WAIT: u32 = 100;
 
 fn limits() -> Limits {
@@ -54,7 +54,7 @@ fn route(span: Span, route: &str) -> Span {
     Span { attributes: vec![text("route", route)], ..span }
 }
 
-/// Begins a tick when everything is due, and decides it. Returns the kept traces in all.
+/// Begins a tick when everything is due, and decides it. Returns the number of kept traces.
 fn decide(rig: &mut Rig, now: u32, seconds: f64) -> usize {
     rig.sampler.begin_tick(Millis(now), seconds);
     let decided = rig.decide(now, Which::Due);
@@ -66,18 +66,17 @@ fn reading(rig: &Rig) -> KindsReading {
     rig.sampler.plan().kinds()[0].1
 }
 
-/// Scenario: six traces, whose spans come in one request, one by one, and backwards: with the value
-/// on the root, on a child that is earlier than the root, on the earliest child without a root, on
-/// the resource of the root alone, on a span that does not describe the trace, and nowhere.
+/// Scenario: six traces, whose spans come in one request, one by one, and in reverse order: with
+/// the value on the root, on a child that is earlier than the root, on the earliest child without a
+/// root, only on the resource of the root, on a span that does not describe the trace, and nowhere.
 /// Guarantees: the root describes a trace, otherwise the span that starts first, and its attribute
-/// stands before that of its resource; a trace without a value is of one kind with the others
-/// without it.
+/// comes before that of its resource; all traces without a value are of one kind.
 #[test]
 fn the_root_or_the_earliest_span_describes_a_trace() {
     let early = |span: Span| Span { start_time_unix_nano: 1, ..span };
     let late = |span: Span| Span { start_time_unix_nano: 1 << 62, ..span };
     let none = |span: Span| Span { start_time_unix_nano: 0, ..span };
-    // Spans by trace; the kinds must be a, a, a, of the resource, none, none.
+    // Spans by trace; the expected kinds are a, a, a, that of the resource, none, none.
     let spans = [
         route(root(0, 0), "a"),
         route(early(child(0, 1)), "b"),
@@ -122,8 +121,8 @@ fn the_root_or_the_earliest_span_describes_a_trace() {
 
 /// Scenario: a hundred traces of each of three kinds arrive a millisecond apart; a policy vetoes
 /// the first ten of one kind; another keeps the first five of another.
-/// Guarantees: the first two of each kind are kept, by arrival over all shards; those that are kept
-/// anyway count, vetoed ones do not; after the interval two more.
+/// Guarantees: the first two of each kind are kept, by arrival over all shards; traces that another
+/// policy keeps count, vetoed ones do not; after the interval, two more are kept.
 #[test]
 fn the_first_of_each_kind_are_kept() {
     let is = |key: &str| RuleKind::AttributeExists {
@@ -175,7 +174,7 @@ fn the_first_of_each_kind_are_kept() {
 }
 
 /// Scenario: traces that are decided early, before and after those of a tick.
-/// Guarantees: they ask when they are decided, and count like the others.
+/// Guarantees: they are judged when they are decided, and count like the others.
 #[test]
 fn early_decisions_ask_as_well() {
     let mut rig = Rig::new(&[rare_of(&["route"], 1, 100)], limits(), 1);
@@ -188,9 +187,9 @@ fn early_decisions_ask_as_well() {
     assert_eq!(decide(&mut rig, WAIT, 0.1), 1);
 }
 
-/// Scenario: a rare policy and a budget of one span per second see kinds; a reload brings a new
-/// policy and leaves them; then one that changes them.
-/// Guarantees: a policy that did not change goes on with what it knows; the other begins anew.
+/// Scenario: a rare policy and a budget of one span per second see kinds; a reload adds a policy
+/// and leaves them unchanged; then another one changes them.
+/// Guarantees: an unchanged policy keeps its state; a changed one starts anew.
 #[test]
 fn a_reload_keeps_the_state_of_what_did_not_change() {
     let before = [rare_of(&["route"], 1, 100), budget_of(&["service.name"], 1.0)];
@@ -201,7 +200,7 @@ fn a_reload_keeps_the_state_of_what_did_not_change() {
         rig.ingest(now, &request_of(spans.collect()));
         decide(rig, now + WAIT, 0.1)
     };
-    // One is rare; the bucket holds nearly half a span, so one more takes it.
+    // One trace is rare; the bucket holds nearly half a span, so one more takes it.
     let kept = take(&mut rig, 0);
     assert!((1..=2).contains(&kept), "{kept}");
     let error = StringMatch::Exact(vec!["e".to_owned()]);
@@ -217,9 +216,9 @@ fn a_reload_keeps_the_state_of_what_did_not_change() {
     assert_eq!(take(&mut rig, 10_000), 2);
 }
 
-/// Scenario: traces that a policy keeps at 100 %, more than a budget could hold, and beside them
-/// one trace in each tick that only the budget keeps.
-/// Guarantees: what is kept anyway costs the budget nothing.
+/// Scenario: traces that a policy keeps at 100 %, more than a budget could hold, and in each tick
+/// one trace that only the budget keeps.
+/// Guarantees: traces that are kept by another policy cost the budget nothing.
 #[test]
 fn what_is_kept_anyway_costs_a_budget_nothing() {
     let errors = RuleKind::StatusCode { codes: vec![tailwater::trace::StatusCode::Error] };
@@ -235,9 +234,9 @@ fn what_is_kept_anyway_costs_a_budget_nothing() {
     }
 }
 
-/// Scenario: 20,000 kinds at once with values of 60 KB, of which the table holds a hundred.
-/// Guarantees: the table stays bounded and is charged; what found no room is counted; the value
-/// costs its trace 8 bytes; missing values are a kind.
+/// Scenario: 20,000 kinds at once with values of 60 KB, and a table with room for a hundred.
+/// Guarantees: the table stays bounded and is charged; traces without room are counted; a value
+/// costs its trace 8 bytes; missing values form a kind.
 #[test]
 fn hostile_values_are_bounded() {
     let mut rig = Rig::new(&[rare_of(&["route"], 1, 100)], limits(), 4);
@@ -257,7 +256,7 @@ fn hostile_values_are_bounded() {
     assert_eq!(overflowed, 20_900);
     let held = rig.budget.held(Holder::Kinds);
     assert!((1_000..100_000).contains(&held), "{held} bytes");
-    // The interval ends, and everything is given back.
+    // The interval ends, and all memory is released.
     rig.sampler.begin_tick(Millis(WAIT + 2), 16.0 * 60.0);
     assert_eq!((reading(&rig), rig.budget.held(Holder::Kinds)), (KindsReading::Rare(0), 0));
 }
@@ -291,9 +290,9 @@ shadow = true
 
 /// Scenario: a running service with budgets and rare policies, one of them a shadow policy; four
 /// traces of three names, the first of each name alone, then late spans of both decisions.
-/// Guarantees: the first two names are kept at 100 %, the third finds the table full and counts;
-/// the budget is not asked for them; gauges show kinds and levels; the look-up names the policy;
-/// late spans follow.
+/// Guarantees: the first two names are kept at 100 %, the third finds the table full and is
+/// counted; these cost the budget nothing; gauges show kinds and levels; the look-up names the
+/// policy; late spans follow.
 #[tokio::test]
 async fn a_service_shows_its_budgets_and_rare_policies() {
     let running = Running::start(config(POLICIES)).await;
@@ -321,7 +320,7 @@ async fn a_service_shows_its_budgets_and_rare_policies() {
     assert_eq!(metrics.get("rare_overflow_traces_total{policy=\"first\"}"), 1.0);
     assert_eq!(metrics.get("rare_kinds{policy=\"first\"}"), 2.0);
     assert_eq!(metrics.get("budget_keys{policy=\"fair\"}"), 2.0, "those that are not rare");
-    // The first one finds a full bucket, and leaves a debt.
+    // The first trace finds a full bucket, and leaves a debt.
     assert_eq!(metrics.get("traces_kept_total{policy=\"fair\"}"), 1.0);
     assert_eq!(metrics.get("traces_dropped_total{policy=\"fair\"}"), 1.0);
     assert_eq!(metrics.get("shadow_traces_total{policy=\"would-be\",effect=\"none\"}"), 1.0);

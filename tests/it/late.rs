@@ -1,4 +1,4 @@
-//! Spans that come after their trace's decision, and what remembering decisions costs.
+//! Spans that arrive after their trace's decision, and the cost of remembering decisions.
 
 use std::sync::Arc;
 
@@ -28,10 +28,10 @@ fn sampler(budget: &Arc<Budget>) -> Sampler {
     Sampler::new(Arc::new(Plan::compile(&config(ERRORS_AND_HALF).policies)), limits, budget, 4)
 }
 
-/// Scenario: an error is kept, a trace of low randomness dropped; spans of both come 1, 2 and 10
-/// windows late, an error among them, and after everything is forgotten.
+/// Scenario: an error trace is kept, a trace of low randomness dropped; spans of both arrive 1, 2
+/// and 10 windows late, an error among them, and again after everything is forgotten.
 /// Guarantees: each follows its trace's decision while that is remembered; then it is a new trace,
-/// whose randomness decides as before.
+/// which the same randomness decides as before.
 #[test]
 fn late_spans_follow_for_as_long_as_decisions_are_remembered() {
     for windows in [1, 2, 10, 30] {
@@ -74,9 +74,9 @@ fn late_spans_follow_for_as_long_as_decisions_are_remembered() {
     }
 }
 
-/// Scenario: 16,000 traces in each of 60 windows, decided and remembered for 11 windows; so many
-/// that no table of them is at the edge of growing by chance.
-/// Guarantees: what remembering costs stops growing, at 40 bytes a trace at most.
+/// Scenario: 16,000 traces in each of 60 windows, decided and remembered for 11 windows. At this
+/// number, no table is about to grow by chance.
+/// Guarantees: the memory for remembered decisions stops growing, at 40 bytes per trace at most.
 #[test]
 fn remembered_decisions_are_bounded() {
     const TRACES: u64 = 16_000;

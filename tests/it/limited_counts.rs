@@ -1,5 +1,5 @@
-//! Limits at every rate: what is kept meets the rate, and the counts that the stamps give are those
-//! of the traffic, with fewer than one trace a tick as with thousands.
+//! Limits at every rate: the kept spans meet the rate, and the counts estimated from the stamps
+//! match the traffic, with fewer than one trace per tick as well as with thousands.
 //!
 //! Traffic is seeded. The estimate of a run is Horvitz-Thompson's, the sum of 1 / p over the kept
 //! traces; its variance is estimated by the sum of (1 - p) / p^2, and the bound is 3 sigma.
@@ -20,23 +20,23 @@ use crate::builders::{Rig, child, limits, policy, request_of, root, trace_id};
 const TICK_MILLIS: u32 = 100;
 const TICK_SECONDS: f64 = 0.1;
 
-/// What arrives.
+/// The traffic of a run.
 #[derive(Clone, Copy, Debug)]
 struct Traffic {
     traces_per_second: f64,
-    /// Spans of a trace: one of these, each as likely as the others.
+    /// The possible numbers of spans of a trace, each equally likely.
     sizes: &'static [u64],
     /// All traces of a second arrive in one tick of it.
     in_bursts: bool,
 }
 
-/// What became of it.
+/// The outcome of a run.
 #[derive(Debug, Default)]
 struct Outcome {
     traces: u64,
     spans: u64,
     kept_spans: u64,
-    /// Of traces and of spans.
+    /// The estimated numbers of traces and of spans.
     estimates: [f64; 2],
     variances: [f64; 2],
 }
@@ -55,7 +55,7 @@ impl Outcome {
         }
     }
 
-    /// How many sigma each estimate is off; 0 where everything was kept.
+    /// The error of each estimate in sigma; 0 if everything was kept.
     fn errors(&self) -> [f64; 2] {
         let truths = [self.traces as f64, self.spans as f64];
         std::array::from_fn(|index| {
@@ -119,11 +119,11 @@ impl Trace {
     }
 }
 
-/// So many seconds of traffic, without a window. Every trace is decided in the tick in which it
-/// arrives.
+/// Runs this many seconds of traffic without a window: every trace is decided in the tick in which
+/// it arrives.
 fn run(limit: LimitSpec, traffic: Traffic, seconds: u32, seed: u64, outcome: &mut Outcome) {
     let plan = Arc::new(Plan::compile(&[limited(limit)]));
-    // Small seeds give similar streams.
+    // Small seeds would give similar streams.
     let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     for tick in 0..seconds * 10 {
         let traces: Vec<_> = traffic.arriving(tick, &mut rng).map(Trace::from).collect();
@@ -141,10 +141,11 @@ fn run(limit: LimitSpec, traffic: Traffic, seconds: u32, seed: u64, outcome: &mu
     }
 }
 
-/// Scenario: 1, 2, 5, 20 and 500 spans a second of 40 traces a second (of 400 for the last), of one
-/// span, of two, of 1 to 30, evenly or once a second; a quarter of an hour of it, in nine runs.
-/// Guarantees: what is kept comes to the rate, give or take the burst and the debt of a few traces;
-/// the counts of traces and of spans that the thresholds give are those of what arrived.
+/// Scenario: limits of 1, 2, 5, 20 and 500 spans per second, for 40 traces per second (400 for the
+/// last limit) of one span, of two, and of 1 to 30, evenly or in bursts once a second; a quarter of
+/// an hour of each, in nine runs.
+/// Guarantees: the kept spans meet the rate, except for the burst and the debt of a few traces; the
+/// counts of traces and of spans estimated from the thresholds match the traffic.
 #[test]
 fn every_rate_is_met_and_unbiased() {
     const SECONDS: u32 = 100;
@@ -173,9 +174,9 @@ fn every_rate_is_met_and_unbiased() {
     }
 }
 
-/// Scenario: 500 spans a second of 2,000, of traces of one span and of twenty, with bursts from
-/// less than a tick's rate to two seconds of it.
-/// Guarantees: the rate is kept whatever the burst, and the counts are unbiased.
+/// Scenario: a limit of 500 spans per second for 2,000, in traces of one span and of twenty, with
+/// bursts from less than a tick's rate to two seconds of it.
+/// Guarantees: the rate is met with any burst, and the counts are unbiased.
 #[test]
 fn a_small_burst_keeps_the_rate() {
     for burst in [1.0, 10.0, 40.0, 60.0, 1_000.0] {
@@ -198,8 +199,8 @@ fn rig(limit: LimitSpec) -> Rig {
     Rig::new(&[limited(limit)], limits, 4)
 }
 
-/// Runs traffic through a sampler, and decides `which` after each tick has begun, shard by shard
-/// with so much room.
+/// Runs traffic through a sampler. After each tick has begun, decides `which`, shard by shard, with
+/// this much room.
 fn run_rig(rig: &mut Rig, traffic: Traffic, which: Which, room: usize, seed: u64) -> Outcome {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut outcome = Outcome::default();
@@ -231,9 +232,9 @@ fn run_rig(rig: &mut Rig, traffic: Traffic, which: Which, room: usize, seed: u64
     outcome
 }
 
-/// Scenario: 300 spans a second of 800, in bursts of a second; in each tick a shard has room for
-/// 300 to 1,000 bytes, so that kept traces wait for room and ticks pass meanwhile.
-/// Guarantees: the counts are unbiased: a trace that waits is not judged again by the threshold of
+/// Scenario: a limit of 300 spans per second for 800, in bursts of a second; in each tick a shard
+/// has room for 300 to 1,000 bytes, so that kept traces wait for room while ticks pass.
+/// Guarantees: the counts are unbiased: a waiting trace is not judged again by the threshold of
 /// another tick.
 #[test]
 fn a_trace_that_waits_for_room_is_judged_once() {
@@ -248,9 +249,9 @@ fn a_trace_that_waits_for_room_is_judged_once() {
     }
 }
 
-/// Scenario: memory is short all the time, so that all traces are decided early: 50 spans a second
-/// of 400.
-/// Guarantees: the limit holds for them, too, and their counts are unbiased.
+/// Scenario: memory is short all the time, so that all traces are decided early: 50 spans per
+/// second of 400.
+/// Guarantees: the limit also applies to them, and their counts are unbiased.
 #[test]
 fn a_limit_holds_what_is_decided_early() {
     let traffic = Traffic { traces_per_second: 200.0, sizes: &[1, 3], in_bursts: false };
@@ -261,8 +262,8 @@ fn a_limit_holds_what_is_decided_early() {
     outcome.assert_unbiased();
 }
 
-/// Scenario: traces whose wait and whose wait after the root are both over.
-/// Guarantees: each is one candidate, so that a bucket for all of them keeps all of them.
+/// Scenario: traces for which both the wait and the wait after the root are over.
+/// Guarantees: each is one candidate, so that a bucket with room for all of them keeps all of them.
 #[test]
 fn a_trace_that_is_due_twice_is_one_candidate() {
     let mut rig = Rig::new(&[limited(limit(0.1, 20.0))], limits(), 4);
@@ -273,7 +274,7 @@ fn a_trace_that_is_due_twice_is_one_candidate() {
 }
 
 /// Scenario: a reload brings another limit while traces of the last tick wait for room.
-/// Guarantees: they wait for a threshold of the new limit, and it holds them.
+/// Guarantees: they wait for a threshold of the new limit, which applies to them.
 #[test]
 fn a_new_limit_holds_what_waits_for_room() {
     let mut rig = rig(limit(1_000.0, 1_000.0));

@@ -1,4 +1,4 @@
-//! What happens at the limits of a trace and of memory: traces are decided early, by the real
+//! The limits of a trace and of memory: traces that reach them are decided early, by the configured
 //! policies.
 
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -16,7 +16,7 @@ use crate::{
     timing::Core,
 };
 
-/// Nothing is decided by time.
+/// A configuration in which no trace is decided because of time.
 fn waiting(policies: &str) -> Config {
     let mut config = config(policies);
     config.sampling.decision_wait = Duration::from_secs(600);
@@ -29,10 +29,10 @@ fn large(trace: u64, id: u64, bytes: usize) -> Span {
     Span { attributes: vec![string("filler", "x".repeat(bytes))], ..span(trace, id, Some(1)) }
 }
 
-/// Scenario: a kept and a dropped trace pass `max_trace_spans`, in one request and after it; a
+/// Scenario: a kept and a dropped trace exceed `max_trace_spans`, in one request and after it; a
 /// third does not.
-/// Guarantees: decided with exactly the cap; the rest follows its decision; the third is not
-/// touched.
+/// Guarantees: they are decided with exactly the cap; later spans follow the decision; the third is
+/// not affected.
 #[tokio::test]
 async fn a_trace_is_decided_at_its_span_limit() {
     let mut config = waiting(ERRORS_AND_HALF);
@@ -58,13 +58,13 @@ async fn a_trace_is_decided_at_its_span_limit() {
     running.stop().await;
 }
 
-/// Scenario: a trace passes `max_trace_bytes`, another stays below.
-/// Guarantees: it is decided with the span that reaches the limit; the other waits on.
+/// Scenario: a trace exceeds `max_trace_bytes`, another stays below.
+/// Guarantees: it is decided with the span that reaches the limit; the other keeps waiting.
 #[tokio::test]
 async fn a_trace_is_decided_at_its_byte_limit() {
     let mut config = waiting(ALL);
     let span_bytes = large(HIGH | 1, 1, 1_000).encoded_len();
-    // The fourth span reaches it exactly.
+    // The fourth span reaches the limit exactly.
     config.sampling.max_trace_bytes = 4 * u32::try_from(span_bytes).expect("small");
     let running = Running::start(config).await;
     let spans = (1..=6).map(|id| large(HIGH | 1, id, 1_000));
@@ -78,9 +78,10 @@ async fn a_trace_is_decided_at_its_byte_limit() {
     running.stop().await;
 }
 
-/// Scenario: 20 MB of traces, one of ten an error, into a limit of 16 MiB and a window without end.
-/// Guarantees: nobody is refused; the oldest are decided by the policies, so errors are kept;
-/// memory returns below the soft limit.
+/// Scenario: 20 MB of traces, one of ten with an error, with a memory limit of 16 MiB and a window
+/// without end.
+/// Guarantees: no sender is refused; the oldest traces are decided by the policies, so errors are
+/// kept; memory returns below the soft limit.
 #[tokio::test]
 async fn above_the_soft_limit_the_oldest_are_decided_early() {
     let mut config = waiting(ERRORS_AND_HALF);
@@ -95,7 +96,7 @@ async fn above_the_soft_limit_the_oldest_are_decided_early() {
     for first in (0..5_000).step_by(50) {
         running.accept((first..first + 50).map(trace).collect()).await;
         most = most.max(running.metrics().await.sum("memory_used_bytes"));
-        // The decider gets its turn before the limit is reached, however busy the machine is.
+        // Wait for the decider, so that the limit is not reached, however busy the machine is.
         let room = |m: &Metrics| m.sum("memory_used_bytes") <= 0.9 * m.sum("memory_limit_bytes");
         running.until("there is room", room).await;
     }
@@ -113,7 +114,7 @@ async fn above_the_soft_limit_the_oldest_are_decided_early() {
     let kept: std::collections::BTreeSet<_> = running.traces().into_keys().collect();
     assert_eq!(kept.len() as f64, metrics.get("traces_kept_total{policy=\"errors\"}"));
     assert!(kept.len() as f64 > 0.9 * decided / 10.0, "{} of {decided}", kept.len());
-    // The oldest were the first to go, whatever their shard.
+    // The oldest traces were decided first, in whatever shard.
     let oldest = (0..decided as u64 / 2).step_by(10).map(|n| trace_id(LOW | n));
     assert!(oldest.into_iter().all(|trace| kept.contains(&trace)));
     let (metrics, undelivered) = running.stop().await;
@@ -121,10 +122,10 @@ async fn above_the_soft_limit_the_oldest_are_decided_early() {
     assert_eq!(metrics.get("traces_kept_total{policy=\"errors\"}"), 500.0);
 }
 
-/// Scenario: more at once than the memory limit holds, from one sender that does not wait for
-/// answers.
-/// Guarantees: requests are refused whole and retryably at the limit, and taken when they come
-/// again.
+/// Scenario: more requests at once than fit into the memory limit, from one sender that does not
+/// wait for answers.
+/// Guarantees: at the limit, requests are refused whole and with a retryable error, and accepted
+/// when they are retried.
 #[tokio::test]
 async fn the_hard_limit_refuses_and_recovers() {
     let mut config = waiting(ERRORS_AND_HALF);
@@ -159,10 +160,10 @@ async fn the_hard_limit_refuses_and_recovers() {
     assert_eq!(metrics.get(because), refusals as f64);
 }
 
-/// Scenario: 32 MiB, 400 policies that all match, and more decisions than details of them fit into
-/// the memory limit.
-/// Guarantees: the decision log keeps to its share, so that nobody is refused, and the newest
-/// decisions can be looked up.
+/// Scenario: a memory limit of 32 MiB, 400 policies that all match, and more decisions than the
+/// memory limit can hold with their details.
+/// Guarantees: the decision log stays within its share, so that no sender is refused, and the
+/// newest decisions can be looked up.
 #[tokio::test]
 async fn the_decision_log_never_keeps_spans_out() {
     let policy = |n| format!("[[policy]]\nname = \"p{n}\"\ntype = \"always_sample\"\n");
@@ -170,7 +171,7 @@ async fn the_decision_log_never_keeps_spans_out() {
     config.sampling.memory_limit_bytes = 32 << 20;
     config.exporter.queue.queue_bytes_max = 8 << 20;
     config.sampling.decision_wait = Duration::from_millis(50);
-    // Details of 40,000 traces are 36 MB.
+    // The details of 40,000 traces take 36 MB.
     let running = Running::start(config).await;
     for first in (0..40_000).step_by(2_000) {
         let traces = first + 1..=first + 2_000;
@@ -186,8 +187,9 @@ async fn the_decision_log_never_keeps_spans_out() {
     running.stop().await;
 }
 
-/// Scenario: vetoes by what a trace lacks and by what it has, decided in time and by force.
-/// Guarantees: by force only what can no longer turn vetoes.
+/// Scenario: vetoes by something that a trace lacks and by something that it has, decided in time
+/// and early.
+/// Guarantees: in early decisions, only conditions that can no longer change veto.
 #[test]
 fn a_condition_that_can_still_turn_does_not_veto_by_force() {
     let policies = r#"
@@ -224,8 +226,8 @@ type = "always_sample"
     }
 }
 
-/// Scenario: spans of two traces that wait.
-/// Guarantees: the gauges count them to the byte, and the memory they take.
+/// Scenario: spans of two undecided traces.
+/// Guarantees: the gauges have their exact number and bytes, and the memory in use.
 #[tokio::test]
 async fn the_window_is_measured() {
     let running = Running::start(waiting(ALL)).await;
@@ -242,9 +244,9 @@ async fn the_window_is_measured() {
 }
 
 /// Scenario: a cap of 5 KiB on kept traces; a trace of nine spans of a kilobyte with one of six
-/// among them, then late ones; another trace beside it.
-/// Guarantees: what fits leaves in the order of arrival, over the whole life of the trace; the rest
-/// is counted as trace_bytes under the policy; the other trace is whole.
+/// kilobytes among them, then late ones; another trace beside it.
+/// Guarantees: spans that fit are sent in the order of arrival, over the whole life of the trace;
+/// the rest is counted as trace_bytes under the policy; the other trace is whole.
 #[tokio::test]
 async fn kept_traces_stay_below_the_cap_for_life() {
     let mut config = config(ALL);

@@ -1,6 +1,6 @@
-//! The one integration binary: real sockets, real bytes, a sink that decodes what it gets.
+//! The one integration binary: real sockets, real bytes, and a sink that decodes what it receives.
 //!
-//! Every test that runs a service ends by asserting the ledger ([`harness::Running::stop`] does).
+//! Every test that runs a service ends by checking the ledger ([`harness::Running::stop`] does so).
 
 #![allow(
     unreachable_pub,

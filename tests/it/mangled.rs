@@ -1,5 +1,5 @@
 //! Configuration files that were cut short or whose bytes were changed: by a full disk, by a copy
-//! that is still under way, by a swap.
+//! in progress, by a swap of files.
 
 use std::{fs, path::PathBuf};
 
@@ -7,7 +7,7 @@ use tailwater::config::{self, Severity};
 
 use crate::harness::{ALL, HIGH, Running, get, span};
 
-/// A file of everything: sections, durations, lists, inline tables, comments, two lines of policy.
+/// A file with everything: sections, durations, lists, inline tables, comments, and policies.
 const MAIN: &str = r#"# A comment, with ä.
 shutdown_timeout = "5s"
 [sampling]
@@ -26,7 +26,7 @@ sampling_percentage = 12.5
 const MORE: &str = "[[policy]]\nname = \"errors\"\ntype = \"status_code\"\n\
                     status_codes = [\"ERROR\", \"UNSET\"]\nlimit = { spans_per_second = 5 }\n";
 
-/// Every beginning of a file, and the file with every byte changed in three ways.
+/// Every prefix of a file, and the file with every byte changed in three ways.
 fn mangled(text: &str) -> Vec<Vec<u8>> {
     let bytes = text.as_bytes();
     let cut = (0..bytes.len()).map(|length| bytes[..length].to_vec());
@@ -40,7 +40,7 @@ fn mangled(text: &str) -> Vec<Vec<u8>> {
     cut.chain(flipped).collect()
 }
 
-/// A directory with both files, removed in the end.
+/// A directory with both files, removed when this is dropped.
 struct Files(PathBuf);
 
 impl Files {
@@ -70,8 +70,8 @@ impl Drop for Files {
 }
 
 /// Scenario: both files cut at every byte, and with every byte changed.
-/// Guarantees: never a panic; what is refused is refused with a place within the file and a reason,
-/// what is not has policies.
+/// Guarantees: there is never a panic; a refused file has a problem with a place in the file and a
+/// reason, an accepted one has policies.
 #[test]
 fn every_mangled_file_is_read_or_refused_with_a_place() {
     let files = Files::new();
@@ -97,7 +97,8 @@ fn every_mangled_file_is_read_or_refused_with_a_place() {
 }
 
 /// Scenario: a running service reloads each of those files, with a trace in its window.
-/// Guarantees: it never panics, goes on whatever it reads, and takes the sound file in the end.
+/// Guarantees: it never panics, keeps running whatever it reads, and accepts the valid file in the
+/// end.
 #[tokio::test]
 async fn every_mangled_file_is_reloaded_or_refused() {
     let files = Files::new();
@@ -124,7 +125,8 @@ async fn every_mangled_file_is_reloaded_or_refused() {
 
 /// Scenario: policies behind two symbolic links that are swapped, as Kubernetes does with a
 /// ConfigMap, and a reload at the moment of the shutdown.
-/// Guarantees: each reload reads what the links lead to then; the last one holds nothing up.
+/// Guarantees: each reload reads the files that the links lead to at that time; the last one does
+/// not delay the shutdown.
 #[tokio::test]
 async fn a_config_map_is_followed_and_a_shutdown_not_held_up() {
     use std::os::unix::fs::symlink;
@@ -154,7 +156,7 @@ async fn a_config_map_is_followed_and_a_shutdown_not_held_up() {
     running.at_rest().await;
     let (sent, received) = tokio::sync::oneshot::channel();
     let service = running.service.admin().clone();
-    // On a thread of its own, as SIGHUP has it, while the service stops.
+    // On a thread of its own, like SIGHUP, while the service stops.
     let reload = std::thread::spawn(move || {
         sent.send(()).expect("somebody waits");
         service.reload.run()

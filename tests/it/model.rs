@@ -30,13 +30,13 @@ use self::{
 };
 use crate::builders::{self, ANY_ROOM, Rig};
 
-/// A sampler and its model, and what time it is.
+/// A sampler, its model, and the current time.
 struct Pair {
     rig: Rig,
     naive: Naive,
     base: u32,
     now: u64,
-    /// All shards have seen `now`, so an older time must change nothing.
+    /// Whether all shards have seen `now`, so that an older time must change nothing.
     all_have_seen_now: bool,
     sent: Vec<Vec<ResourceSpans>>,
     tried: Option<Tried>,
@@ -48,7 +48,7 @@ impl Pair {
         let naive = Naive::new(run.policies.clone(), run.limits);
         let (sent, tried) = (Vec::new(), None);
         let mut pair = Pair { rig, naive, base: 0, now: 0, all_have_seen_now: true, sent, tried };
-        // A service that comes to a late time has ticked all the way.
+        // A service ticks on the way to a later time.
         for quarter in 1..=4 {
             pair.base = (u64::from(run.base) * quarter / 4) as u32;
             pair.tick(ANY_ROOM);
@@ -111,8 +111,9 @@ impl Pair {
         self.compare(&decided, effects);
     }
 
-    /// The policies are others from now on. A request that comes while only some shards have them,
-    /// or while one is being walked, is as if it came after, unless a trace reaches a cap and is decided by either.
+    /// Changes the policies from now on. A request that arrives while only some shards have them,
+    /// or while it is being walked, counts as arriving afterwards, unless a trace reaches a cap:
+    /// either set may then decide it.
     fn reload(&mut self, policies: &[PolicySpec], request: Option<&(usize, Vec<ResourceSpans>)>) {
         let Rig { sampler, scratch, accepted, .. } = &mut self.rig;
         let plan = Arc::new(sampler.plan().successor(policies).expect("few names"));
@@ -145,7 +146,7 @@ impl Pair {
         }
     }
 
-    /// A second set of policies decides as well from now on, or no longer.
+    /// From now on, a second set of policies decides too, or no longer.
     fn try_policies(&mut self, candidate: Option<&[PolicySpec]>) {
         let (before, policies) = (self.rig.sampler.plan(), &self.naive.policies);
         let plan = Arc::new(match candidate {
@@ -160,7 +161,7 @@ impl Pair {
             .map(|(trial, candidate)| Tried::new(Arc::clone(trial), policies, candidate));
     }
 
-    /// Nothing of a request is taken that ends within a field.
+    /// Checks that nothing of a request that ends within a field is accepted.
     fn garbage(&mut self, request: &[ResourceSpans]) {
         let mut bytes = encode(request);
         bytes.extend([0x0a, 200]);
@@ -173,7 +174,7 @@ impl Pair {
         assert_eq!(self.rig.sampler.contexts(), contexts, "a refused request holds no contexts");
     }
 
-    /// Decides what is due in all shards, with this much room for each.
+    /// Decides the due traces of all shards, with this much room for each.
     fn tick(&mut self, room: usize) {
         self.all_have_seen_now = true;
         let mut stuck = false;
@@ -197,8 +198,8 @@ impl Pair {
         self.forget_what_may_be_forgotten();
     }
 
-    /// From its time to live on, and until that has passed twice, a decision may be forgotten or
-    /// not.
+    /// Between one and two times its time to live, a decision may be forgotten or not: the model
+    /// follows the sampler.
     fn forget_what_may_be_forgotten(&mut self) {
         let ttl = u64::from(self.naive.limits.decision_ttl_millis);
         let old = |id: &[u8; 16]| self.naive.decided(id).is_some_and(|d| self.now - d.at >= ttl);
@@ -238,8 +239,8 @@ impl Pair {
         self.naive.forget(&old);
     }
 
-    /// What the model decides about the traces that the sampler has decided. That it may decide
-    /// them now, and for that reason, is asserted here.
+    /// The model's decisions about the traces that the sampler has decided. Checks that the sampler
+    /// may decide them now, and for that reason.
     fn expected(&mut self, decided: &Decided, forced: Option<Trigger>) -> Effects {
         let mut effects = Effects::default();
         for record in &decided.decisions.records {
@@ -258,7 +259,7 @@ impl Pair {
         effects
     }
 
-    /// Compares everything in `decided` with what the model says.
+    /// Compares everything in `decided` with the model.
     fn compare(&mut self, decided: &Decided, effects: Effects) {
         let records = &decided.decisions.records;
         assert_eq!(records.len(), effects.decided.len());
@@ -322,7 +323,7 @@ impl Pair {
         self.compare_late_shadowed(decided, effects);
     }
 
-    /// What shadow policies would have changed about late spans.
+    /// Compares what shadow policies would have changed about late spans.
     fn compare_late_shadowed(&self, decided: &Decided, effects: &Effects) {
         let plan = self.rig.sampler.plan();
         let mut seen: HashMap<(String, Effect), u64> = HashMap::new();
@@ -338,8 +339,8 @@ impl Pair {
         assert_eq!(seen, expected);
     }
 
-    /// The spans that leave: those of each kept trace in the order of their arrival, late ones
-    /// apart.
+    /// Compares the exported spans: those of each kept trace in the order of their arrival, late
+    /// ones separately.
     fn compare_kept(&self, decided: &Decided, effects: &Effects) {
         let mut at_decision: HashMap<[u8; 16], Vec<&KeptSpan>> = HashMap::new();
         let mut late: HashMap<[u8; 16], Vec<&KeptSpan>> = HashMap::new();
@@ -378,7 +379,7 @@ impl Pair {
         assert_eq!(decided.kept_bytes, bytes);
     }
 
-    /// The ledger, what is buffered, and the answer of a look-up for every trace.
+    /// Compares the ledger, the buffered spans, and the look-up of every trace.
     fn compare_what_is_buffered(&self) {
         self.rig.assert_ledger();
         let mut expected = Buffered::default();
@@ -420,7 +421,7 @@ impl Pair {
             .filter_map(|s| naive::sound_id(&s.span))
     }
 
-    /// Decides everything and drops the sampler: no byte and no context may be left.
+    /// Decides everything and drops the sampler: no byte and no context may remain.
     fn finish(mut self) {
         self.force(Trigger::Shutdown);
         self.compare_what_is_buffered();
@@ -439,7 +440,7 @@ fn encode(request: &[ResourceSpans]) -> Vec<u8> {
     ExportTraceServiceRequest { resource_spans: request.to_vec() }.encode_to_vec()
 }
 
-/// The spans of a request one by one, in its order.
+/// The spans of a request, in its order.
 fn stored(request: &[ResourceSpans]) -> Vec<Stored> {
     let mut all = Vec::new();
     for of_resource in request {
@@ -472,12 +473,12 @@ proptest! {
     #![proptest_config(builders::cases(96))]
 
     /// Scenario: random policies and limits; requests with spans of a few traces, duplicates, late
-    /// spans and malformed ids arrive, time passes, shards decide, with and without room, by force,
-    /// and forget; policies are reloaded, now and then while a request comes in; trials of other
+    /// spans and malformed ids arrive, time passes, shards decide, with and without room, early,
+    /// and forget; policies are reloaded, sometimes while a request arrives; trials of other
     /// policies begin and end.
-    /// Guarantees: after every step the ledger balances and every decision, kept byte, late span
-    /// and look-up is what the naive model says; a trial counts what the model decides by its
-    /// policies, and changes nothing; at the end no byte of the budget is held.
+    /// Guarantees: after every step the ledger balances, and every decision, kept byte, late span
+    /// and look-up matches the naive model; a trial counts what the model decides by its policies,
+    /// and changes nothing; at the end no byte of the memory budget is in use.
     #[test]
     fn the_sampler_does_what_the_model_does(run in strategies::run()) {
         let mut pair = Pair::new(&run);
@@ -489,9 +490,9 @@ proptest! {
 }
 
 /// Scenario: traces that reach `max_trace_spans` or `max_trace_bytes` exactly, or stay one below,
-/// and go on.
-/// Guarantees: at the cap, and not before it, a trace is decided with what it has; the rest is
-/// late.
+/// and continue.
+/// Guarantees: at the cap, and not before it, a trace is decided with the spans that it has; the
+/// rest is late.
 #[test]
 fn a_trace_is_decided_when_it_reaches_a_cap() {
     let span = |number| builders::child(0, number);

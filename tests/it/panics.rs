@@ -1,5 +1,5 @@
-//! Panics in every task of a running service: what is lost, what is counted, and when it is enough.
-//! Debug builds only: release builds have no way to make a task panic.
+//! Panics in every task of a running service: what is lost, what is counted, and when the service
+//! gives up. Debug builds only: release builds have no way to make a task panic.
 
 use std::{
     sync::{
@@ -20,7 +20,7 @@ use tracing::{Event, Level, Metadata, Subscriber, span as tracing_span, span::Id
 
 use crate::harness::{ALL, HIGH, Metrics, Running, client, config, get, request, span};
 
-/// Everything is kept, and decided by its time.
+/// Keeps everything, and decides by time.
 fn quick() -> Config {
     let mut config = config(ALL);
     config.telemetry.enable_lifecycle = true;
@@ -31,15 +31,15 @@ fn restarts(task: Task) -> String {
     format!("task_restarts_total{{task=\"{}\"}}", task.as_str())
 }
 
-/// Sends a root a time, on a new connection each, until the task has panicked as often as told.
+/// Sends one root at a time, each on a new connection, until the task has panicked `times` times.
 async fn until_panicked(running: &Running, task: Task, times: f64) -> Metrics {
     for trace in 1..=500 {
-        // Any answer will do, or none: what was accepted is in the ledger.
+        // Any answer, or none, is fine: accepted spans are in the ledger.
         let mut client = client(&running.service);
         let bytes = prost::Message::encode_to_vec(&request("shop", vec![span(trace, 1, None)]));
         let export = crate::harness::send(&mut client, bytes);
         let _ = tokio::time::timeout(Duration::from_millis(100), export).await;
-        // Not by a scrape, which may be what panics.
+        // Not by a request for /metrics, which may be what panics.
         let metrics = Metrics::parse(&running.service.admin().scrape());
         if metrics.get(&restarts(task)) >= times {
             return metrics;
@@ -50,14 +50,14 @@ async fn until_panicked(running: &Running, task: Task, times: f64) -> Metrics {
 }
 
 /// Scenario: a panic in the loop of each task, under traffic.
-/// Guarantees: it is counted once and nothing else is lost; the service is ready and goes on.
+/// Guarantees: it is counted once and nothing else is lost; the service stays ready and continues.
 #[tokio::test]
 async fn a_task_that_panics_goes_on() {
     for task in [Task::Receiver, Task::Decider, Task::Exporter, Task::Admin] {
         let running = Running::start(quick()).await;
         running.service.supervisor().arm(task, Scope::Loop, 1);
         if task == Task::Admin {
-            // Its loop moves when somebody comes.
+            // The loop of this task only runs when a client connects.
             let _ = get(running.service.admin_address, "/-/healthy").await;
         }
         let metrics = until_panicked(&running, task, 1.0).await;
@@ -71,8 +71,8 @@ async fn a_task_that_panics_goes_on() {
     }
 }
 
-/// Scenario: a panic over one request, before and while it is buffered, and over one export.
-/// Guarantees: it costs that item, which is counted, and nothing else, not even its connection.
+/// Scenario: a panic on one request, before and while it is buffered, and on one export.
+/// Guarantees: it costs this item, which is counted, and nothing else, not even its connection.
 #[tokio::test]
 async fn an_item_that_panics_costs_itself() {
     let running = Running::start(quick()).await;
@@ -96,8 +96,9 @@ async fn an_item_that_panics_costs_itself() {
     running.stop().await;
 }
 
-/// Scenario: a panic while the policies are reloaded, and twenty over requests.
-/// Guarantees: the reload is refused and the next one is not; requests cannot stop the service.
+/// Scenario: a panic while the policies are reloaded, and twenty on requests.
+/// Guarantees: that reload is refused and the next one is not; panics on requests do not stop the
+/// service.
 #[tokio::test]
 async fn items_never_stop_the_service() {
     let running = Running::start(quick()).await;
@@ -121,8 +122,8 @@ async fn items_never_stop_the_service() {
 }
 
 /// Scenario: a task that panics again and again, with traces in the window.
-/// Guarantees: not ready, with the reason; the service says that it has failed; its shutdown ends,
-/// counts what is left, and the ledger holds.
+/// Guarantees: not ready, with the reason; the service reports that it has failed; its shutdown
+/// ends, counts the remaining spans, and the ledger holds.
 #[tokio::test]
 async fn a_task_that_keeps_panicking_ends_the_service() {
     for task in [Task::Decider, Task::Exporter, Task::Receiver] {
@@ -147,7 +148,7 @@ async fn a_task_that_keeps_panicking_ends_the_service() {
     }
 }
 
-/// A log that fails the worst way there is.
+/// A log writer that panics.
 struct PanickingLog;
 
 impl Subscriber for PanickingLog {
@@ -172,8 +173,8 @@ impl Subscriber for PanickingLog {
     fn exit(&self, _: &Id) {}
 }
 
-/// Scenario: every warning panics while the backend is away, for longer than the first one takes.
-/// Guarantees: what was in hand is counted, and no task ends: what comes later is delivered, the
+/// Scenario: every warning panics while the backend is down, for longer than the first one takes.
+/// Guarantees: the spans in hand are counted, and no task ends: later spans are delivered, the
 /// service is ready, and the ledger holds.
 #[tokio::test]
 async fn a_log_that_panics_ends_no_task() {
@@ -200,9 +201,9 @@ async fn a_log_that_panics_ends_no_task() {
     assert_eq!(running.stop().await.1, 0);
 }
 
-/// Scenario: a task ends that nobody told to: it is taken away from the runtime.
-/// Guarantees: not ready, with the reason; the service says that it has failed; its shutdown
-/// delivers what there is.
+/// Scenario: a task ends without being told to: the test removes it from the runtime.
+/// Guarantees: not ready, with the reason; the service reports that it has failed; its shutdown
+/// delivers the remaining spans.
 #[tokio::test]
 async fn a_task_that_ends_ends_the_service() {
     let running = Running::start(quick()).await;

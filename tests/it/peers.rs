@@ -1,4 +1,4 @@
-//! What stands between senders and the receivers: meshes, load balancers, proxies, browsers.
+//! Software between senders and receivers: meshes, load balancers, proxies, browsers.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn export(stream: u32, authority: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// Reads until this many streams have ended; how each did: by an answer or by a reset.
+/// Reads until this many streams have ended; returns how each ended: by an answer or by a reset.
 async fn ended(raw: &mut Raw, count: usize) -> Vec<(u32, u8)> {
     let mut ended = Vec::new();
     while ended.len() < count {
@@ -58,10 +58,10 @@ async fn ended(raw: &mut Raw, count: usize) -> Vec<(u32, u8)> {
 }
 
 /// Scenario: an Istio proxy, which writes the name of its cluster as `:authority`, first as a
-/// literal and then as a reference to it, in bytes that come one by one; then an authority that
-/// cannot be mended.
-/// Guarantees: what can be mended is taken; the other is refused and counted, and costs no other
-/// request.
+/// literal and then as a reference to it, in bytes that arrive one by one; then an authority that
+/// cannot be repaired.
+/// Guarantees: the requests with a repairable authority are accepted; the other is refused and
+/// counted, and affects no other request.
 #[tokio::test]
 async fn a_mesh_that_names_its_cluster_may_send() {
     let running = Running::start(config(ALL)).await;
@@ -84,7 +84,8 @@ async fn a_mesh_that_names_its_cluster_may_send() {
 }
 
 /// Scenario: 60 KiB of metadata in one header and in fifty, then 70 KiB, over gRPC and HTTP/1.1.
-/// Guarantees: the first are taken, the others refused and counted; the connection goes on.
+/// Guarantees: the first two are accepted, the last is refused and counted; the connection
+/// continues.
 #[tokio::test]
 async fn metadata_of_64_kib_is_taken() {
     let running = Running::start(config(ALL)).await;
@@ -107,7 +108,7 @@ async fn metadata_of_64_kib_is_taken() {
     let large = |bytes: usize| format!("baggage: {}", "x".repeat(bytes));
     let taken = send(&running, POST, &[PROTOBUF, &large(60 << 10)], &one_span(5, 9)).await;
     assert_eq!(taken.status, 200);
-    // The connection may be reset behind the answer, since not all was read.
+    // The connection may be reset after the answer, since not everything was read.
     let mut stream = TcpStream::connect(running.service.http_address).await.expect("listening");
     let head = format!("{POST}\r\nhost: t\r\n{PROTOBUF}\r\n{}\r\n\r\n", large(70 << 10));
     stream.write_all(head.as_bytes()).await.expect("sent");
@@ -126,7 +127,7 @@ async fn metadata_of_64_kib_is_taken() {
 }
 
 /// Scenario: senders, and a scraper, that close their side as soon as their request is sent.
-/// Guarantees: each is answered.
+/// Guarantees: each gets its answer.
 #[tokio::test]
 async fn a_client_that_half_closes_is_answered() {
     let running = Running::start(config(ALL)).await;
@@ -160,9 +161,9 @@ async fn a_client_that_half_closes_is_answered() {
     running.stop().await;
 }
 
-/// Scenario: `max_connection_age` of a second; a request that is under way when it is over.
-/// Guarantees: the connection is told to leave, not earlier than 10 % before that age; the request
-/// is answered, and the connection closed; it counts as `max_age`.
+/// Scenario: `max_connection_age` of a second; a request that is in progress when it is over.
+/// Guarantees: the connection is told to go away, not earlier than 10 % before that age; the
+/// request is answered, and the connection closed; it counts as `max_age`.
 #[tokio::test]
 async fn old_grpc_connections_are_told_to_leave() {
     let mut config = config(ALL);
@@ -187,7 +188,7 @@ async fn old_grpc_connections_are_told_to_leave() {
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), 1.0);
 }
 
-/// Scenario: the same over HTTP/1.1, where a server cannot tell a client that waits.
+/// Scenario: the same over HTTP/1.1, where a server cannot tell anything to a waiting client.
 /// Guarantees: the next answer says that the connection closes, and it does.
 #[tokio::test]
 async fn old_http_connections_close_after_an_answer() {
@@ -213,7 +214,7 @@ async fn old_http_connections_close_after_an_answer() {
     running.stop().await;
 }
 
-/// Scenario: senders that come and go, and one that is there at the shutdown.
+/// Scenario: senders that connect and disconnect, and one that is connected at the shutdown.
 /// Guarantees: the gauge follows them, and each end has its reason.
 #[tokio::test]
 async fn connections_are_counted() {
@@ -236,9 +237,9 @@ async fn connections_are_counted() {
     assert_eq!(metrics.sum("receiver_connections_closed_total"), 2.0);
 }
 
-/// Scenario: traces posted to the usual path and to another one, with a slash behind it.
-/// Guarantees: the configured path is taken with the slash or without; of others the sender learns
-/// where to post.
+/// Scenario: traces posted to the usual path and to another one, with a slash at the end.
+/// Guarantees: the configured path is accepted with or without the slash; for others, the sender
+/// learns where to post.
 #[tokio::test]
 async fn traces_are_taken_at_the_configured_path() {
     let post = async |running: &Running, path: &str| {
@@ -275,10 +276,10 @@ async fn preflight(running: &Running, origin: &str, method: &str, headers: &str)
 const ALLOWED: &str = "access-control-allow-origin";
 const CREDENTIALS: &str = "access-control-allow-credentials";
 
-/// Scenario: pages of allowed and of other sites that ask whether they may send, and send, with the
-/// token and without.
-/// Guarantees: only what is allowed is answered so; a page may read refusals too; no origin is
-/// repeated that is not allowed.
+/// Scenario: pages of allowed and of other sites ask whether they may send, and send, with and
+/// without the token.
+/// Guarantees: only allowed requests are answered as allowed; a page may read refusals too; an
+/// origin that is not allowed is never repeated.
 #[tokio::test]
 async fn browsers_of_allowed_origins_may_send() {
     let directory = Directory::new();
@@ -325,7 +326,7 @@ async fn browsers_of_allowed_origins_may_send() {
 }
 
 /// Scenario: all origins and headers allowed; then none, which is the default.
-/// Guarantees: the first is answered with `*` and without credentials, the second as ever.
+/// Guarantees: the first is answered with `*` and without credentials, the second as without CORS.
 #[tokio::test]
 async fn a_star_allows_all_origins_and_no_credentials() {
     let mut open = config(ALL);

@@ -1,5 +1,5 @@
-//! From socket to sink: what is kept arrives whole and stamped, what is dropped does not, late
-//! spans follow.
+//! From socket to sink: kept traces arrive whole and stamped, dropped ones do not, late spans
+//! follow.
 
 use std::time::Duration;
 
@@ -7,8 +7,9 @@ use crate::harness::{
     ERRORS_AND_HALF, HIGH, LOW, Running, attribute, config, error, get, span, trace_id,
 };
 
-/// Scenario: an error trace, a lucky trace and an unlucky one, each in two requests. Guarantees:
-/// the first two arrive whole, with the right stamps; the third does not; look-ups say why.
+/// Scenario: an error trace, a lucky trace and an unlucky one, each in two requests.
+/// Guarantees: the first two arrive whole, with the right stamps; the third does not; look-ups
+/// explain why.
 #[tokio::test]
 async fn kept_traces_arrive_whole_and_stamped() {
     let running = Running::start(config(ERRORS_AND_HALF)).await;
@@ -48,9 +49,10 @@ async fn kept_traces_arrive_whole_and_stamped() {
     assert_eq!(running.stop().await.1, 0);
 }
 
-/// Scenario: spans that come after their trace was decided, one of them an error of a dropped
-/// trace. Guarantees: those of the kept trace leave with its threshold, those of the dropped one
-/// are counted.
+/// Scenario: spans that arrive after their trace was decided, one of them an error of a dropped
+/// trace.
+/// Guarantees: those of the kept trace are sent with its threshold, those of the dropped one are
+/// counted.
 #[tokio::test]
 async fn late_spans_follow_their_trace() {
     let running = Running::start(config(ERRORS_AND_HALF)).await;
@@ -75,7 +77,8 @@ async fn late_spans_follow_their_trace() {
 }
 
 /// Scenario: a shutdown while traces wait for a window that is far from over.
-/// Guarantees: they are decided with what they have, kept ones are delivered, the ledger closes.
+/// Guarantees: they are decided with the spans that they have, kept ones are delivered, and the
+/// ledger balances.
 #[tokio::test]
 async fn a_shutdown_decides_and_delivers_what_is_pending() {
     let mut config = config(ERRORS_AND_HALF);

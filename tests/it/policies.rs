@@ -12,23 +12,23 @@ use crate::harness::{
     Metrics, Running, attribute, config, error, request, span, string, tempfile, trace_id,
 };
 
-/// Kept by a policy of 1 % and more.
+/// A randomness kept by policies of 1 % and more.
 const LUCKY: u64 = 0x00ff_0000_0000_0000;
-/// Kept by a policy of 10 % and more, not by one of 5 %.
+/// A randomness kept by policies of 10 % and more, not by 5 %.
 const FAIR: u64 = 0x00f0_0000_0000_0000;
-/// Kept by a policy of 20 % and more, not by one of 10 %.
+/// A randomness kept by policies of 20 % and more, not by 10 %.
 const SO_SO: u64 = 0x00d0_0000_0000_0000;
-/// Kept only by a policy of 100 %.
+/// A randomness kept only by policies of 100 %.
 const UNLUCKY: u64 = 0x0010_0000_0000_0000;
 
-/// The tracestates of what is kept at 100 % and less.
+/// The tracestate of traces kept at 100 %.
 const WHOLE: &str = "ot=th:0";
 const HALF: &str = "ot=th:8";
 const TENTH: &str = "ot=th:e6666666666666";
 const TWENTIETH: &str = "ot=th:f3333333333333";
 const HUNDREDTH: &str = "ot=th:fd70a3d70a3d71";
 
-/// Spans with the services they are of, in the order in which they are sent.
+/// Spans with their services, in the order in which they are sent.
 #[derive(Debug)]
 struct Trace {
     number: u64,
@@ -46,20 +46,20 @@ impl Trace {
         Trace { number, spans: spans.map(|span| ("shop", span)).into() }
     }
 
-    /// The child takes so long.
+    /// Sets the duration of the child.
     fn lasting(mut self, millis: u64) -> Self {
         let child = &mut self.spans[0].1;
         child.end_time_unix_nano = child.start_time_unix_nano + millis * 1_000_000;
         self
     }
 
-    /// The child fails.
+    /// Sets the status of the child to ERROR.
     fn failing(mut self) -> Self {
         self.spans[0].1.status = error();
         self
     }
 
-    /// The child has this attribute.
+    /// Adds this attribute to the child.
     fn with(mut self, key: &str, value: Value) -> Self {
         let value = Some(AnyValue { value: Some(value) });
         let pair = KeyValue { key: key.to_owned(), value, ..KeyValue::default() };
@@ -76,14 +76,14 @@ impl Trace {
         self.with_text("http.route", route)
     }
 
-    /// The child and the root are of these services.
+    /// Sets the services of the child and the root.
     fn of(mut self, services: [&'static str; 2]) -> Self {
         self.spans.iter_mut().zip(services).for_each(|(span, service)| span.0 = service);
         self
     }
 }
 
-/// What is to become of a trace: kept by a policy with a tracestate, or dropped by one.
+/// The expected outcome of a trace: kept by a policy with a tracestate, or dropped by a policy.
 #[derive(Clone, Copy)]
 enum Expected {
     Kept(&'static str, &'static str),
@@ -92,7 +92,7 @@ enum Expected {
 
 use Expected::{Dropped, Kept};
 
-/// A configuration of these shipped files and nothing else; there is nothing to warn about.
+/// A configuration of only these shipped files, which must load without a warning.
 fn shipped(files: &[&str]) -> Config {
     let path = |file: &&str| format!("'{}/policies/{file}'", env!("CARGO_MANIFEST_DIR"));
     let paths: Vec<_> = files.iter().map(path).collect();
@@ -104,7 +104,7 @@ fn shipped(files: &[&str]) -> Config {
     config(&text)
 }
 
-/// Sends the traces to a service with these files and holds each to what is expected of it.
+/// Sends the traces to a service with these files, and checks the outcome of each.
 async fn check<const N: usize>(files: &[&str], cases: [(Trace, Expected); N]) -> Metrics {
     let config = shipped(files);
     let policies: Vec<_> = config.policies.iter().map(|policy| policy.name.clone()).collect();
@@ -152,7 +152,7 @@ fn assert_outcome(trace: &Trace, sent: &[Span], expected: Expected) {
 }
 
 /// Scenario: the default policies with failing, slow and ordinary traces.
-/// Guarantees: errors and those over 500 ms are all kept, of the rest one in ten by its id.
+/// Guarantees: errors and traces over 500 ms are all kept, of the rest one in ten by its id.
 #[tokio::test]
 async fn default() {
     let cases = [
@@ -168,7 +168,7 @@ async fn default() {
 }
 
 /// Scenario: the policies for busy services with failing, slow and ordinary traces.
-/// Guarantees: errors and those over two seconds are all kept, of the rest one in twenty.
+/// Guarantees: errors and traces over two seconds are all kept, of the rest one in twenty.
 #[tokio::test]
 async fn errors_and_slow() {
     let cases = [
@@ -182,7 +182,8 @@ async fn errors_and_slow() {
 }
 
 /// Scenario: the policies of a shop with failing, slow, paying and other traces.
-/// Guarantees: whatever touches checkout or payment is kept besides errors and those over a second.
+/// Guarantees: traces that touch checkout or payment are kept, as are errors and traces over a
+/// second.
 #[tokio::test]
 async fn shop() {
     let cases = [
@@ -193,15 +194,16 @@ async fn shop() {
         (Trace::new(UNLUCKY | 5).of_route("/api/payment"), Kept("checkout", WHOLE)),
         (Trace::new(UNLUCKY | 6).of_route("/api/checkout/7"), Dropped("baseline")),
         (Trace::new(FAIR | 7), Kept("baseline", TENTH)),
-        // Of several policies that keep all, the first of the file is credited.
+        // If several policies keep all their traces, the first one in the file is credited.
         (Trace::new(UNLUCKY | 8).of_route("/api/checkout").failing(), Kept("errors", WHOLE)),
     ];
     check(&["shop.toml"], cases).await;
 }
 
-/// Scenario: traces on business routes, below them, and on routes that only begin alike; with the
+/// Scenario: traces on business routes, below them, and on routes with the same beginning; with the
 /// default policies and alone.
-/// Guarantees: the routes and everything below are kept whole; alone the file keeps nothing else.
+/// Guarantees: traces of the routes and everything below are kept whole; alone, the file keeps
+/// nothing else.
 #[tokio::test]
 async fn business_routes() {
     let route = |number: u64, route: &str| Trace::new(UNLUCKY | number).of_route(route);
@@ -221,8 +223,8 @@ async fn business_routes() {
     check(&["business-routes.toml"], alone).await;
 }
 
-/// Scenario: traces that somebody asked for, in each of the ways, and some that nobody did.
-/// Guarantees: what was asked for is kept, whatever its randomness.
+/// Scenario: traces that somebody asked to keep, in each of the possible ways, and others.
+/// Guarantees: the requested traces are kept, whatever their randomness.
 #[tokio::test]
 async fn force_sample() {
     let with = |number: u64, key: &str, value| Trace::new(UNLUCKY | number).with(key, value);
@@ -239,8 +241,8 @@ async fn force_sample() {
     check(&["default.toml", "force-sample.toml"], cases).await;
 }
 
-/// Scenario: probes by route, path, gRPC service and user agent, a failing one, and other traces.
-/// Guarantees: probes are gone whatever else matches, everything else is as the baseline says.
+/// Scenario: probes by route, path, gRPC service and user agent, a failing probe, and other traces.
+/// Guarantees: probes are dropped whatever else matches, everything else follows the baseline.
 #[tokio::test]
 async fn health_checks() {
     let probe =
@@ -259,9 +261,9 @@ async fn health_checks() {
     check(&["default.toml", "health-checks.toml"], cases).await;
 }
 
-/// Scenario: traces with a database call that lasts over 100 ms, one that does not, and one beside
-/// another span that does; and a database named by the resource.
-/// Guarantees: it is one and the same span that is a call and slow.
+/// Scenario: traces with a database call that lasts over 100 ms, with a faster one, and with a
+/// faster one beside another slow span; and a database named by the resource.
+/// Guarantees: a single span must be both a database call and slow.
 #[tokio::test]
 async fn slow_database_calls() {
     let call = |number: u64, system: &str| Trace::new(number).with_text(system, "postgresql");
@@ -279,7 +281,7 @@ async fn slow_database_calls() {
 }
 
 /// Scenario: traces of the service in question and of others.
-/// Guarantees: those of the one are kept whole while the policy has not ended and within its rate.
+/// Guarantees: traces of that service are kept whole until the policy expires, within its rate.
 #[tokio::test]
 async fn incident() {
     let of = |number: u64, services| Trace::new(number).of(services);
@@ -291,8 +293,9 @@ async fn incident() {
     check(&["default.toml", "incident.toml"], cases).await;
 }
 
-/// Scenario: traces that begin with a poll, that fail, and others, under a `drop` in the shadow.
-/// Guarantees: it drops nothing, and counts those that it would have dropped.
+/// Scenario: traces that begin with a poll, traces that fail, and others, with a shadow policy
+/// `drop`.
+/// Guarantees: it drops nothing, and counts the traces that it would have dropped.
 #[tokio::test]
 async fn rehearse_drop() {
     let poll = |number: u64| {
@@ -315,9 +318,9 @@ async fn rehearse_drop() {
     }
 }
 
-/// Scenario: requests that take long for the one who asks, and traces that go on for long after the
-/// answer or have no server at their root.
-/// Guarantees: only the root's own duration counts, and only a server's.
+/// Scenario: requests that take long for the client, and traces that continue long after the answer
+/// or have no server at their root.
+/// Guarantees: only the root's own duration counts, and only if the root is a server span.
 #[tokio::test]
 async fn slow_requests() {
     let request = |number: u64, root_millis: u64, kind: i32| {
@@ -336,8 +339,9 @@ async fn slow_requests() {
     check(&["default.toml", "slow-requests.toml"], cases).await;
 }
 
-/// Scenario: traces with exceptions that are timeouts, with others, and with the words elsewhere.
-/// Guarantees: it is one event that is an exception and a timeout.
+/// Scenario: traces with exceptions that are timeouts, with other exceptions, and with these words
+/// elsewhere.
+/// Guarantees: a single event must be both an exception and a timeout.
 #[tokio::test]
 async fn timeouts() {
     let event = |number: u64, name: &str, kind: &str| {
@@ -362,7 +366,7 @@ async fn timeouts() {
 }
 
 /// Scenario: enterprise customers, others, and failures.
-/// Guarantees: enterprise and failures whole, of the rest one in twenty.
+/// Guarantees: traces of enterprise customers and failures are kept, of the rest one in twenty.
 #[tokio::test]
 async fn enterprise_customers() {
     let plan = |number: u64, plan: &str| Trace::new(number).with_text("customer.plan", plan);
@@ -379,7 +383,7 @@ async fn enterprise_customers() {
 
 /// Scenario: traces of critical services, of ordinary ones, and of logging and analytics, alone and
 /// together.
-/// Guarantees: a trace counts as the highest class of its services.
+/// Guarantees: a trace is treated like the most important of its services.
 #[tokio::test]
 async fn critical_services() {
     let of = |number: u64, services| Trace::new(number).of(services);
@@ -397,7 +401,8 @@ async fn critical_services() {
 }
 
 /// Scenario: the noisy route and others.
-/// Guarantees: one in a hundred of the one, one in ten of the others, failures and slow ones whole.
+/// Guarantees: one in a hundred of the noisy route is kept, one in ten of the others, and all
+/// failures and slow traces.
 #[tokio::test]
 async fn noisy_endpoint() {
     let poll = |number: u64| Trace::new(number).of_route("/api/poll");
@@ -413,7 +418,7 @@ async fn noisy_endpoint() {
 }
 
 /// Scenario: a tenant within its rate, failing and not, beside others.
-/// Guarantees: it is kept whole; the others are sampled as if it was not there.
+/// Guarantees: its traces are kept whole; the others are sampled as if it did not exist.
 #[tokio::test]
 async fn a_tenant_within_its_rate() {
     let of = |number: u64, tenant: &str| Trace::new(number).with_text("tenant.id", tenant);
@@ -429,9 +434,9 @@ async fn a_tenant_within_its_rate() {
 }
 
 /// Scenario: a hundred traces of two spans at once, all failing, of a tenant whose burst is a
-/// hundred spans; and a failing trace of another.
-/// Guarantees: about the burst is kept, that of the highest randomness, with the threshold that
-/// this came to; the other tenant is not concerned.
+/// hundred spans; and a failing trace of another tenant.
+/// Guarantees: about the burst is kept, the traces of the highest randomness, with the resulting
+/// threshold; the other tenant is not affected.
 #[tokio::test]
 async fn a_tenant_beyond_its_rate() {
     let running = Running::start(shipped(&["rate-limited-tenant.toml"])).await;
@@ -447,7 +452,7 @@ async fn a_tenant_beyond_its_rate() {
     let kept = metrics.get("traces_kept_total{policy=\"limited-tenant\"}") as u64;
     let dropped = metrics.get("traces_dropped_total{policy=\"limited-tenant\"}") as u64;
     assert_eq!(kept + dropped, 100);
-    // The bucket goes on filling while the service decides, on a slow machine over several ticks.
+    // The bucket fills while the service decides, on a slow machine over several ticks.
     assert!((50..=75).contains(&kept), "{kept}");
     let mut sent = running.traces();
     let others = sent.remove(&trace_id(UNLUCKY)).expect("kept");
@@ -458,7 +463,7 @@ async fn a_tenant_beyond_its_rate() {
     running.stop().await;
 }
 
-/// The files that bring a baseline, and those to be added to one of them.
+/// The files that contain a baseline. The others are to be added to one of them.
 const COMPLETE: &[&str] = &[
     "critical-services.toml",
     "default.toml",
@@ -482,7 +487,8 @@ const ADDITIONS: &[&str] = &[
 ];
 
 /// Scenario: every complete file alone and with all additions; the folder and its table.
-/// Guarantees: they load without a warning, each has tests beside it, and the table in the folder's README has each file.
+/// Guarantees: they load without a warning, each has tests beside it, and the table in the folder's
+/// README lists each file.
 #[test]
 fn files_go_together_as_the_table_says() {
     for complete in COMPLETE {
@@ -511,8 +517,8 @@ fn files_go_together_as_the_table_says() {
     assert!(rows.iter().all(|row| known.contains(row)), "{rows:?}");
 }
 
-/// Scenario: two traces of a route and one of another, beside a baseline, and one of a third
-/// without a server span.
+/// Scenario: two traces of a route and one of another, with a baseline, and a trace of a third
+/// route without a server span.
 /// Guarantees: the first trace of each route is kept; the one without a server span takes no part.
 #[tokio::test]
 async fn one_of_each() {
@@ -533,8 +539,8 @@ async fn one_of_each() {
     check(&["default.toml", "one-of-each.toml"], cases).await;
 }
 
-/// Scenario: a few traces for a budget of 500 spans per second, one of them with an error.
-/// Guarantees: all are kept, with their own credit.
+/// Scenario: a few traces with a budget of 500 spans per second, one of them with an error.
+/// Guarantees: all are kept, each credited to its own policy.
 #[tokio::test]
 async fn fair_budget() {
     let cases = [
@@ -546,13 +552,13 @@ async fn fair_budget() {
 }
 
 /// Scenario: the default policies with all additions, and a trace for each of them.
-/// Guarantees: each does what it does alone.
+/// Guarantees: each does the same as alone.
 #[tokio::test]
 async fn all_additions_together() {
     let cases = [
         (Trace::new(UNLUCKY | 1).of_route("/api/checkout"), Kept("business-routes", WHOLE)),
         (Trace::new(UNLUCKY | 2).with_text("force_sample", "1"), Kept("force-sample", WHOLE)),
-        // Even one that somebody asked for.
+        // Even a probe that somebody asked to keep.
         (
             Trace::new(LUCKY | 3).of_route("/ping").with_text("force_sample", "1"),
             Dropped("health-checks"),

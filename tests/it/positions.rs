@@ -1,7 +1,7 @@
 //! Positions and watermarks against a naive model that knows where every span is.
 //!
-//! The model takes requests in as several threads do: begun in one order, taken in in another, and
-//! ended in a third, with decisions in hand in between. What is kept is delivered late or never.
+//! The model ingests requests as several threads would: it begins, ingests and ends them in
+//! different orders, with decisions in between. Kept spans are delivered late or never.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -30,7 +30,7 @@ use crate::builders::{ANY_ROOM, cases, child, limits, probabilistic, request_of,
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A request with spans of these traces; whether each is a root.
+    /// Begins a request with spans of these traces, and whether each is a root.
     Begin(Vec<(u64, bool)>),
     Take(usize),
     PassOn(usize),
@@ -57,7 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Short waits, small traces, and decisions that are forgotten within a run.
+/// Short waits, small traces, and decisions that are forgotten during a run.
 fn short_limits() -> Limits {
     Limits {
         waits: Waits { decision_wait: 1_000, after_root: Some(200) },
@@ -70,14 +70,14 @@ fn short_limits() -> Limits {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stage {
     Undecided,
-    /// Kept, and not delivered. Its request, and the note about what its decision covers.
+    /// Kept, and not delivered; with the note of its decision.
     Kept(Note),
-    /// Kept, and delivered.
+    /// Kept, and delivered; with the note of its decision.
     Delivered(Note),
     Dropped,
 }
 
-/// `taken_below` and `position` of the decision that a span left with.
+/// `taken_below` and `position` of the decision by which a span was exported.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Note {
     below: u64,
@@ -89,7 +89,7 @@ struct Begun {
     spans: Vec<Span>,
 }
 
-/// What an earlier process has written about its decisions.
+/// The decisions that an earlier process has written.
 #[derive(Default)]
 struct Written {
     decisions: Vec<(TraceId, tailwater::decisions::Decision, Note)>,
@@ -123,11 +123,11 @@ struct Model {
     scratch: Scratch,
     begun: Vec<Begun>,
     in_hand: Vec<(Underway, Decided)>,
-    /// Kept spans that were passed on, by their ids, and the decisions about them.
+    /// The ids of kept spans that were passed on, and their decisions.
     outbox: Vec<[u8; 8]>,
     pending: Written,
     written: Written,
-    /// Every request that was begun, by position: what the log has.
+    /// Every request that was begun, by position: the content of the log.
     log: BTreeMap<u64, Vec<Span>>,
     stages: HashMap<[u8; 8], (u64, TraceId, Stage)>,
     mark: Option<Mark>,
@@ -226,7 +226,7 @@ impl Model {
         self.in_hand.push((underway, decided));
     }
 
-    /// Notes what became of the spans.
+    /// Records the outcome of the spans.
     fn note(&mut self, decided: &Decided) {
         let note = note(decided);
         for span in &decided.spans {
@@ -263,7 +263,7 @@ impl Model {
         }
     }
 
-    /// The order of a tick: kept spans, then decisions.
+    /// Delivers in the order of a tick: kept spans, then decisions.
     fn deliver(&mut self) {
         for span in self.outbox.drain(..) {
             let stage = &mut self.stages.get_mut(&span).expect("taken").2;
@@ -289,7 +289,7 @@ impl Model {
         }
     }
 
-    /// The process is killed here. The next one reads the log from the watermark on.
+    /// Simulates a kill of the process. The next one reads the log from the watermark on.
     fn kill_and_replay(mut self) {
         let positions = Positions::starting_at(self.watermark);
         let next = sampler(&self.plan, &positions);
@@ -352,11 +352,11 @@ impl Model {
 proptest! {
     #![proptest_config(cases(400))]
 
-    /// Scenario: requests that are begun, taken in and ended in any order, decisions by time,
+    /// Scenario: requests that are begun, ingested and ended in any order, decisions by time,
     /// memory and limits, reloads, late spans, deliveries, marks; then the process is killed.
     /// Guarantees: a watermark never passes a span that is undecided or undelivered; a replay from
-    /// the watermark brings back every kept span that was not delivered, and of the delivered ones
-    /// only those whose requests were being taken in when they were decided.
+    /// the watermark brings back every kept span that was not delivered; of the delivered spans, it
+    /// only brings back those whose requests were being ingested when they were decided.
     #[test]
     fn a_watermark_passes_nothing_undecided_or_undelivered(
         steps in prop::collection::vec(step(), 1..120),
@@ -369,14 +369,14 @@ proptest! {
     }
 }
 
-/// Scenario: three threads take requests in and decide full traces, a fourth decides and marks.
+/// Scenario: three threads ingest requests and decide full traces, a fourth decides and sets marks.
 /// Guarantees: when a mark is used, all spans below it have left the window and were passed on.
 #[test]
 fn a_watermark_holds_among_threads() {
     let positions = Positions::starting_at(0);
     let sampler = &sampler(&[probabilistic(100.0)], &positions);
     let ended = &AtomicBool::new(false);
-    // The positions of spans that were taken in, by trace and span, and those passed on.
+    // The positions of ingested spans, by trace and span, and the spans passed on.
     let taken = &Mutex::new(HashMap::new());
     let left = &Mutex::new(HashMap::<[u8; 8], ()>::new());
     let pass_on = |decided: &Decided| {

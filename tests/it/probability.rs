@@ -1,5 +1,5 @@
-//! Counts that are computed from stamps are those of the traffic before any sampling, and
-//! instances that see parts of a trace agree on it.
+//! Counts computed from stamps match the traffic before any sampling, and instances that see parts
+//! of a trace agree on it.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -27,11 +27,12 @@ fn slow() -> RuleKind {
     RuleKind::Latency { threshold_ms: 500, upper_threshold_ms: None }
 }
 
-/// What the stamps say of one class of traces.
+/// The estimate from the stamps of one class of traces.
 #[derive(Clone, Copy, Default)]
 struct Estimate {
     truth: f64,
-    /// Horvitz-Thompson: the sum of 1 / p over what is kept, and of its variance, (1 - p) / p^2.
+    /// Horvitz-Thompson: the sum of 1 / p over kept traces; the variance is the sum of
+    /// (1 - p) / p^2.
     count: f64,
     variance: f64,
 }
@@ -54,8 +55,8 @@ impl Estimate {
     }
 }
 
-/// A million traces, a tenth of them with an error and an independent fifth slow, of which an
-/// upstream sampler has let pass those at or above its threshold.
+/// A million traces, a tenth of them with an error and an independent fifth slow. An upstream
+/// sampler has kept those at or above its threshold.
 fn assert_unbiased(policies: &[PolicySpec], upstream: Threshold, seed: u64) {
     let plan = Arc::new(Plan::compile(policies));
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -112,7 +113,7 @@ fn evidence((facts, randomness): &(Facts, Randomness)) -> Evidence<'_> {
 }
 
 /// Scenario: errors at 50 %, slow traces at 25 %, everything at 2 %.
-/// Guarantees: the union counts right, errors and others apart.
+/// Guarantees: the union is estimated correctly, errors and others separately.
 #[test]
 fn a_union_is_unbiased() {
     let policies = [
@@ -123,8 +124,8 @@ fn a_union_is_unbiased() {
     assert_unbiased(&policies, Threshold::ALWAYS, 1);
 }
 
-/// Scenario: 60 % of everything and 30 % of that, in one intersection, over a baseline.
-/// Guarantees: the intersection is at 30 %, not at the product, and counts right.
+/// Scenario: 60 % of everything and 30 % of that, in one `and`, with a baseline.
+/// Guarantees: the intersection is kept at 30 %, not at the product, and is estimated correctly.
 #[test]
 fn an_intersection_is_unbiased() {
     let parts = vec![
@@ -136,7 +137,7 @@ fn an_intersection_is_unbiased() {
 }
 
 /// Scenario: everything at 50 %, limited to a fraction of that, and errors at 20 %.
-/// Guarantees: the threshold that the limit comes to counts right.
+/// Guarantees: the threshold that results from the limit gives correct estimates.
 #[test]
 fn a_limit_is_unbiased() {
     let rate = Rate { per_second: 5_000.0, burst: 10_000.0 };
@@ -148,7 +149,7 @@ fn a_limit_is_unbiased() {
 
 /// Scenario: an SDK has already sampled 40 %; here errors are kept at 100 %, slow traces at 50 %,
 /// the rest at 10 %.
-/// Guarantees: percentages are of the original population, and so are the counts.
+/// Guarantees: percentages refer to the original population, and so do the estimates.
 #[test]
 fn what_was_sampled_upstream_is_unbiased() {
     let policies = [
@@ -159,7 +160,7 @@ fn what_was_sampled_upstream_is_unbiased() {
     assert_unbiased(&policies, Threshold::from_percentage(40.0), 4);
 }
 
-/// Scenario: two instances get half of each trace, against the rule that a trace goes to one.
+/// Scenario: two instances each get half of every trace, against the rule that a trace goes to one.
 /// Guarantees: probabilistic policies keep the same traces on both.
 #[test]
 fn halves_of_a_split_trace_agree() {
@@ -177,9 +178,9 @@ fn halves_of_a_split_trace_agree() {
     assert!((200..400).contains(&front.len()), "{}", front.len());
 }
 
-/// Scenario: spans come 1, 2 and 10 times the window after their trace was decided, of a kept and
-/// of a dropped trace, and once more when the decision is forgotten.
-/// Guarantees: as long as the decision is remembered they follow it, at its threshold.
+/// Scenario: spans of a kept and a dropped trace arrive 1, 2 and 10 windows after the decision, and
+/// once more when the decision is forgotten.
+/// Guarantees: as long as the decision is remembered, they follow it, at its threshold.
 #[test]
 fn late_spans_follow_for_as_long_as_is_remembered() {
     let mut limits = limits();

@@ -1,4 +1,4 @@
-//! Limits: kept spans held to a rate, and the counts that the stamps give stay right.
+//! Limits: kept spans are held to a rate, and the counts estimated from the stamps stay right.
 
 use tailwater::{
     policy::{LimitSpec, PolicySpec, Rate, RuleKind, RuleSpec},
@@ -24,13 +24,14 @@ fn limited(name: &str, kind: RuleKind, percentage: f64, limit: LimitSpec) -> Pol
     PolicySpec { limit: Some(limit), ..policy(name, rule) }
 }
 
-/// What became of the traces of a run.
+/// The outcome of a run.
 #[derive(Default)]
 struct Outcome {
     traces: u64,
     kept_spans: u64,
     kept_bytes: u64,
-    /// Horvitz-Thompson: the sum of 1 / p over kept traces, and of its variance, (1 - p) / p^2.
+    /// Horvitz-Thompson: the sum of 1 / p over kept traces; the variance is the sum of
+    /// (1 - p) / p^2.
     estimate: f64,
     variance: f64,
     thresholds: Vec<Threshold>,
@@ -60,7 +61,7 @@ impl Outcome {
     }
 }
 
-/// Sixty seconds of this many traces a tick, every fifth of them with an error, once the first
+/// Sixty seconds with this many traces per tick, every fifth of them with an error, after the first
 /// burst has been spent.
 fn a_minute(policies: &[PolicySpec], shards: usize, traces_per_tick: u64) -> Outcome {
     let mut rig = Rig::new(policies, limits(), shards);
@@ -87,9 +88,9 @@ fn a_minute(policies: &[PolicySpec], shards: usize, traces_per_tick: u64) -> Out
     outcome
 }
 
-/// Scenario: 800 spans/s for a limit of 100, in 1, 2 and 8 shards.
-/// Guarantees: within 2 % of the limit is kept, over all shards together, and the stamps give the
-/// count of what there was.
+/// Scenario: 800 spans/s with a limit of 100, in 1, 2 and 8 shards.
+/// Guarantees: the kept rate is within 2 % of the limit, over all shards together, and the stamps
+/// give the correct count.
 #[test]
 fn a_limit_holds_over_all_shards() {
     let policies = [limited("all", RuleKind::AlwaysSample, 100.0, spans_per_second(100.0))];
@@ -103,7 +104,7 @@ fn a_limit_holds_over_all_shards() {
 }
 
 /// Scenario: the limit is a rate of bytes, in 1, 2 and 8 shards.
-/// Guarantees: bytes are what is counted, over all shards together.
+/// Guarantees: bytes are counted, over all shards together.
 #[test]
 fn a_limit_of_bytes_holds() {
     let rate = Rate { per_second: 10_000.0, burst: 20_000.0 };
@@ -118,7 +119,7 @@ fn a_limit_of_bytes_holds() {
     }
 }
 
-/// Scenario: a limit that is above what there is.
+/// Scenario: a limit above the traffic.
 /// Guarantees: it changes nothing.
 #[test]
 fn a_limit_that_is_not_reached_changes_nothing() {
@@ -129,8 +130,8 @@ fn a_limit_that_is_not_reached_changes_nothing() {
 }
 
 /// Scenario: errors at 100 %, everything else at 50 % and limited.
-/// Guarantees: what is kept in any case does not use up the limit; percentage and limit together
-/// stay unbiased; the limited policy never keeps more than its percentage.
+/// Guarantees: traces that another policy keeps do not use up the limit; percentage and limit
+/// together stay unbiased; the limited policy never keeps more than its percentage.
 #[test]
 fn what_is_kept_in_any_case_is_free() {
     let errors = RuleKind::StatusCode { codes: vec![StatusCode::Error] };
@@ -148,9 +149,9 @@ fn what_is_kept_in_any_case_is_free() {
     assert!(outcome.thresholds.iter().all(|&t| t == Threshold::ALWAYS || t >= least));
 }
 
-/// Scenario: the policies are reloaded as they are, with another limit, and as they were, while a
-/// burst is due that the bucket cannot hold twice.
-/// Guarantees: a limit that stays as it is keeps what is left of it; another one begins full.
+/// Scenario: the policies are reloaded unchanged, with another limit, and as before, while a burst
+/// is due that the bucket cannot hold twice.
+/// Guarantees: an unchanged limit keeps its remaining tokens; a changed one begins full.
 #[test]
 fn a_limit_that_stays_survives_a_reload() {
     let all =
@@ -178,9 +179,9 @@ fn a_limit_that_stays_survives_a_reload() {
     rig.assert_ledger();
 }
 
-/// Scenario: a hundred traces of a span at once, for a limit with a burst of twenty.
-/// Guarantees: the service keeps about the burst, those of the highest randomness, each stamped
-/// with the threshold that was applied.
+/// Scenario: a hundred traces of one span at once, with a limit whose burst is twenty.
+/// Guarantees: the service keeps about the burst, the traces of the highest randomness, each
+/// stamped with the applied threshold.
 #[tokio::test]
 async fn the_service_holds_a_limit() {
     const LIMITED: &str = "[[policy]]\nname = \"all\"\ntype = \"always_sample\"\n\

@@ -1,4 +1,4 @@
-//! Recordings: whole traces as they came, kept and dropped alike, without a wait anywhere.
+//! Recordings: whole traces as they arrived, kept and dropped alike; nothing waits for them.
 
 mod running;
 
@@ -19,7 +19,7 @@ use crate::{
     harness::spans_of,
 };
 
-/// Everything that waits for the reader.
+/// Everything that waits to be read.
 async fn read(mut recorder: Recorder) -> Vec<RecordedTrace> {
     recorder.end();
     let mut traces = Vec::new();
@@ -34,7 +34,7 @@ fn requests(trace: &RecordedTrace) -> Vec<ExportTraceServiceRequest> {
     trace.requests().iter().map(|request| decode(request).expect("a request")).collect()
 }
 
-/// Decides everything at `now` and passes it on, as the decider does.
+/// Decides everything at `now` and passes it on, like the decider.
 fn decide(rig: &mut Rig, now: u32, which: Which) {
     for mut decided in rig.decide(now, which) {
         rig.sampler.publish(&mut decided, 1);
@@ -43,9 +43,9 @@ fn decide(rig: &mut Rig, now: u32, which: Which) {
 }
 
 /// Scenario: traces of several services, kept and dropped, of one request and of several, with
-/// bytes that are not UTF-8 and a span that is late; two recordings of everything.
+/// bytes that are not UTF-8 and a late span; two recordings of everything.
 /// Guarantees: each recording has every trace once, with its decision, and its spans under their
-/// resources and scopes, as they came and in their order; no byte stays charged.
+/// resources and scopes, unchanged and in their order; no byte stays charged.
 #[tokio::test]
 async fn whole_traces_are_recorded_as_they_came() {
     let mut rig = Rig::new(&[builders::probabilistic(50.0)], builders::limits(), 4);
@@ -106,8 +106,8 @@ fn request_id(request: &ExportTraceServiceRequest) -> &[u8] {
 }
 
 /// Scenario: a recording of a tenth beside one of everything, of 4,000 traces.
-/// Guarantees: the share holds, also among kept and among dropped traces: the chance is not that
-/// of the decision.
+/// Guarantees: the share is right, also among kept and among dropped traces: the recording does not
+/// use the randomness of the decision.
 #[tokio::test]
 async fn the_chance_of_a_recording_is_its_own() {
     let mut rig = Rig::new(&[builders::probabilistic(10.0)], builders::limits(), 2);
@@ -126,11 +126,12 @@ async fn the_chance_of_a_recording_is_its_own() {
     assert!((9..=71).contains(&recorded_kept), "{recorded_kept} of {kept} kept ones");
 }
 
-/// Scenario: more recordings than may run; one whose reader does not read while far more comes than
+/// Scenario: more recordings than allowed; a recording that is not read while far more arrives than
 /// its buffer holds; a trace of several parts; a span larger than a part; memory above its soft
 /// limit; a trace that reaches its limit on a connection.
-/// Guarantees: the buffer is bounded, and what it does not take is counted; parts stay below their
-/// size; traces that cannot be recorded are counted; all else is as without recordings.
+/// Guarantees: the buffer is bounded, and traces that do not fit are counted; parts stay below
+/// their size; traces that cannot be recorded are counted; everything else is as without
+/// recordings.
 #[tokio::test]
 async fn what_does_not_fit_is_counted_and_nothing_waits() {
     let limits = Limits { max_trace_spans: 40, ..builders::limits() };

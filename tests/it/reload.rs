@@ -1,5 +1,5 @@
-//! Reloading policies: what is buffered is decided by the new ones, nothing is lost or refused
-//! meanwhile, and counters and names outlive it.
+//! Reloading policies: buffered traces are decided by the new ones, nothing is lost or refused
+//! meanwhile, and counters and names survive.
 
 mod buffered;
 mod expiry;
@@ -39,7 +39,7 @@ impl File {
         std::fs::write(&self.0, text).expect("written");
     }
 
-    /// As the harness has it, but with the file still there.
+    /// The configuration of the harness, with the file still there.
     fn config(&self) -> Config {
         let loaded = config::load(&self.0).config.expect("no errors");
         let mut config = crate::harness::config(ALL);
@@ -69,7 +69,7 @@ fn body(answer: &Answer) -> &str {
     std::str::from_utf8(&answer.body).expect("UTF-8")
 }
 
-/// A policy that keeps what has this value of this attribute.
+/// A policy that keeps traces with this value of this attribute.
 fn attribute_policy(name: &str, key: &str, value: &str) -> String {
     format!(
         "[[policy]]\nname = \"{name}\"\ntype = \"string_attribute\"\nkey = \"{key}\"\n\
@@ -77,10 +77,12 @@ fn attribute_policy(name: &str, key: &str, value: &str) -> String {
     )
 }
 
-/// Scenario: traces wait that no policy would keep; then come policies on an attribute, a resource
-/// attribute and the name of their spans, of which none was asked before; late spans follow.
-/// Guarantees: they are decided by the new policies, credit, stamp and look-up name them; counters
-/// of the removed policy stay, those of new ones begin at 0, and a policy that returns goes on.
+/// Scenario: traces wait that no policy would keep; then policies are loaded on an attribute, a
+/// resource attribute and the name of their spans, which no policy had read before; late spans
+/// follow.
+/// Guarantees: they are decided by the new policies; credit, stamp and look-up name them; counters
+/// of the removed policy stay, those of new ones begin at 0, and a policy that returns goes on
+/// counting.
 #[tokio::test]
 async fn what_is_buffered_is_decided_by_the_new_policies() {
     let file = File::new(&attribute_policy("old", "nobody", "has"));
@@ -133,9 +135,9 @@ fn reloads(metrics: &Metrics) -> (f64, f64) {
     (metrics.get("config_last_reload_successful"), success)
 }
 
-/// Scenario: reloads of a file that is wrong in two places, gone, and right again.
-/// Guarantees: 400 with what `check` says, as text or as JSON; the old policies go on, and the
-/// metrics tell when the last reload succeeded.
+/// Scenario: reloads of a file with mistakes in two places, of a missing file, and of a valid one.
+/// Guarantees: 400 with the output of `check`, as text or as JSON; the old policies stay in force,
+/// and the metrics have the time of the last successful reload.
 #[tokio::test]
 async fn invalid_files_change_nothing() {
     let file = File::new(ERRORS_AND_HALF);
@@ -175,7 +177,7 @@ async fn invalid_files_change_nothing() {
     running.stop().await;
 }
 
-/// Scenario: POST where `enable_lifecycle` is off, and other methods.
+/// Scenario: POST while `enable_lifecycle` is off, and other methods.
 /// Guarantees: 403 that names the key, and 405; nothing is read.
 #[tokio::test]
 async fn reloading_over_http_has_to_be_enabled() {
@@ -197,7 +199,7 @@ async fn reloading_over_http_has_to_be_enabled() {
 }
 
 /// Scenario: a service without a configuration file is told to reload.
-/// Guarantees: the policies that are built in go on.
+/// Guarantees: the built-in policies stay in force.
 #[tokio::test]
 async fn what_is_built_in_can_be_reloaded() {
     let mut config = crate::harness::config(ALL);
@@ -211,7 +213,8 @@ async fn what_is_built_in_can_be_reloaded() {
     running.stop().await;
 }
 
-/// Exports traces of two requests until told to stop; how many. Each second trace has an error.
+/// Exports traces of two requests until told to stop; returns how many. Every second trace has an
+/// error.
 async fn load(running: &Running, sender: u64, stop: &AtomicBool) -> u64 {
     let mut sent = 0;
     while !stop.load(Relaxed) {
@@ -226,9 +229,9 @@ async fn load(running: &Running, sender: u64, stop: &AtomicBool) -> u64 {
 }
 
 /// Scenario: 1,000 reloads, half of them of an invalid file, while two senders export traces in two
-/// parts. All valid files keep errors, by policies of other names and with other leaves.
-/// Guarantees: no request is refused, every failed trace arrives whole, nothing else does, the
-/// ledger is exact, and every reload is answered as it should be.
+/// parts. All valid files keep errors, by policies with other names and other leaves.
+/// Guarantees: no request is refused, every failed trace arrives whole, nothing else arrives, the
+/// ledger is exact, and every reload gets the right answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_reloads_under_load_lose_nothing() {
     let errors = |name: &str| {

@@ -1,4 +1,4 @@
-//! Several instances behind a balancer that routes by trace id, while their number changes.
+//! Several instances behind a load balancer that routes by trace id, while their number changes.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::harness::{ERRORS_AND_HALF, Metrics, Running, config, error, span};
 const TRACES: u64 = 300;
 
 /// The instance of a trace: the one that hashes highest with it, so that a change of their number
-/// moves as few as possible, as the Collector's ring does.
+/// moves as few traces as possible, as with the Collector's ring.
 fn instance(trace: u64, instances: usize) -> usize {
     let score = |instance: usize| {
         let mixed = (trace ^ (instance as u64) << 56).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -18,7 +18,7 @@ fn instance(trace: u64, instances: usize) -> usize {
     (0..instances).max_by_key(|&instance| score(instance)).expect("instances")
 }
 
-/// Exports one span a trace to the instances that there are.
+/// Exports one span per trace to its instance.
 async fn send(running: &[Running], instances: usize, spans: &HashMap<u64, Span>) {
     for (index, running) in running.iter().enumerate() {
         let of_instance = spans.iter().filter(|(trace, _)| instance(**trace, instances) == index);
@@ -30,10 +30,10 @@ async fn send(running: &[Running], instances: usize, spans: &HashMap<u64, Span>)
 }
 
 /// Scenario: children of 300 traces, a tenth of them errors, reach 3 (4) instances; their roots
-/// come when there are 4 (2).
-/// Guarantees: about a quarter (half) of the traces are split; where only probability decides, all
-/// halves are decided alike; errors are kept where they are; the ledgers hold, and what never sees
-/// its root is decided by `decision_wait` and counted as that.
+/// arrive when there are 4 (2).
+/// Guarantees: about a quarter (half) of the traces are split; if only probability decides, all
+/// halves are decided alike; errors are kept on the instance that sees them; the ledgers hold, and
+/// halves without a root are decided by `decision_wait` and counted as such.
 #[tokio::test]
 async fn halves_of_split_traces_are_decided_alike() {
     for (before, after, share) in [(3, 4, 0.25), (4, 2, 0.5)] {

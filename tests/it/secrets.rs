@@ -1,4 +1,4 @@
-//! No secret in anything that the service says.
+//! The service never shows a secret.
 
 use std::fs;
 
@@ -10,13 +10,13 @@ use crate::{
     web::{Seen, Web, reply_with},
 };
 
-/// Stands in every secret.
+/// A text in every secret.
 const CANARY: &str = "kanarienvogel";
 
-/// Scenario: a service with a token, headers and a key file that all hold a canary, in the file and
-/// in variables of the environment, logging all it can; senders with the right token, a wrong one
-/// and none; a key and a token that are replaced by what cannot be used; a backend that is gone.
-/// Guarantees: neither log, metrics, pages nor answers hold the canary or a line of the key.
+/// Scenario: a service with a token, headers and a key file that all contain a canary, in the file
+/// and in environment variables, with the most verbose log; senders with the right token, a wrong
+/// one and none; a key and a token that are replaced by unusable ones; a backend that is down.
+/// Guarantees: neither the log, metrics, pages nor answers contain the canary or a line of the key.
 #[tokio::test]
 async fn a_running_service_shows_no_secret() {
     let authority = Authority::new();
@@ -62,9 +62,9 @@ async fn a_running_service_shows_no_secret() {
     }
 }
 
-/// Scenario: a backend of either protocol that does not accept the exporter's token and repeats it in
-/// its words, while everything is logged; the token's file is replaced by what cannot be used.
-/// Guarantees: neither log nor metrics hold the token, and the log says what to check.
+/// Scenario: a backend of either protocol that does not accept the exporter's token and repeats it
+/// in its message, with the most verbose log; the token's file is replaced by an unusable one.
+/// Guarantees: neither log nor metrics contain the token, and the log says what to check.
 #[tokio::test]
 async fn the_token_of_the_exporter_is_not_shown() {
     let web = Web::start(|seen: &Seen| {
@@ -106,9 +106,9 @@ async fn the_token_of_the_exporter_is_not_shown() {
     assert!(seen.len() >= 4);
 }
 
-/// Scenario: files with mistakes around headers, tokens and variables that hold the canary, and the
-/// name of a token's file replaced by the token.
-/// Guarantees: `check` and `run` refuse them without it, as text and as JSON.
+/// Scenario: files with mistakes near headers, tokens and variables that contain the canary, and
+/// the token in place of the name of its file.
+/// Guarantees: `check` and `run` refuse them without showing the canary, as text and as JSON.
 #[test]
 fn no_diagnostic_shows_a_secret() {
     let directory = Directory::new();
@@ -139,8 +139,8 @@ fn no_diagnostic_shows_a_secret() {
     }
 }
 
-/// Scenario: a configuration with secrets, formatted as a panic or a careless log line would.
-/// Guarantees: it shows that there are headers, and none of their values.
+/// Scenario: a configuration with secrets, formatted as by a panic or a careless log line.
+/// Guarantees: the text shows that there are headers, and none of their values.
 #[test]
 fn debug_shows_no_secret() {
     let mut config = crate::harness::config(ALL);

@@ -1,4 +1,4 @@
-//! Shadow policies: they say what they would have changed, and change nothing.
+//! Shadow policies: they count what they would have changed, and change nothing.
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::{Value, json};
@@ -64,10 +64,10 @@ async fn shadow_matched(running: &Running, trace: u64) -> Value {
     serde_json::from_str::<Value>(&body).expect("JSON")["shadow_matched"].clone()
 }
 
-/// Scenario: a policy that decides by chance and three shadow policies: one that keeps failures, one
-/// that vetoes, one of a small percentage; traces for each outcome, and late spans of some.
-/// Guarantees: what is kept, its stamps and its credit are those of the one policy; each shadow
-/// policy counts what it would have changed, alone, late spans included, and no match; look-ups
+/// Scenario: a probabilistic policy and three shadow policies: one keeps failures, one vetoes, one
+/// has a small percentage; traces for each outcome, and late spans of some.
+/// Guarantees: kept traces, stamps and credit come from the one policy alone; each shadow policy
+/// counts what it alone would have changed, including late spans, and counts no match; look-ups
 /// name it.
 #[tokio::test]
 async fn they_count_what_they_would_have_changed_and_change_nothing() {
@@ -109,7 +109,7 @@ async fn they_count_what_they_would_have_changed_and_change_nothing() {
     assert_eq!(shadow_matched(&running, HIGH | 2).await, json!(["errors", "no-polling", "few"]));
     assert_eq!(shadow_matched(&running, LOW | 4).await, json!(["few"]));
 
-    // Late spans, whatever they are, follow what was said about their trace.
+    // Late spans follow the outcome of their trace, whatever they contain.
     running
         .accept(vec![span(LOW | 1, 3, Some(1)), span(HIGH | 2, 4, Some(1)), failed(LOW | 4, 2)])
         .await;
@@ -133,8 +133,8 @@ fn limited(shadow: bool) -> PolicySpec {
     PolicySpec { limit, shadow, ..PolicySpec::new("limited", rule) }
 }
 
-/// Ten seconds of traffic, half of which fails, in ticks of 100 ms: which traces are kept, and of
-/// which the shadow policy says that it would have kept them.
+/// Ten seconds of traffic, half of which fails, in ticks of 100 ms. Returns the kept traces, and
+/// the traces that the shadow policy would have kept.
 fn run(policies: &[PolicySpec]) -> (Vec<u128>, Vec<u128>) {
     let mut rig = Rig::new(policies, builders::limits(), 4);
     let (mut kept, mut would_be_kept) = (Vec::new(), Vec::new());
@@ -162,9 +162,10 @@ fn run(policies: &[PolicySpec]) -> (Vec<u128>, Vec<u128>) {
 }
 
 /// Scenario: the same traffic under a baseline alone, with a limited policy beside it, and with the
-/// same one as a shadow policy; and a limited policy that decides beside a shadow policy of 100 %.
-/// Guarantees: the shadow policy says exactly which traces would have been kept, its limit included,
-/// and the baseline keeps what it keeps alone; a shadow policy takes nothing from another's limit.
+/// same policy as a shadow policy; and a limited policy beside a shadow policy of 100 %.
+/// Guarantees: the shadow policy reports exactly the traces that it would have kept, with its
+/// limit, and the baseline keeps the same as alone; a shadow policy takes nothing from another
+/// policy's limit.
 #[test]
 fn limits_hold_shadow_policies_too() {
     let baseline = || PolicySpec::new("baseline", always(20.0));

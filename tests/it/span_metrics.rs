@@ -1,5 +1,5 @@
-//! Metrics from all spans: each accepted span counts once, whatever becomes of its trace; what a
-//! scraper gets; and exemplars that lead to traces that were kept.
+//! Metrics from all spans: each accepted span counts once, whatever happens to its trace; the
+//! output for scrapers; and exemplars that lead to kept traces.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ use crate::{
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Calls, calls of at most 4 ms, seconds and bytes of a series, as they are exposed.
+/// Calls, calls of at most 4 ms, seconds and bytes of a series, as exposed.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Sums {
     calls: u64,
@@ -65,7 +65,7 @@ fn parse(text: &str) -> BTreeMap<String, Sums> {
 /// Trace, name, kind, status and duration in milliseconds.
 type Drawn = (u64, u8, i32, i32, u64);
 
-/// A request of the property: blocks of spans by service, and what is wrong with it.
+/// A request of the property test: blocks of spans by service, and its fault.
 #[derive(Clone, Debug)]
 struct Sent {
     blocks: Vec<(u8, Vec<Drawn>)>,
@@ -129,7 +129,7 @@ fn sent() -> impl Strategy<Value = Sent> {
         1 => Just(Fault::BadId),
         1 => Just(Fault::NoRoom),
     ];
-    // The many copies make a request that does not fit into one piece of walking.
+    // The many copies make a request that is walked in more than one piece.
     let copies = prop_oneof![9 => Just(1), 1 => Just(3_500)];
     (prop::collection::vec(block, 1..4), fault, copies).prop_map(|(blocks, fault, copies)| Sent {
         blocks,
@@ -138,12 +138,12 @@ fn sent() -> impl Strategy<Value = Sent> {
     })
 }
 
-/// Kinds that OTLP does not define are unspecified.
+/// The kind of a span; kinds that OTLP does not define are unspecified.
 fn kind(span: &Span) -> usize {
     if span.kind > 5 { 0 } else { span.kind as usize }
 }
 
-/// What a model counts in a series.
+/// The labels of a span in the model.
 fn labels((service, span): &(String, Span)) -> String {
     let kinds = ["UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"];
     let status = match span.status.as_ref().map_or(0, |status| status.code) {
@@ -162,11 +162,11 @@ fn labels((service, span): &(String, Span)) -> String {
 proptest! {
     #![proptest_config(cases(48))]
 
-    /// Scenario: requests with spans of all kinds, some torn, some with a bad span, some too large
-    /// for one piece of walking, some for which there is no memory; decisions and reloads between
-    /// them, so that spans come late.
-    /// Guarantees: calls, durations and bytes of every series are those of the accepted spans of
-    /// the chosen kinds.
+    /// Scenario: requests with spans of all kinds, some truncated, some with a bad span, some too
+    /// large for one piece of walking, some for which there is no memory; decisions and reloads
+    /// between them, so that spans are late.
+    /// Guarantees: calls, durations and bytes of every series match the accepted spans of the
+    /// chosen kinds.
     #[test]
     fn series_are_those_of_a_naive_model(
         requests in prop::collection::vec((sent(), any::<bool>(), any::<bool>()), 1..12),
@@ -182,7 +182,7 @@ proptest! {
             let full = (sent.fault == Fault::NoRoom).then(|| budget.hold(Holder::Export, 16 << 20));
             let taken = sampler.ingest(Millis(0), &sent.bytes(), &mut scratch, &mut decided);
             drop(full);
-            // A small request whose contexts are known may fit even now.
+            // A small request whose contexts are already known may fit even now.
             let is_taken = taken.is_ok();
             prop_assert!(is_taken || matches!(sent.fault, Fault::Torn | Fault::NoRoom));
             let sound = sent.spans().filter(|(_, span)| !span.span_id.is_empty());
@@ -214,7 +214,7 @@ proptest! {
         }
         let text = span_metrics(&sampler, Format::Text).expect("they are on");
         let mut exposed = parse(&text);
-        // There are more sets of labels than series: what has no room is in one series.
+        // There are more sets of labels than series, so some spans are in the overflow series.
         if let Some(overflow) = exposed.remove("metric_overflow=\"true\"") {
             let missing: Vec<_> =
                 model.keys().filter(|labels| !exposed.contains_key(*labels)).cloned().collect();
@@ -264,7 +264,7 @@ fn hex(trace: u64) -> String {
     trace_id(trace).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Scenario: the metrics are off, as by default.
+/// Scenario: the metrics are off, the default.
 /// Guarantees: 404 with a body that says how to turn them on.
 #[tokio::test]
 async fn off_means_not_found() {
@@ -273,15 +273,18 @@ async fn off_means_not_found() {
     let running = Running::start(config).await;
     running.accept(vec![span(HIGH | 1, 1, None)]).await;
     let (status, _, body) = scrape(&running, "*/*").await;
-    assert_eq!((status, body.as_str()), (404, "off unless `enabled = true` in [span_metrics]\n"));
+    assert_eq!(
+        (status, body.as_str()),
+        (404, "span metrics are off; set `enabled = true` in [span_metrics]\n")
+    );
     let metrics = running.at_rest().await;
     assert_eq!(metrics.get("span_metrics_spans_total"), 0.0);
     running.stop().await;
 }
 
 /// Scenario: a dropped trace, a kept one, late spans of both, and a span with a bad id.
-/// Guarantees: all accepted spans count, the refused one does not; only the kept trace is an
-/// exemplar, once it is decided, and a late span of it at once; a scraper that does not ask for
+/// Guarantees: all accepted spans count, the refused one does not; only the kept trace becomes an
+/// exemplar, once it is decided, and its late span at once; a scraper that does not ask for
 /// OpenMetrics gets text without exemplars.
 #[tokio::test]
 async fn all_spans_count_and_exemplars_are_of_kept_traces() {
@@ -331,7 +334,7 @@ async fn all_spans_count_and_exemplars_are_of_kept_traces() {
 }
 
 /// Scenario: a series gets no span for longer than `stale_after`, and then one again.
-/// Guarantees: it leaves, its spans are counted as gone, and it begins anew.
+/// Guarantees: it is removed, its spans are counted as removed, and it begins anew.
 #[tokio::test]
 async fn a_series_leaves_and_comes_back() {
     let mut config = quick(ALL);
@@ -350,7 +353,7 @@ async fn a_series_leaves_and_comes_back() {
 }
 
 /// Scenario: a file that turns the metrics on, and one that changes their style.
-/// Guarantees: the first is what runs; the change is told to need a restart.
+/// Guarantees: the first one stays in force; the change is reported to need a restart.
 #[test]
 fn a_reload_does_not_change_them() {
     let directory = Directory::new();

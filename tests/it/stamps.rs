@@ -1,5 +1,4 @@
-//! What kept spans bear when they arrive: `tracestate` by the specifications, policy and trigger on
-//! one span.
+//! The stamps of kept spans on arrival: `tracestate` as specified, policy and trigger on one span.
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
@@ -12,15 +11,15 @@ fn with_state(span: Span, trace_state: &str) -> Span {
     Span { trace_state: trace_state.into(), ..span }
 }
 
-/// The list that each trace's only span arrives with.
+/// The `tracestate` lists with which the spans of this trace arrive.
 fn states(running: &Running, trace: u64) -> Vec<String> {
     let spans = running.traces().remove(&trace_id(trace)).unwrap_or_default();
     spans.into_iter().map(|span| span.trace_state).collect()
 }
 
-/// Scenario: kept traces whose spans come with every kind of `tracestate`.
-/// Guarantees: `ot` goes to the front with the higher threshold, others stay as they are, and a
-/// list that cannot be understood or would grow too long leaves as it came and is counted.
+/// Scenario: kept traces whose spans have every kind of `tracestate`.
+/// Guarantees: `ot` goes to the front with the higher threshold, other members stay unchanged, and
+/// a list that cannot be parsed or would become too long is sent unchanged and counted.
 #[tokio::test]
 async fn tracestate_is_composed_or_left_alone() {
     let members = |n: usize| (0..n).map(|i| format!("k{i}=v")).collect::<Vec<_>>().join(",");
@@ -60,9 +59,8 @@ async fn tracestate_is_composed_or_left_alone() {
     running.stop().await;
 }
 
-/// Scenario: a span whose `tracestate` is not UTF-8 and names a low randomness.
-/// Guarantees: it is kept by its trace id, leaves without a stamp beside what it said, and is
-/// counted.
+/// Scenario: a span whose `tracestate` is not UTF-8 and contains a low randomness.
+/// Guarantees: it is kept by its trace id, is sent without a stamp, and is counted.
 #[tokio::test]
 async fn a_tracestate_that_is_no_text_is_not_stamped() {
     let running = Running::start(config(ERRORS_AND_HALF)).await;
@@ -79,8 +77,8 @@ async fn a_tracestate_that_is_no_text_is_not_stamped() {
     running.stop().await;
 }
 
-/// Scenario: what one instance sends is taken by another, which has other policies.
-/// Guarantees: the root bears policy and trigger once, those of the second.
+/// Scenario: the output of one instance is the input of another, which has other policies.
+/// Guarantees: the root has policy and trigger once, those of the second instance.
 #[tokio::test]
 async fn a_second_instance_replaces_what_the_first_one_said() {
     let first = Running::start(config(ERRORS_AND_HALF)).await;
@@ -110,7 +108,7 @@ async fn a_second_instance_replaces_what_the_first_one_said() {
 
 /// Scenario: spans of one trace that were sampled upstream at different thresholds, and one that
 /// was not.
-/// Guarantees: each leaves with the higher of its own and the trace's.
+/// Guarantees: each is sent with the higher of its own and the trace's threshold.
 #[tokio::test]
 async fn spans_of_a_trace_keep_their_own_thresholds() {
     let running = Running::start(config(ERRORS_AND_HALF)).await;
@@ -124,9 +122,9 @@ async fn spans_of_a_trace_keep_their_own_thresholds() {
     running.stop().await;
 }
 
-/// Scenario: spans of a trace with two valid `rv`, a bad one and none; and one whose `rv` is too
-/// low.
-/// Guarantees: the lowest valid one decides, spans that lack it get it, late ones too.
+/// Scenario: spans of a trace with two valid `rv`, an invalid one and none; and one whose `rv` is
+/// too low.
+/// Guarantees: the lowest valid one decides; spans without an `rv` get it, including late ones.
 #[tokio::test]
 async fn the_lowest_explicit_randomness_decides() {
     let running = Running::start(config(ERRORS_AND_HALF)).await;
@@ -157,8 +155,8 @@ async fn the_lowest_explicit_randomness_decides() {
     running.stop().await;
 }
 
-/// Scenario: both stamps turned off, one after the other.
-/// Guarantees: `tracestate` leaves as it came, and no attribute is added.
+/// Scenario: each of the two stamps turned off.
+/// Guarantees: `tracestate` is sent unchanged, and no attribute is added.
 #[tokio::test]
 async fn stamps_can_be_turned_off() {
     for (tracestate, policy) in [(false, true), (true, false)] {
@@ -177,10 +175,10 @@ async fn stamps_can_be_turned_off() {
     }
 }
 
-/// Scenario: a trace whose root comes last, one without a root, one whose root's parent is all
-/// zeros, and a late root.
-/// Guarantees: policy and trigger stand on the root, else on the earliest received, and once a
-/// decision.
+/// Scenario: a trace whose root arrives last, one without a root, one whose root has a parent of
+/// all zeros, and a late root.
+/// Guarantees: policy and trigger are on the root, or otherwise on the first received span, and
+/// once per decision.
 #[tokio::test]
 async fn one_span_of_a_decision_says_why() {
     let running = Running::start(config(ALL)).await;

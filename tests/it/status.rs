@@ -31,7 +31,7 @@ shadow = true
 expires = 2100-01-01T00:00:00Z
 "#;
 
-/// Traces of every fate: kept by two policies, dropped by one, by a veto, and by none.
+/// Traces with every outcome: kept by two policies, dropped by one, by a veto, and by none.
 async fn send(running: &Running) {
     let mut failed = span(LOW | 1, 1, None);
     failed.status = error();
@@ -63,10 +63,10 @@ fn assert_agrees(status: &GetStatusResponse, metrics: &Metrics) {
     }
 }
 
-/// Scenario: traces of every fate; then the service rests.
-/// Guarantees: the status has the figures of /metrics, each policy with its type and the share that it
-/// keeps, the last decisions newest first, and nothing of a decision is missing. As JSON it has the
-/// same figures, those that are zero included.
+/// Scenario: traces with every outcome; then the service is at rest.
+/// Guarantees: the status has the figures of /metrics, each policy with its type and the share that
+/// it keeps, and the last decisions, newest first and complete. As JSON it has the same figures,
+/// including zeros.
 #[tokio::test]
 async fn the_figures_agree_at_rest() {
     let running = Running::start(config(&(ERRORS_AND_HALF.to_owned() + OTHERS))).await;
@@ -116,8 +116,8 @@ async fn the_figures_agree_at_rest() {
     running.stop().await;
 }
 
-/// Scenario: the backend refuses every request for a while, then takes them.
-/// Guarantees: the status says so, with the error and since when.
+/// Scenario: the backend refuses every request for a while, then accepts them.
+/// Guarantees: the status says so, with the error and the time since when.
 #[tokio::test]
 async fn the_backend_is_told() {
     use std::sync::{
@@ -152,8 +152,8 @@ async fn the_backend_is_told() {
 }
 
 /// Scenario: a configuration of two files is reloaded, once with a mistake.
-/// Guarantees: the hash is that of all files one after the other, and stays with the policies in
-/// force; the status says whether the last reload succeeded.
+/// Guarantees: the hash covers all files one after the other, and belongs to the policies in force;
+/// the status says whether the last reload succeeded.
 #[tokio::test]
 async fn the_configuration_in_force_is_named() {
     let directory = Directory::new();

@@ -1,5 +1,5 @@
-//! Standard error as it is in the field: its reader gone or asleep, its disk full. Logging must not
-//! fail the work or hold it up.
+//! Standard error under real conditions: its reader is gone or asleep, its disk is full. Logging
+//! must not make the work fail or delay it.
 
 use std::{
     env,
@@ -25,7 +25,7 @@ use crate::{
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tailwater");
 
-/// An address that nobody else gets: the system gives ports from 32768 on to whoever asks for any.
+/// A port that no other test gets: the system assigns ports from 32768 on to others.
 fn reserve() -> String {
     loop {
         let address = format!("127.0.0.1:{}", fastrand::u16(10_000..32_000));
@@ -44,7 +44,7 @@ struct Process {
 }
 
 impl Process {
-    /// Everything is kept and sent to `backend`; `level` says how much is logged, as JSON.
+    /// Keeps everything and sends it to `backend`; `level` is the log level; the log is JSON.
     fn start(stderr: Stdio, level: &str, backend: &str) -> Self {
         let (grpc, admin) = (reserve(), reserve());
         let config = format!(
@@ -90,7 +90,7 @@ impl Process {
         assert_eq!(answer.header("grpc-status"), "0");
     }
 
-    /// SIGTERM; the exit code.
+    /// Sends SIGTERM; returns the exit code.
     async fn terminate(&mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-s", "TERM", &pid]).status().expect("kill runs");
@@ -112,7 +112,7 @@ impl Drop for Process {
     }
 }
 
-/// The backend is away when the spans are decided and comes back after the warnings about it.
+/// The backend is down when the spans are decided, and comes back after the warnings about it.
 async fn survives_an_outage(stderr: Stdio, level: &str) -> Process {
     let backend = reserve();
     let mut process = Process::start(stderr, level, &backend);
@@ -133,15 +133,16 @@ async fn survives_an_outage(stderr: Stdio, level: &str) -> Process {
     let received: usize =
         received.lock().expect("no panic").iter().flat_map(crate::harness::spans_of).count();
     assert_eq!(received, 200);
-    // At the end there is something left to deliver.
+    // At the end, something is left to deliver.
     process.export(201..211).await;
     assert_eq!(process.terminate().await, Some(0));
     sink.stop().await;
     process
 }
 
-/// Scenario: whoever read standard error is gone, and the backend is away for a while.
-/// Guarantees: everything is delivered, lost lines are counted, SIGTERM ends it with exit code 0.
+/// Scenario: the reader of standard error is gone, and the backend is down for a while.
+/// Guarantees: everything is delivered, lost lines are counted, SIGTERM ends the process with exit
+/// code 0.
 #[tokio::test]
 async fn a_reader_that_is_gone_costs_nothing_but_the_log() {
     let (reader, writer) = pipe().expect("a pipe");
@@ -149,9 +150,9 @@ async fn a_reader_that_is_gone_costs_nothing_but_the_log() {
     survives_an_outage(writer.into(), "info").await;
 }
 
-/// Scenario: the disk that standard error is written to is full from the start, and the backend is
-/// away for a while.
-/// Guarantees: it starts, everything is delivered, lost lines are counted, exit code 0.
+/// Scenario: the disk of standard error is full from the start, and the backend is down for a
+/// while.
+/// Guarantees: the process starts, everything is delivered, lost lines are counted, exit code 0.
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn a_full_disk_costs_nothing_but_the_log() {
@@ -159,8 +160,8 @@ async fn a_full_disk_costs_nothing_but_the_log() {
     survives_an_outage(full.into(), "info").await;
 }
 
-/// Reads to the end, on a thread, what has not been read so far. Sends once when a line says that
-/// lines were lost, and all of it at the end.
+/// Reads, on a thread, everything that has not been read. Sends a message when a line says that
+/// lines were lost, and the whole text at the end.
 fn read_on(reader: PipeReader) -> mpsc::Receiver<String> {
     let (send, text) = mpsc::sync_channel(2);
     thread::spawn(move || {
@@ -179,10 +180,10 @@ fn read_on(reader: PipeReader) -> mpsc::Receiver<String> {
 
 const LOST: &str = "log lines were lost";
 
-/// Scenario: whoever reads standard error sleeps while more is logged than fits a pipe, and wakes
-/// up at the end.
-/// Guarantees: everything is delivered meanwhile, exit code 0; the log goes on with whole lines and
-/// says that lines were lost.
+/// Scenario: the reader of standard error sleeps while more is logged than fits into a pipe, and
+/// wakes up at the end.
+/// Guarantees: everything is delivered meanwhile, exit code 0; the log continues with whole lines
+/// and says that lines were lost.
 #[tokio::test]
 async fn a_reader_that_sleeps_costs_nothing_but_lines_of_the_log() {
     let (reader, writer) = pipe().expect("a pipe");
@@ -195,7 +196,7 @@ async fn a_reader_that_sleeps_costs_nothing_but_lines_of_the_log() {
     let delivered = |metrics: &Metrics| metrics.get("exporter_sent_spans_total") == 100.0;
     process.until("all delivered", delivered).await.assert_ledger();
     let log = read_on(reader);
-    // From here on there is space for the lines of the shutdown.
+    // From here on, there is space for the lines of the shutdown.
     log.recv_timeout(Duration::from_secs(30)).expect("it says that lines were lost");
     assert_eq!(process.terminate().await, Some(0));
     let log = log.recv_timeout(Duration::from_secs(30)).expect("the process has ended");
@@ -209,10 +210,10 @@ async fn a_reader_that_sleeps_costs_nothing_but_lines_of_the_log() {
     sink.stop().await;
 }
 
-/// Scenario: the output of `check` and of its relatives goes to a reader that has gone away, and to
-/// a full disk.
-/// Guarantees: the former ends quietly with the exit code of the check, the latter with 1 and a
-/// message, since nobody has seen the report.
+/// Scenario: the output of `check` and similar commands goes to a reader that is gone, and to a
+/// full disk.
+/// Guarantees: with the reader gone, the command ends quietly with the exit code of the check; with
+/// the full disk, it ends with 1 and a message, because nobody has seen the report.
 #[test]
 #[cfg(target_os = "linux")]
 fn commands_end_quietly_without_a_reader() {
@@ -243,16 +244,16 @@ fn commands_end_quietly_without_a_reader() {
             assert_eq!(said.lines().count(), 1, "{said}");
         }
     }
-    // Nobody reads why it does not start; the exit code tells.
+    // Nobody can read why it does not start, but the exit code says that it failed.
     let full = || File::options().write(true).open("/dev/full").expect("Linux has it");
     let status = Command::new(BINARY).args(["run", "--config", &bad]).stderr(full()).status();
     assert_eq!(status.expect("the binary runs").code(), Some(1));
 }
 
-/// Scenario: with `log_format = "json"` wrong values, unknown keys, a syntax error before and after
-/// the format, a policy file that is not there, a warning, a port in use.
-/// Guarantees: every line on standard error is a JSON object, one of them names the mistake. A file
-/// that cannot be read, or whose format is wrong itself, is told as text.
+/// Scenario: with `log_format = "json"`: wrong values, unknown keys, a syntax error before and
+/// after the format, a missing policy file, a warning, a port in use.
+/// Guarantees: every line on standard error is a JSON object, and one of them names the mistake. If
+/// the file cannot be read, or its format itself is wrong, the mistake is reported as text.
 #[test]
 fn every_line_is_json_where_the_format_is() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("port 0");
@@ -289,7 +290,7 @@ fn every_line_is_json_where_the_format_is() {
     assert!(log.starts_with(b"/nowhere.toml:1:1: error: "));
 }
 
-/// Scenario: panics of threads, one with text and one with something else, in a process that logs
+/// Scenario: panics of threads, one with text and one with another payload, in a process that logs
 /// as JSON. This test runs itself as that process.
 /// Guarantees: each is one line of the log, an object with the place and the message.
 #[test]
@@ -319,8 +320,8 @@ fn a_panic_is_a_line_of_the_log() {
     assert_eq!(fields(1)["message"], "panicked: a value that is no text");
 }
 
-/// Scenario: nobody listens at the end of a run that has lost spans.
-/// Guarantees: the exit code still tells: 1, not the 101 of a panic.
+/// Scenario: standard error has no reader at the end of a run that has lost spans.
+/// Guarantees: the exit code still reports the loss: 1, not the 101 of a panic.
 #[tokio::test]
 async fn the_exit_code_tells_a_loss_that_cannot_be_logged() {
     let (reader, writer) = pipe().expect("a pipe");

@@ -21,9 +21,10 @@ async fn with(running: &Running, method: &str, path: &str, authorization: &str) 
     http1(running.service.admin_address, &head, &[]).await
 }
 
-/// Scenario: a port with tokens is asked with none, wrong ones, right ones, and by browsers.
-/// Guarantees: health and readiness are open; all else needs a token; HTTP Basic is enough to read and
-/// not to reload; no answer repeats a token.
+/// Scenario: requests to a port with tokens: without a token, with wrong and right ones, and from
+/// browsers.
+/// Guarantees: health and readiness are open; everything else needs a token; HTTP Basic is enough
+/// to read, but not to reload; no answer repeats a token.
 #[tokio::test]
 async fn tokens() {
     let directory = Directory::new();
@@ -72,8 +73,8 @@ async fn tokens() {
     running.sink.stop().await;
 }
 
-/// Scenario: `tailwater explain` asks a port with TLS and a token.
-/// Guarantees: it trusts the CA of `--ca-file` and no other, and says what is wrong.
+/// Scenario: `tailwater explain` on a port with TLS and a token.
+/// Guarantees: it trusts only the CA of `--ca-file`, and says what is wrong.
 #[tokio::test(flavor = "multi_thread")]
 async fn tls() {
     let authority = Authority::new();

@@ -1,8 +1,8 @@
-//! The house rules that a compiler does not hold: who may know whom, sizes, headers, where tasks
-//! begin.
+//! House rules that the compiler does not check: which module may know which, sizes, headers, and
+//! where tasks begin.
 //!
-//! Reads `src/` as text. Tests inside the sources (from the first `#[cfg(test)]` on, and files
-//! named `tests`) are held to nothing here but the length of their lines.
+//! Reads `src/` as text. Only the line length applies to tests inside the sources (from the first
+//! `#[cfg(test)]` on, and files named `tests`).
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Each module in the order of `lib.rs`, and what it must not name.
+/// Each module in the order of `lib.rs`, and the modules that it must not name.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     // It hands late spans to the decider's outbox and asks the exporter's queue how full it is.
     ("receiver", &["crate::policy", "crate::window", "crate::exporter::Client"]),
@@ -20,7 +20,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
         &["crate::config", "crate::policy", "crate::sampler", "crate::window", "tokio", "http"],
     ),
     ("sampler", &["crate::config", "crate::clock", "crate::exporter", "tokio", "tonic", "toml"]),
-    // Of the clock they know the unit, and no reading.
+    // They know the clock's unit, but do not read the clock.
     (
         "window",
         &["crate::policy", "crate::exporter", "clock::Clock", "clock::unix_millis", "tokio"],
@@ -81,8 +81,8 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("main", &["tailwater::sampler", "tailwater::policy", "tokio::sync"]),
 ];
 
-/// What a module must not reach through any chain of others: the parts that could be built and
-/// tested with nothing else of Tailwater in the room.
+/// The modules that a module must not reach, even through others. These modules can be built and
+/// tested without the rest of Tailwater.
 const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ("otlp", &["window", "policy", "sampler", "decider", "exporter", "receiver", "config"]),
     ("span_metrics", &["policy", "window", "sampler", "exporter", "receiver", "config", "metrics"]),
@@ -91,12 +91,12 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ("sampler", &["exporter", "receiver", "config", "service", "admin", "net"]),
     ("config", &["service", "receiver", "exporter", "sampler", "window", "decider", "admin"]),
     ("credentials", &["config", "metrics", "sampler", "exporter", "receiver", "service"]),
-    // Its settings and its counters stand in files that also know policies and decisions.
+    // Its settings and its counters are in files that also know policies and decisions.
     ("exporter", &["decider", "receiver", "service", "admin", "commands"]),
     ("trace_files", &["policy", "sampler", "config", "window", "exporter", "receiver"]),
 ];
 
-/// Where tasks and threads begin, and why not in `service.rs`.
+/// The files where tasks and threads begin, and the reason why it is not `service.rs`.
 const SPAWN: &[(&str, &str)] = &[
     ("service.rs", "the wiring"),
     ("service/tasks.rs", "the wiring"),
@@ -120,7 +120,7 @@ const PRODUCTION_LINES_MAX: usize = 500;
 const LINE_CHARS_MAX: usize = 100;
 
 struct Source {
-    /// Relative to `src/`.
+    /// The path, relative to `src/`.
     path: String,
     text: String,
 }
@@ -135,7 +135,7 @@ impl Source {
         self.path.contains("tests/") || self.path.ends_with("tests.rs")
     }
 
-    /// The lines before the tests, comments blanked, each with its number.
+    /// The lines before the tests, numbered, with comments blanked.
     fn production(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.text.lines().take_while(|line| *line != "#[cfg(test)]" || self.is_mod());
         lines.enumerate().filter(|_| !self.is_test()).map(|(index, line)| {
@@ -144,7 +144,7 @@ impl Source {
         })
     }
 
-    /// Declares its tests as a file amid its modules, so that production goes on behind.
+    /// Whether the tests are declared as a file among the modules, so that production code follows.
     fn is_mod(&self) -> bool {
         self.text.contains("#[cfg(test)]\nmod tests;")
     }
@@ -171,7 +171,7 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// The lines on which `rule` has something to say, as a list to read.
+/// Fails with a list of the lines that `rule` reports.
 fn complain(rule: impl Fn(&Source) -> Vec<(usize, String)>) {
     let sources = sources();
     let complaints: Vec<_> = sources
@@ -182,7 +182,7 @@ fn complain(rule: impl Fn(&Source) -> Vec<(usize, String)>) {
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
-/// The paths that a file names, `use` trees of `crate` spelled out to their first two segments.
+/// The paths that a file names. `use` trees of `crate` are expanded to two segments.
 fn paths(source: &Source) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut in_tree = false;
@@ -203,7 +203,7 @@ fn paths(source: &Source) -> Vec<(usize, String)> {
 }
 
 /// Scenario: every path that a module names.
-/// Guarantees: knowledge points down the flow, as the table says, and the table has every module.
+/// Guarantees: dependencies point down the flow, as in the table, and the table has every module.
 #[test]
 fn modules_know_only_what_they_should() {
     let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"));
@@ -229,7 +229,7 @@ fn modules_know_only_what_they_should() {
         };
         let mut found = Vec::new();
         for (number, line) in paths(source) {
-            // Paths of other crates count where they are paths, not where they are words.
+            // Paths of other crates count as paths only, not as words.
             let named = banned.iter().filter(|path| {
                 let path = if path.contains("::") { (**path).into() } else { format!("{path}::") };
                 names(&line, &path)
@@ -241,7 +241,7 @@ fn modules_know_only_what_they_should() {
 }
 
 /// Scenario: every chain of modules that name one another.
-/// Guarantees: the rooms are closed: none reaches, through others, what the table says it must not.
+/// Guarantees: no module reaches, through others, a module that the table forbids.
 #[test]
 fn modules_reach_only_what_they_should() {
     let sources = sources();
@@ -279,7 +279,7 @@ fn modules_reach_only_what_they_should() {
 }
 
 /// Scenario: every file.
-/// Guarantees: it begins with a header, is not too long, and neither are its lines.
+/// Guarantees: it begins with a header, and neither the file nor its lines are too long.
 #[test]
 fn files_have_headers_and_sizes() {
     complain(|source| {
@@ -293,7 +293,7 @@ fn files_have_headers_and_sizes() {
         }
         for (index, line) in source.text.lines().enumerate() {
             let chars = line.chars().count();
-            // The table of descriptions has one line a metric, whatever its length.
+            // The table of descriptions has one line per metric, of any length.
             if chars > LINE_CHARS_MAX && !line.trim_start().starts_with("describe_") {
                 found.push((index + 1, format!("{chars} characters; at most {LINE_CHARS_MAX}")));
             }
@@ -303,8 +303,8 @@ fn files_have_headers_and_sizes() {
 }
 
 /// Scenario: every reading of the wall clock.
-/// Guarantees: it is read in one place, and asked for only by what shows it to people, or compares it
-/// with the date that a policy ends at, so that a step of it moves no deadline of a trace.
+/// Guarantees: it is read in one place, and only used to show times to people or to compare them
+/// with the expiry of a policy, so that a step of the clock moves no deadline of a trace.
 #[test]
 fn wall_time_is_only_shown() {
     const SHOWN: [&str; 15] = [

@@ -1,5 +1,5 @@
-//! Deadlines to the millisecond, with time as an argument instead of sleeping. Decisions are looked
-//! for at every moment, so what is exact here is exact to a tick in the service.
+//! Deadlines to the millisecond, with time as an argument instead of sleeping. The tests decide at
+//! every moment; in the service, deadlines are exact to a tick.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::harness::{ALL, HIGH, Running, config, request, span, trace_id};
 const WAITS: Waits = Waits { decision_wait: 1_000, after_root: Some(100) };
 const TTL_MILLIS: u32 = 500;
 
-/// A sampler of these policies and its time.
+/// A sampler with these policies, and its time.
 pub struct Core {
     sampler: Sampler,
     scratch: Scratch,
@@ -40,7 +40,7 @@ impl Core {
         Core { sampler, scratch: Scratch::default(), decided: Decided::default() }
     }
 
-    /// Takes spans in at a moment.
+    /// Ingests spans at this time.
     pub fn ingest(
         &mut self,
         at: u32,
@@ -51,7 +51,8 @@ impl Core {
         sampler.ingest(Millis(at), &bytes, scratch, decided).expect("valid")
     }
 
-    /// Decides at a moment: the low bits of the trace's number and the trigger of each decision.
+    /// Decides at this time; returns the low bits of the trace's number and the trigger of each
+    /// decision.
     pub fn decide(&mut self, at: u32, which: Which) -> Vec<(u8, Trigger)> {
         self.decided.clear();
         for shard in 0..self.sampler.shards() {
@@ -69,8 +70,8 @@ impl Core {
     }
 }
 
-/// Scenario: traces without a root, whose spans keep arriving; time passes 2^32 milliseconds on the
-/// way.
+/// Scenario: traces without a root, whose spans keep arriving; the counter of milliseconds passes
+/// 2^32 meanwhile.
 /// Guarantees: each is decided exactly `decision_wait` after its first span, not a millisecond
 /// sooner.
 #[test]
@@ -78,7 +79,7 @@ fn decision_wait_counts_from_the_first_span() {
     for start in [0, 5_000, u32::MAX - 500] {
         let mut core = Core::new(ALL, WAITS);
         let at = |millis: u32| start.wrapping_add(millis);
-        // Time is read every tick, never half of its range apart.
+        // Time is read every tick; two readings are never half of its range apart.
         core.due(start / 2);
         core.ingest(at(0), vec![span(HIGH | 1, 2, Some(1))]);
         core.ingest(at(10), vec![span(HIGH | 2, 2, Some(1))]);
@@ -114,8 +115,8 @@ fn a_root_only_ever_makes_the_decision_earlier() {
     assert_eq!(core.due(10_000), []);
 }
 
-/// Scenario: the wait after the root is turned off, and a request that took its time before another
-/// one.
+/// Scenario: the wait after the root is turned off, and a request with an older clock reading
+/// arrives after another one.
 /// Guarantees: only `decision_wait` counts, and time in a shard never goes back.
 #[test]
 fn a_late_clock_reading_makes_nothing_late() {
@@ -126,9 +127,8 @@ fn a_late_clock_reading_makes_nothing_late() {
     assert_eq!(core.due(1_100), [(1, Trigger::DecisionWait)]);
 }
 
-/// Scenario: a late span up to the last moment of `decision_cache_ttl`, for decisions at any
-/// moment.
-/// Guarantees: it follows the decision; after twice the time it begins a new trace.
+/// Scenario: late spans up to the last moment of `decision_cache_ttl`, for decisions at any time.
+/// Guarantees: they follow the decision; after twice that time, a span begins a new trace.
 #[test]
 fn decisions_are_remembered_for_their_time() {
     for decided_at in (1_000..2_000).step_by(50) {
@@ -148,8 +148,8 @@ fn decisions_are_remembered_for_their_time() {
     }
 }
 
-/// Scenario: a trace without a root and one with, in the running service.
-/// Guarantees: neither leaves before its time.
+/// Scenario: a trace without a root and one with a root, in the running service.
+/// Guarantees: neither is exported before its time.
 #[tokio::test]
 async fn the_service_waits_as_configured() {
     let running = Running::start(config(ALL)).await;

@@ -1,4 +1,4 @@
-//! TLS in front of both doors: who gets in, who does not, and certificates that change.
+//! TLS on both receivers: which clients are accepted, which are not, and certificates that change.
 
 pub mod export;
 
@@ -14,7 +14,7 @@ use crate::{
     wire::{connect, http1, http1_over, http2, post},
 };
 
-/// A configuration with TLS in, the files of which can be changed.
+/// A configuration with TLS whose files can be changed.
 struct Files {
     directory: Directory,
     config: Config,
@@ -54,9 +54,9 @@ fn http_request(trace: u64) -> Vec<u8> {
     [head.as_bytes(), &body].concat()
 }
 
-/// Scenario: clients that trust the authority, over gRPC with TLS 1.2 and 1.3, and over OTLP/HTTP
-/// with HTTP/1.1 and HTTP/2.
-/// Guarantees: what they speak is agreed on in the handshake; every span is taken.
+/// Scenario: clients that trust the CA, over gRPC with TLS 1.2 and 1.3, and over OTLP/HTTP with
+/// HTTP/1.1 and HTTP/2.
+/// Guarantees: the protocol is agreed on in the handshake; every span is accepted.
 #[tokio::test]
 async fn spans_come_in_over_tls() {
     let authority = Authority::new();
@@ -84,9 +84,10 @@ async fn spans_come_in_over_tls() {
     running.stop().await;
 }
 
-/// Scenario: clients that trust another authority, ask for another name, find the certificate
-/// expired, or speak another protocol or none.
-/// Guarantees: they say why; each is counted, nothing is consumed, and an honest client is served.
+/// Scenario: clients that trust another CA, ask for another name, find the certificate expired, or
+/// speak another protocol or none.
+/// Guarantees: they report the reason; each is counted, no span is accepted, and an honest client
+/// is served.
 #[tokio::test]
 async fn clients_that_do_not_get_through() {
     let (authority, other) = (Authority::new(), Authority::new());
@@ -102,7 +103,7 @@ async fn clients_that_do_not_get_through() {
     client.connect(grpc, "localhost").await.expect_err("gRPC is HTTP/2");
     let refused = running.until("three failures", |metrics| failures(metrics, "grpc") == 3.0).await;
     assert_eq!(failures(&refused, "http"), 0.0);
-    // Plaintext, as of a client that was not told of TLS.
+    // Plaintext, from a client without TLS.
     let client = connect(grpc).await;
     assert!(export(&client, &[], &one_span(1, 9)).await.is_err());
     let http = running.service.http_address;
@@ -110,7 +111,7 @@ async fn clients_that_do_not_get_through() {
     assert!(waited < Duration::from_secs(10), "{waited:?}");
     let count = |metrics: &Metrics| (failures(metrics, "grpc"), failures(metrics, "http"));
     running.until("plaintext is refused", |metrics| count(metrics) == (4.0, 1.0)).await;
-    // Someone who only looks whether the port is open is no failure.
+    // A client that only checks whether the port is open is no failure.
     drop(tokio::net::TcpStream::connect(grpc).await.expect("listening"));
     let honest = Client::new(&[&authority], None).export(grpc, &one_span(1, 9)).await;
     assert_eq!(honest.expect("answered").header("grpc-status"), "0");
@@ -128,9 +129,9 @@ async fn clients_that_do_not_get_through() {
     running.stop().await;
 }
 
-/// Scenario: mutual TLS, and clients with a good certificate, none, one of another authority, and
-/// one that has expired.
-/// Guarantees: the first is served at both doors; of the others nothing is consumed.
+/// Scenario: mutual TLS, and clients with a valid certificate, without one, with one of another CA,
+/// and with an expired one.
+/// Guarantees: the first is served by both receivers; no span of the others is accepted.
 #[tokio::test]
 async fn mutual_tls_asks_for_a_certificate() {
     let (authority, other) = (Authority::new(), Authority::new());
@@ -146,7 +147,7 @@ async fn mutual_tls_asks_for_a_certificate() {
         let client = client(identity.as_ref());
         let told = client.export(grpc, &one_span(1, 9)).await.expect_err("refused");
         assert!(told.contains(why), "{why}: {told}");
-        // TLS 1.3 tells the client only once it reads.
+        // With TLS 1.3, the client only learns of the refusal when it reads.
         if let Ok(mut stream) = client.speaking("http/1.1").connect(http, "localhost").await {
             let told = stream.read(&mut [0]).await.expect_err("refused").to_string();
             assert!(told.contains(why), "{why}: {told}");
@@ -163,8 +164,8 @@ async fn mutual_tls_asks_for_a_certificate() {
     running.stop().await;
 }
 
-/// Scenario: connections that send nothing, half a hello, or nothing behind a good handshake.
-/// Guarantees: they are closed after 10 s, handshake and preface together.
+/// Scenario: connections that send nothing, half a hello, or nothing after a complete handshake.
+/// Guarantees: they are closed after 10 s, for handshake and preface together.
 #[tokio::test(start_paused = true)]
 async fn half_a_handshake_is_closed() {
     let authority = Authority::new();
@@ -191,7 +192,7 @@ async fn half_a_handshake_is_closed() {
     running.stop().await;
 }
 
-/// A request on a connection of its own; the certificate that was shown.
+/// Sends a request on a connection of its own; returns the certificate of the server.
 async fn certificate(client: &Client, address: SocketAddr, trace: u64) -> Vec<u8> {
     let stream = client.connect(address, "localhost").await.expect("trusted");
     let shown = stream.get_ref().1.peer_certificates().expect("shown")[0].to_vec();
@@ -202,15 +203,15 @@ async fn certificate(client: &Client, address: SocketAddr, trace: u64) -> Vec<u8
     shown
 }
 
-/// Scenario: senders on old and on new connections, while the certificate and its authority are
-/// replaced as Kubernetes does it, replaced by what cannot be used, and repaired.
-/// Guarantees: no request fails; within ten seconds new connections see the new certificate; what
-/// cannot be used changes nothing but the metric.
+/// Scenario: senders on old and on new connections, while the certificate and its CA are replaced
+/// as by Kubernetes, replaced by unusable ones, and repaired.
+/// Guarantees: no request fails; within ten seconds, new connections see the new certificate;
+/// unusable files change nothing but the metric.
 #[tokio::test]
 async fn certificates_are_replaced_under_load() {
     let (old, new) = (Authority::new(), Authority::new());
     let mut files = Files::new(&old.sign("localhost"), None);
-    // A link to a folder, which is replaced by a link to another one.
+    // A link to a directory, which is replaced by a link to another one.
     let root = files.directory.0.clone();
     let data = |name: &str, identity: &Identity| {
         fs::create_dir(root.join(name)).expect("created");
@@ -261,9 +262,9 @@ async fn certificates_are_replaced_under_load() {
     running.stop().await;
 }
 
-/// Scenario: mutual TLS, and the authority of the clients is replaced in place.
-/// Guarantees: within ten seconds new connections of the old one's are refused and those of the
-/// new one's served; a connection that is open goes on.
+/// Scenario: mutual TLS, and the CA of the clients is replaced in place.
+/// Guarantees: within ten seconds, new connections with certificates of the old CA are refused and
+/// those of the new CA served; an open connection continues.
 #[tokio::test]
 async fn the_authority_of_clients_is_replaced() {
     let (authority, old, new) = (Authority::new(), Authority::new(), Authority::new());
@@ -289,8 +290,8 @@ async fn the_authority_of_clients_is_replaced() {
     running.stop().await;
 }
 
-/// Scenario: a request over plain HTTP/1.1 to a service without TLS, beside all of the above.
-/// Guarantees: no TLS is the default, and no series of a certificate is there.
+/// Scenario: a request over plain HTTP/1.1 to a service without TLS.
+/// Guarantees: TLS is off by default, and there is no series of a certificate.
 #[tokio::test]
 async fn plaintext_is_the_default() {
     let running = Running::start(config(ALL)).await;

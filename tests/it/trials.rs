@@ -1,4 +1,4 @@
-//! Trials: a second set of policies decides the traffic as well, and changes nothing.
+//! Trials: a second set of policies also decides the traffic, and changes nothing.
 
 mod commands;
 pub(crate) mod running;

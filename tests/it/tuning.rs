@@ -1,4 +1,4 @@
-//! `tailwater test` and `tailwater replay` as people and CI servers run them.
+//! `tailwater test` and `tailwater replay` on the command line and in CI.
 
 mod alike;
 
@@ -39,7 +39,7 @@ fn shipped() -> Vec<String> {
     files
 }
 
-/// Scenario: the tests of every shipped policy file, together and each by itself.
+/// Scenario: the tests of every shipped policy file, together and separately.
 /// Guarantees: they pass, credit every policy, and see each condition true and false.
 #[test]
 fn shipped_policies_are_tested_completely() {
@@ -83,10 +83,10 @@ spans = [{}]
 kept = true
 "#;
 
-/// Scenario: a file with a test that passes and one that does not, in each format; a file with a
-/// mistake; one that is not there; no file.
-/// Guarantees: answers stand on standard output, diagnostics on standard error, and the exit code
-/// says which it is.
+/// Scenario: a file with a passing and a failing test, in each format; a file with a mistake; a
+/// missing file; no file.
+/// Guarantees: results go to standard output, diagnostics to standard error, and the exit code
+/// tells them apart.
 #[test]
 fn tests_are_reported_in_each_format() {
     let directory = Directory::new();
@@ -153,7 +153,7 @@ fn requests() -> Vec<Vec<u8>> {
     traces.collect()
 }
 
-/// As the Collector's file exporter frames them.
+/// Frames the requests as the Collector's file exporter does.
 fn framed(requests: &[Vec<u8>]) -> Vec<u8> {
     let length = |request: &Vec<u8>| u32::try_from(request.len()).expect("short").to_be_bytes();
     requests.iter().flat_map(|request| [&length(request)[..], request].concat()).collect()
@@ -172,7 +172,7 @@ fn with_input(arguments: &[&str], input: &[u8]) -> Output {
 }
 
 /// Scenario: four traces as a file, on standard input, as one request, compressed.
-/// Guarantees: the answer is the same and complete; nothing but the answer is printed.
+/// Guarantees: the report is the same and complete; nothing but the report is printed.
 #[test]
 fn a_replay_says_what_is_kept_by_policy() {
     let directory = Directory::new();
@@ -217,7 +217,7 @@ fn a_replay_says_what_is_kept_by_policy() {
         let expected =
             [("errors", json!(1)), ("slow", json!(1)), ("baseline", json!(4)), ("none", json!(0))];
         assert_eq!(rows, expected);
-        // The ids of these traces make them unlucky: only what is kept whole is kept.
+        // The ids of these traces are unlucky: only traces kept at 100 % are kept.
         assert_eq!(answer["result"]["traces"], json!(2));
 
         let both = as_json(&tailwater(&[&json[..], &["--against", &against, &path]].concat()));
@@ -230,14 +230,14 @@ fn a_replay_says_what_is_kept_by_policy() {
     }
 }
 
-/// Scenario: a file with a broken frame between good ones, one that is not there, one that is no
-/// traces, and configurations that cannot be used.
+/// Scenario: a file with a broken frame between valid ones, a missing file, a file without traces,
+/// and unusable configurations.
 /// Guarantees: each is named with its place and counted; the rest is decided; the exit code is 1.
 #[test]
 fn what_a_replay_cannot_read_is_named_and_passed_over() {
     let directory = Directory::new();
     let mut requests = requests();
-    // The length of a ResourceSpans' resource reaches beyond it.
+    // The length of the resource in a ResourceSpans exceeds the ResourceSpans.
     let second = requests[1].len();
     requests[1][if second < 130 { 3 } else { 4 }] = 0x7f;
     let at = 4 + requests[0].len();
@@ -264,7 +264,7 @@ fn what_a_replay_cannot_read_is_named_and_passed_over() {
 }
 
 /// Scenario: the examples of the book's page about tuning.
-/// Guarantees: they work as they stand there.
+/// Guarantees: they work as written.
 #[test]
 fn the_examples_of_the_book_work() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/src/tuning.md");

@@ -1,4 +1,4 @@
-//! The parsers against prost, over requests that are valid in unusual ways and over broken ones.
+//! Compares the parsers with prost, on requests that are valid in unusual ways and on broken ones.
 
 pub(crate) mod mutate;
 
@@ -9,16 +9,17 @@ use tailwater::otlp::{Contexts, walk::Walked};
 use crate::{answers_of_backends, builders, config_check, differential, given_files};
 
 proptest! {
-    /// Scenario: requests whose fields are reordered, repeated, split, wrapped in overlong lengths
-    /// and mixed with unknown fields and groups at every level.
-    /// Guarantees: the walker reads from each what prost reads, and accepts whatever prost accepts.
+    /// Scenario: requests whose fields are reordered, repeated, split, given overlong lengths, and
+    /// mixed with unknown fields and groups at every level.
+    /// Guarantees: the walker reads the same from each as prost, and accepts whatever prost
+    /// accepts.
     #[test]
     fn the_walker_reads_what_prost_reads(seed in any::<u64>()) {
         differential::walk(&mutate::request(seed));
     }
 
     /// Scenario: such requests with bytes flipped, removed and inserted, or cut off.
-    /// Guarantees: still the same; and nothing panics.
+    /// Guarantees: the same, and nothing panics.
     #[test]
     fn the_walker_agrees_with_prost_on_damaged_requests(seed in any::<u64>()) {
         differential::walk(&mutate::damaged(seed));
@@ -38,8 +39,8 @@ proptest! {
     }
 
     /// Scenario: spans of those requests, whole and damaged, are cleaned.
-    /// Guarantees: what prost reads stays as it is but for bad links; what leaves is always
-    /// readable.
+    /// Guarantees: the content that prost reads stays unchanged, except for bad links; cleaned
+    /// spans are always readable.
     #[test]
     fn cleaned_spans_are_what_prost_reads(seed in any::<u64>(), damage in any::<bool>()) {
         differential::clean(&mutate::span(seed, damage));
@@ -53,7 +54,8 @@ proptest! {
         answers_of_backends::split(&request);
     }
 
-    /// Scenario: lists of members of others, of `ot` members sound and unsound, stamped.
+    /// Scenario: lists with members of other vendors, and valid and invalid `ot` members, are
+    /// stamped.
     /// Guarantees: the stamp is the one that a plain reading of the specifications gives.
     #[test]
     fn stamps_are_those_of_a_plain_reading(
@@ -67,8 +69,7 @@ proptest! {
 }
 
 /// Scenario: three hundred fixed requests of the generator.
-/// Guarantees: the tests above are about requests that prost mostly accepts, with thousands of
-/// spans.
+/// Guarantees: the tests above use requests that prost mostly accepts, with thousands of spans.
 #[test]
 fn generated_requests_are_mostly_valid() {
     let requests: Vec<_> = (0..300).map(mutate::request).collect();
@@ -118,7 +119,7 @@ fn the_fuzz_corpus_passes() {
 
 /// Scenario: an attribute whose value is set to a string and then, in the same message, to a
 /// reference to a table of strings, which only profiles have.
-/// Guarantees: the last of a oneof wins, so the value is no string.
+/// Guarantees: the last member of a oneof wins, so the value is not a string.
 #[test]
 fn a_string_that_is_replaced_by_a_reference_is_no_string() {
     let mut value = vec![0x0a, 4];
@@ -135,9 +136,9 @@ fn a_string_that_is_replaced_by_a_reference_is_no_string() {
     assert!(differential::walk(&request));
 }
 
-/// Scenario: lists with an element that cannot be read: as the value of an attribute, within
-/// another list, of an event, and as a value that a later one replaces.
-/// Guarantees: a list that counts is refused, one that does not is not read.
+/// Scenario: lists with an unreadable element: as the value of an attribute, within another list,
+/// of an event, and as a value that a later one replaces.
+/// Guarantees: a list that counts makes the request invalid; a replaced one is not read.
 #[test]
 fn a_list_must_be_readable_where_it_counts() {
     let field = |number: u8, content: &[u8]| {
@@ -165,8 +166,8 @@ fn a_list_must_be_readable_where_it_counts() {
     assert!(accepts(attribute(&[bad, field(1, b"x")].concat())));
 }
 
-/// Scenario: a request that is nothing but a thousand scopes without spans.
-/// Guarantees: nothing is kept for a scope that no span refers to.
+/// Scenario: a request that only has a thousand scopes without spans.
+/// Guarantees: nothing is stored for a scope without spans.
 #[test]
 fn scopes_without_spans_cost_nothing() {
     let contexts = Contexts::new(tailwater::budget::Budget::new(1 << 20));
@@ -176,10 +177,10 @@ fn scopes_without_spans_cost_nothing() {
     assert!(walked.contexts.is_empty() && contexts.is_empty());
 }
 
-/// Scenario: the former field for scopes in front of the resource, without scopes of today's field,
-/// beside some without spans, and beside some with them.
-/// Guarantees: its spans are read in the resource and the scope that they would have today; where
-/// there are spans of today's field they alone count; the field is no part of the resource.
+/// Scenario: the former field for scopes before the resource, without scopes in today's field,
+/// beside some without spans, and beside some with spans.
+/// Guarantees: its spans are read in the resource and the scope that they would have today; if
+/// today's field has spans, only those count; the field is not part of the resource.
 #[test]
 fn former_scopes_are_scopes_where_there_are_no_others() {
     use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
@@ -211,9 +212,9 @@ fn former_scopes_are_scopes_where_there_are_no_others() {
     }
 }
 
-/// Scenario: two scopes with the same content, and the same bytes split otherwise between resource
-/// and scope.
-/// Guarantees: contexts are shared by content, and by nothing else.
+/// Scenario: two scopes with the same content, and the same bytes split differently between
+/// resource and scope.
+/// Guarantees: contexts are shared if their content is equal, and only then.
 #[test]
 fn contexts_are_shared_by_content() {
     let contexts = Contexts::new(tailwater::budget::Budget::new(1 << 20));

@@ -1,4 +1,4 @@
-//! A backend that takes OTLP/HTTP, or whatever else listens at the address of one.
+//! A backend for OTLP/HTTP, or another HTTP server at its address.
 
 use std::{
     io::Read as _,
@@ -23,16 +23,16 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::harness::spans_of;
 
-/// A request as a backend got it.
+/// A request as the backend received it.
 pub struct Seen {
     pub method: String,
     pub path: String,
     pub version: Version,
     pub headers: HeaderMap,
-    /// As it was sent, compressed or not.
+    /// The body as sent, compressed or not.
     pub body: Bytes,
     pub request: ExportTraceServiceRequest,
-    /// The status that it was answered with.
+    /// The status of the answer.
     pub status: u16,
 }
 
@@ -52,12 +52,12 @@ pub struct Web {
 
 pub type Reply = Response<Full<Bytes>>;
 
-/// An answer of this status without a body.
+/// An answer with this status and no body.
 pub fn reply(status: u16) -> Reply {
     reply_with(status, "", b"")
 }
 
-/// An answer with a body; without a type where it is empty.
+/// An answer with a body; without a content type if that is empty.
 pub fn reply_with(status: u16, content_type: &str, body: &[u8]) -> Reply {
     let mut response = Response::builder().status(status);
     if !content_type.is_empty() {
@@ -67,7 +67,7 @@ pub fn reply_with(status: u16, content_type: &str, body: &[u8]) -> Reply {
 }
 
 impl Web {
-    /// A backend that answers each request as told.
+    /// A backend that answers each request by this function.
     pub async fn start(answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         let listener = listen::bind("web", "127.0.0.1:0").await.expect("port 0");
         Self::start_on(listener, answer)
@@ -98,7 +98,7 @@ impl Web {
         format!("http://{}", self.address)
     }
 
-    /// The spans of requests that it answered well.
+    /// The spans of requests that it answered with success.
     pub fn spans(&self) -> Vec<Span> {
         let seen = self.seen.lock().expect("no panic");
         let taken = seen.iter().filter(|seen| (200..300).contains(&seen.status));
@@ -124,7 +124,7 @@ where
     let (stop, stops) = watch::channel(false);
     tokio::spawn(async move {
         listen::serve(listener, terms, answer, stops).await;
-        // Whoever drops the sender ends the server.
+        // Dropping the sender would end the server.
         drop(stop);
     });
 }
@@ -146,13 +146,13 @@ async fn read(request: http::Request<Incoming>) -> Seen {
         version: head.version,
         headers: head.headers,
         body,
-        // What gRPC sends has a prefix and is none.
+        // A gRPC body has a prefix, so it does not decode.
         request: ExportTraceServiceRequest::decode(&plain[..]).unwrap_or_default(),
         status: 0,
     }
 }
 
-/// The same configuration, for an OTLP/HTTP backend at this base.
+/// The same configuration, for an OTLP/HTTP backend at this base URL.
 pub fn over_http(mut config: Config, base: &str) -> Config {
     config.exporter.protocol = Protocol::Http;
     config.exporter.endpoint = base.to_owned();

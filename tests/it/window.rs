@@ -1,4 +1,4 @@
-//! The window's memory: what it holds, when it comes back, and that no span is lost on the way.
+//! The window's memory: what it holds, when it is released, and that no span is lost.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -42,14 +42,14 @@ fn segments_in_use(rig: &Rig) -> usize {
     rig.sampler.memory_used() - others
 }
 
-/// Visits every shard as the decider does: until nothing is left that is due.
+/// Visits every shard like the decider, until nothing is due.
 fn tick(rig: &mut Rig, now: u32) {
     drop(rig.decide(now, Which::Due));
     rig.sampler.trim(Millis(now));
     rig.assert_ledger();
 }
 
-/// The spans of each trace, by the order in which they leave.
+/// The spans of each trace, in the order in which they are exported.
 fn names(decided: &[Decided]) -> HashMap<Vec<u8>, Vec<String>> {
     let mut names: HashMap<_, Vec<_>> = HashMap::new();
     for span in decided.iter().flat_map(|decided| &decided.spans) {
@@ -60,7 +60,7 @@ fn names(decided: &[Decided]) -> HashMap<Vec<u8>, Vec<String>> {
 }
 
 /// Runs `seconds` of steady traffic in which every twentieth trace has no root, and returns the
-/// worst ratio of segments in use to live bytes once the first decisions have been made.
+/// worst ratio of segments in use to live bytes after the first decisions.
 fn worst_ratio(shards: usize, traces_per_tick: u64, spans: u64, span_bytes: usize) -> f64 {
     let mut rig = dropping(limits(), shards);
     let mut worst = 0.0_f64;
@@ -84,8 +84,8 @@ fn worst_ratio(shards: usize, traces_per_tick: u64, spans: u64, span_bytes: usiz
     worst
 }
 
-/// Scenario: 40 s of small spans, of which one trace in twenty never gets its root and waits 30 s
-/// while the others are decided after 5 s.
+/// Scenario: 40 s of small spans. One trace in twenty never gets its root and waits 30 s, while the
+/// others are decided after 5 s.
 /// Guarantees: the segments in use stay close to the bytes of undecided traces.
 #[test]
 fn early_decisions_give_memory_back() {
@@ -93,8 +93,8 @@ fn early_decisions_give_memory_back() {
     assert!(ratio < 1.6, "{ratio:.2} times the live bytes are held");
 }
 
-/// Scenario: the same at 26 MB/s in one shard, ten segments a tick.
-/// Guarantees: compaction keeps up with the rate at which segments die.
+/// Scenario: the same at 26 MB/s in one shard, ten segments per tick.
+/// Guarantees: compaction keeps up with the rate at which segments become empty.
 #[test]
 fn compaction_keeps_up_with_a_high_rate() {
     let ratio = worst_ratio(1, 260, 1, 10_000);
@@ -102,9 +102,9 @@ fn compaction_keeps_up_with_a_high_rate() {
 }
 
 /// Scenario: 100 traces without a root, each with 20 records among those of traces that are decided
-/// after 5 s, so that every segment holds records of 30 of them.
-/// Guarantees: the first segment is not emptied under one lock, since 30 whole traces move with it:
-/// no call moves more than a segment and a trace. In the end all segments are emptied.
+/// after 5 s, so that every segment has records of 30 of them.
+/// Guarantees: the first segment is not emptied under one lock, because 30 whole traces move with
+/// it: no call moves more than a segment and a trace. In the end, all segments are emptied.
 #[test]
 fn compaction_gives_the_lock_up() {
     let mut rig = dropping(limits(), 1);
@@ -120,7 +120,7 @@ fn compaction_gives_the_lock_up() {
     loop {
         let held = segments_in_use(&rig);
         let progress = rig.sampler.decide(0, Millis(6_000), Which::Due, ANY_ROOM, &mut decided);
-        // What was freed is still in `decided`.
+        // The freed segments are still in `decided`.
         let opened = segments_in_use(&rig).saturating_sub(held);
         assert!(opened <= 2 * SEGMENT_BYTES, "{opened} bytes under one lock, call {calls}");
         decided.clear();
@@ -135,9 +135,9 @@ fn compaction_gives_the_lock_up() {
     assert!(after < before / 2 && after < 2 * live, "{before} to {after} bytes, {live} live");
 }
 
-/// Scenario: four traces of a segment each; those in the middle get their root and are decided
+/// Scenario: four traces of a segment each; the ones in the middle get their root and are decided
 /// first.
-/// Guarantees: their segments are free at once, whatever older ones hold.
+/// Guarantees: their segments are free at once, whatever older segments hold.
 #[test]
 fn segments_are_freed_in_any_order() {
     let mut rig = dropping(limits(), 1);
@@ -155,7 +155,8 @@ fn segments_are_freed_in_any_order() {
 }
 
 /// Scenario: spans of 1 B, a segment, a segment and a byte, and a megabyte, among small ones.
-/// Guarantees: all leave whole and in order; each is accounted with what it takes, and freed.
+/// Guarantees: all are exported whole and in order; each is charged with the memory it takes, which
+/// is released.
 #[test]
 fn a_span_may_be_larger_than_a_segment() {
     let mut rig = keeping(limits(), 1);
@@ -174,10 +175,10 @@ fn a_span_may_be_larger_than_a_segment() {
     rig.assert_ledger();
 }
 
-/// Scenario: on each shard a trace comes and is decided whose only span has two megabytes, or whose
-/// resource has; then no request is admitted any more.
-/// Guarantees: an open segment in which nothing lives pins neither its bytes nor its contexts, so
-/// that deciding everything always gives the memory back.
+/// Scenario: on each shard, a trace arrives and is decided whose only span, or whose resource, has
+/// two megabytes; then no request is admitted any more.
+/// Guarantees: an open segment without live records keeps neither its bytes nor its contexts, so
+/// that deciding everything always releases the memory.
 #[test]
 fn memory_comes_back_without_another_request() {
     let mut rig = dropping(limits(), 4);
@@ -194,9 +195,9 @@ fn memory_comes_back_without_another_request() {
     assert!(rig.sampler.memory_used() < 1 << 20);
 }
 
-/// Scenario: a trace of 3,000 spans, each in a request and record of its own, among others that are
+/// Scenario: a trace of 3,000 spans, each in its own request and record, among others that are
 /// decided early, so that it is moved several times.
-/// Guarantees: it leaves whole, in the order of its arrival.
+/// Guarantees: it is exported whole, in the order of its arrival.
 #[test]
 fn a_giant_chain_is_moved_and_leaves_in_order() {
     let mut rig = keeping(limits(), 1);
@@ -223,7 +224,8 @@ fn a_giant_chain_is_moved_and_leaves_in_order() {
 
 /// Scenario: two thousand traces without a root, each spread over many segments with several
 /// contexts, while the traces between them are decided early.
-/// Guarantees: after compaction each survivor has exactly its own spans, under their own resources.
+/// Guarantees: after compaction, each remaining trace has exactly its own spans, under their own
+/// resources.
 #[test]
 fn survivors_of_compaction_keep_their_spans_and_contexts() {
     let mut rig = keeping(limits(), 2);
@@ -269,7 +271,7 @@ fn survivors_of_compaction_keep_their_spans_and_contexts() {
     rig.assert_ledger();
 }
 
-/// Scenario: a request read the clock, waited for the lock, and comes after one with a later time.
+/// Scenario: a request reads the clock, waits for the lock, and comes after one with a later time.
 /// Guarantees: its trace is due after those before it, at the shard's own time.
 #[test]
 fn time_never_goes_back() {
@@ -304,9 +306,9 @@ fn time_may_wrap() {
     assert_eq!(rig.kept, 2);
 }
 
-/// Scenario: a burst of 12 MB, all decided; then half a minute of nothing.
-/// Guarantees: its buffers lie spare, count as held, and go back to the allocator after ten quiet
-/// seconds.
+/// Scenario: a burst of 12 MB, all decided; then half a minute of silence.
+/// Guarantees: its buffers stay as spares, are charged, and are returned to the allocator after ten
+/// quiet seconds.
 #[test]
 fn spare_buffers_are_given_back() {
     let mut rig = dropping(limits(), 2);
@@ -324,8 +326,8 @@ fn spare_buffers_are_given_back() {
     assert_eq!(rig.budget.held(Holder::Segments), 0);
 }
 
-/// Scenario: the same burst, and then memory that is short because someone else holds it.
-/// Guarantees: spare buffers are given back at once.
+/// Scenario: the same burst; then memory is short because another holder uses it.
+/// Guarantees: spare buffers are released at once.
 #[test]
 fn spare_buffers_never_hold_memory_that_is_short() {
     let mut rig = dropping(limits(), 2);
@@ -340,9 +342,9 @@ fn spare_buffers_never_hold_memory_that_is_short() {
 }
 
 /// Scenario: a hundred thousand traces with explicit randomness in a burst, decided, then ten ticks
-/// of nothing.
-/// Guarantees: index and decisions have grown with them; the index shrinks again, and remembered
-/// decisions go after their time to live.
+/// of silence.
+/// Guarantees: index and decision cache grow with them; the index shrinks again, and remembered
+/// decisions are removed after their time to live.
 #[test]
 fn index_and_decisions_shrink_after_a_burst() {
     let mut rig = dropping(limits(), 2);
@@ -367,9 +369,9 @@ fn index_and_decisions_shrink_after_a_burst() {
     assert_eq!(budget.used(), 0);
 }
 
-/// Scenario: due traces are kept and there is room for some of them only.
-/// Guarantees: what does not fit stays buffered, whole, and is decided when there is room, on what
-/// it has then; a trace larger than any room leaves when it is the first.
+/// Scenario: due traces are kept, but there is room for only some of them.
+/// Guarantees: a trace that does not fit stays buffered, whole, and is decided when there is room,
+/// with the spans it has then; a trace larger than any room is exported when it is the first.
 #[test]
 fn a_trace_without_room_waits() {
     let mut rig = keeping(limits(), 1);
@@ -390,7 +392,7 @@ fn a_trace_without_room_waits() {
 }
 
 /// Scenario: memory is short, and a shard decides its oldest traces 256 at a time.
-/// Guarantees: the oldest go first, and their segments with them.
+/// Guarantees: the oldest are decided first, and their segments are released.
 #[test]
 fn deciding_the_oldest_frees_their_memory() {
     let mut rig = dropping(limits(), 1);
@@ -410,10 +412,10 @@ fn deciding_the_oldest_frees_their_memory() {
     rig.assert_ledger();
 }
 
-/// Scenario: four threads send spans of the same traces while a fifth decides what is due, and what
-/// is oldest, all the time.
-/// Guarantees: every span leaves exactly once, before or after its trace's decision; nothing is
-/// held after.
+/// Scenario: four threads send spans of the same traces while a fifth decides due and oldest traces
+/// all the time.
+/// Guarantees: every span is exported exactly once, before or after its trace's decision; no memory
+/// stays in use.
 #[test]
 fn concurrent_senders_lose_nothing() {
     const SENDERS: u64 = 4;

@@ -1,4 +1,4 @@
-//! HTTP as it is on the wire, for what no well-behaved client would send.
+//! Raw HTTP, for requests that no well-behaved client would send.
 
 use std::{
     net::SocketAddr,
@@ -23,13 +23,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A header or trailer as text; empty where there is none.
+    /// A header or trailer as text; empty if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().expect("text"))
     }
 }
 
-/// An HTTP/2 connection. Closed when the handle and all streams are gone.
+/// An HTTP/2 connection. It closes when the handle and all streams are dropped.
 pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.expect("listening");
     let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
@@ -37,7 +37,7 @@ pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     client
 }
 
-/// The headers of a POST, and whatever else is in `headers`, those of gRPC replaced.
+/// The headers of a POST, with `headers` added or replacing those of gRPC.
 pub fn post(path: &str, headers: &[(&'static str, &'static str)]) -> Request<()> {
     let mut request = Request::post(format!("http://t{path}")).body(()).expect("a request");
     request.headers_mut().insert("content-type", "application/grpc".parse().expect("text"));
@@ -47,7 +47,7 @@ pub fn post(path: &str, headers: &[(&'static str, &'static str)]) -> Request<()>
     request
 }
 
-/// A stream that has sent its headers, to be sent a body piece by piece.
+/// Opens a stream by sending its headers; the body can then be sent piece by piece.
 pub async fn open(
     client: &SendRequest<Bytes>,
     request: Request<()>,
@@ -56,7 +56,7 @@ pub async fn open(
     client.send_request(request, false).expect("sent")
 }
 
-/// The answer on a stream.
+/// Reads the answer of a stream.
 pub async fn answer(response: h2::client::ResponseFuture) -> Result<Answer, h2::Error> {
     let (head, mut body) = response.await?.into_parts();
     let mut answer = Answer {
@@ -76,7 +76,7 @@ async fn read(body: &mut RecvStream) -> Result<Vec<u8>, h2::Error> {
     Ok(bytes)
 }
 
-/// One request with its whole body over HTTP/2.
+/// Sends one request with its whole body over HTTP/2.
 pub async fn http2(client: &SendRequest<Bytes>, request: Request<()>, body: Vec<u8>) -> Answer {
     let (response, mut stream) = open(client, request).await;
     stream.send_data(body.into(), true).expect("sent");
@@ -109,11 +109,11 @@ pub async fn http1_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, request
     }
 }
 
-/// Bodies as a backend got them.
+/// The bodies that a backend received.
 pub type Bodies = Arc<Mutex<Vec<Vec<u8>>>>;
 
-/// A backend that says OK to everything and decodes nothing; its URL. prost, with which the sink
-/// decodes, takes fewer levels of nesting than real backends do.
+/// A backend that answers OK to everything and decodes nothing; returns its URL. The sink decodes
+/// with prost, which allows fewer levels of nesting than real backends do.
 pub async fn backend() -> (String, Bodies) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("port 0");
     let url = format!("http://{}", listener.local_addr().expect("bound"));

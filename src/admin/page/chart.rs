@@ -1,4 +1,4 @@
-//! The chart of the last minutes, as SVG: spans that came in, and spans that were kept.
+//! The chart of the last minutes, as SVG: accepted spans and kept spans.
 
 use maud::{Markup, html};
 
@@ -7,12 +7,12 @@ use crate::control::figures::{percentage, rate};
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 180.0;
-/// Space above for the highest figure, and below for the words. On a phone the letters are twice as
-/// large beside the drawing.
+/// Space above the plot for the highest figure, and below it for the labels. On a phone, letters
+/// are twice as large in relation to the drawing.
 const ABOVE: f64 = 26.0;
 const BELOW: f64 = 30.0;
 
-/// Draws `rates`, one a second, the newest last, on an axis that is `seconds` long.
+/// Draws `rates`, one per second, the newest last, on an axis of `seconds` seconds.
 pub(super) fn chart(rates: &[Second], seconds: usize) -> Markup {
     let rates = &rates[rates.len().saturating_sub(seconds)..];
     let highest = rates.iter().flat_map(|rate| [rate.accepted, rate.kept]).fold(0.0, f64::max);
@@ -48,7 +48,7 @@ pub(super) fn chart(rates: &[Second], seconds: usize) -> Markup {
     }
 }
 
-/// What the chart shows, for people who do not see it.
+/// A description of the chart for screen readers.
 fn words(rates: &[Second]) -> String {
     let Some(last) = rates.last() else { return "No figures yet.".into() };
     let mean =
@@ -66,7 +66,7 @@ fn words(rates: &[Second]) -> String {
     )
 }
 
-/// The next 1, 2 or 5 times a power of ten, at least 1.
+/// The next 1, 2 or 5 times a power of ten; at least 1.
 fn round_up(value: f64) -> f64 {
     let power = 10f64.powf(value.max(1.0).log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * power);

@@ -1,9 +1,9 @@
-//! The web page: one read-only view of the snapshot for people with a browser.
+//! The web page: a read-only view of the snapshot.
 //!
-//! The server renders everything; maud escapes every text that is put in, so what a sender wrote
-//! never becomes markup. The script only fetches the page again and replaces the parts that have
-//! changed; without it the page shows the moment at which it was loaded. Style and script are part
-//! of the page, and the Content-Security-Policy names their hashes and allows nothing else.
+//! The server renders everything; maud escapes every inserted text, so that text from senders never
+//! becomes markup. The script only fetches the page again and replaces the parts that have changed;
+//! without the script, the page shows the state at the time it was loaded. Style and script are
+//! part of the page; the Content-Security-Policy names their hashes and allows nothing else.
 
 mod chart;
 #[cfg(test)]
@@ -27,15 +27,15 @@ use crate::control::{
     figures::{bytes, count, millis, moment, percentage, rate, share, since},
 };
 
-/// The type of the document.
+/// The content type of the page.
 pub(super) const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Seconds that the chart shows.
+/// The seconds that the chart shows.
 const CHART_SECONDS: usize = 600;
 
-/// The only sources that a browser may use for this page.
+/// The Content-Security-Policy: the only sources that a browser may use for this page.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |text: &str| {
         let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
@@ -49,20 +49,20 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// What the page shows.
+/// The data that the page shows.
 pub(super) struct Page<'a> {
     pub(super) status: &'a GetStatusResponse,
-    /// One a second, the newest last.
+    /// The rates, one per second, the newest last.
     pub(super) seconds: &'a [Second],
-    /// The names of the files in force, and their texts without secrets.
+    /// The names and texts of the files in force, without secrets.
     pub(super) files: &'a [(String, String)],
-    /// The trace that was asked for.
+    /// The trace that the request asks for.
     pub(super) asked: Option<&'a Asked>,
-    /// The wall clock, in Unix milliseconds.
+    /// The wall-clock time in Unix milliseconds.
     pub(super) now: u64,
 }
 
-/// Adds the headers that keep a browser from doing more than showing the page.
+/// Adds the headers that restrict what a browser does with the page.
 pub(super) fn protect(headers: &mut HeaderMap) {
     for (name, value) in [
         (CONTENT_SECURITY_POLICY, HeaderValue::from_static(&POLICY)),
@@ -75,7 +75,7 @@ pub(super) fn protect(headers: &mut HeaderMap) {
 }
 
 impl Page<'_> {
-    /// The document.
+    /// Renders the document.
     pub(super) fn render(&self) -> String {
         let document = html! {
             (DOCTYPE)
@@ -127,7 +127,7 @@ impl Page<'_> {
         }
     }
 
-    /// What somebody should look at, if there is anything.
+    /// The problems that need attention, if there are any.
     fn notices(&self) -> Markup {
         let status = self.status;
         let ledger = status.ledger.clone().unwrap_or_default();
@@ -347,12 +347,12 @@ impl Page<'_> {
     }
 }
 
-/// Bytes, and their share of others.
+/// A number of bytes, and its share of a whole.
 fn part_of(part: u64, whole: u64) -> String {
     format!("{} ({})", bytes(part), share(part, whole))
 }
 
-/// A bar of `part` in `whole`, with a mark, from which on it is coloured as a warning; 0 for none.
+/// A bar that shows `part` of `whole`. From `mark` on it has the colour of a warning; 0 is no mark.
 fn bar(part: u64, whole: u64, mark: u64) -> Markup {
     let of_whole = |value: u64| match whole {
         0 => 0.0,

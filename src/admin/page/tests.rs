@@ -76,7 +76,7 @@ fn what_a_sender_wrote_never_becomes_markup() {
         let [hostile, harmless] = [&rendered, &harmless].map(|page| page.matches(markup).count());
         assert_eq!(hostile, harmless, "{markup}");
     }
-    // In an attribute the quote has to be escaped too.
+    // In an attribute, the quote has to be escaped too.
     assert!(rendered.contains("value=\"&lt;script&gt;alert(1)&lt;/script&gt;&quot;"), "{rendered}");
 }
 

@@ -1,4 +1,4 @@
-//! The traces of the page: the one that somebody asks for, and the last ones decided.
+//! The traces on the page: the trace that was looked up, and the last decided traces.
 
 use maud::{Markup, html};
 
@@ -8,15 +8,15 @@ use crate::control::{
     figures::{bytes, count, duration, length, moment, percentage},
 };
 
-/// A trace that was asked for, by `/?trace_id=`.
+/// The trace that `/?trace_id=` asks for.
 pub(in crate::admin) struct Asked {
-    /// As it was written.
+    /// The id as it was given.
     pub(in crate::admin) text: String,
-    /// Its decision, or why there is none to show.
+    /// Its decision, or why there is none.
     pub(in crate::admin) found: Result<Decision, &'static str>,
 }
 
-/// The field, and below it what is known of the trace. `now` is in Unix milliseconds.
+/// The look-up form, and below it the result. `now` is in Unix milliseconds.
 pub(super) fn form(asked: Option<&Asked>, now: u64) -> Markup {
     let text = asked.map_or("", |asked| &asked.text);
     html! {

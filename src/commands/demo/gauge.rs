@@ -8,7 +8,8 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use super::figures::Figures;
 use crate::{admin::Admin, clock::Clock, config::Config, service::Service, trace::TraceId};
 
-/// Frames over which the rate is taken. A single frame would show when services send, not how much.
+/// Frames over which the rate is taken. Over a single frame, it would mostly show when requests
+/// arrive.
 const RATE_FRAMES: usize = 5;
 /// A trace to look up stays the same for this many frames, which leaves time to copy it.
 const EXAMPLE_FRAMES: u64 = 15;

@@ -54,7 +54,7 @@ const ANY_PORT: &str = "127.0.0.1:0";
 const DECISION_WAIT: Duration = Duration::from_secs(10);
 const DECISION_WAIT_AFTER_ROOT: Duration = Duration::from_secs(2);
 
-/// What the budget of the demo keeps of about 2,000 spans per second.
+/// The spans per second that the demo's budget keeps, out of about 2,000.
 pub(super) const BUDGET_SPANS_PER_SECOND: f64 = 100.0;
 
 /// Options of `tailwater demo`.
@@ -90,8 +90,8 @@ pub async fn run(options: Options) -> bool {
     }
 }
 
-/// The policy that the demo has beside the embedded ones: each kind of request gets its fair share
-/// of a rate.
+/// The policy that the demo adds to the embedded ones: a budget that gives each kind of request its
+/// fair share of a rate.
 fn budget() -> PolicySpec {
     let per_second = BUDGET_SPANS_PER_SECOND;
     let rate = Rate { per_second, burst: BudgetSpec::BURST_SECONDS * per_second };

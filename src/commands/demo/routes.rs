@@ -65,7 +65,7 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// Whether errors begin here: at the edges of the shop, not in the services in between.
+    /// Whether errors can begin at this step: only at the edges of the shop, not in between.
     pub(super) fn can_fail(&self) -> bool {
         match self.does {
             Query(..) | Cache(..) => true,

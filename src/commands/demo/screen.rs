@@ -1,8 +1,8 @@
-//! Standard output: a terminal is redrawn in place, anything else gets a line now and then.
+//! Standard output: a terminal is redrawn in place; anything else gets a line at intervals.
 //!
 //! Redrawing needs three control sequences that every current terminal knows: move up, erase to the
 //! end of the line, and no wrapping. With wrapping, a window narrower than the table would break
-//! the layout. Writes block; they are made by the thread that only waits otherwise. A missing
+//! the layout. Writes block; the main thread makes them, which otherwise only waits. A missing
 //! reader is an error, not a panic.
 
 use std::{
@@ -15,7 +15,7 @@ use super::table::{self, Frame, Paint};
 
 /// The time between two frames.
 const FRAME_INTERVAL: Duration = Duration::from_secs(1);
-/// Frames from one plain line to the next.
+/// The number of frames per line of plain output.
 const FRAMES_PER_LINE: u64 = 5;
 
 #[derive(Debug)]

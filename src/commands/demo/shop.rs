@@ -1,9 +1,9 @@
 //! The shop's traffic: one visit is one trace, with the spans that its services would make.
 //!
 //! Two visits in a hundred fail at the edge of some service, and the spans that wait for it fail
-//! too. Three in a hundred take more than half a second. [`Kind`] says which, so that the sink can
-//! tell which traces must have arrived. The generator is seeded: every run has the same visits in
-//! the same order, and only the time of day differs.
+//! too. Three in a hundred take more than half a second. [`Kind`] records this, so that the sink
+//! can tell which traces must have arrived. The generator is seeded: every run has the same visits
+//! in the same order, and only the time of day differs.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::trace::v1::Span;

@@ -1,5 +1,5 @@
-//! The content of the shop's spans: names, kinds and attributes as instrumentation would write
-//! them, after the OpenTelemetry semantic conventions 1.37. The shop sets ids and times.
+//! The content of the shop's spans: names, kinds and attributes as instrumentation writes them,
+//! following the OpenTelemetry semantic conventions 1.37. The shop sets ids and times.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{

@@ -2,8 +2,8 @@
 //! functions are pure, so that tests can compare the text exactly.
 //!
 //! No line is wider than 80 columns until traces are counted in tens of millions. The plain
-//! progress lines are wider, since nobody reads them in a terminal. Colour only repeats what the
-//! words say.
+//! progress lines are wider, since they do not go to a terminal. Colour only repeats what the words
+//! say.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{control::figures::count as grouped, trace::TraceId};
 
-/// The length of the bar of a policy that has kept all kept spans.
+/// The length of the bar of a policy that has kept all of the kept spans.
 const BAR_COLUMNS: u64 = 10;
 
 /// Whether to colour.

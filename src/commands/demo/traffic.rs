@@ -3,10 +3,11 @@
 //! on several connections, in any order.
 //!
 //! One task makes visits at an even rate and hands out batches; one task per service sends them.
+//! One task makes visits at an even rate and hands out batches; one task per service sends them.
 //! Between them is a channel of [`BATCHES_MAX`], so a receiver that refuses requests slows the shop
-//! down. A refusal with RetryInfo has consumed nothing and is retried [`ATTEMPTS_MAX`] times. Any
-//! other failed request may have been taken or not, so the verifier expects nothing of its traces
-//! any more.
+//! down. A refusal with RetryInfo means that nothing was taken, and is retried [`ATTEMPTS_MAX`]
+//! times. Any other failed request may or may not have been taken, so the verifier no longer
+//! expects its traces.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,8 +36,8 @@ pub(super) const SPANS_PER_SECOND: usize = 2000;
 /// The time between two rounds of visits.
 const TICK: Duration = Duration::from_millis(50);
 const SPANS_PER_TICK: usize = SPANS_PER_SECOND / 20;
-/// Ticks from one request of a service to its next, by the service's number: 200 to 550 ms, so that
-/// the order of the services changes all the time. The longest is far below
+/// The number of ticks between two requests of a service, by the service's number: 200 to 550 ms,
+/// so that the order of the services changes all the time. The longest is far below
 /// `decision_wait_after_root_received`.
 const FLUSH_TICKS: [u64; 6] = [4, 5, 6, 7, 9, 11];
 /// Batches of one service that may wait to be sent.
@@ -132,7 +133,7 @@ impl Traffic {
 }
 
 impl Outgoing {
-    /// Passes the collected spans to the sender, once its channel has a free place.
+    /// Passes the collected spans to the sender. Waits while its channel is full.
     async fn flush(&mut self) {
         if self.spans.is_empty() {
             return;
@@ -142,7 +143,7 @@ impl Outgoing {
         let traces = ids.map(TraceId).collect();
         let resource_spans = vec![resource_spans(self.service, spans)];
         let body = ExportTraceServiceRequest { resource_spans }.encode_to_vec().into();
-        // A sender ends before its channel only by a panic. The sink then reports its spans as
+        // A sender ends before its channel only if it panics. The sink then reports its spans as
         // missing.
         let _ = self.batches.send(Batch { body, traces }).await;
     }
@@ -191,7 +192,7 @@ mod tests {
     use crate::{commands::demo::verify::Report, config, testing::Sink};
 
     /// The verifier's report when the shop sends directly to a backend that refuses its first
-    /// requests, or all.
+    /// requests, or all of them.
     async fn refused_by(refuse: impl Fn() -> Option<Status> + Send + Sync + 'static) -> Report {
         let verifier = Arc::new(Verifier::default());
         let arrived = Arc::clone(&verifier);

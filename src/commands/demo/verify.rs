@@ -1,13 +1,12 @@
 //! The sink's check: each kept trace arrives whole, with no span twice, and no trace with an error
 //! and no slow trace is missing.
-//!
 //! The shop registers each trace before it is sent; the sink notes every span that arrives. A trace
-//! is judged and forgotten [`SETTLED_AFTER`] its registration, or at the end. So an endless demo
-//! holds the last minute: 15,000 traces, about 3 MB. Spans of traces that the shop did not make
-//! come from other senders, and are only counted.
+//! is judged and forgotten [`SETTLED_AFTER`] its registration, or at the end. So a demo of any
+//! length holds only the last minute: 15,000 traces, about 3 MB. Spans of traces that the shop did
+//! not make come from other senders and are only counted.
 //!
-//! One lock, taken by the shop once per trace and by the sink once per request; nothing waits while
-//! it is held.
+//! One lock protects the state. The shop takes it once per trace, the sink once per request;
+//! nothing waits while it is held.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,8 +21,7 @@ use opentelemetry_proto::tonic::{
 use super::shop::{Kind, Trace};
 use crate::{testing::spans_of, trace::TraceId};
 
-/// Longer than a trace of the demo takes to be decided and exported, including retries on a busy
-/// machine.
+/// Longer than the demo needs to decide and export a trace, including retries on a busy machine.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
 /// The result of the check.
@@ -38,11 +36,11 @@ pub(super) struct Report {
     pub(super) slow: u64,
     /// Traces with an error, and slow ones, that did not arrive.
     pub(super) lost: u64,
-    /// Traces that the receiver did not take whole, and that cannot be judged.
+    /// Traces that the receiver did not take completely, and that cannot be judged.
     pub(super) excused: u64,
     /// Spans from other senders.
     pub(super) foreign_spans: u64,
-    /// A broken or lost trace, to look up.
+    /// A broken or lost trace that the user can look up.
     pub(super) culprit: Option<TraceId>,
     /// The last trace with an error that arrived whole.
     pub(super) example: Option<TraceId>,
@@ -74,13 +72,13 @@ struct Expected {
     /// Span ids that have not arrived.
     missing: Vec<[u8; 8]>,
     has_arrived: bool,
-    /// Whether a span arrived twice, or one that the shop did not make.
+    /// Whether a span arrived twice, or a span arrived that the shop did not make.
     has_surplus: bool,
     is_excused: bool,
 }
 
 impl Verifier {
-    /// Expects a trace, registered at `now`, and judges the traces whose time is over.
+    /// Registers a trace at `now`, and judges the traces that are older than [`SETTLED_AFTER`].
     pub(super) fn expect(&self, now: Duration, trace: &Trace) {
         let expected = Expected {
             kind: trace.kind,
@@ -97,7 +95,7 @@ impl Verifier {
         }
     }
 
-    /// Expects nothing of these traces any more: some of their spans were never taken.
+    /// No longer expects these traces: some of their spans were never taken.
     pub(super) fn excuse(&self, traces: impl IntoIterator<Item = TraceId>) {
         let mut state = self.lock();
         for id in traces {
@@ -134,7 +132,7 @@ impl Verifier {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No panic can leave a change half done; the notes are still worth judging.
+        // A panic cannot leave a change half done, so the state is still valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

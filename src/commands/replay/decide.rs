@@ -1,7 +1,7 @@
-//! Deciding gathered traces in the order of their time, by one set of policies or two.
+//! Decides gathered traces in the order of their time, by one set of policies or two.
 //!
-//! A trace is decided when it is complete, at its latest end. Limits tick on that time as they do
-//! in the service: 100 ms at a time, each trace a candidate in the tick that it falls into. A trace
+//! A trace is decided when it is complete, at its latest end. Limits tick on that time as in the
+//! service: every 100 ms, and each trace is a candidate in the tick that it falls into. A trace
 //! without times comes first.
 
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::{
     policy::{Begins, Plan, PolicySpec, Tick, Verdict},
 };
 
-/// What a tick of the service lasts.
+/// The length of a tick of the service.
 const TICK_NANOS: u64 = 100_000_000;
 
-/// Of the traces in memory, one in so many is decided early when it is full.
+/// When memory is full, one in so many of the traces in memory is decided early, the oldest first.
 const EARLY_PART: usize = 8;
 
-/// Traces on their way to a decision, and what was decided.
+/// The undecided traces, and the outcome so far.
 pub(super) struct Replay {
     traces: Traces,
     traces_max: usize,
@@ -27,7 +27,7 @@ pub(super) struct Replay {
     outcome: Outcome,
 }
 
-/// One set of policies.
+/// One set of policies, and its totals.
 struct Set {
     plan: Arc<Plan>,
     /// When the last tick began, Unix nanoseconds.
@@ -35,26 +35,26 @@ struct Set {
     totals: Totals,
 }
 
-/// What there was, and what became of it.
+/// The outcome of a replay: what was read, and how it was decided.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) input: Sum,
-    /// Earliest start and latest end, Unix nanoseconds; 0 where there is none.
+    /// Earliest start and latest end, in Unix nanoseconds; 0 if there is none.
     pub(super) from: u64,
     pub(super) to: u64,
     pub(super) skipped: u64,
-    /// Whether any trace stands for others.
+    /// Whether any trace stands for more than one trace of the original traffic.
     pub(super) is_weighted: bool,
     /// Traces that were decided before everything was read.
     pub(super) early: u64,
-    /// By the first set, and by the second.
+    /// The totals of the first set, and of the second if there is one.
     pub(super) totals: Vec<Totals>,
     pub(super) newly_kept: Change,
     pub(super) newly_dropped: Change,
 }
 
 impl Replay {
-    /// By one set of policies or two, with so many bytes for undecided traces.
+    /// A replay with one set of policies or two, and at most `memory` bytes for undecided traces.
     pub(super) fn new(sets: &[Vec<PolicySpec>], memory: usize) -> Self {
         let plans: Vec<_> = sets.iter().map(|specs| Arc::new(Plan::compile(specs))).collect();
         let traces = Traces::new(plans);
@@ -70,8 +70,8 @@ impl Replay {
         }
     }
 
-    /// Takes a request of a file that holds such a share of all traces. Returns how many spans have
-    /// no valid ids.
+    /// Adds a request from a file that holds `share` of all traces. Returns the number of spans
+    /// without valid ids.
     ///
     /// # Errors
     /// [`Unwalked`]; nothing of the request was taken.
@@ -83,7 +83,7 @@ impl Replay {
         Ok(left_out)
     }
 
-    /// Decides what is left.
+    /// Decides the remaining traces.
     pub(super) fn finish(mut self, skipped: u64) -> Outcome {
         let all = self.in_order();
         self.decide(&all, false);
@@ -94,7 +94,7 @@ impl Replay {
     /// Traces in the order of their time.
     fn in_order(&self) -> Vec<u32> {
         let all = self.traces.all();
-        // Memory bounds their number.
+        // The memory limit keeps their number far below 2^32.
         let mut order: Vec<u32> = (0..all.len() as u32).collect();
         order.sort_by_key(|&at| (all[at as usize].time(), all[at as usize].id));
         order
@@ -148,7 +148,7 @@ impl Set {
         let seconds = |nanos: u64| nanos as f64 / 1e9;
         let since = self.ticked_at.map_or(TICK_NANOS, |last| now.saturating_sub(last));
         self.ticked_at = self.ticked_at.max(Some(now));
-        // Time in which nothing came went by in ticks without candidates.
+        // A time without traces passes as a tick without candidates.
         if since > TICK_NANOS {
             let mut quiet = Tick::new(Begins::All, seconds(since - TICK_NANOS));
             quiet.join(&self.plan);

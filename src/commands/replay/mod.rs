@@ -1,10 +1,11 @@
-//! `tailwater replay INPUT...`: what policies would keep of recorded traces.
+//! `tailwater replay INPUT...`: reports which recorded traces policies would keep.
 //!
-//! Inputs are read one after the other and piece by piece; of a trace there are facts and bits, not
-//! its bytes (`commands::traces`). When all are read, or memory is full, traces are decided in the
-//! order of their time (`decide`), counted and weighted (`totals`), and reported (`report`).
+//! Inputs are read one after the other, piece by piece. Traces are held as facts and bits, without
+//! their bytes (`commands::traces`). When all inputs are read, or memory is full, traces are
+//! decided in the order of their time (`decide`), counted and weighted (`totals`), and reported
+//! (`report`).
 //!
-//! What cannot be read is named on standard error and passed over.
+//! Parts that cannot be read are named on standard error and skipped.
 
 use std::{
     fs::File,
@@ -29,19 +30,19 @@ mod report;
 mod tests;
 mod totals;
 
-/// What to replay, and by what.
+/// Options of `replay`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Configuration or policy file; without it, the built-in policies
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// A second one, to say what it would change
+    /// Second file, to report what it would change
     #[arg(long, value_name = "FILE")]
     pub against: Option<PathBuf>,
-    /// How to report; JSON is `{"input": {...}, "result": {...}}`
+    /// Format of the report; JSON is `{"input": {...}, "result": {...}}`
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// What undecided traces may take; when it is full, the oldest are decided early
+    /// Memory for undecided traces; when it is full, the oldest are decided early
     #[arg(long, value_name = "MIB", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub memory_limit_mib: u32,
@@ -50,23 +51,23 @@ pub struct Options {
     pub inputs: Vec<PathBuf>,
 }
 
-/// What came of it.
+/// The result of a replay.
 #[derive(Debug)]
 pub struct Replayed {
-    /// To be printed as it is; empty where a configuration cannot be used.
+    /// The text to print, unchanged; empty if a configuration cannot be used.
     pub text: String,
     /// Whether everything could be read.
     pub is_fine: bool,
 }
 
-/// Replays and prints. Whether all was fine.
+/// Replays and prints. Returns whether everything could be read.
 pub fn run(options: &Options) -> bool {
     let replayed = replay(options, &mut super::complain);
     super::print(&replayed.text) && replayed.is_fine
 }
 
-/// Reads and decides all inputs. `tell` gets what people are to read meanwhile, a line or more at a
-/// time. Blocks on the file system and on standard input.
+/// Reads and decides all inputs. `tell` gets messages for the user meanwhile, of one line or more.
+/// Blocks on the file system and on standard input.
 pub fn replay(options: &Options, tell: &mut dyn FnMut(&str)) -> Replayed {
     let mut sets = Vec::new();
     let files = [Some(options.config.as_deref()), options.against.as_deref().map(Some)];
@@ -95,7 +96,7 @@ pub fn replay(options: &Options, tell: &mut dyn FnMut(&str)) -> Replayed {
     Replayed { text: report::print(&outcome, options.format), is_fine: skipped == 0 }
 }
 
-/// The policies of a file that are in force; nothing once every problem with it has been told.
+/// The policies of a file that are in force. `None` if it has errors; all problems go to `tell`.
 fn policies(file: Option<&Path>, tell: &mut dyn FnMut(&str)) -> Option<Vec<PolicySpec>> {
     let loaded = config::load_or_embedded(file);
     if !loaded.diagnostics.is_empty() {
@@ -105,7 +106,7 @@ fn policies(file: Option<&Path>, tell: &mut dyn FnMut(&str)) -> Option<Vec<Polic
     Some(loaded.config?.policies.into_iter().filter(in_force).collect())
 }
 
-/// Reads one input. `skip` is told of each part that is passed over.
+/// Reads one input. `skip` is told of each part that is skipped.
 fn read(
     input: &Path,
     replay: &mut Replay,

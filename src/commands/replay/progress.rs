@@ -1,4 +1,4 @@
-//! A line on the terminal that says how far reading has come. Elsewhere there is none.
+//! A progress line for reading the inputs, shown only on a terminal.
 
 use std::{
     cell::Cell,
@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
 };
 
-/// Bytes between two looks of the line, for inputs of unknown size.
+/// The bytes between two updates of the line, for inputs of unknown size.
 const STEP_BYTES: u64 = 16 << 20;
 
 const BAR_CHARS: u64 = 40;
@@ -17,7 +17,7 @@ const BAR_CHARS: u64 = 40;
 pub(super) struct Progress {
     is_shown: bool,
     read: Rc<Cell<u64>>,
-    /// 0 where it is not known.
+    /// 0 if it is not known.
     total: u64,
     shown_at: Option<u64>,
 }
@@ -33,7 +33,7 @@ impl Progress {
         Progress { is_shown, read: Rc::default(), total, shown_at: None }
     }
 
-    /// An input whose bytes count.
+    /// Wraps an input so that its bytes are counted.
     pub(super) fn counted<'i>(&self, input: impl Read + 'i) -> impl Read + 'i {
         Counted { input, read: Rc::clone(&self.read) }
     }
@@ -49,7 +49,7 @@ impl Progress {
         if self.shown_at.replace(now) == Some(now) {
             return;
         }
-        // A terminal that is gone needs no line.
+        // An error is ignored: the line is only for a terminal.
         let _ = write!(io::stderr(), "\r{}\x1b[K", line(read, self.total));
     }
 

@@ -1,4 +1,4 @@
-//! The answer of a replay, for people and for tools.
+//! Formats the result of a replay as text or JSON.
 
 use std::{
     fmt::Write as _,
@@ -71,14 +71,14 @@ fn change(change: &Change) -> Value {
     answer
 }
 
-/// Whole where it is, else with six decimals.
+/// An integer if the value is whole, otherwise a number with six decimals.
 fn number(count: f64) -> Value {
     let rounded = (count * 1e6).round() / 1e6;
-    // Sums of whole traces are exact far beyond what anybody records.
+    // Sums of whole traces are exact far beyond the size of any recording.
     if rounded.fract() == 0.0 { json!(rounded.max(0.0) as u64) } else { json!(rounded) }
 }
 
-/// RFC 3339; nothing where there is no time.
+/// A time in RFC 3339; `None` for 0.
 fn time(unix_nanos: u64) -> Option<String> {
     let time = UNIX_EPOCH + Duration::from_nanos(unix_nanos);
     (unix_nanos != 0).then(|| humantime::format_rfc3339(time).to_string())
@@ -98,7 +98,7 @@ fn text(outcome: &Outcome) -> String {
     }
     text.push_str(match outcome.is_weighted {
         true => "The traces were sampled before: all figures estimate the original traffic.\n",
-        false => "No span carries a sampling threshold: the input is taken for all traffic.\n",
+        false => "No span carries a sampling threshold: the input is taken to be all traffic.\n",
     });
     if outcome.early > 0 {
         let _ = writeln!(
@@ -131,12 +131,12 @@ fn text(outcome: &Outcome) -> String {
     text
 }
 
-/// An estimate to the next whole number.
+/// An estimate rounded to a whole number, with separators.
 fn grouped(estimate: f64) -> String {
     figures::count(estimate.round() as u64)
 }
 
-/// An estimate of bytes.
+/// An estimate of bytes, with a unit.
 fn in_units(estimate: f64) -> String {
     figures::bytes(estimate.round() as u64)
 }

@@ -1,4 +1,4 @@
-//! Decisions over recorded traces: weights, limits, what is decided early, and what changes.
+//! Decisions about recorded traces: weights, limits, early decisions, and changes.
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -18,7 +18,8 @@ fn keeps(name: &str, sampling_percentage: f64) -> PolicySpec {
     PolicySpec::new(name, RuleSpec { kind: RuleKind::AlwaysSample, sampling_percentage })
 }
 
-/// A request with one span: of this trace, this randomness and this tracestate, that ends then.
+/// A request with one span of this trace, with this randomness and tracestate, that ends at this
+/// time.
 fn request(number: u64, randomness: u64, tracestate: &str, millis: u64) -> Vec<u8> {
     request_of_kind(number, randomness, tracestate, millis, "")
 }
@@ -55,7 +56,7 @@ fn close(a: f64, b: f64) -> bool {
     (a - b).abs() < 1e-6 * b.max(1.0)
 }
 
-/// A thousand traces, of which those are left that `ot=th` of this percentage has kept before.
+/// Replays the traces, out of a thousand, that an `ot=th` of this percentage has kept before.
 fn replayed(kept_before: f64, sets: &[Vec<PolicySpec>]) -> Outcome {
     let th = crate::trace::Threshold::from_percentage(kept_before);
     let mut replay = Replay::new(sets, ROOMY);
@@ -103,7 +104,7 @@ fn without_thresholds_every_trace_counts_once() {
     assert_eq!((outcome.input.traces, outcome.totals[0].kept.traces), (20.0, 10.0));
     assert_eq!((outcome.from, outcome.to), (BEGINNING + 1_000_000, BEGINNING + 21_000_000));
     assert_eq!(outcome.newly_kept.sum.traces, 10.0);
-    // The examples are those of the earliest traces, which came last.
+    // The examples are the earliest traces, which were read last.
     let examples = outcome.newly_kept.examples.iter().map(|id| id.0[7]);
     assert_eq!(examples.collect::<Vec<_>>(), [10, 9, 8, 7, 6]);
     assert_eq!(outcome.newly_dropped.examples, []);
@@ -122,8 +123,9 @@ fn a_recording_of_a_share_stands_for_the_whole() {
     assert!(close(outcome.totals[0].kept.traces, 100.0), "{outcome:?}");
 }
 
-/// Scenario: a minute of 100 traces a second, an hour of nothing, and another minute, in any order.
-/// Guarantees: a limit of 10 spans a second runs on the time of the traces.
+/// Scenario: a minute of 100 traces per second, an hour without traces, and another minute, in any
+/// order.
+/// Guarantees: a limit of 10 spans per second uses the time of the traces.
 #[test]
 fn limits_run_on_the_time_of_the_traces() {
     let rate = Rate { per_second: 10.0, burst: 20.0 };
@@ -148,9 +150,10 @@ fn limits_run_on_the_time_of_the_traces() {
     assert_eq!(outcome.totals[0].policies[0].matched_traces, 12_000.0);
 }
 
-/// Scenario: a minute of 100 traces a second and 50 minutes later another, of which every tenth
-/// trace is of one of ten quiet kinds; by a budget of 20 spans a second, and by rare policies.
-/// Guarantees: both run on the time of the traces: quiet kinds are whole, the loud one has the
+/// Scenario: a minute of 100 traces per second and, 50 minutes later, another, in which every tenth
+/// trace is of one of ten quiet kinds; with a budget of 20 spans per second, and with rare
+/// policies.
+/// Guarantees: both use the time of the traces: quiet kinds are kept whole, the loud one gets the
 /// rest; each kind has its first trace in each of the two intervals.
 #[test]
 fn kinds_run_on_the_time_of_the_traces() {

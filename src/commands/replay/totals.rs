@@ -1,17 +1,17 @@
-//! Counting decided traces, each with the weight of the traffic that it stands for.
+//! Counts decided traces, each weighted by the traffic that it stands for.
 //!
-//! A trace with `ot=th` was kept by a threshold before: one of probability p stands for 1 / p
-//! traces. Policies keep a trace of the original traffic at their own threshold T, and the recorded
-//! ones are those with R >= th. So a trace that they keep counts 1 where T is the higher threshold,
-//! and (1 - T) / (1 - th) where th is. The sums have the expectation of what the original traffic
-//! would have come to.
+//! A trace with `ot=th` was sampled before: a trace that was kept with probability p stands for 1 /
+//! p traces. Policies keep a trace of the original traffic at their own threshold T; the recorded
+//! traces are those with R >= th. So a trace that they keep counts 1 if T is the higher threshold,
+//! and (1 - T) / (1 - th) if th is. The expected value of each sum is what the original traffic
+//! would have given.
 
 use crate::{
     policy::Verdict,
     trace::{Threshold, TraceId},
 };
 
-/// Trace ids that an answer names at most.
+/// The most trace ids that a report gives as examples.
 const EXAMPLES_MAX: usize = 5;
 
 /// Traces, their spans and their bytes, weighted.
@@ -36,9 +36,9 @@ pub(super) struct Weighed {
     pub(super) id: TraceId,
     pub(super) spans: u64,
     pub(super) bytes: u64,
-    /// Traces of the original traffic that it stands for.
+    /// The number of traces of the original traffic that it stands for.
     pub(super) weight: f64,
-    /// What it was kept by before.
+    /// The threshold by which it was kept before.
     sampled_at: Threshold,
     share: f64,
 }
@@ -56,7 +56,7 @@ impl Weighed {
         }
     }
 
-    /// Traces that policies keep of those that it stands for.
+    /// How many of the traces that it stands for are kept by this verdict.
     pub(super) fn kept(&self, verdict: &Verdict) -> f64 {
         if !verdict.kept {
             return 0.0;
@@ -66,27 +66,27 @@ impl Weighed {
     }
 }
 
-/// Of keeping a trace at a threshold that can keep one.
+/// The probability that a trace is kept at this threshold.
 fn probability(threshold: Threshold) -> f64 {
     (Threshold::NEVER.bits() - threshold.bits()) as f64 / Threshold::NEVER.bits() as f64
 }
 
-/// What one policy did.
+/// The totals of one policy.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct OfPolicy {
     pub(super) name: String,
     pub(super) matched_traces: f64,
-    /// Credited to it.
+    /// Kept traces that are credited to it.
     pub(super) kept: Sum,
-    /// Credited to it, and dropped.
+    /// Dropped traces that are credited to it.
     pub(super) dropped_traces: f64,
 }
 
-/// What one set of policies did.
+/// The totals of one set of policies.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Totals {
     pub(super) kept: Sum,
-    /// In their order, and last what none matches.
+    /// The policies in their order, then `none`.
     pub(super) policies: Vec<OfPolicy>,
 }
 
@@ -121,7 +121,7 @@ impl Totals {
     }
 }
 
-/// Traces that a second set decides otherwise.
+/// Traces that the second set of policies decides differently.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Change {
     pub(super) sum: Sum,
@@ -129,7 +129,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Counts a trace of which the one set keeps so much more than the other.
+    /// Adds a trace. `more` is how much more of it one set keeps than the other.
     pub(super) fn add(&mut self, trace: &Weighed, more: f64, has_changed: bool) {
         self.sum.add(trace, more.max(0.0));
         if has_changed && self.examples.len() < EXAMPLES_MAX {

@@ -1,8 +1,8 @@
-//! What tests have seen of policies: whether each was credited, and each condition true and false.
+//! Coverage of policy tests: whether each policy was credited, and each condition true and false.
 //!
-//! A condition is asked by a probe, a policy of this condition alone, which the plan decides like
-//! any other. In `same_span` a condition is about a single span: it is asked there by two probes,
-//! "some span meets it" and "some span does not".
+//! A condition is observed by a probe: a policy that consists of this condition alone, which the
+//! plan decides like any other. In `same_span`, a condition is about a single span and has two
+//! probes: "some span meets it" and "some span does not".
 
 use std::{collections::HashMap, fs};
 
@@ -13,7 +13,7 @@ use crate::{
     policy::{Evidence, Plan, PolicyId, PolicySpec, RuleKind, RuleSpec},
 };
 
-/// The policies and conditions that all tests together leave out, by what they leave out.
+/// The gaps in the coverage of all tests together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Gaps {
     /// Policies that no test credits.
@@ -24,11 +24,11 @@ pub(super) struct Gaps {
     pub(super) never_false: Vec<String>,
 }
 
-/// What has been seen of the policies of all test files. Two files may test the same policies.
+/// The coverage of the policies of all test files. Two files may test the same policies.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
     policies: Vec<Policy>,
-    /// Where in `policies` one is, by the place it stands at.
+    /// The index in `policies` of each policy, by its place in the file.
     by_place: HashMap<(String, usize, usize), usize>,
 }
 
@@ -49,24 +49,24 @@ struct Condition {
 /// The probes of one test file.
 #[derive(Debug)]
 pub(super) struct Probes {
-    /// What the plan decides them by.
+    /// The policies to compile for the probes.
     pub(super) specs: Vec<PolicySpec>,
-    /// What each of them says: of which policy, which condition, and that it was this.
+    /// For each probe: the policy, the condition, and what a match of the probe says about it.
     says: Vec<(usize, usize, Says)>,
-    /// Where in the coverage each policy is, in the order of the file.
+    /// The index of each policy in the coverage, in the order of the file.
     policies: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Says {
-    /// The condition was true where the probe matches, false where it does not.
+    /// The condition was true if the probe matches, otherwise false.
     Whether,
     True,
     False,
 }
 
 impl Coverage {
-    /// Takes the policies of a file in.
+    /// Adds the policies of a test file, and returns their probes.
     pub(super) fn begin(&mut self, policies: &[(PolicySpec, Diagnostic)]) -> Probes {
         let mut probes = Probes { specs: Vec::new(), says: Vec::new(), policies: Vec::new() };
         for (spec, place) in policies {
@@ -116,7 +116,7 @@ impl Coverage {
         at
     }
 
-    /// Notes what a test has seen: the policy that was credited, and what the probes say.
+    /// Records the result of a test: the credited policy, and the probes that matched.
     pub(super) fn note(
         &mut self,
         probes: &Probes,
@@ -142,7 +142,7 @@ impl Coverage {
         }
     }
 
-    /// What is missing.
+    /// The policies and conditions that are not covered.
     pub(super) fn gaps(&self) -> Gaps {
         let uncredited = self.policies.iter().filter(|policy| !policy.is_credited);
         let conditions = || self.policies.iter().flat_map(|policy| &policy.conditions);
@@ -157,8 +157,8 @@ impl Coverage {
     }
 }
 
-/// The conditions of a rule, and whether each is about a single span. What holds for every trace is
-/// none.
+/// Collects the conditions of a rule, and whether each is about a single span. A condition that
+/// holds for every trace is left out.
 fn collect<'r>(kind: &'r RuleKind, is_of_one_span: bool, out: &mut Vec<(&'r RuleKind, bool)>) {
     let is_of_one_span = is_of_one_span || matches!(kind, RuleKind::SameSpan(_));
     match kind.parts() {

@@ -1,12 +1,11 @@
-//! `tailwater test FILE...`: policies against traces that are written down.
+//! `tailwater test FILE...`: tests policies with traces written in a test file.
 //!
-//! A test says what becomes of a trace as a probability, never as the fall of a coin: the
-//! percentage is that of the threshold which the policies propose. Traces become OTLP bytes and are
-//! decided as the service would, with limits at rest; shadow policies and those that have expired
-//! take no part.
+//! A test expects a probability, never a random outcome: the percentage of the threshold that the
+//! policies propose. Traces become OTLP bytes and are decided as in the service, with limits at
+//! rest (no other trace has used them). Shadow policies and expired policies take no part.
 //!
-//! `config` reads test files, `spans` encodes traces, `coverage` notes what tests have not seen,
-//! and `report` prints.
+//! `config` reads test files, `spans` encodes traces, `coverage` records what the tests have
+//! covered, and `report` prints.
 
 use std::{fs::File, path::PathBuf, sync::Arc};
 
@@ -31,27 +30,27 @@ mod spans;
 #[cfg(test)]
 mod tests;
 
-/// Traces of a file that are looked at before all but the wanted one are forgotten.
+/// The traces of a file that are gathered before all but the wanted one are forgotten.
 const TRACES_MAX: usize = 1 << 16;
 
-/// What to test.
+/// Options of `test`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How to report
+    /// Format of the report
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
     /// List policies that no test credits, and conditions that are never true or never false
     #[arg(long)]
     pub coverage: bool,
-    /// Files of tests
+    /// Test files
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }
 
-/// How tests are reported.
+/// The format of the report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people: the tests that fail, and the sum.
+    /// For people: the tests that fail, and the totals.
     #[default]
     Text,
     /// For tools: `{"tests": [...], "passed", "failed"}`.
@@ -60,18 +59,18 @@ pub enum Format {
     Junit,
 }
 
-/// What came of it.
+/// The result of all tests.
 #[derive(Debug)]
 pub struct Tested {
-    /// To be printed as it is.
+    /// The text to print, unchanged.
     pub text: String,
-    /// Mistakes in test files and in what they name.
+    /// Mistakes in test files and in the files that they name.
     pub diagnostics: Diagnostics,
-    /// Whether all tests passed, and there was no mistake.
+    /// Whether all tests passed and there was no mistake.
     pub is_fine: bool,
 }
 
-/// What a test came to.
+/// The decision of a test's trace.
 #[derive(Clone, Debug, PartialEq)]
 struct Came {
     percentage: f64,
@@ -79,21 +78,21 @@ struct Came {
     matched: Vec<String>,
 }
 
-/// One test that has run.
+/// The result of one test.
 #[derive(Debug)]
 struct Outcome {
     file: String,
     line: usize,
     name: String,
-    /// Nothing where the trace could not be read.
+    /// `None` if the trace could not be read.
     came: Option<Came>,
-    /// What was expected and what came, where they differ; why there is no trace.
+    /// The difference between the expected and the actual result, or why there is no trace.
     failure: Option<String>,
-    /// All policies that take part, in their order.
+    /// The names of all policies that take part, in their order.
     policies: Arc<Vec<String>>,
 }
 
-/// Tests and prints. Whether all was fine.
+/// Runs the tests and prints the report. Returns whether all passed.
 pub fn run(options: &Options) -> bool {
     let tested = test(options);
     complain(&tested.diagnostics.to_string());
@@ -125,7 +124,7 @@ pub fn test(options: &Options) -> Tested {
     Tested { text: report.print(options.format, gaps.as_ref()), diagnostics, is_fine }
 }
 
-/// The policies of a file, at rest.
+/// The policies of a file, compiled, with limits at rest.
 struct UnderTest {
     plan: Arc<Plan>,
     probes: Probes,
@@ -199,10 +198,10 @@ impl UnderTest {
     }
 }
 
-/// A problem and its place, where that is not the test's.
+/// A problem, and its place if it is not in the test file.
 type Unusable = (Problem, Option<Box<config::Diagnostic>>);
 
-/// Gathers the trace of a test, and returns which one it is.
+/// Gathers the trace of a test, and returns its index.
 fn gather(trace: &TestedTrace, traces: &mut Traces) -> Result<usize, Unusable> {
     match trace {
         TestedTrace::Spans(spans) => {
@@ -259,7 +258,7 @@ fn read(path: &PathBuf, wanted: Option<TraceId>, traces: &mut Traces) -> Result<
     }
 }
 
-/// What was expected and what came, where they differ.
+/// The difference between the expected and the actual result, if there is any.
 fn difference(expected: &Expected, came: &Came) -> Option<String> {
     let mut parts = Vec::new();
     if let Some(percentage) = expected.percentage

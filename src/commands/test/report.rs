@@ -1,4 +1,4 @@
-//! Tests as people, tools and CI servers read them.
+//! Formats test results as text, JSON or JUnit XML.
 
 use std::fmt::Write as _;
 
@@ -7,10 +7,10 @@ use serde_json::json;
 use super::{Format, Outcome, coverage::Gaps};
 use crate::config::visible;
 
-/// What all tests came to.
+/// The results of all tests.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    /// By file, in the order of the files.
+    /// The results by file, in the order of the files.
     files: Vec<OfFile>,
 }
 
@@ -18,7 +18,7 @@ pub(super) struct Report {
 struct OfFile {
     name: String,
     outcomes: Vec<Outcome>,
-    /// Whether it could not be used at all.
+    /// Whether the file could not be used at all.
     is_unusable: bool,
 }
 
@@ -39,7 +39,7 @@ impl Report {
         }
     }
 
-    /// A file with mistakes, of which no test has run.
+    /// Adds a file with mistakes, none of whose tests has run.
     pub(super) fn add_unusable(&mut self, name: String) {
         self.files.push(OfFile { name, outcomes: Vec::new(), is_unusable: true });
     }
@@ -129,12 +129,12 @@ impl Report {
     }
 }
 
-/// A whole number without its `.0`.
+/// A number, without `.0` if it is whole.
 fn number(percentage: f64) -> serde_json::Value {
     if percentage.fract() == 0.0 { json!(percentage as u64) } else { json!(percentage) }
 }
 
-/// For each policy whether it matched.
+/// A list that says for each policy whether it matched.
 fn matches(outcome: &Outcome) -> String {
     let Some(came) = &outcome.came else { return String::new() };
     let mut text = String::new();
@@ -197,7 +197,7 @@ fn suite(of_file: &OfFile, xml: &mut String) {
     xml.push_str("  </testsuite>\n");
 }
 
-/// Text for an attribute or an element. XML has no control characters at all.
+/// Escapes text for an XML attribute or element. XML does not allow control characters.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! A trace as a test writes it, as an OTLP request: what a sender would have sent.
+//! Encodes a test's trace as the OTLP request that a sender would have sent.
 
 use std::collections::HashMap;
 
@@ -15,10 +15,10 @@ use crate::{
     trace::TraceId,
 };
 
-/// When the traces of tests begin, Unix nanoseconds: 2024-01-01T00:00:00Z.
+/// The time at which the traces of tests begin, in Unix nanoseconds: 2024-01-01T00:00:00Z.
 const BEGINNING: i64 = 1_704_067_200_000_000_000;
 
-/// The trace id of traces that are written out.
+/// The trace id of traces written in a test file.
 const TRACE_ID: TraceId = TraceId([7; 16]);
 
 /// An encoded request with all spans, each with a resource of its own.
@@ -33,7 +33,7 @@ pub(super) fn request(spans: &[TestSpan]) -> Vec<u8> {
         parents.push(match span.parent.as_deref() {
             None if index == 0 => None,
             None => Some(1),
-            // One that is named and not there was not received.
+            // A parent that is named but not in the trace was not received.
             Some(parent) => Some(*ids.entry(parent).or_insert_with(|| {
                 absent += 1;
                 absent

@@ -1,4 +1,4 @@
-//! Tests of policies as they are run: what they see, what they say, what they leave out.
+//! Policy tests: their results, reports and coverage.
 
 use std::{
     fs,
@@ -30,14 +30,14 @@ fn run(files: &[(&str, &str)], format: Format, names: &[&str]) -> Tested {
     tested
 }
 
-/// The answer in JSON to one file.
+/// The report in JSON for one file.
 fn answer(text: &str) -> Value {
     let tested = run(&[("t.test.toml", text)], Format::Json, &["t.test.toml"]);
     assert!(!tested.diagnostics.has_errors(), "{}", tested.diagnostics);
     serde_json::from_str(&tested.text).expect("JSON")
 }
 
-/// A condition of each type, once at the top and once where it is about a single span.
+/// A condition of each type, once at the top level and once on a single span.
 const ALL: &str = r#"
 [[policy]]
 name = "trace"
@@ -254,7 +254,7 @@ fn a_recorded_trace_is_picked_by_its_id() {
         ("two.json", "", "has more than one trace"),
         ("one.json", "trace_id = \"bad\"", "has no trace 00000000000000000000000000000bad"),
         ("absent.json", "", "cannot read"),
-        ("broken.json", "", "broken.json:2: this is no JSON"),
+        ("broken.json", "", "broken.json:2: this is not JSON"),
         ("empty.json", "", "has no spans"),
     ] {
         let tested = run(&test(file, id, true));

@@ -1,11 +1,11 @@
-//! The screen of `top`, made of what the view knows.
+//! Draws the screen of `top` from the view.
 //!
 //! Names, endpoints and errors come from senders, files and other machines. They pass
-//! `config::visible` before they are drawn, so that they are printable text; ratatui leaves out
-//! what cannot be printed as well.
+//! `config::visible` before they are drawn, so that they contain only printable characters; ratatui
+//! also leaves out unprintable ones.
 //!
-//! From the top: the state, the figures of the instance, the policies as far as there is room, a
-//! message, and the keys. On a small screen the policies give way first.
+//! From top to bottom: the state, the figures of the instance, as many policies as fit, a message,
+//! and the keys. On a small screen, fewer policies are shown.
 
 use std::{
     cmp::Reverse,
@@ -32,22 +32,22 @@ use crate::{
     },
 };
 
-/// The width of the names of figures.
+/// The width of the figures' names.
 const LABEL: usize = 9;
-/// The bars of memory and queue.
+/// The width of the bars of memory and queue.
 const BAR: usize = 20;
-/// From this width on, figures fit in a line, and only errors are wrapped. On a narrower screen
-/// lines are cut, so that the policies stay in sight.
+/// From this width on, figures fit on one line, and only errors wrap. On a narrower screen, lines
+/// are cut, so that the policies stay visible.
 const WRAPPED_MIN: u16 = 80;
 
-/// Draws the screen. Returns the first policy in sight. `now` is in Unix milliseconds.
+/// Draws the screen. Returns the index of the first visible policy. `now` is in Unix milliseconds.
 pub(super) fn draw(frame: &mut Frame<'_>, view: &View, now: u64) -> usize {
     let area = frame.area();
     let mut figures = Paragraph::new(figures(view, now));
     if area.width >= WRAPPED_MIN {
         figures = figures.wrap(Wrap { trim: false });
     }
-    // An empty line is below the figures.
+    // An empty line separates the figures from the policies.
     let head = rows(&figures, area.width, area.height)
         .saturating_add(1)
         .min(area.height.saturating_sub(1));
@@ -205,7 +205,7 @@ fn losses(status: &GetStatusResponse) -> Vec<Span<'static>> {
     vec![Span::from(text).red().bold()]
 }
 
-/// What people have the instance do beside its work.
+/// The trials, recordings and watchers that the instance serves.
 fn activity(status: &GetStatusResponse) -> Option<String> {
     let activity = status.activity.unwrap_or_default();
     let several = |number: u32, one: &str, many: &str| match number {
@@ -220,7 +220,7 @@ fn activity(status: &GetStatusResponse) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-/// The policies that there is room for, most spans first. Returns the first one in sight.
+/// Draws the policies that fit, those with most spans first. Returns the first visible one.
 fn policies(frame: &mut Frame<'_>, view: &View, area: Rect, now: u64) -> usize {
     let mut policies: Vec<_> = view.status.policies.iter().collect();
     policies.sort_by_key(|policy| (policy.shadow, Reverse(policy.kept_spans)));
@@ -240,7 +240,7 @@ fn policies(frame: &mut Frame<'_>, view: &View, area: Rect, now: u64) -> usize {
     scrolled
 }
 
-/// The columns that a width has room for, besides the name and the rate.
+/// The columns that fit into a width, besides the name and the rate.
 struct Columns {
     bar: usize,
     has_share: bool,
@@ -280,7 +280,7 @@ impl Columns {
         widths
     }
 
-    /// The names of the columns. `below` says how many policies there is no room for.
+    /// The names of the columns. `below` is the number of policies that do not fit.
     fn header(&self, below: usize) -> Vec<Line<'static>> {
         let name = match below {
             0 => "Kept by policy".to_owned(),
@@ -326,7 +326,7 @@ impl Columns {
     }
 }
 
-/// The name of a policy, and what is special about it.
+/// The name of a policy, and its special state: shadow, or expiring.
 fn name(policy: &PolicyStatus, now: u64) -> Line<'static> {
     let mut spans = vec![Span::from(visible(&policy.name))];
     if policy.shadow {
@@ -347,7 +347,7 @@ fn right(text: impl Into<String>) -> Line<'static> {
     Line::from(text.into()).alignment(Alignment::Right)
 }
 
-/// A bar of at most `width` characters, to an eighth of one.
+/// A bar of at most `width` characters, with a resolution of an eighth of a character.
 fn bar(part: f64, width: usize) -> String {
     let parts = [
         "",
@@ -360,12 +360,12 @@ fn bar(part: f64, width: usize) -> String {
         block::SEVEN_EIGHTHS,
     ];
     let eighths = (part.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize;
-    // Whatever is there at all is seen.
+    // Anything above zero is visible.
     let eighths = if part > 0.0 { eighths.max(1) } else { 0 };
     block::FULL.repeat(eighths / 8) + parts[eighths % 8]
 }
 
-/// How full something is.
+/// A bar that shows how full something is.
 fn gauge(used: u64, limit: u64, is_high: bool) -> Span<'static> {
     let part = if limit == 0 { 0.0 } else { used as f64 / limit as f64 };
     let text = bar(part, BAR);
@@ -382,7 +382,7 @@ fn paragraph(message: &Message) -> Paragraph<'static> {
     Paragraph::new(Vec::from_iter(lines)).wrap(Wrap { trim: false }).block(block)
 }
 
-/// How many rows of this width a paragraph takes, at most `height`.
+/// The number of rows of this width that a paragraph takes, at most `height`.
 fn rows(paragraph: &Paragraph<'_>, width: u16, height: u16) -> u16 {
     let area = Rect::new(0, 0, width, height);
     let mut drawn = Buffer::empty(area);
@@ -400,7 +400,7 @@ fn keys(frame: &mut Frame<'_>, view: &View, area: Rect) {
     };
     let prompt = Line::from(format!("trace id: {}", visible(input)));
     let (typed, width) = (prompt.width() as u16, area.width.saturating_sub(1));
-    // The end of a long id stays in sight.
+    // The end of a long id stays visible.
     let paragraph = Paragraph::new(prompt).scroll((0, typed.saturating_sub(width)));
     frame.render_widget(paragraph, area);
     if area.height > 0 {

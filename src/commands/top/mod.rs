@@ -1,13 +1,13 @@
-//! `tailwater top`: how a running instance is doing, live in the terminal.
+//! `tailwater top`: shows the state of a running instance, live in the terminal.
 //!
-//! Asks for `GetStatus` once a second and draws the answer. An instance that goes away is shown as
-//! such, and asked further until it is back. `view` has what is known and what keys do to it,
-//! `draw` makes a screen of it; both are free of input and output. This module has the terminal,
-//! the calls and the signals, on one thread. At most one status and one action of a person are
-//! under way at a time.
+//! Asks for `GetStatus` once a second and draws the answer. If the instance stops answering, the
+//! screen says so, and the command keeps asking until it is back. `view` holds the state and
+//! handles keys, `draw` draws the screen; neither does any input or output. This module has the
+//! terminal, the calls and the signals, on one thread. At most one status and one action of the
+//! user are in progress at a time.
 //!
 //! The terminal is restored at every end: by a key, by a signal, by an error, and by the hook that
-//! ratatui adds for panics.
+//! ratatui installs for panics.
 
 mod draw;
 #[cfg(test)]
@@ -41,30 +41,30 @@ use crate::{
     control::{ExplainRequest, GetStatusRequest, GetStatusResponse, ReloadRequest, ReloadResponse},
 };
 
-/// The interval between two questions.
+/// The interval between two requests for the status.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long a status may take before the instance counts as away.
+/// The time after which an instance that does not answer counts as away.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Shows how a running instance is doing.
+/// Options of `top`.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
     instance: Instance,
 }
 
-/// What the instance answered.
+/// The answer to a call.
 enum Answer {
     Status(Result<Box<GetStatusResponse>, Failure>),
     Reload(Result<ReloadResponse, Failure>),
-    /// A decision in sentences, or why there is none.
+    /// A decision in sentences, or why there is no answer.
     Explain(Result<String, Failure>),
 }
 
-/// A call under way.
+/// A call in progress.
 type Call = Pin<Box<dyn Future<Output = Answer>>>;
 
-/// Shows the instance until a person ends it. Returns whether all went well.
+/// Shows the instance until the user ends it. Returns whether there was no error.
 pub fn run(options: &Options) -> bool {
     if !io::stdout().is_terminal() {
         complain(
@@ -78,7 +78,8 @@ pub fn run(options: &Options) -> bool {
 
 async fn show(options: &Options) -> Result<bool, Failure> {
     let asked = options.instance.client()?;
-    // Asked before the screen changes, so that a wrong address ends as it does in other commands.
+    // The first status is requested before the screen changes, so that a wrong address fails as in
+    // other commands.
     let status = status(asked.clone()).await?;
     let mut view = View::new(asked.address(), status);
     let shown = async {
@@ -104,8 +105,8 @@ struct Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // At a panic ratatui's hook has restored it. Doing so again would move the cursor back, and
-        // the shell would write over the message.
+        // After a panic, ratatui's hook has restored the terminal. Doing so again would move the
+        // cursor back, and the shell would overwrite the message.
         if !std::thread::panicking() {
             ratatui::restore();
         }
@@ -122,13 +123,13 @@ impl Screen {
         Ok(())
     }
 
-    /// The next key or change of size; `None` once there is no more input.
+    /// The next key or change of size; `None` when there is no more input.
     async fn event(&mut self) -> Option<io::Result<Event>> {
         poll_fn(|context| Pin::new(&mut self.keys).poll_next(context)).await
     }
 }
 
-/// Asks, draws and does what keys say, until one of them or a signal ends it.
+/// Asks, draws and handles keys, until a key or a signal ends the command.
 async fn follow(
     asked: Asked,
     view: &mut View,
@@ -144,7 +145,7 @@ async fn follow(
     loop {
         screen.draw(view)?;
         let answer = tokio::select! {
-            // Who wants it to end comes first, then keys, so that it answers while figures come.
+            // A request to stop comes first, then keys, so that they work while answers arrive.
             biased;
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
@@ -180,7 +181,7 @@ async fn follow(
     }
 }
 
-/// Waits for the end of a call, for ever if there is none. Goes on where it was if it is dropped.
+/// Waits for the end of a call, for ever if there is none. Safe to drop: the call continues later.
 async fn ended(call: &mut Option<Call>) -> Answer {
     let Some(under_way) = call else { return pending().await };
     let answer = under_way.await;
@@ -195,7 +196,7 @@ async fn status(mut asked: Asked) -> Result<GetStatusResponse, Failure> {
     answer.map(|answer| answer.into_inner()).map_err(|status| asked.failure(&status))
 }
 
-/// Does what a person wants of the instance.
+/// Starts the call for an action of the user.
 fn call(mut asked: Asked, act: Act) -> Call {
     Box::pin(async move {
         let Act::LookUp(trace_id) = act else {

@@ -58,7 +58,7 @@ fn status() -> GetStatusResponse {
     }
 }
 
-/// A view that has heard the same instance again after ten seconds.
+/// A view that has received a second status of the same instance after ten seconds.
 fn view() -> View {
     let mut view = View::new("http://127.0.0.1:9464/", status());
     let mut later = status();

@@ -1,4 +1,4 @@
-//! What `top` knows of an instance, and what keys do. Draws and asks nothing itself.
+//! The state that `top` shows, and the handling of keys. Does no drawing and no calls.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,12 +14,13 @@ use crate::{
     control::{GetStatusResponse, ReloadResponse, figures::duration},
 };
 
-/// The time over which rates of policies are taken, as that of the rates of the instance.
+/// The time over which rates of policies are averaged, as for the rates of the instance.
 const RATES_OVER: Duration = Duration::from_secs(10);
-/// The longest look-up: a trace id has 32 digits, and people paste it with dashes and quotes.
+/// The most characters of a look-up: a trace id has 32 digits, and people paste it with dashes and
+/// quotes.
 const INPUT_CHARS_MAX: usize = 100;
 
-/// What is to be done outside of the view.
+/// An action that `top` carries out.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Act {
     Quit,
@@ -27,35 +28,35 @@ pub(super) enum Act {
     LookUp(String),
 }
 
-/// Since when an instance does not answer, in Unix milliseconds, and why.
+/// Since when the instance has not answered, in Unix milliseconds, and why.
 #[derive(Debug)]
 pub(super) struct Away {
     pub(super) since: u64,
     pub(super) why: String,
 }
 
-/// What came of an action, until a person has read it.
+/// The result of an action, shown until the user closes it.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) is_good: bool,
     pub(super) text: String,
 }
 
-/// What is shown.
+/// The state that is shown.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) address: String,
-    /// The last one that arrived.
+    /// The last status that arrived.
     pub(super) status: GetStatusResponse,
     pub(super) away: Option<Away>,
     pub(super) message: Option<Message>,
-    /// Whether an action is under way, so that another one has to wait.
+    /// Whether an action is in progress, so that another one has to wait.
     is_busy: bool,
     /// The trace id that is being typed.
     pub(super) input: Option<String>,
-    /// The first policy in sight.
+    /// The index of the first visible policy.
     pub(super) scrolled: usize,
-    /// Spans kept by each policy since the start, over the last seconds, the oldest first.
+    /// Spans kept by each policy since the start, sampled over the last seconds, the oldest first.
     samples: VecDeque<(Duration, HashMap<String, u64>)>,
 }
 
@@ -73,7 +74,7 @@ impl View {
         }
     }
 
-    /// Takes a status that arrived `at` after the command began; `now` is in Unix milliseconds.
+    /// Records a status that arrived `at` after the command began; `now` is in Unix milliseconds.
     pub(super) fn heard(&mut self, status: GetStatusResponse, at: Duration, now: u64) {
         let is_restarted = status.start_time != self.status.start_time;
         if is_restarted {
@@ -93,13 +94,13 @@ impl View {
         self.status = status;
     }
 
-    /// The instance did not answer.
+    /// Records that the instance did not answer.
     pub(super) fn missed(&mut self, why: &impl Display, now: u64) {
         let since = self.away.as_ref().map_or(now, |away| away.since);
         self.away = Some(Away { since, why: why.to_string() });
     }
 
-    /// Spans a second that a policy has kept lately.
+    /// The recent rate of spans kept by a policy, per second.
     pub(super) fn rate(&self, policy: &str) -> f64 {
         let (Some((first, before)), Some((last, after))) =
             (self.samples.front(), self.samples.back())
@@ -114,7 +115,7 @@ impl View {
         kept(after).saturating_sub(kept(before)) as f64 / seconds
     }
 
-    /// Shows what came of a reload.
+    /// Shows the result of a reload.
     pub(super) fn reloaded(&mut self, outcome: Result<ReloadResponse, impl Display>) {
         self.is_busy = false;
         self.message = Some(match outcome {
@@ -136,7 +137,7 @@ impl View {
         });
     }
 
-    /// Shows what is known of a trace.
+    /// Shows the explanation of a trace.
     pub(super) fn explained(&mut self, outcome: Result<String, impl Display>) {
         self.is_busy = false;
         self.message = Some(match outcome {
@@ -147,7 +148,7 @@ impl View {
         });
     }
 
-    /// Takes a key. Returns what it asks for.
+    /// Handles a key. Returns the action that it asks for.
     pub(super) fn press(&mut self, key: KeyEvent) -> Option<Act> {
         let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
         if is_control && key.code == KeyCode::Char('c') {
@@ -176,7 +177,7 @@ impl View {
         None
     }
 
-    /// Takes a key while a trace id is being typed.
+    /// Handles a key while a trace id is being typed.
     fn type_id(&mut self, key: KeyCode, is_control: bool) -> Option<Act> {
         let input = self.input.as_mut()?;
         match key {

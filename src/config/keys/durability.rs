@@ -6,16 +6,16 @@ use super::{Described, Key, SECOND};
 
 pub(super) const SECTIONS: &[Described] = &[Described {
     path: "durability",
-    words: "What is on disk, so that a restart, a crash or a power failure loses nothing that was \
-            acknowledged.",
+    words: "Keeps acknowledged spans on disk, so that a restart, a crash or a power failure does \
+            not lose them.",
     is_optional: false,
     keys: &[
         Key::word(
             "mode",
             &["none", "process", "power"],
-            "`none`: the window and the queue are in memory only. `process`: what was acknowledged \
-             survives the end of the process, however it ends. `power`: it also survives the end \
-             of the machine; requests are acknowledged after the next sync of the disk.",
+            "`none`: the window and the queue are in memory only. `process`: acknowledged spans \
+             survive the end of the process, even a crash. `power`: they also survive a power \
+             failure; requests are acknowledged after the next sync of the disk.",
         ),
         Key::path(
             "directory",
@@ -27,10 +27,10 @@ pub(super) const SECTIONS: &[Described] = &[Described {
             "max_size_mib",
             [256, 1 << 24],
             4096,
-            "The most that all logs take, in MiB. The log of requests takes up to five eighths of \
-             it, and has to hold what arrives in the longest wait of a trace; when it is full, \
-             requests are refused as `disk`. The sending queue takes up to a quarter, decisions an \
-             eighth.",
+            "The size limit of all logs together, in MiB. The log of requests takes up to five \
+             eighths of it, and must have room for all requests that arrive during the longest \
+             wait of a trace; when it is full, requests are refused (reason `disk`). The sending \
+             queue takes up to a quarter, decisions an eighth.",
         ),
         Key::duration(
             "sync_interval",

@@ -28,21 +28,22 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::word(
                 "compression",
                 &["none", "gzip", "zstd"],
-                "Compression of requests. Worth its CPU time where the network is slow or costs \
+                "Compression of requests. It is worth its CPU time if the network is slow or costs \
                  money.",
             ),
             Key::duration(
                 "timeout",
                 [Duration::from_millis(10), HOUR],
                 Duration::from_secs(5),
-                "The longest one attempt to deliver one request may take.",
+                "The time limit for one attempt to deliver a request.",
             ),
             Key::integer(
                 "max_request_size_kib",
                 [16, 65_536],
                 3584,
                 "Largest request in KiB. The default is below the 4 MiB that gRPC servers take by \
-                 default. At most a quarter of the queue; the default shrinks to that by itself.",
+                 default. At most a quarter of the queue; for a small queue, the default is \
+                 reduced to that.",
             ),
             Key::integer(
                 "max_trace_bytes_kib",
@@ -76,13 +77,13 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::path(
                 "ca_file",
                 "\"backend.crt\"",
-                "The CAs of which one must have signed the certificate of the backend. Unset: \
-                 those of the operating system.",
+                "File with the CAs, one of which must have signed the backend's certificate. \
+                 Unset: the CAs of the operating system.",
             ),
             Key::path(
                 "cert_file",
                 "\"client.crt\"",
-                "The certificate for a backend that asks for one.",
+                "The client certificate, for a backend that asks for one.",
             )
             .needed(Need::With("key_file")),
             Key::path("key_file", "\"client.key\"", "Its private key, without a passphrase.")
@@ -110,12 +111,13 @@ pub(super) const SECTIONS: &[Described] = &[
                 "Size of the queue in MiB, at most half of the memory limit. Unset: a quarter of \
                  the memory limit.",
             ),
-            Key::integer("num_consumers", [1, 1_000], 10, "Requests under way at once."),
+            Key::integer("num_consumers", [1, 1_000], 10, "Requests in progress at once."),
             Key::word(
                 "overflow",
                 &["block", "drop"],
-                "What a full queue does. `block` refuses senders retryably and loses nothing; \
-                 `drop` takes everything and drops the newest kept spans, counted.",
+                "What happens when the queue is full. `block` refuses requests of senders with a \
+                 retryable error and loses nothing; `drop` accepts all requests, and drops and \
+                 counts the newest kept spans.",
             ),
         ],
     },
@@ -140,9 +142,10 @@ pub(super) const SECTIONS: &[Described] = &[
                 "max_elapsed_time",
                 [Duration::ZERO, DAY],
                 Duration::from_secs(300),
-                "A request has its last attempt this long after its first failure; then it is \
-                 given up and counted as failed. `0s`: never. To survive long outages with a \
-                 large queue, make it at least as long as they are.",
+                "The time from the first failure of a request to its last attempt; then the \
+                 request is given up, and its spans are counted as failed. `0s`: retry for ever. \
+                 To survive long outages with a large queue, make it at least as long as the \
+                 outages.",
             ),
         ],
     },

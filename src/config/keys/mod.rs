@@ -1,11 +1,11 @@
-//! Every key of the configuration, described once: section, name, type, bounds, default, words.
+//! The description of every configuration key: section, name, type, bounds, default, words.
 //!
-//! The loader takes bounds and defaults from here. The JSON Schema, `deploy/tailwater.toml` and the
-//! reference page are written from it by `crate::reference`, and tests hold the committed files
-//! equal. To add a key: one entry here, and the line of `config::sections` that reads it. A test
-//! fails where either is missing.
+//! The loader takes bounds and defaults from here. `crate::reference` writes the JSON Schema,
+//! `deploy/tailwater.toml` and the reference page from it, and tests compare the committed files.
+//! To add a key, add one entry here, and the line of `config::sections` that reads it. A test fails
+//! if either is missing.
 //!
-//! Words are Markdown of one paragraph: what the key means, its unit, and when to change it.
+//! `words` is one paragraph of Markdown: what the key means, its unit, and when to change it.
 
 #![cfg_attr(
     not(test),
@@ -21,37 +21,37 @@ mod sampling;
 mod span_metrics;
 mod telemetry;
 
-/// One table of the file.
+/// The description of one table of the file.
 #[derive(Debug)]
 pub(crate) struct Described {
-    /// Dotted, as in its header; "" is the top of the file.
+    /// The dotted name, as in its header; "" is the top of the file.
     pub(crate) path: &'static str,
-    /// What the section is about.
+    /// The description of the section.
     pub(crate) words: &'static str,
-    /// Whether a file without the section means something else than one with its defaults.
+    /// Whether leaving the section out means something other than a section with the defaults.
     pub(crate) is_optional: bool,
-    /// In the order in which they are shown.
+    /// The keys, in the order in which they are shown.
     pub(crate) keys: &'static [Key],
 }
 
-/// One key of a section.
+/// The description of one key.
 #[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) words: &'static str,
-    /// For a key without a default: a value to show, in TOML.
+    /// For a key without a default, an example value in TOML.
     pub(crate) example: &'static str,
     pub(crate) need: Need,
 }
 
-/// Whether a section must have a key.
+/// Whether a key is required.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Need {
     Optional,
-    /// Wherever the section stands.
+    /// Required if the section is given.
     Required,
-    /// Wherever this other key stands.
+    /// Required if this other key is given.
     With(&'static str),
 }
 
@@ -61,13 +61,13 @@ pub(crate) enum Kind {
     Boolean {
         default: bool,
     },
-    /// Both bounds are inclusive. Without a default the words say what holds.
+    /// An integer; both bounds are inclusive. Without a default, the words say what applies.
     Integer {
         min: u64,
         max: u64,
         default: Option<u64>,
     },
-    /// Both bounds are inclusive.
+    /// A duration; both bounds are inclusive.
     Duration {
         min: Duration,
         max: Duration,
@@ -78,7 +78,7 @@ pub(crate) enum Kind {
         words: &'static [&'static str],
         default: &'static str,
     },
-    /// host:port to listen on.
+    /// A host:port to listen on.
     Listener {
         default: &'static str,
     },
@@ -92,23 +92,23 @@ pub(crate) enum Kind {
     },
     /// The path of a file, relative to the file that names it.
     Path,
-    /// Any text that the expression matches, if it is not empty; without a default the words say
-    /// what holds.
+    /// Any text that the expression matches, if it is not empty. Without a default, the words say
+    /// what applies.
     Text {
         pattern: &'static str,
     },
-    /// A list of strings that is not empty, each of which the expression matches.
+    /// A non-empty list of strings, each of which the expression matches.
     Strings {
         pattern: &'static str,
     },
-    /// A list that is not empty, of a few words.
+    /// A non-empty list of a few words.
     Words(&'static [&'static str]),
-    /// The same, with what holds where it is not set.
+    /// The same, with a default.
     WordsOr {
         words: &'static [&'static str],
         default: &'static [&'static str],
     },
-    /// A boolean that must be given.
+    /// A required boolean.
     Truth,
     /// An integer or a float.
     Number,
@@ -199,7 +199,7 @@ impl Key {
 
 #[cfg(test)]
 impl Key {
-    /// The default in TOML, if there is one that a file could have.
+    /// The default in TOML, if it can be written in a file.
     pub(crate) fn default(&self) -> Option<String> {
         match self.kind {
             Kind::Boolean { default } => Some(default.to_string()),
@@ -218,7 +218,7 @@ impl Key {
     }
 }
 
-/// A duration in seconds where it has whole ones, as the documents write it.
+/// A duration in whole seconds if possible, as the documents write it.
 #[cfg(test)]
 pub(crate) fn seconds(duration: Duration) -> String {
     match duration.subsec_millis() {
@@ -231,7 +231,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// The certificate of a listener, in each of its `tls` sections.
+/// The certificate of a listener, for each of the `tls` sections.
 const SERVER_CERT: Key = Key::path(
     "cert_file",
     "\"server.crt\"",
@@ -251,8 +251,8 @@ static TOP: Described = Described {
         "shutdown_timeout",
         [SECOND, HOUR],
         Duration::from_secs(30),
-        "The longest a graceful shutdown may take: deciding what is buffered and delivering what \
-         is kept. Give the container a little more time before it is killed.",
+        "The time limit for a graceful shutdown: deciding the buffered traces and delivering the \
+         kept spans. Give the container a little more time before it is killed.",
     )],
 };
 
@@ -269,7 +269,7 @@ pub(crate) fn sections() -> impl Iterator<Item = &'static Described> {
     std::iter::once(&TOP).chain(parts.into_iter().flatten())
 }
 
-/// The keys of a section; none where it only holds other sections.
+/// The keys of a section; empty if it only contains other sections.
 pub(super) fn of(path: &str) -> &'static [Key] {
     sections().find(|section| section.path == path).map_or(&[], |section| section.keys)
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::{DAY, Described, Key, Kind, Need, SERVER_CERT, SERVER_KEY};
 
-/// Largest message of a sender: 1 GiB, since gRPC's framing has a length of 32 bits.
+/// The limits of a sender's message in MiB. 1 GiB, because gRPC's framing has a 32-bit length.
 const MESSAGE_MIB: [u64; 2] = [1, 1024];
 
 pub(super) const SECTIONS: &[Described] = &[
-    Described { path: "receiver", words: "Where spans come in.", is_optional: false, keys: &[] },
+    Described { path: "receiver", words: "The receivers of spans.", is_optional: false, keys: &[] },
     Described {
         path: "receiver.grpc",
         words: "OTLP/gRPC.",
@@ -32,15 +32,15 @@ pub(super) const SECTIONS: &[Described] = &[
                 "max_concurrent_streams",
                 [1, 10_000],
                 100,
-                "Requests under way on one connection. Collectors with many queue consumers come \
-                 near this.",
+                "The number of requests in progress on one connection. Collectors with many queue \
+                 consumers come near this.",
             ),
             Key::integer(
                 "max_connections",
                 [1, 100_000],
                 1024,
-                "Connections at once; fewer where the limit of open files is low. At the limit a \
-                 new connection replaces the one that has been silent longest since it was \
+                "The most open connections; fewer if the limit of open files is low. At the limit \
+                 a new connection replaces the one that has been silent longest since it was \
                  opened. If every connection has sent its HTTP/2 preface or the head of a request, \
                  the new one is closed.",
             ),
@@ -48,10 +48,10 @@ pub(super) const SECTIONS: &[Described] = &[
                 "max_connection_age",
                 [Duration::ZERO, DAY],
                 Duration::ZERO,
-                "After this time, 10 % more or less, a connection is told to leave (GOAWAY), and \
-                 closed 30 seconds later. Behind a load balancer that spreads connections, such \
-                 as a Kubernetes Service, it lets senders find new replicas. `0s` turns it off; \
-                 else at least `1s`.",
+                "After this time (10 % more or less), a connection is told to go away (GOAWAY), \
+                 and closed 30 seconds later. Behind a load balancer that spreads connections, \
+                 such as a Kubernetes Service, it lets senders find new replicas. `0s` turns it \
+                 off; otherwise at least `1s`.",
             ),
         ],
     },
@@ -70,13 +70,13 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::new(
                 "traces_url_path",
                 Kind::UrlPath { default: "/v1/traces" },
-                "The path that traces are posted to. A slash behind it is forgiven.",
+                "The path that traces are posted to. A slash at the end is ignored.",
             ),
             Key::duration(
                 "max_connection_age",
                 [Duration::ZERO, DAY],
                 Duration::ZERO,
-                "As for gRPC; an HTTP/1.1 connection is closed after an answer.",
+                "As for gRPC, except that an HTTP/1.1 connection is closed after an answer.",
             ),
         ],
     },
@@ -88,14 +88,14 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::new(
                 "allowed_origins",
                 Kind::Texts,
-                "Sites whose pages may send, such as `https://shop.example` or \
+                "The sites whose pages may send, such as `https://shop.example` or \
                  `https://*.shop.example`; `*` is all of them. Empty: browsers keep pages of other \
                  sites from sending.",
             ),
             Key::new(
                 "allowed_headers",
                 Kind::Texts,
-                "Headers that these pages may send beside `Accept`, `Accept-Language`, \
+                "The headers that these pages may send besides `Accept`, `Accept-Language`, \
                  `Content-Language` and `Content-Type`; `*` is all of them. Empty: \
                  `X-Requested-With` is allowed as well.",
             ),

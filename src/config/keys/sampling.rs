@@ -8,7 +8,8 @@ use crate::config::memory;
 pub(super) const SECTIONS: &[Described] = &[
     Described {
         path: "sampling",
-        words: "How long traces wait, in how much memory, and by which policies they are decided.",
+        words: "How long traces wait, how much memory they may take, and which policies decide \
+                them.",
         is_optional: false,
         keys: &[
             Key::duration(
@@ -16,8 +17,8 @@ pub(super) const SECTIONS: &[Described] = &[
                 [Duration::from_millis(10), HOUR],
                 Duration::from_secs(30),
                 "Time from the first span of a trace until the trace is decided. It has to be \
-                 longer than your longest interesting request takes to arrive. Memory grows in \
-                 proportion.",
+                 longer than the spans of your longest interesting request take to arrive. Memory \
+                 grows in proportion.",
             ),
             Key::duration(
                 "decision_wait_after_root_received",
@@ -34,9 +35,10 @@ pub(super) const SECTIONS: &[Described] = &[
                 "memory_limit_mib",
                 [(memory::BYTES_MIN >> 20) as u64, 1 << 20],
                 "1024",
-                "Everything that Tailwater holds in memory, in MiB: window, queue, requests. Above \
-                 80 % of it the oldest traces are decided early; at 100 % senders are told to come \
-                 back later. Unset: 60 % of the limit of the cgroup, or 1024 without such a limit.",
+                "The memory limit in MiB, for the window, the queue and requests together. Above \
+                 80 % of it, the oldest traces are decided early; at 100 %, requests are refused \
+                 and senders are told to retry later. Unset: 60 % of the limit of the cgroup, or \
+                 1024 without such a limit.",
             ),
             Key::integer(
                 "max_trace_spans",
@@ -57,15 +59,15 @@ pub(super) const SECTIONS: &[Described] = &[
                 [SECOND, DAY],
                 Duration::from_secs(120),
                 "How long a decision is remembered, so that late spans follow it. All remembered \
-                 decisions together take at most a quarter of the memory limit: beyond that the \
+                 decisions together take at most a quarter of the memory limit; beyond that, the \
                  oldest are forgotten early, and counted.",
             ),
             Key::integer(
                 "decision_log_size",
                 [0, 10_000_000],
                 100_000,
-                "The last traces whose decision can be looked up with every detail. `0` turns the \
-                 log off.",
+                "The number of recent traces whose decision can be looked up with all details. `0` \
+                 turns the log off.",
             ),
             Key::new(
                 "policy_files",
@@ -77,16 +79,17 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::boolean(
                 "watch_policy_files",
                 false,
-                "Reloads the policies by itself, as SIGHUP does, two to three seconds after this \
-                 file or a policy file has changed. Contents are compared once a second, so that \
-                 every way to replace a file is noticed, the links of a Kubernetes ConfigMap \
-                 included. At most 1,000 policy files can be watched.",
+                "Whether to reload the policies automatically, as SIGHUP does, two to three \
+                 seconds after this file or a policy file has changed. The contents of the files \
+                 are compared once a second, so every way of replacing a file is noticed, \
+                 including the links of a Kubernetes ConfigMap. At most 1,000 policy files can be \
+                 watched.",
             ),
         ],
     },
     Described {
         path: "sampling.stamp",
-        words: "What kept spans say about their sampling.",
+        words: "The information about sampling that is added to kept spans.",
         is_optional: false,
         keys: &[
             Key::boolean(
@@ -98,8 +101,8 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::word(
                 "policy",
                 &["root", "off"],
-                "`root`: one span of each kept trace says which policy kept it and what triggered \
-                 the decision. `off`: none does.",
+                "`root`: one span of each kept trace names the policy that kept it and the trigger \
+                 of the decision. `off`: no span does.",
             ),
         ],
     },

@@ -13,14 +13,14 @@ pub(super) const SECTIONS: &[Described] = &[Described {
         Key::boolean(
             "enabled",
             false,
-            "Whether they are computed. If Tempo's metrics-generator or the Collector's \
+            "Whether these metrics are computed. If Tempo's metrics-generator or the Collector's \
              `spanmetrics` connector computes the same metrics, turn one of the two off.",
         ),
         Key::word(
             "style",
             &["tempo", "connector"],
-            "Names, labels and buckets: those of Tempo's metrics-generator, or those of the \
-             Collector's `spanmetrics` connector as Prometheus shows them.",
+            "The names, labels and buckets: as in Tempo's metrics-generator, or as Prometheus \
+             shows those of the Collector's `spanmetrics` connector.",
         ),
         Key::new(
             "kinds",
@@ -34,7 +34,7 @@ pub(super) const SECTIONS: &[Described] = &[Described {
         Key::new(
             "dimensions",
             Kind::Texts,
-            "At most 16 attributes of the span, or else of its resource, that become labels: \
+            "At most 16 attributes of the span, or otherwise of its resource, that become labels: \
              `http.route` becomes `http_route`. Every further value multiplies the series; leave \
              ids out.",
         ),
@@ -42,22 +42,22 @@ pub(super) const SECTIONS: &[Described] = &[Described {
             "max_series",
             [1, 10_000_000],
             10_000,
-            "The most sets of labels. Spans with further sets count in one series with the label \
-             `metric_overflow=\"true\"`. All sets together take at most a sixteenth of the memory \
-             limit, about 1 KiB each.",
+            "The most sets of labels. Spans with further sets are counted in one series with the \
+             label `metric_overflow=\"true\"`. All sets together take at most a sixteenth of the \
+             memory limit, about 1 KiB each.",
         ),
         Key::duration(
             "stale_after",
             [SECOND, DAY],
             Duration::from_mins(15),
-            "A series to which no span was added for this long leaves. Longer than the interval \
-             at which Prometheus scrapes.",
+            "A series that got no span for this long is removed. Make it longer than the scrape \
+             interval of Prometheus.",
         ),
         Key::boolean(
             "exemplars",
             true,
-            "Whether buckets of durations name a trace. Only traces that were kept are named. \
-             Exemplars are only in the OpenMetrics format.",
+            "Whether buckets of durations have exemplars, each of which names a trace. Only kept \
+             traces are named. Exemplars exist only in the OpenMetrics format.",
         ),
     ],
 }];

@@ -6,7 +6,7 @@ pub(super) const SECTIONS: &[Described] = &[TELEMETRY, TLS, AUTH];
 
 const TELEMETRY: Described = Described {
     path: "telemetry",
-    words: "What operators see and steer.",
+    words: "Metrics, health, and control for operators.",
     is_optional: false,
     keys: &[
         Key::listener(
@@ -18,24 +18,24 @@ const TELEMETRY: Described = Described {
         Key::boolean(
             "enable_lifecycle",
             false,
-            "Whether POST `/-/reload` and `Reload` of the control API read the policies again, as \
-             SIGHUP always does, and whether `tailwater try` may try others. Off, because everyone \
-             who reaches the port could.",
+            "Whether POST `/-/reload` and `Reload` of the control API reload the policies, as \
+             SIGHUP always does, and whether `tailwater try` may try others. Off by default, \
+             because everyone who reaches the port could use them.",
         ),
         Key::boolean(
             "enable_recording",
             false,
-            "Whether `tailwater record` gets spans as they came. Off, because everyone who reaches \
-             the port could read them.",
+            "Whether `tailwater record` may get spans as they arrived. Off by default, because \
+             everyone who reaches the port could read them.",
         ),
         Key::word("log_level", &["error", "warn", "info", "debug", "trace"], "What is logged.")
             .or("info"),
         Key::word(
             "log_format",
             &["text", "json"],
-            "`text` for people. With `json` every line on standard error is an object, also \
-             mistakes in this file and panics. If this file cannot be read, or `log_format` \
-             itself is wrong, the mistake is told as text.",
+            "`text` for people. With `json`, every line on standard error is a JSON object, \
+             including mistakes in this file and panics. If this file cannot be read, or \
+             `log_format` itself is wrong, the mistake is reported as text.",
         ),
     ],
 };
@@ -51,8 +51,8 @@ const TLS: Described = Described {
         Key::path(
             "client_ca_file",
             "\"operators.crt\"",
-            "Mutual TLS: clients must show a certificate that one of these CAs has signed, also \
-             those that only ask for health. Unset: clients need no certificate.",
+            "Mutual TLS: clients must show a certificate that one of these CAs has signed, \
+             including those that only check health. Unset: clients need no certificate.",
         ),
     ],
 };

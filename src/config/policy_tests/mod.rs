@@ -1,8 +1,8 @@
-//! Files of policy tests, for `tailwater test`: policies, traces, and what is expected of them.
+//! Test files for `tailwater test`: policies, traces, and the expected decisions.
 //!
-//! A test file names its policies as a configuration does: in `[[policy]]` tables, by
-//! `policy_files`, or all those of a configuration by `config`. Every mistake is reported with its
-//! place, in the test file and in what it names. How a trace is written is read in [`spans`].
+//! A test file names its policies like a configuration: in `[[policy]]` tables, by `policy_files`,
+//! or with `config` all those of a configuration. Every mistake is reported with its place, in the
+//! test file or in a file that it names. [`spans`] reads the traces.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ mod tests;
 
 pub(crate) use spans::{AttributeValue, TestEvent, TestSpan};
 
-/// What a test file says.
+/// The content of a test file.
 #[derive(Debug)]
 pub struct PolicyTests {
     /// The policies to test, in their order, each with the place of its name.
@@ -35,7 +35,7 @@ pub struct PolicyTests {
     pub(crate) tests: Vec<PolicyTest>,
 }
 
-/// What came of loading a test file.
+/// The result of loading a test file.
 #[derive(Debug)]
 pub struct LoadedTests {
     /// Present if and only if there is no error.
@@ -47,38 +47,38 @@ pub struct LoadedTests {
 /// One `[[test]]`.
 #[derive(Clone, Debug)]
 pub(crate) struct PolicyTest {
-    /// Not empty.
+    /// The name, which is not empty.
     pub(crate) name: String,
-    /// Its place; the words are yet to be said.
+    /// A diagnostic at its place whose message is still to be set.
     pub(crate) place: Diagnostic,
-    /// What is decided.
+    /// The trace to decide.
     pub(crate) trace: TestedTrace,
-    /// Why it is decided when it is.
+    /// The trigger of the decision.
     pub(crate) trigger: Trigger,
-    /// At least one of these is set.
+    /// The expectations, at least one of which is set.
     pub(crate) expected: Expected,
 }
 
 /// The trace of a test.
 #[derive(Clone, Debug)]
 pub(crate) enum TestedTrace {
-    /// Written out; not empty.
+    /// Spans written in the test file; not empty.
     Spans(Vec<TestSpan>),
-    /// Recorded.
+    /// A recorded trace.
     File {
-        /// In any form that `replay` reads.
+        /// A file in any form that `replay` reads.
         path: PathBuf,
-        /// Which, where the file has several.
+        /// The id of the trace, if the file has several.
         trace_id: Option<TraceId>,
-        /// Where the file is named; the words are yet to be said.
+        /// A diagnostic where the file is named, whose message is still to be set.
         place: Diagnostic,
     },
 }
 
-/// What a test expects of a decision.
+/// The decision that a test expects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Expected {
-    /// Per cent; `kept` is 100 or 0.
+    /// The percentage; `kept` means 100 or 0.
     pub(crate) percentage: Option<f64>,
     /// The policy that is credited, or `none`.
     pub(crate) policy: Option<String>,
@@ -97,7 +97,8 @@ const TRIGGERS: &[(&str, Trigger)] = &[
     ("shutdown", Trigger::Shutdown),
 ];
 
-/// Reads a test file and all files it names but recorded traces. Blocks on the file system.
+/// Reads a test file and all files that it names, except recorded traces. Blocks on the file
+/// system.
 pub fn load_tests(path: &Path) -> LoadedTests {
     match files::read_text(path) {
         Ok(source) => parse(&source, path, Host::detect()),
@@ -125,13 +126,13 @@ fn parse(source: &Source, path: &Path, host: Host) -> LoadedTests {
     })
 }
 
-/// Where the policies of a test file come from, its own tables aside.
+/// The sources of the policies of a test file, other than its own tables.
 struct From {
     policy_files: Vec<(String, Span)>,
     config: Option<(PathBuf, Span)>,
 }
 
-/// A test file on its way.
+/// A test file that is being read.
 struct TestFile<'s> {
     source: &'s Source,
     path: &'s Path,
@@ -152,7 +153,7 @@ impl TestFile<'_> {
         if let Read::Set(_, span) = &config
             && (load.policies.found() || !matches!(policy_files, Read::Unset))
         {
-            let problem = Problem::new("`config` stands beside other policies");
+            let problem = Problem::new("`config` cannot be combined with other policies");
             root.error(span.clone(), problem.hint("name one configuration, or policies"));
         }
         let is_config_bad = matches!(config, Read::Bad);
@@ -193,7 +194,7 @@ impl TestFile<'_> {
         }
     }
 
-    /// Reports names of policies that there are not, or that take no part.
+    /// Reports mentioned policies that do not exist, or that take no part.
     fn check_mentions(&mut self, load: &mut Load) {
         if load.obscured || load.diagnostics.has_errors() {
             return;
@@ -250,7 +251,7 @@ impl TestFile<'_> {
             section.require_any(&keys, problem.hint(hint));
         }
         if let (Read::Set(..), Read::Set(_, span)) = (&percentage, &kept) {
-            let problem = Problem::new("`kept` stands beside `percentage`");
+            let problem = Problem::new("`kept` cannot be combined with `percentage`");
             section.error(span.clone(), problem.hint("`kept = true` is short for 100"));
         }
         if let Read::Set(name, span) = &policy
@@ -270,7 +271,7 @@ impl TestFile<'_> {
     }
 }
 
-/// The trace of a test: `spans`, or `file` and `trace_id`.
+/// Reads the trace of a test: `spans`, or `file` and `trace_id`.
 fn trace(section: &mut Section<'_, '_>, directory: &Path) -> Option<TestedTrace> {
     let spans = spans::spans(section);
     let file = section.file("file", directory);
@@ -286,7 +287,7 @@ fn trace(section: &mut Section<'_, '_>, directory: &Path) -> Option<TestedTrace>
             section.require_any(&["spans", "file"], problem);
         }
         (Read::Set(..), Read::Set(_, span)) => {
-            section.error(span.clone(), Problem::new("`file` stands beside `spans`"));
+            section.error(span.clone(), Problem::new("`file` cannot be combined with `spans`"));
         }
         (Read::Set(..), Read::Unset) => {
             section.refuse("trace_id", Problem::new("`trace_id` belongs to `file`"));
@@ -303,7 +304,7 @@ fn trace(section: &mut Section<'_, '_>, directory: &Path) -> Option<TestedTrace>
     }
 }
 
-/// A trace id as tools show it: hexadecimal, perhaps without leading zeros or with dashes, or
+/// A trace id as tools show it: hexadecimal, possibly without leading zeros or with dashes, or
 /// base64.
 fn trace_id(text: &str) -> Option<TraceId> {
     use base64::{Engine as _, alphabet, engine};

@@ -1,4 +1,4 @@
-//! The spans of a test as they are written: a table each, short where there is nothing to say.
+//! Reads the spans of a test: one table each, in which most keys are optional.
 
 use toml::de::DeValue;
 
@@ -14,9 +14,10 @@ use crate::trace::{SpanKind, StatusCode};
 /// A span of a test.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TestSpan {
-    /// What other spans call it.
+    /// The name by which other spans refer to it.
     pub(crate) id: Option<String>,
-    /// The `id` of its parent. Without one the first span is the root, and others are its children.
+    /// The `id` of its parent. Without `parent`, the first span is the root, and others are its
+    /// children.
     pub(crate) parent: Option<String>,
     /// `service.name` of its resource.
     pub(crate) service: Option<String>,
@@ -24,7 +25,7 @@ pub(crate) struct TestSpan {
     pub(crate) name: String,
     /// Its kind.
     pub(crate) kind: SpanKind,
-    /// Its status, where it has one.
+    /// Its status, if it has one.
     pub(crate) status: Option<StatusCode>,
     /// The message of the status.
     pub(crate) status_message: String,
@@ -32,7 +33,7 @@ pub(crate) struct TestSpan {
     pub(crate) nanos: [i64; 2],
     /// Its attributes.
     pub(crate) attributes: Vec<(String, AttributeValue)>,
-    /// Attributes of its resource, the service aside.
+    /// Attributes of its resource, without the service.
     pub(crate) resource: Vec<(String, AttributeValue)>,
     /// Its events.
     pub(crate) events: Vec<TestEvent>,
@@ -69,13 +70,13 @@ pub(crate) enum AttributeValue {
 const STATUS_CODES: &[(&str, StatusCode)] =
     &[("UNSET", StatusCode::Unset), ("OK", StatusCode::Ok), ("ERROR", StatusCode::Error)];
 
-/// What a span lasts where nothing is said, in nanoseconds.
+/// The default start and end of a span, in nanoseconds.
 const LASTS: [i64; 2] = [0, 1_000_000];
 
-/// The longest time from the beginning of a trace: ten years.
+/// The longest time from the beginning of a trace, in nanoseconds: ten years.
 const NANOS_MAX: i64 = 3_650 * 86_400 * 1_000_000_000;
 
-/// `spans` of a test, not empty.
+/// Reads `spans` of a test, which must not be empty.
 pub(super) fn spans(section: &mut Section<'_, '_>) -> Read<Vec<TestSpan>> {
     let tables = section.tables("spans");
     let Read::Set(tables, span) = tables else {
@@ -108,7 +109,7 @@ fn read(mut section: Section<'_, '_>, ids: &mut Vec<String>) -> TestSpan {
     let service = text(&mut section, "service").good();
     let resource = attributes(&mut section, "resource");
     if service.is_some() && resource.iter().any(|(key, _)| key == "service.name") {
-        let problem = Problem::new("`service` stands beside `service.name` in `resource`");
+        let problem = Problem::new("`service` is also given as `service.name` in `resource`");
         section.refuse("service", problem);
     }
     let span = TestSpan {
@@ -147,17 +148,17 @@ fn events(section: &mut Section<'_, '_>) -> Vec<TestEvent> {
     events
 }
 
-/// `ms` or `ns`.
+/// Reads `ms` or `ns`.
 fn nanos(section: &mut Section<'_, '_>) -> [i64; 2] {
     let ms = section.read("ms", |value| pair("ms", value, 1e6));
     let ns = section.read("ns", |value| pair("ns", value, 1.0));
     if let (Read::Set(..), Read::Set(_, span)) = (&ms, &ns) {
-        section.error(Span::clone(span), Problem::new("`ns` stands beside `ms`"));
+        section.error(Span::clone(span), Problem::new("`ns` cannot be combined with `ms`"));
     }
     ms.good().or(ns.good()).unwrap_or(LASTS)
 }
 
-/// Start and end in some unit, as nanoseconds.
+/// Converts start and end to nanoseconds; `unit` is the length of their unit.
 fn pair(key: &str, value: &DeValue<'_>, unit: f64) -> Result<[i64; 2], Problem> {
     let wrong = || {
         let hint = format!("write the start and the end: {key} = [0, 900]");
@@ -216,7 +217,7 @@ fn attribute_value(key: &str, value: &DeValue<'_>) -> Result<AttributeValue, Pro
             AttributeValue::List(values.collect::<Result<_, _>>()?)
         }
         DeValue::Table(_) => {
-            let hint = r#"a key with dots stands in quotes: "http.route" = "/checkout""#;
+            let hint = r#"put a key with dots in quotes: "http.route" = "/checkout""#;
             let wanted = "a string, a number, a boolean or a list";
             return Err(values::wrong_type(key, wanted, value).hint(hint));
         }

@@ -1,4 +1,4 @@
-//! Test files: what they say, and every mistake with its place.
+//! Test files: the result of reading them, and every mistake with its place.
 
 use std::path::Path;
 
@@ -73,7 +73,10 @@ fn every_mistake_has_its_place() {
         ("kept = true", "5:1: the test has no `spans` and no `file`"),
         ("spans = []\nkept = true", "7:9: `spans` is empty"),
         ("spans = [{}]", "5:1: the test expects nothing"),
-        ("spans = [{}]\nkept = true\npercentage = 100", "8:8: `kept` stands beside `percentage`"),
+        (
+            "spans = [{}]\nkept = true\npercentage = 100",
+            "8:8: `kept` cannot be combined with `percentage`",
+        ),
         ("spans = [{}]\nkept = \"yes\"", "8:8: `kept` must be true or false, found a string"),
         ("spans = [{}]\npercentage = 101", "8:14: `percentage` must be between 0 and 100"),
         ("spans = [{}]\npolicy = \"error\"", "8:10: there is no policy `error`"),
@@ -86,7 +89,7 @@ fn every_mistake_has_its_place() {
         ("spans = [{}]\nkept = true\ntraceid = \"1\"", "9:1: unknown key `traceid` in a test"),
         ("spans = [{}]\nkept = true\ntrace_id = \"1\"", "9:1: `trace_id` belongs to `file`"),
         ("file = \"a\"\nkept = true\ntrace_id = \"x\"", "9:12: `x` is not the id of a trace"),
-        ("spans = [{}]\nfile = \"a\"\nkept = true", "8:8: `file` stands beside `spans`"),
+        ("spans = [{}]\nfile = \"a\"\nkept = true", "8:8: `file` cannot be combined with `spans`"),
         ("spans = [{ servce = \"a\" }]\nkept = true", "7:12: unknown key `servce` in a span"),
         (
             "spans = [{ kind = \"SERVR\" }]\nkept = true",
@@ -102,7 +105,10 @@ fn every_mistake_has_its_place() {
             "spans = [{ ms = 5 }]\nkept = true",
             "7:17: `ms` must be a list of two numbers, found an integer",
         ),
-        ("spans = [{ ms = [0, 1], ns = [0, 1] }]\nkept = true", "7:30: `ns` stands beside `ms`"),
+        (
+            "spans = [{ ms = [0, 1], ns = [0, 1] }]\nkept = true",
+            "7:30: `ns` cannot be combined with `ms`",
+        ),
         (
             "spans = [{ ms = [0, 1e300] }]\nkept = true",
             "7:17: `ms` must be within ten years from the trace's beginning",
@@ -117,7 +123,7 @@ fn every_mistake_has_its_place() {
         ),
         (
             "spans = [{ service = \"a\", resource = { \"service.name\" = \"b\" } }]\nkept = true",
-            "7:12: `service` stands beside `service.name` in `resource`",
+            "7:12: `service` is also given as `service.name` in `resource`",
         ),
         (
             "spans = [{ events = [{ nme = \"a\" }] }]\nkept = true",

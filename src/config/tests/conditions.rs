@@ -1,4 +1,4 @@
-//! The parameters of single conditions, and what may stand in `same_span`.
+//! The parameters of single conditions, and the conditions allowed in `same_span`.
 
 use super::{config, each_policy_has_one_problem, policy, problems};
 use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -49,7 +49,7 @@ fn every_condition_becomes_its_specification() {
     ] {
         assert_eq!(range(lines), (NumberRange { lower, upper }, false), "{lines}");
     }
-    // Not rounded on the way: the same as a double would be one less.
+    // The integer is not rounded: as a double, it would be one less.
     let (exact, _) = range("min_value = 9007199254740993");
     assert!(!exact.contains(int(9_007_199_254_740_992)));
 }
@@ -332,7 +332,7 @@ fn kinds_durations_and_events() {
         ),
         (
             "type = 'span_event'\nnames = ['a']\nvalues = ['b']",
-            "1:1: error: `values` are those of an attribute, and there is no `key` \
+            "1:1: error: `values` needs `key`, the attribute that has the values \
              | names of events go into `names`",
         ),
         (
@@ -397,7 +397,7 @@ fn counts_names_and_tracestate() {
         (
             "type = 'trace_state'\nkey = 'a=b'\nvalues = ['a']",
             "4:7: error: `a=b` is not a key of tracestate \
-             | it is what stands before the `=`, such as `vendor`",
+             | it is the text before the `=`, such as `vendor`",
         ),
         (
             "type = 'trace_state'\nkey = 'a'\nvalues = ['a', 'b ']",
@@ -427,14 +427,14 @@ fn same_span_takes_what_one_span_can_meet() {
         ("{ type = 'always_sample' }", "always_sample"),
         ("{ type = 'same_span', policies = [{ type = 'trace_flags' }] }", "same_span"),
     ] {
-        let message = format!("4:22: error: `{name}` is not about a single span | {hint}");
+        let message = format!("4:22: error: `{name}` is not a condition on a single span | {hint}");
         let alone = policy(&format!("type = 'same_span'\npolicies = [{part}]"));
         assert_eq!(problems(&alone), [message], "{part}");
         let nested = policy(&format!(
             "type = 'same_span'\npolicies = [{{ type = 'not', policy = {{ type = 'or', policies = \
              [{part}] }} }}]"
         ));
-        let message = format!("4:74: error: `{name}` is not about a single span | {hint}");
+        let message = format!("4:74: error: `{name}` is not a condition on a single span | {hint}");
         assert_eq!(problems(&nested), [message], "{part}");
     }
     each_policy_has_one_problem(&[
@@ -453,7 +453,7 @@ fn same_span_takes_what_one_span_can_meet() {
         (
             "type = 'same_span'\npolicies = [{ type = 'drop', policies = [{ type = 'trace_flags' \
              }] }]",
-            "4:22: error: `drop` stands only at the top level \
+            "4:22: error: `drop` is only allowed at the top level \
              | it vetoes whole traces; to exclude something from one policy use `not`",
         ),
         (

@@ -1,4 +1,4 @@
-//! Certificates, keys and tokens: what is told about every way in which their files can be wrong.
+//! Certificates, keys and tokens: the diagnostics for every mistake in their files.
 
 use std::{fs, path::PathBuf};
 
@@ -6,7 +6,7 @@ use rcgen::{CertificateParams, CertifiedKey, KeyPair, date_time_ymd};
 
 use super::{POLICY, config, problems};
 
-/// A directory with files of all kinds, which is removed in the end.
+/// A directory with files of all kinds, removed when this is dropped.
 struct Files(PathBuf);
 
 impl Files {
@@ -166,12 +166,12 @@ fn the_token_of_the_exporter() {
     assert_eq!(
         files.problems("exporter.otlp.bearer_token_file = '@tokens'"),
         ["1:35: error: `bearer_token_file` cannot be used: it holds more than one token \
-          | leave the one token that the backend expects"]
+          | keep only the token that the backend expects"]
     );
     let both = "[exporter.otlp]\nbearer_token_file = '@one'\nheaders = { Authorization = 'x' }";
     assert_eq!(
         files.problems(both),
-        ["2:21: error: `bearer_token_file` and the header `authorization` are both there, and \
+        ["2:21: error: `bearer_token_file` and the header `authorization` are both set, and \
           only one of them can be sent | remove one of them"]
     );
 }
@@ -186,7 +186,7 @@ fn sections_that_are_half_there() {
         ("receiver.auth.bearer_token_file = ''", "1:35: error: `bearer_token_file` is empty"),
         (
             "[exporter.otlp.tls]\nca_file = '@cert'",
-            "1:1: error: [exporter.otlp.tls] is there, but `endpoint` is http:// \
+            "1:1: error: [exporter.otlp.tls] is set, but `endpoint` is http:// \
              | write https://, or remove the section",
         ),
         (

@@ -71,7 +71,7 @@ fn problems_of_expires() {
         (
             "type = 'always_sample'\nexpires = 2026-11-21T00:00:00Z",
             "4:11: warning: the policy has expired: it matches nothing any more \
-             | remove it, or let it end later",
+             | remove it, or set a later time",
         ),
     ]);
     assert_eq!(
@@ -80,7 +80,7 @@ fn problems_of_expires() {
     );
 }
 
-/// One that ends leaves the other to decide.
+/// A policy that expires earlier does not make another policy redundant.
 #[test]
 fn a_policy_covers_only_what_ends_no_later() {
     let policy = |name: &str, end: &str| {

@@ -96,7 +96,7 @@ fn policies_stand_in_the_order_of_their_files() {
         ("['policies/**/*.toml']", vec!["main", "a", "b", "c"]),
         ("['policies/{b,deep/er/c}.toml']", vec!["main", "b", "c"]),
         ("['policies/[!a].toml', 'other.toml']", vec!["main", "other", "b"]),
-        // The file that holds the glob is not one of its policy files.
+        // The file with the glob is not one of its policy files.
         ("['*.toml']", vec!["main", "other"]),
     ] {
         let main = dir.write("main.toml", naming(patterns) + &named("main"));

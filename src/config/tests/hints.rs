@@ -1,10 +1,10 @@
-//! Hints that show what to write: whoever writes it is not told of another mistake.
+//! Hints that suggest a text: using it must not lead to another mistake.
 
 use proptest::prelude::*;
 
 use super::{POLICY, parse, policy, problems};
 
-/// What the hint of a file's one problem says to write, as it would stand in the file.
+/// The text that the hint of a file's only problem suggests, as written in the file.
 fn suggestion(text: &str) -> Option<String> {
     let (loaded, _) = parse(text);
     let problem = loaded.diagnostics.iter().next()?;
@@ -59,7 +59,7 @@ fn what_hints_show_can_be_written() {
             assert!(assert_applies(file, value), "{value} has no hint: {file}");
         }
     }
-    // Nothing is shown where nothing good can be.
+    // There is no suggestion if no valid value is known.
     for (file, value) in [
         (&regex, r#""\\d'\d""#),
         (&latency, "'100 years'"),

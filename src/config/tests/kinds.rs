@@ -58,7 +58,7 @@ fn problems_of_budgets_and_rare_policies() {
         ),
         (
             "type = 'budget'\nkeys = ['a']\nspans_per_second = 1\nbytes_per_second = 1",
-            "6:20: error: a budget has one rate, and this one has two \
+            "6:20: error: a budget can only have one rate \
              | keep `spans_per_second` or `bytes_per_second`",
         ),
         (
@@ -88,7 +88,7 @@ fn problems_of_budgets_and_rare_policies() {
         ),
         (
             "type = 'and'\npolicies = [{ type = 'rare', keys = ['a'] }]",
-            "4:22: error: `rare` stands only at the top level \
+            "4:22: error: `rare` is only allowed at the top level \
              | give it a [[policy]] of its own, and conditions in its `policies`",
         ),
         ("type = 'rare'\nkeys = ['a']\npolicies = []", "5:12: error: `policies` is empty"),

@@ -58,7 +58,7 @@ fn problems_of_limits() {
         (
             "type = 'always_sample'\n\
              limit = { spans_per_second = 5, bytes_per_second = 5, burst_capacity = 5 }",
-            "4:72: error: `burst_capacity` beside two rates could mean either \
+            "4:72: error: `burst_capacity` with two rates is ambiguous \
              | leave it out: each burst is twice its rate",
         ),
         (

@@ -1,4 +1,4 @@
-//! Diagnostics and defaults, over the whole of `config`: what a file says and what comes of it.
+//! Diagnostics and defaults of the whole of `config`: files and the result of loading them.
 
 use std::{env::VarError, path::Path};
 
@@ -53,7 +53,7 @@ fn config(text: &str) -> Config {
     loaded.config.expect("no diagnostics")
 }
 
-/// One line for each problem: `line:column: severity: message`, and ` | hint` where there is one.
+/// One line for each problem: `line:column: severity: message`, and ` | hint` if there is one.
 fn lines(diagnostics: &Diagnostics) -> Vec<String> {
     let line = |d: &super::Diagnostic| {
         let hint = d.hint.as_ref().map(|hint| format!(" | {hint}")).unwrap_or_default();
@@ -68,7 +68,7 @@ fn problems(text: &str) -> Vec<String> {
     lines(&loaded.diagnostics)
 }
 
-/// A file with one named policy of these lines; they start at line 3.
+/// A file with one named policy with these lines, which start at line 3.
 fn policy(lines: &str) -> String {
     format!("[[policy]]\nname = 'p'\n{lines}\n")
 }
@@ -80,7 +80,7 @@ fn each_policy_has_one_problem(cases: &[(&str, &str)]) {
     }
 }
 
-/// Holds each file to exactly one problem.
+/// Checks that each file has exactly one problem.
 #[track_caller]
 fn each_has_one_problem(cases: &[(&str, &str)]) {
     for (text, expected) in cases {

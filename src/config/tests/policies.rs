@@ -25,7 +25,7 @@ fn the_embedded_file_has_no_problem() {
     assert_eq!(names, ["errors", "slow", "baseline"]);
 }
 
-/// A policy of this type with the fewest keys that it takes.
+/// A policy of this type with only its required keys.
 fn least(kind: &PolicyType) -> String {
     let is_needed =
         |key: &&Key| key.need == Need::Required || kind.any_of.first() == Some(&key.name);
@@ -55,7 +55,7 @@ fn every_type_has_the_same_name_in_the_specification() {
     for kind in TYPES {
         let spec = spec(&least(kind));
         assert_eq!(spec.type_name, kind.name);
-        // A probability is no condition, so that no report names it.
+        // A probability is not a condition, so no report names it.
         let expected = if kind.name == "probabilistic" { "always_sample" } else { kind.name };
         assert_eq!(spec.rule.kind.type_name(), expected);
     }
@@ -80,7 +80,7 @@ fn every_type_becomes_its_specification() {
         RuleKind::Latency { threshold_ms: 0, upper_threshold_ms: None }
     ));
 
-    // No environment variables in policies: the string is what it says.
+    // Policies have no environment variables: the string is used as written.
     let RuleKind::StringAttribute {
         key,
         scope: Scope::Any,
@@ -289,7 +289,7 @@ fn latencies_and_attributes() {
             "6:11: error: invalid regular expression `\\pL{1000}`: \
              compiled it takes more than 1048576 bytes",
         ),
-        // An expression is only one where it is asked for.
+        // A value is only compiled as an expression if that is enabled.
         (
             "type = 'string_attribute'\nkey = 'k'\nenabled_regex_matching = 1\nvalues = ['(']",
             "5:26: error: `enabled_regex_matching` must be true or false, found an integer",
@@ -350,7 +350,7 @@ fn percentages() {
     ]);
 }
 
-/// Short names, and parameters where the Collector has them.
+/// Short names, and parameters in the places where the Collector has them.
 #[test]
 fn keys_that_mean_another() {
     each_policy_has_one_problem(&[
@@ -367,12 +367,12 @@ fn keys_that_mean_another() {
         (
             "type = 'latency'\nlatency = { threshold_ms = 5 }",
             "4:1: error: unknown key `latency` in a policy of type `latency` \
-             | its keys stand beside `type`, not in a table of their own",
+             | write its keys next to `type`, not in a table of their own",
         ),
         (
             "type = 'status_code'\n[policy.status_code]\nstatus_codes = ['OK']",
             "4:9: error: unknown key `status_code` in a policy of type `status_code` \
-             | its keys stand beside `type`, not in a table of their own",
+             | write its keys next to `type`, not in a table of their own",
         ),
     ]);
     let plural = POLICY.replace("policy", "policies");
@@ -411,7 +411,7 @@ fn combinations() {
         ),
         (
             "type = 'and'\npolicies = [{ type = 'drop', policies = [{ type = 'always_sample' }] }]",
-            "4:22: error: `drop` stands only at the top level \
+            "4:22: error: `drop` is only allowed at the top level \
              | it vetoes whole traces; to exclude something from one policy use `not`",
         ),
         (

@@ -1,4 +1,4 @@
-//! Warnings about policies that are good each for itself, but say something else than was meant.
+//! Warnings about policies that are valid, but probably do not say what was meant.
 
 use super::problems;
 
@@ -12,18 +12,18 @@ const SLOWER: &str = "type = 'latency', threshold_ms = 800";
 const BASELINE: &str = "type = 'probabilistic', sampling_percentage = 10";
 const ALL: &str = "type = 'always_sample'";
 
-/// One inline table a line, with these names.
+/// One inline table per line, with these names.
 fn policies(rules: &[(&str, &str)]) -> String {
     let line = |(name, rule): &(&str, &str)| format!("  {{ name = '{name}', {rule} }},\n");
     format!("policy = [\n{}]\n", rules.iter().map(line).collect::<String>())
 }
 
-/// `a` is the name of the first policy, `b` that of the second.
+/// The warnings for two policies named `a` and `b`, with these rules.
 fn two(a: &str, b: &str) -> Vec<String> {
     problems(&policies(&[("a", a), ("b", b)]))
 }
 
-/// What is said of `covered`, in this line, because of `by`.
+/// The warning in this line that `by` makes `covered` redundant.
 fn covered(line: usize, covered: &str, by: &str) -> String {
     format!(
         "{line}:12: warning: the policy `{covered}` never decides: `{by}` matches whenever it \
@@ -146,7 +146,7 @@ fn one_that_stands_first_is_covered_only_by_more() {
     {
         assert_eq!(two(first, second), [covered(2, "a", "b")], "{first}\n{second}");
     }
-    // They propose the same, and the first is credited; both decide.
+    // Both propose the same, and the first is credited; so both decide.
     for (first, second) in [(SLOWER, SLOW), (ERRORS, ALL), (CHECKOUT, SHOP)] {
         assert_eq!(two(first, second), [""; 0], "{first}\n{second}");
     }
@@ -165,9 +165,9 @@ fn policies_that_both_decide() {
         (&of("same_span", &[SHOP, ERRORS]), &of("and", &[CHECKOUT, ERRORS])),
         (&not(ERRORS), &of("same_span", &[SHOP, &not(ERRORS)])),
         (&at(10.0, SHOP), &of("or", &[&at(5.0, CHECKOUT), &at(20.0, ERRORS)])),
-        // What a limit leaves to the other is its own.
+        // The second policy keeps traces that the limit of the first leaves.
         (&format!("{SHOP}, limit = {{ spans_per_second = 5 }}"), CHECKOUT),
-        // A veto and a policy that keeps are no rivals.
+        // A veto does not make a policy that keeps redundant.
         (&of("drop", &[SHOP]), CHECKOUT),
         (ALL, &of("drop", &[CHECKOUT])),
         (&of("drop", &[CHECKOUT]), &of("drop", &[SHOP])),
@@ -197,7 +197,7 @@ fn policies_that_never_match() {
     }
     for rule in [
         of("and", &[ERRORS, &not(SLOW)]),
-        // Of several spans one may have it and another not.
+        // One span may meet the condition and another one may not.
         of("and", &[ERRORS, &of("same_span", &[CHECKOUT, &not(ERRORS)])]),
         of("and", &[SHOP, &not(CHECKOUT)]),
         of("and", &["type = 'status_code', status_codes = ['OK']", ERRORS]),
@@ -239,7 +239,7 @@ fn the_one_that_covers_may_stand_in_another_file() {
     }
 }
 
-/// Combinations that could be matched in more ways than there is time for.
+/// Combinations with more possible matches than there is time to try.
 #[test]
 fn hostile_policies_take_no_longer_than_others() {
     let nested = |ends: &str| {
@@ -251,6 +251,6 @@ fn hostile_policies_take_no_longer_than_others() {
         levels[1..levels.len() - 1].to_owned()
     };
     let (a, b) = (nested(ERRORS), nested(SLOW));
-    // Nothing is said of them, and above all it ends.
+    // There is no warning, and the review ends.
     assert_eq!(two(&a, &b), [""; 0]);
 }

@@ -1,5 +1,5 @@
-//! The published JSON Schema says what the loader does: the same keys, defaults, bounds and words.
-//! Whether it is a schema at all, and what it makes of whole files, is for a real validator
+//! The published JSON Schema agrees with the loader: the same keys, defaults, bounds and words. A
+//! real validator checks that it is a valid schema and how it judges whole files
 //! (`tests/real/schema.py`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +16,7 @@ fn schema() -> Value {
     serde_json::from_str(SCHEMA).expect("JSON")
 }
 
-/// What the schema says of one key of a section.
+/// The schema's rules for one key of a section.
 struct Key {
     section: String,
     name: String,
@@ -24,14 +24,14 @@ struct Key {
 }
 
 impl Key {
-    /// What the loader says if the key has this value (TOML) and all else is right.
+    /// The loader's problems if the key has this value (TOML) and everything else is valid.
     fn problems(&self, value: &str) -> Vec<String> {
         let path = format!("{}.{}", self.section, self.name);
         problems(&format!("{} = {value}\n{POLICY}", path.trim_start_matches('.')))
     }
 }
 
-/// Every key of every section that is no section itself, policies aside.
+/// Every key of every section that is not a section itself, without policies.
 fn keys() -> Vec<Key> {
     fn collect(section: &str, says: &Value, keys: &mut Vec<Key>) {
         for (name, says) in says["properties"].as_object().expect("properties") {
@@ -107,7 +107,7 @@ fn bounds_and_words_are_those_of_the_loader() {
     }
 }
 
-/// The types of the schema and what it says of them.
+/// The policy types in the schema, and their rules.
 fn types() -> BTreeMap<String, Value> {
     let schema = schema();
     let names = schema.pointer("/$defs/rule/properties/type/enum").expect("the types");
@@ -183,7 +183,7 @@ fn the_keys_of_policies_have_the_bounds_of_the_loader() {
         let (name, _) = types.iter().find(|(_, says)| takes(says)).expect("a type");
         assert!(says["description"].is_string(), "{key}");
         let Some(max) = says.get("maximum").filter(|_| says["type"] == "integer") else { continue };
-        // The loader has its own words for an upper bound of 0.
+        // The loader reports an upper bound of 0 with a message of its own.
         let least = says["minimum"].as_u64().expect("a number");
         let is_upper = key.starts_with("upper") || key == "max_spans";
         assert!(least == 1 || !is_upper, "{key}");
@@ -199,7 +199,7 @@ fn the_keys_of_policies_have_the_bounds_of_the_loader() {
     assert_eq!(quoted(&told[0]), words);
 }
 
-/// Whether the pattern at this place of the schema takes a text.
+/// Whether the pattern at this place of the schema matches a text.
 fn fits(pattern: &str, text: &str) -> bool {
     let schema = schema();
     let pattern = schema.pointer(pattern).and_then(Value::as_str).expect("a pattern");
@@ -225,7 +225,7 @@ fn patterns_take_what_the_loader_takes() {
             "/$defs/url/pattern",
             "exporter.otlp.endpoint",
             &["http://tempo:4317", "http://[::1]:1", "https://tempo:4317"],
-            // What depends on the protocol is the loader's.
+            // Rules that depend on the protocol are checked by the loader.
             &["tempo:4317", "ftp://tempo:4317", "http://tempo:1/?x", "http://tempo:1#x", "http://"],
         ),
         (

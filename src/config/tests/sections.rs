@@ -7,7 +7,7 @@ use super::{
 
 const DEPLOYED: &str = include_str!("../../../deploy/tailwater.toml");
 
-/// `text` in front of a policy, so that nothing else is wrong with the file.
+/// `text` before a policy, so that nothing else is wrong with the file.
 fn with_policy(text: &str) -> String {
     format!("{text}\n{POLICY}")
 }
@@ -346,8 +346,8 @@ fn endpoints() {
         ("localhost", "add the port: \"localhost:9464\""),
         ("[::1]", "add the port: \"[::1]:9464\""),
         ("[::1", "add the port"),
-        ("::1:4317", "an IPv6 address stands in brackets: \"[::1]:4317\""),
-        (":4317", "for every address of this machine: \"0.0.0.0:4317\""),
+        ("::1:4317", "put an IPv6 address in brackets: \"[::1]:4317\""),
+        (":4317", "for all addresses of this machine: \"0.0.0.0:4317\""),
         ("localhost:", "the port is a number between 0 and 65535"),
         ("localhost:+1", "the port is a number between 0 and 65535"),
         ("localhost:65536", "the port is a number between 0 and 65535"),
@@ -367,7 +367,7 @@ fn endpoints() {
         ("http://tempo", " | add the port: \"http://tempo:4317\""),
         ("tempo", " | add the scheme: \"http://tempo:4317\""),
         ("tempo/v1/traces", " | add the scheme: \"http://tempo:4317\""),
-        ("http://::1:4327", " | an IPv6 address stands in brackets: \"http://[::1]:4327\""),
+        ("http://::1:4327", " | put an IPv6 address in brackets: \"http://[::1]:4327\""),
         ("http://:4317", " | name the host"),
         ("http://127.0.0.1", " | add the port"),
         ("127.0.0.1:4317", " | add the scheme"),
@@ -437,8 +437,11 @@ fn endpoints_of_otlp_http() {
             "http://user@tempo",
             " | the host is a name, an IPv4 address, or an IPv6 address in brackets",
         ),
-        ("http://tempo/x?token=1", " | leave out what begins with `?` or `#`: \"http://tempo/x\""),
-        ("http://tempo#x", " | leave out what begins with `?` or `#`: \"http://tempo\""),
+        (
+            "http://tempo/x?token=1",
+            " | leave out everything from `?` or `#` on: \"http://tempo/x\"",
+        ),
+        ("http://tempo#x", " | leave out everything from `?` or `#` on: \"http://tempo\""),
         ("http://tempo/a b", " | the path has characters that must be percent-encoded"),
         ("ftp://tempo", " | the scheme is http:// or https://: \"http://tempo\""),
     ] {
@@ -446,7 +449,7 @@ fn endpoints_of_otlp_http() {
         assert_eq!(problems(&text(bad)), [message]);
     }
     for full in ["http://tempo:4318/v1/traces", "http://tempo:4318/v1/traces/"] {
-        let message = "2:26: error: `endpoint` is a base, to which /v1/traces is added \
+        let message = "2:26: error: `endpoint` is a base URL, to which /v1/traces is added \
                        | write \"http://tempo:4318\"";
         assert_eq!(problems(&text(full)), [message]);
     }
@@ -464,15 +467,15 @@ fn a_port_of_the_other_protocol_is_a_warning() {
     };
     assert_eq!(
         of("http/protobuf", "http://tempo:4317/x"),
-        ["1:58: warning: the port is the usual one of `protocol = \"grpc\"` \
+        ["1:58: warning: the port is the usual one for `protocol = \"grpc\"` \
           | `http/protobuf` usually has port 4318"]
     );
     assert_eq!(
         of("grpc", "http://tempo:4318"),
-        ["1:49: warning: the port is the usual one of `protocol = \"http/protobuf\"` \
+        ["1:49: warning: the port is the usual one for `protocol = \"http/protobuf\"` \
           | `grpc` usually has port 4317"]
     );
-    // One mistake is one problem.
+    // One mistake causes one problem.
     assert_eq!(
         of("http", "http://tempo:4318/v1/traces"),
         ["1:30: error: `protocol` must be one of `grpc`, `http/protobuf`, found `http` \
@@ -502,7 +505,7 @@ fn headers() {
         ),
         (
             "A = 'x', a = 'y'",
-            "1:36: error: the header `a` is there twice | the case of names does not count",
+            "1:36: error: the header `a` is given twice | the case of header names is ignored",
         ),
     ] {
         assert_eq!(problems(&header(entry)), [message]);
@@ -535,7 +538,7 @@ fn values_that_bound_each_other() {
             "3:37: warning: `decision_wait_after_root_received` has no effect: \
              `decision_wait` ends first",
         ),
-        // What is wrong itself bounds nothing.
+        // A wrong value does not bound others.
         (
             "sampling.memory_limit_mib = 1\nexporter.otlp.sending_queue.queue_size_mib = 900",
             "1:29: error: `memory_limit_mib` must be between 32 and 1048576, found `1`",
@@ -596,13 +599,13 @@ fn environment_variables() {
         (
             "telemetry.endpoint = 'localhost:${env:ESCAPE}'",
             "1:22: error: `endpoint` must be host:port, found `localhost:${env:ESCAPE}` \
-             | what the environment variables hold is not shown: it may be a secret",
+             | the values of environment variables are not shown: they may be secrets",
         ),
         (
             "sampling.decision_wait = '${env:SECRET}'",
             "1:26: error: `decision_wait` must be a duration, found `${env:SECRET}`: \
              expected number at 0 \
-             | what the environment variables hold is not shown: it may be a secret",
+             | the values of environment variables are not shown: they may be secrets",
         ),
         (
             "receiver.auth.bearer_token_file = '/nowhere/${env:SECRET}'",
@@ -644,6 +647,6 @@ fn what_does_not_fit_into_memory_is_said() {
     let set = "[receiver]\ngrpc.max_recv_msg_size_mib = 60\nhttp.max_request_body_size_mib = 20\n\
                [sampling]\nmemory_limit_mib = 100\ndecision_log_size = 1_000";
     assert_eq!(of(set).len(), 1, "{:?}", of(set));
-    // A limit that is wrong itself bounds nothing.
+    // A wrong limit does not bound others.
     assert_eq!(of("[sampling]\nmemory_limit_mib = 1\ndecision_log_size = 1_000_000").len(), 1);
 }

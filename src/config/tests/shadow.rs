@@ -13,7 +13,7 @@ fn a_shadow_policy_is_read_as_one() {
         ("type = 'drop'\npolicies = [{ type = 'trace_flags' }]\nshadow = true".to_owned(), true),
     ] {
         let specs = problems(&both(&lines));
-        // Of the one that is none the other takes everything, which is another test's.
+        // If it is not a shadow policy, there is a warning that the other one never decides.
         assert_eq!(specs.len(), usize::from(!shadow), "{specs:?}");
     }
     let specs = config(&both(&format!("{ALWAYS}\nshadow = true"))).policies;
@@ -46,7 +46,7 @@ fn problems_of_shadow() {
     ]);
 }
 
-/// It decides nothing, so that it neither takes anything from another nor has anything to lose.
+/// A shadow policy decides nothing, so it neither makes another policy redundant nor is redundant.
 #[test]
 fn a_shadow_policy_covers_nothing_and_is_not_covered() {
     let named = |name: &str, shadow: bool| {

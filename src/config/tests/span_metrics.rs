@@ -1,4 +1,4 @@
-//! `[span_metrics]`: what becomes a label, and what cannot.
+//! `[span_metrics]`: attributes that can become labels, and attributes that cannot.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ fn labels_that_clash_are_errors_where_they_stand() {
     );
     clash(
         "dimensions = ['a', 'a']",
-        "3:20: error: the dimension `a` is there twice | leave one of them out",
+        "3:20: error: the dimension `a` is given twice | leave one of them out",
     );
     for (style, attribute, label) in [
         ("tempo", "span.name", "span_name"),

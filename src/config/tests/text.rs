@@ -1,4 +1,4 @@
-//! Syntax, rendering, and texts that try to break the reader.
+//! Syntax, rendering, and texts that are meant to break the reader.
 
 use proptest::prelude::*;
 
@@ -75,7 +75,7 @@ fn one_syntax_error_is_one_diagnostic() {
     ] {
         each_has_one_problem(&[(&with(text), expected)]);
     }
-    // The rest of a file that still makes sense is checked as well.
+    // The part of a file that still makes sense is checked too.
     assert_eq!(
         problems("shutdown_timeout = 3s\n[[policy]]\nname = 'p'\ntype = 'latency'\n"),
         [
@@ -181,8 +181,7 @@ fn nesting_bombs_are_refused() {
     let (loaded, _) = parse(&format!("[{}]", ["x"; 1000].join(".")));
     assert!(loaded.config.is_none());
 
-    // The deepest tree that the parser lets through, once where it is read and once where it is
-    // dropped.
+    // The deepest tree that the parser allows, once where it is read and once where it is dropped.
     let dotted = ["x"; 79].join(".");
     let bomb = format!("{}1{}", format!("{{{dotted} = ").repeat(79), "}".repeat(79));
     let text = format!("policy = [{bomb}]\n");
@@ -201,7 +200,7 @@ fn diagnostics_are_bounded() {
     assert!(loaded.diagnostics.to_string().ends_with("\n\n... and 1000 more\n"));
 }
 
-/// Pieces that make mostly sensible files with something wrong in them.
+/// Pieces of files that mostly make sense but have mistakes.
 fn pieces() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "[sampling]\n",

@@ -1,4 +1,4 @@
-//! The types that tell kinds of traces apart.
+//! The policy types that divide traces into kinds.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use crate::config::keys::{Key, Kind};
 const KINDS: Key = required(
     "keys",
     Kind::Strings { pattern: "." },
-    "What tells kinds of traces apart, at most 16: attributes of the root span, or of the span \
-     that starts first if there is no root, or else of its resource; also `span.name`, \
-     `span.kind` and `status.code` of that span. Attributes with few values.",
+    "The 1 to 16 keys whose values define the kind of a trace: attributes of the root span (or of \
+     the span that starts first if there is no root), or otherwise of its resource; also \
+     `span.name`, `span.kind` and `status.code` of that span. Choose attributes with few values.",
 );
 const PARTICIPANTS: Key = optional(
     "policies",
     Kind::Policies,
-    "Conditions, policies without a name: traces that meet all of them take part. Unset: all \
+    "Conditions (policies without a name): traces that meet all of them take part. Unset: all \
      traces.",
 );
-/// A kind takes about 100 bytes.
+/// The most kinds of a policy. A kind takes about 100 bytes.
 const KINDS_MAX: u64 = 1_000_000;
 
 pub(super) const BUDGET: PolicyType = PolicyType {
@@ -44,14 +44,15 @@ pub(super) const BUDGET: PolicyType = PolicyType {
         Key::new(
             "max_keys",
             Kind::Integer { min: 1, max: KINDS_MAX, default: Some(4096) },
-            "The most kinds that are told apart. Traces of further kinds share one kind, and \
-                 `tailwater_budget_overflow_traces_total` counts them.",
+            "The most kinds that are distinguished. Traces of further kinds share one kind, and \
+             `tailwater_budget_overflow_traces_total` counts them.",
         ),
         Key::new(
             "power",
             Kind::Fraction,
-            "The shares: with 0 every kind has the same, with 1 they are in proportion to \
-                 what comes, and between them large kinds get more, but less than in proportion.",
+            "How the rate is shared: with 0, every kind has the same share; with 1, shares are \
+             proportional to the traffic of each kind; in between, large kinds get more, but less \
+             than proportionally.",
         ),
     ])
     .stands(Standing::Top)
@@ -86,8 +87,8 @@ pub(super) const RARE: PolicyType = PolicyType::new(
     Key::new(
         "max_keys",
         Kind::Integer { min: 1, max: KINDS_MAX, default: Some(65_536) },
-        "The most kinds in their interval. A trace of a further kind gets no guarantee, and \
-             `tailwater_rare_overflow_traces_total` counts it.",
+        "The most kinds with a running interval. A trace of a further kind gets no guarantee, and \
+         `tailwater_rare_overflow_traces_total` counts it.",
     ),
 ])
 .stands(Standing::Top)

@@ -1,4 +1,5 @@
-//! What a real Jaeger 1.76 answered about a trace that it got by OTLP (`tests/peer/jaeger.py`).
+//! The answers of a real Jaeger 1.76 for a trace that was sent to it by OTLP
+//! (`tests/peer/jaeger.py`).
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -21,7 +22,7 @@ const V3: &[u8] = include_bytes!("jaeger-v3-trace.json");
 
 type Attributes = Vec<KeyValue>;
 
-/// Each span with its resource and scope, in the order of start times; attributes in that of keys.
+/// Each span with its resource and scope, ordered by start time; attributes ordered by key.
 fn spans(bytes: &[u8]) -> Vec<(Attributes, Option<InstrumentationScope>, Span)> {
     let mut file = TraceFile::open("t", bytes).expect("to open");
     let mut found = Vec::new();
@@ -78,8 +79,8 @@ fn the_third_api_gives_back_what_was_sent() {
     assert_eq!(child.links[0].trace_id[0], 0x1b);
 }
 
-/// The form of the user interface has the same but for flags, lists, and an attribute that Jaeger
-/// adds to spans with errors.
+/// The form of the user interface has the same content, except flags, lists, and an attribute that
+/// Jaeger adds to spans with errors.
 #[test]
 fn the_user_interface_has_nearly_the_same() {
     let mut wanted = spans(V3);

@@ -1,4 +1,4 @@
-//! Numbers 5 to 10: connections and requests that are held open, and answers that nobody reads.
+//! Numbers 5 to 10: connections and requests that are held open, and answers that are not read.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 const REFUSED_STREAM: u32 = 7;
-/// Much less than what any deadline of a connection would take, and more than a busy machine does.
+/// Much shorter than any timeout of a connection, and longer than a busy machine needs.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn one_span(trace: u64) -> Vec<u8> {
@@ -33,8 +33,10 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
     read.is_ok_and(|read| read.is_err() || read.is_ok_and(|length| length == 0))
 }
 
-/// Scenario: number 5. A window of 0 for answers, and as many requests as there may be streams.
-/// Guarantees: all are taken; the connection is closed once no answer went out for 30 s.
+/// Scenario: number 5. A flow-control window of 0 for answers, and as many requests as streams are
+/// allowed.
+/// Guarantees: all requests are accepted; the connection is closed when no answer could be sent for
+/// 30 s.
 #[tokio::test(start_paused = true)]
 async fn answers_that_are_not_read_end_the_connection() {
     let mut config = config(ALL);
@@ -59,10 +61,10 @@ async fn answers_that_are_not_read_end_the_connection() {
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), 100.0);
 }
 
-/// Scenario: number 6. More silent connections than may be open, then one that has something to
-/// say; then more of those than may be open.
-/// Guarantees: the first of the silent make room for it; where all have spoken, one more is closed
-/// at once.
+/// Scenario: number 6. More silent connections than allowed, then one that sends a request; then
+/// more active connections than allowed.
+/// Guarantees: the connection that was silent first makes room for the active one; if all are
+/// active, a further one is closed at once.
 #[tokio::test]
 async fn silent_connections_make_room() {
     let mut config = config(ALL);
@@ -95,9 +97,10 @@ async fn silent_connections_make_room() {
     running.stop().await;
 }
 
-/// Scenario: number 7. A limit of 256 descriptors, and 400 connections that speak and stay.
-/// Guarantees: who was there before, and /metrics, are served; one line is logged; once they go, a
-/// new connection is served.
+/// Scenario: number 7. A limit of 256 descriptors, and 400 connections that send a request and stay
+/// open.
+/// Guarantees: earlier connections and /metrics are still served; one line is logged; once
+/// connections close, a new connection is served.
 #[tokio::test]
 async fn descriptors_do_not_run_out() {
     let process = Process::start_with_descriptors(256, NOBODY);
@@ -139,10 +142,10 @@ async fn descriptors_do_not_run_out() {
     metrics.assert_ledger();
 }
 
-/// Scenario: numbers 8 and 9. A claim of 64 MiB followed by silence, a body of a byte in five
-/// seconds, to both receivers.
-/// Guarantees: each is ended after 30 s, with DEADLINE_EXCEEDED or 503 and a Retry-After, which senders
-/// retry; it is counted as a timeout, and nothing is held.
+/// Scenario: numbers 8 and 9. A request that claims 64 MiB and sends nothing more, and a body that
+/// sends a byte every five seconds, to both receivers.
+/// Guarantees: each is ended after 30 s, with DEADLINE_EXCEEDED, or with 503 and a Retry-After,
+/// which senders retry; it is counted as a timeout, and its memory is released.
 #[tokio::test(start_paused = true)]
 async fn slow_bodies_are_ended() {
     let mut config = config(ALL);
@@ -192,9 +195,10 @@ async fn slow_bodies_are_ended() {
     running.stop().await;
 }
 
-/// Scenario: number 9. A grpc-timeout of no sense or of none, and content types that only begin
-/// like gRPC's. (Methods, flags and encodings: `answers.rs`.)
-/// Guarantees: what is buffered at once needs no timeout, so it is taken; 415 for the others.
+/// Scenario: number 9. An invalid grpc-timeout and a timeout of zero, and content types that only
+/// begin like gRPC's. (`answers.rs` tests methods, flags and encodings.)
+/// Guarantees: a request that is buffered at once needs no timeout and is accepted; the others get
+/// 415.
 #[tokio::test]
 async fn absurd_headers_are_answered() {
     let running = Running::start(config(ALL)).await;
@@ -214,8 +218,8 @@ async fn absurd_headers_are_answered() {
     running.stop().await;
 }
 
-/// Scenario: number 10. A client that knows of the limit of 100 streams and opens 200.
-/// Guarantees: those beyond are refused, one by one; the first 100 are taken.
+/// Scenario: number 10. A client that opens 200 streams, although it knows the limit of 100.
+/// Guarantees: the streams above the limit are refused one by one; the first 100 are accepted.
 #[tokio::test]
 async fn streams_over_the_limit_are_refused() {
     let running = Running::start(config(ALL)).await;

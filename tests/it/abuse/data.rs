@@ -21,7 +21,7 @@ fn small() -> Config {
     config
 }
 
-/// Zeros, compressed.
+/// Compressed zeros.
 fn bomb(encoding: &str, length: usize) -> Vec<u8> {
     let zeros = std::iter::repeat_n(vec![0; 1 << 20], length >> 20);
     let level = flate2::Compression::fast();
@@ -37,12 +37,12 @@ fn bomb(encoding: &str, length: usize) -> Vec<u8> {
     out
 }
 
-/// A message that fits, compressed with a window of this many bits.
+/// A message that fits, compressed with a zstd window of `2^window_log` bytes.
 fn windowed(message: &[u8], window_log: u32) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("an encoder");
     encoder.window_log(window_log).expect("a window");
     encoder.write_all(message).expect("in memory");
-    // So that the frame does not begin with a length that would make its window small.
+    // Otherwise the frame would begin with a length, which makes its zstd window small.
     encoder.flush().expect("in memory");
     encoder.finish().expect("in memory")
 }
@@ -62,8 +62,9 @@ async fn grpc(running: &Running, encoding: &'static str, body: &[u8]) -> String 
     http2(&client, head, frame(1, body)).await.header("grpc-status").to_owned()
 }
 
-/// Scenario: number 11. Bombs of eight times the limit in each encoding, through both doors.
-/// Guarantees: RESOURCE_EXHAUSTED or 413; what is held meanwhile is bounded by the limit.
+/// Scenario: number 11. Compression bombs of eight times the limit in each encoding, to both
+/// receivers.
+/// Guarantees: RESOURCE_EXHAUSTED or 413; the memory in use meanwhile is bounded by the limit.
 #[tokio::test]
 async fn bombs_stop_at_the_limit() {
     let running = Running::start(small()).await;
@@ -83,10 +84,10 @@ async fn bombs_stop_at_the_limit() {
     assert_eq!(metrics.sum("receiver_refused_requests_total"), 6.0);
 }
 
-/// Scenario: number 11. A small message in a zstd frame that asks for a window of 32 or 128 MiB.
-/// Likewise one that is nearly as large as a message may be, where memory is scarce.
-/// Guarantees: the first, which real senders use, is taken; the second refused for good; the third
-/// is taken.
+/// Scenario: number 11. A small message in a zstd frame that asks for a zstd window of 32 or of 128
+/// MiB; and a message of nearly the largest size while memory is scarce.
+/// Guarantees: the first, which real senders use, is accepted; the second is refused for good; the
+/// third is accepted.
 #[tokio::test]
 async fn zstd_windows_are_bounded() {
     let mut config = small();
@@ -112,8 +113,8 @@ async fn zstd_windows_are_bounded() {
 }
 
 /// Scenario: number 13. One large attribute, many attributes, many spans without an id, many
-/// resources without a span, or of spans without an id.
-/// Guarantees: taken, or rejected span by span; what is empty costs nothing.
+/// resources without a span, or with spans without an id.
+/// Guarantees: the requests are accepted, or rejected span by span; empty parts cost nothing.
 #[tokio::test]
 async fn odd_shapes_are_taken() {
     let running = Running::start(config(ALL)).await;
@@ -138,8 +139,8 @@ async fn odd_shapes_are_taken() {
     running.stop().await;
 }
 
-/// Scenario: number 13. A body of 256 KiB in chunks of a byte, never ended.
-/// Guarantees: it is charged by what it holds, and all of that is given back.
+/// Scenario: number 13. A body of 256 KiB in chunks of one byte, which never ends.
+/// Guarantees: its charge matches the memory it uses, and all of it is released.
 #[tokio::test]
 async fn chunks_of_a_byte_hold_a_byte() {
     use tokio::io::AsyncWriteExt as _;
@@ -162,9 +163,10 @@ async fn chunks_of_a_byte_hold_a_byte() {
     running.stop().await;
 }
 
-/// Scenario: number 13. 30,000 resources of some bytes each, which cost hundreds once interned,
-/// under a memory limit of 16 MiB.
-/// Guarantees: refused for good, since they would never fit, and everything is given back.
+/// Scenario: number 13. 30,000 resources of a few bytes each, which cost hundreds of bytes each
+/// once interned, with a memory limit of 16 MiB.
+/// Guarantees: the request is refused for good, since it would never fit, and all memory is
+/// released.
 #[tokio::test]
 async fn resources_end_where_memory_does() {
     let mut config = config(ALL);

@@ -1,4 +1,4 @@
-//! Numbers 1 to 4: HTTP/2 as no client would speak it.
+//! Numbers 1 to 4: HTTP/2 that no honest client would send.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ use crate::harness::{ALL, Running, config};
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// The ids of this many streams.
+/// The ids of the first `count` streams of a client.
 fn streams(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|index| 2 * index + 1)
 }
@@ -23,8 +23,9 @@ async fn flood(address: SocketAddr, bytes: &[u8]) -> Outcome {
     Raw::connect(address, &[]).await.flood(bytes).await
 }
 
-/// Scenario: 20,000 requests on one connection, each reset at once.
-/// Guarantees: the connection is told to calm down and closed; others are served meanwhile.
+/// Scenario: 20,000 requests on one connection, each reset at once by the client.
+/// Guarantees: the connection gets ENHANCE_YOUR_CALM and is closed; other clients are served
+/// meanwhile.
 #[tokio::test]
 async fn rapid_reset_ends_the_connection() {
     let running = Running::start(config(ALL)).await;
@@ -35,7 +36,7 @@ async fn rapid_reset_ends_the_connection() {
     running.stop().await;
 }
 
-/// Scenario: 20,000 requests on one connection, each made to be reset by the server in some way.
+/// Scenario: 20,000 requests on one connection, each with a fault that makes the server reset it.
 /// Guarantees: the connection is closed.
 #[tokio::test]
 async fn made_you_reset_ends_the_connection() {
@@ -66,8 +67,10 @@ async fn made_you_reset_ends_the_connection() {
     running.stop().await;
 }
 
-/// Scenario: 16 MiB of CONTINUATION, 1 MiB of headers, 64 MiB of them packed into 16 KiB.
-/// Guarantees: the first ends the connection, the others their request at least; no memory is held.
+/// Scenario: 16 MiB of CONTINUATION frames, 1 MiB of headers, and 64 MiB of headers compressed into
+/// 16 KiB.
+/// Guarantees: the first ends the connection, the others end at least their request; no memory
+/// stays in use.
 #[tokio::test]
 async fn headers_are_bounded() {
     let running = Running::start(config(ALL)).await;
@@ -107,8 +110,9 @@ async fn headers_are_bounded() {
     running.stop().await;
 }
 
-/// Scenario: floods of frames that carry nothing, or one byte, or ask for an answer.
-/// Guarantees: closed, or read to the end with no more memory held; others are served meanwhile.
+/// Scenario: floods of frames that are empty, or carry one byte, or require an answer.
+/// Guarantees: the connection is closed, or everything is read without using more memory; other
+/// clients are served meanwhile.
 #[tokio::test]
 async fn floods_of_small_frames_hold_nothing() {
     let running = Running::start(config(ALL)).await;

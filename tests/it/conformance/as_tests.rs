@@ -1,4 +1,4 @@
-//! The cases as files of policy tests, as far as their spans can be written there.
+//! Converts the cases to policy tests, if their spans can be written there.
 
 use std::{fs, path::Path};
 
@@ -11,7 +11,7 @@ use toml::{Table, Value};
 use super::case::{Case, cases};
 use crate::harness::Directory;
 
-/// Keys of a span that mean the same in a policy test.
+/// Keys of a span that have the same meaning in a policy test.
 const KEYS: [&str; 11] = [
     "name",
     "service",
@@ -26,14 +26,14 @@ const KEYS: [&str; 11] = [
     "events",
 ];
 
-/// A span as a policy test has it; none where it cannot.
+/// The span as written in a policy test; `None` if that is not possible.
 fn span(written: &Table) -> Option<Table> {
     let mut span = written.clone();
     if let Some(child) = span.remove("child") {
         assert!(child.as_bool().is_some(), "{written:?}");
         span.insert("parent".into(), "absent".into());
     }
-    // Not set, in a case.
+    // A case without a kind means unspecified.
     span.entry("kind").or_insert("UNSPECIFIED".into());
     let is_known = |(key, value): (&String, &Value)| match key.as_str() {
         "parent" => true,
@@ -50,7 +50,7 @@ fn span(written: &Table) -> Option<Table> {
     span.iter().all(is_known).then_some(span)
 }
 
-/// Neither maps nor bytes nor values without content.
+/// Whether there are only values that a policy test can have: no maps, bytes or empty values.
 fn are_plain(pairs: &Table) -> bool {
     fn is_plain(value: &Value) -> bool {
         match value {
@@ -62,7 +62,7 @@ fn are_plain(pairs: &Table) -> bool {
     pairs.values().all(is_plain)
 }
 
-/// A trace of a case as a test; none where a span cannot be written.
+/// A trace of a case as a test; `None` if one of its spans cannot be written.
 fn as_test(case: &Case, trace: &Table) -> Option<Table> {
     let spans = trace["spans"].as_array()?.iter();
     let spans: Vec<_> = spans.map(|written| span(written.as_table()?)).collect::<Option<_>>()?;
@@ -89,7 +89,7 @@ fn as_test(case: &Case, trace: &Table) -> Option<Table> {
 
 fn as_toml(value: &Value) -> String {
     match value {
-        // What JSON escapes TOML escapes alike.
+        // TOML has the same escapes as JSON.
         Value::String(text) => serde_json::to_string(text).expect("a string"),
         Value::Float(number) if number.is_nan() => "nan".to_owned(),
         Value::Float(number) => format!("{number:?}"),
@@ -110,7 +110,7 @@ fn as_toml(value: &Value) -> String {
 }
 
 /// Scenario: every case of every policy type whose spans can be written in a policy test.
-/// Guarantees: `tailwater test` says of each trace what the sampler does.
+/// Guarantees: `tailwater test` reports the same decision for each trace as the sampler.
 #[test]
 fn cases_are_policy_tests() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");

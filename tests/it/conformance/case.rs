@@ -1,4 +1,4 @@
-//! Cases as they are written, and the spans that they stand for.
+//! Cases as written in the files, and the spans that they describe.
 
 use std::{fs, path::Path};
 
@@ -22,11 +22,11 @@ struct File {
     case: Vec<Case>,
 }
 
-/// See `tests/conformance/README.md` for what each key means.
+/// A case. `tests/conformance/README.md` describes the keys.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Case {
-    /// File name; filled in when read.
+    /// The file name; set when the file is read.
     #[serde(skip)]
     pub(super) file: String,
     pub(super) name: String,
@@ -51,7 +51,7 @@ pub(super) struct Trace {
     spans: Vec<Written>,
 }
 
-/// A span as it is written.
+/// A span as written in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -75,7 +75,7 @@ struct Written {
     child: bool,
 }
 
-/// An event of a span as it is written.
+/// An event of a span, as written in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenEvent {
@@ -84,7 +84,7 @@ struct WrittenEvent {
     attributes: Option<Toml>,
 }
 
-/// The cases of all files, in the order of the files' names.
+/// The cases of all files, ordered by file name.
 pub(super) fn cases(folder: &Path) -> Vec<Case> {
     let entries = fs::read_dir(folder).expect("the folder of cases");
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
@@ -138,7 +138,7 @@ impl Written {
         let resource = Resource { attributes, ..Default::default() };
         let spans = vec![self.span(trace_id, index)];
         ResourceSpans {
-            // A span that says nothing of its resource has none at all.
+            // A span without resource keys has no resource at all.
             resource: Some(resource).filter(|resource| !resource.attributes.is_empty()),
             scope_spans: vec![ScopeSpans { spans, ..Default::default() }],
             ..Default::default()
@@ -192,7 +192,7 @@ fn kind(written: &Toml) -> i32 {
     number(written, &names)
 }
 
-/// A number, or the place of a name.
+/// A number, or the index of a name.
 fn number(written: &Toml, names: &[&str]) -> i32 {
     match written {
         Toml::String(name) => {
@@ -204,7 +204,7 @@ fn number(written: &Toml, names: &[&str]) -> i32 {
     }
 }
 
-/// A table of attributes, or a list of pairs where a key comes twice.
+/// A table of attributes, or a list of pairs for keys that occur twice.
 fn pairs(written: Option<&Toml>) -> Vec<KeyValue> {
     match written {
         None => Vec::new(),

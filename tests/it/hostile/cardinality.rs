@@ -1,4 +1,4 @@
-//! Too many of something: trace ids that were chosen, spans of one trace, names.
+//! Too much of something: chosen trace ids, spans of one trace, names.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::{
     harness::{Running, config},
 };
 
-/// A request of root spans that are nothing but their ids.
+/// A request of root spans that have nothing but their ids.
 fn bare(trace_ids: impl Iterator<Item = [u8; 16]>) -> Vec<u8> {
     let mut spans = Vec::new();
     for id in trace_ids {
@@ -25,7 +25,7 @@ fn bare(trace_ids: impl Iterator<Item = [u8; 16]>) -> Vec<u8> {
     field(1, &field(2, &spans))
 }
 
-/// Decides everything; how many traces each shard had.
+/// Decides everything; returns how many traces each shard had.
 fn decided_by_shard(rig: &mut Rig, now: u32) -> Vec<usize> {
     let shards = 0..rig.sampler.shards();
     let decide = |shard| {
@@ -45,9 +45,9 @@ fn decided_by_shard(rig: &mut Rig, now: u32) -> Vec<usize> {
 }
 
 /// Scenario: a million trace ids that differ only in their low half, only in their high half, in
-/// their top bits, by one, and in the bits that a hash table of another hash would throw away.
-/// Guarantees: none is taken for another, no shard has 5 % more of them than its share, and what
-/// remembers them takes no more memory than for random ids.
+/// their top bits, by one, and in the bits that a hash table with another hash would ignore.
+/// Guarantees: none is mistaken for another, no shard has 5 % more of them than its share, and
+/// remembering them takes no more memory than for random ids.
 #[test]
 fn chosen_ids_spread_like_random_ones() {
     const IDS: u64 = 200_000;
@@ -84,8 +84,8 @@ fn chosen_ids_spread_like_random_ones() {
 
 /// Scenario: a trace of two million spans that does not end, beside traces of one span; kept and
 /// dropped.
-/// Guarantees: it is decided once, with as many spans as it may have; the others follow that
-/// decision and take no memory; every other trace is decided in its own time.
+/// Guarantees: it is decided once, with as many spans as it may have; later spans follow that
+/// decision and take no memory; every other trace is decided at its own time.
 #[test]
 fn a_trace_without_end_is_decided_at_its_limit() {
     const SPANS: u64 = 20_000;
@@ -117,7 +117,7 @@ fn a_trace_without_end_is_decided_at_its_limit() {
     }
 }
 
-/// A request with so many resources, each with a service and a span of a name of its own.
+/// A request with this many resources, each with its own service and span name.
 fn distinct(first: u64, count: u64) -> Vec<u8> {
     let mut request = Vec::new();
     for n in first..first + count {
@@ -132,7 +132,7 @@ fn distinct(first: u64, count: u64) -> Vec<u8> {
 }
 
 /// Scenario: a million services, each with its own resource and span name.
-/// Guarantees: there is no series more than before, and their memory comes back.
+/// Guarantees: there are no more series than before, and their memory is released.
 #[tokio::test]
 async fn a_million_names_add_no_series() {
     let errors =
@@ -147,7 +147,7 @@ async fn a_million_names_add_no_series() {
     let after = running.at_rest().await;
     assert_eq!(after.sum("receiver_accepted_spans_total"), 1_000_000.0);
     assert_eq!(series(&after), series(&before));
-    // Each shard keeps a segment open and some to spare, and every trace's decision is remembered.
+    // Each shard keeps an open segment and some spare ones, and every decision is remembered.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let rest = (cores * 4 * 3 * SEGMENT_BYTES + (4 << 20)) as f64;
     let limit = before.get("memory_used_bytes") + rest;

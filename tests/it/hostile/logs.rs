@@ -1,5 +1,5 @@
-//! Strings that would steer a terminal, forge a line of a log or run in a browser, wherever what a
-//! stranger wrote could show: the log in both formats, /metrics, look-ups, `check`.
+//! Strings that could control a terminal, forge a log line or run in a browser, in every place that
+//! could show text from a stranger: the log in both formats, /metrics, look-ups, `check`.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
     wire::{connect, frame, http2, post},
 };
 
-/// A line of its own, in red, a script, quotes, and an override of the direction of text.
+/// A forged line in red, a script, quotes, and an override of the text direction.
 const HOSTILE: &str =
     "x\r\n2026-01-01T00:00:00Z ERROR forged\u{1b}[31m\"<script>alert(1)</script>'\u{202e}\u{7}";
 
@@ -54,7 +54,7 @@ fn start(format: &str, backend: &str) -> Process {
 }
 
 impl Process {
-    /// Waits until the log has this in it.
+    /// Waits until the log contains `part`.
     async fn logged(&self, part: &str) -> String {
         for _ in 0..500 {
             let log = fs::read_to_string(&self.log).expect("UTF-8");
@@ -66,7 +66,7 @@ impl Process {
         panic!("not logged within 10 s: {part}\n{}", fs::read_to_string(&self.log).expect("a log"));
     }
 
-    /// The address that the log gives by this name, in either format.
+    /// The address that the log gives under this name, in either format.
     async fn address(&self, name: &str) -> SocketAddr {
         let log = self.logged("ready").await;
         let rest = &log[log.find(name).expect("an address") + name.len()..];
@@ -80,7 +80,7 @@ fn assert_harmless(text: &str) {
     assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
 }
 
-/// Sends what is hostile through every door, and returns what came of it: metrics and answers.
+/// Sends hostile text to every receiver, and returns the metrics and answers.
 async fn attack(process: &Process) -> Vec<String> {
     let (grpc, http, admin) = (
         process.address("grpc_address").await,
@@ -116,10 +116,11 @@ async fn attack(process: &Process) -> Vec<String> {
     shown
 }
 
-/// Scenario: a backend whose refusals, and senders whose strings, headers, bodies and paths, hold
-/// control sequences, line ends, quotes and scripts, with the log at `debug`, as text and as JSON.
-/// Guarantees: no control character reaches the log, no line of it is anybody else's, each line of
-/// JSON is an object; metrics and answers of the telemetry port quote nothing.
+/// Scenario: a backend with hostile refusals, and senders with hostile strings, headers, bodies and
+/// paths: control sequences, line ends, quotes and scripts, with the log at `debug`, as text and as
+/// JSON.
+/// Guarantees: no control character reaches the log, no line of it is forged, each line of JSON is
+/// an object; metrics and answers of the telemetry port quote none of it.
 #[tokio::test]
 async fn what_strangers_write_stays_in_its_place() {
     for format in ["text", "json"] {
@@ -131,12 +132,12 @@ async fn what_strangers_write_stays_in_its_place() {
             assert_harmless(text);
             assert!(!text.contains("<script>") && !text.contains("forged"), "{text}");
         }
-        // What a request without spans has instead is told, in ASCII.
+        // The log says what a request without spans contains instead, in ASCII.
         let log = process.logged("has no span").await;
         let line = log.lines().find(|line| line.contains("has no span")).expect("just found");
         let named = "x??2026-01-01T00:00:00Z ERROR forged?[31...";
         assert!(line.is_ascii() && line.contains(named), "{line}");
-        // The refusal of the backend is told, so that an operator sees it, but as one value.
+        // The refusal of the backend is logged for operators, but as one value.
         let log = process.logged("forged").await;
         assert_harmless(&log);
         for line in log.lines() {
@@ -153,7 +154,7 @@ async fn what_strangers_write_stays_in_its_place() {
     }
 }
 
-/// Scenario: `check` of a file whose name, keys, values and policies are hostile.
+/// Scenario: `check` of a file with hostile name, keys, values and policies.
 /// Guarantees: its output, as text and as JSON, has no control character and no forged line.
 #[test]
 fn check_shows_hostile_files_harmlessly() {

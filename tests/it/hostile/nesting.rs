@@ -1,4 +1,4 @@
-//! Values nested as deep as a message has room for, in every place where OTLP has values.
+//! Values nested as deep as a message allows, in every place where OTLP has values.
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
@@ -22,7 +22,7 @@ use crate::{
 
 const PLACES: [&str; 5] = ["attributes", "events", "links", "scope", "resource"];
 
-/// A value inside of so many arrays. Lengths are found from the inside out, bytes are written from
+/// A value inside this many arrays. Lengths are computed from the inside out and bytes written from
 /// the outside in, so that a million levels cost no more than their bytes.
 fn value(levels: usize) -> Vec<u8> {
     let mut headers = Vec::with_capacity(2 * levels);
@@ -42,7 +42,7 @@ fn value(levels: usize) -> Vec<u8> {
     out
 }
 
-/// A request with this span and the value in this place.
+/// A request with this span, and the value in this place.
 fn request(place: &str, levels: usize, span: &Span) -> Vec<u8> {
     let pair = [field(1, b"deep"), field(2, &value(levels))].concat();
     let span = span.encode_to_vec();
@@ -66,7 +66,7 @@ fn request(place: &str, levels: usize, span: &Span) -> Vec<u8> {
     field(1, &of_resource)
 }
 
-/// Cleans, stamps and encodes what was kept.
+/// Cleans, stamps and encodes the kept spans.
 fn leave(decided: Vec<Decided>) -> (Vec<u8>, Faults) {
     let mut batch = Batch::default();
     for decided in decided {
@@ -92,7 +92,7 @@ fn leave(decided: Vec<Decided>) -> (Vec<u8>, Faults) {
     (bodies.concat(), batch.take_faults())
 }
 
-/// Kept, dropped, and kept by a condition on the very attribute.
+/// Policies that keep, that drop, and that keep by a condition on the nested attribute.
 fn policies() -> [(PolicySpec, bool); 3] {
     let kind = RuleKind::StringAttribute {
         key: "deep".to_owned(),
@@ -104,7 +104,7 @@ fn policies() -> [(PolicySpec, bool); 3] {
     [(probabilistic(100.0), true), (probabilistic(0.0), false), (reads, true)]
 }
 
-/// Takes a request with the value in this place in, decides it, and lets it leave.
+/// Ingests a request with the value in this place, decides it, and exports it.
 fn pass(place: &str, levels: usize) {
     let deep = request(place, levels, &root(1, 0));
     let plain = field(1, &field(2, &field(2, &root(2, 0).encode_to_vec())));
@@ -122,9 +122,9 @@ fn pass(place: &str, levels: usize) {
     }
 }
 
-/// Scenario: values nested 10 to a million levels in attributes, events, links, scope and resource
-/// are taken in, matched, decided, logged, dropped and sent, on a stack of 256 KiB.
-/// Guarantees: up to 64 levels leave as they are; deeper ones cost their span and no other.
+/// Scenario: values nested 10 to a million levels deep in attributes, events, links, scope and
+/// resource are ingested, matched, decided, logged, dropped and exported, on a stack of 256 KiB.
+/// Guarantees: up to 64 levels are exported unchanged; deeper ones cost their span and no other.
 #[test]
 fn no_depth_overflows_a_small_stack() {
     let all = || {
@@ -138,7 +138,7 @@ fn no_depth_overflows_a_small_stack() {
     small_stack.spawn(all).expect("a thread").join().expect("no overflow");
 }
 
-/// The same request as [`request`] in JSON, of a root span.
+/// The request of [`request`] in JSON, with a root span.
 fn json(place: &str, levels: usize, trace: u64) -> String {
     let open = "{\"arrayValue\":{\"values\":[".repeat(levels);
     let close = "]}}".repeat(levels);
@@ -160,12 +160,13 @@ fn json(place: &str, levels: usize, trace: u64) -> String {
     )
 }
 
-/// Scenario: the same through both doors, in protobuf and in JSON, and deep in what nobody knows.
-/// Guarantees: all accepted; what is too deep is counted as malformed when kept, the rest arrives.
+/// Scenario: the same over both receivers, in protobuf and in JSON, and deep inside unknown fields.
+/// Guarantees: all are accepted; spans with too deep values are counted as malformed when kept, the
+/// rest arrives.
 #[tokio::test]
 async fn depth_is_taken_at_both_doors() {
     let mut config = config(ALL);
-    // Resources and scopes of megabytes are taken only where requests may be larger still.
+    // Resources and scopes of megabytes are only accepted if requests may be larger still.
     config.exporter.max_request_bytes = 256 << 20;
     let running = Running::start(config).await;
     for (trace, place) in (1..).zip(PLACES) {

@@ -1,4 +1,4 @@
-//! Requests as JSON, with every liberty that OTLP/JSON gives a sender, from a seed.
+//! Writes requests as JSON with every variation that OTLP/JSON allows, from a seed.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
@@ -27,10 +27,10 @@ const KINDS: [&str; 6] = [
 ];
 const CODES: [&str; 3] = ["STATUS_CODE_UNSET", "STATUS_CODE_OK", "STATUS_CODE_ERROR"];
 
-/// A member and its value; `None` where it may be left out or be null.
+/// A member and its value; `None` if it may be left out or be null.
 type Member = (&'static str, Option<String>);
 
-/// An object, its members in any order, between others that nobody knows.
+/// An object with its members in any order, between unknown members.
 fn object(members: Vec<Member>, rng: &mut Rng) -> String {
     let mut written = Vec::new();
     for (name, value) in members {
@@ -56,7 +56,7 @@ fn object(members: Vec<Member>, rng: &mut Rng) -> String {
     format!("{{{}{}}}", space(rng), written.join(&format!("{},{}", space(rng), space(rng))))
 }
 
-/// A name as the proto files have it.
+/// A name as in the proto files.
 fn snake_case(name: &str) -> String {
     let mut out = String::new();
     for char in name.chars() {
@@ -68,7 +68,7 @@ fn snake_case(name: &str) -> String {
     out
 }
 
-/// The value of an enum whose values have these names, in the order of their numbers.
+/// The value of an enum, by number or name; `names` is in the order of the numbers.
 fn value_of(value: i32, names: &[&str], rng: &mut Rng) -> Option<String> {
     let name = usize::try_from(value).ok().and_then(|place| names.get(place));
     match name.filter(|_| rng.bool()) {
@@ -99,7 +99,7 @@ fn list<T: Default + PartialEq>(
     Some(format!("[{}]", items.join(&format!(",{}", space(rng)))))
 }
 
-/// A scalar that is left out, now and then, where it is the default.
+/// A scalar, which is sometimes left out if it is the default.
 fn unless(is_default: bool, value: String, rng: &mut Rng) -> Option<String> {
     (!is_default || rng.u8(..3) == 0).then_some(value)
 }

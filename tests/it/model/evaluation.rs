@@ -1,4 +1,4 @@
-//! Policies read straight from their specification, over all spans of a trace.
+//! Evaluates policies directly from their specification, over all spans of a trace.
 
 use std::ops::Bound;
 
@@ -16,7 +16,7 @@ use super::naive::{Stored, code, duration, is_root};
 /// One above every randomness.
 const NEVER: u64 = 1 << 56;
 
-/// What the policies make of a trace.
+/// The policies' verdict on a trace.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Verdict {
     pub(super) kept: bool,
@@ -25,11 +25,11 @@ pub(super) struct Verdict {
     pub(super) randomness: u64,
     pub(super) explicit: Option<u64>,
     pub(super) matched: Vec<String>,
-    /// Shadow policies that matched, each with what it would have changed.
+    /// The shadow policies that matched, each with what it would have changed.
     pub(super) shadowed: Vec<(String, Effect)>,
 }
 
-/// The explicit randomness of one span, read by hand.
+/// The explicit randomness of one span, parsed by hand.
 fn rv(trace_state: &str) -> Option<u64> {
     let ot: Vec<_> =
         trace_state.split(',').filter_map(|member| member.trim().strip_prefix("ot=")).collect();
@@ -46,7 +46,7 @@ fn threshold(percentage: f64) -> u64 {
     NEVER - (whole * percentage / 100.0).round() as u64
 }
 
-/// What the policies make of a trace, and each shadow policy beside those that decide.
+/// The verdict of the policies on a trace, and the effect of each shadow policy.
 pub(super) fn verdict(
     policies: &[PolicySpec],
     id: [u8; 16],
@@ -106,10 +106,10 @@ fn verdict_of_all(
     Verdict { kept, policy, threshold, randomness, explicit, matched, shadowed: Vec::new() }
 }
 
-/// The threshold that a rule proposes for these spans, [`NEVER`] where it does not match.
+/// The threshold that a rule proposes for these spans, or [`NEVER`] if it does not match.
 fn proposes(rule: &RuleSpec, spans: &[Stored]) -> u64 {
     let proposed = match &rule.kind {
-        // Budgets and rare policies without a tick are at rest.
+        // Budgets and rare policies match without limits before their first tick.
         RuleKind::And(parts)
         | RuleKind::Drop(parts)
         | RuleKind::Budget(parts, _)
@@ -196,7 +196,7 @@ fn holds(condition: &RuleKind, spans: &[Stored]) -> bool {
     }
 }
 
-/// Whether a condition holds whatever spans may still come.
+/// Whether a condition holds whatever spans may still arrive.
 fn is_certain(rule: &RuleSpec, spans: &[Stored]) -> bool {
     match &rule.kind {
         RuleKind::Latency { upper_threshold_ms: Some(_), .. }
@@ -210,7 +210,7 @@ fn is_certain(rule: &RuleSpec, spans: &[Stored]) -> bool {
     }
 }
 
-/// Whether a condition fails whatever spans may still come.
+/// Whether a condition fails whatever spans may still arrive.
 fn is_ruled_out(rule: &RuleSpec, spans: &[Stored]) -> bool {
     match &rule.kind {
         RuleKind::Latency { upper_threshold_ms: Some(upper), .. } => {
@@ -273,7 +273,7 @@ fn has_status(codes: &[StatusCode], span: &Span) -> bool {
     })
 }
 
-/// Every value of a key; of a list, its elements and theirs.
+/// Every value of a key; for a list, its elements, recursively.
 fn values(attributes: &[&Vec<KeyValue>], key: &str) -> Vec<Value> {
     let pairs = attributes.iter().copied().flatten().filter(|pair| pair.key == key);
     pairs.filter_map(|pair| pair.value.clone()?.value).flat_map(elements).collect()
@@ -321,7 +321,7 @@ fn is_within(value: &Value, range: &NumberRange) -> bool {
     is_above && is_below
 }
 
-/// By way of 128 bits, which hold every integer; infinities end at their ends.
+/// Compares in 128 bits, which hold every integer; infinities become the extreme values.
 fn is_at_most(a: Number, b: Number) -> bool {
     match (a, b) {
         (Number::Int(a), Number::Int(b)) => a <= b,

@@ -1,4 +1,4 @@
-//! The naive model: whole traces of decoded spans, decided on by [`super::evaluation`].
+//! The naive model: whole traces of decoded spans, decided by [`super::evaluation`].
 
 use std::collections::HashMap;
 
@@ -7,13 +7,13 @@ use tailwater::{policy::PolicySpec, sampler::Limits, trace::Trigger};
 
 use super::evaluation::{Verdict, verdict};
 
-/// A span as the model keeps it: decoded, with its encoding and what it was sent under.
+/// A span in the model: decoded, with its encoding and its context.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     pub(super) span: Span,
     pub(super) bytes: Vec<u8>,
     pub(super) resource: Vec<KeyValue>,
-    /// Encodings of the resource and of the scope without their spans.
+    /// The encoded resource and scope, without their spans.
     pub(super) context: (Vec<u8>, Vec<u8>),
 }
 
@@ -47,14 +47,14 @@ pub(super) struct Expected {
     pub(super) trace: Buffered,
 }
 
-/// Spans of one trace that came after its decision.
+/// Spans of one trace that arrived after its decision.
 #[derive(Debug)]
 pub(super) struct Late {
     pub(super) decided: Decided,
     pub(super) spans: Vec<Stored>,
 }
 
-/// What a request must bring about.
+/// The expected effects of a request.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
     pub(super) decided: HashMap<[u8; 16], Expected>,
@@ -120,7 +120,7 @@ impl Naive {
         }
     }
 
-    /// Decides a buffered trace, whoever asked for it.
+    /// Decides a buffered trace, for any trigger.
     pub(super) fn decide(
         &mut self,
         id: [u8; 16],
@@ -174,7 +174,7 @@ pub(super) fn bytes_of(spans: &[Stored]) -> usize {
     spans.iter().map(|stored| stored.bytes.len()).sum()
 }
 
-/// The trace id of a span whose ids are all as they must be.
+/// The trace id of a span, if all its ids are valid.
 pub(super) fn sound_id(span: &Span) -> Option<[u8; 16]> {
     let id = <[u8; 16]>::try_from(&span.trace_id[..]).ok().filter(|id| *id != [0; 16])?;
     let span_is_sound = span.span_id.len() == 8 && span.span_id != [0; 8];
@@ -186,12 +186,12 @@ pub(super) fn is_root(span: &Span) -> bool {
     span.parent_span_id.iter().all(|&byte| byte == 0)
 }
 
-/// The code as OTLP numbers it; a span without a status is UNSET.
+/// The OTLP number of the status code; a span without a status is UNSET.
 pub(super) fn code(span: &Span) -> i32 {
     span.status.as_ref().map_or(0, |status| status.code)
 }
 
-/// Latest end minus earliest start; zeros take no part, an end before its start counts as the
+/// Latest end minus earliest start; zeros are ignored, and an end before its start counts as the
 /// start.
 pub(super) fn duration(spans: &[Stored]) -> u64 {
     let spans = || spans.iter().map(|stored| &stored.span);

@@ -1,4 +1,4 @@
-//! What a decision must not depend on.
+//! Properties that a decision must not depend on.
 
 use std::collections::HashMap;
 
@@ -50,7 +50,7 @@ struct Outcome {
     randomness: u64,
     /// Sorted.
     matched: Vec<String>,
-    /// Sorted; empty where dropped.
+    /// Sorted; empty if dropped.
     spans: Vec<Vec<u8>>,
 }
 
@@ -90,7 +90,7 @@ fn outcomes(
     outcomes
 }
 
-/// A request's spans, each with its own resource and scope around it.
+/// The spans of a request, each with its own resource and scope around it.
 fn single_spans(of_resource: &ResourceSpans) -> Vec<ResourceSpans> {
     let alone = |of_scope: &ScopeSpans, span: &Span| ResourceSpans {
         scope_spans: vec![ScopeSpans { spans: vec![span.clone()], ..of_scope.clone() }],

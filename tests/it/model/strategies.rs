@@ -23,13 +23,13 @@ use tailwater::{
 
 use crate::builders::{START, attribute, status};
 
-/// Traces that a run is about; few, so that their spans meet.
+/// The number of traces in a run; few, so that their spans meet.
 const TRACES: usize = 7;
 const KEYS: [&str; 3] = ["http.route", "user", "service.name"];
 const TEXTS: [&str; 5] = ["/api/cart", "/api/cart/1", "shop", "", "läden"];
 const PATTERNS: [&str; 4] = ["^/api", "cart$", "h.p", "^$"];
 
-/// Integers about bounds, zero and what a double can no longer tell apart.
+/// Integers near bounds, zero, and the first ones that a double cannot distinguish.
 const INTS: [i64; 9] = [0, 7, 8, -7, 1 << 53, (1 << 53) + 1, i64::MAX - 1, i64::MAX, i64::MIN];
 const DOUBLES: [f64; 9] = [
     0.0,
@@ -43,7 +43,7 @@ const DOUBLES: [f64; 9] = [
     f64::NAN,
 ];
 
-/// One thing that happens to a sampler.
+/// One event in the life of a sampler.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     /// A request arrives; `stale` says that its sender read the clock long before.
@@ -54,14 +54,14 @@ pub(super) enum Step {
     Garbage { request: Vec<ResourceSpans> },
     /// All shards decide what is due.
     Tick { advance: u64, room: Option<usize> },
-    /// Other policies decide from now on. During the reload a request arrives, if there is one,
-    /// after so many locks: three a shard.
+    /// Other policies decide from now on. If there is a request, it arrives during the reload,
+    /// after this many locks: three per shard.
     Reload { policies: Vec<PolicySpec>, request: Option<(usize, Vec<ResourceSpans>)> },
-    /// A second set of policies decides as well from now on, or none does.
+    /// From now on, a second set of policies decides too, or none does.
     Try { candidate: Option<Vec<PolicySpec>> },
     /// All shards decide everything.
     Force { trigger: Trigger },
-    /// Half the time passes for which a decision is remembered at least.
+    /// Half of the shortest time passes for which a decision is remembered.
     Age,
     /// Time passes until every decision is forgotten.
     Forget,
@@ -73,7 +73,7 @@ pub(super) struct Run {
     pub(super) policies: Vec<PolicySpec>,
     pub(super) limits: Limits,
     pub(super) shards: usize,
-    /// Milliseconds at the beginning, so that they wrap in some runs.
+    /// Milliseconds at the beginning, chosen so that they wrap in some runs.
     pub(super) base: u32,
     pub(super) steps: Vec<Step>,
 }
@@ -158,7 +158,7 @@ fn pair() -> impl Strategy<Value = KeyValue> + Clone {
     (select(&KEYS[..]), value).prop_map(|(key, value)| attribute(key, value))
 }
 
-/// A value that is no list with anything in it.
+/// A value that is not a list with elements.
 fn scalar() -> impl Strategy<Value = Option<Value>> + Clone {
     let string = select(&TEXTS[..]).prop_map(|text| Some(Value::StringValue(text.to_owned())));
     let int = select(&INTS[..]).prop_map(|number| Some(Value::IntValue(number)));
@@ -286,7 +286,7 @@ fn probabilistic() -> impl Strategy<Value = RuleSpec> {
     leaf.prop_recursive(3, 12, 3, move |inner| (combination(inner), percentage()).prop_map(with))
 }
 
-/// A rule that is certain where it matches.
+/// A rule that is not probabilistic.
 fn condition() -> impl Strategy<Value = RuleSpec> {
     let with = |kind| RuleSpec { kind, sampling_percentage: 100.0 };
     leaf().prop_map(with).prop_recursive(3, 10, 3, move |inner| {

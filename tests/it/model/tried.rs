@@ -1,4 +1,4 @@
-//! What a trial must have counted, by the naive model.
+//! The expected counts of a trial, by the naive model.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use super::{
     naive::{Expected, bytes_of},
 };
 
-/// A trial that runs, and its report as the model has it.
+/// A running trial, and its report according to the model.
 pub(super) struct Tried {
     trial: Arc<Trial>,
     candidate: Vec<PolicySpec>,
     expected: Report,
 }
 
-/// Shadow policies take no part in a trial.
+/// Removes shadow policies, which take no part in a trial.
 pub(super) fn without_shadows(policies: &[PolicySpec]) -> Vec<PolicySpec> {
     policies.iter().filter(|policy| !policy.shadow).cloned().collect()
 }
@@ -35,7 +35,7 @@ impl Tried {
         Tried { trial, candidate: without_shadows(candidate), expected }
     }
 
-    /// Notes a decided trace.
+    /// Counts a decided trace.
     pub(super) fn note(&mut self, id: TraceId, expected: &Expected) {
         let spans = &expected.trace.spans;
         let sum = Sum { traces: 1, spans: spans.len() as u64, bytes: bytes_of(spans) as u64 };

@@ -41,7 +41,7 @@ async fn record(running: &Running, request: RecordRequest) -> Result<Parts, Stat
     control(running).await.record(request).await.map(tonic::Response::into_inner)
 }
 
-/// The traces of a recording that ends by itself, part by part, and its summary.
+/// The traces of a recording that ends by itself, as parts, and its summary.
 async fn read(parts: &mut Parts) -> (Vec<Vec<Part>>, Summary) {
     let (mut traces, mut trace) = (Vec::new(), Vec::new());
     loop {
@@ -66,7 +66,7 @@ async fn read(parts: &mut Parts) -> (Vec<Vec<Part>>, Summary) {
     }
 }
 
-/// Traces that policies keep, drop, and keep by chance, some with a large span.
+/// Traces that policies keep, drop, or keep by chance, some with a large span.
 fn traffic(traces: u64) -> Vec<Vec<Span>> {
     let of = |number: u64| {
         let randomness = [LOW, HIGH][number as usize % 2];
@@ -82,8 +82,8 @@ fn traffic(traces: u64) -> Vec<Vec<Span>> {
 }
 
 /// Scenario: a recording of everything, while traces are kept and dropped by two policies.
-/// Guarantees: what it has are the traces as they came, each with the decision that the service
-/// made; `replay` of it with the same policies keeps what the service kept, by policy.
+/// Guarantees: it has the traces as they arrived, each with the service's decision; a `replay` with
+/// the same policies keeps what the service kept, by policy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_of_a_recording_keeps_what_the_service_kept() {
     let running = Running::start(recording(ERRORS_AND_HALF)).await;
@@ -141,10 +141,10 @@ async fn a_replay_of_a_recording_keeps_what_the_service_kept() {
     running.stop().await;
 }
 
-/// Scenario: a service without `enable_recording`; shares and times that are none; ten recordings;
-/// a bound in bytes; a share of a tenth.
-/// Guarantees: each is refused with its code and its reason; four run; a bound is kept to by whole
-/// traces; a tenth is about a tenth.
+/// Scenario: a service without `enable_recording`; invalid shares and times; ten recordings; a
+/// limit in bytes; a share of a tenth.
+/// Guarantees: each refusal has its code and its reason; four recordings run; a limit is met with
+/// whole traces; a tenth is about a tenth.
 #[tokio::test(flavor = "multi_thread")]
 async fn recordings_are_bounded() {
     let running = Running::start(config(ALL)).await;
@@ -200,9 +200,9 @@ async fn recordings_are_bounded() {
     running.stop().await;
 }
 
-/// Scenario: four recordings that nobody reads and a trial with a limit and a veto, while far more
-/// traffic comes than their buffers hold, memory exceeds its soft limit, and the service stops.
-/// Guarantees: nothing is lost, refused or held up; the summary of a recording that is read again
+/// Scenario: four recordings that are not read and a trial with a limit and a veto, while far more
+/// traffic arrives than their buffers hold, memory exceeds its soft limit, and the service stops.
+/// Guarantees: nothing is lost, refused or delayed; the summary of a recording that is read again
 /// says how many traces are missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_do_not_read_cost_only_themselves() {
@@ -230,7 +230,7 @@ async fn readers_that_do_not_read_cost_only_themselves() {
             ..span(HIGH | (round + 1), id, parent)
         };
         let request = crate::harness::request("shop", vec![of(1, None), of(2, Some(1))]);
-        // Memory may be short for a moment, as it may without recordings.
+        // Memory may be short for a moment, as without recordings.
         while running.export(&request).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

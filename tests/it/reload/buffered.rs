@@ -1,5 +1,5 @@
-//! The sampler alone: bits of what is buffered, by policies that come later, and of what comes
-//! meanwhile.
+//! The sampler alone: the bits of buffered traces under policies that are loaded later, and of
+//! spans that arrive meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ fn gold() -> PolicySpec {
     policy("gold", has("tier", "gold"))
 }
 
-/// So many policies on values that nothing has.
+/// This many policies, on values that no span has.
 fn idle(policies: usize) -> Vec<PolicySpec> {
     let idle = |n: usize| policy(&format!("idle{n}"), has("tier", &format!("none {n}")));
     (0..policies).map(idle).collect()
@@ -51,7 +51,7 @@ fn reload(sampler: &Sampler, policies: &[PolicySpec], watch: impl FnMut(Hold)) {
     sampler.reload(&Arc::new(sampler.plan().successor(policies).expect("few names")), watch);
 }
 
-/// Decides everything; the policy that each kept trace is credited to, by the trace's number.
+/// Decides everything; returns the credited policy of each kept trace, by the trace's number.
 fn kept(rig: &mut Rig, traces: u64) -> BTreeMap<u64, String> {
     let number = |id: &[u8]| (0..traces).find(|&n| child(n, 0).trace_id == id).expect("known");
     let mut kept = BTreeMap::new();
@@ -68,10 +68,10 @@ fn kept(rig: &mut Rig, traces: u64) -> BTreeMap<u64, String> {
     kept
 }
 
-/// Scenario: traces of two spans each, buffered under a set that asks for nothing of them; then one
-/// that asks for attributes of spans and of resources, names, and conditions on one span, amid up to
-/// 200 others, so that bits take one word, or several.
-/// Guarantees: each is decided by the new set.
+/// Scenario: traces of two spans each, buffered under a set that reads nothing of them; then a set
+/// that reads attributes of spans and of resources, names, and conditions on one span, among up to
+/// 200 other policies, so that bits take one word or several.
+/// Guarantees: each trace is decided by the new set.
 #[test]
 fn leaves_that_are_new_see_what_is_buffered() {
     let name = |pattern: &str| StringMatch::Regex(RegexSet::new([pattern]).expect("valid"));
@@ -104,7 +104,7 @@ fn leaves_that_are_new_see_what_is_buffered() {
 
 /// Scenario: the bits of a trace take three words, then none, then one, and between the reloads its
 /// spans arrive.
-/// Guarantees: those that came under any set count under the last.
+/// Guarantees: spans that arrived under any set count under the last one.
 #[test]
 fn bits_grow_and_shrink() {
     let mut rig = Rig::new(&[gold()], limits(), 1);
@@ -120,9 +120,9 @@ fn bits_grow_and_shrink() {
     assert_eq!(kept(&mut rig, 2), BTreeMap::from([(0, "user".to_owned())]));
 }
 
-/// Scenario: while a reload is under way, after each of its locks, spans come of a trace that has
-/// been walked for it and of a new one, and other traces are decided.
-/// Guarantees: whenever they come, the new set sees them.
+/// Scenario: during a reload, after each of its locks, spans arrive of a trace that was already
+/// walked for it and of a new trace, and other traces are decided.
+/// Guarantees: the new set sees them, whenever they arrive.
 #[test]
 fn spans_that_come_during_a_reload_are_seen() {
     let wanted = |span: Span| Span { attributes: vec![text("tier", "gold")], ..span };
@@ -156,8 +156,8 @@ fn spans_that_come_during_a_reload_are_seen() {
     }
 }
 
-/// Scenario: an attribute whose value has a wrong wire type is accepted, since nothing asks for it;
-/// then a policy does.
+/// Scenario: an attribute whose value has a wrong wire type is accepted, because no policy reads
+/// it; then one does.
 /// Guarantees: the trace meets no condition on it, but those on its other attributes.
 #[test]
 fn what_cannot_be_read_meets_nothing() {
@@ -176,9 +176,9 @@ fn what_cannot_be_read_meets_nothing() {
     assert!(again.is_err(), "asked for, it refuses the request");
 }
 
-/// Scenario: an event whose attribute cannot be read, and one that can, are accepted, since nothing
-/// asks for events; then policies do.
-/// Guarantees: the one meets no condition, not even with what was read of it; the other and the
+/// Scenario: an event with an unreadable attribute and a readable event are accepted, because no
+/// policy reads events; then policies do.
+/// Guarantees: the first meets no condition, not even with its readable parts; the other and the
 /// rest of the span do.
 #[test]
 fn an_event_that_cannot_be_read_meets_nothing() {
@@ -213,9 +213,9 @@ fn an_event_that_cannot_be_read_meets_nothing() {
     assert!(again.is_err(), "asked for, it refuses the request");
 }
 
-/// Scenario: three threads send traces of two parts while a fourth reloads, sets without
-/// bits, with one word and with two; the last one keeps what two parts say together.
-/// Guarantees: whatever a request was walked with, every trace is decided by the last set.
+/// Scenario: three threads send traces of two parts while a fourth reloads sets without bits, with
+/// one word and with two; the last set keeps traces by both parts together.
+/// Guarantees: whatever set a request was walked with, every trace is decided by the last set.
 #[test]
 fn requests_that_race_with_reloads_are_right() {
     const SENDERS: u64 = 3;
@@ -268,8 +268,8 @@ fn requests_that_race_with_reloads_are_right() {
     rig.assert_ledger();
 }
 
-/// Scenario: plans that follow one another, with names that go and come back, up to the limit.
-/// Guarantees: a name keeps its id; a plan of one name too many is refused.
+/// Scenario: a sequence of plans, with names that are removed and return, up to the limit.
+/// Guarantees: a name keeps its id; a plan with one name too many is refused.
 #[test]
 fn names_keep_their_ids() {
     let set = |names: &[&str]| -> Vec<_> {

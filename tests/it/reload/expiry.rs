@@ -1,11 +1,11 @@
-//! Policies that end while the service runs.
+//! Policies that expire while the service runs.
 
 use std::time::{Duration, SystemTime};
 
 use super::{File, post};
 use crate::harness::{LOW, Metrics, Running, span};
 
-/// A policy that keeps everything until then.
+/// A policy that keeps everything until `end`.
 fn until(end: Option<SystemTime>) -> String {
     let expires = end.map(|end| format!("expires = {}", humantime::format_rfc3339_millis(end)));
     format!("[[policy]]\nname = \"p\"\ntype = \"always_sample\"\n{}\n", expires.unwrap_or_default())
@@ -16,10 +16,10 @@ fn kept_and_dropped(metrics: &Metrics) -> [f64; 2] {
         .map(|series| metrics.get(series))
 }
 
-/// Scenario: a policy that ends in a second decides a trace now and then; the file is changed so
-/// that it ends much later, and then so that it does not end.
-/// Guarantees: from its end on it matches nothing and has no credit; a reload puts it in force
-/// again; the metric says when it ends, and is there only as long as it does.
+/// Scenario: a policy that expires in a second decides traces; the file is changed so that it
+/// expires much later, and then so that it does not expire.
+/// Guarantees: once expired, it matches nothing and gets no credit; a reload puts it in force
+/// again; the metric has the time of expiry, and exists only while the policy has one.
 #[tokio::test]
 async fn a_policy_ends_at_its_time() {
     const EXPIRY: &str = "policy_expiry_timestamp_seconds{policy=\"p\"}";
@@ -57,7 +57,7 @@ async fn a_policy_ends_at_its_time() {
             && metrics.0.keys().all(|key| !key.contains("expiry_timestamp"))
     );
 
-    // One that is over from the start decides nothing, not even the first trace.
+    // A policy that has expired before the start decides nothing, not even the first trace.
     file.write(&until(Some(end)));
     assert_eq!(post(&running, "").await.status, 200);
     running.accept(vec![span(LOW | 1002, 1, None)]).await;

@@ -1,4 +1,4 @@
-//! Shadow policies that come, go and are put in force while the service runs.
+//! Shadow policies that are added, removed and put in force while the service runs.
 
 use super::{File, post};
 use crate::harness::{HIGH, LOW, Metrics, Running, span};
@@ -17,10 +17,10 @@ fn kept(metrics: &Metrics) -> [f64; 2] {
     [shadow, "traces_kept_total{policy=\"named\"}"].map(|series| metrics.get(series))
 }
 
-/// Scenario: traces wait while a shadow policy on something that was not asked before is added;
-/// then it is put in force; then it is removed.
-/// Guarantees: it counts what it would have kept of what was buffered, and keeps nothing; in force
-/// it keeps, and no longer counts as a shadow; its counters stay.
+/// Scenario: traces wait while a shadow policy is added that reads something new; then it is put in
+/// force; then it is removed.
+/// Guarantees: it counts the buffered traces that it would have kept, and keeps nothing; in force,
+/// it keeps traces, and no longer counts as a shadow; its counters stay.
 #[tokio::test]
 async fn a_shadow_policy_is_added_and_put_in_force() {
     let file = File::new(HALF);

@@ -1,4 +1,4 @@
-//! `watch_policy_files`: the service notices by itself that its files have changed.
+//! `watch_policy_files`: the service notices changes of its files by itself.
 
 use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::{
 
 const GLOB: &str = "[sampling]\npolicy_files = [\"policies/*.toml\"]\n";
 
-/// A directory of policies, and a reload that is told when to look.
+/// A directory of policies, and a reload whose looks at the files the test triggers.
 struct Watched {
     directory: Directory,
     running: Running,
@@ -51,7 +51,7 @@ impl Watched {
         self.directory.0.join(name)
     }
 
-    /// The second look after a change reads the files, and no other look does.
+    /// Checks that the second look after a change reads the files, and that no other look does.
     fn reloads_once(&self, what: &str) -> Result<Reloaded, Refused> {
         assert!(self.reload.look().is_none(), "{what}: read while it may still change");
         let outcome = self.reload.look().unwrap_or_else(|| panic!("{what}: not noticed"));
@@ -65,13 +65,13 @@ impl Watched {
         }
     }
 
-    /// So many policies are in force once.
+    /// Checks that one reload happens and puts this many policies in force.
     fn reloads(&self, what: &str, policies: usize) {
         let reloaded = self.reloads_once(what).unwrap_or_else(|why| panic!("{what}: {why}"));
         assert_eq!(reloaded.policies, policies, "{what}");
     }
 
-    /// The same for what is refused.
+    /// Checks that one reload happens and is refused.
     fn refuses(&self, what: &str, with: &str) {
         let refused = self.reloads_once(what).expect_err(what).to_string();
         assert!(refused.contains(with), "{what}: {refused}");
@@ -79,9 +79,9 @@ impl Watched {
 }
 
 /// Scenario: a policy file is written in place and in two parts, replaced by a rename, joined by
-/// another one, and removed; the main file changes; somebody sends SIGHUP.
-/// Guarantees: each change is one reload, at the second equal look; what a reload has read already,
-/// whoever asked for it, is not read again.
+/// another file, and removed; the main file changes; somebody sends SIGHUP.
+/// Guarantees: each change causes one reload, at the second look with the same content; content
+/// that was already read by any reload is not read again.
 #[tokio::test]
 async fn each_change_is_reloaded_once() {
     let watched = Watched::start().await;
@@ -113,9 +113,9 @@ async fn each_change_is_reloaded_once() {
     watched.running.stop().await;
 }
 
-/// Scenario: the policies are a ConfigMap of Kubernetes, which is a link to a link to a directory,
-/// and whose update renames the second link.
-/// Guarantees: the update is one reload.
+/// Scenario: the policies are a Kubernetes ConfigMap, which is a link to a link to a directory; an
+/// update renames the second link.
+/// Guarantees: the update causes one reload.
 #[tokio::test]
 async fn a_swap_of_links_is_a_change() {
     let watched = Watched::start().await;
@@ -134,9 +134,10 @@ async fn a_swap_of_links_is_a_change() {
     watched.running.stop().await;
 }
 
-/// Scenario: a policy file breaks and is mended; all of them are removed; the main file names a file
-/// that comes only afterwards; the main file itself is removed and comes back.
-/// Guarantees: each is refused once, the old policies stay, and each mending is noticed.
+/// Scenario: a policy file breaks and is repaired; all of them are removed; the main file names a
+/// file that only appears later; the main file itself is removed and comes back.
+/// Guarantees: each mistake is refused once, the old policies stay in force, and each repair is
+/// noticed.
 #[tokio::test]
 async fn what_is_broken_is_refused_once_until_it_changes() {
     let watched = Watched::start().await;
@@ -167,7 +168,8 @@ async fn what_is_broken_is_refused_once_until_it_changes() {
 }
 
 /// Scenario: more policy files than can be watched, and the same without watching.
-/// Guarantees: refused at the key, with the number; without the key all are read.
+/// Guarantees: the configuration is refused at the key, with the number; without the key, all files
+/// are read.
 #[test]
 fn the_number_of_watched_files_is_bounded() {
     let directory = Directory::new();
@@ -184,8 +186,8 @@ fn the_number_of_watched_files_is_bounded() {
     assert!(config::load(file.as_ref()).config.is_some());
 }
 
-/// Scenario: a process with `watch_policy_files`, whose policy file changes, breaks and is mended,
-/// while traces wait.
+/// Scenario: a process with `watch_policy_files`, whose policy file changes, breaks and is
+/// repaired, while traces wait.
 /// Guarantees: it reloads by itself, logs one refusal, and loses no span.
 #[tokio::test]
 async fn a_running_process_reloads_by_itself() {

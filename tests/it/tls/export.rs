@@ -1,4 +1,4 @@
-//! TLS towards the backend: whom it trusts, what it shows, and certificates that change.
+//! TLS towards the backend: which CAs it trusts, its certificate, and certificates that change.
 
 use std::{
     net::SocketAddr,
@@ -22,12 +22,12 @@ use crate::{
     web::{Web, over_http, reply},
 };
 
-/// TLS in front of a sink, with a certificate that can be changed; connections then are cut when
-/// told.
+/// TLS in front of a sink, with a certificate that can be changed; connections are then cut on
+/// request.
 pub struct Terminator {
     pub address: SocketAddr,
     config: Arc<Mutex<Arc<ServerConfig>>>,
-    /// The certificate that the last client has shown.
+    /// The certificate of the last client.
     shown: Arc<Mutex<Vec<u8>>>,
     cut: watch::Sender<()>,
 }
@@ -63,14 +63,14 @@ impl Terminator {
         Terminator { address, config, shown, cut }
     }
 
-    /// The next connections get this; those that are open are cut.
+    /// Uses this configuration for new connections; open ones are cut.
     fn serve(&self, config: Arc<ServerConfig>) {
         *self.config.lock().expect("no panic") = config;
         self.cut.send_replace(());
     }
 }
 
-/// A service that exports over TLS to a sink for which `server` answers.
+/// A service that exports over TLS to a sink behind a TLS server.
 struct Exporting {
     running: Running,
     backend: Terminator,
@@ -111,8 +111,8 @@ fn retried(metrics: &Metrics) -> f64 {
     metrics.get("exporter_retries_total{code=\"UNAVAILABLE\"}")
 }
 
-/// Scenario: backends that are known by the host of the endpoint, by its address, and by
-/// `server_name`, one of which asks for a certificate.
+/// Scenario: backends whose certificate matches the host of the endpoint, its address, or
+/// `server_name`; one of them asks for a certificate.
 /// Guarantees: everything is delivered at the first attempt.
 #[tokio::test]
 async fn kept_spans_leave_over_tls() {
@@ -138,7 +138,8 @@ async fn kept_spans_leave_over_tls() {
 
 /// Scenario: OTLP/HTTP backends that speak HTTP/2, HTTP/1.1, both, or do not say; with and without
 /// mutual TLS.
-/// Guarantees: the version is what TLS agrees on; everything is delivered at the first attempt.
+/// Guarantees: the version is the one agreed on by TLS; everything is delivered at the first
+/// attempt.
 #[tokio::test]
 async fn kept_spans_leave_over_tls_by_otlp_http() {
     let authority = Authority::new();
@@ -185,9 +186,10 @@ async fn kept_spans_leave_over_tls_by_otlp_http() {
     }
 }
 
-/// Scenario: backends whose certificate is of another authority, for another name or expired, and
-/// one that refuses the certificate that is shown; then each is put right.
-/// Guarantees: nothing leaves before; it is retried, nothing is lost, and all is delivered after.
+/// Scenario: backends whose certificate is of another CA, for another name or expired, and one that
+/// refuses the client's certificate; then each is repaired.
+/// Guarantees: nothing is sent before; the exporter retries, nothing is lost, and everything is
+/// delivered afterwards.
 #[tokio::test]
 async fn what_is_wrong_with_a_certificate_delays_and_loses_nothing() {
     let (authority, other) = (Authority::new(), Authority::new());
@@ -213,10 +215,10 @@ async fn what_is_wrong_with_a_certificate_delays_and_loses_nothing() {
     }
 }
 
-/// Scenario: under load the service's certificate, its key and the trusted authority are replaced
-/// in place, one file after the other; the backend then knows only the new ones, and connections
-/// are cut.
-/// Guarantees: no export fails, within ten seconds new connections use the new files.
+/// Scenario: under load, the service's certificate, its key and the trusted CA are replaced in
+/// place, one file after the other; the backend then only accepts the new ones, and connections are
+/// cut.
+/// Guarantees: no export fails; within ten seconds, new connections use the new files.
 #[tokio::test]
 async fn certificates_are_replaced_under_load() {
     let (old, new) = (Authority::new(), Authority::new());

@@ -1,4 +1,4 @@
-//! `tailwater try` and `tailwater record` as people run them.
+//! `tailwater try` and `tailwater record` on the command line.
 
 use std::{
     ops::RangeInclusive,
@@ -58,7 +58,7 @@ async fn until_active(running: &Running, key: &str, wanted: Value) {
     panic!("{key} is not {wanted} within 30 s");
 }
 
-/// Two spans of each trace of these numbers; of twenty in a row, the policies keep twelve.
+/// Sends two spans of each of these traces; of twenty in a row, the policies keep twelve.
 async fn send(running: &Running, traces: RangeInclusive<u64>) {
     for number in traces {
         let trace = [LOW, HIGH][number as usize % 2] | number;
@@ -68,7 +68,7 @@ async fn send(running: &Running, traces: RangeInclusive<u64>) {
     }
 }
 
-/// The requests in a recording, all of them readable.
+/// The requests in a recording, all of which must be readable.
 fn requests(path: &Path) -> (f64, usize) {
     let mut file = TraceFile::open("t", std::fs::File::open(path).expect("there")).expect("opens");
     let mut requests = 0;
@@ -79,9 +79,9 @@ fn requests(path: &Path) -> (f64, usize) {
     (file.share(), requests)
 }
 
-/// Scenario: `try` of other policies, as text and as JSON; of a file with mistakes; of none; while
-/// an instance does not allow it; ended by Ctrl-C.
-/// Guarantees: the exit codes and outputs that are documented; after Ctrl-C what there is so far.
+/// Scenario: `try` with other policies, as text and as JSON; with a file with mistakes; without a
+/// file; on an instance that does not allow it; ended by Ctrl-C.
+/// Guarantees: the documented exit codes and outputs; after Ctrl-C, the results so far.
 #[tokio::test(flavor = "multi_thread")]
 async fn try_says_what_would_change() {
     let running = steered().await;
@@ -137,9 +137,9 @@ async fn try_says_what_would_change() {
 }
 
 /// Scenario: `record` of everything for a while, of a half until Ctrl-C, until the instance stops,
-/// with a bound; into a directory that is not there; where it is not allowed.
-/// Guarantees: the exit codes and outputs that are documented; each file is readable to its end and
-/// says which share it has; what is there already stays if nothing begins.
+/// with a size limit; into a missing directory; on an instance that does not allow it.
+/// Guarantees: the documented exit codes and outputs; each file is readable to its end and contains
+/// its share; an existing file stays if no recording begins.
 #[tokio::test(flavor = "multi_thread")]
 async fn record_writes_files_that_can_be_read_after_any_end() {
     let running = steered().await;

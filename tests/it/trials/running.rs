@@ -63,7 +63,7 @@ async fn try_for(
     control(running).await.try_policies(request).await.map(tonic::Response::into_inner)
 }
 
-/// The next message of a stream that goes on.
+/// The next message of a stream that has not ended.
 async fn next(responses: &mut Streaming<TryPoliciesResponse>) -> TryPoliciesResponse {
     let message = tokio::time::timeout(Duration::from_secs(30), responses.message());
     message.await.expect("in time").expect("no error").expect("not the end")
@@ -79,7 +79,7 @@ async fn last(responses: &mut Streaming<TryPoliciesResponse>) -> TryPoliciesResp
     }
 }
 
-/// Messages until so many traces are decided.
+/// Reads messages until this many traces are decided.
 async fn until_decided(
     responses: &mut Streaming<TryPoliciesResponse>,
     traces: u64,
@@ -100,7 +100,7 @@ fn policies(outcome: &Option<Outcome>) -> Vec<(&str, [u64; 3])> {
     policies.map(|p| (p.policy.as_str(), [p.matched_traces, p.kept_traces, p.kept_spans])).collect()
 }
 
-/// Eight traces of every kind; `round` is in their ids and not in their randomness.
+/// Eight traces of every kind; `round` changes their ids but not their randomness.
 fn traffic(round: u64) -> Vec<Span> {
     let mut spans = Vec::new();
     for (number, randomness) in [LOW, HIGH].into_iter().enumerate() {
@@ -118,12 +118,12 @@ fn traffic(round: u64) -> Vec<Span> {
     spans
 }
 
-/// Scenario: traces wait, and a trial begins whose policies have a limit, a veto, names that are
-/// not known, a shadow policy and an expired one; more traces come. Then a reload puts the tried
-/// policies into force, and the same traffic comes again.
-/// Guarantees: what is kept, and every metric of policies, are as without the trial; all traces
-/// take part, also those that waited; the counts are exact, and the reload, which ends the trial,
-/// keeps exactly what the trial said.
+/// Scenario: traces wait, and a trial begins whose policies have a limit, a veto, unknown names, a
+/// shadow policy and an expired one; more traces arrive. Then a reload puts the tried policies in
+/// force, and the same traffic arrives again.
+/// Guarantees: kept traces and every metric of policies are as without the trial; all traces take
+/// part, including those that waited; the counts are exact, and the reload, which ends the trial,
+/// keeps exactly what the trial reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trial_says_what_a_reload_then_does() {
     let file = crate::harness::tempfile(ERRORS_AND_HALF);
@@ -170,10 +170,10 @@ async fn a_trial_says_what_a_reload_then_does() {
     running.stop().await;
 }
 
-/// Scenario: a service without `enable_lifecycle`; policies with mistakes, of 2 and of 10 MB, none
-/// at all; durations that are none; a second trial.
-/// Guarantees: each is refused with its code and its reason, mistakes with their places; the trial
-/// that runs goes on, and so does the service.
+/// Scenario: a service without `enable_lifecycle`; policies with mistakes, of 2 and of 10 MB, and
+/// none at all; invalid durations; a second trial.
+/// Guarantees: each is refused with its code and its reason, mistakes with their places; the
+/// running trial continues, and so does the service.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_tried_is_refused() {
     let running = Running::start(config(ALL)).await;
@@ -219,10 +219,10 @@ async fn what_cannot_be_tried_is_refused() {
     running.stop().await;
 }
 
-/// Scenario: a client of a trial goes away; another does not read while its trial runs; the service
-/// stops during a third.
-/// Guarantees: after each the next trial may begin; the last message comes at the stop, which is
-/// not held up; the ledger holds.
+/// Scenario: a client of a trial disconnects; another does not read while its trial runs; the
+/// service stops during a third.
+/// Guarantees: after each of them, the next trial may begin; the last message is sent when the
+/// service stops, which is not delayed; the ledger holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trial_ends_with_its_client_and_with_the_service() {
     let running = Running::start(lifecycle(ERRORS_AND_HALF)).await;

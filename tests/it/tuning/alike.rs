@@ -1,4 +1,4 @@
-//! `test`, `replay` and the running service are one sampler.
+//! `test`, `replay` and the running service decide alike.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, ops::Bound};
 
@@ -20,10 +20,10 @@ use crate::{
     model::strategies,
 };
 
-/// What a policy did: traces that matched it, and of those credited to it kept and dropped ones.
+/// The counts of a policy: matched traces, and credited ones that were kept and dropped.
 type Counts = BTreeMap<String, [u64; 3]>;
 
-/// Rules as a user writes them. What the loader refuses is left out by the caller.
+/// Rules as a user writes them. The caller leaves out rules that the loader refuses.
 fn toml(rule: &RuleSpec) -> String {
     let RuleSpec { kind, sampling_percentage } = rule;
     let mut text = format!("type = {:?}", kind.type_name());
@@ -91,7 +91,7 @@ fn toml(rule: &RuleSpec) -> String {
     text
 }
 
-/// What conditions of several types may have.
+/// Writes the keys that conditions of several types may have.
 fn in_common(kind: &RuleKind, put: &mut impl FnMut(&str, String)) {
     if is_inverted(kind) {
         put("invert_match", "true".to_owned());
@@ -138,7 +138,7 @@ fn table(spec: &PolicySpec) -> String {
     format!("{{ name = {name:?}, shadow = {shadow}, {} }}", toml(rule))
 }
 
-/// A policy file of those that the loader takes, in a folder; none if it takes none.
+/// Writes the policies that the loader accepts to a file; `None` if it accepts none.
 fn policy_file(directory: &Directory, specs: &[PolicySpec]) -> Option<String> {
     let mut tables = Vec::new();
     for spec in specs {
@@ -152,7 +152,7 @@ fn policy_file(directory: &Directory, specs: &[PolicySpec]) -> Option<String> {
     (!tables.is_empty()).then(|| directory.file("policies.toml", &text))
 }
 
-/// Without spans that have no valid ids, and without thresholds, which are weights in a replay.
+/// Removes spans without valid ids, and thresholds, which would be weights in a replay.
 fn cleaned(mut request: Vec<ResourceSpans>) -> Vec<u8> {
     let is_valid = |span: &Span| {
         let has_ids = span.trace_id.len() == 16 && span.span_id.len() == 8;
@@ -172,7 +172,7 @@ fn cleaned(mut request: Vec<ResourceSpans>) -> Vec<u8> {
     builders::request(request)
 }
 
-/// What the service makes of the requests: counts, and a test for each trace.
+/// The service's result for the requests: counts, and a test for each trace.
 fn served(policies: &[PolicySpec], requests: &[Vec<u8>], tests: &mut String) -> Counts {
     let mut rig = Rig::new(policies, limits(), 4);
     let plan = rig.sampler.plan();
@@ -229,7 +229,8 @@ proptest! {
 
     /// Scenario: random policies as a user writes them, and random requests, through a sampler, a
     /// replay, and a test for each trace.
-    /// Guarantees: all of them decide each trace alike: threshold, policy, and all that match.
+    /// Guarantees: all of them decide each trace alike: threshold, policy, and all matching
+    /// policies.
     #[test]
     fn test_replay_and_the_service_decide_alike(
         specs in strategies::policies(),

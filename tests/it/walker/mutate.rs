@@ -1,4 +1,4 @@
-//! Requests that use every liberty of protobuf, from a seed.
+//! Generates requests that use every variation that protobuf allows, from a seed.
 
 use fastrand::Rng;
 use opentelemetry_proto::tonic::{
@@ -19,25 +19,25 @@ use tailwater::otlp::wire::{self, Reader, Value as Wire};
 
 use crate::builders::START;
 
-/// A request with its fields mutated but, mostly, still valid.
+/// A request whose fields are mutated, but mostly still valid.
 pub(crate) fn request(seed: u64) -> Vec<u8> {
     let mut rng = Rng::with_seed(seed);
     let bytes = any_request(&mut rng).encode_to_vec();
     liberties(&bytes, Kind::Request, &mut rng)
 }
 
-/// A request that uses every field now and then.
+/// A request in which every field is used from time to time.
 pub(crate) fn any_request(rng: &mut Rng) -> ExportTraceServiceRequest {
     let resource_spans = (0..rng.usize(1..4)).map(|_| resource_spans(rng)).collect();
     ExportTraceServiceRequest { resource_spans }
 }
 
-/// Such a request with some bytes wrong.
+/// A mutated request with some wrong bytes.
 pub(crate) fn damaged(seed: u64) -> Vec<u8> {
     damage(request(seed), &mut Rng::with_seed(!seed))
 }
 
-/// Such a span.
+/// A mutated span, with some wrong bytes if `is_damaged`.
 pub(crate) fn span(seed: u64, is_damaged: bool) -> Vec<u8> {
     let mut rng = Rng::with_seed(seed);
     let bytes = random_span(&mut rng).encode_to_vec();
@@ -82,7 +82,7 @@ fn damage(mut bytes: Vec<u8>, rng: &mut Rng) -> Vec<u8> {
     bytes
 }
 
-/// Messages whose fields are taken apart; a field that holds none of these is a leaf.
+/// The messages whose fields are taken apart; a field with another content is a leaf.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Request,
@@ -124,11 +124,10 @@ fn inner(kind: Kind, number: u32) -> Option<Kind> {
 /// `ResourceSpans.instrumentation_library_spans` of OTLP 0.15.
 const FORMER_SCOPES: u32 = 1000;
 
-/// Encodes a message anew with fields repeated, moved, split and added.
+/// Encodes a message again with fields repeated, moved, split and added.
 fn liberties(message: &[u8], kind: Kind, rng: &mut Rng) -> Vec<u8> {
     let mut fields: Vec<Vec<u8>> = Vec::new();
-    // Some senders write the spans of a resource to the field that OTLP had for them before, and
-    // some to both.
+    // Some senders write the spans of a resource to the former field of OTLP, and some to both.
     let has_former_scopes = kind == Kind::ResourceSpans && rng.u8(..4) == 0;
     let mut reader = Reader::new(message);
     while let Some(field) = reader.next_field().expect("encoded by prost") {
@@ -215,7 +214,7 @@ fn delimited(number: u32, payload: &[u8], rng: &mut Rng) -> Vec<u8> {
     out
 }
 
-/// A varint, sometimes longer than it need be.
+/// A varint, sometimes longer than necessary.
 fn varint(out: &mut Vec<u8>, number: u64, rng: &mut Rng) {
     let start = out.len();
     wire::put_varint(out, number);
@@ -230,7 +229,7 @@ fn varint(out: &mut Vec<u8>, number: u64, rng: &mut Rng) {
     }
 }
 
-/// A field that no version of OTLP knows, or a whole group.
+/// A field that no version of OTLP has, or a whole group.
 fn unknown(rng: &mut Rng) -> Vec<u8> {
     let number = *rng.choice(&[17u32, 100, 999, 536_870_911]).expect("not empty");
     let mut out = Vec::new();
@@ -325,7 +324,7 @@ fn random_span(rng: &mut Rng) -> Span {
     }
 }
 
-/// An id, now and then of a wrong length or all zero.
+/// An id, sometimes of a wrong length or all zero.
 fn id(len: usize, rng: &mut Rng) -> Vec<u8> {
     match rng.u8(..24) {
         0 => vec![0; len],
