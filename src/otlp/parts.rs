@@ -14,7 +14,7 @@ const ATTRIBUTE: u32 = tag(9, BYTES);
 const FIRST: u32 = tag(1, BYTES);
 
 /// The name of a span, possibly not UTF-8. `at` is its place as the walker noted it
-/// ([`super::walk::SpanMeta::name_at`]).
+/// (`SpanMeta::name_at`).
 #[inline]
 pub(crate) fn name(span: &[u8], at: u8) -> &[u8] {
     if at != 0 {

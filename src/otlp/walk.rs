@@ -56,7 +56,7 @@ pub struct SpanMeta {
     /// [`SpanKind::mask`] of its kind; 0 for kinds that OTLP does not define.
     pub kind_mask: u8,
     /// Where in the span its name begins, at the length; 0 if it has none or it is not among the
-    /// first 255 bytes ([`super::parts::name`]).
+    /// first 255 bytes (`parts::name`).
     pub name_at: u8,
 }
 
