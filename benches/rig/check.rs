@@ -15,7 +15,7 @@ use prost::Message;
 
 use crate::{
     Result,
-    corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape},
+    corpus::{Corpus, GRPC_PREFIX_BYTES, Shape},
     framing,
     traffic::{BASELINE_PERCENT, SLOW_MS, Size, TIER_KEY, TIER_WANTED},
 };
@@ -39,6 +39,9 @@ pub(crate) fn run() -> Result<()> {
         ("1,024 spans a trace", Shape { trace_spans: 1024, requests: 400, ..plain }),
         ("small spans", Shape { size: Size::Small, ..plain }),
         ("large spans", Shape { size: Size::Large, ..plain }),
+        ("diverse spans", Shape { size: Size::Diverse, resources: 240, ..plain }),
+        ("8,192 spans a request", Shape { spans: 8192, ..plain }),
+        ("200 spans a request", Shape { spans: 200, resources: 40, ..plain }),
     ];
     for (name, shape) in shapes {
         let (kept, bytes) = check(&shape).map_err(|problem| format!("{name}: {problem}"))?;
@@ -66,7 +69,7 @@ fn check(shape: &Shape) -> Result<(f64, f64)> {
     for sequence in 0..total {
         let body = corpus.body(sequence).ok_or("it ends")?;
         let message = &body[GRPC_PREFIX_BYTES..];
-        if framing::count_spans(message) != Some(SPANS_PER_REQUEST) {
+        if framing::count_spans(message) != Some(shape.spans) {
             return Err("the framing walk counts other spans".into());
         }
         let request = ExportTraceServiceRequest::decode(message)?;
@@ -85,7 +88,7 @@ fn check(shape: &Shape) -> Result<(f64, f64)> {
     if complete().count() as u64 != (total - reach) * shape.traces_per_request() {
         return Err("ids repeat, or roots are missing".into());
     }
-    if spans != (total - reach) * SPANS_PER_REQUEST {
+    if spans != (total - reach) * shape.spans {
         return Err("spans of complete traces are missing".into());
     }
     let is_in_time = |seen: &Seen| {
@@ -104,7 +107,7 @@ fn check(shape: &Shape) -> Result<(f64, f64)> {
             format!("{percent:.2} % kept, not {:.2} %", corpus.expected_kept_percent).into()
         );
     }
-    Ok((percent, corpus.bytes_per_request / SPANS_PER_REQUEST as f64))
+    Ok((percent, corpus.bytes_per_request / shape.spans as f64))
 }
 
 fn see(traces: &mut HashMap<Vec<u8>, Seen>, sequence: u64, span: &Span) {

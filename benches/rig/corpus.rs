@@ -39,14 +39,15 @@ use crate::{
     traffic::{self, Kind, Size, Trace},
 };
 
-/// Spans in every request.
+/// Spans in every request, unless an option sets another number.
 pub(crate) const SPANS_PER_REQUEST: u64 = 1024;
 /// The trace length that stands for 2 to 14 spans, eight on average.
 const MIXED_TRACES: u64 = 8;
 /// One trace in this many has a late span.
 const LATE_ONE_IN: u64 = 16;
-/// Resources in one request; if the corpus has more, the requests use them in turn.
-const RESOURCES_PER_REQUEST: usize = 10;
+/// Spans of a request that share a resource. If the corpus has more resources, the requests use
+/// them in turn.
+const SPANS_PER_RESOURCE: u64 = 100;
 /// A gRPC message's prefix: not compressed, then its length in four bytes.
 pub(crate) const GRPC_PREFIX_BYTES: usize = 5;
 /// Prost writes the trace id first: tag and length are two bytes, then 16 bytes of id.
@@ -55,6 +56,8 @@ const ID_OFFSET: usize = 2;
 /// The shape of the traffic.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
+    /// Spans in every request.
+    pub(crate) spans: u64,
     /// Requests in one cycle.
     pub(crate) requests: usize,
     /// Different resources in the corpus.
@@ -79,6 +82,7 @@ impl Shape {
     /// Ten resources, traces of eight spans in neighbouring requests.
     pub(crate) fn plain(requests: usize) -> Self {
         Shape {
+            spans: SPANS_PER_REQUEST,
             requests,
             resources: 10,
             stride: 1,
@@ -92,7 +96,7 @@ impl Shape {
 
     /// The number of traces that begin in each request.
     pub(crate) fn traces_per_request(&self) -> u64 {
-        SPANS_PER_REQUEST / self.trace_spans
+        self.spans / self.trace_spans
     }
 
     /// Mixed traces have 2 to 14 spans in pairs that add up to 16, the same for every request.
@@ -101,6 +105,9 @@ impl Shape {
             return self.trace_spans;
         }
         let number = number % self.traces_per_request();
+        if number + 1 == self.traces_per_request() && number.is_multiple_of(2) {
+            return MIXED_TRACES;
+        }
         let difference = number / 2 % 7;
         if number.is_multiple_of(2) { 8 - difference } else { 8 + difference }
     }
@@ -245,10 +252,12 @@ impl Corpus {
 impl Request {
     fn encode(index: usize, spans: Vec<Span>, shape: &Shape) -> Result<Self> {
         let resources = shape.resources;
-        let mut groups: Vec<_> = (0..RESOURCES_PER_REQUEST.min(resources))
+        let in_request = (shape.spans / SPANS_PER_RESOURCE).max(1) as usize;
+        let mut groups: Vec<_> = (0..in_request.min(resources))
             .map(|group| ResourceSpans {
                 resource: Some(traffic::resource(
-                    (index * RESOURCES_PER_REQUEST + group) % resources,
+                    (index * in_request + group) % resources,
+                    shape.size,
                 )),
                 scope_spans: vec![traffic::scope()],
                 schema_url: "https://opentelemetry.io/schemas/1.37.0".into(),
@@ -266,7 +275,7 @@ impl Request {
         body.put_u8(0);
         body.put_u32(u32::try_from(length)?);
         message.encode(&mut body)?;
-        let ids = find_ids(&body)?;
+        let ids = find_ids(&body, shape.spans)?;
         Ok(Self { body: body.freeze(), ids })
     }
 }
@@ -306,7 +315,7 @@ fn placeholder(number: u64, age: u64) -> [u8; 16] {
     ((u128::from(number) << 64) | u128::from(age)).to_be_bytes()
 }
 
-fn find_ids(body: &[u8]) -> Result<Vec<IdSlot>> {
+fn find_ids(body: &[u8], spans: u64) -> Result<Vec<IdSlot>> {
     let mut slots = Vec::new();
     let mut broken = false;
     framing::for_each_span(&body[GRPC_PREFIX_BYTES..], |span| {
@@ -317,7 +326,7 @@ fn find_ids(body: &[u8]) -> Result<Vec<IdSlot>> {
         }
     })
     .ok_or("the corpus has broken framing")?;
-    if broken || slots.len() as u64 != SPANS_PER_REQUEST {
+    if broken || slots.len() as u64 != spans {
         return Err(format!("a request of the corpus has {} spans", slots.len()).into());
     }
     Ok(slots)

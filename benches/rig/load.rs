@@ -96,20 +96,25 @@ pub(crate) struct Options {
 /// Options that change the plain traffic.
 #[derive(clap::Args, Clone)]
 pub(crate) struct TrafficOptions {
+    /// Spans of a request, at least 16 [default: 1024; collectors: 8192, a Collector's batch]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(16..))]
+    pub(crate) batch: Option<u64>,
     /// Spans of a trace: 1, 8 (which stands for 2 to 14), 64 or 1024
     #[arg(long, default_value_t = 8, value_parser = trace_spans)]
-    trace_spans: u64,
-    #[arg(long, value_enum, default_value_t = Size::Medium)]
-    span_size: Size,
+    pub(crate) trace_spans: u64,
+    /// [default: medium; collectors: diverse]
+    #[arg(long, value_enum)]
+    pub(crate) span_size: Option<Size>,
     /// Half of a request's spans belong to one resource, half of the rest to the next, and so on
     #[arg(long)]
-    skewed: bool,
+    pub(crate) skewed: bool,
     /// How much later one span of every sixteenth trace is sent; "0s": no span is late
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
-    late_after: Duration,
-    /// Compresses requests; then `--requests` must suffice for the whole run
-    #[arg(long, value_enum, default_value_t = Compression::None)]
-    compression: Compression,
+    pub(crate) late_after: Duration,
+    /// Compresses requests; then `--requests` must suffice for the whole run [default: none;
+    /// collectors: gzip]
+    #[arg(long, value_enum)]
+    pub(crate) compression: Option<Compression>,
 }
 
 /// A value in the form of the command line.
@@ -124,17 +129,30 @@ fn trace_spans(text: &str) -> std::result::Result<u64, String> {
 }
 
 impl TrafficOptions {
+    pub(crate) fn batch(&self) -> u64 {
+        self.batch.unwrap_or(SPANS_PER_REQUEST)
+    }
+
+    fn span_size(&self) -> Size {
+        self.span_size.unwrap_or(Size::Medium)
+    }
+
+    fn compression(&self) -> Compression {
+        self.compression.unwrap_or(Compression::None)
+    }
+
     pub(crate) fn is_compressed(&self) -> bool {
-        self.compression != Compression::None
+        self.compression() != Compression::None
     }
 
     /// The options as arguments of the load.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![
+            format!("--batch={}", self.batch()),
             format!("--trace-spans={}", self.trace_spans),
-            format!("--span-size={}", word(self.span_size)),
+            format!("--span-size={}", word(self.span_size())),
             format!("--late-after={}ms", self.late_after.as_millis()),
-            format!("--compression={}", word(self.compression)),
+            format!("--compression={}", word(self.compression())),
         ];
         arguments.extend(self.skewed.then(|| "--skewed".to_owned()));
         arguments
@@ -143,21 +161,22 @@ impl TrafficOptions {
 
 impl Options {
     fn requests_per_second(&self) -> f64 {
-        self.rate as f64 / SPANS_PER_REQUEST as f64
+        self.rate as f64 / self.traffic.batch() as f64
     }
 
     fn shape(&self) -> Shape {
         let requests_in =
             |time: Duration| (time.as_secs_f64() * self.requests_per_second()).round() as u64;
         Shape {
+            spans: self.traffic.batch(),
             requests: self.requests.max(1),
             resources: self.resources.max(1),
             stride: (requests_in(self.root_after) / 2).max(1),
             trace_spans: self.traffic.trace_spans,
-            size: self.traffic.span_size,
+            size: self.traffic.span_size(),
             is_skewed: self.traffic.skewed,
             late: requests_in(self.traffic.late_after),
-            compression: self.traffic.compression,
+            compression: self.traffic.compression(),
         }
     }
 }
@@ -176,11 +195,13 @@ pub(crate) fn run(options: Options) -> Result<()> {
 
 async fn drive(options: Options, corpus: Corpus) -> Result<()> {
     let loaded = Loaded {
-        bytes_per_span: corpus.bytes_per_request / SPANS_PER_REQUEST as f64,
+        bytes_per_span: corpus.bytes_per_request / options.traffic.batch() as f64,
         expected_kept_percent: corpus.expected_kept_percent,
     };
-    let encoding = options.traffic.compression.name();
-    let state = Rc::new(RefCell::new(State { corpus, encoding, lap: Lap::new() }));
+    let encoding = options.traffic.compression().name();
+    let spans_per_request = options.traffic.batch();
+    let state = State { corpus, spans_per_request, encoding, lap: Lap::new() };
+    let state = Rc::new(RefCell::new(state));
     let (tickets, queue) = mpsc::channel(TICKETS_MAX);
     let queue = Rc::new(Mutex::new(queue));
     let mut connections = Vec::new();
@@ -398,6 +419,7 @@ fn outcome(trailers: &HeaderMap, message: &[u8]) -> Answer {
 
 struct State {
     corpus: Corpus,
+    spans_per_request: u64,
     encoding: &'static str,
     lap: Lap,
 }
@@ -405,7 +427,7 @@ struct State {
 impl State {
     fn finish_lap(&mut self) -> LoadLap {
         let copies = std::mem::take(&mut self.corpus.copies);
-        std::mem::replace(&mut self.lap, Lap::new()).finish(copies)
+        std::mem::replace(&mut self.lap, Lap::new()).finish(self.spans_per_request, copies)
     }
 }
 
@@ -436,7 +458,7 @@ impl Lap {
         }
     }
 
-    fn finish(mut self, copies: u64) -> LoadLap {
+    fn finish(mut self, spans_per_request: u64, copies: u64) -> LoadLap {
         self.latencies.sort_unstable();
         let requests = self.latencies.len();
         let quantile_ms = |per_mille: usize| {
@@ -446,7 +468,7 @@ impl Lap {
         LoadLap {
             seconds: self.start.elapsed().as_secs_f64(),
             requests: requests as u64,
-            spans: requests as u64 * SPANS_PER_REQUEST,
+            spans: requests as u64 * spans_per_request,
             failed_requests: self.failed_requests,
             ack_p50_ms: quantile_ms(500),
             ack_p99_ms: quantile_ms(990),

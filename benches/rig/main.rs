@@ -11,8 +11,9 @@
 //! and `floor`. Everything listens on 127.0.0.1 and ends by itself. `benches/README.md` has the
 //! commands, the meaning of each column and the reasons why the comparison is fair.
 //!
-//! Reading order: `traffic` (the spans), `corpus` (requests and new ids for each cycle), `load`,
-//! `server` (floor and sink), then `plan`, `process`, `target`, `measure` and `report`.
+//! Reading order: `traffic` and `diverse` (the spans), `corpus` (requests and new ids for each
+//! cycle), `load`, `server` (floor and sink), then `plan`, `process`, `target`, `measure` and
+//! `report`.
 
 #![allow(
     clippy::disallowed_methods,
@@ -23,6 +24,7 @@ mod check;
 mod collector;
 mod control;
 mod corpus;
+mod diverse;
 mod framing;
 mod load;
 mod measure;

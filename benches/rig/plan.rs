@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::ValueEnum;
 use humantime::parse_duration;
 
-use crate::{Result, corpus::SPANS_PER_REQUEST, load::TrafficOptions};
+use crate::{Result, corpus::Compression, load::TrafficOptions, traffic::Size};
 
 /// The time under load after the window has filled and before the measured interval begins.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -28,10 +28,11 @@ pub(crate) struct Options {
     /// Rounds, in each of which the targets take turns
     #[arg(long, default_value_t = 1)]
     rounds: u32,
-    /// Spans per second [default: 300000; memory30: 100000]
+    /// Spans per second [default: 300000; memory30: 100000; budget, span-metrics: 200000; peer,
+    /// collectors: 50000]
     #[arg(long)]
     rate: Option<u64>,
-    /// decision_wait [default: 5s; memory30: 30s]
+    /// decision_wait [default: 5s; memory30: 30s; collectors: 2s]
     #[arg(long, value_parser = parse_duration)]
     window: Option<Duration>,
     /// decision_wait_after_root_received [default: 0s, which turns it off; memory30: 5s]
@@ -46,14 +47,16 @@ pub(crate) struct Options {
     /// Seconds measured
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    #[arg(long, default_value_t = 4)]
-    connections: usize,
+    /// [default: 4; collectors: 8]
+    #[arg(long)]
+    connections: Option<usize>,
     /// Requests in flight on each connection
     #[arg(long, default_value_t = 4)]
     in_flight: usize,
-    /// The number of different resources in the traffic
-    #[arg(long, default_value_t = 10)]
-    resources: usize,
+    /// The number of different resources in the traffic [default: 10; collectors: 240;
+    /// span-metrics: 330]
+    #[arg(long)]
+    resources: Option<usize>,
     /// Requests that the load generator encodes once and sends in turn, 0.7 MB each [default: 128,
     /// or as many as the run needs if they are compressed]
     #[arg(long)]
@@ -68,16 +71,19 @@ pub(crate) struct Options {
     /// The number of additional policies, of four conditions each, that keep nothing
     #[arg(long, default_value_t = 0)]
     more_policies: usize,
-    /// Turns on [span_metrics] with the kind SERVER or with all kinds, and one dimension; 330 or
-    /// 120 resources give about 2,000 series
-    #[arg(long, value_enum)]
-    span_metrics: Option<SpanKinds>,
+    /// The kinds that [span_metrics] counts, where it is measured, with one dimension; 330 or 120
+    /// resources give about 2,000 series
+    #[arg(long, value_enum, default_value_t = SpanKinds::Server)]
+    span_metrics: SpanKinds,
     /// Worker threads of tailwater [default: one a core]
     #[arg(long)]
     workers: Option<usize>,
     /// The binary to measure
     #[arg(long, default_value = env!("CARGO_BIN_EXE_tailwater"))]
     tailwater: PathBuf,
+    /// Another build of it, which is measured in turn with the other targets
+    #[arg(long)]
+    beside: Option<PathBuf>,
     /// A Collector with tail_sampling, as `tests/peer/build.sh` builds it
     #[arg(long)]
     collector: Option<PathBuf>,
@@ -107,15 +113,22 @@ pub(crate) enum Scenario {
     Durable,
     /// The same policies with and without a budget of three keys, in turn
     Budget,
+    /// The same with and without [span_metrics], in turn; --span-metrics says for which kinds
+    SpanMetrics,
     /// Tailwater and the Collector's tail_sampling, in turn, at a rate that the Collector can
     /// sustain
     Peer,
+    /// The same, with what eight Collectors send by default: gzip, large batches, spans of many
+    /// kinds
+    Collectors,
 }
 
 /// The values of a scenario that no option overrides.
 struct Defaults {
     targets: &'static [Target],
     rate: u64,
+    connections: usize,
+    resources: usize,
     window: Duration,
     after_root: Duration,
     root_after: Duration,
@@ -129,6 +142,8 @@ impl Scenario {
             Self::Steady => Defaults {
                 targets: &[Target::Floor, Target::Tailwater],
                 rate: 300_000,
+                connections: 4,
+                resources: 10,
                 window: Duration::from_secs(5),
                 after_root: Duration::ZERO,
                 root_after: Duration::ZERO,
@@ -143,10 +158,17 @@ impl Scenario {
                 after_root: Duration::from_secs(5),
                 root_after: Duration::from_secs(1),
                 warm_up: Some(Duration::from_secs(45)),
+                ..Self::Steady.defaults()
             },
             Self::Budget => Defaults {
                 targets: &[Target::Floor, Target::Tailwater, Target::TailwaterBudget],
                 rate: 200_000,
+                ..Self::Steady.defaults()
+            },
+            Self::SpanMetrics => Defaults {
+                targets: &[Target::Floor, Target::Tailwater, Target::TailwaterMetrics],
+                rate: 200_000,
+                resources: 330,
                 ..Self::Steady.defaults()
             },
             Self::Durable => Defaults {
@@ -162,6 +184,14 @@ impl Scenario {
                     Target::CollectorSharded,
                 ],
                 rate: 50_000,
+                ..Self::Steady.defaults()
+            },
+            Self::Collectors => Defaults {
+                targets: &[Target::Floor, Target::Tailwater, Target::Collector],
+                rate: 50_000,
+                window: Duration::from_secs(2),
+                connections: 8,
+                resources: 240,
                 ..Self::Steady.defaults()
             },
         }
@@ -190,6 +220,11 @@ pub(crate) enum Target {
     Power,
     /// The same with a budget.
     TailwaterBudget,
+    /// The same with `[span_metrics]`.
+    TailwaterMetrics,
+    /// Another build.
+    #[value(skip)]
+    Beside,
     /// tail_sampling with one shard, its default.
     Collector,
     /// tail_sampling with two shards, one per core.
@@ -205,6 +240,8 @@ impl Target {
             Self::Process => "tailwater, process",
             Self::Power => "tailwater, power",
             Self::TailwaterBudget => "tailwater, budget",
+            Self::TailwaterMetrics => "tailwater, metrics",
+            Self::Beside => "the other build",
             Self::Collector => "collector",
             Self::CollectorSharded => "collector, 2 shards",
         }
@@ -229,10 +266,11 @@ pub(crate) struct Plan {
     pub(crate) memory_limit_mib: u64,
     pub(crate) keep: Keep,
     pub(crate) more_policies: usize,
-    pub(crate) span_metrics: Option<SpanKinds>,
+    pub(crate) span_metrics: SpanKinds,
     pub(crate) workers: Option<usize>,
     pub(crate) directory: Option<PathBuf>,
     pub(crate) tailwater: PathBuf,
+    pub(crate) beside: Option<PathBuf>,
     pub(crate) collector: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
 }
@@ -242,14 +280,27 @@ impl Plan {
     pub(crate) fn new(options: Options) -> Result<Self> {
         let defaults = options.scenario.defaults();
         let rate = options.rate.unwrap_or(defaults.rate);
-        if options.rounds == 0 || options.seconds == 0 || rate < SPANS_PER_REQUEST {
-            return Err(format!(
-                "--rounds and --seconds must be at least 1, --rate at least {SPANS_PER_REQUEST}"
-            )
-            .into());
+        let traffic = match options.scenario {
+            Scenario::Collectors => TrafficOptions {
+                batch: options.traffic.batch.or(Some(8192)),
+                span_size: options.traffic.span_size.or(Some(Size::Diverse)),
+                compression: options.traffic.compression.or(Some(Compression::Gzip)),
+                ..options.traffic
+            },
+            _ => options.traffic,
+        };
+        if options.rounds == 0 || options.seconds == 0 || rate < traffic.batch() {
+            return Err("--rounds and --seconds must be at least 1, --rate at least --batch".into());
+        }
+        let mut targets = defaults.targets.to_vec();
+        if let Some(only) = options.only {
+            targets = vec![only];
+        }
+        if options.beside.is_some() {
+            targets.push(Target::Beside);
         }
         Ok(Self {
-            targets: options.only.map_or_else(|| defaults.targets.to_vec(), |only| vec![only]),
+            targets,
             rounds: options.rounds,
             rate,
             window: options.window.unwrap_or(defaults.window),
@@ -257,11 +308,11 @@ impl Plan {
             root_after: options.root_after.unwrap_or(defaults.root_after),
             warm_up: options.warm_up.or(defaults.warm_up),
             measured: Duration::from_secs(options.seconds),
-            connections: options.connections,
+            connections: options.connections.unwrap_or(defaults.connections),
             in_flight: options.in_flight,
-            resources: options.resources,
+            resources: options.resources.unwrap_or(defaults.resources),
             requests: options.requests,
-            traffic: options.traffic,
+            traffic,
             memory_limit_mib: options.memory_limit_mib,
             keep: options.keep,
             more_policies: options.more_policies,
@@ -269,6 +320,7 @@ impl Plan {
             workers: options.workers,
             directory: options.directory,
             tailwater: options.tailwater,
+            beside: options.beside,
             collector: options.collector,
             json: options.json,
         })
@@ -285,7 +337,7 @@ impl Plan {
     /// Requests in the load generator's cycle; a compressed cycle must last for the whole run.
     pub(crate) fn requests(&self, target: Target) -> usize {
         let load = self.warm_up(target) + self.measured + COMPRESSED_MARGIN;
-        let requests = load.as_secs_f64() * self.rate as f64 / SPANS_PER_REQUEST as f64;
+        let requests = load.as_secs_f64() * self.rate as f64 / self.traffic.batch() as f64;
         let needed = if self.traffic.is_compressed() { requests as usize } else { REQUESTS };
         self.requests.unwrap_or(needed)
     }

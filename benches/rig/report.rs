@@ -21,9 +21,11 @@ const RATE_SHARE_MIN: f64 = 0.98;
 const KEPT_DIFFERENCE_MAX: f64 = 0.6;
 
 /// The pairs of targets that are compared, the first over the second.
-const PAIRS: [(Target, Target); 6] = [
+const PAIRS: [(Target, Target); 8] = [
     (Target::Tailwater, Target::Floor),
     (Target::TailwaterBudget, Target::Tailwater),
+    (Target::TailwaterMetrics, Target::Tailwater),
+    (Target::Beside, Target::Tailwater),
     (Target::Process, Target::Tailwater),
     (Target::Power, Target::Tailwater),
     (Target::Collector, Target::Tailwater),
@@ -35,9 +37,10 @@ const MIB: f64 = (1 << 20) as f64;
 /// Prints the description of the run and the head of the table.
 pub(crate) fn print_head(plan: &Plan) {
     println!(
-        "{} spans/s, decision_wait {}, after root {}, root after {}, {} measured, \
+        "{} spans/s in batches of {}, decision_wait {}, after root {}, root after {}, {} measured, \
          {} connections x {} in flight, {} resources, {} cores here",
         plan.rate,
+        plan.traffic.batch(),
         format_duration(plan.window),
         format_duration(plan.after_root),
         format_duration(plan.root_after),

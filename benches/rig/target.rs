@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -49,12 +49,20 @@ pub(crate) struct Window {
 impl Server {
     /// Starts `target`; kept spans go to `sink`.
     pub(crate) fn start(target: Target, plan: &Plan, sink: SocketAddr) -> Result<Self> {
+        let (program, metrics) = (plan.tailwater.as_path(), span_metrics(plan.span_metrics));
+        let tailwater = |more: &str| Self::tailwater((program, more), plan, sink, None);
+        let durable = |mode| Self::tailwater((program, ""), plan, sink, Some(mode));
         match target {
             Target::Floor => Self::floor(),
-            Target::Tailwater => Self::tailwater(plan, sink, None, ""),
-            Target::TailwaterBudget => Self::tailwater(plan, sink, None, BUDGET),
-            Target::Process => Self::tailwater(plan, sink, Some("process"), ""),
-            Target::Power => Self::tailwater(plan, sink, Some("power"), ""),
+            Target::Tailwater => tailwater(""),
+            Target::TailwaterBudget => tailwater(BUDGET),
+            Target::TailwaterMetrics => tailwater(&metrics),
+            Target::Process => durable("process"),
+            Target::Power => durable("power"),
+            Target::Beside => {
+                let other = plan.beside.as_deref().ok_or("which build? --beside PATH")?;
+                Self::tailwater((other, ""), plan, sink, None)
+            }
             Target::Collector => Self::collector(plan, sink, 1),
             Target::CollectorSharded => Self::collector(plan, sink, 2),
         }
@@ -68,13 +76,13 @@ impl Server {
         Ok(Self { process, receiver, ready_ms, telemetry: None, logs: None, _config: None })
     }
 
-    /// Starts tailwater with durability in this mode, and with these policies in addition to those
-    /// of the plan.
+    /// Starts tailwater with durability in this mode, and with `more` at the end of its
+    /// configuration.
     fn tailwater(
+        (program, more): (&Path, &str),
         plan: &Plan,
         sink: SocketAddr,
         mode: Option<&str>,
-        policies: &str,
     ) -> Result<Self> {
         let [receiver, http, telemetry] = free_addresses()?;
         let logs = mode.map(|_| Logs::new(plan));
@@ -87,9 +95,9 @@ impl Server {
         });
         let durability: String = durability.collect();
         let text = toml(plan, receiver, http, telemetry, sink);
-        let config = ConfigFile::write(&format!("{durability}{text}{policies}"))?;
+        let config = ConfigFile::write(&format!("{durability}{text}{more}"))?;
         let begin = Instant::now();
-        let mut command = Command::new(&plan.tailwater);
+        let mut command = Command::new(program);
         command.arg("run").arg("--config").arg(&config.0);
         if let Some(workers) = plan.workers {
             command.env("TOKIO_WORKER_THREADS", workers.to_string());
@@ -201,11 +209,6 @@ fn toml(
     let after_root_ms = plan.after_root.as_millis();
     let memory_limit_mib = plan.memory_limit_mib;
     let policies = policies(plan);
-    let span_metrics = match plan.span_metrics {
-        None => String::new(),
-        Some(SpanKinds::Server) => span_metrics("'SERVER'"),
-        Some(SpanKinds::All) => span_metrics("'SERVER', 'CLIENT'"),
-    };
     format!(
         r#"
 [receiver.grpc]
@@ -221,13 +224,16 @@ endpoint = "http://{sink}"
 [telemetry]
 endpoint = "{telemetry}"
 log_level = "warn"
-{span_metrics}
 {policies}"#
     )
 }
 
-fn span_metrics(kinds: &str) -> String {
-    format!("[span_metrics]\nenabled = true\ndimensions = ['k8s.pod.name']\nkinds = [{kinds}]")
+fn span_metrics(kinds: SpanKinds) -> String {
+    let kinds = match kinds {
+        SpanKinds::Server => "'SERVER'",
+        SpanKinds::All => "'SERVER', 'CLIENT'",
+    };
+    format!("[span_metrics]\nenabled = true\ndimensions = ['k8s.pod.name']\nkinds = [{kinds}]\n")
 }
 
 fn policies(plan: &Plan) -> String {

@@ -15,6 +15,8 @@ use opentelemetry_proto::tonic::{
 };
 use tailwater::testing::{attribute, text};
 
+use crate::diverse;
+
 /// The attribute that the bench's `string_attribute` policy reads; every web span has it.
 pub(crate) const TIER_KEY: &str = "customer.tier";
 /// The value that the policy matches.
@@ -72,6 +74,8 @@ pub(crate) enum Size {
     Medium,
     /// About 4,000 bytes: each span has a stack trace.
     Large,
+    /// Some 700 bytes of 2,400 different operations in 120 services.
+    Diverse,
 }
 
 impl Size {
@@ -81,7 +85,7 @@ impl Size {
                 span.events.clear();
                 span.attributes.retain(|pair| SMALL_KEYS.contains(&pair.key.as_str()));
             }
-            Self::Medium => {}
+            Self::Medium | Self::Diverse => {}
             Self::Large => {
                 let frame =
                     |_| format!("\tat net.example.shop.C{:08x}.call(C.java)\n", rng.u32(..));
@@ -119,7 +123,8 @@ impl Trace {
     /// error too.
     pub(crate) fn root(&self, placeholder: [u8; 16], only: bool, rng: &mut Rng) -> Span {
         let ms = if self.kind == Kind::Slow { SLOW_MS + 400 } else { rng.u64(80..900) };
-        let mut root = web_span(rng);
+        let is_diverse = self.size == Size::Diverse;
+        let mut root = if is_diverse { diverse::entry(rng) } else { web_span(rng) };
         root.kind = span::SpanKind::Server.into();
         root.span_id = self.root_id.to_be_bytes().to_vec();
         root.start_time_unix_nano = self.start_ns;
@@ -135,7 +140,11 @@ impl Trace {
 
     /// A span below the root; `last` marks the one that carries the error of an error trace.
     pub(crate) fn child(&self, placeholder: [u8; 16], last: bool, rng: &mut Rng) -> Span {
-        let mut child = if rng.u8(..100) < 45 { web_span(rng) } else { database_span(rng) };
+        let mut child = match self.size {
+            Size::Diverse => diverse::span(rng),
+            _ if rng.u8(..100) < 45 => web_span(rng),
+            _ => database_span(rng),
+        };
         child.kind = span::SpanKind::Client.into();
         child.span_id = rng.u64(1..).to_be_bytes().to_vec();
         child.parent_span_id = self.root_id.to_be_bytes().to_vec();
@@ -156,13 +165,16 @@ impl Trace {
     }
 }
 
-/// The resource numbered `number`: one of ten services, with a pod of its own.
-pub(crate) fn resource(number: usize) -> Resource {
-    let service = SERVICES[number % SERVICES.len()];
+/// The resource numbered `number`: one of ten services, or of more, with a pod of its own.
+pub(crate) fn resource(number: usize, size: Size) -> Resource {
+    let service = match size {
+        Size::Diverse => diverse::service(number),
+        _ => SERVICES[number % SERVICES.len()].to_owned(),
+    };
     let pod =
         format!("{service}-{:08x}-{number:05}", number.wrapping_mul(0x9e37_79b9) & 0xffff_ffff);
     let attributes = vec![
-        text("service.name", service),
+        text("service.name", &service),
         text("service.namespace", "shop"),
         text("service.version", "3.14.2"),
         text("service.instance.id", &pod),
@@ -269,6 +281,6 @@ fn set_tier(span: &mut Span) {
     }
 }
 
-fn whole(key: &str, value: i64) -> KeyValue {
+pub(crate) fn whole(key: &str, value: i64) -> KeyValue {
     attribute(key, Value::IntValue(value))
 }

@@ -1,9 +1,10 @@
 //! Measures the stages one by one, in one thread and in process: the cost of a span to walk,
 //! intern, take in, append, decide, encode and export; how the cost grows with the policies; the
-//! cost of span metrics; how long a reload locks a shard of a large window; and the cost of hostile
-//! ids and tokens. Isolates Tailwater's own code from sockets, HTTP/2 and the runtime, except in
-//! `export`. Compare a stage with itself before and after a change, in alternation on the same
-//! machine, or by the instructions that `benches/instructions.sh` counts.
+//! cost of span metrics, of a budget and of inflating; how long a reload locks a shard of a large
+//! window; and the cost of hostile ids and tokens. Isolates Tailwater's own code from sockets,
+//! HTTP/2 and the runtime, except in `export`. Compare a stage with itself before and after a
+//! change, in alternation on the same machine, or by the instructions that
+//! `benches/instructions.sh` counts.
 //!
 //! Traffic and policies are those of the bench `rig` (684-byte spans, 10 % kept). Time is virtual:
 //! a request every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`
@@ -13,14 +14,17 @@
 #[path = "../rig/corpus.rs"]
 #[expect(dead_code, reason = "the bench `rig` uses the rest of it")]
 mod corpus;
+#[path = "../rig/diverse.rs"]
+mod diverse;
 #[path = "../rig/framing.rs"]
 #[expect(dead_code, reason = "the bench `rig` uses the rest of it")]
 mod framing;
 #[path = "../rig/traffic.rs"]
 mod traffic;
+mod beside;
+mod inflating;
 mod measured;
 mod parts;
-mod span_metrics;
 
 use std::{
     ops::Bound::{Included, Unbounded},
@@ -92,7 +96,13 @@ fn main() -> Result<()> {
     }
     drop(corpus);
     if is_wanted("spanmetrics") {
-        span_metrics::run(requests)?;
+        beside::span_metrics(requests)?;
+    }
+    if is_wanted("budget") {
+        beside::budget(requests)?;
+    }
+    if is_wanted("inflate") {
+        inflating::run()?;
     }
     if is_wanted("token") {
         tokens()?;

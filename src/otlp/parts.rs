@@ -13,20 +13,20 @@ const ATTRIBUTE: u32 = tag(9, BYTES);
 /// The tag of the resource in a `ResourceSpans`, and of an attribute in a resource.
 const FIRST: u32 = tag(1, BYTES);
 
-/// The name of a span, possibly not UTF-8. `attribute` gets each of its attributes; if it is
-/// `None`, they are not read.
+/// The name of a span, possibly not UTF-8. `at` is its place as the walker noted it
+/// (`SpanMeta::name_at`).
 #[inline]
-pub(crate) fn span<'a>(
-    span: &'a [u8],
-    mut attribute: Option<impl FnMut(Attribute<'a>)>,
-) -> &'a [u8] {
+pub(crate) fn name(span: &[u8], at: u8) -> &[u8] {
+    if at != 0 {
+        let mut reader = Reader::new(&span[usize::from(at)..]);
+        return reader.bytes().unwrap_or_default();
+    }
     let mut name = &[][..];
     let mut read = || -> Result<(), Malformed> {
         let mut reader = Reader::new(span);
         while let Some(tag) = reader.next_tag()? {
-            match (tag, &mut attribute) {
-                (NAME, _) => name = reader.bytes()?,
-                (ATTRIBUTE, Some(attribute)) => attribute(Attribute::read(reader.bytes()?)?),
+            match tag {
+                NAME => name = reader.bytes()?,
                 _ => reader.skip(tag)?,
             }
         }
@@ -34,6 +34,28 @@ pub(crate) fn span<'a>(
     };
     let _ = read();
     name
+}
+
+/// Calls `attribute` with each attribute of a span.
+#[inline]
+pub(crate) fn attributes<'a>(span: &'a [u8], mut attribute: impl FnMut(Attribute<'a>)) {
+    let mut read = || -> Result<(), Malformed> {
+        let mut reader = Reader::new(span);
+        while let Some(tag) = reader.next_tag()? {
+            if tag != ATTRIBUTE {
+                reader.skip(tag)?;
+                continue;
+            }
+            loop {
+                attribute(Attribute::read(reader.bytes()?)?);
+                if !reader.next_is(ATTRIBUTE as u8) {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    };
+    let _ = read();
 }
 
 /// Calls `attribute` with each attribute of a resource, given the fields of its `ResourceSpans`.

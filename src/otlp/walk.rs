@@ -2,9 +2,9 @@
 //! span.
 //!
 //! The receiver's connection tasks call it for each request, before they take any lock. It reads
-//! the framing down to the span, the ids, the times, the status, and `tracestate` if present. It
-//! reads attribute keys, name, kind, flags and events only if a policy compares them
-//! ([`Conditions`]). All other bytes pass unchanged.
+//! the framing down to the span, the ids, the times, the status, the kind, and `tracestate` if
+//! present, and notes where the name is. It reads attribute keys, flags and events, and compares
+//! names, only if a policy does ([`Conditions`]). All other bytes pass unchanged.
 //!
 //! The caller lends a [`Walked`] (`walked.rs`), which keeps its capacity from request to request
 //! and charges its growth. A request with more spans than it may hold is walked twice: first to the
@@ -53,9 +53,11 @@ pub struct SpanMeta {
     pub status_mask: u8,
     /// Whether it has no parent.
     pub is_root: bool,
-    /// [`SpanKind::mask`] of its kind, if it was asked for ([`Walked::ask_for_kinds`]); 0 for kinds
-    /// that OTLP does not define.
+    /// [`SpanKind::mask`] of its kind; 0 for kinds that OTLP does not define.
     pub kind_mask: u8,
+    /// Where in the span its name begins, at the length; 0 if it has none or it is not among the
+    /// first 255 bytes (`parts::name`).
+    pub name_at: u8,
 }
 
 impl SpanMeta {
@@ -190,7 +192,7 @@ impl<C: Conditions> Walk<'_, C> {
             }
             walked.refuse_outsized(scope_spans)?;
             let spans_before = walked.spans_seen();
-            if self.conditions.reads_fields() || walked.are_kinds_read() {
+            if self.conditions.reads_fields() {
                 self.spans::<true>(scope_spans, walked)?;
             } else {
                 self.spans::<false>(scope_spans, walked)?;
@@ -290,7 +292,7 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let (mut trace_id, mut span_id, mut parent, mut trace_state) =
         (&[][..], &[][..], &[][..], &[][..]);
     let (mut start, mut end, mut code) = (0, 0, 0);
-    let (mut name, mut kind, mut flags) = (&[][..], 0, 0);
+    let (mut name, mut name_at, mut kind, mut flags) = (&[][..], 0, 0, 0);
     let mut reader = Reader::new(span);
     while let Some(tag) = reader.next_tag()? {
         match tag {
@@ -312,9 +314,12 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
             span_tag::STATUS => read_status(reader.bytes()?, &mut code)?,
             // If no condition reads attributes, they are skipped like any field that is not read.
             span_tag::ATTRIBUTE => reader.skip(tag)?,
-            span_tag::NAME if FIELDS => name = reader.bytes()?,
+            span_tag::NAME => {
+                name_at = span.len() - reader.remaining();
+                name = reader.bytes()?;
+            }
             // Truncated to 32 bits, like the status.
-            span_tag::KIND if FIELDS => kind = reader.varint()? as i32,
+            span_tag::KIND => kind = reader.varint()? as i32,
             span_tag::FLAGS if FIELDS => flags = reader.fixed32()?,
             span_tag::EVENT if FIELDS && conditions.reads_events() => {
                 conditions.test_event(Event(reader.bytes()?), bits)?;
@@ -327,9 +332,8 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let Some((trace_id, is_root)) = sound_ids(trace_id, span_id, parent) else { return Ok(None) };
     let status_mask = status_mask(code);
     let end = if end == 0 { 0 } else { end.max(start) };
-    let kind_mask = if FIELDS { kind_mask(kind) } else { 0 };
-    // Fields are also read for their kind alone.
-    if FIELDS && conditions.reads_fields() {
+    let kind_mask = kind_mask(kind);
+    if FIELDS {
         let duration_nanos = (start != 0 && end != 0).then(|| end - start);
         let fields = SpanFields {
             name,
@@ -354,6 +358,7 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
         status_mask,
         is_root,
         kind_mask,
+        name_at: u8::try_from(name_at).unwrap_or(0),
     }))
 }
 
@@ -372,10 +377,10 @@ pub(crate) fn first_kind_mask(span: &[u8]) -> u8 {
     0
 }
 
-/// The same [`SpanMeta`] that [`walk`] would produce for a span, including its kind, but without
-/// its place in a request. `None` if the span cannot be read.
+/// The same [`SpanMeta`] that [`walk`] would produce for a span, but without its place in a
+/// request. `None` if the span cannot be read.
 pub(crate) fn span_meta(span: &[u8]) -> Option<SpanMeta> {
-    read_span::<true, _>(&(), span, &mut []).ok().flatten()
+    read_span::<false, _>(&(), span, &mut []).ok().flatten()
 }
 
 /// The trace id, and whether the span is a root; `None` if an id is malformed.

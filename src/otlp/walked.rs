@@ -44,8 +44,6 @@ pub struct Walked {
     pub rejected: u64,
     /// Spans left out because their resource or scope is too large.
     pub outsized: Option<Box<Outsized>>,
-    /// Whether the kinds of spans are read even if no condition needs them.
-    are_kinds_read: bool,
     /// The most bytes that a resource or scope may have.
     context_bytes_max: usize,
     /// Whether the current resource or scope is larger, so its spans are left out.
@@ -94,15 +92,6 @@ impl Walked {
     /// Limits the memory for the spans of later requests. Without this call there is no limit.
     pub(crate) fn bound(&mut self, bounds: Bounds) {
         self.bounds = Some(bounds);
-    }
-
-    /// Makes later walks read the kind of each span.
-    pub fn ask_for_kinds(&mut self) {
-        self.are_kinds_read = true;
-    }
-
-    pub(super) fn are_kinds_read(&self) -> bool {
-        self.are_kinds_read
     }
 
     /// Whether all spans of the request are here.

@@ -2,14 +2,16 @@
 //!
 //! Both receivers call it on the connection's task. It inflates a body in steps and charges each
 //! step before it runs, so a decompression bomb ends at the message limit. zstd keeps a window
-//! besides its output, and that is charged too.
+//! besides its output, and that is charged too. A body that is one gzip member is inflated in a
+//! single step, and all of its output is charged before ([`super::gzip`]).
 //!
 //! A body must be compressed up to its last byte. A body that ends early, or has bytes after the
 //! end of its stream, is refused: the readable part may be a valid request with fewer spans.
 //!
 //! A body that is larger than 1 MiB, as received or inflated, takes a turn that lasts until its
 //! spans are in the window. If it turns out to be large only while it is inflated, the work starts
-//! again once the turn has come; until then the request holds only the bytes received.
+//! again once the turn has come; until then the request holds only the bytes received. A gzip body
+//! tells its length before.
 
 use std::io::{self, Read};
 
@@ -19,7 +21,8 @@ use flate2::{Decompress, FlushDecompress, Status};
 use super::{
     Refusal,
     admission::{Charge, SMALL_BYTES_MAX},
-    turns::{Turn, Turns},
+    gzip::Member,
+    turns::{Turn, Turns, work},
 };
 
 /// Bytes inflated between two checks of the limits; other tasks may run at each check.
@@ -175,17 +178,28 @@ pub(super) async fn inflate(
 /// Inflates to at most `bytes_max`; `None` if the message is larger.
 pub(super) async fn attempt(
     encoding: Encoding,
-    body: &[u8],
+    body: &Bytes,
     bytes_max: usize,
     charge: &mut Charge,
 ) -> Result<Option<Bytes>, Refusal> {
     match encoding {
         Encoding::Gzip => {
-            read(flate2::bufread::MultiGzDecoder::new(body), 0, bytes_max, charge).await
+            if let Some(member) = Member::of(body) {
+                let bytes = member.inflated_bytes();
+                if bytes > bytes_max {
+                    return Ok(None);
+                }
+                charge.grow(bytes)?;
+                let inflated = work(bytes > SMALL_BYTES_MAX, move || Ok(member.inflate())).await?;
+                if inflated.is_some() {
+                    return Ok(inflated);
+                }
+            }
+            read(flate2::bufread::MultiGzDecoder::new(&body[..]), 0, bytes_max, charge).await
         }
         Encoding::Deflate => read(Inflating::new(body), 0, bytes_max, charge).await,
         Encoding::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(body).map_err(refusal_of)?;
+            let mut decoder = zstd::Decoder::with_buffer(&body[..]).map_err(refusal_of)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(refusal_of)?;
             read(decoder, 1 << ZSTD_WINDOW_LOG_MAX, bytes_max, charge).await
         }

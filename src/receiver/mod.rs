@@ -11,6 +11,7 @@ mod compression;
 pub(crate) mod cors;
 pub(crate) mod empty;
 pub(crate) mod grpc;
+mod gzip;
 pub(crate) mod http;
 pub mod kafka;
 pub(crate) mod take;

@@ -291,9 +291,10 @@ impl Intake {
         let [_, encoding, form] = record.header.flags;
         let mut charge = Charge::new(&self.budget, REPLAYED_BYTES_MAX);
         charge.grow(record.body.len())?;
+        let body = Bytes::copy_from_slice(record.body);
         let bytes = match Encoding::of_number(encoding) {
-            None => Bytes::copy_from_slice(record.body),
-            Some(encoding) => attempt(encoding, record.body, REPLAYED_BYTES_MAX, &mut charge)
+            None => body,
+            Some(encoding) => attempt(encoding, &body, REPLAYED_BYTES_MAX, &mut charge)
                 .await?
                 .ok_or(Refusal::TooLarge { limit_bytes: REPLAYED_BYTES_MAX })?,
         };

@@ -214,9 +214,6 @@ impl Sampler {
     /// [`Unwalked`], as for [`Self::ingest`].
     pub fn prepare(&self, request: &[u8], scratch: &mut Scratch) -> Result<Prepared, Unwalked> {
         scratch.walked.bound(self.bounds);
-        if self.span_metrics.is_some() {
-            scratch.walked.ask_for_kinds();
-        }
         let plan = self.plan();
         let walked = walk::walk(request, &self.contexts, plan.leaves(), &mut scratch.walked);
         let room = walked.and_then(|()| self.room_for(request, &scratch.walked));

@@ -6,6 +6,11 @@
 //! zero bytes and invalid UTF-8 become U+FFFD. So a series with hostile values costs 4 KiB at most,
 //! and values that differ only after their first 255 bytes share a series.
 
+use std::{
+    borrow::Cow,
+    hash::{BuildHasher, Hasher as _},
+};
+
 use crate::{
     otlp::{
         Context,
@@ -20,23 +25,66 @@ use super::{DIMENSIONS_MAX, Settings};
 /// The longest value of a label in bytes.
 const VALUE_BYTES_MAX: usize = 255;
 
-/// Writes the key of a span into `key`, a scratch buffer.
-#[inline]
-pub(super) fn write(
-    settings: &Settings,
-    (span, context): (&[u8], &Context),
-    (kind_mask, status_mask): (u8, u8),
-    key: &mut Vec<u8>,
-) {
-    let resource = context.resource().labels(|fields| of_resource(settings, fields));
-    key.clear();
-    key.extend_from_slice(&[kind_mask, status(status_mask)]);
-    if settings.dimensions.is_empty() {
-        let name = parts::span(span, None::<fn(Attribute<'_>)>);
-        put(key, name);
-        key.extend_from_slice(resource);
-    } else {
-        write_with_dimensions(settings, span, resource, key);
+/// The labels of a span where they lie: a key that is not written yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Labels<'a> {
+    /// The kind and the status.
+    head: [u8; 2],
+    /// The name as it is in the span.
+    name: &'a [u8],
+    /// The rest of the key, from the service on.
+    rest: &'a [u8],
+}
+
+impl<'a> Labels<'a> {
+    /// The labels of a span. `rest` is a scratch buffer.
+    #[inline]
+    pub(super) fn new(
+        settings: &Settings,
+        (span, name_at, context): (&'a [u8], u8, &'a Context),
+        (kind_mask, status_mask): (u8, u8),
+        rest: &'a mut Vec<u8>,
+    ) -> Self {
+        let resource = context.resource().labels(|fields| of_resource(settings, fields));
+        let dimensions = !settings.dimensions.is_empty();
+        let has_own = dimensions && write_dimensions(settings, span, resource, rest);
+        Labels {
+            head: [kind_mask, status(status_mask)],
+            name: parts::name(span, name_at),
+            rest: if has_own { rest } else { resource },
+        }
+    }
+
+    /// The same with the name as it is in keys, cut and repaired. `name` keeps it.
+    pub(super) fn repaired(self, name: &'a mut Cow<'a, [u8]>) -> Self {
+        *name = fine(self.name);
+        Labels { name, ..self }
+    }
+
+    #[inline]
+    pub(super) fn hash(&self, hasher: &impl BuildHasher) -> u64 {
+        let mut hasher = hasher.build_hasher();
+        hasher.write(self.rest);
+        hasher.write(self.name);
+        hasher.write_u16(u16::from_le_bytes(self.head));
+        hasher.finish()
+    }
+
+    /// Whether this is the key. Keys have repaired names.
+    #[inline]
+    pub(super) fn is(&self, key: &[u8]) -> bool {
+        let Some(([kind, status, len], values)) = key.split_first_chunk() else { return false };
+        let is_alike = [*kind, *status] == self.head && usize::from(*len) == self.name.len();
+        is_alike && values.split_at_checked(self.name.len()) == Some((self.name, self.rest))
+    }
+
+    /// The key. The name must be repaired.
+    pub(super) fn to_key(self) -> Vec<u8> {
+        let mut key = Vec::with_capacity(self.head.len() + 1 + self.name.len() + self.rest.len());
+        key.extend_from_slice(&self.head);
+        put_raw(&mut key, self.name);
+        key.extend_from_slice(self.rest);
+        key
     }
 }
 
@@ -45,21 +93,27 @@ fn status(mask: u8) -> u8 {
     if mask == 0 { StatusCode::Unset.mask() } else { mask }
 }
 
-fn write_with_dimensions(settings: &Settings, span: &[u8], resource: &[u8], key: &mut Vec<u8>) {
-    let mut found: [Option<Attribute<'_>>; DIMENSIONS_MAX] = [None; DIMENSIONS_MAX];
-    let name = parts::span(span, Some(|attribute| note(settings, attribute, &mut found)));
-    put(key, name);
+/// Writes the service and the dimensions if the span has one of them. Returns whether it has.
+fn write_dimensions(settings: &Settings, span: &[u8], resource: &[u8], rest: &mut Vec<u8>) -> bool {
+    let mut found = [None; DIMENSIONS_MAX];
+    parts::attributes(span, |attribute| note(settings, attribute, &mut found));
+    let found = &found[..settings.dimensions.len()];
+    if found.iter().all(Option::is_none) {
+        return false;
+    }
+    rest.clear();
     let mut of_resource = values(resource);
-    put_raw(key, of_resource.next().unwrap_or_default());
-    for attribute in &found[..settings.dimensions.len()] {
-        let before = key.len();
-        put_attribute(key, attribute.as_ref());
+    put_raw(rest, of_resource.next().unwrap_or_default());
+    for attribute in found {
+        let before = rest.len();
+        put_attribute(rest, attribute.as_ref());
         let of_resource = of_resource.next().unwrap_or_default();
-        if key.len() == before + 1 {
-            key.truncate(before);
-            put_raw(key, of_resource);
+        if rest.len() == before + 1 {
+            rest.truncate(before);
+            put_raw(rest, of_resource);
         }
     }
+    true
 }
 
 /// The part of a key that comes from a resource: the service, then the dimensions.
@@ -114,17 +168,22 @@ fn decimal(number: f64) -> String {
 }
 
 /// Adds a value, cut and repaired.
-#[inline]
 fn put(key: &mut Vec<u8>, value: &[u8]) {
+    put_raw(key, &fine(value));
+}
+
+/// A value as it is in keys, cut and repaired.
+fn fine(value: &[u8]) -> Cow<'_, [u8]> {
     // Prometheus ends a scrape at a zero byte.
     let is_fine = |value: &[u8]| std::str::from_utf8(value).is_ok() && !value.contains(&0);
     if value.len() <= VALUE_BYTES_MAX && is_fine(value) {
-        return put_raw(key, value);
+        return Cow::Borrowed(value);
     }
     // One byte more, so that a cut within a character is noticed.
     let some = &value[..value.len().min(VALUE_BYTES_MAX + 1)];
-    let repaired = String::from_utf8_lossy(some).replace('\0', "\u{fffd}");
-    put_raw(key, &repaired.as_bytes()[..repaired.floor_char_boundary(VALUE_BYTES_MAX)]);
+    let mut repaired = String::from_utf8_lossy(some).replace('\0', "\u{fffd}");
+    repaired.truncate(repaired.floor_char_boundary(VALUE_BYTES_MAX));
+    Cow::Owned(repaired.into_bytes())
 }
 
 #[inline]

@@ -4,7 +4,8 @@
 //! The sampler calls [`SpanMetrics::count`] once per hold of a shard's lock, after releasing it,
 //! with exactly the spans that it has taken. So a span counts once, however often its request was
 //! walked, and a span of a refused request is never counted. A span of a chosen kind costs one
-//! parse of its name, one look-up and one lock of a 64th of the table.
+//! look-up under one lock of a 64th of the table, and, with dimensions, one parse of its
+//! attributes.
 //!
 //! Exemplars are set when a trace is decided: the decider and the receivers hand over the spans
 //! that are about to be exported ([`SpanMetrics::kept`]), including late spans of kept traces.
@@ -42,6 +43,7 @@ pub use self::{
     style::Style,
 };
 use self::{
+    key::Labels,
     style::BUCKETS_MAX,
     table::{Exemplar, Observed, Sums, Table},
 };
@@ -134,21 +136,22 @@ impl SpanMetrics {
         &self.settings
     }
 
-    /// Counts the accepted spans of a request whose kinds are chosen. `key` is a scratch buffer.
+    /// Counts the accepted spans of a request whose kinds are chosen. `scratch` is a buffer.
     pub(crate) fn count<'a>(
         &self,
         now: Millis,
         request: &[u8],
         contexts: &[Arc<Context>],
         spans: impl Iterator<Item = &'a SpanMeta>,
-        key: &mut Vec<u8>,
+        scratch: &mut Vec<u8>,
     ) {
         let (mut counted, mut overflow) = (0, None::<Sums>);
         for span in spans.filter(|span| self.is_chosen(span.kind_mask)) {
             counted += 1;
             let bytes = &request[span.offset as usize..][..span.len as usize];
-            let observed = self.observe(bytes, &contexts[span.context as usize], span, key);
-            if !self.table.add(key, now, &observed) {
+            let labels = self.labels(bytes, &contexts[span.context as usize], span, scratch);
+            let observed = self.observe(span);
+            if !self.table.add(labels, now, &observed) {
                 overflow.get_or_insert_default().add(&observed);
             }
         }
@@ -166,7 +169,7 @@ impl SpanMetrics {
         if spans.is_empty() || !self.settings.exemplars {
             return;
         }
-        let mut key = Vec::new();
+        let mut scratch = Vec::new();
         for KeptSpan { bytes, context } in spans {
             // Most spans are of a kind that is not chosen, and their bytes are no longer in the CPU
             // cache.
@@ -175,10 +178,10 @@ impl SpanMetrics {
             }
             let meta = walk::span_meta(bytes).filter(|meta| self.is_chosen(meta.kind_mask));
             let Some(meta) = meta else { continue };
-            let observed = self.observe(bytes, context, &meta, &mut key);
-            let exemplar =
-                Exemplar { trace_id: meta.trace_id, nanos: observed.nanos, set_at_millis };
-            self.table.set_exemplar(&key, observed.bucket, exemplar);
+            let labels = self.labels(bytes, context, &meta, &mut scratch);
+            let Observed { bucket, nanos, .. } = self.observe(&meta);
+            let exemplar = Exemplar { trace_id: meta.trace_id, nanos, set_at_millis };
+            self.table.set_exemplar(labels, bucket, exemplar);
         }
     }
 
@@ -202,27 +205,26 @@ impl SpanMetrics {
         kind_of(kind_mask) & self.settings.kinds != 0
     }
 
-    /// Writes the key of a span and returns its other values. The duration of a span without a
-    /// start or an end is 0 s.
     #[inline]
-    fn observe(
+    fn labels<'a>(
         &self,
-        bytes: &[u8],
-        context: &Context,
+        bytes: &'a [u8],
+        context: &'a Context,
         meta: &SpanMeta,
-        key: &mut Vec<u8>,
-    ) -> Observed {
-        key::write(
-            &self.settings,
-            (bytes, context),
-            (kind_of(meta.kind_mask), meta.status_mask),
-            key,
-        );
+        scratch: &'a mut Vec<u8>,
+    ) -> Labels<'a> {
+        let masks = (kind_of(meta.kind_mask), meta.status_mask);
+        Labels::new(&self.settings, (bytes, meta.name_at, context), masks, scratch)
+    }
+
+    /// The values of a span. The duration of a span without a start or an end is 0 s.
+    #[inline]
+    fn observe(&self, meta: &SpanMeta) -> Observed {
         let nanos = match (meta.start_unix_nano, meta.end_unix_nano) {
             (0, _) | (_, 0) => 0,
             (start, end) => end - start,
         };
-        Observed { bucket: self.settings.style.bucket(nanos), nanos, bytes: bytes.len() as u32 }
+        Observed { bucket: self.settings.style.bucket(nanos), nanos, bytes: meta.len }
     }
 }
 

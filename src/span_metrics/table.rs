@@ -5,7 +5,7 @@
 //! vector and exemplars that it does not have yet.
 
 use std::{
-    hash::BuildHasher as _,
+    borrow::Cow,
     num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,7 +15,7 @@ use std::{
 
 use hashbrown::HashTable;
 
-use super::style::BUCKETS_MAX;
+use super::{key::Labels, style::BUCKETS_MAX};
 use crate::{
     budget::{Budget, Holder},
     clock::Millis,
@@ -93,11 +93,29 @@ struct Series {
     born: u64,
 }
 
+impl Series {
+    #[inline]
+    fn add(&mut self, now: Millis, observed: &Observed) {
+        self.sums.add(observed);
+        self.seen = now;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shard {
     index: HashTable<u32>,
     slots: Vec<Option<Series>>,
     free: Vec<u32>,
+}
+
+impl Shard {
+    #[inline]
+    fn find(&mut self, hash: u64, labels: Labels<'_>) -> Option<&mut Series> {
+        let Shard { index, slots, .. } = self;
+        let is_it = |slot: &u32| series(slots, *slot).is_some_and(|series| labels.is(&series.key));
+        let slot = *index.find(hash, is_it)?;
+        slots.get_mut(slot as usize)?.as_mut()
+    }
 }
 
 /// A copy of a series.
@@ -147,29 +165,39 @@ impl Table {
     /// Adds a span to its series, which is made if there is room. Returns false if there is no
     /// room.
     #[inline]
-    pub(super) fn add(&self, key: &[u8], now: Millis, observed: &Observed) -> bool {
-        let hash = self.hasher.hash_one(key);
-        let mut shard = self.shard_of(hash);
-        let Shard { index, slots, free } = &mut *shard;
-        let is_it = |slot: &u32| series(slots, *slot).is_some_and(|series| *series.key == *key);
-        if let Some(&slot) = index.find(hash, is_it) {
-            if let Some(series) = &mut slots[slot as usize] {
-                series.sums.add(observed);
-                series.seen = now;
-            }
+    pub(super) fn add(&self, labels: Labels<'_>, now: Millis, observed: &Observed) -> bool {
+        let hash = labels.hash(&self.hasher);
+        if let Some(series) = self.shard_of(hash).find(hash, labels) {
+            series.add(now, observed);
             return true;
         }
-        if !self.has_room_for(key) {
+        self.add_repaired(labels, now, observed)
+    }
+
+    /// Adds a span whose series is new, or whose name is not in the key as it is in the span.
+    #[cold]
+    fn add_repaired(&self, labels: Labels<'_>, now: Millis, observed: &Observed) -> bool {
+        let mut name = Cow::default();
+        let labels = labels.repaired(&mut name);
+        let hash = labels.hash(&self.hasher);
+        let mut shard = self.shard_of(hash);
+        if let Some(series) = shard.find(hash, labels) {
+            series.add(now, observed);
+            return true;
+        }
+        let key: Arc<[u8]> = labels.to_key().into();
+        if !self.has_room_for(&key) {
             return false;
         }
-        let mut sums = Sums::default();
-        sums.add(observed);
         let born = self.births.fetch_add(1, Relaxed) + 1;
-        let made = Some(Series { hash, key: key.into(), sums, exemplars: None, seen: now, born });
+        let sums = Sums::default();
+        let mut made = Series { hash, key, sums, exemplars: None, seen: now, born };
+        made.add(now, observed);
+        let Shard { index, slots, free } = &mut *shard;
         let slot = free.pop().unwrap_or(slots.len() as u32);
         match slots.get_mut(slot as usize) {
-            Some(place) => *place = made,
-            None => slots.push(made),
+            Some(place) => *place = Some(made),
+            None => slots.push(Some(made)),
         }
         let hash_of = |slot: &u32| series(slots, *slot).map_or(0, |series| series.hash);
         index.insert_unique(hash, slot, hash_of);
@@ -209,14 +237,11 @@ impl Table {
     }
 
     /// Sets the exemplar of a bucket, if the series exists.
-    pub(super) fn set_exemplar(&self, key: &[u8], bucket: usize, exemplar: Exemplar) {
-        let hash = self.hasher.hash_one(key);
-        let mut shard = self.shard_of(hash);
-        let Shard { index, slots, .. } = &mut *shard;
-        let is_it = |slot: &u32| series(slots, *slot).is_some_and(|series| *series.key == *key);
-        if let Some(&slot) = index.find(hash, is_it)
-            && let Some(series) = &mut slots[slot as usize]
-        {
+    pub(super) fn set_exemplar(&self, labels: Labels<'_>, bucket: usize, exemplar: Exemplar) {
+        let mut name = Cow::default();
+        let labels = labels.repaired(&mut name);
+        let hash = labels.hash(&self.hasher);
+        if let Some(series) = self.shard_of(hash).find(hash, labels) {
             let exemplars = series.exemplars.get_or_insert_with(|| Box::new([None; BUCKETS_MAX]));
             exemplars[bucket] = Some(exemplar);
         }

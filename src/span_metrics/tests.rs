@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
-    otlp::{Contexts, walk::Walked},
+    otlp::{Contexts, walk::Walked, wire},
     testing::{self, attribute, text},
 };
 
@@ -68,7 +68,6 @@ impl Counting {
     /// Counts a request, and returns its spans as if they were kept.
     fn count(&self, request: &[u8]) -> Vec<KeptSpan> {
         let mut walked = Walked::default();
-        walked.ask_for_kinds();
         walk::walk(request, &self.contexts, &(), &mut walked).expect("valid");
         let (spans, contexts) = (walked.spans.iter(), &walked.contexts);
         self.metrics.count(self.now, request, contexts, spans, &mut Vec::new());
@@ -198,6 +197,24 @@ fn hostile_values_are_cut_repaired_and_escaped() {
     ];
     expected.sort();
     assert_eq!(counting.calls(), expected);
+}
+
+#[test]
+fn the_last_name_counts_wherever_it_is() {
+    let field = |number, bytes: &[u8]| {
+        let mut field = Vec::new();
+        wire::put_length_delimited(&mut field, number, bytes.len());
+        field.extend_from_slice(bytes);
+        field
+    };
+    let counting = Counting::new(settings(Style::Tempo));
+    let long = Span { attributes: vec![text("long", &"x".repeat(300))], ..span("first", 5) };
+    for (name, span) in [("near", span("first", 5)), ("far", long)] {
+        let span = [span.encode_to_vec(), field(5, name.as_bytes())].concat();
+        counting.count(&field(1, &field(2, &field(2, &span))));
+    }
+    let calls = |name| (format!("service=\"\",span_name=\"{name}\""), 1);
+    assert_eq!(counting.calls(), [calls("far"), calls("near")]);
 }
 
 #[test]

@@ -1,11 +1,13 @@
-//! Measures what span metrics cost in Tailwater's own code: takes in and decides the same requests
-//! with the metrics off and on, in alternation, by the CPU time of the thread. There are about
-//! 2,000 series, from the services, operations and pods of the traffic, and one dimension.
+//! Measures what span metrics and a budget cost in Tailwater's own code: takes in and decides the
+//! same requests without and with them, in alternation, by the CPU time of the thread. The metrics
+//! have about 2,000 series, from the services, operations and pods of the traffic, and one
+//! dimension. The budget has three keys and keeps little.
 
 use std::{sync::Arc, time::Duration};
 
 use tailwater::{
     budget::Budget,
+    policy::{BudgetSpec, KindsSpec, LimitSpec, Plan, PolicySpec, Rate, RuleKind, RuleSpec},
     sampler::{Decided, Sampler, Scratch, Which},
     span_metrics::{Dimension, Settings, SpanMetrics, Style},
     window::{Millis, Waits},
@@ -14,16 +16,42 @@ use tailwater::{
 use crate::{
     ENDED, Result, WARM_UP, arrival_ms,
     corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape},
-    limits, parts, plan,
+    limits, parts, plan, specs,
 };
 
-/// Runs the comparison for the default kinds, and for all.
-pub(crate) fn run(requests: u64) -> Result<()> {
+/// Compares the metrics of the default kinds, and of all.
+pub(crate) fn span_metrics(requests: u64) -> Result<()> {
     for (label, kinds, resources) in [("SERVER", 1 << 2, 330), ("all kinds", 0x3f, 120)] {
         let mut corpus = Corpus::build(&Shape { resources, ..Shape::plain(64) })?;
-        compare(&mut corpus, label, kinds, requests)?;
+        let mut sides = [Side::new(plan(), None), Side::new(plan(), Some(kinds))];
+        compare(&mut corpus, &format!("span metrics, {label}"), &mut sides, requests)?;
+        let totals = sides[1].sampler.span_metrics().map(|metrics| metrics.totals());
+        let totals = totals.unwrap_or_default();
+        let spans = (WARM_UP + requests) * SPANS_PER_REQUEST;
+        println!(
+            "  {} series, {:.0} % of the spans counted",
+            totals.series,
+            totals.spans as f64 / spans as f64 * 100.0
+        );
     }
     Ok(())
+}
+
+/// Compares the policies with and without a budget.
+pub(crate) fn budget(requests: u64) -> Result<()> {
+    let keys = ["service.name", "http.route", "span.name"].map(str::to_owned).to_vec();
+    let spans = Some(Rate { per_second: 100.0, burst: 100.0 * BudgetSpec::BURST_SECONDS });
+    let budget = BudgetSpec {
+        rate: LimitSpec { spans, bytes: None },
+        kinds: KindsSpec { keys, kinds_max: 4096 },
+        power: 0.0,
+    };
+    let kind = RuleKind::Budget(Vec::new(), budget);
+    let policy = PolicySpec::new("budget", RuleSpec { kind, sampling_percentage: 100.0 });
+    let with_budget = Plan::compile(&specs().into_iter().chain([policy]).collect::<Vec<_>>());
+    let mut corpus = Corpus::build(&Shape::plain(64))?;
+    let mut sides = [Side::new(plan(), None), Side::new(with_budget, None)];
+    compare(&mut corpus, "budget", &mut sides, requests)
 }
 
 struct Side {
@@ -34,7 +62,7 @@ struct Side {
 }
 
 impl Side {
-    fn new(kinds: Option<u8>) -> Self {
+    fn new(plan: Plan, kinds: Option<u8>) -> Self {
         let budget = Budget::new(4 << 30);
         let pod = "k8s.pod.name".to_owned();
         let dimension = Dimension { attribute: pod, label: "k8s_pod_name".to_owned() };
@@ -50,7 +78,7 @@ impl Side {
             Arc::new(SpanMetrics::new(settings, &budget))
         });
         let limits = limits(Waits { decision_wait: 1000, after_root: None });
-        let sampler = Sampler::new(Arc::new(plan()), limits, &budget, 8);
+        let sampler = Sampler::new(Arc::new(plan), limits, &budget, 8);
         let sampler = sampler.with_span_metrics(metrics);
         let (scratch, decided, time) = Default::default();
         Side { sampler, scratch, decided, time }
@@ -61,6 +89,7 @@ impl Side {
         let began = parts::thread_cpu();
         sampler.ingest(now, request, scratch, decided)?;
         if ticks {
+            sampler.begin_tick(now, 0.1);
             for shard in 0..sampler.shards() {
                 sampler.decide(shard, now, Which::Due, usize::MAX, decided);
             }
@@ -74,8 +103,7 @@ impl Side {
     }
 }
 
-fn compare(corpus: &mut Corpus, label: &str, kinds: u8, requests: u64) -> Result<()> {
-    let mut sides = [Side::new(None), Side::new(Some(kinds))];
+fn compare(corpus: &mut Corpus, label: &str, sides: &mut [Side; 2], requests: u64) -> Result<()> {
     let mut tick = 0;
     for sequence in 0..WARM_UP + requests {
         if sequence == WARM_UP {
@@ -93,16 +121,7 @@ fn compare(corpus: &mut Corpus, label: &str, kinds: u8, requests: u64) -> Result
         }
     }
     let nanos = |time: Duration| time.as_secs_f64() * 1e9 / (requests * SPANS_PER_REQUEST) as f64;
-    let [off, on] = [&sides[0], &sides[1]].map(|side| nanos(side.time));
-    let totals = sides[1].sampler.span_metrics().map(|metrics| metrics.totals());
-    let totals = totals.unwrap_or_default();
-    let spans = (WARM_UP + requests) * SPANS_PER_REQUEST;
-    println!(
-        "span metrics, {label}: {off:.0} ns a span off, {on:.0} on, {:+.0}; {} series, {:.0} % of \
-         the spans counted",
-        on - off,
-        totals.series,
-        totals.spans as f64 / spans as f64 * 100.0
-    );
+    let [off, on] = [0, 1].map(|side: usize| nanos(sides[side].time));
+    println!("{label}: {off:.0} ns a span off, {on:.0} on, {:.3} times", on / off);
     Ok(())
 }
