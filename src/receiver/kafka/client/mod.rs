@@ -339,8 +339,8 @@ impl<'c> Reading<'c> {
                 records,
                 partition,
                 offset,
-                "Kafka: passed over undecodable records, this one last: {refusal}. Check what writes \
-                 to the topic, and `encoding` in [receiver.kafka]"
+                "Kafka: passed over undecodable records, this one last: {refusal}. Check what \
+                 writes to the topic, and `encoding` in [receiver.kafka]"
             );
         }
         taken
