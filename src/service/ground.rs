@@ -21,7 +21,8 @@ pub struct Ground<L> {
     pub shards: usize,
     /// Assigns traces to shards.
     pub hasher: Hasher,
-    /// Whether `[receiver.kafka]` reads from brokers. A simulation feeds [`super::Service::kafka`] itself.
+    /// Whether `[receiver.kafka]` reads from brokers. A simulation feeds
+    /// [`super::Service::kafka`] itself.
     pub has_brokers: bool,
 }
 

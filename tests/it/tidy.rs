@@ -105,6 +105,7 @@ const SPAWN: &[(&str, &str)] = &[
     ("service/watching.rs", "the wiring"),
     ("net/listen.rs", "one task a connection, which only the accept loop sees come"),
     ("receiver/turns.rs", "a large request would hold a worker"),
+    ("service/kafka.rs", "the client of Kafka blocks until it has ended"),
     ("receiver/kafka/client/mod.rs", "a thread for a client that blocks"),
     ("receiver/kafka/client/ends.rs", "a thread for a client that blocks"),
     ("admin/mod.rs", "the thread that answers while the runtime is busy"),

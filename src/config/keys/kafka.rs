@@ -53,8 +53,8 @@ pub(super) const SECTIONS: &[Described] = &[
             Key::word(
                 "encoding",
                 &["otlp_proto", "otlp_json"],
-                "What a record holds: one `ExportTraceServiceRequest` as protobuf, or as JSON. Records \
-                 over `max_recv_msg_size_mib` of [receiver.grpc] are passed over.",
+                "What a record holds: one `ExportTraceServiceRequest` as protobuf, or as JSON. \
+                 Records over `max_recv_msg_size_mib` of [receiver.grpc] are passed over.",
             ),
             Key::word(
                 "initial_offset",

@@ -4,10 +4,12 @@
 //! One thread drives it; nothing in it waits. Times are those of the wall clock, in Unix
 //! milliseconds, and come with each call.
 //!
-//! Memory: from three quarters of the soft limit on, all partitions pause except one, that which is furthest
+//! Memory: from three quarters of the soft limit on, all partitions pause except one, that which
+//! is furthest
 //! behind. It runs to its end, or until there is memory again. If it changed as soon as another is
 //! behind, all partitions would advance together, and the windows of all of them would be needed at
-//! once. With none running, the time of the records would stand still, and nothing would be decided.
+//! once. With none running, the time of the records would stand still, and nothing would be
+//! decided.
 //! If the one brings memory near the hard limit, its oldest traces are decided early.
 
 use std::{collections::BTreeMap, sync::Arc};

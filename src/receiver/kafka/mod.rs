@@ -3,7 +3,8 @@
 //! - [`partition`](Partition): the state machine of one partition. It knows neither librdkafka nor
 //!   tokio nor a clock: records, confirmations of the partition's end and times come in; decisions
 //!   go to the outbox, and offsets to commit come out.
-//! - [`member`](Member): the partitions of this instance: which of them pause while memory is short,
+//! - [`member`](Member): the partitions of this instance: which of them pause while memory is
+//!   short,
 //!   and which offsets may be committed.
 //! - `client` (with the feature `kafka`): drives a member with the records of real brokers, on a
 //!   thread of its own. The simulation drives one with those of a log in memory.

@@ -1,8 +1,10 @@
-//! The state machine of one partition of the topic: records in order of their offsets, its time, its
+//! The state machine of one partition of the topic: records in order of their offsets, its time,
+//! its
 //! window, and the offset that it may commit.
 //!
 //! Driven by [`Member`](super::Member), on one thread. Every call ends with its decisions passed on
-//! to the outbox, so what is left in the window is all that is undecided. Traces that are due by the
+//! to the outbox, so what is left in the window is all that is undecided. Traces that are due by
+//! the
 //! time of a record are decided before the record is taken in; if they cannot be, the record has to
 //! wait ([`Taken::Later`]).
 

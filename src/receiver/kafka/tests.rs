@@ -2,7 +2,8 @@
 //! every way, and a backend that remembers everything it was ever sent.
 //!
 //! The model decides a trace once, by the whole log: it arrives with its first record, and what
-//! arrives before it is due decides it. Whoever owns the partition meanwhile must make no difference.
+//! arrives before it is due decides it. Whoever owns the partition meanwhile must make no
+//! difference.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -448,8 +449,10 @@ proptest! {
     }
 }
 
-/// Scenario: a trace begins below the commit and ends above it; its owner is killed after the commit.
-/// Guarantees: the next owner decides it by all its spans, and delivers only those above the commit;
+/// Scenario: a trace begins below the commit and ends above it; its owner is killed after the
+/// commit.
+/// Guarantees: the next owner decides it by all its spans, and delivers only those above the
+/// commit;
 /// a trace that lies below as a whole is remembered and neither delivered nor counted.
 #[test]
 fn what_straddles_the_commit_is_seen_whole() {

@@ -53,7 +53,8 @@ const POLL: Duration = Duration::from_millis(25);
 const TICK_MILLIS: u64 = 50;
 /// Partitions that are to be started, and offsets that are gone, are looked at this often.
 const REPAIR_MILLIS: u64 = 1_000;
-/// How often a record is offered before its partition is paused, which costs what was fetched ahead;
+/// How often a record is offered before its partition is paused, which costs what was fetched
+/// ahead;
 /// and the pause between two offers. Together they are longer than a tick of the decider.
 const PATIENCE: u32 = 30;
 const PATIENCE_PAUSE: Duration = Duration::from_millis(5);
@@ -338,8 +339,8 @@ impl<'c> Reading<'c> {
                 records,
                 partition,
                 offset,
-                "Kafka: passed over undecodable records, this one last: {refusal}. Check what writes to the \
-                 topic, and `encoding` in [receiver.kafka]"
+                "Kafka: passed over undecodable records, this one last: {refusal}. Check what \
+                 writes to the topic, and `encoding` in [receiver.kafka]"
             );
         }
         taken
