@@ -213,7 +213,7 @@ impl Operation {
             text("http.request.method", method),
             text("http.route", &route),
             text("url.scheme", "https"),
-            text("server.address", &format!("{noun}.api.example.net")),
+            text("server.address", format!("{noun}.api.example.net")),
             whole("server.port", 8443),
             text("network.protocol.version", if rng.bool() { "1.1" } else { "2" }),
         ];
@@ -229,7 +229,7 @@ impl Operation {
             text("server.address", &peer),
             whole("server.port", 8080),
             text("network.protocol.version", "1.1"),
-            text("url.template", &format!("/internal/{noun}s/{{id}}")),
+            text("url.template", format!("/internal/{noun}s/{{id}}")),
         ];
         let path = format!("http://{peer}:8080/internal/{noun}s/");
         Operation { name: method.to_owned(), attributes, family: Family::Client, path }
@@ -267,10 +267,10 @@ impl Operation {
             text("db.query.text", &query),
             text("db.operation.name", verb),
             text("db.collection.name", &table),
-            text("server.address", &format!("{noun}-primary.db.shop.svc.cluster.local")),
+            text("server.address", format!("{noun}-primary.db.shop.svc.cluster.local")),
             whole("server.port", port),
-            text("db.client.connection.pool.name", &format!("{noun}-rw")),
-            text("code.function.name", &format!("net.example.{noun}.{class}.findBy{key}")),
+            text("db.client.connection.pool.name", format!("{noun}-rw")),
+            text("code.function.name", format!("net.example.{noun}.{class}.findBy{key}")),
             whole("code.line.number", rng.i64(30..900)),
         ];
         let name = format!("{verb} {table}");
@@ -284,7 +284,7 @@ impl Operation {
             text("db.system.name", "redis"),
             text("db.operation.name", command),
             whole("db.namespace", rng.i64(..16)),
-            text("server.address", &format!("{noun}-cache.shop.svc.cluster.local")),
+            text("server.address", format!("{noun}-cache.shop.svc.cluster.local")),
             whole("server.port", 6379),
         ];
         let path = format!("{command} {noun}:{}:", one(&VERBS, rng));
@@ -298,8 +298,8 @@ impl Operation {
             text("messaging.system", "kafka"),
             text("messaging.destination.name", &topic),
             text("messaging.operation.name", does),
-            text("messaging.consumer.group.name", &format!("{}-workers", one(&NOUNS, rng))),
-            text("messaging.client.id", &format!("{}-{}", one(&NOUNS, rng), rng.u16(..))),
+            text("messaging.consumer.group.name", format!("{}-workers", one(&NOUNS, rng))),
+            text("messaging.client.id", format!("{}-{}", one(&NOUNS, rng), rng.u16(..))),
         ];
         let name = format!("{does} {topic}");
         Operation { name, attributes, family: Family::Messaging, path: topic }
@@ -313,7 +313,7 @@ impl Operation {
             text("rpc.system", "grpc"),
             text("rpc.service", &service),
             text("rpc.method", &method),
-            text("server.address", &format!("{noun}.grpc.shop.svc.cluster.local")),
+            text("server.address", format!("{noun}.grpc.shop.svc.cluster.local")),
             whole("server.port", 9090),
         ];
         let name = format!("{service}/{method}");
@@ -324,10 +324,10 @@ impl Operation {
         let (noun, verb) = (one(&NOUNS, rng), one(&VERBS, rng));
         let class = format!("{}{}Handler", pascal(noun), pascal(verb));
         let attributes = vec![
-            text("code.function.name", &format!("net.example.{noun}.domain.{class}.{verb}")),
-            text("code.file.path", &format!("{class}.java")),
+            text("code.function.name", format!("net.example.{noun}.domain.{class}.{verb}")),
+            text("code.file.path", format!("{class}.java")),
             whole("code.line.number", rng.i64(30..900)),
-            text("feature_flag.key", &format!("{noun}-{verb}-enabled")),
+            text("feature_flag.key", format!("{noun}-{verb}-enabled")),
             text("feature_flag.result.variant", if rng.bool() { "on" } else { "off" }),
         ];
         let name = format!("{class}.{verb}");
@@ -384,7 +384,7 @@ impl Operation {
         if rng.u8(..5) == 0 {
             span.events.push(Event {
                 name: format!("{}.{}", one(&NOUNS, rng), one(&VERBS, rng)),
-                attributes: vec![text("item.id", &uuid(rng)), whole("item.count", rng.i64(..500))],
+                attributes: vec![text("item.id", uuid(rng)), whole("item.count", rng.i64(..500))],
                 ..Event::default()
             });
         }

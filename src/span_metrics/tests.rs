@@ -208,7 +208,7 @@ fn the_last_name_counts_wherever_it_is() {
         field
     };
     let counting = Counting::new(settings(Style::Tempo));
-    let long = Span { attributes: vec![text("long", &"x".repeat(300))], ..span("first", 5) };
+    let long = Span { attributes: vec![text("long", "x".repeat(300))], ..span("first", 5) };
     for (name, span) in [("near", span("first", 5)), ("far", long)] {
         let span = [span.encode_to_vec(), field(5, name.as_bytes())].concat();
         counting.count(&field(1, &field(2, &field(2, &span))));
