@@ -7,7 +7,7 @@ use std::{
 };
 
 use tailwater::{
-    receiver::kafka::{Commit, Member, Record, Start, Taken},
+    receiver::kafka::{Commit, Member, Record, Start, Taken, Why},
     service::Service,
 };
 
@@ -49,6 +49,8 @@ pub struct Instance {
     pub stalled_until: u64,
     /// How far its clock is from the broker's, in milliseconds.
     skew: i64,
+    /// The last record that had to wait, and why.
+    later: Option<(i32, u64, Why)>,
     rng: fastrand::Rng,
 }
 
@@ -79,6 +81,7 @@ impl Instance {
             began: BTreeMap::new(),
             stalled_until: 0,
             skew: rng.i64(-150..=150),
+            later: None,
             rng: rng.fork(),
         }
     }
@@ -93,6 +96,23 @@ impl Instance {
 
     pub fn backend(&self) -> &Arc<Backend> {
         &self.world.backend
+    }
+
+    /// What it has, for people.
+    pub fn told(&self) -> String {
+        let member = self.member();
+        let admin = self.service().admin();
+        let partitions = self.held.iter().map(|&id| (id, self.next[&id], member.pauses(id)));
+        format!(
+            "{}: partitions, offsets, pauses {:?}, waited {:?}, {:?}, memory {} of {}, queued {:?}",
+            self.seat,
+            partitions.collect::<Vec<_>>(),
+            self.later,
+            admin.sampler.buffered(),
+            admin.sampler.memory_used(),
+            admin.budget.limit(),
+            admin.queue.held(),
+        )
     }
 
     /// Whether nothing is undecided or undelivered here.
@@ -188,7 +208,10 @@ impl Instance {
                     payload: stored.payload.as_deref(),
                 };
                 match member.take(partition, record, own) {
-                    Taken::Later(_) => break,
+                    Taken::Later(why) => {
+                        self.later = Some((partition, *next, why));
+                        break;
+                    }
                     taken => {
                         let is_in = taken == Taken::In;
                         let told = || format!("{partition}/{next}: {taken:?}");

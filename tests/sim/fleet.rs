@@ -16,6 +16,8 @@ use crate::{
     topic::{Broker, Stored},
 };
 
+/// A seed takes as long as two of `seeds`.
+const SEEDS: u64 = 100;
 const TURN: Duration = Duration::from_millis(50);
 const EPOCH_MILLIS: u64 = 1_700_000_000_000;
 /// After the last fault, everything is delivered and committed within this time.
@@ -395,7 +397,10 @@ async fn run(seed: u64, is_printed: bool) -> u64 {
         fleet.turn().await;
     }
     let is_settled = fleet.is_settled();
-    fleet.journal.check(is_settled, || format!("not settled: {:?}", fleet.broker.committed));
+    fleet.journal.check(is_settled, || {
+        let instances: Vec<_> = fleet.instances.iter().map(Instance::told).collect();
+        format!("not settled: {:?}, {instances:#?}", fleet.broker.committed)
+    });
     for instance in &fleet.instances {
         Metrics::parse(&instance.service().admin().scrape()).assert_ledger();
     }
@@ -416,5 +421,6 @@ async fn run(seed: u64, is_printed: bool) -> u64 {
 /// an instance has begun; once the faults stop, everything is committed; the ledgers hold.
 #[test]
 fn seeds_of_fleets() {
-    crate::run_seeds("seeds_of_fleets", |seed, is_printed| in_virtual_time(run(seed, is_printed)));
+    let run = |seed, is_printed| in_virtual_time(run(seed, is_printed));
+    crate::run_seeds("seeds_of_fleets", SEEDS, run);
 }

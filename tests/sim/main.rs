@@ -64,16 +64,16 @@ fn in_virtual_time<F: Future>(future: F) -> F::Output {
 /// stop; the shutdown keeps its time.
 #[test]
 fn seeds() {
-    run_seeds("seeds", |seed, is_printed| in_virtual_time(run::run(seed, is_printed)));
+    run_seeds("seeds", SEEDS, |seed, is_printed| in_virtual_time(run::run(seed, is_printed)));
 }
 
-/// Runs a test with many seeds, or with the one of `SIM_SEED`.
-fn run_seeds(test: &str, run: impl Fn(u64, bool) -> u64 + Sync) {
+/// Runs a test with this many seeds or those of `SIM_SEEDS`, or with the one of `SIM_SEED`.
+fn run_seeds(test: &str, seeds: u64, run: impl Fn(u64, bool) -> u64 + Sync) {
     if let Some(seed) = number("SIM_SEED") {
         println!("seed {seed}: {:016x}", run(seed, true));
         return;
     }
-    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
+    let seeds = number("SIM_SEEDS").unwrap_or(seeds);
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     // More than there are cores, because a shutdown waits for a thread in real time.
     let threads = 3 * std::thread::available_parallelism().map_or(1, usize::from);

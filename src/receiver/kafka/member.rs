@@ -225,7 +225,9 @@ impl Member {
         }
         let has_more = |id: &i32| self.partitions.get(id).is_some_and(|it| it.partition.lag() > 0);
         self.running = self.running.filter(has_more).or_else(|| self.furthest_behind());
-        if budget.pressure() < RELIEVE_FROM {
+        // After the limit was reached, nothing is taken in until a tenth is free, so that has to be
+        // made free.
+        if budget.pressure() < RELIEVE_FROM && budget.admits() {
             return;
         }
         // If nothing is undecided in the running partition, the others hold the memory.
