@@ -21,8 +21,8 @@
 //! - One open segment per shard: 1/8, because less memory means fewer shards. The last trace frees
 //!   it.
 //! - The index of an empty window: 256 KiB per shard, so 1/8 at most and usually far less.
-//! - Decision cache: 1/4; the oldest decisions are forgotten. Decision log: 1/16; the oldest are
-//!   removed.
+//! - Decision cache: 1/4; the oldest decisions are forgotten. The windows of Kafka partitions share
+//!   another quarter for theirs. Decision log: 1/16; the oldest are removed.
 //! - Kinds of traces: about 100 bytes for each of `max_keys` of each budget and rare policy. Kinds
 //!   are forgotten a minute after their last trace, or at the end of their interval.
 //! - Buffers of walking: each thread keeps its part of 1/32, and takes up to 1/64 (at least
