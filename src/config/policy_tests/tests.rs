@@ -132,6 +132,10 @@ fn every_mistake_has_its_place() {
     ] {
         assert_eq!(problems(&test(lines)), [expected], "{lines}");
     }
+}
+
+#[test]
+fn every_mistake_outside_of_a_test_has_its_place() {
     assert_eq!(problems(ERRORS), ["1:1: the file has no [[test]]"]);
     let nameless = format!("{ERRORS}[[test]]\nspans = [{{}}]\nkept = true\n");
     assert_eq!(problems(&nameless), ["5:1: the test has no `name`"]);
