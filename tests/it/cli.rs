@@ -299,7 +299,11 @@ fn what_keeps_it_from_starting_is_told_at_once() {
         ("exporter.otlp.tls.ca_file = \"t.toml\"", "t.toml:1:29: error: "),
         ("[sampling]\npolicy_files = [\"nowhere/one.toml\"]", "t.toml:2:17: error: "),
         ("[sampling]\ndecision_wiat = \"1s\"", "t.toml:2:1: error: "),
-        ("receiver.grpc.endpoint = \"192.0.2.1:1\"", "receiver.grpc.endpoint = "),
+        (
+            "telemetry.endpoint = \"127.0.0.1:0\"\nreceiver.http.endpoint = \"127.0.0.1:0\"\n\
+             receiver.grpc.endpoint = \"192.0.2.1:1\"",
+            "receiver.grpc.endpoint = ",
+        ),
     ] {
         let file = directory.file("t.toml", &format!("{lines}\n{ALL}"));
         let output = tailwater(&["run", "--config", &file]);
