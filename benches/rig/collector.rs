@@ -1,10 +1,11 @@
 //! The Collector's configuration for this traffic, with the settings that suit it best.
 //!
 //! It has the same window and the same four policies. `num_traces` is large enough for every trace
-//! of the window, because the Collector evicts undecided traces beyond it. It remembers decisions
-//! as long as Tailwater, and makes batches in the exporter's queue, which its documentation
-//! recommends over the `batch` processor. It has no `memory_limiter`, no debug logging and no
-//! metrics endpoint, because these would cost CPU.
+//! of the window, because the Collector evicts undecided traces beyond it. Its receiver takes
+//! messages of 64 MiB, as Tailwater's does: by default it refuses a batch of 8,192 diverse spans,
+//! which has more than 4 MiB. It remembers decisions as long as Tailwater, and makes batches in the
+//! exporter's queue, which its documentation recommends over the `batch` processor. It has no
+//! `memory_limiter`, no debug logging and no metrics endpoint, because these would cost CPU.
 
 use std::net::SocketAddr;
 
@@ -23,6 +24,7 @@ receivers:
     protocols:
       grpc:
         endpoint: "{receiver}"
+        max_recv_msg_size_mib: 64
 processors:
   tail_sampling:
     decision_wait: {window_ms}ms
