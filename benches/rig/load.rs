@@ -17,6 +17,7 @@
 
 use std::{
     cell::RefCell,
+    io::Read as _,
     net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
@@ -404,9 +405,20 @@ async fn export(
     Ok(outcome(&trailers, &message))
 }
 
+/// Whether an answer has no partial success. Servers in Go compress the answers to compressed
+/// requests.
+fn is_taken_whole(message: &[u8]) -> bool {
+    let Some((&[1, ..], gzip)) = message.split_first_chunk::<5>() else {
+        return TAKEN_WHOLE.contains(&message);
+    };
+    let mut inflated = Vec::new();
+    let read = flate2::read::GzDecoder::new(gzip).read_to_end(&mut inflated);
+    read.is_ok() && TAKEN_WHOLE.iter().any(|taken| taken[5..] == inflated)
+}
+
 fn outcome(trailers: &HeaderMap, message: &[u8]) -> Answer {
     match Status::from_header_map(trailers) {
-        Some(status) if status.code() == Code::Ok && TAKEN_WHOLE.contains(&message) => Ok(()),
+        Some(status) if status.code() == Code::Ok && is_taken_whole(message) => Ok(()),
         Some(status) if status.code() == Code::Ok => Err(Failure::plain("partial success".into())),
         Some(status) => {
             let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
