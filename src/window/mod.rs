@@ -12,7 +12,7 @@
 //! stamp a segment older than its predecessor); `spans` is exactly the number of spans of live
 //! entries.
 //!
-//! Compaction: when a sealed segment has been more than half dead for [`COMPACT_AFTER_MILLIS`], its
+//! Compaction: when a sealed segment has been more than half dead for `COMPACT_AFTER_MILLIS`, its
 //! undecided traces are appended again, each as a whole. This frees the memory of early decisions
 //! while a few traces still wait. Because of the delay, segments that die in order are freed
 //! without a copy.
