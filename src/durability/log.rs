@@ -102,7 +102,17 @@ struct State {
     next: u64,
     /// Whether the last file takes records.
     is_open: bool,
-    failed_at: Option<Duration>,
+    disk: Disk,
+}
+
+/// What the log knows about its disk.
+#[derive(Clone, Copy, Debug)]
+enum Disk {
+    Works,
+    /// The last error was at this time.
+    Failed(Duration),
+    /// A file was created after an error, at this time.
+    Tried(Duration),
 }
 
 /// Positions reserved for one record.
@@ -131,7 +141,7 @@ impl Log {
         let files: VecDeque<_> = files.iter().map(|info| Arc::new(LogFile::old(info))).collect();
         let allocated = files.iter().map(|file| file.bytes).sum();
         let (spare, created_at) = Default::default();
-        let state = State { files, spare, created_at, next, is_open: false, failed_at: None };
+        let state = State { files, spare, created_at, next, is_open: false, disk: Disk::Works };
         Log {
             kind,
             directory: directory.to_owned(),
@@ -195,10 +205,9 @@ impl Log {
         let file = Arc::clone(state.files.back().expect("an open log has a file"));
         let position = state.next;
         state.next += needed;
-        // Only once the new file has taken records, and syncs, for a while.
-        let is_over = state.failed_at.is_some() && self.clock.elapsed() > state.created_at + PAUSE;
-        if is_over {
-            state.failed_at = None;
+        // Only once new files have taken records, and syncs, for a while.
+        if matches!(state.disk, Disk::Tried(since) if self.clock.elapsed() > since + PAUSE) {
+            state.disk = Disk::Works;
             info!(log = self.kind.as_str(), "the disk takes records again");
         }
         Ok(Reserved { file, position, end: position + needed })
@@ -345,7 +354,7 @@ impl Log {
     }
 
     fn is_pausing(&self, state: &State) -> bool {
-        state.failed_at.is_some_and(|at| self.clock.elapsed() < at + PAUSE)
+        matches!(state.disk, Disk::Failed(at) if self.clock.elapsed() < at + PAUSE)
     }
 
     /// The size of the next file, with room for a record of `needed` bytes. Sizes are powers of
@@ -393,6 +402,9 @@ impl Log {
         }
         state.files.push_back(Arc::new(created));
         state.created_at = self.clock.elapsed();
+        if let Disk::Failed(_) = state.disk {
+            state.disk = Disk::Tried(state.created_at);
+        }
         state.next = base + FILE_HEADER_BYTES as u64;
         state.is_open = true;
         Ok(())
@@ -404,7 +416,7 @@ impl Log {
         self.count(problem);
         state.next = state.files.back().map_or(state.next, |last| last.end.max(state.next));
         state.is_open = false;
-        state.failed_at = Some(self.clock.elapsed());
+        state.disk = Disk::Failed(self.clock.elapsed());
         let mut useless = Vec::new();
         for mut file in std::mem::take(&mut state.files) {
             // Files are cloned under this lock only, so one that is not shared stays so.

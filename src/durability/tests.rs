@@ -3,7 +3,13 @@
 mod power;
 pub(super) mod tap;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 
@@ -291,6 +297,50 @@ async fn a_disk_that_fails_for_long_does_not_fill_the_log() {
     let on_disk: u64 = directory.files().files.iter().map(|file| file.len).sum();
     assert_eq!((on_disk, log.errors()), (log.allocated(), 100));
     assert!(on_disk <= 2 << 20, "{on_disk}");
+}
+
+/// Scenario: an error; afterwards the records fill a file in less than a second, again and again.
+/// Guarantees: the log still says that the error is over.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_error_is_logged_however_fast_files_fill() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let writer = Told(Arc::clone(&told));
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _subscriber = tracing::subscriber::set_default(subscriber);
+    let directory = Directory::new();
+    let log = directory.log(256 << 20);
+    tap::watch(&directory.0, Some(1));
+    append(&log, &[1; 10]).expect("written");
+    assert_eq!(log.sync(), Err(Unwritten::Failing));
+    tap::watch(&directory.0, None);
+    let is_over = || {
+        let told = told.lock().expect("no panic");
+        String::from_utf8_lossy(&told).contains("the disk takes records again")
+    };
+    tokio::time::advance(Duration::from_millis(1_001)).await;
+    let body = vec![2; 600 << 10];
+    for tenth in 0..15 {
+        let position = append(&log, &body).expect("written");
+        assert_eq!(log.sync(), Ok(true));
+        log.release(position);
+        assert_eq!(is_over(), tenth > 10, "after {tenth} tenths of a second");
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+}
+
+/// Keeps what is logged.
+#[derive(Clone)]
+struct Told(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Told {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]

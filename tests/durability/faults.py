@@ -67,6 +67,16 @@ class Load:
             sender.join()
 
 
+def until_told(folder, words):
+    """Whether the log says this within some seconds."""
+    until = time.monotonic() + BACK_SECONDS
+    while words not in (folder / "log").read_text():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def fail(disk, tailwater, load, hold, mistakes):
     """The first fault. Returns a line about it."""
     before, began = tailwater.metrics(), time.monotonic()
@@ -120,7 +130,9 @@ def fault(binary, disk, folder, options, mistakes):
             back = load.until_acknowledged(500)
             mistakes.unless(back is not None, f"not back within {BACK_SECONDS} s")
             lines.append(f"back after {back or 0:.1f} s")
-            time.sleep(1)
+            if disk.refuses:
+                is_told = until_told(folder, "the disk takes records again")
+                mistakes.unless(is_told, "the log does not say that it is over")
             disk.turn_on(tailwater.process)
             time.sleep(GRACE_SECONDS)
         tailwater.kill()
@@ -145,8 +157,6 @@ def fault(binary, disk, folder, options, mistakes):
     text = (folder / "log").read_text()
     if disk.refuses:
         mistakes.unless("Check the disk" in text, "the log does not say what to do")
-        told = not disk.ends or "the disk takes records again" in text
-        mistakes.unless(told, "the log does not say that it is over")
     lines.append(
         f"killed meanwhile; of {len(acknowledged)} acknowledged spans of {traces} traces {lost} "
         f"lost, {differently} traces decided differently, {again} spans arrived again"
