@@ -86,7 +86,7 @@ impl Policies<'_> {
         is_fine.then_some(())
     }
 
-    /// `rate_allocation`: names and per cents.
+    /// Reads `rate_allocation`: names and percentages.
     fn shares(&mut self, block: &Node, names: &[String]) -> Option<Vec<(String, i64)>> {
         let mut shares = Vec::new();
         let Some(list) = block.get("rate_allocation").filter(|list| !list.is_null()) else {

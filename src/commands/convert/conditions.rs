@@ -1,8 +1,8 @@
-//! A condition in OTTL as a rule about one span.
+//! Converts an OTTL condition to a rule about one span.
 //!
-//! What is not sure to mean the same is refused: a converter, an attribute compared with another,
-//! an order of strings. `!=` is true for a span that lacks the attribute, so it becomes a `not`
-//! inside of `same_span` and never `invert_match`.
+//! A construct that may not mean the same in Tailwater is refused: converters, a comparison of two
+//! attributes, the order of strings. `!=` is true for a span that lacks the attribute, so it
+//! becomes a `not` inside `same_span`, never `invert_match`.
 
 use std::ops::Range;
 
@@ -13,14 +13,14 @@ use super::{
     rule::{Rule, float, text, texts},
 };
 
-/// Why a condition cannot be converted, and where in it.
+/// Why a condition cannot be converted, and the place of the reason in it.
 #[derive(Debug, PartialEq)]
 pub(super) struct Refusal {
     pub(super) span: Range<usize>,
     pub(super) reason: String,
 }
 
-/// What means something slightly different, in words.
+/// Notes about constructs whose meaning differs slightly.
 pub(super) type Notes = Vec<String>;
 
 const NOT_EQUAL: &str = "`!=` is true for every span that lacks the attribute or has another \
@@ -41,8 +41,8 @@ pub(super) fn of_span(expression: &Expression, notes: &mut Notes) -> Result<Rule
     }
 }
 
-/// `same_span` around what only one and the same span may meet. Some span meets `a or b` where some
-/// span meets `a` or some span meets `b`.
+/// Wraps in `same_span` the parts that must be met by one and the same span. `or` is split first:
+/// some span meets `a or b` if some span meets `a` or some span meets `b`.
 fn by_some_span(rule: Rule) -> Rule {
     match rule.kind {
         "or" => Rule::of("or", rule.parts.into_iter().map(by_some_span).collect()),
@@ -138,7 +138,7 @@ fn is_literal(kind: &Kind) -> bool {
     }
 }
 
-/// A field that some condition of Tailwater looks at.
+/// A field that a Tailwater condition can test.
 enum Field<'p> {
     Attribute { key: &'p str, scope: &'static str },
     Name,
@@ -171,7 +171,7 @@ fn field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Field<'p>, Refusal> 
     }
 }
 
-/// `not` where the operator is `!=`.
+/// Wraps the rule in `not` if the operator is `!=`.
 fn unless_equal(rule: Rule, operator: Operator) -> Option<Rule> {
     match operator {
         Operator::Equal => Some(rule),
@@ -235,7 +235,7 @@ fn attribute(
     }
 }
 
-/// A name compared with a text.
+/// A name compared with a string.
 fn named(
     kind: &'static str,
     key: &'static str,
@@ -252,7 +252,7 @@ fn named(
     }
 }
 
-/// Names in OTTL, their numbers, and the words of Tailwater.
+/// The OTTL names of values, their numbers, and Tailwater's names for them.
 type Words = [(&'static str, i64, &'static str)];
 
 const STATUS: [(&str, i64, &str); 3] = [
@@ -268,7 +268,7 @@ const KINDS: [(&str, i64, &str); 6] = [
     ("SPAN_KIND_PRODUCER", 4, "PRODUCER"),
     ("SPAN_KIND_CONSUMER", 5, "CONSUMER"),
 ];
-/// What `kind.string` gives.
+/// The values of `kind.string`.
 const KIND_TEXTS: [(&str, &str); 6] = [
     ("Unspecified", "UNSPECIFIED"),
     ("Internal", "INTERNAL"),
@@ -278,7 +278,7 @@ const KIND_TEXTS: [(&str, &str); 6] = [
     ("Consumer", "CONSUMER"),
 ];
 
-/// The word for a number or its name. A string never equals a number in OTTL.
+/// Tailwater's name for a number or an OTTL name. A string never equals a number in OTTL.
 fn number_word(words: &Words, value: &Expression) -> Result<&'static str, Refusal> {
     let known = match &value.kind {
         Kind::Enum(name) => words.iter().find(|(known, ..)| known == name),
@@ -331,7 +331,7 @@ fn is_match(value: &Expression, pattern: &Expression, notes: &mut Notes) -> Resu
     Ok(rule.with("enabled_regex_matching", "true"))
 }
 
-/// A regular expression that Tailwater can compile.
+/// Reads a regular expression and checks that Tailwater can compile it.
 pub(super) fn expression(pattern: &Expression) -> Result<String, Refusal> {
     let Kind::Text(pattern_text) = &pattern.kind else {
         return refuse(&pattern.span, "the expression must be a string");

@@ -1,4 +1,4 @@
-//! The duration of a span in OTTL, and durations as Go writes them.
+//! Converts span durations in OTTL, and durations in Go's notation.
 
 use super::{
     conditions::{Refusal, negated, refuse},
@@ -8,7 +8,7 @@ use super::{
 
 const MILLISECOND_NANOS: i64 = 1_000_000;
 
-/// The longest duration that a policy of Tailwater compares with.
+/// The longest duration that a Tailwater policy can compare with: a year.
 pub(super) const YEAR_MILLIS: i64 = 31_536_000_000;
 
 /// `(end_time_unix_nano - start_time_unix_nano) > N`, or with `end_time`, `start_time` and
@@ -97,7 +97,7 @@ fn time(expression: &Expression) -> Option<&str> {
     }
 }
 
-/// A duration as Go writes it, in nanoseconds.
+/// Parses a duration in Go's notation, to nanoseconds.
 pub(super) fn go_duration(text: &str) -> Option<i64> {
     let (text, sign) = match text.strip_prefix('-') {
         Some(rest) => (rest, -1.0),

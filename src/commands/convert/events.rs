@@ -1,4 +1,4 @@
-//! A condition in OTTL as a rule about one event of one span.
+//! Converts an OTTL condition to a rule about one event of one span.
 
 use std::ops::Range;
 
@@ -37,7 +37,7 @@ pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule
     let mut attribute_value = attribute.and_then(|(_, value, _)| value);
     let is_regex = regexes.contains(&Some(true));
     if is_regex {
-        // One switch holds for both: what is no expression becomes one that finds only itself.
+        // One switch holds for both, so a plain value becomes an expression that matches only it.
         let anchored = |value: &str| format!("^(?:{})$", regex::escape(value));
         if regexes[0] == Some(false) {
             name_value = name_value.as_deref().map(anchored);
@@ -62,7 +62,7 @@ pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule
     Ok(rule)
 }
 
-/// The parts of `and`, also of one inside of another.
+/// The operands of `and`, including those of nested ones.
 fn conjuncts(condition: &Expression) -> Vec<&Expression> {
     match &condition.kind {
         Kind::And(parts) => parts.iter().flat_map(conjuncts).collect(),
@@ -121,7 +121,7 @@ fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'
     }
 }
 
-/// The key of an attribute of the event, or nothing for its name.
+/// The key of an event attribute, or `None` for the event's name.
 fn event_field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Option<&'p str>, Refusal> {
     let names: Vec<&str> = path.names.iter().map(String::as_str).collect();
     let names = match names.as_slice() {

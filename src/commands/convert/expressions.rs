@@ -1,4 +1,4 @@
-//! Regular expressions of Go as those of the `regex` crate.
+//! Translates Go's regular expressions to those of the `regex` crate.
 //!
 //! Both are RE2's dialect, with these differences, which are written out so that the meaning stays:
 //! `\d`, `\w`, `\s` and `\b` are ASCII in Go; in a class Go takes `[`, `&&` and `~~` for
@@ -9,10 +9,10 @@
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
-/// The memory that the compiled expressions of one condition may take, as in a configuration.
+/// The most bytes that the compiled expressions of one condition may take, as in a configuration.
 const COMPILED_BYTES_MAX: usize = 1 << 20;
 
-/// An expression that finds here what `pattern` finds in Go, or why there is none.
+/// An expression that matches here what `pattern` matches in Go, or why there is none.
 pub(super) fn translated(pattern: &str) -> Result<String, String> {
     let written = rewritten(pattern)?;
     compile(std::slice::from_ref(&written))?;
@@ -28,7 +28,7 @@ pub(super) fn compile(patterns: &[String]) -> Result<RegexSet, String> {
     })
 }
 
-/// An expression that means here what `pattern` means in Go; it may be wrong in both.
+/// Rewrites `pattern` to mean here what it means in Go. The result may be invalid in both.
 pub(super) fn rewritten(pattern: &str) -> Result<String, String> {
     let mut written = String::with_capacity(pattern.len());
     let mut rest = pattern;
@@ -63,7 +63,7 @@ pub(super) fn rewritten(pattern: &str) -> Result<String, String> {
             },
             ('[', _) if !is_class => {
                 is_class = true;
-                // A bracket that comes first is a character of the class.
+                // A bracket at the start of a class is an ordinary character.
                 let first = ["[^]", "[]", "[^", "["].into_iter().find(|s| rest.starts_with(s));
                 let first = first.unwrap_or("[");
                 length = first.len();
@@ -130,7 +130,7 @@ fn ascii(escape: char, is_class: bool) -> Option<&'static str> {
         ('w', true) => "0-9A-Za-z_",
         ('s', false) => "[\\t\\n\\f\\r ]",
         ('s', true) => "\\t\\n\\f\\r\\x20",
-        // Classes stand inside of classes here.
+        // The regex crate allows a class inside a class.
         ('D', _) => "[^0-9]",
         ('W', _) => "[^0-9A-Za-z_]",
         ('S', _) => "[^\\t\\n\\f\\r ]",

@@ -1,4 +1,4 @@
-//! Options of the Collector as it reads them, each reported where it is wrong.
+//! Reads options as the Collector does, and reports each mistake at its place.
 
 use std::rc::Rc;
 
@@ -18,7 +18,7 @@ const VARIABLE: &str =
     "this comes from a variable, whose value is not known here, and policies have no variables";
 
 impl Policies<'_> {
-    /// Reports every key that the Collector does not have here.
+    /// Reports every key that the Collector does not know here.
     pub(super) fn only(&mut self, block: &Node, known: &[&str]) -> Option<()> {
         let mut is_fine = true;
         for (key, _) in block.entries() {
@@ -60,23 +60,28 @@ impl Policies<'_> {
                 }
                 values
             }
-            Value::Scalar(scalar) if is_variable(&scalar.text) => {
-                let message =
-                    format!("`{key}` comes from a variable, whose value is not known here");
-                self.report.error(&list, message);
-                None
-            }
-            Value::Scalar(scalar) if scalar.kind() == Kind::Text => {
+            Value::Scalar(scalar) if !is_variable(&scalar.text) && scalar.kind() == Kind::Text => {
                 let text = self.string(&list)?;
                 self.charge(&list, text.matches(',').count() * STRING_BYTES)?;
                 let parts = text.split(',').filter(|_| !text.is_empty());
                 Some(parts.map(|part| (part.to_owned(), Rc::clone(&list))).collect())
             }
             _ => {
-                self.report.error(&list, format!("`{key}` is not a list"));
+                self.no_list(&list, key, "a list");
                 None
             }
         }
+    }
+
+    /// Reports a value that is not the list that was wanted, or comes from a variable.
+    pub(super) fn no_list(&mut self, node: &Node, key: &str, wanted: &str) {
+        let message = match node.text() {
+            Some(text) if is_variable(text) => {
+                format!("`{key}` comes from a variable, whose value is not known here")
+            }
+            _ => format!("`{key}` is not {wanted}"),
+        };
+        self.report.error(node, message);
     }
 
     /// A string as the Collector reads it.
@@ -108,7 +113,7 @@ impl Policies<'_> {
         }
     }
 
-    /// Counts a string; the error comes once.
+    /// Charges the bytes of a string to the limit. The error is reported once.
     pub(super) fn charge(&mut self, node: &Node, bytes: usize) -> Option<()> {
         let was_full = self.is_full();
         self.value_bytes += bytes + STRING_BYTES;

@@ -1,14 +1,14 @@
-//! `limit` of a policy: the rate limits of the Collector and the shares of a composite.
+//! The `limit` of a converted policy: from the Collector's rate limits and a composite's shares.
 
-/// A rate, and for a part of a composite the spans of its share beside it.
+/// A rate limit; for a part of a composite also the part's share in spans.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Limit {
     /// `spans_per_second` or `bytes_per_second`.
     pub(super) rate: &'static str,
     pub(super) per_second: i64,
-    /// Twice the rate without it, in the Collector and in Tailwater.
+    /// `None` means twice the rate, in the Collector and in Tailwater.
     pub(super) burst: Option<i64>,
-    /// A second rate, beside one of bytes.
+    /// A second limit, in spans, beside one in bytes.
     pub(super) spans_per_second: Option<i64>,
 }
 
@@ -17,7 +17,7 @@ impl Limit {
         Limit { rate: "spans_per_second", per_second, burst: None, spans_per_second: None }
     }
 
-    /// This limit on no more than so many spans a second; nothing where it cannot be expressed.
+    /// Adds a limit of `spans` a second. `None` if both together cannot be expressed.
     pub(super) fn within(self, spans: i64) -> Option<Self> {
         let burst = self.burst.filter(|burst| *burst != self.per_second.saturating_mul(2));
         if self.rate == "bytes_per_second" {

@@ -1,8 +1,9 @@
-//! `tailwater convert FILE`: a Collector's `tail_sampling` as a configuration of Tailwater.
+//! `tailwater convert FILE`: converts a Collector's `tail_sampling` to a Tailwater configuration.
 //!
-//! The processor is found at any depth of the YAML, also in a block of text as a ConfigMap has it.
-//! Each policy becomes one that means the same, with a `note:` for every difference, or a comment
-//! with the reason why it cannot be expressed, and an `error:`. None is ever widened.
+//! The processor is found at any depth of the YAML, also inside a text block, as in a ConfigMap.
+//! Each policy becomes one with the same meaning, with a `note:` for every difference. A policy
+//! that cannot be expressed becomes a comment with the reason, and an `error:`. No policy is ever
+//! made to keep more than before.
 //!
 //! `yaml` reads the file and `scalars` its numbers; `policies`, `composites`, `types` and
 //! `settings` convert, `ottl` and `conditions` do so for `ottl_condition`; `rule` writes TOML, and
@@ -43,7 +44,7 @@ mod tests;
 mod types;
 mod yaml;
 
-/// Names of policies are at most this long.
+/// The most characters of a policy name.
 const NAME_CHARS_MAX: usize = 64;
 
 /// How the comment begins that stands for a policy which could not be converted.
@@ -52,17 +53,17 @@ const NOT_CONVERTED: &str = "# Not converted: the policy";
 /// Texts inside of texts.
 const BLOCKS_DEEP_MAX: usize = 4;
 
-/// Policies and rules of one configuration, as `check` takes them.
+/// The most policies and rules of one configuration, as `check` allows.
 const POLICIES_MAX: usize = 1_000;
 const RULES_MAX: usize = 10_000;
 
-/// What to convert.
+/// Options of `convert`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which processor, where the file has several, such as `tail_sampling/errors`
+    /// Processor to convert if the file has several, such as `tail_sampling/errors`
     #[arg(long, value_name = "NAME")]
     pub processor: Option<String>,
-    /// Where to write the configuration; without it, to standard output
+    /// File to write the configuration to; without it, standard output
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// A Collector's configuration, Helm values, a custom resource or a ConfigMap
@@ -79,7 +80,7 @@ pub struct Conversion {
     pub diagnostics: Diagnostics,
 }
 
-/// Converts a file and writes what came of it. Whether all of it could be converted and written.
+/// Converts a file and writes the result. Returns whether all of it could be converted and written.
 pub fn run(options: &Options) -> bool {
     let Conversion { toml, diagnostics } = convert(&options.file, options.processor.as_deref());
     complain(&diagnostics.to_string());
@@ -146,11 +147,12 @@ struct Found {
 struct Search<'f> {
     file: &'f str,
     found: Vec<Found>,
-    /// Texts that name the processor and are no YAML: where and why.
+    /// Text blocks that name the processor and are not YAML: where and why.
     faults: Vec<(usize, String)>,
-    /// Nodes that were visited: an alias may lead to one again and again.
+    /// Nodes that were visited: aliases may lead to one node many times.
     seen: HashSet<*const Node>,
-    /// The documents of texts, which live as long as the search, so that no address is met twice.
+    /// The documents parsed from text blocks. They live as long as the search, so that no address
+    /// in `seen` is used twice.
     documents: Vec<Rc<Node>>,
 }
 
@@ -312,7 +314,7 @@ fn refused(node: &Node, reasons: &[String]) -> String {
     comment
 }
 
-/// A name that Tailwater takes and that no policy before has.
+/// Derives a valid name that no earlier policy has.
 fn unique(name: &str, names: &mut HashSet<String>) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let fitting: String = name.chars().map(|c| if allowed(c) { c } else { '-' }).collect();

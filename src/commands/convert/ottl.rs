@@ -1,4 +1,4 @@
-//! The part of OTTL that conditions of `ottl_condition` use, as a tree with positions.
+//! Parses the part of OTTL that `ottl_condition` uses into a tree with positions.
 //!
 //! ```text
 //! or     = and { "or" and }
@@ -12,16 +12,16 @@
 //! path   = name { "." name } { "[" string | number "]" }
 //! ```
 //!
-//! The text is that of the Collector's file, in which `$$` stands for a dollar.
+//! The text comes from the Collector's file, in which `$$` stands for a dollar.
 //!
 //! Source: pkg/ottl/LANGUAGE.md of opentelemetry-collector-contrib.
 
 use std::ops::Range;
 
-/// Parentheses, arguments and arithmetic inside of each other.
+/// The most levels of parentheses, arguments and arithmetic.
 const DEPTH_MAX: usize = 64;
 
-/// An expression and its bytes.
+/// An expression and its byte range.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Expression {
     pub(super) kind: Kind,
@@ -46,13 +46,13 @@ pub(super) enum Kind {
     Enum(String),
 }
 
-/// `span.attributes["k"]` is the names `span`, `attributes` and the key `k`.
+/// A path: `span.attributes["k"]` has the names `span` and `attributes` and the key `k`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Path {
     pub(super) names: Vec<String>,
-    /// Absent where there is no index.
+    /// The index in brackets, if there is one.
     pub(super) key: Option<String>,
-    /// Whether an index is a number, or there is more than one.
+    /// Whether the index is a number, or there is more than one index.
     pub(super) is_deeper: bool,
 }
 
@@ -67,7 +67,7 @@ pub(super) enum Operator {
 }
 
 impl Operator {
-    /// The one that means the same with both sides exchanged.
+    /// The operator that has the same meaning with both sides exchanged.
     pub(super) fn flipped(self) -> Self {
         match self {
             Operator::Less => Operator::Greater,
@@ -79,7 +79,7 @@ impl Operator {
     }
 }
 
-/// What cannot be read, and where.
+/// A syntax error and its byte range.
 #[derive(Debug, PartialEq)]
 pub(super) struct Fault {
     pub(super) span: Range<usize>,
@@ -99,7 +99,7 @@ pub(super) fn parse(text: &str) -> Result<Expression, Fault> {
 #[derive(Clone, Debug, PartialEq)]
 enum Token {
     Text(String),
-    /// Without its sign.
+    /// An integer without its sign.
     Integer(u64),
     Double(f64),
     Name(String),
@@ -129,7 +129,7 @@ fn tokens(text: &str) -> Result<Vec<(Token, Range<usize>)>, Fault> {
         } else if is_number && !is_index_dot(&tokens, first) {
             let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_');
             let mut end = at + text[at..].find(|c| !is_part(c)).unwrap_or(text.len() - at);
-            // The sign of an exponent.
+            // The sign of an exponent belongs to the number.
             if text[at..end].ends_with(['e', 'E']) && text[end..].starts_with(['+', '-']) {
                 end += 1;
                 end += text[end..].find(|c| !is_part(c)).unwrap_or(text.len() - end);
@@ -153,12 +153,13 @@ fn tokens(text: &str) -> Result<Vec<(Token, Range<usize>)>, Fault> {
     Ok(tokens)
 }
 
-/// Whether a `.` stands behind a path, as in `a.b`, and begins no number.
+/// Whether `first` is the `.` behind a path, as in `a.b`, and not the beginning of a number.
 fn is_index_dot(tokens: &[(Token, Range<usize>)], first: char) -> bool {
     first == '.' && matches!(tokens.last(), Some((Token::Name(_) | Token::Sign("]"), _)))
 }
 
-/// A string in double quotes at the beginning of `text`, and its length with the quotes.
+/// Parses the string in double quotes at the start of `text`. Returns it and its length with
+/// quotes.
 fn string(text: &str) -> Result<(String, usize), Fault> {
     let unclosed =
         || Fault { span: 0..text.len(), message: "the string has no closing quote".to_owned() };
@@ -203,7 +204,7 @@ fn string(text: &str) -> Result<(String, usize), Fault> {
     Err(unclosed())
 }
 
-/// The character that a backslash and this one stand for in a string of Go.
+/// The character that a simple escape stands for in a Go string.
 fn simple_escape(escape: char) -> Option<char> {
     Some(match escape {
         'a' => '\x07',
@@ -218,7 +219,7 @@ fn simple_escape(escape: char) -> Option<char> {
     })
 }
 
-/// A character by its number; `\x` stands for a byte, which is one up to `\x7f`.
+/// A character given by its number. `\x` stands for a byte, which is a character up to `\x7f`.
 fn coded(digits: &str) -> Option<char> {
     let code = u32::from_str_radix(digits, 16).ok()?;
     char::from_u32(code).filter(|_| digits.len() > 2 || code < 0x80)
@@ -372,7 +373,7 @@ impl Parser {
         Ok(Expression { kind, span: start.start..self.last().end })
     }
 
-    /// The number that follows, times its sign.
+    /// Parses the number that follows and applies the sign.
     fn signed(&mut self, sign: i8) -> Result<Kind, Fault> {
         let span = self.span();
         let number = match self.peek() {
@@ -440,12 +441,12 @@ impl Parser {
         self.tokens.get(self.next).map(|(token, _)| token)
     }
 
-    /// The bytes of the next token.
+    /// The byte range of the next token.
     fn span(&self) -> Range<usize> {
         self.tokens.get(self.next).map_or(self.end..self.end, |(_, span)| span.clone())
     }
 
-    /// The bytes of the token before.
+    /// The byte range of the previous token.
     fn last(&self) -> Range<usize> {
         let last = self.next.checked_sub(1).and_then(|last| self.tokens.get(last));
         last.map_or(0..0, |(_, span)| span.clone())

@@ -1,8 +1,8 @@
-//! Policies of `tail_sampling`, type by type.
+//! Converts the policies of `tail_sampling` by type.
 //!
-//! A policy is converted whole or not at all: whatever of it cannot be expressed, or is no option
-//! of the Collector, makes it a comment with its reason. Source: config.go and the README of the
-//! processor, version 0.165.
+//! A policy is converted as a whole or not at all: if a part cannot be expressed, or is not an
+//! option of the Collector, the policy becomes a comment with the reason. Source: config.go and the
+//! README of the processor, version 0.165.
 
 use std::{collections::HashSet, rc::Rc};
 
@@ -22,7 +22,7 @@ pub(super) struct Converted {
     pub(super) limit: Option<String>,
 }
 
-/// Where a policy stands, which decides the types that it may have.
+/// The place of a policy, which determines the types that it may have.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Place {
     Top,
@@ -30,7 +30,7 @@ pub(super) enum Place {
     Composite,
     /// In `and` or `drop`, which take conditions and `not`.
     Part,
-    /// In `not`, which takes a condition alone.
+    /// In `not`, which takes a single condition.
     Leaf,
 }
 
@@ -45,18 +45,19 @@ impl Place {
     }
 }
 
-/// What one file may have, more than a person writes: an alias makes much of a short text.
+/// The most conditions of one file. More than a person writes, but aliases can multiply a short
+/// text.
 const CONDITIONS_MAX: usize = 10_000;
 pub(super) const VALUE_BYTES_MAX: usize = 4 << 20;
 
-/// Levels that Tailwater takes, less those that `and` and `same_span` add.
+/// The levels that Tailwater allows, minus those that `and` and `same_span` add.
 const RULE_DEPTH_MAX: usize = 60;
 
 /// The conversion of one list of policies.
 pub(super) struct Policies<'r> {
     pub(super) report: &'r mut Report,
     pub(super) conditions: usize,
-    /// Bytes of strings that were read.
+    /// Bytes of the strings read so far.
     pub(super) value_bytes: usize,
     /// `sampling_strategy` is `span-ingest`.
     pub(super) is_ingest: bool,
@@ -93,8 +94,8 @@ impl<'r> Policies<'r> {
         }
     }
 
-    /// The policies that one entry of the list becomes; nothing where it cannot be expressed, which
-    /// has been reported.
+    /// Converts one entry of the list to one or more policies. `None` if it cannot be expressed;
+    /// the reason has then been reported.
     pub(super) fn policy(&mut self, node: &Node) -> Option<Vec<Converted>> {
         let errors = self.report.errors();
         let name = self.name(node)?;
@@ -116,7 +117,7 @@ impl<'r> Policies<'r> {
         (self.report.errors() == errors).then_some(converted)
     }
 
-    /// Whether so much was read that there is no going on.
+    /// Whether a limit of the conversion is exceeded, so that it has to end.
     pub(super) fn is_full(&self) -> bool {
         self.conditions > CONDITIONS_MAX || self.value_bytes > VALUE_BYTES_MAX
     }
@@ -269,7 +270,7 @@ impl<'r> Policies<'r> {
         self.salts(block)?;
         let (mut rules, limit) = self.parts(block, "and_sub_policy", true)?;
         if limit.is_some() && rules.iter().any(|rule| rule.kind != "always_sample") {
-            // What stands for the limit among the parts.
+            // The `always_sample` that stands for the limit among the parts.
             rules.retain(|rule| rule.kind != "always_sample");
         }
         Some(Part { rule: Rule::of("and", rules), limit })

@@ -1,4 +1,4 @@
-//! What a conversion has to say, each at its place in the file.
+//! Collects the notes and errors of a conversion, each with its place in the file.
 
 use std::ops::Range;
 
@@ -11,27 +11,27 @@ pub(super) struct Report {
     place: Placement,
     diagnostics: Diagnostics,
     errors: usize,
-    /// Diagnostics, notes included.
+    /// The number of diagnostics, including notes.
     count: usize,
 }
 
-/// Diagnostics of one file; what comes after them only counts.
+/// The most diagnostics of one file; later ones are only counted.
 const DIAGNOSTICS_MAX: usize = 1_000;
 
-/// Where the text that is read stands in the file.
+/// Where the text being read is in the file.
 #[derive(Clone, Default)]
 pub(super) enum Placement {
-    /// It is the file.
+    /// The text is the whole file.
     #[default]
     File,
-    /// For the start of each of its lines, the byte of the file.
+    /// A block of text: for the start of each of its lines, the byte of the file.
     Lines(Vec<(usize, usize)>),
-    /// All of it stands at one place, as the file does not have it letter by letter.
+    /// All of the text is reported at one place, because the file has it with escapes.
     At(usize),
 }
 
 impl Placement {
-    /// The byte of the file.
+    /// The byte of the file for a byte of the text.
     pub(super) fn of(&self, offset: usize) -> usize {
         match self {
             Placement::File => offset,
@@ -58,7 +58,7 @@ impl Placement {
         }
         let text = node.text().unwrap_or_default();
         let start = file.floor_char_boundary(self.of(node.span.start));
-        // The lines of the block are those behind its `|`.
+        // The lines of the block begin after the line with its `|`.
         let mut at = match file[start..].find('\n') {
             Some(end) if file[start..].starts_with(['|', '>']) => start + end + 1,
             _ => file[..start].rfind('\n').map_or(0, |end| end + 1),
@@ -83,17 +83,17 @@ impl Report {
         Report { source, place: Placement::default(), diagnostics, errors: 0, count: 0 }
     }
 
-    /// What follows is about a text that stands there.
+    /// Sets the placement of the text that later messages are about.
     pub(super) fn set_place(&mut self, place: Placement) {
         self.place = place;
     }
 
-    /// Whether there are so many diagnostics that no more are taken.
+    /// Whether the limit of diagnostics is reached.
     pub(super) fn is_full(&self) -> bool {
         self.count >= DIAGNOSTICS_MAX
     }
 
-    /// Errors so far.
+    /// The number of errors so far.
     pub(super) fn errors(&self) -> usize {
         self.errors
     }
@@ -102,7 +102,7 @@ impl Report {
         self.at(node.span.clone(), Severity::Error, message.into());
     }
 
-    /// An error at some bytes of the text of a node.
+    /// Reports an error at a byte range of a node's text.
     pub(super) fn error_in(&mut self, node: &Node, within: Range<usize>, message: &str) {
         let span = match node.text() {
             Some(text) => self.inside(node, text, within),
@@ -115,12 +115,12 @@ impl Report {
         self.at(node.span.clone(), Severity::Note, message.into());
     }
 
-    /// An error about a place of the text, or about the file.
+    /// Reports an error at a place of the text, or about the whole file.
     pub(super) fn fault(&mut self, at: usize, message: String) {
         self.at(at..at + 1, Severity::Error, message);
     }
 
-    /// The last line of what is known of an error: its words.
+    /// The messages of the errors reported since there were `since` of them.
     pub(super) fn last_errors(&self, since: usize) -> Vec<String> {
         let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error);
         errors.skip(since).map(|d| format!("line {}: {}", d.line, d.message)).collect()
@@ -135,7 +135,7 @@ impl Report {
         self.diagnostics
     }
 
-    /// The bytes `within` a scalar, where the file has its text letter by letter.
+    /// The byte range `within` a scalar, if the file has its text without escapes.
     fn inside(&self, node: &Node, text: &str, within: Range<usize>) -> Range<usize> {
         let start = self.place.of(node.span.start);
         let file = self.source.text();

@@ -1,10 +1,10 @@
-//! Policies as TOML text.
+//! Writes policies as TOML.
 
 /// A policy without its name: its type, its keys in TOML, and its parts.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rule {
     pub(super) kind: &'static str,
-    /// Names and values, the values in TOML.
+    /// Keys and their values, written as TOML.
     pub(super) keys: Vec<(&'static str, String)>,
     pub(super) parts: Vec<Rule>,
 }
@@ -19,7 +19,7 @@ impl Rule {
         self
     }
 
-    /// All parts; a single one stands for itself.
+    /// Combines all parts; a single part is returned alone.
     pub(super) fn all(kind: &'static str, mut parts: Vec<Rule>) -> Self {
         if parts.len() == 1 {
             return parts.remove(0);
@@ -31,22 +31,22 @@ impl Rule {
         Rule { kind: "not", keys: Vec::new(), parts: vec![part] }
     }
 
-    /// A combination that keeps its type also with one part.
+    /// Combines the parts, and keeps the type of the combination even for one part.
     pub(super) fn of(kind: &'static str, parts: Vec<Rule>) -> Self {
         Rule { kind, keys: Vec::new(), parts }
     }
 
-    /// Levels of rules, this one among them.
+    /// The number of levels of rules, including this one.
     pub(super) fn depth(&self) -> usize {
         1 + self.parts.iter().map(Rule::depth).max().unwrap_or(0)
     }
 
-    /// This rule and all below it.
+    /// The number of rules: this one and all below it.
     pub(super) fn count(&self) -> usize {
         1 + self.parts.iter().map(Rule::count).sum::<usize>()
     }
 
-    /// The lines of a `[[policy]]` table below its name.
+    /// The lines of a `[[policy]]` table after its name.
     pub(super) fn lines(&self) -> String {
         let mut lines = format!("type = \"{}\"\n", self.kind);
         for (key, value) in &self.keys {
@@ -78,7 +78,7 @@ impl Rule {
     }
 }
 
-/// A string in TOML; literal where that spares backslashes.
+/// A TOML string; a literal one if that avoids escaping backslashes.
 pub(super) fn text(value: &str) -> String {
     let is_plain = |c: char| !c.is_control() && c != '\'';
     if value.contains(['\\', '"']) && value.chars().all(is_plain) {

@@ -1,4 +1,4 @@
-//! The options of the processor beside its policies, as `[sampling]`.
+//! Converts the options of the processor other than its policies, to `[sampling]`.
 
 use super::{
     durations::go_duration, fields::is_variable, policies::Policies, scalars::Kind, yaml::Node,
@@ -6,10 +6,10 @@ use super::{
 
 const SECOND_NANOS: i64 = 1_000_000_000;
 const MIB: i64 = 1 << 20;
-/// The longest wait that Tailwater takes.
+/// The longest `decision_wait` of Tailwater.
 const WAIT_SECONDS_MAX: i64 = 3600;
 
-/// Options that change no decision, or whose counterpart needs no value.
+/// Options that change no decision, or that Tailwater does not need, with the reason.
 const WITHOUT_COUNTERPART: &[(&str, &str)] = &[
     ("num_traces", "the window is bounded in bytes, by `memory_limit_mib`, not by a count"),
     ("expected_new_traces_per_sec", "nothing is allocated ahead"),
@@ -94,7 +94,8 @@ impl Policies<'_> {
         )
     }
 
-    /// Whole seconds. The Collector takes less than one for one, and for `decision_wait` also 0.
+    /// Reads whole seconds. The Collector raises less than a second to one, for `decision_wait`
+    /// also 0.
     fn seconds(&mut self, node: &Node, least: i64, default: &str) -> String {
         if node.is_null() {
             return default.to_owned();

@@ -1,4 +1,4 @@
-//! The conditions of `tail_sampling`: every policy type that has no parts.
+//! Converts the conditions of `tail_sampling`: every policy type without parts.
 
 use std::rc::Rc;
 
@@ -15,10 +15,10 @@ use super::{
     yaml::Node,
 };
 
-/// What an expression costs beside its text, as it is compiled.
+/// The bytes charged for a compiled expression in addition to its text.
 const EXPRESSION_BYTES: usize = 1 << 10;
 
-/// How many expressions are compiled one by one to find a wrong one.
+/// The most expressions that are compiled one by one to find the invalid one.
 const EXPRESSIONS_TRIED: usize = 100;
 
 impl Policies<'_> {
@@ -321,19 +321,14 @@ impl Policies<'_> {
     fn conditions_of(&mut self, list: &Rc<Node>, key: &str) -> Option<Vec<Rc<Node>>> {
         match (list.list(), list.text()) {
             (Some(conditions), _) => return Some(conditions.to_vec()),
-            (_, Some(text)) if is_variable(text) => {
-                let message =
-                    format!("`{key}` comes from a variable, whose value is not known here");
-                self.report.error(list, message);
+            (_, Some(text)) if !is_variable(text) && !text.contains(',') => {
+                return Some(vec![Rc::clone(list)]);
             }
-            (_, Some(text)) if !text.contains(',') => return Some(vec![Rc::clone(list)]),
             (_, Some(_)) => {
-                let message = format!(
-                    "`{key}` is not a list of conditions, and the Collector splits it at its commas"
-                );
-                self.report.error(list, message);
+                let wanted = "a list of conditions, and the Collector splits it at its commas";
+                self.no_list(list, key, wanted);
             }
-            _ => self.report.error(list, format!("`{key}` is not a list of conditions")),
+            _ => self.no_list(list, key, "a list of conditions"),
         }
         None
     }

@@ -1,8 +1,8 @@
-//! A YAML file as a tree that remembers where each value stands.
+//! Parses a YAML file into a tree that remembers the position of each value.
 //!
-//! An alias shares the node of its anchor and is never expanded, so that a file of nested aliases
-//! takes no more memory than its text. Bound: 128 levels, with those that aliases lead to, so that
-//! a walk through the tree, and its end, need little stack.
+//! An alias shares the node of its anchor and is never expanded, so a file of nested aliases takes
+//! no more memory than its text. Limit: 128 levels, including those behind aliases, so that walking
+//! and dropping the tree need little stack.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,9 +18,9 @@ const DEPTH_MAX: usize = 128;
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) value: Value,
-    /// Bytes of the text; for a collection those of its beginning.
+    /// The byte range of the value; for a collection, that of its beginning.
     pub(super) span: Range<usize>,
-    /// Levels below this one, with those behind aliases.
+    /// The number of levels below this one, including those behind aliases.
     height: usize,
 }
 
@@ -31,24 +31,24 @@ pub(super) enum Value {
     Map(Vec<(Rc<Node>, Rc<Node>)>),
 }
 
-/// A string, number, boolean or nothing.
+/// A string, number, boolean or null.
 #[derive(Debug)]
 pub(super) struct Scalar {
     pub(super) text: String,
-    /// Written without quotes, so that it may be something else than a string.
+    /// Written without quotes, so it may be something other than a string.
     pub(super) is_plain: bool,
-    /// A literal block, whose lines stand in the file as they are.
+    /// A literal block: its lines are in the file without escapes.
     pub(super) is_literal: bool,
 }
 
-/// Why a text is no YAML that can be used, and where.
+/// Why a text is not usable YAML, and where.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) at: usize,
     pub(super) message: String,
 }
 
-/// All documents of a text.
+/// Parses all documents of a text.
 pub(super) fn parse(text: &str) -> Result<Vec<Rc<Node>>, Fault> {
     let mut builder = Builder::new(text);
     for event in Parser::new_from_str(text) {
@@ -70,13 +70,13 @@ struct Builder<'t> {
     anchors: HashMap<usize, Rc<Node>>,
 }
 
-/// A collection that is not complete yet.
+/// A collection that is still being read.
 struct Open {
     is_map: bool,
     items: Vec<Rc<Node>>,
     anchor: usize,
     span: Range<usize>,
-    /// The greatest height of an item.
+    /// The greatest height of its items.
     height: usize,
 }
 
@@ -166,8 +166,8 @@ fn too_deep(at: usize) -> Fault {
     Fault { at, message: format!("values are nested more than {DEPTH_MAX} levels deep") }
 }
 
-/// A place in the text. The parser counts characters and moves forwards, with short steps back, so
-/// that counting on from the last place is cheap also where the whole file is one line.
+/// A position in the text. The parser counts characters and moves forwards, with short steps back.
+/// Counting from the last position keeps this cheap even if the whole file is one line.
 struct Cursor<'t> {
     text: &'t str,
     character: usize,
@@ -175,7 +175,7 @@ struct Cursor<'t> {
 }
 
 impl Cursor<'_> {
-    /// The byte of a place that the parser gives.
+    /// The byte offset of a parser position.
     fn offset(&mut self, marker: &Marker) -> usize {
         while self.character > marker.index() {
             self.byte = self.text.floor_char_boundary(self.byte - 1);
@@ -208,7 +208,7 @@ impl Node {
         }
     }
 
-    /// Whether nothing was written, or `null`.
+    /// Whether the value is missing or `null`.
     pub(super) fn is_null(&self) -> bool {
         self.scalar().is_some_and(|scalar| {
             scalar.is_plain && matches!(scalar.text.as_str(), "" | "~" | "null" | "Null" | "NULL")
@@ -219,14 +219,15 @@ impl Node {
         matches!(self.value, Value::Map(_))
     }
 
-    /// The value of a key, also where it is merged in.
+    /// The value of a key, including keys merged in with `<<`.
     pub(super) fn get(&self, key: &str) -> Option<Rc<Node>> {
         self.entries()
             .into_iter()
             .find_map(|(name, value)| (name.text() == Some(key)).then_some(value))
     }
 
-    /// Keys and values, those merged in last, and only where the mapping does not have the key.
+    /// Keys and values. Merged ones come last, and only if the mapping itself does not have the
+    /// key.
     pub(super) fn entries(&self) -> Vec<(Rc<Node>, Rc<Node>)> {
         let mut entries = Entries::default();
         self.collect(&mut entries);
@@ -235,7 +236,7 @@ impl Node {
 
     fn collect(&self, entries: &mut Entries) {
         let Value::Map(own) = &self.value else { return };
-        // A mapping that has been merged adds nothing when it is merged again.
+        // A mapping that was merged before adds nothing.
         if !entries.merged.insert(std::ptr::from_ref(self)) {
             return;
         }
@@ -252,15 +253,15 @@ impl Node {
         }
     }
 
-    /// The first key at or below this node that its mapping has before. What is known of nodes is
-    /// kept for the next call, as aliases lead to them again.
+    /// The first duplicate key in this node or below it. Results are cached in `known` for later
+    /// calls, because aliases lead to the same nodes again.
     pub(super) fn duplicate(&self, known: &mut Duplicates) -> Option<Rc<Node>> {
         let address = std::ptr::from_ref(self);
         if let Some(found) = known.get(&address) {
             return found.clone();
         }
         let found = match &self.value {
-            // There are many, and nothing to know.
+            // Scalars are many and have no keys, so they are not cached.
             Value::Scalar(_) => return None,
             Value::List(items) => items.iter().find_map(|item| item.duplicate(known)),
             Value::Map(own) => self
@@ -271,7 +272,7 @@ impl Node {
         found
     }
 
-    /// The first key that the mapping itself has before.
+    /// The first duplicate key of this mapping itself.
     pub(super) fn own_duplicate(&self) -> Option<Rc<Node>> {
         let Value::Map(own) = &self.value else { return None };
         let mut names = HashSet::new();
@@ -280,7 +281,7 @@ impl Node {
     }
 }
 
-/// The first duplicate key below each node, by its address, while all nodes live.
+/// The first duplicate key below each node, by the node's address. Valid while all nodes live.
 pub(super) type Duplicates = HashMap<*const Node, Option<Rc<Node>>>;
 
 /// The entries of a mapping while they are collected.

@@ -1,4 +1,4 @@
-//! Composites: a limit for each part.
+//! Composites: each part becomes a policy with a limit.
 
 use super::{Converted, convert_policy};
 

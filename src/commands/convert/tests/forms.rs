@@ -1,4 +1,4 @@
-//! Where a processor may stand in a file, and the places of what is said about it.
+//! The places where a processor may be in a file, and the places of the diagnostics about it.
 
 use super::{convert, convert_one};
 
@@ -54,7 +54,7 @@ fn it_is_found_in_a_block_of_text() {
         let place = format!("{line}:{column}: error: ");
         assert!(errors.len() == 1 && errors[0].starts_with(&place), "{text}\n{errors:?}");
     }
-    // In quotes the lines are no lines of the file.
+    // A text in quotes has no lines of its own in the file.
     let quoted = format!("data:\n  relay: {:?}\n", WRONG);
     assert_eq!(
         convert(&quoted).errors(),
@@ -84,7 +84,7 @@ fn places_inside_of_a_condition_hold_in_a_block_of_text() {
 
 #[test]
 fn a_second_block_is_read_like_the_first() {
-    // The nodes of a text that has been searched must not be taken for those of the next.
+    // Nodes of an earlier text must not be mistaken for those of the next one.
     let blocks: String = (0..50)
         .map(|n| {
             format!(

@@ -1,10 +1,10 @@
-//! Files that make much of little: what comes of them is bounded.
+//! Short files that could cause long output: the result is bounded.
 
 use super::convert;
 
 const PROCESSOR: &str = "tail_sampling:\n  policies: ";
 
-/// The last error, once a bound is met.
+/// The last error, when a limit is reached.
 fn last_error(text: &str) -> String {
     let converted = convert(text);
     assert!(converted.toml.len() < 8 << 20, "{} bytes", converted.toml.len());

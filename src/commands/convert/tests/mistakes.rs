@@ -1,4 +1,5 @@
-//! Mistakes as people make them: each at its place, the policy a comment, the rest converted.
+//! Common mistakes: each is reported at its place, its policy becomes a comment, the rest is
+//! converted.
 
 use super::{convert, convert_policy};
 

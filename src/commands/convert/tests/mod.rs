@@ -1,4 +1,4 @@
-//! Conversions of small files, and what is said about each.
+//! Conversions of small files, and the diagnostics about each.
 
 mod composites;
 mod forms;
@@ -18,7 +18,7 @@ use std::{
 use super::{Conversion, of_source, report::Report};
 use crate::config::{self, Severity, Source};
 
-/// What came of a file: its policies in TOML, and each diagnostic as `line:column: error: ...`.
+/// The result of a conversion: policies in TOML, and diagnostics as `line:column: error: ...`.
 pub(super) struct Converted {
     pub(super) toml: String,
     pub(super) said: Vec<String>,
@@ -30,7 +30,7 @@ impl Converted {
         self.said.iter().map(String::as_str).filter(|said| said.contains(" error: ")).collect()
     }
 
-    /// Whether some diagnostic has these words.
+    /// Whether a diagnostic contains these words.
     pub(super) fn says(&self, words: &str) -> bool {
         self.said.iter().any(|said| said.contains(words))
     }
@@ -73,12 +73,12 @@ pub(super) fn convert_policy(lines: &str) -> Converted {
     convert(&format!("tail_sampling:\n  decision_cache: {{}}\n  policies:\n{lines}"))
 }
 
-/// A policy of a type, named `p`, by its block in flow style.
+/// A policy of a type, named `p`, with its block in flow style.
 pub(super) fn of_type(kind: &str, block: &str) -> Converted {
     convert_policy(&format!("- name: p\n  type: {kind}\n  {kind}: {block}"))
 }
 
-/// What `tailwater check` says about a configuration has no error.
+/// Checks that `tailwater check` finds no error in a configuration.
 fn assert_checks(toml: &str) {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);

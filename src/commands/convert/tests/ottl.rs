@@ -1,4 +1,4 @@
-//! Conditions in OTTL: the grammar, what they become, and where they are refused.
+//! Conditions in OTTL: the grammar, the converted rules, and the places of refusals.
 
 use super::{Converted, convert_policy};
 use crate::commands::convert::ottl::{Fault, Kind, Operator, parse};
@@ -14,7 +14,7 @@ fn condition(list: &str, text: &str) -> Converted {
     ))
 }
 
-/// The type and keys of the one policy that a condition becomes.
+/// The type and keys of the only policy that a condition becomes.
 fn rule(list: &str, text: &str) -> String {
     let converted = condition(list, text);
     assert_eq!(converted.errors(), Vec::<&str>::new(), "{text}");
@@ -98,7 +98,7 @@ fn faults_have_their_place() {
     ] {
         let found = fault(text);
         if text.starts_with("not not") {
-            // A second `not` is a name, behind which nothing can stand.
+            // A second `not` is a name, which cannot be followed by another value.
             assert_eq!(found.span, 8..12);
             continue;
         }
@@ -218,7 +218,7 @@ fn what_and_joins_is_about_one_span() {
           "span" } ]"#
         )
     );
-    // Some span meets `a or b` where some span meets `a` or some span meets `b`.
+    // Some span meets `a or b` if some span meets `a` or some span meets `b`.
     assert_eq!(
         rule("span", r#"IsRootSpan() or name == "x" and IsRootSpan()"#),
         one_line(

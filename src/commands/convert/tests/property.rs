@@ -1,10 +1,10 @@
-//! Whatever comes out of `convert` passes `check`, and no error goes without a refused policy.
+//! Every result of `convert` passes `check`, and every error belongs to a refused policy.
 
 use proptest::prelude::*;
 
 use super::convert;
 
-/// Values as people write them, and as they do not.
+/// Valid and invalid values.
 fn value() -> impl Strategy<Value = String> {
     let words: &'static [&'static str] = &[
         "0",
@@ -133,7 +133,7 @@ proptest! {
         wait in value(),
     ) {
         let list: String = policies.iter().map(|policy| format!("  - {policy}\n")).collect();
-        // `convert` of these tests asserts that what has a policy passes `check`.
+        // In these tests, `convert` checks that a result with a policy passes `check`.
         let converted = convert(&format!("tail_sampling:\n  decision_wait: {wait}\n  \
             policies:\n{list}"));
         let refused = converted.toml.matches("# Not converted").count();

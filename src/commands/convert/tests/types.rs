@@ -1,8 +1,8 @@
-//! Each policy type: what it becomes, and each difference in meaning.
+//! Each policy type: its converted form, and each difference in meaning.
 
 use super::{convert, convert_policy, of_type};
 
-/// Type and keys of the policy that a block becomes.
+/// The type and keys of the policy that a block becomes.
 fn rule(kind: &str, block: &str) -> String {
     let converted = of_type(kind, block);
     assert_eq!(converted.errors(), Vec::<&str>::new(), "{kind} {block}");
@@ -195,7 +195,7 @@ fn a_rate_limit_inside_of_and_is_the_limit_of_the_whole() {
     let first = and(&format!("{limit}, {flags}"));
     assert!(first.says(words) && first.says("6:30: note"), "{:?}", first.said);
     assert!(!and(&format!("{flags}, {limit}")).says(words));
-    // What is left of the parts is never empty.
+    // The list of remaining parts is never empty.
     for parts in [format!("{always}, {limit}"), limit.to_owned()] {
         let policies = and(&parts).policies();
         assert!(policies.contains("{ type = \"always_sample\" }"), "{policies}");

@@ -51,7 +51,7 @@ fn depth_is_bounded_with_aliases() {
     let deep = "[".repeat(200) + &"]".repeat(200);
     let Fault { at, message: said } = parse(&deep).expect_err("too deep");
     assert_eq!((at, said.as_str()), (128, message));
-    // Each anchor is one level above the last: the end of the tree would go as deep.
+    // Each anchor is one level above the last, so dropping the tree would recurse as deep.
     let chain: String = (1..60_000).map(|n| format!("- &a{n} [*a{}]\n", n - 1)).collect();
     let Fault { message: said, .. } = parse(&format!("- &a0 [x]\n{chain}")).expect_err("too deep");
     assert_eq!(said, message);
