@@ -8,9 +8,8 @@
 //!   which the end of the partition was last confirmed, less [`GRACE_MILLIS`].
 //!
 //! Windows take both as [`Millis`], which cover 24 days. Where the time jumps by more than that, as
-//! it does over a gap in the records, it advances there by [`STEP_MILLIS_MAX`], which is longer
-//! than
-//! anything waits or is remembered.
+//! it does over a gap in the records, it advances there by [`STEP_MILLIS_MAX`], which is longer than
+//! any wait or any time that a decision is remembered.
 
 use crate::clock::Millis;
 
@@ -25,7 +24,7 @@ const STEP_MILLIS_MAX: u64 = 4 * 86_400_000;
 pub(super) struct RecordClock {
     record: u64,
     time: u64,
-    /// What is taken off for [`Millis`]; `None` before the first time is known.
+    /// The offset between Unix time and [`Millis`]; `None` before the first time is known.
     shift: Option<u64>,
 }
 

@@ -13,7 +13,7 @@ use crate::receiver::Intake;
 #[derive(Debug)]
 pub(super) struct Round {
     marks: Vec<(i32, Commit)>,
-    /// What has been put into the outbox.
+    /// The number of puts into the outbox so far.
     put: u64,
     /// The last request of the export queue that has to be settled, once that is known.
     fence: Option<u64>,

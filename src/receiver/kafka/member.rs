@@ -4,13 +4,12 @@
 //! One thread drives it; nothing in it waits. Times are those of the wall clock, in Unix
 //! milliseconds, and come with each call.
 //!
-//! Memory: from three quarters of the soft limit on, all partitions pause except one, that which
-//! is furthest
-//! behind. It runs to its end, or until there is memory again. If it changed as soon as another is
-//! behind, all partitions would advance together, and the windows of all of them would be needed at
-//! once. With none running, the time of the records would stand still, and nothing would be
-//! decided.
-//! If the one brings memory near the hard limit, its oldest traces are decided early.
+//! Memory: from three quarters of the soft limit on, all partitions pause except the one that is
+//! furthest behind. It runs to its end, or until there is memory again. If the choice changed as
+//! soon as another partition is further behind, all would advance together, and all their windows
+//! would be needed at once. If none ran, the time of the records would stand still, and nothing
+//! would be decided. If the running partition brings memory near the hard limit, its oldest traces
+//! are decided early.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -42,9 +41,9 @@ struct Held {
     partition: Partition,
     /// Tells this assignment from others.
     generation: u64,
-    /// What the group has.
+    /// The offset that the group has committed.
     committed: u64,
-    /// What it may have.
+    /// The offset that may be committed now.
     settled: Option<Commit>,
     /// Since when the commit has been behind and has not moved.
     behind_since: Option<u64>,
@@ -158,10 +157,9 @@ impl Member {
         for held in self.partitions.values_mut() {
             let _ = held.partition.decide_due(&self.intake, &mut self.hands);
             let is_behind = held.partition.next() > held.committed;
-            let since = held.behind_since.get_or_insert(wall);
-            if !is_behind || *since > wall {
-                held.behind_since = None;
-            }
+            // The wall clock may go back.
+            let since = held.behind_since.map_or(wall, |since| since.min(wall));
+            held.behind_since = is_behind.then_some(since);
         }
         self.look_at_memory();
         let is_settled = self.settle();

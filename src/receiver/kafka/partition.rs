@@ -1,12 +1,10 @@
-//! The state machine of one partition of the topic: records in order of their offsets, its time,
-//! its
-//! window, and the offset that it may commit.
+//! The state machine of one partition of the topic: records in the order of their offsets, its
+//! time, its window, and the offset that it may commit.
 //!
-//! Driven by [`Member`](super::Member), on one thread. Every call ends with its decisions passed on
-//! to the outbox, so what is left in the window is all that is undecided. Traces that are due by
-//! the
-//! time of a record are decided before the record is taken in; if they cannot be, the record has to
-//! wait ([`Taken::Later`]).
+//! [`Member`](super::Member) drives it, on one thread. Every call passes its decisions on to the
+//! outbox before it returns, so the window holds exactly the undecided traces. Traces that are due
+//! by the time of a record are decided before the record is taken in; if that is not possible, the
+//! record has to wait ([`Taken::Later`]).
 
 use super::{Settings, clock::RecordClock};
 use crate::{
@@ -100,7 +98,7 @@ pub struct Partition {
     is_at_end: bool,
     /// How often the end has been the same in a row.
     same_end: u32,
-    /// Whether what comes now lies above the commit.
+    /// Whether the next records lie above the commit.
     is_above: bool,
     /// The time up to which everything due was decided.
     decided_at: u64,

@@ -452,8 +452,7 @@ proptest! {
 /// Scenario: a trace begins below the commit and ends above it; its owner is killed after the
 /// commit.
 /// Guarantees: the next owner decides it by all its spans, and delivers only those above the
-/// commit;
-/// a trace that lies below as a whole is remembered and neither delivered nor counted.
+/// commit. A trace that lies below it as a whole is remembered, and neither delivered nor counted.
 #[test]
 fn what_straddles_the_commit_is_seen_whole() {
     let mut world = World::new(64 << 20);

@@ -1,4 +1,4 @@
-//! What librdkafka calls back: changes of the partitions, commits, errors and its own log lines.
+//! The callbacks of librdkafka: changes of the partitions, commits, errors and its own log lines.
 //!
 //! Callbacks about partitions and commits run inside of `poll`, on the thread of the receiver.
 
@@ -110,7 +110,7 @@ impl Context {
                 warn!(
                     %error,
                     suppressed,
-                    "Kafka: where to begin in {} partitions cannot be found out; trying again",
+                    "Kafka: cannot find out where to begin in {} partitions; trying again",
                     partitions.len()
                 );
             }
@@ -203,7 +203,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        // What retention has removed is told apart, and an end is no error.
+        // Removed offsets are handled where records are read, and an end is not an error.
         if [RDKafkaErrorCode::AutoOffsetReset, RDKafkaErrorCode::PartitionEOF].contains(&code) {
             return;
         }

@@ -1,5 +1,5 @@
-//! Where the partitions end, asked for on a connection and a thread of its own: fetches do not hold
-//! it up, and it does not hold up records. The answers confirm how far the wall clock counts.
+//! Asks where the partitions end, on a connection and a thread of its own, so that neither fetches
+//! nor records wait for each other. The answers confirm up to when the wall clock counts.
 
 use std::{
     collections::BTreeMap,
@@ -102,8 +102,8 @@ impl Ends {
             }
             let asked_at = clock::unix_millis();
             let Ok((_, end)) = reader.fetch_watermarks(topic, partition, ANSWER_TIMEOUT) else {
-                // The member of the group has the same troubles and tells them, except that it may
-                // know partitions that were added, and this client not yet.
+                // The member of the group meets the same errors and reports them. It may know added
+                // partitions that this client does not know yet.
                 let _ = reader.fetch_metadata(Some(topic), ANSWER_TIMEOUT);
                 continue;
             };

@@ -51,17 +51,17 @@ use crate::{
 const POLL: Duration = Duration::from_millis(25);
 /// The time between two ticks of the member.
 const TICK_MILLIS: u64 = 50;
-/// Partitions that are to be started, and offsets that are gone, are looked at this often.
+/// The time between two attempts to start the remaining partitions, and to skip removed offsets.
 const REPAIR_MILLIS: u64 = 1_000;
-/// How often a record is offered before its partition is paused, which costs what was fetched
-/// ahead;
-/// and the pause between two offers. Together they are longer than a tick of the decider.
+/// The number of times that a record is offered before its partition is paused. A pause throws away
+/// the records that were fetched ahead.
 const PATIENCE: u32 = 30;
+/// The pause between two offers. All of them together are longer than a tick of the decider.
 const PATIENCE_PAUSE: Duration = Duration::from_millis(5);
 /// The pause before a new client takes the place of one that failed.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
-/// At the end: how long what is decided has to be delivered so that it can be committed, and how
-/// long the group may take to let go.
+/// At the end: the longest wait for decided spans to be delivered, so that their offsets can be
+/// committed, and for the group to let go of the partitions.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the receiver cannot start.
@@ -79,7 +79,7 @@ pub enum KafkaError {
 #[derive(Debug, Default)]
 struct Stop {
     is_set: AtomicBool,
-    /// Held while it is set, so that nobody misses that who begins to wait.
+    /// Held while it is set, so that a thread that begins to wait at this moment notices it.
     waiting: Mutex<()>,
     told: Condvar,
 }
@@ -103,7 +103,7 @@ impl Stop {
     }
 }
 
-/// What clients are made of.
+/// The settings and secrets that clients are made from.
 #[derive(Debug)]
 struct Clients {
     kafka: config::Kafka,
@@ -160,7 +160,7 @@ impl Kafka {
             supervisor: Arc::clone(&intake.supervisor),
             passed_over: Throttle::default(),
         };
-        // What is wrong with the settings is told now, and not only in the log.
+        // A mistake in the settings fails the start, instead of only being logged.
         receiver.connect().map_err(|error| KafkaError::Settings(error.to_string()))?;
         let reserve = intake.budget.reserve(settings::fetched_bytes_max(memory_limit));
         let vital = intake.supervisor.vital(Task::Kafka);
@@ -185,13 +185,13 @@ impl Kafka {
     }
 }
 
-/// A record that waits, and which assignment of its partition it belongs to.
+/// A record that could not be taken in yet, and the assignment of its partition.
 struct Waiting<'c> {
     message: BorrowedMessage<'c>,
     generation: Option<u64>,
 }
 
-/// What one thread needs.
+/// The reading thread.
 struct Receiver {
     clients: Arc<Clients>,
     member: Arc<Mutex<Member>>,
@@ -208,7 +208,7 @@ impl Receiver {
         self.clients.member().create_with_context(context)
     }
 
-    /// One client after the other, until it is told to stop.
+    /// Runs one client after another until it is told to stop.
     fn run(&self) {
         while !self.stop.is_set() {
             let session = || {
@@ -319,7 +319,7 @@ struct Reading<'c> {
     paused: BTreeSet<i32>,
     ticked_at: u64,
     repaired_at: u64,
-    /// Whether offsets were asked for that are gone.
+    /// Whether a fetch asked for offsets that are gone.
     is_reset: bool,
 }
 
@@ -392,7 +392,7 @@ impl<'c> Reading<'c> {
     fn offer_waiting(&mut self, wall: u64) {
         for (partition, waiting) in std::mem::take(&mut self.waiting) {
             let generation = self.receiver.lock_member().generation(partition);
-            // One of a partition that has moved meanwhile is its new owner's.
+            // If its partition has moved meanwhile, the record belongs to the new owner.
             let is_current = generation.is_some() && generation == waiting.generation;
             if is_current && matches!(self.take(&waiting.message, wall), Taken::Later(_)) {
                 self.waiting.insert(partition, waiting);
@@ -427,7 +427,7 @@ impl<'c> Reading<'c> {
         self.paused = held;
     }
 
-    /// Goes on behind what retention has removed.
+    /// Continues after the records that retention has removed.
     fn skip_lost(&self) -> KafkaResult<()> {
         let topic = &self.receiver.clients.kafka.topic;
         let partitions: Vec<_> = {

@@ -1,13 +1,13 @@
-//! What librdkafka is told.
+//! The settings of librdkafka.
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 
 use crate::{config::Kafka, credentials::Password};
 
-/// Records that were fetched and are not taken in yet, at most a 32nd of the memory limit.
+/// The bounds of [`fetched_bytes_max`], which is a 32nd of the memory limit between them.
 const FETCHED_BYTES: std::ops::RangeInclusive<usize> = 1 << 20..=32 << 20;
 
-/// The bytes that fetched records may take while they wait in the client.
+/// The most bytes of fetched records that wait in the client.
 pub(super) fn fetched_bytes_max(memory_limit: usize) -> usize {
     (memory_limit / 32).clamp(*FETCHED_BYTES.start(), *FETCHED_BYTES.end())
 }
