@@ -223,6 +223,10 @@ def replayed(told: argparse.Namespace, folder: Path, name: str) -> float:
     return used / read["spans"] * 1e6
 
 
+def summary(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+
+
 def replay(told: argparse.Namespace, folder: Path) -> None:
     record(told, folder)
     ratios: dict[str, list[float]] = {name: [] for name in FORMS}
@@ -239,8 +243,7 @@ def replay(told: argparse.Namespace, folder: Path) -> None:
             row.append(f"{name} {used:.3f} ({service / used:.2f})")
         print(", ".join(row), flush=True)
     for name, all_of_form in ratios.items():
-        told_range = f"{min(all_of_form):.2f} to {max(all_of_form):.2f}"
-        print(f"{name}: {statistics.median(all_of_form):.2f} ({told_range})")
+        print(f"{name}: {summary(all_of_form)}")
 
 
 @contextmanager
@@ -305,8 +308,7 @@ def watch(told: argparse.Namespace, folder: Path) -> None:
             row = f"alone {alone:.3f}, watched {with_all:.3f} ({ratios[-1]:.3f})"
             print(f"round {number}: {row}", flush=True)
         loaded.end()
-    told_range = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    print(f"watched over alone: {statistics.median(ratios):.3f} ({told_range})")
+    print(f"watched over alone: {summary(ratios)}")
 
 
 def main() -> None:

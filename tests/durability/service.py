@@ -9,8 +9,8 @@ import collections
 import gzip
 import http.client
 import http.server
+import pathlib
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +18,10 @@ import time
 import urllib.request
 
 import otlp
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "real"))
+
+from children import free_ports  # noqa: E402
 
 SPANS_PER_TRACE = 4
 TRACES_AT_ONCE = 12
@@ -188,16 +192,6 @@ class Tailwater:
                 if "{" in series:
                     sums[series] += float(value)
         return sums
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for it in sockets:
-        it.bind(("127.0.0.1", 0))
-    ports = [it.getsockname()[1] for it in sockets]
-    for it in sockets:
-        it.close()
-    return ports
 
 
 def is_kept(trace, failed):

@@ -66,17 +66,15 @@ def cpu_seconds(one: Instance) -> float:
     )
 
 
-def accepted(one: Instance) -> float:
-    return one.metrics().total("receiver_accepted_spans_total")
-
-
 def phase(
     one: Instance, send: Callable[[bytes, bytes], None], bodies: Bodies, told
 ) -> tuple[float, float]:
     """CPU seconds and seconds of a phase."""
     count = round(told.rate * told.seconds / bodies.spans)
     made = [bodies.make() for _ in range(count)]
-    before, began, spans = cpu_seconds(one), time.monotonic(), accepted(one)
+    accepted = "receiver_accepted_spans_total"
+    wanted = one.metrics().total(accepted) + count * bodies.spans
+    before, began = cpu_seconds(one), time.monotonic()
     for number, (key, body) in enumerate(made):
         early = began + number / count * told.seconds - time.monotonic()
         if early > 0:
@@ -88,7 +86,7 @@ def phase(
 
     def is_done() -> bool:
         m = one.metrics()
-        return accepted(one) - spans >= count * bodies.spans and not m.total("window_spans")
+        return m.total(accepted) >= wanted and not m.total("window_spans")
 
     wait_until("everything is decided", is_done, 120)
     return cpu_seconds(one) - before, time.monotonic() - began

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from children import Children, TroubleError, free_ports, get, wait_until
 from metrics import Metrics, parse
+from quarter import POLICIES
 from sink import Sink
-from traffic import POLICIES
 
 READY_S = 30
 CONFIG = """\

@@ -12,9 +12,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export import SpanExportResult
+from quarter import is_chosen
 from run import Run
 from send import written
-from traffic import QUARTER
 from values import comparable
 
 TRACES, SPANS = 400, 5
@@ -65,7 +65,7 @@ def play(endpoint: str, rng: random.Random) -> list[dict]:
 
 
 def is_kept(spans: list[dict]) -> bool:
-    chosen = int(spans[0]["trace_id"][-14:], 16) >= QUARTER
+    chosen = is_chosen(bytes.fromhex(spans[0]["trace_id"]))
     return chosen or any(span["status"]["code"] == "ERROR" for span in spans)
 
 

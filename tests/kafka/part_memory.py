@@ -6,6 +6,7 @@ And catching up by the time of records.
 import random
 import time
 
+from quarter import is_chosen
 from run import Run
 from traffic import Trace, make_trace, request
 
@@ -74,7 +75,7 @@ def catching_up(run: Run, rng: random.Random) -> None:
     traces = []
     for number in range(200):
         trace = make_trace(rng, 2)
-        while trace.is_chosen() or not trace.failing or trace.spans[1].status.code != 2:
+        while is_chosen(trace.id) or not trace.failing or trace.spans[1].status.code != 2:
             trace = make_trace(rng, 2)
         apart = WAIT_S - 1 if number % 2 else WAIT_S + 2
         trace.expected = 2 if number % 2 else 0

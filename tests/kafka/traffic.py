@@ -11,22 +11,8 @@ from confluent_kafka import Producer
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
+from quarter import is_chosen
 
-# Every failing trace is kept, and a quarter of the others, by trace id alone: whatever happens to
-# instances, this is what a single one would have decided that saw everything.
-POLICIES = """
-[[policy]]
-name = "errors"
-type = "status_code"
-status_codes = ["ERROR"]
-
-[[policy]]
-name = "a-quarter"
-type = "probabilistic"
-sampling_percentage = 25
-"""
-# A trace is kept by `a-quarter` if the low 56 bits of its id are at or above this.
-QUARTER = 3 << 54
 FAILING = 0.1
 
 
@@ -41,10 +27,7 @@ class Trace:
     expected: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.expected = len(self.spans) if self.failing or self.is_chosen() else 0
-
-    def is_chosen(self) -> bool:
-        return int.from_bytes(self.id[-7:], "big") >= QUARTER
+        self.expected = len(self.spans) if self.failing or is_chosen(self.id) else 0
 
 
 def make_trace(

@@ -28,6 +28,7 @@ from children import Children, TroubleError, free_ports, get, wait_until  # noqa
 from compare import arguments_of, exit_code, post, start_collector, stop  # noqa: E402
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service  # noqa: E402
 from opentelemetry.proto.trace.v1.trace_pb2 import Status  # noqa: E402
+from quarter import POLICIES, is_chosen  # noqa: E402
 from sink import Sink  # noqa: E402
 
 CONFIG = """\
@@ -38,19 +39,7 @@ exporter.otlp.endpoint = "http://127.0.0.1:{backend}"
 sampling.decision_wait = "4s"
 sampling.decision_wait_after_root_received = "1s"
 sampling.memory_limit_mib = 64
-
-[[policy]]
-name = "errors"
-type = "status_code"
-status_codes = ["ERROR"]
-
-[[policy]]
-name = "a-quarter"
-type = "probabilistic"
-sampling_percentage = 25
 """
-# A trace is kept by `a-quarter` if the low 56 bits of its id are at or above this.
-QUARTER = 3 << 54
 WAIT_S = 4
 TRACES_PER_S = 100
 SPANS = 4
@@ -73,9 +62,6 @@ class Trace:
     failing: int | None
     # What each instance says that it decided: spans, and the trigger.
     parts: dict[int, tuple[int, str]] = field(default_factory=dict)
-
-    def is_chosen(self) -> bool:
-        return int.from_bytes(self.id[-7:], "big") >= QUARTER
 
 
 def traffic(rng: random.Random) -> list[Trace]:
@@ -159,7 +145,7 @@ class Fleet:
         ports = dict(zip(("grpc", "http", "telemetry"), free_ports(3), strict=True))
         sink = Sink()
         config = self.told.folder / f"{number}.toml"
-        config.write_text(CONFIG.format(backend=sink.port, **ports))
+        config.write_text(CONFIG.format(backend=sink.port, **ports) + POLICIES)
         name = f"tailwater-{number}"
         process = self.children.start(name, self.told.tailwater, "run", "--config", config)
         ready = f"http://127.0.0.1:{ports['telemetry']}/-/ready"
@@ -277,8 +263,8 @@ class Result:
         by_instance = [kept[trace.id] for kept in self.kept]
         kept = sum(by_instance)
         if trace.failing is None:
-            wanted = {SPANS if trace.is_chosen() else 0}
-        elif trace.is_chosen():
+            wanted = {SPANS if is_chosen(trace.id) else 0}
+        elif is_chosen(trace.id):
             wanted = {SPANS}
         else:
             # The part with the error, as large as it is.
@@ -302,7 +288,7 @@ class Result:
 
     def kinds(self) -> None:
         fine = [t for t in self.split if t.failing is None]
-        chosen = [t for t in fine if t.is_chosen()]
+        chosen = [t for t in fine if is_chosen(t.id)]
         failing = [t for t in self.split if t.failing is not None]
         kept = {t.id: sum(kept[t.id] for kept in self.kept) for t in failing}
         cut = [SPANS - spans for spans in kept.values() if spans < SPANS]
