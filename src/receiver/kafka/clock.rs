@@ -8,8 +8,8 @@
 //!   which the end of the partition was last confirmed, less [`GRACE_MILLIS`].
 //!
 //! Windows take both as [`Millis`], which cover 24 days. Where the time jumps by more than that, as
-//! it does over a gap in the records, it advances there by [`STEP_MILLIS_MAX`], which is longer than
-//! any wait or any time that a decision is remembered.
+//! it does over a gap in the records, it advances there by [`STEP_MILLIS_MAX`], which is longer
+//! than any wait or any time that a decision is remembered.
 
 use crate::clock::Millis;
 
