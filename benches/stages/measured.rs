@@ -16,4 +16,4 @@ macro_rules! stages {
     )*};
 }
 
-stages!(walk intern ingest append decide log encode);
+stages!(walk intern ingest append decide log encode json);
