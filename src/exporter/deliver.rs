@@ -245,7 +245,7 @@ impl<'a> Delivery<'a> {
         let spans = part.spans;
         self.sizes.taken(part.body.len());
         if let Some(outage) = self.peer().took(part.body.len()) {
-            info!(?outage, "the backend takes spans again");
+            info!(?outage, "the backend accepts spans again");
         }
         if rejected > 0 {
             self.fail(FailedBecause::PartialSuccess, rejected, code, message);

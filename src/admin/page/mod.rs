@@ -232,9 +232,9 @@ impl Page<'_> {
     fn backend(&self) -> Markup {
         let backend = self.status.backend.clone().unwrap_or_default();
         let (class, state) = match backend.state() {
-            State::Taking => ("good", "takes spans"),
+            State::Taking => ("good", "accepts spans"),
             State::Failing => ("bad", "fails"),
-            State::Unused | State::Unspecified => ("quiet", "nothing was sent yet"),
+            State::Unused | State::Unspecified => ("quiet", "nothing sent yet"),
         };
         html! {
             h2 { "Backend" }

@@ -157,7 +157,7 @@ impl Report {
         self.count += 1;
         let (severity, message) = match self.count {
             DIAGNOSTICS_MAX => {
-                (Severity::Error, "there are more diagnostics than 1,000".to_owned())
+                (Severity::Error, "there are more than 1,000 diagnostics".to_owned())
             }
             _ => (severity, message),
         };

@@ -179,7 +179,7 @@ pub(super) fn summary(figures: &Figures, report: &Report, paint: Paint) -> Strin
         let _ = writeln!(text, "             one of them: {id}");
     }
     for (count, what) in [
-        (report.excused, "traces of the shop were not taken and could not be checked"),
+        (report.excused, "traces of the shop were refused and could not be checked"),
         (report.foreign_spans, "spans arrived that the shop did not make"),
     ] {
         if count > 0 {

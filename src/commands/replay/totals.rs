@@ -129,7 +129,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Adds a trace. `more` is how much more of it one set keeps than the other.
+    /// Adds a trace. `more` is the additional share of it that one set keeps.
     pub(super) fn add(&mut self, trace: &Weighed, more: f64, has_changed: bool) {
         self.sum.add(trace, more.max(0.0));
         if has_changed && self.examples.len() < EXAMPLES_MAX {

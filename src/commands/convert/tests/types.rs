@@ -105,7 +105,7 @@ fn conditions_become_those_of_the_same_name() {
 #[test]
 fn every_difference_is_noted() {
     for (kind, block, words) in [
-        ("latency", "{threshold_ms: 1}", "the Collector cuts durations to whole milliseconds"),
+        ("latency", "{threshold_ms: 1}", "the Collector truncates durations to whole milliseconds"),
         ("latency", "{threshold_ms: 1, upper_threshold_ms: 2}", "span by span as they arrived"),
         ("status_code", "{status_codes: [UNSET]}", "`UNSET` keeps nearly every trace"),
         (
@@ -117,7 +117,7 @@ fn every_difference_is_noted() {
         (
             "string_attribute",
             "{key: k, values: [true, 500]}",
-            "not in quotes in the file, which the Collector refuses; taken as it is written",
+            "this has no quotes, so the Collector refuses it; converted as a string",
         ),
         (
             "string_attribute",
@@ -277,7 +277,7 @@ fn salts_that_differ_are_noted_and_refused_where_they_multiply() {
     let both = format!("- name: p\n  type: and\n  and: {{and_sub_policy: [{plain}, {salted}]}}");
     assert_eq!(
         convert_policy(&both).errors(),
-        ["6:103: error: the percentages of different salts multiply in the Collector; here both \
+        ["6:103: error: in the Collector, percentages with different salts multiply; here both \
           would use the same randomness of the trace"]
     );
 }
@@ -285,7 +285,9 @@ fn salts_that_differ_are_noted_and_refused_where_they_multiply() {
 #[test]
 fn what_the_collector_refuses_as_a_whole_is_noted() {
     let twice = convert_policy("- {name: a, type: trace_flags}\n- {name: a, type: always_sample}");
-    assert!(twice.says("5:14: note: another policy has this name, which the Collector refuses"));
+    assert!(
+        twice.says("5:14: note: another policy has the same name, which the Collector refuses")
+    );
     let ingest = convert(
         "tail_sampling:\n  sampling_strategy: span-ingest\n  policies:\n  \
          - {name: a, type: span_count, span_count: {max_spans: 5}}\n",
