@@ -51,9 +51,9 @@ pub struct Diagnostic {
     pub column: usize,
     /// Whether this refuses the configuration.
     pub severity: Severity,
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub message: String,
-    /// What to do about it, if known.
+    /// The remedy, if known.
     pub hint: Option<String>,
     /// The line that the problem is about; `None` if it is about a whole file.
     #[serde(skip)]
@@ -175,7 +175,7 @@ impl Problem {
         self.maybe_hint(Some(hint.into()))
     }
 
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }

@@ -86,7 +86,7 @@ impl Keeper {
     }
 
     pub(super) fn round(&self, clock: &Clock) {
-        // Counted before anything is synced: what is written from now on needs the next round.
+        // Counted before anything is synced: later writes need the next round.
         let round = self.begun.fetch_add(1, SeqCst) + 1;
         let began = clock.elapsed();
         let outcome = self.durability.sync();

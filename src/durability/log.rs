@@ -105,7 +105,7 @@ struct State {
     disk: Disk,
 }
 
-/// What the log knows about its disk.
+/// The state of the log's disk, as far as it is known.
 #[derive(Clone, Copy, Debug)]
 enum Disk {
     Works,

@@ -1,4 +1,4 @@
-//! What the Kafka receiver counts. The series are there in every build.
+//! The counters of the Kafka receiver. The series exist in every build.
 
 use metrics::{Counter, Gauge};
 

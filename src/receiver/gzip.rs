@@ -124,7 +124,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is inflated here is what the other decoder would have made of it.
+        /// This decoder inflates a body to the same bytes as the other decoder.
         #[test]
         fn it_agrees_with_the_other_decoder(
             text in vec(0_u8..4, 0..2_000),

@@ -12,7 +12,7 @@
 //! counted or is published; decisions are remembered for what follows. [`Sampler::pass_commit`]
 //! ends this. Of a trace that is undecided at that moment, the spans that are there leave neither,
 //! and those that follow leave by the decision about all of them. Traces that lie below the commit
-//! as a whole are no candidates of limits and use up nothing of them.
+//! as a whole are not candidates of limits and use up none of their rate.
 
 use std::{
     collections::HashMap,
@@ -31,7 +31,7 @@ use crate::{
     window::{self, Millis, Position, Shard},
 };
 
-/// What a list entry of spans below the commit takes.
+/// The bytes that a list entry of spans below the commit takes.
 const BELOW_BYTES: usize = size_of::<(Position, Below)>() + 2;
 
 /// The windows of partitions. They are created once and used again, so that other parts may visit
@@ -60,7 +60,7 @@ impl Partitions {
     }
 }
 
-/// What a shard is beside a window, if it is that of a partition.
+/// The part of a shard that only shards of partitions have.
 #[derive(Debug, Default)]
 pub(super) struct OfPartition {
     is_open: bool,

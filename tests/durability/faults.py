@@ -17,7 +17,7 @@ import time
 from disks import DISKS, NotHere
 from service import SENDERS, Sender, Sink, Tailwater, at_rest, ledger, start_sink, verify
 
-# Shorter than the fault: what was taken before is decided meanwhile.
+# Shorter than the fault: traces accepted before it are decided meanwhile.
 DECISION_WAIT = "1s"
 # From the fault to the first error, and for requests that are under way.
 GRACE_SECONDS = 1

@@ -1,6 +1,7 @@
 """Runs the blocks of shell of a page of the book as they stand, in one bash.
 
-Each must succeed, and print what the page says. `run.sh` puts what the page expects on the PATH.
+Each must succeed, and print what the page says. `run.sh` puts the programs that the page expects
+on the PATH.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def counter(output: str, name: str) -> float | None:
     return float(found[1]) if found else None
 
 
-# What the output of a block must have.
+# The words that the output of a block must contain.
 def kept(output: str) -> bool:
     policies = ("errors", "slow")
     return all(

@@ -1,4 +1,4 @@
-"""What must hold for the objects of one rendered chart."""
+"""Checks the objects of one rendered chart."""
 
 import json
 from collections import Counter

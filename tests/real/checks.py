@@ -20,7 +20,7 @@ Problems = list[str]
 
 @dataclass
 class Evidence:
-    """What the senders sent, what the sink got, and what Tailwater and Prometheus report."""
+    """The spans of the senders and of the sink, and the reports of Tailwater and Prometheus."""
 
     kinds: dict[str, str]  # trace id -> what the plan calls the trace
     sent: list[Span]
@@ -123,7 +123,7 @@ def planned_kinds(e: Evidence) -> Problems:
     return problems + differences("what happens to traces", outcomes, wanted)
 
 
-# What arrives at the sink.
+# Spans that arrive at the sink.
 
 
 def kept_traces(e: Evidence) -> Problems:
@@ -213,7 +213,7 @@ def own_attributes(e: Evidence) -> Problems:
     return problems
 
 
-# What Tailwater reports about single traces.
+# Reports of Tailwater about single traces.
 
 
 def decisions_of_kept(e: Evidence) -> Problems:

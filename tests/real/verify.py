@@ -2,7 +2,7 @@
 
 The senders are the Python and the Node OpenTelemetry SDK, the backend is `sink.py`, and a real
 Prometheus watches. Then the schema of the configuration (`schema.py`), TLS and tokens
-(`secure.py`) and the shipped policies (`cookbook.py`). `run.sh` installs what this needs.
+(`secure.py`) and the shipped policies (`cookbook.py`). `run.sh` installs the tools for this.
 """
 
 import argparse

@@ -84,7 +84,7 @@ class Terminal:
 
 
 def failures(shop):
-    """What `top` says where it cannot begin."""
+    """The error of `top` when it cannot start."""
     piped = subprocess.run([shop.binary, "top", "--address", shop.address],
                            capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert piped.returncode == 1 and "needs a terminal" in piped.stderr, piped

@@ -108,7 +108,7 @@ fn a_watcher_that_does_not_read_is_ended() {
     assert!(!reads.is_closed());
 }
 
-/// What waits for a watcher, as the body of an answer.
+/// The events that wait for a watcher, as the body of an answer.
 struct Queued(Queue);
 
 impl Body for Queued {

@@ -18,7 +18,7 @@ pub(super) struct Report {
 /// The most diagnostics of one file; later ones are only counted.
 const DIAGNOSTICS_MAX: usize = 1_000;
 
-/// Where the text being read is in the file.
+/// The position in the file of the text that is being read.
 #[derive(Clone, Default)]
 pub(super) enum Placement {
     /// The text is the whole file.

@@ -189,7 +189,7 @@ pub(super) fn summary(figures: &Figures, report: &Report, paint: Paint) -> Strin
     text + &ledger(figures, paint)
 }
 
-/// Where every span is: both equations, with their numbers below.
+/// The ledger: both equations, with their numbers below.
 fn ledger(figures: &Figures, paint: Paint) -> String {
     let total = figures.total();
     let [kept, dropped] = [total.spans_kept, total.spans_dropped].map(grouped);

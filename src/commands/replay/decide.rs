@@ -35,7 +35,7 @@ struct Set {
     totals: Totals,
 }
 
-/// The outcome of a replay: what was read, and how it was decided.
+/// The outcome of a replay: the figures of the input, and the decisions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) input: Sum,

@@ -287,7 +287,7 @@ fn what_receivers_take_is_checked() {
         (
             "receiver.http.traces_url_path = '/v1/traces?x'",
             "1:33: error: `traces_url_path` must be a path, found `/v1/traces?x` \
-             | percent-encode what is no letter, and leave `?` and `#` out",
+             | percent-encode special characters, and leave `?` and `#` out",
         ),
         (
             "receiver.http.cors.allowed_origins = ['shop.example']",

@@ -228,7 +228,7 @@ impl Partition {
         if self.next >= end {
             self.clock.confirm(asked_at);
         } else if self.is_at_end && self.same_end >= SAME_ENDS {
-            // The offsets up to the end are markers of transactions, which are no records.
+            // The offsets up to the end are markers of transactions, which are not records.
             self.clock.confirm(asked_at.saturating_sub(SAME_END_MILLIS));
         }
     }

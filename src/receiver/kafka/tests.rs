@@ -190,7 +190,7 @@ impl Owner {
         }
     }
 
-    /// Encodes and queues what has been decided.
+    /// Encodes and queues the spans of decided traces.
     fn flush(&mut self) {
         self.runtime.block_on(self.decider.relieve());
     }

@@ -292,7 +292,5 @@ fn what_the_collector_refuses_as_a_whole_is_noted() {
         "tail_sampling:\n  sampling_strategy: span-ingest\n  policies:\n  \
          - {name: a, type: span_count, span_count: {max_spans: 5}}\n",
     );
-    assert!(
-        ingest.says("4:45: note: this stands together with `span-ingest`, which the Collector")
-    );
+    assert!(ingest.says("4:45: note: the Collector refuses this policy together with"));
 }

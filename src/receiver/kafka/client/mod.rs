@@ -112,7 +112,7 @@ struct Clients {
 }
 
 impl Clients {
-    /// The settings of a client that is no member of the group.
+    /// The settings of a client that is not a member of the group.
     fn connection(&self) -> ClientConfig {
         let secrets = self.secrets.as_ref().map(|secrets| secrets.get());
         settings::connection(&self.kafka, secrets.as_ref().and_then(|it| it.password.as_ref()))
