@@ -104,6 +104,18 @@ const POLICIES: [(&str, &[&str]); 36] = [
         &["4:47: error: the Collector counts at most 2,147,483,647 spans"],
     ),
     (
+        "- {name: p, type: span_count, span_count: {min_spans: 3, max_spans: 2}}",
+        &["4:47: error: no trace has that many spans"],
+    ),
+    (
+        "- {name: p, type: span_count, span_count: {max_spans: -1}}",
+        &["4:47: error: no trace has that many spans"],
+    ),
+    (
+        "- {name: p, type: span_count, span_count: {min_spans: -2, max_spans: -1}}",
+        &["4:47: error: no trace has that many spans"],
+    ),
+    (
         "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: ['{{ .t }}']}",
         &["6:43: error: this comes from a variable, whose value is not known here, and \
             policies have no variables"],

@@ -82,6 +82,11 @@ const CONDITIONS: [(&str, &str, &str); 24] = [
         "{sampling_percentage: 150}",
         "type = \"probabilistic\" sampling_percentage = 100",
     ),
+    (
+        "probabilistic",
+        "{sampling_percentage: -0.0}",
+        "type = \"probabilistic\" sampling_percentage = 0",
+    ),
     ("probabilistic", "{hash_salt: x}", "type = \"probabilistic\" sampling_percentage = 0"),
     (
         "rate_limiting",
