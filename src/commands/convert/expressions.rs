@@ -3,9 +3,9 @@
 //! Both follow RE2's syntax, with these differences: in Go, `\d`, `\w`, `\s` and `\b` are ASCII;
 //! `[`, `&&` and `~~` are characters inside a class; `\<` and `\>` are characters, while here they
 //! match the ends of words; a `{` that begins no repetition is a character, and so is everything
-//! between `\Q` and `\E`. These constructs are rewritten, so that the meaning stays. An expression is
-//! refused if it cannot be compiled, or if Go refuses it: a repetition of a repetition, and one of
-//! more than 1000 times.
+//! between `\Q` and `\E`. These constructs are rewritten, so that the meaning stays. An expression
+//! is refused if it cannot be compiled, or if Go refuses it: a repetition of a repetition, and one
+//! of more than 1000 times.
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 

@@ -4,9 +4,9 @@
 //!
 //! One task makes visits at an even rate and hands out batches; one task per service sends them.
 //! Between them is a channel of [`BATCHES_MAX`], so a receiver that refuses requests slows the shop
-//! down. A refusal with RetryInfo means that the receiver took nothing, so the request is sent again,
-//! up to [`ATTEMPTS_MAX`] times. After any other failure the receiver may have taken the request or
-//! not, so the verifier no longer expects its traces.
+//! down. A refusal with RetryInfo means that the receiver took nothing, so the request is sent
+//! again, up to [`ATTEMPTS_MAX`] times. After any other failure the receiver may have taken the
+//! request or not, so the verifier no longer expects its traces.
 
 use std::{sync::Arc, time::Duration};
 
