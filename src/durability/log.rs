@@ -208,7 +208,7 @@ impl Log {
         // Only once new files have taken records, and syncs, for a while.
         if matches!(state.disk, Disk::Tried(since) if self.clock.elapsed() > since + PAUSE) {
             state.disk = Disk::Works;
-            info!(log = self.kind.as_str(), "the disk takes records again");
+            info!(log = self.kind.as_str(), "the disk accepts records again");
         }
         Ok(Reserved { file, position, end: position + needed })
     }
@@ -443,7 +443,7 @@ impl Log {
                 directory = %self.directory.display(),
                 errors,
                 %problem,
-                "cannot write to [durability] directory: {consequence} until it takes records \
+                "cannot write to [durability] directory: {consequence} until it accepts records \
                  again. Check the disk, its free space and its permissions"
             );
         }

@@ -235,7 +235,7 @@ impl<'a> Delivery<'a> {
             warn!(
                 code,
                 said,
-                "the backend does not take spans: the exporter queues and retries them. {advice}"
+                "the backend does not accept spans: the exporter queues and retries them. {advice}"
             );
         }
         again
@@ -250,7 +250,7 @@ impl<'a> Delivery<'a> {
         if rejected > 0 {
             self.fail(FailedBecause::PartialSuccess, rejected, code, message);
         } else if !message.is_empty() {
-            debug!(said = shortened(message), "the backend took spans with a warning");
+            debug!(said = shortened(message), "the backend accepted spans with a warning");
         }
         self.consumer.metrics.sent(spans - rejected);
         self.popped.settle(spans - rejected);

@@ -131,7 +131,7 @@ def fault(binary, disk, folder, options, mistakes):
             mistakes.unless(back is not None, f"not back within {BACK_SECONDS} s")
             lines.append(f"back after {back or 0:.1f} s")
             if disk.refuses:
-                is_told = until_told(folder, "the disk takes records again")
+                is_told = until_told(folder, "the disk accepts records again")
                 mistakes.unless(is_told, "the log does not say that it is over")
             disk.turn_on(tailwater.process)
             time.sleep(GRACE_SECONDS)

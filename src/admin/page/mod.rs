@@ -138,7 +138,7 @@ impl Page<'_> {
         html! {
             @if backend.is_some_and(|backend| backend.state() == State::Failing) {
                 div .notice.bad {
-                    h2 { "The backend does not take spans" }
+                    h2 { "The backend does not accept spans" }
                     p { (backend.map_or("", |backend| &backend.error)) }
                 }
             }

@@ -86,7 +86,7 @@ fn what_needs_attention_is_said_first() {
     let at = |text: &str| rendered.find(text).unwrap_or_else(|| panic!("no {text}: {rendered}"));
     assert!(at("16 kept spans were lost") < at("queue_full: 9"));
     assert!(at("queue_full: 9") < at("harmless: 7"));
-    assert!(at("The backend does not take spans") < at("Spans a second"));
+    assert!(at("The backend does not accept spans") < at("Spans a second"));
     assert!(at("The last reload failed") < at("Spans a second"));
     let well = GetStatusResponse {
         configuration: Some(Configuration { last_reload_successful: true, ..Default::default() }),

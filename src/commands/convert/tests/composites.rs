@@ -34,7 +34,7 @@ fn shares_become_limits() {
         let wanted = wanted.map(|rate| format!("{{ spans_per_second = {rate} }}"));
         assert_eq!(limits(&converted), wanted, "{allocation}");
         assert!(
-            converted.says("7:9: note: each part becomes a policy with a limit of its own"),
+            converted.says("7:9: note: each part becomes a policy with its own limit"),
             "{:?}",
             converted.said
         );
@@ -109,12 +109,13 @@ fn strangers_and_what_cannot_stand_inside_are_refused() {
         (
             "policy_order: []",
             "{name: a, type: not, not: {not_sub_policy: {name: b, type: trace_flags}}}",
-            "9:32: error: the Collector takes no policy of type `not` inside of this one",
+            "9:32: error: the Collector does not allow a policy of type `not` inside this one",
         ),
         (
             "policy_order: []",
             "{name: a, type: composite, composite: {}}",
-            "9:32: error: the Collector takes no policy of type `composite` inside of this one",
+            "9:32: error: the Collector does not allow a policy of type `composite` inside this \
+             one",
         ),
         (
             "policy_order: []",

@@ -135,7 +135,7 @@ fn one_of_several_is_named() {
     let twice = format!("{text}---\n{text}");
     assert_eq!(
         convert_one(&twice, Some("tail_sampling/a")).errors(),
-        ["1:1: error: `tail_sampling/a` is there 2 times: leave one in the file"]
+        ["1:1: error: `tail_sampling/a` is in the file 2 times: leave only one"]
     );
 }
 

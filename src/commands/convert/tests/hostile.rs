@@ -53,7 +53,7 @@ fn values_policies_and_parts_are_bounded() {
         [{aliases}]}}}}]\n",
         policy("p")
     );
-    assert!(last_error(&parts).contains("more than 4 MiB"));
+    assert!(last_error(&parts).contains("exceed 4 MiB"));
     let small = format!(
         "p: &p {{name: x, type: trace_flags}}\n{PROCESSOR}[{{name: a, type: and, and: \
         {{and_sub_policy: [{aliases}]}}}}]\n"
@@ -81,5 +81,5 @@ fn expressions_are_bounded() {
     );
     assert!(last_error(&text).contains("the regular expression cannot be used"));
     let more = text.replace(&expressions, &expressions.repeat(2));
-    assert!(last_error(&more).contains("more than 4 MiB"));
+    assert!(last_error(&more).contains("exceed 4 MiB"));
 }

@@ -140,7 +140,7 @@ const POLICIES: [(&str, &[&str]); 39] = [
     ),
     (
         "- name: p\n  type: and\n  and:\n    and_sub_policy:\n    - {name: q, type: and, and: {}}",
-        &["8:11: error: the Collector takes no policy of type `and` inside of this one"],
+        &["8:11: error: the Collector does not allow a policy of type `and` inside this one"],
     ),
     (
         "- name: p\n  type: latency\n  latency: {threshold_ms: 5, threshold_ms: 6}",

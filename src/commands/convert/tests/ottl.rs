@@ -352,7 +352,7 @@ const REFUSED: [(&str, &str, i32, &str); 24] = [
 
 /// Conditions begin in column 12.
 #[test]
-fn what_cannot_be_expressed_is_refused_at_its_place() {
+fn refusals_are_reported_at_their_place() {
     for (list, text, column, reason) in REFUSED {
         let converted = condition(list, text);
         let place = format!("8:{}: error: {reason}", 12 + column);
@@ -362,7 +362,7 @@ fn what_cannot_be_expressed_is_refused_at_its_place() {
 }
 
 #[test]
-fn differences_are_noted_where_they_stand() {
+fn differences_are_noted_at_their_place() {
     let converted = condition("span", r#"attributes["a"] != "x""#);
     assert!(converted.says("8:11: note: `!=` is true for every span that lacks the attribute"));
     let converted = condition("span", r#"IsMatch(attributes["a"], "x")"#);
