@@ -163,7 +163,7 @@ impl Policies {
             && self.specs.iter().all(|spec| spec.shadow)
         {
             let problem = Problem::new("all policies are shadow policies: every trace is dropped")
-                .hint("leave `shadow` out of those that are to decide");
+                .hint("remove `shadow` from the policies that should decide");
             diagnostics.push(place.clone().saying(problem));
         }
         for (index, remark) in review(&self.specs) {

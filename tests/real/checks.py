@@ -347,7 +347,7 @@ def prometheus_agrees(e: Evidence) -> Problems:
 CHECKS = {
     "every trace was sent within its window, late spans after it": sent_in_time,
     "the plan has errors, slow traces and both sides of the baseline": planned_kinds,
-    "the sink has every trace that is to be kept and no other": kept_traces,
+    "the sink has every trace that must be kept and no other": kept_traces,
     "every kept trace is whole, each span there once": kept_traces_whole,
     "every kept span is as its SDK made it, attribute by attribute": spans_unchanged,
     "ot=th is right on every kept span": thresholds,

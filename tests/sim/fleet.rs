@@ -25,7 +25,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(180);
 /// The most that a producer's clock and its batches put between a record and its timestamp.
 const JITTER_MILLIS: u64 = 300;
 
-/// A span that is to be produced.
+/// A span to produce.
 #[derive(Clone, Copy, Debug)]
 struct Planned {
     trace: usize,
@@ -221,7 +221,7 @@ impl Fleet {
         self.check_commits(&committed);
     }
 
-    /// Everything below a commit is delivered, if it is to be kept at all.
+    /// Every span below a commit that the policies keep is delivered.
     fn check_commits(&self, committed: &[Committed]) {
         for &(partition, before, offset) in committed {
             self.journal.note(format_args!("commit {partition}: {before} to {offset}"));

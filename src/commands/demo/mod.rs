@@ -206,7 +206,7 @@ impl Demo {
         let paint = screen.paint();
         let by_policy = table::by_policy(figures, paint);
         let summary = table::summary(figures, &report, paint);
-        // If nobody reads any more, the exit code still gives the outcome.
+        // If standard output is closed, the exit code still gives the outcome.
         let _ = screen.close(&format!("{by_policy}\n{summary}"));
         undelivered == 0 && is_fine(figures, &report)
     }

@@ -43,7 +43,7 @@ pub struct Record<'a> {
 pub enum Taken {
     /// It was taken in, or had been before.
     In,
-    /// It was passed over for good, for this reason.
+    /// It was skipped for good, for this reason.
     PassedOver(String),
     /// It has to be offered again: nothing of it was taken in.
     Later(Why),

@@ -2,8 +2,8 @@
 //! where the partitions end.
 //!
 //! librdkafka keeps the connections, fetches ahead and sends heartbeats on threads of its own; its
-//! callbacks run inside of `poll`. Polling goes on whatever else happens: while records wait for
-//! room, their partitions are paused. Nothing here runs on the async runtime.
+//! callbacks run inside `poll`. Polling never stops: while records wait for room, their partitions
+//! are paused. Nothing here runs on the async runtime.
 //!
 //! A record that cannot be taken in now is kept here and offered again; its partition is paused
 //! meanwhile, unless that takes only a moment.
@@ -339,8 +339,8 @@ impl<'c> Reading<'c> {
                 records,
                 partition,
                 offset,
-                "Kafka: passed over undecodable records, this one last: {refusal}. Check what \
-                 writes to the topic, and `encoding` in [receiver.kafka]"
+                "Kafka: skipped undecodable records, this one last: {refusal}. Check what writes \
+                 to the topic, and `encoding` in [receiver.kafka]"
             );
         }
         taken
