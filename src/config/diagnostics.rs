@@ -193,7 +193,7 @@ pub(super) fn quote(text: &str) -> String {
     }
 }
 
-/// Replaces everything in `text` that could control a terminal or reorder what it shows.
+/// Replaces everything in `text` that could control a terminal or reorder its text.
 pub(crate) fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     text.chars().for_each(|c| push_visible(&mut out, c));

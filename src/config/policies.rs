@@ -157,7 +157,7 @@ impl Policies {
         }
     }
 
-    /// Warns about policies that probably do not do what was meant, over all files.
+    /// Warns about policies that are probably mistakes, over all files.
     pub(super) fn review(&self, diagnostics: &mut Diagnostics) {
         if let Some(place) = self.places.first()
             && self.specs.iter().all(|spec| spec.shadow)

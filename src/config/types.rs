@@ -1,9 +1,9 @@
-//! The description of every policy type: its parameters, what it matches, where it is allowed, and
+//! The description of every policy type: its parameters, its meaning, where it is allowed, and
 //! whether its match can still change while spans arrive.
 //!
 //! The loader takes names, places and bounds from here; `crate::reference` writes the JSON Schema
 //! and the reference page from it. To add a type, add one entry here, and its reader in
-//! `config::conditions` or `config::policies`. `crate::policy` implements what a type does.
+//! `config::conditions` or `config::policies`. `crate::policy` implements the types.
 
 #![cfg_attr(
     not(test),

@@ -41,7 +41,7 @@ struct Ended {
     failed: u64,
 }
 
-/// The first round that may fail with what is written from now on.
+/// The first round whose failure would affect later writes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Since(u64);
 
@@ -110,7 +110,7 @@ impl Keeper {
         Since(self.ended.borrow().round + 1)
     }
 
-    /// A ticket for what has been written since then.
+    /// A ticket for the writes since then.
     pub(crate) fn ticket(&self, since: Since) -> Ticket {
         Ticket { since, round: self.begun.load(SeqCst) + 1 }
     }

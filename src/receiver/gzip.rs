@@ -57,7 +57,7 @@ impl Member {
         self.inflated_bytes
     }
 
-    /// Its output; `None` if it is not alone or not what it claims to be.
+    /// Its output; `None` if it is not alone, or its end does not match its output.
     pub(super) fn inflate(&self) -> Option<Bytes> {
         let is_header =
             |at: usize| self.deflated.get(at + 3).is_none_or(|flags| flags & RESERVED_FLAGS == 0);

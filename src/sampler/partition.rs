@@ -9,10 +9,10 @@
 //!
 //! A window begins *below the commit*: an earlier owner of the partition has decided and delivered
 //! what it is given now. It decides again, by the same policies, but nothing of that leaves, is
-//! counted or is published; decisions are remembered for what follows. [`Sampler::pass_commit`]
-//! ends this. Of a trace that is undecided at that moment, the spans that are there leave neither,
-//! and those that follow leave by the decision about all of them. Traces that lie below the commit
-//! as a whole are not candidates of limits and use up none of their rate.
+//! counted or is published; decisions are remembered for later spans. [`Sampler::pass_commit`] ends
+//! this. Of a trace that is undecided at that moment, the spans that are there leave neither, and
+//! those that follow leave by the decision about all of them. Traces that lie below the commit as a
+//! whole are not candidates of limits and use up none of their rate.
 
 use std::{
     collections::HashMap,
@@ -112,7 +112,7 @@ impl ShardState {
         self.partition.as_ref().is_some_and(|partition| partition.is_open)
     }
 
-    /// Whether what arrives now lies below the commit.
+    /// Whether the spans that arrive now are below the commit.
     pub(super) fn is_below_commit(&self) -> bool {
         self.partition.as_ref().is_some_and(|partition| partition.is_below)
     }
@@ -191,7 +191,7 @@ impl Sampler {
         Some(PartitionWindow(index))
     }
 
-    /// Closes a window without deciding what is in it. Returns the number of its spans that were
+    /// Closes a window without deciding its traces. Returns the number of its spans that were
     /// counted as accepted.
     pub fn close_partition(&self, window: PartitionWindow) -> u64 {
         let spans = self.replace_window(window.0, false);
@@ -243,7 +243,8 @@ impl Sampler {
         partitions().for_each(|index| self.lock(index).remembered.limit_bytes(bytes_max));
     }
 
-    /// From now on, what arrives in the window lies above the commit, and leaves when it is kept.
+    /// From now on, spans that arrive in the window are above the commit, and leave when they are
+    /// kept.
     pub fn pass_commit(&self, window: PartitionWindow) {
         let mut state = self.lock(window.0);
         let ShardState { window, partition, .. } = &mut *state;

@@ -264,7 +264,7 @@ impl Page<'_> {
                         th scope="col" .number { "traces matched" }
                         th scope="col" .number { "traces kept" }
                         th scope="col" .number { "spans kept" }
-                        th scope="col" { "share of what is kept" }
+                        th scope="col" { "share of kept spans" }
                         th scope="col" .number { "keeps now" }
                     } }
                     tbody { @for policy in policies { (self.policy(policy, kept)) } }

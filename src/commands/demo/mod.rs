@@ -184,8 +184,8 @@ impl Demo {
         let mut gauge = Gauge::new(&config, &service);
         let stop = async {
             stop_traffic.send_replace(true);
-            // However the traffic ended, the verifier knows what was made and the sink what
-            // arrived.
+            // However the traffic ended, the verifier knows the traces that were made, and the sink
+            // those that arrived.
             let _ = traffic.await;
             let undelivered = service.shutdown().await;
             sink.stop().await;

@@ -2,8 +2,7 @@
 //! functions are pure, so that tests can compare the text exactly.
 //!
 //! No line is wider than 80 columns until traces are counted in tens of millions. The plain
-//! progress lines are wider, since they do not go to a terminal. Colour only repeats what the words
-//! say.
+//! progress lines are wider, since they do not go to a terminal. Colour only repeats the words.
 
 use std::{fmt::Write as _, time::Duration};
 

@@ -3,8 +3,7 @@
 //! A trace with `ot=th` was sampled before: a trace that was kept with probability p stands for 1 /
 //! p traces. Policies keep a trace of the original traffic at their own threshold T; the recorded
 //! traces are those with R >= th. So a trace that they keep counts 1 if T is the higher threshold,
-//! and (1 - T) / (1 - th) if th is. The expected value of each sum is what the original traffic
-//! would have given.
+//! and (1 - T) / (1 - th) if th is. The expected value of each sum is that of the original traffic.
 
 use crate::{
     policy::Verdict,

@@ -4,8 +4,8 @@
 //! policies propose. Traces become OTLP bytes and are decided as in the service, with limits at
 //! rest (no other trace has used them). Shadow policies and expired policies take no part.
 //!
-//! `config` reads test files, `spans` encodes traces, `coverage` records what the tests have
-//! covered, and `report` prints.
+//! `config` reads test files, `spans` encodes traces, `coverage` records the coverage of the tests,
+//! and `report` prints.
 
 use std::{fs::File, path::PathBuf, sync::Arc};
 

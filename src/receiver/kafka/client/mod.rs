@@ -175,7 +175,8 @@ impl Kafka {
         Ok(Kafka { stop, threads: [reading, asking] })
     }
 
-    /// Gives all partitions up, commits what can be committed, and ends the threads. Blocks.
+    /// Gives all partitions up, commits their last offsets where possible, and ends the threads.
+    /// Blocks.
     pub(crate) fn stop(self) {
         self.stop.set();
         for thread in self.threads {
@@ -277,7 +278,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Delivers and commits what is decided, as far as that takes only a moment, and lets go.
+    /// Delivers and commits the decided traces, as far as that takes only a moment, and lets go.
     fn leave(&self, consumer: &BaseConsumer<Context>) {
         let context = consumer.context();
         let topic = &self.clients.kafka.topic;
