@@ -394,7 +394,7 @@ mod tests {
             popped.push(queue.pop().await.expect("one waits"));
         }
         assert_eq!(queue.unstored(), 2);
-        // They are settled in any order.
+        // Requests are settled in any order.
         for index in [3, 1, 2] {
             popped[index].settle(1);
         }

@@ -8,11 +8,11 @@
 //! are candidates of the next tick, like those of all shards, and are decided after it.
 //!
 //! A window begins *below the commit*: an earlier owner of the partition has decided and delivered
-//! what it is given now. It decides again, by the same policies, but nothing of that leaves, is
-//! counted or is published; decisions are remembered for later spans. [`Sampler::pass_commit`] ends
-//! this. Of a trace that is undecided at that moment, the spans that are there leave neither, and
-//! those that follow leave by the decision about all of them. Traces that lie below the commit as a
-//! whole are not candidates of limits and use up none of their rate.
+//! the spans that arrive now. The window decides them again, by the same policies, but nothing is
+//! exported, counted or published; decisions are remembered for later spans.
+//! [`Sampler::pass_commit`] ends this. If a trace is undecided at that moment, its earlier spans
+//! are not exported either; its later spans follow the decision about the whole trace. Traces that
+//! lie below the commit as a whole are not candidates of limits and use up none of their rate.
 
 use std::{
     collections::HashMap,
@@ -147,7 +147,7 @@ impl ShardState {
         }
     }
 
-    /// The moment of the tick that is going on.
+    /// The moment of the current tick.
     pub(super) fn ticked_by(&self, by: Millis) -> Millis {
         self.partition
             .as_ref()
@@ -273,15 +273,16 @@ impl Sampler {
         self.decide(window.0, time, which, room, out)
     }
 
-    /// For how long a trace of a window has been due, by its own time; `None` if none is.
+    /// The time for which a trace of a window has been due, by the window's time; `None` if none
+    /// is.
     pub fn overdue_millis(&self, window: PartitionWindow) -> Option<u32> {
         let mut state = self.lock(window.0);
         let time = state.time();
         state.window.next_due(time).map(|due| time.since(due.at))
     }
 
-    /// The position that no undecided span of a window stands below, and the time of its record;
-    /// `None` if nothing is undecided.
+    /// The lowest position of an undecided span of a window, and the time of its record; `None` if
+    /// nothing is undecided.
     pub fn lowest(&self, window: PartitionWindow) -> Option<(u64, Millis)> {
         self.lock(window.0).window.lowest()
     }
