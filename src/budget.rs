@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_fits_is_told_from_what_does_not_fit_now() {
+    fn never_fitting_differs_from_not_fitting_now() {
         let budget = Budget::new(3200);
         assert!(!budget.never_fits(3100) && budget.never_fits(3101));
         let _window = budget.hold(Holder::Segments, 3200);
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_admitted_is_charged_beyond_the_limit() {
+    fn admitted_bytes_are_charged_beyond_the_limit() {
         let budget = Budget::new(100);
         budget.charge(Holder::Segments, 150);
         assert!(budget.pressure() > 1.0 && budget.used() > budget.soft_limit());

@@ -149,7 +149,7 @@ async fn a_token_that_is_replaced_ends_the_outage() {
 /// pages, redirects or from other services; then it accepts everything.
 /// Guarantees: each costs a retry and no span.
 #[tokio::test]
-async fn what_says_nothing_about_spans_costs_none() {
+async fn answers_that_are_not_about_spans_cost_none() {
     let page = || reply_with(200, "text/html; charset=utf-8", b"<html>Welcome</html>");
     let redirect = || {
         let mut reply = reply(302);

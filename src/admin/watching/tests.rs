@@ -79,7 +79,7 @@ fn on_leash(watchers: &Watchers, per_second: f64, leash: Arc<Leash>) -> Queue {
 }
 
 #[test]
-fn what_is_left_out_is_counted() {
+fn skipped_decisions_are_counted() {
     let watchers = Watchers::default();
     let mut queue = watcher(&watchers, 2.0);
     let seconds = Duration::from_secs;

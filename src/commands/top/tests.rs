@@ -128,7 +128,7 @@ fn every_size_is_drawn_and_the_state_comes_first() {
 }
 
 #[test]
-fn what_goes_wrong_is_told() {
+fn failures_are_shown() {
     let mut view = view();
     view.status.ready = false;
     let backend = view.status.backend.as_mut().unwrap();
@@ -248,7 +248,7 @@ fn a_message_is_read_on_a_small_screen_too() {
 }
 
 #[test]
-fn what_came_of_a_reload_is_told() {
+fn the_outcome_of_a_reload_is_shown() {
     let mut view = view();
     assert_eq!(press(&mut view, "r"), Some(Act::Reload));
     let diagnostic = Diagnostic {

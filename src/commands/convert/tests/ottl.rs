@@ -209,7 +209,7 @@ fn a_side_may_be_exchanged_computed_or_hold_braces() {
 }
 
 #[test]
-fn what_and_joins_is_about_one_span() {
+fn conditions_joined_by_and_are_about_one_span() {
     assert_eq!(
         rule("span", r#"attributes["n"] >= 500 and attributes["n"] <= 599"#),
         one_line(

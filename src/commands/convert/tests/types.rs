@@ -267,7 +267,7 @@ fn names_are_unique_and_short() {
 }
 
 #[test]
-fn what_is_about_the_whole_file_is_noted_once() {
+fn notes_about_the_whole_file_are_given_once() {
     let converted = convert_policy(
         "- {name: a, type: string_attribute, string_attribute: {key: k, values: [v]}}\n\
          - {name: b, type: boolean_attribute, boolean_attribute: {key: k, value: true}}",
@@ -296,7 +296,7 @@ fn salts_that_differ_are_noted_and_refused_where_they_multiply() {
 }
 
 #[test]
-fn what_the_collector_refuses_as_a_whole_is_noted() {
+fn files_that_the_collector_refuses_are_noted() {
     let twice = convert_policy("- {name: a, type: trace_flags}\n- {name: a, type: always_sample}");
     assert!(
         twice.says("5:14: note: another policy has the same name, which the Collector refuses")
