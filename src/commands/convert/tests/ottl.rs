@@ -366,7 +366,7 @@ fn differences_are_noted_at_their_place() {
     let converted = condition("span", r#"attributes["a"] != "x""#);
     assert!(converted.says("8:11: note: `!=` is true for every span that lacks the attribute"));
     let converted = condition("span", r#"IsMatch(attributes["a"], "x")"#);
-    assert!(converted.says("8:11: note: `IsMatch` also looks into values that are not strings"));
+    assert!(converted.says("8:11: note: in the Collector `IsMatch` also tests the text of values"));
 }
 
 #[test]
