@@ -4,7 +4,7 @@
 use super::{convert, convert_policy};
 
 /// Policies, and the errors in them.
-const POLICIES: [(&str, &[&str]); 36] = [
+const POLICIES: [(&str, &[&str]); 39] = [
     ("- name: p\n  type: or\n  or: {}", &["5:13: error: the Collector has no policy type `or`"]),
     ("- {name: p, type: service}", &["4:23: error: the Collector has no policy type `service`"]),
     (
