@@ -55,8 +55,8 @@ pub struct SpanMeta {
     pub is_root: bool,
     /// [`SpanKind::mask`] of its kind; 0 for kinds that OTLP does not define.
     pub kind_mask: u8,
-    /// Where in the span its name begins, at the length; 0 if it has none or it is not among the
-    /// first 255 bytes (`parts::name`).
+    /// The position in the span where the length of its name begins; 0 if it has none or it is not
+    /// among the first 255 bytes (`parts::name`).
     pub name_at: u8,
 }
 

@@ -233,7 +233,7 @@ impl Sampler {
     ) -> Ingested {
         let Prepared { plan, room } = prepared;
         let plan = &plan;
-        // Decisions of partitions are in no log, and what is needed for one is not collected.
+        // Decisions of partitions are not logged, so the data for the log is not collected.
         out.position = origin.position.filter(|_| origin.partition.is_none());
         let mut taking = Taking { now, origin, request, plan, room };
         let Scratch { walked, sorted, appending, taken } = scratch;

@@ -8,11 +8,11 @@
 //! are candidates of the next tick, like those of all shards, and are decided after it.
 //!
 //! A window begins *below the commit*: an earlier owner of the partition has decided and delivered
-//! what it is given now. It decides again, by the same policies, but nothing of that leaves, is
-//! counted or is published; decisions are remembered for what follows. [`Sampler::pass_commit`]
-//! ends this. Of a trace that is undecided at that moment, the spans that are there leave neither,
-//! and those that follow leave by the decision about all of them. Traces that lie below the commit
-//! as a whole are no candidates of limits and use up nothing of them.
+//! the spans that arrive now. The window decides them again, by the same policies, but nothing is
+//! exported, counted or published; decisions are remembered for later spans.
+//! [`Sampler::pass_commit`] ends this. If a trace is undecided at that moment, its earlier spans
+//! are not exported either; its later spans follow the decision about the whole trace. Traces that
+//! lie below the commit as a whole are not candidates of limits and use up none of their rate.
 
 use std::{
     collections::HashMap,
@@ -31,7 +31,7 @@ use crate::{
     window::{self, Millis, Position, Shard},
 };
 
-/// What a list entry of spans below the commit takes.
+/// The bytes that a list entry of spans below the commit takes.
 const BELOW_BYTES: usize = size_of::<(Position, Below)>() + 2;
 
 /// The windows of partitions. They are created once and used again, so that other parts may visit
@@ -60,7 +60,7 @@ impl Partitions {
     }
 }
 
-/// What a shard is beside a window, if it is that of a partition.
+/// The part of a shard that only shards of partitions have.
 #[derive(Debug, Default)]
 pub(super) struct OfPartition {
     is_open: bool,
@@ -112,7 +112,7 @@ impl ShardState {
         self.partition.as_ref().is_some_and(|partition| partition.is_open)
     }
 
-    /// Whether what arrives now lies below the commit.
+    /// Whether the spans that arrive now are below the commit.
     pub(super) fn is_below_commit(&self) -> bool {
         self.partition.as_ref().is_some_and(|partition| partition.is_below)
     }
@@ -147,7 +147,7 @@ impl ShardState {
         }
     }
 
-    /// The moment of the tick that is going on.
+    /// The moment of the current tick.
     pub(super) fn ticked_by(&self, by: Millis) -> Millis {
         self.partition
             .as_ref()
@@ -191,7 +191,7 @@ impl Sampler {
         Some(PartitionWindow(index))
     }
 
-    /// Closes a window without deciding what is in it. Returns the number of its spans that were
+    /// Closes a window without deciding its traces. Returns the number of its spans that were
     /// counted as accepted.
     pub fn close_partition(&self, window: PartitionWindow) -> u64 {
         let spans = self.replace_window(window.0, false);
@@ -243,7 +243,8 @@ impl Sampler {
         partitions().for_each(|index| self.lock(index).remembered.limit_bytes(bytes_max));
     }
 
-    /// From now on, what arrives in the window lies above the commit, and leaves when it is kept.
+    /// From now on, spans that arrive in the window are above the commit, and leave when they are
+    /// kept.
     pub fn pass_commit(&self, window: PartitionWindow) {
         let mut state = self.lock(window.0);
         let ShardState { window, partition, .. } = &mut *state;
@@ -272,15 +273,16 @@ impl Sampler {
         self.decide(window.0, time, which, room, out)
     }
 
-    /// For how long a trace of a window has been due, by its own time; `None` if none is.
+    /// The time for which a trace of a window has been due, by the window's time; `None` if none
+    /// is.
     pub fn overdue_millis(&self, window: PartitionWindow) -> Option<u32> {
         let mut state = self.lock(window.0);
         let time = state.time();
         state.window.next_due(time).map(|due| time.since(due.at))
     }
 
-    /// The position that no undecided span of a window stands below, and the time of its record;
-    /// `None` if nothing is undecided.
+    /// The lowest position of an undecided span of a window, and the time of its record; `None` if
+    /// nothing is undecided.
     pub fn lowest(&self, window: PartitionWindow) -> Option<(u64, Millis)> {
         self.lock(window.0).window.lowest()
     }

@@ -69,7 +69,7 @@ impl Kafka {
             // The thread may wait for brokers.
             let _ = spawn_blocking(|| client.stop()).await;
         }
-        // What is not in a commit by now is read again by the next owner.
+        // The next owner reads again the records that are not committed by now.
         self.member.lock().unwrap_or_else(PoisonError::into_inner).revoke_all();
     }
 }

@@ -4,8 +4,8 @@
 #
 #   tests/packages/run.sh target/x86_64-unknown-linux-musl/release/tailwater
 #
-# Needs root, cargo-deb, debootstrap and, for the .rpm, cargo-generate-rpm and rpm. What is missing is said, and
-# the rest is tested. CLEAN_ROOT may name a root that debootstrap has made before. systemd does not run in a
+# Needs root, cargo-deb and, for the .rpm, cargo-generate-rpm; installs debootstrap and rpm where they are missing.
+# Missing tools are reported, and the rest is tested. CLEAN_ROOT may name a root that debootstrap has made before. systemd does not run in a
 # chroot: its unit is tested by systemd-analyze, and the messages to it by `cargo test installing`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -15,6 +15,9 @@ mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 if ! cargo deb --version >/dev/null 2>&1; then
     echo "packages: NOT RUN: cargo-deb is not installed"
     exit 0
+fi
+if ! type -P debootstrap rpm >/dev/null; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap rpm; } >/dev/null || true
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -33,7 +36,7 @@ else
     echo "packages: unit NOT RATED: systemd-analyze is not installed"
 fi
 
-# What both packages have to bring.
+# The files that both packages must contain.
 files=(
     usr/bin/tailwater usr/lib/systemd/system/tailwater.service usr/lib/sysusers.d/tailwater.conf
     etc/tailwater/tailwater.toml usr/share/man/man1/tailwater.1.gz usr/share/man/man1/tailwater-run.1.gz
@@ -82,7 +85,7 @@ dpkg_in() { chroot "$root" env DEBIAN_FRONTEND=noninteractive dpkg "$@" >"$work/
 dpkg_in --install /tailwater.deb
 [[ -e $root/usr/share/doc/tailwater/copyright ]] || fail "no licence"
 installed "$root"
-# What an administrator has changed outlives an upgrade and a removal, and goes with a purge.
+# Changes by an administrator survive an upgrade and a removal; a purge removes them.
 echo "# changed" >>"$root/etc/tailwater/tailwater.toml"
 dpkg_in --install --force-confdef --force-confold /tailwater.deb
 grep -q '^# changed$' "$root/etc/tailwater/tailwater.toml" || fail "an upgrade replaced the configuration"

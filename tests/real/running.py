@@ -119,7 +119,7 @@ class Senders:
         }
 
     def wait(self) -> list[dict[str, Any]]:
-        """What each sender wrote down."""
+        """The record that each sender wrote."""
         give_up = time.monotonic() + 60
         while any(sender.poll() is None for sender in self.processes.values()):
             for name, sender in self.processes.items():

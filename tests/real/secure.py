@@ -57,7 +57,7 @@ def openssl(folder: Path, *arguments: str) -> None:
 
 def make_certificates(folder: Path) -> None:
     """A CA (RSA), and its certificates for localhost (RSA) and a client (P-256)."""
-    subject = ("-subj", "/CN=the shop's authority", "-days", "2", "-nodes")
+    subject = ("-subj", "/CN=the shop's CA", "-days", "2", "-nodes")
     files = ("-keyout", "ca.key", "-out", "ca.crt")
     openssl(folder, "req", "-x509", "-newkey", "rsa:2048", *subject, *files)
     kinds = {
@@ -128,7 +128,7 @@ def curl(folder: Path, port: int, *arguments: str) -> str:
 
 
 def agreed(folder: Path, port: int, *arguments: str) -> str:
-    """What openssl reports about a connection."""
+    """The report of openssl about a connection."""
     command = ["openssl", "s_client", "-connect", f"localhost:{port}", "-CAfile", "ca.crt"]
     command += ["-cert", "client.crt", "-key", "client.key", "-verify_return_error", *arguments]
     done = subprocess.run(

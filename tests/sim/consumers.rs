@@ -38,7 +38,7 @@ pub struct Instance {
     pub seat: usize,
     pub epoch: u64,
     pub world: World,
-    /// What its own backend has stored.
+    /// The spans that its own backend has stored.
     pub journal: Arc<Journal>,
     member: Arc<Mutex<Member>>,
     held: BTreeSet<i32>,
@@ -98,7 +98,7 @@ impl Instance {
         &self.world.backend
     }
 
-    /// What it has, for people.
+    /// Its state, for people.
     pub fn told(&self) -> String {
         let member = self.member();
         let admin = self.service().admin();
@@ -121,7 +121,7 @@ impl Instance {
         admin.sampler.buffered().spans == 0 && admin.queue.held() == (0, 0)
     }
 
-    /// What it does between two moments. Returns the commits that the broker has taken.
+    /// Acts between two moments. Returns the commits that the broker has accepted.
     pub fn turn(&mut self, broker: &mut Broker, wall: u64, margin: u64) -> Vec<Committed> {
         if wall < self.stalled_until {
             return Vec::new();
@@ -146,7 +146,7 @@ impl Instance {
         committed
     }
 
-    /// SIGTERM with `leave_on_shutdown`: gives everything up and commits what is settled.
+    /// SIGTERM with `leave_on_shutdown`: gives all partitions up and commits the settled records.
     pub fn leave(&mut self, broker: &mut Broker) -> Vec<Committed> {
         let left = self.member().revoke_all();
         self.held.clear();

@@ -352,7 +352,7 @@ fn cut(
     if is_whole && !leave_reserve(&mut left, buckets, asked) { Bar::Shares } else { Bar::None }
 }
 
-/// Subtracts the reserve from what is left. Returns false if less is left.
+/// Subtracts the reserve from the rest. Returns false if the rest is smaller.
 fn leave_reserve(left: &mut [f64; 2], of: &[Option<Bucket>; 2], asked: [Cost; 2]) -> bool {
     let mut is_left = true;
     for ((left, bucket), asked) in left.iter_mut().zip(of).zip(asked) {

@@ -59,7 +59,7 @@ fn a_trace_larger_than_the_bucket_takes_all_of_it_and_leaves_a_debt() {
 }
 
 #[test]
-fn of_two_rates_the_scarcer_one_decides() {
+fn the_scarcer_of_two_rates_decides() {
     let rate = |burst| Some(Rate { per_second: 1.0, burst });
     let limit = Limit::new(Spec::Limit(LimitSpec { spans: rate(100.0), bytes: rate(1_000.0) }));
     let candidate =

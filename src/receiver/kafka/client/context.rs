@@ -1,6 +1,6 @@
 //! The callbacks of librdkafka: changes of the partitions, commits, errors and its own log lines.
 //!
-//! Callbacks about partitions and commits run inside of `poll`, on the thread of the receiver.
+//! Callbacks about partitions and commits run inside `poll`, on the thread of the receiver.
 
 use std::{
     collections::BTreeSet,
@@ -99,8 +99,8 @@ impl Context {
         }
     }
 
-    /// Opens windows for partitions, and returns the list of those that are to be read, with the
-    /// offsets where they begin. The others are tried again.
+    /// Opens windows for partitions, and returns the list of those to read, with the offsets where
+    /// they begin. The others are tried again.
     fn start(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         let found = starts::find(consumer, partitions, &self.clients, &self.metrics);

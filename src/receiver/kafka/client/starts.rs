@@ -1,5 +1,5 @@
-//! Where a new owner begins to read its partitions: `replay_margin` before what the group has
-//! committed, by the times of the records.
+//! Finds where a new owner begins to read its partitions: `replay_margin` before the offset that
+//! the group has committed, by the times of the records.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{metrics::Metrics, receiver::kafka::Start};
 /// How long the brokers may take to answer one question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the group has committed for a partition.
+/// The committed offset of a partition.
 struct Committed {
     offset: u64,
     time: Option<u64>,
@@ -73,7 +73,8 @@ pub(super) fn find<C: ConsumerContext>(
     Ok(starts)
 }
 
-/// Where to begin by the commit and by what the partition still holds, and the time of the commit.
+/// The offset to begin at, from the commit and the records that the partition still holds, and the
+/// time of the commit.
 fn begin(
     clients: &Clients,
     partition: i32,
@@ -94,7 +95,7 @@ fn begin(
             partition,
             committed = offset,
             end = high,
-            "the partition ends before what was committed: the topic was created again, or its \
+            "the partition ends before the committed offset: the topic was created again, or its \
              brokers have lost records. Reading it from the oldest record"
         );
         return Ok((at(low), None));
