@@ -24,10 +24,10 @@ pub(super) fn is_written_by_it(element: &[u8]) -> bool {
 pub(super) fn read(element: &[u8]) -> Result<Vec<u8>, String> {
     let mut value: Value = serde_json::from_slice(element).map_err(|error| error.to_string())?;
     for scopes in ["scopeSpans", "instrumentationLibrarySpans"] {
-        for scope in items(&mut value[scopes]) {
-            for span in items(&mut scope["spans"]) {
+        for scope in items(&mut value, scopes) {
+            for span in items(scope, "spans") {
                 to_hexadecimal(span);
-                items(&mut span["links"]).iter_mut().for_each(to_hexadecimal);
+                items(span, "links").iter_mut().for_each(to_hexadecimal);
             }
         }
     }
@@ -35,8 +35,10 @@ pub(super) fn read(element: &[u8]) -> Result<Vec<u8>, String> {
     json::to_protobuf(request.to_string().as_bytes()).map_err(|error| error.to_string())
 }
 
-fn items(value: &mut Value) -> &mut [Value] {
-    value.as_array_mut().map_or(&mut [], Vec::as_mut_slice)
+/// The elements of a list; none if `of` has no such list, or is no object.
+fn items<'v>(of: &'v mut Value, name: &str) -> &'v mut [Value] {
+    let list = of.get_mut(name).and_then(Value::as_array_mut);
+    list.map_or(&mut [], Vec::as_mut_slice)
 }
 
 fn to_hexadecimal(of: &mut Value) {

@@ -153,6 +153,23 @@ fn tempo_writes_ids_in_base64_and_enums_as_names() {
     }
 }
 
+/// What stands in place of an object makes its element unreadable, and nothing else.
+#[test]
+fn tempo_with_other_values_than_objects_is_skipped() {
+    let id = r#""traceId":"CvdlGRbNQ92ESOshHIAxnA==""#;
+    let batches = [
+        format!("[{{{id}}}]"),
+        format!(r#"{{"scopeSpans":[5,{{"spans":[{{{id}}}]}}]}}"#),
+        format!(r#"{{"scopeSpans":[{{"spans":["x",{{{id}}}]}}]}}"#),
+        format!(r#"{{"scopeSpans":[{{"spans":[{{{id},"links":[7]}}]}}]}}"#),
+        format!(r#"{{"scopeSpans":[{{"spans":[{{{id},"name":"a"}}]}}]}}"#),
+    ];
+    let (names, unreadable) = read(format!(r#"{{"batches":[{}]}}"#, batches.join(",")).as_bytes());
+    assert_eq!(names, ["a 0a"]);
+    assert_eq!(unreadable.len(), 4, "{unreadable:?}");
+    assert!(unreadable.iter().all(|reason| reason.starts_with("t:1: ")), "{unreadable:?}");
+}
+
 #[test]
 fn jaeger_is_read_with_its_kinds_status_and_parents() {
     let text = r#"{"data":[{"traceID":"af7651916cd43dd8448eb211c80319c","spans":[
