@@ -1,10 +1,10 @@
 //! Leaves: the conditions that have one bit each, which is set while a span is walked.
 //!
-//! Equal conditions share a bit ([`super::builder`]). The keys that conditions read are in one table
-//! ([`super::keys`]), so an attribute costs one look-up regardless of the number of policies, and a
-//! value that is compared costs one more ([`super::texts`]). Only bounds on numbers are tried one by one. A
-//! value is read from its bytes only if a condition names its key. Name, kind, flags, tracestate
-//! and events are read only if a condition needs them.
+//! Equal conditions share a bit ([`super::builder`]). The keys that conditions read are in one
+//! table ([`super::keys`]), so an attribute costs one look-up regardless of the number of policies,
+//! and a value that is compared costs one more ([`super::texts`]). Only bounds on numbers are tried
+//! one by one. A value is read from its bytes only if a condition names its key. Name, kind, flags,
+//! tracestate and events are read only if a condition needs them.
 //!
 //! The bits of a span start as the bits of its resource; its attributes and events add theirs. When
 //! all are set, `same_span` evaluates its expression on them and sets its own bit.
