@@ -16,7 +16,7 @@ bench=${STAGES_BINARY:-$(cargo bench --locked --bench stages --no-run --message-
 counts=$(mktemp)
 trap 'rm -f "$counts"' EXIT
 valgrind --tool=callgrind --callgrind-out-file="$counts" "$bench" \
-    --bench walk intern append ingest decide log encode 40 >/dev/null 2>&1
+    --bench walk intern append ingest decide log encode json 40 >/dev/null 2>&1
 
 # Each stage is a function of its own (benches/stages/measured.rs), sometimes compiled twice. 600
 # requests fill the window, and 40 follow; the decisions are those for the first 330 requests.
@@ -27,7 +27,7 @@ callgrind_annotate --inclusive=yes --threshold=100 "$counts" | awk '
         instructions[stage] += $1
     }
     END {
-        requests["walk"] = requests["intern"] = 40
+        requests["walk"] = requests["intern"] = requests["json"] = 40
         requests["append"] = requests["ingest"] = 640
         requests["decide"] = requests["log"] = requests["encode"] = 330
         for (stage in requests)

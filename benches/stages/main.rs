@@ -1,9 +1,9 @@
 //! Measures the stages one by one, in one thread and in process: the cost of a span to walk,
 //! intern, take in, append, decide, encode and export; how the cost grows with the policies; the
-//! cost of span metrics, of a budget and of inflating; how long a reload locks a shard of a large
-//! window; and the cost of hostile ids and tokens. Isolates Tailwater's own code from sockets,
-//! HTTP/2 and the runtime, except in `export`. Compare a stage with itself before and after a
-//! change, in alternation on the same machine, or by the instructions that
+//! cost of span metrics, of a budget, of inflating and of OTLP/JSON; how long a reload locks a
+//! shard of a large window; and the cost of hostile ids and tokens. Isolates Tailwater's own code
+//! from sockets, HTTP/2 and the runtime, except in `export`. Compare a stage with itself before and
+//! after a change, in alternation on the same machine, or by the instructions that
 //! `benches/instructions.sh` counts.
 //!
 //! Traffic and policies are those of the load generator (684-byte spans, 10 % kept). Time is
@@ -23,6 +23,7 @@ mod framing;
 mod traffic;
 mod beside;
 mod inflating;
+mod json;
 mod measured;
 mod parts;
 
@@ -82,6 +83,9 @@ fn main() -> Result<()> {
     }
     if ["ingest", "decide", "log", "encode"].into_iter().any(is_wanted) {
         whole(&mut corpus, plan(), "", requests)?;
+    }
+    if is_wanted("json") {
+        json::convert(&mut corpus, requests)?;
     }
     if is_wanted("export") {
         parts::export(&mut corpus, requests)?;

@@ -16,7 +16,7 @@ macro_rules! stages {
     )*};
 }
 
-stages!(walk intern ingest append decide log encode);
+stages!(walk intern ingest append decide log encode json);
 
 macro_rules! sides {
     ($($side:ident)*) => {$(

@@ -56,6 +56,12 @@ impl Message {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Appends a whole field of bytes that come one by one.
+    pub(super) fn put_each(&mut self, number: u32, bytes: impl ExactSizeIterator<Item = u8>) {
+        wire::put_length_delimited(&mut self.bytes, number, bytes.len());
+        self.bytes.extend(bytes);
+    }
+
     /// Appends encoded fields, tags included.
     pub(super) fn put_raw(&mut self, fields: &[u8]) {
         self.bytes.extend_from_slice(fields);

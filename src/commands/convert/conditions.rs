@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{
     durations::duration,
-    expressions::translated,
+    expressions::{compile, translated},
     ottl::{Expression, Kind, Operator, Path},
     rule::{Rule, float, text, texts},
 };
@@ -65,6 +65,7 @@ fn span_rule(expression: &Expression, notes: &mut Notes) -> Result<Rule, Refusal
         Kind::Call(name, arguments) => match (name.as_str(), arguments.as_slice()) {
             ("IsRootSpan", []) => Ok(Rule::new("root_span")),
             ("IsMatch", [value, pattern]) => is_match(value, pattern, notes),
+            ("HasPrefix" | "HasSuffix", [value, affix]) => has_affix(name, value, affix),
             _ => unknown_function(name, span),
         },
         _ => refuse(span, "a condition must be a comparison, `IsMatch` or `IsRootSpan`"),
@@ -92,7 +93,7 @@ fn compare(
     if let Kind::Call(name, arguments) = &left.kind {
         return match (name.as_str(), &right.kind, operator) {
             (
-                "IsRootSpan" | "IsMatch",
+                "IsRootSpan" | "IsMatch" | "HasPrefix" | "HasSuffix",
                 Kind::Boolean(right),
                 Operator::Equal | Operator::NotEqual,
             ) => {
@@ -101,7 +102,7 @@ fn compare(
                 let rule = span_rule(&Expression { kind, span: left.span.clone() }, notes)?;
                 Ok(if wanted { rule } else { negated(rule) })
             }
-            ("IsRootSpan" | "IsMatch", ..) => {
+            ("IsRootSpan" | "IsMatch" | "HasPrefix" | "HasSuffix", ..) => {
                 refuse(span, "compare it with `== true` or `== false`")
             }
             _ => unknown_function(name, &left.span),
@@ -329,6 +330,35 @@ fn is_match(value: &Expression, pattern: &Expression, notes: &mut Notes) -> Resu
         _ => return refuse(&value.span, "`IsMatch` can only look at names and attributes"),
     };
     Ok(rule.with("enabled_regex_matching", "true"))
+}
+
+/// `HasPrefix` and `HasSuffix` of a name. On an attribute that is missing or not a string they are
+/// an error, which makes the whole condition false, behind `not` and `or` too.
+fn has_affix(function: &str, value: &Expression, affix: &Expression) -> Result<Rule, Refusal> {
+    let pattern = affix_pattern(function, affix)?;
+    let is_name = match &value.kind {
+        Kind::Path(path) => matches!(field(path, &value.span)?, Field::Name),
+        _ => false,
+    };
+    if !is_name {
+        return refuse(&value.span, format!("`{function}` can only look at names; use `IsMatch`"));
+    }
+    let rule = Rule::new("span_name").with("values", texts([pattern.as_str()]));
+    Ok(rule.with("enabled_regex_matching", "true"))
+}
+
+/// The expression that finds what begins, or ends, with a string.
+pub(super) fn affix_pattern(function: &str, affix: &Expression) -> Result<String, Refusal> {
+    let Kind::Text(affix_text) = &affix.kind else {
+        return refuse(&affix.span, format!("`{function}` takes a field and a string"));
+    };
+    let escaped = regex::escape(affix_text);
+    let pattern =
+        if function == "HasPrefix" { format!("^{escaped}") } else { format!("{escaped}$") };
+    match compile(std::slice::from_ref(&pattern)) {
+        Ok(_) => Ok(pattern),
+        Err(reason) => refuse(&affix.span, reason),
+    }
 }
 
 /// Reads a regular expression and checks that Tailwater can compile it.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    conditions::{IS_MATCH, Notes, Refusal, expression, refuse, unknown_function},
+    conditions::{IS_MATCH, Notes, Refusal, affix_pattern, expression, refuse, unknown_function},
     ottl::{Expression, Kind, Operator, Path},
     rule::{Rule, text, texts},
 };
@@ -117,10 +117,25 @@ fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'
                 }
             }
         }
+        Kind::Call(name, arguments) if matches!(name.as_str(), "HasPrefix" | "HasSuffix") => {
+            let [value, affix] = arguments.as_slice() else {
+                return refuse(&part.span, format!("`{name}` takes a field and a string"));
+            };
+            let value_of = match &value.kind {
+                Kind::Path(path) => event_field(path, &value.span)?,
+                _ => return refuse(&value.span, "this is not a field of the event"),
+            };
+            if value_of.is_some() {
+                let reason = format!("`{name}` can only look at names; use `IsMatch`");
+                return refuse(&value.span, reason);
+            }
+            Ok(EventPart::Name { value: affix_pattern(name, affix)?, is_regex: true })
+        }
         Kind::Call(name, _) => unknown_function(name, &part.span),
         _ => refuse(
             &part.span,
-            "only `==`, `!= nil` and `IsMatch`, joined by `and`, can be expressed",
+            "only `==`, `!= nil`, `IsMatch`, `HasPrefix` and `HasSuffix`, joined by `and`, can be \
+             expressed",
         ),
     }
 }

@@ -148,7 +148,7 @@ struct Found {
 struct Search<'f> {
     file: &'f str,
     found: Vec<Found>,
-    /// Text blocks that name the processor and are not YAML: where and why.
+    /// Processors and text blocks that name one, and cannot be read: where and why.
     faults: Vec<(usize, String)>,
     /// Nodes that were visited: aliases may lead to one node many times.
     seen: HashSet<*const Node>,
@@ -174,6 +174,10 @@ impl<'f> Search<'f> {
                         Some(name) if value.is_map() || value.is_null() => {
                             let (name, node) = (name.to_owned(), Rc::clone(value));
                             self.found.push(Found { name, node, place: place.clone() });
+                        }
+                        Some(name) if value.text().is_some_and(fields::is_variable) => {
+                            let message = format!("`{name}` comes from a variable");
+                            self.faults.push((place.of(value.span.start), message));
                         }
                         _ => self.visit(value, place, blocks),
                     }

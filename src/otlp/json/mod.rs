@@ -1,15 +1,16 @@
 //! Converts OTLP/JSON to protobuf once, in the receiver. After that, the request is handled like
 //! any other.
 //!
-//! The connection tasks of the HTTP listener call it. serde_json reads, `schema.rs` describes the
-//! members, and `message.rs` writes. Nothing is built in between, and the output is never longer
-//! than the input. The rules are OTLP's: names in lowerCamelCase, ids in hexadecimal of either
-//! case, enums as numbers, unknown members ignored. It also accepts the forms of protobuf's JSON
-//! mapping: names as in the proto files, enums by name, integers as numbers or strings, `"NaN"` and
-//! `"Infinity"`, base64 of either alphabet, and `null` for absent values (the Node SDK writes NaN
-//! as `{"doubleValue": null}`). The former `instrumentationLibrarySpans` are written to their
-//! former protobuf field, which the walker reads. A request with an unknown enum name is refused,
-//! as in the Collector and in protobuf's own parsers.
+//! The connection tasks of the HTTP listener and `tailwater replay` call it. `plain.rs` reads what
+//! nearly all senders write, serde_json everything else; `schema.rs` describes the members, and
+//! `message.rs` writes. Nothing is built in between, and the output is never longer than the input.
+//! The rules are OTLP's: names in lowerCamelCase, ids in hexadecimal of either case, enums as
+//! numbers, unknown members ignored. It also accepts the forms of protobuf's JSON mapping: names as
+//! in the proto files, enums by name, integers as numbers or strings, `"NaN"` and `"Infinity"`,
+//! base64 of either alphabet, and `null` for absent values (the Node SDK writes NaN as
+//! `{"doubleValue": null}`). The former `instrumentationLibrarySpans` are written to their former
+//! protobuf field, which the walker reads. A request with an unknown enum name is refused, as in
+//! the Collector and in protobuf's own parsers.
 //!
 //! Faults that protobuf can carry are passed on. An id that is not hexadecimal becomes an id of one
 //! byte, so only its span is rejected or its link removed. Strings that are not valid Unicode pass
@@ -35,6 +36,8 @@ use super::{
     schema::{Field, Kind, REQUEST, Role, Schema},
 };
 
+mod plain;
+
 /// The input is not the JSON of an `ExportTraceServiceRequest`. The text names the fault and its
 /// location, and never quotes the input.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,13 @@ pub fn to_protobuf(json: &[u8]) -> Result<Vec<u8>, InvalidJson> {
         return Err(InvalidJson(Error::custom("a request of 4 GiB or more")));
     }
     let json = without_mark(json);
+    let Some(request) = plain::convert(json) else { return convert(json) };
+    debug_assert!(convert(json).ok().as_ref() == Some(&request), "serde_json reads it otherwise");
+    Ok(request)
+}
+
+/// Converts any request.
+fn convert(json: &[u8]) -> Result<Vec<u8>, InvalidJson> {
     let mut message = Message::with_capacity(json.len());
     let mut reader = serde_json::Deserializer::from_slice(json);
     reader.disable_recursion_limit();
@@ -269,7 +279,7 @@ impl<'de> Visitor<'de> for Value<'_> {
                 Ok(value) => self.visit_f64(value),
                 Err(_) => Err(self.unexpected()),
             },
-            _ => match self.named(text).or_else(|| text.parse().ok()) {
+            kind => match named_value(kind, text.as_bytes()).or_else(|| text.parse().ok()) {
                 Some(value) => self.integer(value),
                 None => Err(self.unexpected()),
             },
@@ -277,54 +287,15 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 
     fn visit_bytes<E: Error>(self, text: &[u8]) -> Result<(), E> {
-        match self.field.kind {
-            Kind::Text => self.message.put_bytes(self.number, text),
-            Kind::Id => put_id(self.message, self.number, text),
-            Kind::Bytes => match decode_base64(text) {
-                Ok(bytes) => self.message.put_bytes(self.number, &bytes),
-                Err(_) => return Err(self.unexpected()),
-            },
-            _ => return Err(self.unexpected()),
-        }
-        Ok(())
+        let put = put_text(self.message, self.field.kind, self.number, text);
+        put.ok_or_else(|| self.unexpected())
     }
 }
 
 impl Value<'_> {
-    /// The number of an enum value, by its name.
-    fn named(&self, name: &str) -> Option<i128> {
-        let Kind::Enum(names) = self.field.kind else { return None };
-        (0..).zip(names).find(|(_, known)| **known == name).map(|(number, _)| number)
-    }
-
     fn integer<E: Error>(self, value: i128) -> Result<(), E> {
-        let number = self.number;
-        let unexpected = |_| self.unexpected();
-        match self.field.kind {
-            Kind::Int32 | Kind::Enum(_) => {
-                let value = i32::try_from(value).map_err(unexpected)?;
-                self.message.put_varint(number, i64::from(value).cast_unsigned());
-            }
-            Kind::Int64 => {
-                let value = i64::try_from(value).map_err(unexpected)?;
-                self.message.put_varint(number, value.cast_unsigned());
-            }
-            Kind::Uint32 => {
-                let value = u32::try_from(value).map_err(unexpected)?;
-                self.message.put_varint(number, u64::from(value));
-            }
-            Kind::Fixed32 => {
-                let value = u32::try_from(value).map_err(unexpected)?;
-                self.message.put_fixed32(number, value);
-            }
-            Kind::Fixed64 => {
-                let value = u64::try_from(value).map_err(unexpected)?;
-                self.message.put_fixed64(number, value);
-            }
-            Kind::Double => self.message.put_fixed64(number, (value as f64).to_bits()),
-            _ => return Err(self.unexpected()),
-        }
-        Ok(())
+        let put = put_integer(self.message, self.field.kind, self.number, value);
+        put.ok_or_else(|| self.unexpected())
     }
 
     fn unexpected<E: Error>(&self) -> E {
@@ -332,16 +303,50 @@ impl Value<'_> {
     }
 }
 
+/// The number of an enum value, by its name.
+fn named_value(kind: Kind, name: &[u8]) -> Option<i128> {
+    let Kind::Enum(names) = kind else { return None };
+    (0..).zip(names).find(|(_, known)| known.as_bytes() == name).map(|(number, _)| number)
+}
+
+/// Writes a number that is an integer. `None` if the field cannot have it.
+fn put_integer(message: &mut Message, kind: Kind, number: u32, value: i128) -> Option<()> {
+    match kind {
+        Kind::Int32 | Kind::Enum(_) => {
+            let value = i32::try_from(value).ok()?;
+            message.put_varint(number, i64::from(value).cast_unsigned());
+        }
+        Kind::Int64 => message.put_varint(number, i64::try_from(value).ok()?.cast_unsigned()),
+        Kind::Uint32 => message.put_varint(number, u64::from(u32::try_from(value).ok()?)),
+        Kind::Fixed32 => message.put_fixed32(number, u32::try_from(value).ok()?),
+        Kind::Fixed64 => message.put_fixed64(number, u64::try_from(value).ok()?),
+        Kind::Double => message.put_fixed64(number, (value as f64).to_bits()),
+        _ => return None,
+    }
+    Some(())
+}
+
+/// Writes a string. `None` if the field cannot have it.
+fn put_text(message: &mut Message, kind: Kind, number: u32, text: &[u8]) -> Option<()> {
+    match kind {
+        Kind::Text => message.put_bytes(number, text),
+        Kind::Id => put_id(message, number, text),
+        Kind::Bytes => message.put_bytes(number, &decode_base64(text).ok()?),
+        _ => return None,
+    }
+    Some(())
+}
+
 /// Writes an id. An id that is not hexadecimal is written as one byte, a length that no valid id
 /// has.
 fn put_id(message: &mut Message, number: u32, text: &[u8]) {
-    let digit = |digit: u8| char::from(digit).to_digit(16);
-    let bytes = text.chunks(2).map(|pair| match *pair {
-        [high, low] => Some((digit(high)? << 4 | digit(low)?) as u8),
-        _ => None,
-    });
-    let id: Option<Vec<u8>> = bytes.collect();
-    message.put_bytes(number, id.as_deref().unwrap_or(&[0]));
+    let is_hexadecimal = text.iter().all(u8::is_ascii_hexdigit);
+    if !is_hexadecimal || !text.len().is_multiple_of(2) {
+        return message.put_bytes(number, &[0]);
+    }
+    let value = |digit: u8| (digit & 0xf) + 9 * (digit >> 6);
+    let bytes = text.chunks_exact(2).map(|pair| value(pair[0]) << 4 | value(pair[1]));
+    message.put_each(number, bytes);
 }
 
 /// Either alphabet, with or without padding, as in protobuf's JSON mapping.

@@ -110,6 +110,17 @@ fn a_template_is_told_from_a_file_without_a_processor() {
 }
 
 #[test]
+fn a_processor_from_a_variable_is_named() {
+    assert_eq!(
+        convert("processors:\n  tail_sampling: ${file:sampling.yaml}\n").errors(),
+        [
+            "1:1: error: there is no `tail_sampling` in this file",
+            "2:18: error: `tail_sampling` comes from a variable",
+        ]
+    );
+}
+
+#[test]
 fn one_of_several_is_named() {
     let text = "processors:\n  tail_sampling/a: {policies: [{name: a, type: always_sample}]}\n  \
                 tail_sampling/b: {policies: [{name: b, type: always_sample}]}\n";

@@ -209,6 +209,27 @@ fn a_side_may_be_exchanged_computed_or_hold_braces() {
 }
 
 #[test]
+fn a_name_may_begin_or_end_with_a_string() {
+    for (text, wanted) in [
+        (
+            r#"HasPrefix(name, "GET /a.b")"#,
+            r#"type = "span_name" values = ['^GET /a\.b'] enabled_regex_matching = true"#,
+        ),
+        (
+            r#"not HasSuffix(span.name, "$$1")"#,
+            r#"type = "same_span" policies = [ { type = "not", policy = { type = "span_name",
+              values = ['\$1$'], enabled_regex_matching = true } } ]"#,
+        ),
+        (
+            r#"HasPrefix(name, "a") == true"#,
+            r#"type = "span_name" values = ["^a"] enabled_regex_matching = true"#,
+        ),
+    ] {
+        assert_eq!(rule("span", text), one_line(wanted), "{text}");
+    }
+}
+
+#[test]
 fn conditions_joined_by_and_are_about_one_span() {
     assert_eq!(
         rule("span", r#"attributes["n"] >= 500 and attributes["n"] <= 599"#),
@@ -238,6 +259,10 @@ fn conditions_on_events_become_rules() {
         ),
         (r#"attributes["k"] != nil"#, r#"type = "span_event" key = "k""#),
         (
+            r#"HasSuffix(name, "_error")"#,
+            r#"type = "span_event" names = ["_error$"] enabled_regex_matching = true"#,
+        ),
+        (
             r#"name == "a.b" and IsMatch(attributes["m"], "^time")"#,
             r#"type = "span_event" names = ['^(?:a\.b)$'] key = "m" values = ["^time"]
               enabled_regex_matching = true"#,
@@ -248,7 +273,7 @@ fn conditions_on_events_become_rules() {
 }
 
 /// The list, the condition, the place in it, and the reason.
-const REFUSED: [(&str, &str, i32, &str); 24] = [
+const REFUSED: [(&str, &str, i32, &str); 27] = [
     (
         "span",
         r#"Double(attributes["c"]) > 0.1"#,
@@ -322,6 +347,20 @@ const REFUSED: [(&str, &str, i32, &str); 24] = [
         r#"name != "x""#,
         0,
         "a test for an event without this value cannot be expressed",
+    ),
+    // With a missing attribute `HasPrefix` is an error, and so is `not HasPrefix`.
+    (
+        "span",
+        r#"not HasPrefix(attributes["a"], "x")"#,
+        14,
+        "`HasPrefix` can only look at names; use `IsMatch`",
+    ),
+    ("span", "HasSuffix(name, name)", 16, "`HasSuffix` takes a field and a string"),
+    (
+        "spanevent",
+        r#"HasPrefix(attributes["a"], "x")"#,
+        10,
+        "`HasPrefix` can only look at names; use `IsMatch`",
     ),
     (
         "spanevent",
