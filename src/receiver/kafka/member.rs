@@ -17,7 +17,7 @@ use super::{
     commits::Round,
     partition::{Commit, Hands, Partition, Record, Start, Taken},
 };
-use crate::{config::KafkaEncoding, receiver::Intake};
+use crate::{config::KafkaEncoding, metrics::Shown, receiver::Intake};
 
 /// The time between two commits.
 const COMMIT_MILLIS: u64 = 1_000;
@@ -248,7 +248,8 @@ impl Member {
         let lag = self.partitions.values().map(|held| held.partition.lag()).sum();
         let ages = self.partitions.values().filter_map(|held| held.behind_since);
         let age = ages.map(|since| wall.saturating_sub(since)).max().unwrap_or(0);
-        self.intake.metrics.kafka().show(self.partitions.len(), lag, age as f64 / 1e3);
+        let (partitions, commit_age) = (self.partitions.len(), age as f64 / 1e3);
+        self.intake.metrics.kafka().show(Shown { partitions, lag, commit_age });
     }
 
     /// The number of the assignment of a partition, if it has it.
