@@ -13,6 +13,11 @@
 //! ends this. Of a trace that is undecided at that moment, the spans that are there leave neither,
 //! and those that follow leave by the decision about all of them. Traces that lie below the commit
 //! as a whole are no candidates of limits and use up nothing of them.
+//!
+//! Limits, budgets and rare policies depend on other traffic, so what they say about a trace that
+//! began below the commit is a guess at what the earlier owner has decided. All that was there when
+//! the trace was due has been decided by that owner, so none of it leaves by a guess: it would be a
+//! part of a trace that was dropped. Only late spans follow the guess.
 
 use std::{
     collections::HashMap,
