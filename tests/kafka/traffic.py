@@ -25,6 +25,8 @@ class Trace:
     failing: bool
     resource: str = "shop"
     expected: int = field(init=False)
+    # Whether its spans came so far apart that they may have become two traces.
+    is_torn: bool = False
 
     def __post_init__(self) -> None:
         self.expected = len(self.spans) if self.failing or is_chosen(self.id) else 0
