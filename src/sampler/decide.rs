@@ -271,16 +271,7 @@ impl Sampler {
         let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
         let randomness = evidence.randomness;
         let matched_start = out.decisions.matched.len() as u32;
-        let matched = &mut out.decisions.matched;
-        // A panic drops this trace. Otherwise it would stay the next due trace and panic again and
-        // again.
-        let verdict = catch_unwind(AssertUnwindSafe(|| state.plan.decide(&evidence, matched)));
-        let is_charged = verdict.as_ref().is_ok_and(|verdict| verdict.kept || evidence.forced);
-        let verdict = verdict.unwrap_or_else(|_| {
-            out.panics += 1;
-            out.decisions.matched.truncate(matched_start as usize);
-            Verdict::NONE
-        });
+        let (verdict, is_charged) = judge(&state.plan, &evidence, out);
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
         if below.spans == facts.spans {
             out.decisions.matched.truncate(matched_start as usize);
@@ -407,6 +398,22 @@ impl Sampler {
         });
         self.cut_late(state, hash, out);
     }
+}
+
+/// The verdict of the policies, and whether the trace is charged to limits that keep it.
+fn judge(plan: &Plan, evidence: &Evidence<'_>, out: &mut Decided) -> (Verdict, bool) {
+    let matched = &mut out.decisions.matched;
+    let matched_start = matched.len();
+    // A panic drops this trace. Otherwise it would stay the next due trace and panic again and
+    // again.
+    let verdict = catch_unwind(AssertUnwindSafe(|| plan.decide(evidence, matched)));
+    let is_charged = verdict.as_ref().is_ok_and(|verdict| verdict.kept || evidence.forced);
+    let verdict = verdict.unwrap_or_else(|_| {
+        out.panics += 1;
+        out.decisions.matched.truncate(matched_start);
+        Verdict::NONE
+    });
+    (verdict, is_charged)
 }
 
 /// Compares the shadow policies with the verdict.
