@@ -1,21 +1,20 @@
 #!/usr/bin/env python3
-"""Pairs of measurements of CPU time that `rig` alone cannot make. Each pair is one round of one
-run, and only ratios within a round are claimed.
+"""Pairs of measurements of CPU time that the load generator alone cannot make. Each pair is one
+round of one run, and only ratios within a round are claimed.
 
-    benches/pairs.py --tailwater target/release/tailwater --rig RIG replay --collector COLLECTOR
-    benches/pairs.py --tailwater target/release/tailwater --rig RIG watched
+    benches/pairs.py --tailwater target/release/tailwater --load-generator PATH replay --collector COLLECTOR
+    benches/pairs.py --tailwater target/release/tailwater --load-generator PATH watched
 
 `replay` compares spans per CPU second of `tailwater replay` with those of the running service,
-which gets its requests from memory, on the same traffic. The files are those that a Collector's
-file exporter has written of it. A ratio of 0.5 means that replay takes half as many spans per core
-as the service.
+which gets its requests from memory, on the same traffic. The file exporter of a Collector writes
+the files. A ratio of 0.5 means that replay takes half as many spans per core as the service.
 
 `watched` compares the CPU time per span of the service that nobody watches with that of the same
 process while one terminal has `tailwater top`, one browser has the page, and one trial
 (`tailwater try`) runs.
 
-RIG is the bench `rig` (`cargo bench --bench rig --no-run` prints where it is), COLLECTOR what
-`tests/peer/build.sh` prints. Python 3.11, no packages.
+PATH is the load generator (`cargo bench --bench load_generator --no-run` prints its path),
+COLLECTOR is the path that `tests/peer/build.sh` prints. Python 3.11, no packages.
 """
 
 import argparse
@@ -37,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/real"))
 
 from children import Children, free_ports, get, wait_until  # noqa: E402
 
-# The policies of `rig`, which keep a tenth of its traffic.
+# The policies of the load generator, which keep a tenth of its traffic.
 POLICIES = """
 [[policy]]
 name = "errors"
@@ -96,8 +95,8 @@ FORMS = {
 }
 
 
-class Rig:
-    """A process of the bench `rig`, which answers lines of its input with lines of JSON."""
+class LoadGenerator:
+    """A process of the load generator. It answers lines of its input with lines of JSON."""
 
     def __init__(self, binary: Path, *arguments: str) -> None:
         pipe = subprocess.PIPE
@@ -120,8 +119,8 @@ class Rig:
 
 
 @contextmanager
-def rig(*arguments: object) -> Iterator[Rig]:
-    one = Rig(*map(str, arguments))
+def load_generator(*arguments: object) -> Iterator[LoadGenerator]:
+    one = LoadGenerator(*map(str, arguments))
     try:
         yield one
     finally:
@@ -134,7 +133,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 class Loaded:
-    """A running service under the load of `rig`."""
+    """A running service and its load."""
 
     def __init__(
         self, told: argparse.Namespace, children: Children, sink: str, seconds: int
@@ -145,9 +144,9 @@ class Loaded:
         self.service = children.start("tailwater", told.tailwater, "run", "--config", config)
         self.address = f"http://127.0.0.1:{ports['telemetry']}"
         wait_until("ready", lambda: get(f"{self.address}/-/ready")[0] == 200, 30)
-        target = f"--target=127.0.0.1:{ports['grpc']}"
-        rate = f"--rate={told.rate}"
-        self.load = Rig(told.rig, "load", target, rate, f"--max-seconds={seconds}")
+        options = (f"--target=127.0.0.1:{ports['grpc']}", f"--rate={told.rate}")
+        limit = f"--max-seconds={seconds}"
+        self.load = LoadGenerator(told.load_generator, "load", *options, limit)
         time.sleep(WINDOW_S + SETTLE_S)
 
     def measure(self, seconds: int) -> float:
@@ -197,7 +196,8 @@ def record(told: argparse.Namespace, folder: Path) -> None:
 
         wait_until("the Collector is ready", ready, 30)
         rate = 15_000
-        with rig(told.rig, "load", f"--target=127.0.0.1:{port}", f"--rate={rate}") as load:
+        options = (f"--target=127.0.0.1:{port}", f"--rate={rate}")
+        with load_generator(told.load_generator, "load", *options) as load:
             load.lap()
             time.sleep(told.spans / rate)
             print(f"the Collector has written {load.lap()['spans']} spans", flush=True)
@@ -232,7 +232,7 @@ def replay(told: argparse.Namespace, folder: Path) -> None:
     ratios: dict[str, list[float]] = {name: [] for name in FORMS}
     print("CPU seconds per million spans; and spans per CPU second, replay over service")
     for number in range(1, told.rounds + 1):
-        with Children(folder) as children, rig(told.rig, "sink") as sink:
+        with Children(folder) as children, load_generator(told.load_generator, "sink") as sink:
             loaded = Loaded(told, children, sink.first["address"], told.seconds + 60)
             service = loaded.measure(told.seconds)
             loaded.end()
@@ -296,7 +296,7 @@ def watched(told: argparse.Namespace, children: Children, address: str) -> Itera
 def watch(told: argparse.Namespace, folder: Path) -> None:
     ratios = []
     lasts = told.rounds * (2 * told.seconds + 20) + 30
-    with Children(folder) as children, rig(told.rig, "sink") as sink:
+    with Children(folder) as children, load_generator(told.load_generator, "sink") as sink:
         loaded = Loaded(told, children, sink.first["address"], lasts)
         print("CPU seconds per million spans, and the second over the first")
         for number in range(1, told.rounds + 1):
@@ -315,7 +315,7 @@ def main() -> None:
     as_it_stands = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_stands)
     parser.add_argument("--tailwater", type=Path, required=True)
-    parser.add_argument("--rig", type=Path, required=True)
+    parser.add_argument("--load-generator", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=10, help="that each measurement takes")
     parser.add_argument("--rate", type=int, default=50_000, help="spans per second")

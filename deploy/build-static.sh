@@ -3,6 +3,8 @@
 #
 #   deploy/build-static.sh [x86_64-unknown-linux-musl|aarch64-unknown-linux-musl]
 #
+# FEATURES=kafka builds the Kafka receiver in, and OpenSSL for it from source (needs make and perl).
+#
 # Needs the target (`rustup target add`) and a C compiler for musl, because ring, zstd and the allocator are written
 # in C: musl-gcc (Debian: musl-tools), and for another architecture than this machine's Zig (`pip install ziglang`;
 # PYTHON names the interpreter that has it). Another one is used if CC and the linker are set as the `cc` crate and
@@ -48,6 +50,6 @@ cargo_home=${CARGO_HOME:-$HOME/.cargo}
 flags=${target//-/_}
 export "CFLAGS_$flags=-ffile-prefix-map=$PWD=/src -ffile-prefix-map=$cargo_home=/cargo"
 export RUSTFLAGS="--remap-path-prefix=$PWD=/src --remap-path-prefix=$cargo_home=/cargo"
-cargo build --profile "$profile" --locked --target "$target" --bin tailwater
+cargo build --profile "$profile" --locked --features "${FEATURES:-}" --target "$target" --bin tailwater
 binary=${CARGO_TARGET_DIR:-target}/$target/${profile/#dev/debug}/tailwater
 sha256sum "$binary"

@@ -63,7 +63,7 @@ impl Target {
         let telemetry = matches!(server, Server::Tailwater(_)).then_some(telemetry);
         let mut target = Target { child, folder, grpc, telemetry };
         let began = Instant::now();
-        while [grpc, http].iter().any(|door| TcpStream::connect(door).is_err()) {
+        while [grpc, http].iter().any(|address| TcpStream::connect(address).is_err()) {
             if began.elapsed() > READY_MAX || target.child.try_wait()?.is_some() {
                 return Err(format!("it does not start:\n{}", target.log()?).into());
             }

@@ -2,7 +2,7 @@
 # Builds the Collector with tail_sampling from Go modules and measures it beside Tailwater, with one
 # shard and with two.
 #
-#     benches/peer/run.sh [options of rig]      e.g. --rounds 5 --seconds 20 --json peer.json
+#     benches/peer/run.sh [options of the load generator]      e.g. --rounds 5 --seconds 20 --json peer.json
 #
 # Needs Go 1.26. The Collector is the one whose decisions tests/peer/ compares; it is built into
 # target/peer, which takes minutes the first time.
@@ -11,4 +11,4 @@ set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 collector=$("$repository/tests/peer/build.sh")
 cd "$repository"
-exec cargo bench --bench rig -- --scenario peer --collector "$collector" "$@"
+exec cargo bench --bench load_generator -- --scenario peer --collector "$collector" "$@"

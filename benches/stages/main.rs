@@ -6,20 +6,20 @@
 //! change, in alternation on the same machine, or by the instructions that
 //! `benches/instructions.sh` counts.
 //!
-//! Traffic and policies are those of the bench `rig` (684-byte spans, 10 % kept). Time is virtual:
-//! a request every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench stages`
-//! runs all stages, `cargo bench --bench stages -- walk decide` some; a number sets how many
-//! requests each stage runs.
+//! Traffic and policies are those of the load generator (684-byte spans, 10 % kept). Time is
+//! virtual: a request every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench
+//! stages` runs all stages, `cargo bench --bench stages -- walk decide` some; a number sets how
+//! many requests each stage runs.
 
-#[path = "../rig/corpus.rs"]
-#[expect(dead_code, reason = "the bench `rig` uses the rest of it")]
+#[path = "../load_generator/corpus.rs"]
+#[expect(dead_code, reason = "the load generator uses the rest of it")]
 mod corpus;
-#[path = "../rig/diverse.rs"]
+#[path = "../load_generator/diverse.rs"]
 mod diverse;
-#[path = "../rig/framing.rs"]
-#[expect(dead_code, reason = "the bench `rig` uses the rest of it")]
+#[path = "../load_generator/framing.rs"]
+#[expect(dead_code, reason = "the load generator uses the rest of it")]
 mod framing;
-#[path = "../rig/traffic.rs"]
+#[path = "../load_generator/traffic.rs"]
 mod traffic;
 mod beside;
 mod inflating;
@@ -48,7 +48,7 @@ use tailwater::{
     window::{Millis, Waits},
 };
 
-/// The result type of this bench, which the modules of `rig` expect in their crate.
+/// The result type of this bench, which the modules of the load generator expect in their crate.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Returned when a corpus is used up, which happens only to compressed ones.

@@ -40,7 +40,7 @@ pub(super) fn server_tls(mut section: Section<'_, '_>, directory: &Path) -> Opti
             let named = [
                 (Role::Certificate, "cert_file", &cert),
                 (Role::Key, "key_file", &key),
-                (Role::Authorities, "client_ca_file", &clients),
+                (Role::Ca, "client_ca_file", &clients),
             ];
             report(&mut section, &faults, &named);
         }
@@ -120,7 +120,7 @@ pub(super) fn client_files(section: &mut Section<'_, '_>, directory: &Path) -> C
         }
         Err(faults) => {
             let named = [
-                (Role::Authorities, "ca_file", &ca),
+                (Role::Ca, "ca_file", &ca),
                 (Role::Certificate, "cert_file", &cert),
                 (Role::Key, "key_file", &key),
             ];
@@ -176,7 +176,7 @@ fn problem(key: &str, fault: &Fault) -> Problem {
         Fault::NoPassword => problem.hint("write the password into it, as UTF-8"),
         Fault::NoToken => problem.hint("write one token a line"),
         Fault::ManyTokens => problem.hint("keep only the token that the backend expects"),
-        Fault::TooLarge | Fault::BadToken | Fault::NoSystemAuthorities => problem,
+        Fault::TooLarge | Fault::BadToken | Fault::NoSystemCa => problem,
     }
 }
 

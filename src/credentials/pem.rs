@@ -32,7 +32,7 @@ pub(crate) enum Role {
     /// `key_file`.
     Key,
     /// `client_ca_file` or `ca_file`.
-    Authorities,
+    Ca,
     /// `bearer_token_file` or `password_file`.
     Token,
 }
@@ -78,7 +78,7 @@ pub(crate) enum Fault {
     ManyTokens,
     /// The system trusts no CA.
     #[error("this system trusts no CA")]
-    NoSystemAuthorities,
+    NoSystemCa,
 }
 
 /// A file and its fault.
@@ -174,8 +174,8 @@ pub(super) fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FileFau
 /// The CAs of a file.
 pub(super) fn roots(file: &Path) -> Result<RootCertStore, FileFault> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(Role::Authorities, file)? {
-        let bad = |_| FileFault::new(Role::Authorities, file, Fault::BadCertificate);
+    for certificate in certificates(Role::Ca, file)? {
+        let bad = |_| FileFault::new(Role::Ca, file, Fault::BadCertificate);
         roots.add(certificate).map_err(bad)?;
     }
     Ok(roots)

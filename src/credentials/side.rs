@@ -160,7 +160,7 @@ fn system_roots() -> Result<RootCertStore, FileFault> {
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         let nowhere = Path::new("ca_file is not set");
-        return Err(FileFault::new(Role::Authorities, nowhere, Fault::NoSystemAuthorities));
+        return Err(FileFault::new(Role::Ca, nowhere, Fault::NoSystemCa));
     }
     Ok(roots)
 }

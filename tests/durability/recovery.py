@@ -1,7 +1,7 @@
 """Measures how long a start takes after a kill with a full window.
 
-The load generator of `cargo bench --bench rig` fills the window; the process is killed and started
-again, several times. Each start reads the window back before it is ready.
+The load generator fills the window. The process is killed and started again, several times; each
+start reads the window back before it is ready.
 """
 
 import argparse
@@ -20,7 +20,10 @@ MAX_SIZE_MIB = 16384
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("binary")
-    parser.add_argument("rig", help="the executable of `cargo bench --bench rig --no-run`")
+    parser.add_argument(
+        "load_generator",
+        help="the executable that `cargo bench --bench load_generator --no-run` builds",
+    )
     parser.add_argument("--rate", type=int, default=100_000, help="spans per second")
     parser.add_argument("--window", type=int, default=30, help="seconds of `decision_wait`")
     parser.add_argument("--starts", type=int, default=3)
@@ -37,7 +40,7 @@ def main():
             memory_mib=MEMORY_MIB,
         )
         tailwater.start()
-        load = [options.rig, "load", "--target", f"127.0.0.1:{tailwater.grpc}"]
+        load = [options.load_generator, "load", "--target", f"127.0.0.1:{tailwater.grpc}"]
         load += ["--rate", str(options.rate), "--max-seconds", str(options.window)]
         with subprocess.Popen(load, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as loading:
             loading.wait()

@@ -5,7 +5,7 @@
 #     tests/durability/run.sh BINARY [--moments N] [--seed N] [--mode process|power]     kills, then faults
 #     tests/durability/run.sh kills BINARY [--moments N] [--seed N] [--mode process|power]
 #     tests/durability/run.sh faults BINARY [--fault NAME]... [--hold SECONDS]
-#     tests/durability/run.sh recovery BINARY RIG     how long a start takes; RIG is a bench, see benches/README.md
+#     tests/durability/run.sh recovery BINARY LOAD_GENERATOR     how long a start takes; see benches/README.md
 #
 # README.md says what is checked. The kills need Python 3.11 and nothing else; the faults need root and Debian's
 # strace and e2fsprogs. A fault that cannot be made here is NOT RUN. Everything listens on 127.0.0.1.

@@ -4,13 +4,18 @@
 #
 #   tests/image/run.sh target/x86_64-unknown-linux-musl/release/tailwater
 #
-# Needs buildah, podman and runc (Debian: buildah podman runc uidmap catatonit) and root; without them it says so
-# and ends with 0. The stage that compiles is not run: its base image is on Docker Hub. Everything after it is.
+# Needs root, and installs what is missing of Debian's buildah, podman and runc; where that fails it says so and ends
+# with 0. The stage that compiles is not run, which takes a whole release build: tests/image/compile.sh runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 binary=${1:?the path of a static binary}
 
-for tool in buildah podman runc; do
+tools=(buildah podman runc)
+if ! type -P "${tools[@]}" >/dev/null; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${tools[@]}" uidmap catatonit; } \
+        >/dev/null || true
+fi
+for tool in "${tools[@]}"; do
     if ! command -v "$tool" >/dev/null; then
         echo "image: NOT RUN: $tool is not installed"
         exit 0

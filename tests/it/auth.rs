@@ -43,7 +43,7 @@ async fn send(running: &Running, authorization: &str, trace: u64) -> Answer {
 /// Guarantees: the wrong ones get UNAUTHENTICATED and 401 with the required scheme, are counted,
 /// and nothing of them is accepted; the others are served, and health needs no token.
 #[tokio::test]
-async fn only_the_token_opens_the_doors() {
+async fn only_requests_with_the_token_are_served() {
     let directory = Directory::new();
     let running = Running::start(with_tokens(&directory.file("token", "  s3cret-token\r\n"))).await;
     let client = connect(running.service.grpc_address).await;

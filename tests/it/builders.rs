@@ -120,7 +120,7 @@ pub(crate) fn limits() -> Limits {
 
 /// A sampler with everything needed to drive it by hand, and the ledger of what it was given.
 #[derive(Debug)]
-pub(crate) struct Rig {
+pub(crate) struct Fixture {
     pub(crate) budget: Arc<Budget>,
     pub(crate) sampler: Sampler,
     pub(crate) scratch: Scratch,
@@ -129,7 +129,7 @@ pub(crate) struct Rig {
     pub(crate) dropped: u64,
 }
 
-impl Rig {
+impl Fixture {
     pub(crate) fn new(policies: &[PolicySpec], limits: Limits, shards: usize) -> Self {
         let budget = Budget::new(1 << 30);
         let plan = Arc::new(Plan::compile(policies));
@@ -137,7 +137,7 @@ impl Rig {
         let span_metrics = Arc::new(SpanMetrics::new(all_kinds(), &Budget::new(1 << 30)));
         let sampler = Sampler::new(plan, limits, &budget, shards);
         let sampler = sampler.with_span_metrics(Some(span_metrics));
-        Rig { budget, sampler, scratch: Scratch::default(), accepted: 0, kept: 0, dropped: 0 }
+        Fixture { budget, sampler, scratch: Scratch::default(), accepted: 0, kept: 0, dropped: 0 }
     }
 
     /// Ingests a valid request.

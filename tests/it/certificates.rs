@@ -17,8 +17,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::wire::{Answer, answer, frame, post};
 
-/// Signs certificates.
-pub struct Authority {
+/// A CA, which signs certificates.
+pub struct Ca {
     pub pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -30,16 +30,16 @@ pub struct Identity {
     pub key: String,
 }
 
-impl Authority {
+impl Ca {
     pub fn new() -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         // Each has its own name, like real CAs.
-        let name = format!("authority {:x}", fastrand::u64(..));
+        let name = format!("CA {:x}", fastrand::u64(..));
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).expect("signed").pem();
-        Authority { pem, issuer: Issuer::new(params, key) }
+        Ca { pem, issuer: Issuer::new(params, key) }
     }
 
     /// A certificate for this name that is valid now and for a long time.
@@ -77,10 +77,10 @@ impl Identity {
     }
 }
 
-pub fn roots(authorities: &[&Authority]) -> RootCertStore {
+pub fn roots(cas: &[&Ca]) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        let der = CertificateDer::from_pem_slice(authority.pem.as_bytes()).expect("PEM");
+    for ca in cas {
+        let der = CertificateDer::from_pem_slice(ca.pem.as_bytes()).expect("PEM");
         roots.add(der).expect("a certificate");
     }
     roots
@@ -90,12 +90,12 @@ pub fn roots(authorities: &[&Authority]) -> RootCertStore {
 pub struct Client(ClientConfig);
 
 impl Client {
-    pub fn new(trusted: &[&Authority], identity: Option<&Identity>) -> Self {
+    pub fn new(trusted: &[&Ca], identity: Option<&Identity>) -> Self {
         Self::of_versions(trusted, identity, rustls::ALL_VERSIONS)
     }
 
     pub fn of_versions(
-        trusted: &[&Authority],
+        trusted: &[&Ca],
         identity: Option<&Identity>,
         versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> Self {
@@ -159,7 +159,7 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 /// The TLS configuration of a backend.
-pub fn server(identity: &Identity, clients: Option<&[&Authority]>) -> Arc<ServerConfig> {
+pub fn server(identity: &Identity, clients: Option<&[&Ca]>) -> Arc<ServerConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().expect("known versions");

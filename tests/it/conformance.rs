@@ -21,7 +21,7 @@ use tailwater::{
 
 use self::case::{Case, Trace, cases};
 use crate::{
-    builders::{Rig, limits, request},
+    builders::{Fixture, limits, request},
     harness::tempfile,
 };
 
@@ -135,9 +135,9 @@ fn load(policies: &str) -> Result<Vec<PolicySpec>, String> {
 }
 
 fn run(case: &Case, policies: &[PolicySpec], arrival: Arrival) -> Vec<String> {
-    let mut rig = Rig::new(policies, limits(), 4);
+    let mut fixture = Fixture::new(policies, limits(), 4);
     for request in requests(case, arrival) {
-        rig.ingest(0, &request);
+        fixture.ingest(0, &request);
     }
     let which = match case.forced.as_deref() {
         None => Which::Due,
@@ -146,10 +146,10 @@ fn run(case: &Case, policies: &[PolicySpec], arrival: Arrival) -> Vec<String> {
         Some(other) => panic!("{}: {}: `forced` is {other:?}", case.file, case.name),
     };
     let now = limits().waits.decision_wait;
-    rig.sampler.begin_tick(Millis(now), 0.1);
-    let decided = rig.decide(now, which);
-    rig.assert_ledger();
-    let seen = outcomes(&rig, &decided);
+    fixture.sampler.begin_tick(Millis(now), 0.1);
+    let decided = fixture.decide(now, which);
+    fixture.assert_ledger();
+    let seen = outcomes(&fixture, &decided);
     let mut failures = Vec::new();
     for (index, trace) in case.traces.iter().enumerate() {
         let seen = seen.get(&case.trace_id(index));
@@ -197,9 +197,9 @@ fn expected(trace: &Trace) -> Outcome {
 }
 
 /// The outcome of each trace. Also checks that each kept trace is exported with all of its spans.
-fn outcomes(rig: &Rig, decided: &[Decided]) -> BTreeMap<TraceId, Outcome> {
+fn outcomes(fixture: &Fixture, decided: &[Decided]) -> BTreeMap<TraceId, Outcome> {
     let mut outcomes = BTreeMap::new();
-    let name = |id| rig.sampler.plan().name(id).to_owned();
+    let name = |id| fixture.sampler.plan().name(id).to_owned();
     for decided in decided {
         let mut leaving = 0;
         for record in &decided.decisions.records {

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tonic::Status;
 
 use crate::{
-    certificates::{Authority, server},
+    certificates::{Ca, server},
     cli::Process,
     export::{roots, waiting},
     harness::{Answer, Directory, Metrics, Running, sink, spans_of},
@@ -233,8 +233,8 @@ async fn the_log_says_what_the_endpoint_seems_to_be() {
         }
     });
     let (grpc, _) = sink("127.0.0.1:0", Box::new(|_| Ok(Bytes::new()))).await;
-    let authority = Authority::new();
-    let tls = Terminator::start(grpc.address, server(&authority.sign("localhost"), None)).await;
+    let ca = Ca::new();
+    let tls = Terminator::start(grpc.address, server(&ca.sign("localhost"), None)).await;
     let tls_url = format!("http://{}", tls.address);
     let mut processes = JoinSet::new();
     for (protocol, url, part, expected) in [

@@ -11,7 +11,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    certificates::{Authority, server},
+    certificates::{Ca, server},
     cli::{BINARY, NOBODY, Process, tailwater},
     harness::{ALL, Directory, Running, config},
 };
@@ -93,12 +93,12 @@ async fn health_of_what_is_not_ready() {
 /// Guarantees: it trusts the CA that it is given and no other.
 #[tokio::test]
 async fn health_over_tls() {
-    let (authority, other) = (Authority::new(), Authority::new());
+    let (ca, other) = (Ca::new(), Ca::new());
     let directory = Directory::new();
-    for (trusted, is_ready) in [(&authority, true), (&other, false)] {
-        let ca = directory.file("ca.pem", &trusted.pem);
+    for (trusted, is_ready) in [(&ca, true), (&other, false)] {
+        let ca_file = directory.file("ca.pem", &trusted.pem);
         let (listener, address) = listener().await;
-        let mut tls = (*server(&authority.sign("localhost"), None)).clone();
+        let mut tls = (*server(&ca.sign("localhost"), None)).clone();
         tls.alpn_protocols = vec![b"http/1.1".into()];
         let acceptor = TlsAcceptor::from(std::sync::Arc::new(tls));
         let served = tokio::spawn(async move {
@@ -109,7 +109,7 @@ async fn health_over_tls() {
             }
         });
         let address = format!("https://localhost:{}", address.port());
-        let (code, _, error) = health(&["--ca-file", &ca], &address).await;
+        let (code, _, error) = health(&["--ca-file", &ca_file], &address).await;
         assert_eq!(code, Some(i32::from(!is_ready)), "{error}");
         assert_eq!(error.contains("TLS: invalid peer certificate"), !is_ready, "{error}");
         served.await.expect("no panic");

@@ -17,7 +17,7 @@ use tailwater::{
 
 use crate::{
     builders::{
-        Rig, attribute, child, policy, request, request_of, resource_spans, root, status, text,
+        Fixture, attribute, child, policy, request, request_of, resource_spans, root, status, text,
     },
     harness::{LOW, Running, config, error, get, span, trace_id},
 };
@@ -55,15 +55,15 @@ fn route(span: Span, route: &str) -> Span {
 }
 
 /// Begins a tick when everything is due, and decides it. Returns the number of kept traces.
-fn decide(rig: &mut Rig, now: u32, seconds: f64) -> usize {
-    rig.sampler.begin_tick(Millis(now), seconds);
-    let decided = rig.decide(now, Which::Due);
-    rig.assert_ledger();
+fn decide(fixture: &mut Fixture, now: u32, seconds: f64) -> usize {
+    fixture.sampler.begin_tick(Millis(now), seconds);
+    let decided = fixture.decide(now, Which::Due);
+    fixture.assert_ledger();
     decided.iter().map(|decided| decided.kept.len()).sum()
 }
 
-fn reading(rig: &Rig) -> KindsReading {
-    rig.sampler.plan().kinds()[0].1
+fn reading(fixture: &Fixture) -> KindsReading {
+    fixture.sampler.plan().kinds()[0].1
 }
 
 /// Scenario: six traces, whose spans come in one request, one by one, and in reverse order: with
@@ -104,18 +104,18 @@ fn the_root_or_the_earliest_span_describes_a_trace() {
         request(vec![of_resource(with, Some("resource")), of_resource(without, None)])
     };
     for arrival in 0..3 {
-        let mut rig = Rig::new(&[rare_of(&["route", "span.kind"], 1, 100)], limits(), 4);
+        let mut fixture = Fixture::new(&[rare_of(&["route", "span.kind"], 1, 100)], limits(), 4);
         match arrival {
-            0 => drop(rig.ingest(0, &request_of(&spans))),
+            0 => drop(fixture.ingest(0, &request_of(&spans))),
             1 => spans.iter().for_each(|span| {
-                rig.ingest(0, &request_of(std::slice::from_ref(span)));
+                fixture.ingest(0, &request_of(std::slice::from_ref(span)));
             }),
             _ => spans.iter().rev().for_each(|span| {
-                rig.ingest(0, &request_of(std::slice::from_ref(span)));
+                fixture.ingest(0, &request_of(std::slice::from_ref(span)));
             }),
         }
-        assert_eq!(decide(&mut rig, WAIT, 0.1), 3, "arrival {arrival}");
-        assert_eq!(reading(&rig), KindsReading::Rare(3));
+        assert_eq!(decide(&mut fixture, WAIT, 0.1), 3, "arrival {arrival}");
+        assert_eq!(reading(&fixture), KindsReading::Rare(3));
     }
 }
 
@@ -135,7 +135,7 @@ fn the_first_of_each_kind_are_kept() {
         policy("veto", rule(RuleKind::Drop(vec![rule(is("veto"))]))),
         policy("keep", rule(is("keep"))),
     ];
-    let mut rig = Rig::new(&policies, limits(), 4);
+    let mut fixture = Fixture::new(&policies, limits(), 4);
     let mut expected = Vec::new();
     for round in 0..2_u32 {
         let began = round * 16 * 60_000;
@@ -157,11 +157,11 @@ fn the_first_of_each_kind_are_kept() {
                 }
                 spans.push(span);
             }
-            rig.ingest(began + number, &request_of(spans));
+            fixture.ingest(began + number, &request_of(spans));
         }
         let now = began + 100 + WAIT;
-        rig.sampler.begin_tick(Millis(now), 16.0 * 60.0);
-        for decided in rig.decide(now, Which::Due) {
+        fixture.sampler.begin_tick(Millis(now), 16.0 * 60.0);
+        for decided in fixture.decide(now, Which::Due) {
             let records = &decided.decisions.records;
             for record in records.iter().filter(|record| record.decision.verdict.kept) {
                 let id = record.trace_id.0.to_vec();
@@ -177,14 +177,14 @@ fn the_first_of_each_kind_are_kept() {
 /// Guarantees: they are judged when they are decided, and count like the others.
 #[test]
 fn early_decisions_ask_as_well() {
-    let mut rig = Rig::new(&[rare_of(&["route"], 1, 100)], limits(), 1);
-    rig.sampler.begin_tick(Millis(0), 0.1);
+    let mut fixture = Fixture::new(&[rare_of(&["route"], 1, 100)], limits(), 1);
+    fixture.sampler.begin_tick(Millis(0), 0.1);
     let spans = (0..10).map(|id| route(child(id, 0), if id < 5 { "a" } else { "b" }));
-    rig.ingest(0, &request_of(spans.collect()));
-    rig.decide(0, Which::Oldest(Trigger::Memory));
-    assert_eq!(rig.kept, 2);
-    rig.ingest(0, &request_of(vec![route(child(10, 0), "a"), route(child(11, 0), "c")]));
-    assert_eq!(decide(&mut rig, WAIT, 0.1), 1);
+    fixture.ingest(0, &request_of(spans.collect()));
+    fixture.decide(0, Which::Oldest(Trigger::Memory));
+    assert_eq!(fixture.kept, 2);
+    fixture.ingest(0, &request_of(vec![route(child(10, 0), "a"), route(child(11, 0), "c")]));
+    assert_eq!(decide(&mut fixture, WAIT, 0.1), 1);
 }
 
 /// Scenario: a rare policy and a budget of one span per second see kinds; a reload adds a policy
@@ -193,27 +193,27 @@ fn early_decisions_ask_as_well() {
 #[test]
 fn a_reload_keeps_the_state_of_what_did_not_change() {
     let before = [rare_of(&["route"], 1, 100), budget_of(&["service.name"], 1.0)];
-    let mut rig = Rig::new(&before, limits(), 4);
+    let mut fixture = Fixture::new(&before, limits(), 4);
     let mut traces = 0..;
-    let mut take = |rig: &mut Rig, now: u32| {
+    let mut take = |fixture: &mut Fixture, now: u32| {
         let spans = traces.by_ref().take(40).map(|id| route(child(id, 0), "a"));
-        rig.ingest(now, &request_of(spans.collect()));
-        decide(rig, now + WAIT, 0.1)
+        fixture.ingest(now, &request_of(spans.collect()));
+        decide(fixture, now + WAIT, 0.1)
     };
     // One trace is rare; the bucket holds nearly half a span, so one more takes it.
-    let kept = take(&mut rig, 0);
+    let kept = take(&mut fixture, 0);
     assert!((1..=2).contains(&kept), "{kept}");
     let error = StringMatch::Exact(vec!["e".to_owned()]);
     let other = policy("names", rule(RuleKind::SpanName { values: error, invert: false }));
     let same = [other.clone(), before[1].clone(), before[0].clone()];
-    let plan = rig.sampler.plan().successor(&same).expect("few names");
-    rig.sampler.reload(&Arc::new(plan), |_| {});
-    let again: usize = (1..=5).map(|round| take(&mut rig, 1_000 * round)).sum();
+    let plan = fixture.sampler.plan().successor(&same).expect("few names");
+    fixture.sampler.reload(&Arc::new(plan), |_| {});
+    let again: usize = (1..=5).map(|round| take(&mut fixture, 1_000 * round)).sum();
     assert!(again <= 2, "{again} of five ticks of a budget of one a second");
     let changed = [other, rare_of(&["route"], 2, 100)];
-    let plan = rig.sampler.plan().successor(&changed).expect("few names");
-    rig.sampler.reload(&Arc::new(plan), |_| {});
-    assert_eq!(take(&mut rig, 10_000), 2);
+    let plan = fixture.sampler.plan().successor(&changed).expect("few names");
+    fixture.sampler.reload(&Arc::new(plan), |_| {});
+    assert_eq!(take(&mut fixture, 10_000), 2);
 }
 
 /// Scenario: traces that a policy keeps at 100 %, more than a budget could hold, and in each tick
@@ -223,14 +223,14 @@ fn a_reload_keeps_the_state_of_what_did_not_change() {
 fn what_is_kept_anyway_costs_a_budget_nothing() {
     let errors = RuleKind::StatusCode { codes: vec![tailwater::trace::StatusCode::Error] };
     let policies = [budget_of(&["span.name"], 20.0), policy("errors", rule(errors))];
-    let mut rig = Rig::new(&policies, limits(), 4);
+    let mut fixture = Fixture::new(&policies, limits(), 4);
     for tick in 0..50_u32 {
         let first = u64::from(tick) * 101;
         let mut spans: Vec<_> =
             (first..first + 100).map(|id| Span { status: status(2), ..child(id, 0) }).collect();
         spans.push(child(first + 100, 0));
-        rig.ingest(1_000 * tick, &request_of(spans));
-        assert_eq!(decide(&mut rig, 1_000 * tick + WAIT, 0.1), 101, "tick {tick}");
+        fixture.ingest(1_000 * tick, &request_of(spans));
+        assert_eq!(decide(&mut fixture, 1_000 * tick + WAIT, 0.1), 101, "tick {tick}");
     }
 }
 
@@ -239,26 +239,26 @@ fn what_is_kept_anyway_costs_a_budget_nothing() {
 /// costs its trace 8 bytes; missing values form a kind.
 #[test]
 fn hostile_values_are_bounded() {
-    let mut rig = Rig::new(&[rare_of(&["route"], 1, 100)], limits(), 4);
+    let mut fixture = Fixture::new(&[rare_of(&["route"], 1, 100)], limits(), 4);
     let long = "x".repeat(60 << 10);
     for batch in 0..20 {
         let spans = (0..50).map(|n| route(child(batch * 50 + n, 0), &format!("{long}{batch} {n}")));
-        rig.ingest(0, &request_of(spans.collect()));
+        fixture.ingest(0, &request_of(spans.collect()));
     }
     let ids = (1_000..21_000).map(|id| {
         let value = Value::IntValue(id as i64);
         Span { attributes: vec![attribute("route", Some(value))], ..child(id, 0) }
     });
-    rig.ingest(1, &request_of(ids.collect()));
-    assert_eq!(decide(&mut rig, WAIT + 1, 0.1), 100);
-    assert_eq!(reading(&rig), KindsReading::Rare(100));
-    let overflowed: u64 = rig.sampler.plan().take_overflowed().iter().map(|of| of.traces).sum();
+    fixture.ingest(1, &request_of(ids.collect()));
+    assert_eq!(decide(&mut fixture, WAIT + 1, 0.1), 100);
+    assert_eq!(reading(&fixture), KindsReading::Rare(100));
+    let overflowed: u64 = fixture.sampler.plan().take_overflowed().iter().map(|of| of.traces).sum();
     assert_eq!(overflowed, 20_900);
-    let held = rig.budget.held(Holder::Kinds);
+    let held = fixture.budget.held(Holder::Kinds);
     assert!((1_000..100_000).contains(&held), "{held} bytes");
     // The interval ends, and all memory is released.
-    rig.sampler.begin_tick(Millis(WAIT + 2), 16.0 * 60.0);
-    assert_eq!((reading(&rig), rig.budget.held(Holder::Kinds)), (KindsReading::Rare(0), 0));
+    fixture.sampler.begin_tick(Millis(WAIT + 2), 16.0 * 60.0);
+    assert_eq!((reading(&fixture), fixture.budget.held(Holder::Kinds)), (KindsReading::Rare(0), 0));
 }
 
 const POLICIES: &str = r#"

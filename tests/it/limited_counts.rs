@@ -15,7 +15,7 @@ use tailwater::{
     window::{Millis, Waits},
 };
 
-use crate::builders::{Rig, child, limits, policy, request_of, root, trace_id};
+use crate::builders::{Fixture, child, limits, policy, request_of, root, trace_id};
 
 const TICK_MILLIS: u32 = 100;
 const TICK_SECONDS: f64 = 0.1;
@@ -193,15 +193,21 @@ fn a_small_burst_keeps_the_rate() {
 }
 
 /// A sampler whose traces are due in the tick after they arrive.
-fn rig(limit: LimitSpec) -> Rig {
+fn fixture(limit: LimitSpec) -> Fixture {
     let waits = Waits { decision_wait: TICK_MILLIS, after_root: None };
     let limits = tailwater::sampler::Limits { waits, ..limits() };
-    Rig::new(&[limited(limit)], limits, 4)
+    Fixture::new(&[limited(limit)], limits, 4)
 }
 
 /// Runs traffic through a sampler. After each tick has begun, decides `which`, shard by shard, with
 /// this much room.
-fn run_rig(rig: &mut Rig, traffic: Traffic, which: Which, room: usize, seed: u64) -> Outcome {
+fn run_fixture(
+    fixture: &mut Fixture,
+    traffic: Traffic,
+    which: Which,
+    room: usize,
+    seed: u64,
+) -> Outcome {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut outcome = Outcome::default();
     for tick in 0..600 {
@@ -211,14 +217,15 @@ fn run_rig(rig: &mut Rig, traffic: Traffic, which: Which, room: usize, seed: u64
             .flat_map(|(trace, spans)| (0..spans).map(move |id| child(trace, id)));
         let spans: Vec<_> = spans.collect();
         if !spans.is_empty() {
-            rig.ingest(now, &request_of(spans));
+            fixture.ingest(now, &request_of(spans));
         }
-        rig.sampler.begin_tick(Millis(now), TICK_SECONDS);
+        fixture.sampler.begin_tick(Millis(now), TICK_SECONDS);
         for shard in 0..4 {
             loop {
                 let mut decided = Decided::default();
-                let progress = rig.sampler.decide(shard, Millis(now), which, room, &mut decided);
-                rig.book(&decided);
+                let progress =
+                    fixture.sampler.decide(shard, Millis(now), which, room, &mut decided);
+                fixture.book(&decided);
                 for record in &decided.decisions.records {
                     outcome.add(record.decision.verdict, record.spans);
                 }
@@ -227,7 +234,7 @@ fn run_rig(rig: &mut Rig, traffic: Traffic, which: Which, room: usize, seed: u64
                 }
             }
         }
-        rig.assert_ledger();
+        fixture.assert_ledger();
     }
     outcome
 }
@@ -241,8 +248,8 @@ fn a_trace_that_waits_for_room_is_judged_once() {
     for room in [300, 600, 1_000] {
         for seed in 1..=2 {
             let traffic = Traffic { traces_per_second: 400.0, sizes: &[1, 2, 3], in_bursts: true };
-            let mut rig = rig(limit(300.0, 600.0));
-            let outcome = run_rig(&mut rig, traffic, Which::Due, room, seed);
+            let mut fixture = fixture(limit(300.0, 600.0));
+            let outcome = run_fixture(&mut fixture, traffic, Which::Due, room, seed);
             println!("room for {room} bytes: {:?} sigma", outcome.errors());
             outcome.assert_unbiased();
         }
@@ -255,8 +262,8 @@ fn a_trace_that_waits_for_room_is_judged_once() {
 #[test]
 fn a_limit_holds_what_is_decided_early() {
     let traffic = Traffic { traces_per_second: 200.0, sizes: &[1, 3], in_bursts: false };
-    let mut rig = rig(limit(50.0, 100.0));
-    let outcome = run_rig(&mut rig, traffic, Which::Oldest(Trigger::Memory), usize::MAX, 1);
+    let mut fixture = fixture(limit(50.0, 100.0));
+    let outcome = run_fixture(&mut fixture, traffic, Which::Oldest(Trigger::Memory), usize::MAX, 1);
     let rate = outcome.kept_spans as f64 / 60.0;
     assert!((48.0..=56.0).contains(&rate), "{rate} spans/s");
     outcome.assert_unbiased();
@@ -266,25 +273,25 @@ fn a_limit_holds_what_is_decided_early() {
 /// Guarantees: each is one candidate, so that a bucket with room for all of them keeps all of them.
 #[test]
 fn a_trace_that_is_due_twice_is_one_candidate() {
-    let mut rig = Rig::new(&[limited(limit(0.1, 20.0))], limits(), 4);
-    rig.ingest(0, &request_of((0..20).map(|trace| root(trace, 0)).collect()));
-    rig.sampler.begin_tick(Millis(60_000), 0.0);
-    rig.decide(60_000, Which::Due);
-    assert_eq!((rig.kept, rig.dropped), (20, 0));
+    let mut fixture = Fixture::new(&[limited(limit(0.1, 20.0))], limits(), 4);
+    fixture.ingest(0, &request_of((0..20).map(|trace| root(trace, 0)).collect()));
+    fixture.sampler.begin_tick(Millis(60_000), 0.0);
+    fixture.decide(60_000, Which::Due);
+    assert_eq!((fixture.kept, fixture.dropped), (20, 0));
 }
 
 /// Scenario: a reload brings another limit while traces of the last tick wait for room.
 /// Guarantees: they wait for a threshold of the new limit, which applies to them.
 #[test]
 fn a_new_limit_holds_what_waits_for_room() {
-    let mut rig = rig(limit(1_000.0, 1_000.0));
-    rig.ingest(0, &request_of((0..100).map(|trace| child(trace, 0)).collect()));
-    rig.sampler.begin_tick(Millis(100), TICK_SECONDS);
-    let plan = rig.sampler.plan().successor(&[limited(limit(10.0, 20.0))]).expect("few names");
-    rig.sampler.reload(&Arc::new(plan), |_| {});
-    rig.decide(100, Which::Due);
-    assert_eq!((rig.kept, rig.dropped), (0, 0), "the new limit has no threshold yet");
-    rig.sampler.begin_tick(Millis(200), TICK_SECONDS);
-    rig.decide(200, Which::Due);
-    assert_eq!((rig.kept, rig.dropped), (20, 80));
+    let mut fixture = fixture(limit(1_000.0, 1_000.0));
+    fixture.ingest(0, &request_of((0..100).map(|trace| child(trace, 0)).collect()));
+    fixture.sampler.begin_tick(Millis(100), TICK_SECONDS);
+    let plan = fixture.sampler.plan().successor(&[limited(limit(10.0, 20.0))]).expect("few names");
+    fixture.sampler.reload(&Arc::new(plan), |_| {});
+    fixture.decide(100, Which::Due);
+    assert_eq!((fixture.kept, fixture.dropped), (0, 0), "the new limit has no threshold yet");
+    fixture.sampler.begin_tick(Millis(200), TICK_SECONDS);
+    fixture.decide(200, Which::Due);
+    assert_eq!((fixture.kept, fixture.dropped), (20, 80));
 }

@@ -28,11 +28,11 @@ use self::{
     strategies::{Run, Step},
     tried::Tried,
 };
-use crate::builders::{self, ANY_ROOM, Rig};
+use crate::builders::{self, ANY_ROOM, Fixture};
 
 /// A sampler, its model, and the current time.
 struct Pair {
-    rig: Rig,
+    fixture: Fixture,
     naive: Naive,
     base: u32,
     now: u64,
@@ -44,10 +44,11 @@ struct Pair {
 
 impl Pair {
     fn new(run: &Run) -> Self {
-        let rig = Rig::new(&run.policies, run.limits, run.shards);
+        let fixture = Fixture::new(&run.policies, run.limits, run.shards);
         let naive = Naive::new(run.policies.clone(), run.limits);
         let (sent, tried) = (Vec::new(), None);
-        let mut pair = Pair { rig, naive, base: 0, now: 0, all_have_seen_now: true, sent, tried };
+        let mut pair =
+            Pair { fixture, naive, base: 0, now: 0, all_have_seen_now: true, sent, tried };
         // A service ticks on the way to a later time.
         for quarter in 1..=4 {
             pair.base = (u64::from(run.base) * quarter / 4) as u32;
@@ -100,14 +101,14 @@ impl Pair {
         let mut decided = Decided::default();
         let now = Millis(self.millis().0.wrapping_sub(age));
         let taken = self
-            .rig
+            .fixture
             .sampler
-            .ingest(now, &encode(request), &mut self.rig.scratch, &mut decided)
+            .ingest(now, &encode(request), &mut self.fixture.scratch, &mut decided)
             .expect("a sound request");
         let effects = self.naive.ingest(self.now, &stored(request));
         assert_eq!((taken.accepted, taken.rejected), (effects.accepted, effects.rejected));
-        self.rig.accepted += taken.accepted;
-        self.rig.book(&decided);
+        self.fixture.accepted += taken.accepted;
+        self.fixture.book(&decided);
         self.compare(&decided, effects);
     }
 
@@ -115,7 +116,7 @@ impl Pair {
     /// or while it is being walked, counts as arriving afterwards, unless a trace reaches a cap:
     /// either set may then decide it.
     fn reload(&mut self, policies: &[PolicySpec], request: Option<&(usize, Vec<ResourceSpans>)>) {
-        let Rig { sampler, scratch, accepted, .. } = &mut self.rig;
+        let Fixture { sampler, scratch, accepted, .. } = &mut self.fixture;
         let plan = Arc::new(sampler.plan().successor(policies).expect("few names"));
         let fills_none = |request: &[ResourceSpans]| {
             self.naive.clone().ingest(self.now, &stored(request)).decided.is_empty()
@@ -140,7 +141,7 @@ impl Pair {
         if let Some((request, taken, decided)) = during {
             *accepted += taken.accepted;
             self.sent.push(request.clone());
-            self.rig.book(&decided);
+            self.fixture.book(&decided);
             let effects = self.naive.ingest(self.now, &stored(request));
             self.compare(&decided, effects);
         }
@@ -148,13 +149,13 @@ impl Pair {
 
     /// From now on, a second set of policies decides too, or no longer.
     fn try_policies(&mut self, candidate: Option<&[PolicySpec]>) {
-        let (before, policies) = (self.rig.sampler.plan(), &self.naive.policies);
+        let (before, policies) = (self.fixture.sampler.plan(), &self.naive.policies);
         let plan = Arc::new(match candidate {
             Some(candidate) => before.with_trial(policies, &tried::without_shadows(candidate)),
             None => before.without_trial(policies),
         });
         assert_eq!(plan.names(), before.names(), "a candidate's names are its own");
-        self.rig.sampler.reload(&plan, |_| {});
+        self.fixture.sampler.reload(&plan, |_| {});
         self.tried = plan
             .trial()
             .zip(candidate)
@@ -166,24 +167,37 @@ impl Pair {
         let mut bytes = encode(request);
         bytes.extend([0x0a, 200]);
         let mut decided = Decided::default();
-        let contexts = self.rig.sampler.contexts();
-        let taken =
-            self.rig.sampler.ingest(self.millis(), &bytes, &mut self.rig.scratch, &mut decided);
+        let contexts = self.fixture.sampler.contexts();
+        let taken = self.fixture.sampler.ingest(
+            self.millis(),
+            &bytes,
+            &mut self.fixture.scratch,
+            &mut decided,
+        );
         assert!(taken.is_err());
         assert!(decided.decisions.records.is_empty() && decided.late.is_empty());
-        assert_eq!(self.rig.sampler.contexts(), contexts, "a refused request holds no contexts");
+        assert_eq!(
+            self.fixture.sampler.contexts(),
+            contexts,
+            "a refused request holds no contexts"
+        );
     }
 
     /// Decides the due traces of all shards, with this much room for each.
     fn tick(&mut self, room: usize) {
         self.all_have_seen_now = true;
         let mut stuck = false;
-        for shard in 0..self.rig.sampler.shards() {
+        for shard in 0..self.fixture.sampler.shards() {
             loop {
                 let mut decided = Decided::default();
-                let progress =
-                    self.rig.sampler.decide(shard, self.millis(), Which::Due, room, &mut decided);
-                self.rig.book(&decided);
+                let progress = self.fixture.sampler.decide(
+                    shard,
+                    self.millis(),
+                    Which::Due,
+                    room,
+                    &mut decided,
+                );
+                self.fixture.book(&decided);
                 let expected = self.expected(&decided, None);
                 assert!(decided.kept_bytes <= room || decided.kept.len() == 1, "room is kept to");
                 self.compare(&decided, expected);
@@ -210,12 +224,12 @@ impl Pair {
     }
 
     fn look_up(&self, id: [u8; 16]) -> Lookup {
-        self.rig.sampler.look_up(self.millis(), TraceId(id))
+        self.fixture.sampler.look_up(self.millis(), TraceId(id))
     }
 
     fn force(&mut self, trigger: Trigger) {
         self.all_have_seen_now = true;
-        for decided in self.rig.decide(self.millis().0, Which::Oldest(trigger)) {
+        for decided in self.fixture.decide(self.millis().0, Which::Oldest(trigger)) {
             let arrivals: Vec<_> = decided
                 .decisions
                 .records
@@ -279,7 +293,7 @@ impl Pair {
             assert_eq!(record.bytes as usize, bytes_of(&expected.trace.spans));
             assert_eq!(record.duration_nanos, duration(&expected.trace.spans));
             assert_eq!(u64::from(record.lag_millis), expected.lag);
-            let plan = self.rig.sampler.plan();
+            let plan = self.fixture.sampler.plan();
             let matched: Vec<_> =
                 decided.decisions.matched(record).iter().map(|&id| plan.name(id)).collect();
             assert_eq!(matched, expected.verdict.matched);
@@ -290,11 +304,11 @@ impl Pair {
         }
         self.compare_late(decided, &effects);
         self.compare_kept(decided, &effects);
-        self.rig.sampler.log().push(&decided.decisions, 1);
+        self.fixture.sampler.log().push(&decided.decisions, 1);
     }
 
     fn compare_verdict(&self, verdict: &Verdict, expected: &evaluation::Verdict) {
-        let plan = self.rig.sampler.plan();
+        let plan = self.fixture.sampler.plan();
         let policy = plan.name(verdict.policy);
         assert_eq!(
             (verdict.kept, policy, verdict.threshold.bits()),
@@ -304,7 +318,7 @@ impl Pair {
 
     fn compare_late(&self, decided: &Decided, effects: &Effects) {
         let mut seen: HashMap<(bool, &str, u64), (u64, u64)> = HashMap::new();
-        let plan = self.rig.sampler.plan();
+        let plan = self.fixture.sampler.plan();
         for late in &decided.late {
             let policy = plan.name(late.verdict.policy);
             let key = (late.verdict.kept, policy, late.verdict.threshold.bits());
@@ -325,7 +339,7 @@ impl Pair {
 
     /// Compares what shadow policies would have changed about late spans.
     fn compare_late_shadowed(&self, decided: &Decided, effects: &Effects) {
-        let plan = self.rig.sampler.plan();
+        let plan = self.fixture.sampler.plan();
         let mut seen: HashMap<(String, Effect), u64> = HashMap::new();
         for (Shadowed { policy, effect }, spans) in &decided.late_shadowed {
             *seen.entry((plan.name(*policy).to_owned(), *effect)).or_default() += spans;
@@ -381,7 +395,7 @@ impl Pair {
 
     /// Compares the ledger, the buffered spans, and the look-up of every trace.
     fn compare_what_is_buffered(&self) {
-        self.rig.assert_ledger();
+        self.fixture.assert_ledger();
         let mut expected = Buffered::default();
         for (id, trace) in self.naive.all_buffered() {
             expected.traces += 1;
@@ -394,7 +408,7 @@ impl Pair {
             let due_in = self.naive.due(trace).0.saturating_sub(self.now);
             assert_eq!(u64::from(pending.due_in_millis), due_in);
         }
-        assert_eq!(self.rig.sampler.buffered(), expected);
+        assert_eq!(self.fixture.sampler.buffered(), expected);
         for id in self.naive.remembered() {
             let expected = self.naive.decided(&id).expect("remembered");
             let Lookup::Decided(decision, logged) = self.look_up(id) else {
@@ -425,13 +439,17 @@ impl Pair {
     fn finish(mut self) {
         self.force(Trigger::Shutdown);
         self.compare_what_is_buffered();
-        let budget = Arc::clone(&self.rig.budget);
+        let budget = Arc::clone(&self.fixture.budget);
         let held = |holder| budget.held(holder);
         let others = [Holder::Index, Holder::Decisions, Holder::DecisionLog, Holder::Walking];
         let others = others.into_iter().map(held).sum::<usize>();
-        assert_eq!(self.rig.sampler.memory_used(), others, "no segment and no context is in use");
-        assert_eq!(self.rig.sampler.contexts(), 0);
-        drop(self.rig);
+        assert_eq!(
+            self.fixture.sampler.memory_used(),
+            others,
+            "no segment and no context is in use"
+        );
+        assert_eq!(self.fixture.sampler.contexts(), 0);
+        drop(self.fixture);
         assert_eq!(budget.used(), 0, "{budget:?}");
     }
 }
@@ -502,14 +520,14 @@ fn a_trace_is_decided_when_it_reaches_a_cap() {
     let caps = [(3, u32::MAX), (u32::MAX, bytes), (u32::MAX, bytes - 1), (3, bytes)];
     for (max_trace_spans, max_trace_bytes) in caps {
         let limits = Limits { max_trace_spans, max_trace_bytes, ..unlimited };
-        let mut rig = Rig::new(&[builders::probabilistic(100.0)], limits, 1);
-        let two = rig.ingest(0, &builders::request_of(vec![span(0), span(1)]));
+        let mut fixture = Fixture::new(&[builders::probabilistic(100.0)], limits, 1);
+        let two = fixture.ingest(0, &builders::request_of(vec![span(0), span(1)]));
         assert!(two.decisions.records.is_empty(), "not before");
-        let all = rig.ingest(1, &builders::request_of(vec![span(2), span(3), span(4)]));
+        let all = fixture.ingest(1, &builders::request_of(vec![span(2), span(3), span(4)]));
         let record = &all.decisions.records[0];
         assert_eq!((record.spans, record.decision.trigger), (3, Trigger::TraceLimit));
         assert_eq!(all.late.iter().map(|late| late.spans).collect::<Vec<_>>(), [2]);
         assert_eq!(all.spans.len(), 5);
-        rig.assert_ledger();
+        fixture.assert_ledger();
     }
 }

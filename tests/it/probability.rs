@@ -10,7 +10,7 @@ use tailwater::{
     trace::{Facts, Randomness, StatusCode, Threshold, TraceId},
 };
 
-use crate::builders::{Rig, child, limits, policy, probabilistic, request_of, root};
+use crate::builders::{Fixture, child, limits, policy, probabilistic, request_of, root};
 
 const TRACES: u64 = 1_000_000;
 const TRACES_PER_TICK: u64 = 10_000;
@@ -165,10 +165,10 @@ fn what_was_sampled_upstream_is_unbiased() {
 #[test]
 fn halves_of_a_split_trace_agree() {
     let kept = |span: fn(u64, u64) -> opentelemetry_proto::tonic::trace::v1::Span| {
-        let mut rig = Rig::new(&[probabilistic(30.0)], limits(), 4);
-        rig.ingest(0, &request_of((0..1_000).map(|trace| span(trace, 0)).collect()));
-        let decided = rig.decide(30_000, Which::Due);
-        rig.assert_ledger();
+        let mut fixture = Fixture::new(&[probabilistic(30.0)], limits(), 4);
+        fixture.ingest(0, &request_of((0..1_000).map(|trace| span(trace, 0)).collect()));
+        let decided = fixture.decide(30_000, Which::Due);
+        fixture.assert_ledger();
         let records = decided.iter().flat_map(|decided| &decided.decisions.records);
         let kept = records.filter(|record| record.decision.verdict.kept);
         kept.map(|record| record.trace_id).collect::<HashSet<_>>()
@@ -185,26 +185,26 @@ fn halves_of_a_split_trace_agree() {
 fn late_spans_follow_for_as_long_as_is_remembered() {
     let mut limits = limits();
     limits.waits.decision_wait = 10_000;
-    let mut rig = Rig::new(&[probabilistic(50.0)], limits, 2);
-    rig.ingest(0, &request_of((0..20).map(|trace| child(trace, 0)).collect()));
-    let decided = rig.decide(10_000, Which::Due);
+    let mut fixture = Fixture::new(&[probabilistic(50.0)], limits, 2);
+    fixture.ingest(0, &request_of((0..20).map(|trace| child(trace, 0)).collect()));
+    let decided = fixture.decide(10_000, Which::Due);
     let records = decided.iter().flat_map(|decided| &decided.decisions.records);
     let kept = records.filter(|record| record.decision.verdict.kept).count();
     assert!((1..20).contains(&kept));
     for windows in [1, 2, 10] {
         let late = (0..20).map(|trace| child(trace, windows.into())).collect();
-        let decided = rig.ingest(10_000 + windows * 10_000, &request_of(late));
+        let decided = fixture.ingest(10_000 + windows * 10_000, &request_of(late));
         let followed = decided.late.iter().filter(|late| late.verdict.kept).count();
         assert_eq!((decided.late.len(), followed, decided.kept.len()), (20, kept, kept));
         let half = Threshold::from_percentage(50.0);
         assert!(decided.kept.iter().all(|trace| trace.verdict.threshold == half));
-        rig.assert_ledger();
+        fixture.assert_ledger();
     }
     for now in [140_000, 300_000] {
-        drop(rig.decide(now, Which::Due));
+        drop(fixture.decide(now, Which::Due));
     }
-    let forgotten = rig.ingest(300_000, &request_of(vec![child(0, 99)]));
+    let forgotten = fixture.ingest(300_000, &request_of(vec![child(0, 99)]));
     assert!(forgotten.late.is_empty());
-    assert_eq!(rig.sampler.buffered().traces, 1);
-    rig.assert_ledger();
+    assert_eq!(fixture.sampler.buffered().traces, 1);
+    fixture.assert_ledger();
 }

@@ -8,7 +8,7 @@ use tailwater::{
 };
 
 use crate::{
-    builders::{Rig, child, limits, policy, request_of, root, status},
+    builders::{Fixture, child, limits, policy, request_of, root, status},
     harness::{Running, config, span, trace_id},
 };
 
@@ -64,7 +64,7 @@ impl Outcome {
 /// Sixty seconds with this many traces per tick, every fifth of them with an error, after the first
 /// burst has been spent.
 fn a_minute(policies: &[PolicySpec], shards: usize, traces_per_tick: u64) -> Outcome {
-    let mut rig = Rig::new(policies, limits(), shards);
+    let mut fixture = Fixture::new(policies, limits(), shards);
     let mut rng = fastrand::Rng::with_seed(7);
     let mut outcome = Outcome::default();
     for tick in 0..700 {
@@ -76,14 +76,14 @@ fn a_minute(policies: &[PolicySpec], shards: usize, traces_per_tick: u64) -> Out
             first.status = status(if number % 5 == 0 { 2 } else { 0 });
             spans.extend([first, child(trace, 1)]);
         }
-        rig.ingest(now, &request_of(spans));
-        rig.sampler.begin_tick(Millis(now), f64::from(TICK_MILLIS) / 1_000.0);
-        for decided in rig.decide(now, Which::Due) {
+        fixture.ingest(now, &request_of(spans));
+        fixture.sampler.begin_tick(Millis(now), f64::from(TICK_MILLIS) / 1_000.0);
+        for decided in fixture.decide(now, Which::Due) {
             if tick >= 100 {
                 outcome.add(&decided);
             }
         }
-        rig.assert_ledger();
+        fixture.assert_ledger();
     }
     outcome
 }
@@ -156,27 +156,27 @@ fn what_is_kept_in_any_case_is_free() {
 fn a_limit_that_stays_survives_a_reload() {
     let all =
         |per_second| [limited("all", RuleKind::AlwaysSample, 100.0, spans_per_second(per_second))];
-    let mut rig = Rig::new(&all(10.0), limits(), 2);
-    let kept_of_a_burst = |rig: &mut Rig, now: u32| {
+    let mut fixture = Fixture::new(&all(10.0), limits(), 2);
+    let kept_of_a_burst = |fixture: &mut Fixture, now: u32| {
         let ids = u64::from(now)..u64::from(now) + 100;
-        rig.ingest(now, &request_of(ids.map(|trace| child(trace, 0)).collect()));
+        fixture.ingest(now, &request_of(ids.map(|trace| child(trace, 0)).collect()));
         let due = now + 30_000;
-        rig.sampler.begin_tick(Millis(due), 0.0);
-        let decided = rig.decide(due, Which::Due);
+        fixture.sampler.begin_tick(Millis(due), 0.0);
+        let decided = fixture.decide(due, Which::Due);
         let records = || decided.iter().flat_map(|decided| &decided.decisions.records);
         assert_eq!(records().count(), 100);
         records().filter(|record| record.decision.verdict.kept).count()
     };
-    let reload = |rig: &Rig, per_second| {
-        let plan = rig.sampler.plan().successor(&all(per_second)).expect("few names");
-        rig.sampler.reload(&std::sync::Arc::new(plan), |_| {});
+    let reload = |fixture: &Fixture, per_second| {
+        let plan = fixture.sampler.plan().successor(&all(per_second)).expect("few names");
+        fixture.sampler.reload(&std::sync::Arc::new(plan), |_| {});
     };
-    assert_eq!(kept_of_a_burst(&mut rig, 0), 20);
-    reload(&rig, 10.0);
-    assert_eq!(kept_of_a_burst(&mut rig, 40_000), 0);
-    reload(&rig, 15.0);
-    assert_eq!(kept_of_a_burst(&mut rig, 80_000), 30);
-    rig.assert_ledger();
+    assert_eq!(kept_of_a_burst(&mut fixture, 0), 20);
+    reload(&fixture, 10.0);
+    assert_eq!(kept_of_a_burst(&mut fixture, 40_000), 0);
+    reload(&fixture, 15.0);
+    assert_eq!(kept_of_a_burst(&mut fixture, 80_000), 30);
+    fixture.assert_ledger();
 }
 
 /// Scenario: a hundred traces of one span at once, with a limit whose burst is twenty.

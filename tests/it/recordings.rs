@@ -15,7 +15,7 @@ use tailwater::{
 };
 
 use crate::{
-    builders::{self, Rig},
+    builders::{self, Fixture},
     harness::spans_of,
 };
 
@@ -35,11 +35,11 @@ fn requests(trace: &RecordedTrace) -> Vec<ExportTraceServiceRequest> {
 }
 
 /// Decides everything at `now` and passes it on, like the decider.
-fn decide(rig: &mut Rig, now: u32, which: Which) {
-    for mut decided in rig.decide(now, which) {
-        rig.sampler.publish(&mut decided, 1);
+fn decide(fixture: &mut Fixture, now: u32, which: Which) {
+    for mut decided in fixture.decide(now, which) {
+        fixture.sampler.publish(&mut decided, 1);
     }
-    rig.assert_ledger();
+    fixture.assert_ledger();
 }
 
 /// Scenario: traces of several services, kept and dropped, of one request and of several, with
@@ -48,8 +48,8 @@ fn decide(rig: &mut Rig, now: u32, which: Which) {
 /// resources and scopes, unchanged and in their order; no byte stays charged.
 #[tokio::test]
 async fn whole_traces_are_recorded_as_they_came() {
-    let mut rig = Rig::new(&[builders::probabilistic(50.0)], builders::limits(), 4);
-    let begin = || rig.sampler.recordings().begin(1.0).expect("few run");
+    let mut fixture = Fixture::new(&[builders::probabilistic(50.0)], builders::limits(), 4);
+    let begin = || fixture.sampler.recordings().begin(1.0).expect("few run");
     let both = [begin(), begin()];
     let span = |trace: u64, number: u64| Span {
         trace_state: "ot=th:c;vendor".to_owned(),
@@ -63,12 +63,12 @@ async fn whole_traces_are_recorded_as_they_came() {
         builders::request(vec![of("shop", 0), of("läden", 1), of("shop", 2)])
     };
     for number in 0..3 {
-        rig.ingest(0, &request(number));
+        fixture.ingest(0, &request(number));
     }
-    decide(&mut rig, 40_000, Which::Due);
-    let mut late = rig.ingest(40_001, &request(4));
-    rig.sampler.publish(&mut late, 1);
-    assert!(rig.budget.held(Holder::Recordings) > 0);
+    decide(&mut fixture, 40_000, Which::Due);
+    let mut late = fixture.ingest(40_001, &request(4));
+    fixture.sampler.publish(&mut late, 1);
+    assert!(fixture.budget.held(Holder::Recordings) > 0);
     for recorder in both {
         assert_eq!(recorder.skipped(), 0);
         let traces = read(recorder).await;
@@ -97,8 +97,8 @@ async fn whole_traces_are_recorded_as_they_came() {
             assert_eq!(services[0], n([1, 11, 21, 0, 0, 0])[..3]);
         }
     }
-    assert_eq!(rig.budget.held(Holder::Recordings), 0);
-    assert_eq!(rig.sampler.recordings().running(), 0);
+    assert_eq!(fixture.budget.held(Holder::Recordings), 0);
+    assert_eq!(fixture.sampler.recordings().running(), 0);
 }
 
 fn request_id(request: &ExportTraceServiceRequest) -> &[u8] {
@@ -110,14 +110,14 @@ fn request_id(request: &ExportTraceServiceRequest) -> &[u8] {
 /// use the randomness of the decision.
 #[tokio::test]
 async fn the_chance_of_a_recording_is_its_own() {
-    let mut rig = Rig::new(&[builders::probabilistic(10.0)], builders::limits(), 2);
-    let tenth = rig.sampler.recordings().begin(0.1).expect("few run");
+    let mut fixture = Fixture::new(&[builders::probabilistic(10.0)], builders::limits(), 2);
+    let tenth = fixture.sampler.recordings().begin(0.1).expect("few run");
     for request in 0..8 {
         let spans = (0..500).map(|n| builders::root(request * 500 + n, 0)).collect();
-        rig.ingest(0, &builders::request_of(spans));
+        fixture.ingest(0, &builders::request_of(spans));
     }
-    decide(&mut rig, 40_000, Which::Due);
-    let kept = rig.kept;
+    decide(&mut fixture, 40_000, Which::Due);
+    let kept = fixture.kept;
     let traces = read(tenth).await;
     let is_kept = |trace: &&RecordedTrace| trace.decision.record.decision.verdict.kept;
     let recorded_kept = traces.iter().filter(is_kept).count();
@@ -135,30 +135,30 @@ async fn the_chance_of_a_recording_is_its_own() {
 #[tokio::test]
 async fn what_does_not_fit_is_counted_and_nothing_waits() {
     let limits = Limits { max_trace_spans: 40, ..builders::limits() };
-    let mut rig = Rig::new(&[builders::probabilistic(50.0)], limits, 1);
-    let begin = |rig: &Rig| rig.sampler.recordings().begin(1.0);
-    let all: Vec<_> = (0..RECORDINGS_MAX).map(|_| begin(&rig).expect("few run")).collect();
-    assert!(begin(&rig).is_none());
+    let mut fixture = Fixture::new(&[builders::probabilistic(50.0)], limits, 1);
+    let begin = |fixture: &Fixture| fixture.sampler.recordings().begin(1.0);
+    let all: Vec<_> = (0..RECORDINGS_MAX).map(|_| begin(&fixture).expect("few run")).collect();
+    assert!(begin(&fixture).is_none());
     drop(all);
 
     let large =
         |trace, number, bytes| Span { name: "x".repeat(bytes), ..builders::child(trace, number) };
-    let slow = begin(&rig).expect("room again");
+    let slow = begin(&fixture).expect("room again");
     for trace in 0..60 {
-        rig.ingest(0, &builders::request_of(vec![large(trace, 0, 1 << 20)]));
+        fixture.ingest(0, &builders::request_of(vec![large(trace, 0, 1 << 20)]));
     }
-    decide(&mut rig, 40_000, Which::Due);
-    let held = rig.budget.held(Holder::Recordings);
+    decide(&mut fixture, 40_000, Which::Due);
+    let held = fixture.budget.held(Holder::Recordings);
     assert!((16 << 20..18 << 20).contains(&held), "{held}");
     let skipped = slow.skipped();
     let recorded = read(slow).await.len() as u64;
     assert_eq!((recorded + skipped, recorded), (60, 16));
 
-    let parts = begin(&rig).expect("room");
+    let parts = begin(&fixture).expect("room");
     for number in 0..40 {
         let mut decided =
-            rig.ingest(50_000, &builders::request_of(vec![large(100, number, 250_000)]));
-        rig.sampler.publish(&mut decided, 1);
+            fixture.ingest(50_000, &builders::request_of(vec![large(100, number, 250_000)]));
+        fixture.sampler.publish(&mut decided, 1);
     }
     let traces = read(parts).await;
     let requests = requests(&traces[0]);
@@ -168,14 +168,14 @@ async fn what_does_not_fit_is_counted_and_nothing_waits() {
 
     drop(traces);
 
-    let too_large = begin(&rig).expect("room");
-    rig.ingest(60_000, &builders::request_of(vec![large(200, 0, PART_BYTES_MAX)]));
-    decide(&mut rig, 100_000, Which::Due);
+    let too_large = begin(&fixture).expect("room");
+    fixture.ingest(60_000, &builders::request_of(vec![large(200, 0, PART_BYTES_MAX)]));
+    decide(&mut fixture, 100_000, Which::Due);
     assert_eq!(too_large.skipped(), 1);
-    let _hold = rig.budget.hold(Holder::Segments, rig.budget.limit() / 5 * 4);
-    rig.ingest(100_000, &builders::request_of(vec![builders::root(300, 0)]));
-    decide(&mut rig, 140_000, Which::Due);
+    let _hold = fixture.budget.hold(Holder::Segments, fixture.budget.limit() / 5 * 4);
+    fixture.ingest(100_000, &builders::request_of(vec![builders::root(300, 0)]));
+    decide(&mut fixture, 140_000, Which::Due);
     assert_eq!(too_large.skipped(), 2, "memory is short");
     assert_eq!(read(too_large).await.len(), 0);
-    assert_eq!(rig.budget.held(Holder::Recordings), 0);
+    assert_eq!(fixture.budget.held(Holder::Recordings), 0);
 }

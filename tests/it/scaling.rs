@@ -60,7 +60,9 @@ async fn halves_of_split_traces_are_decided_alike() {
         let mut kept = HashMap::<Vec<u8>, usize>::new();
         for running in running {
             let metrics: Metrics = running.at_rest().await;
+            // On a slow machine a root may come after the wait, and then follows the decision.
             rootless += metrics.get("decisions_total{trigger=\"decision_wait\"}");
+            rootless -= metrics.sum("late_spans_total");
             for (trace, spans) in running.traces() {
                 *kept.entry(trace).or_default() += spans.len();
             }

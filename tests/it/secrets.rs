@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::{
-    certificates::{Authority, Client, export},
+    certificates::{Ca, Client, export},
     cli::{NOBODY, Process, tailwater},
     connections::one_span,
     harness::{ALL, Directory, get},
@@ -19,8 +19,8 @@ const CANARY: &str = "kanarienvogel";
 /// Guarantees: neither the log, metrics, pages nor answers contain the canary or a line of the key.
 #[tokio::test]
 async fn a_running_service_shows_no_secret() {
-    let authority = Authority::new();
-    let identity = authority.sign("localhost");
+    let ca = Ca::new();
+    let identity = ca.sign("localhost");
     let directory = Directory::new();
     let token = format!("{CANARY}-token");
     let key = directory.file("tls.key", &format!("{CANARY}\n{}", identity.key));
@@ -34,7 +34,7 @@ async fn a_running_service_shows_no_secret() {
     );
     let mut process = Process::start_logging(&more, NOBODY, "trace");
     let (grpc, admin) = process.addresses().await;
-    let client = Client::new(&[&authority], None).http2(grpc).await.expect("trusted");
+    let client = Client::new(&[&ca], None).http2(grpc).await.expect("trusted");
     let right: &'static str = Box::leak(format!("Bearer {token}").into_boxed_str());
     let wrong: &'static str = Box::leak(format!("Bearer wrong-{CANARY}").into_boxed_str());
     let mut said = String::new();

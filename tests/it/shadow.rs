@@ -10,7 +10,7 @@ use tailwater::{
 };
 
 use crate::{
-    builders::{self, Rig},
+    builders::{self, Fixture},
     harness::{HIGH, LOW, Metrics, Running, attribute, config, error, get, span, trace_id},
 };
 
@@ -136,7 +136,7 @@ fn limited(shadow: bool) -> PolicySpec {
 /// Ten seconds of traffic, half of which fails, in ticks of 100 ms. Returns the kept traces, and
 /// the traces that the shadow policy would have kept.
 fn run(policies: &[PolicySpec]) -> (Vec<u128>, Vec<u128>) {
-    let mut rig = Rig::new(policies, builders::limits(), 4);
+    let mut fixture = Fixture::new(policies, builders::limits(), 4);
     let (mut kept, mut would_be_kept) = (Vec::new(), Vec::new());
     for tick in 0..100u32 {
         let at = tick * 100;
@@ -145,9 +145,9 @@ fn run(policies: &[PolicySpec]) -> (Vec<u128>, Vec<u128>) {
             let status = builders::status(if n % 2 == 0 { 2 } else { 0 });
             Span { status, ..builders::root(trace, trace) }
         });
-        rig.ingest(at, &builders::request_of(spans.collect()));
-        rig.sampler.begin_tick(Millis(at), 0.1);
-        for Decided { decisions, .. } in rig.decide(at, Which::Due) {
+        fixture.ingest(at, &builders::request_of(spans.collect()));
+        fixture.sampler.begin_tick(Millis(at), 0.1);
+        for Decided { decisions, .. } in fixture.decide(at, Which::Due) {
             for record in &decisions.records {
                 let id = u128::from_be_bytes(record.trace_id.0);
                 kept.extend(record.decision.verdict.kept.then_some(id));

@@ -9,7 +9,7 @@ use tonic::{Code, Request, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
-    certificates::Authority,
+    certificates::Ca,
     harness::{ALL, Directory, Running, config, get, http1},
 };
 
@@ -77,8 +77,8 @@ async fn tokens() {
 /// Guarantees: it trusts only the CA of `--ca-file`, and says what is wrong.
 #[tokio::test(flavor = "multi_thread")]
 async fn tls() {
-    let authority = Authority::new();
-    let identity = authority.sign("127.0.0.1");
+    let ca = Ca::new();
+    let identity = ca.sign("127.0.0.1");
     let directory = Directory::new();
     let file = |name: &str, text: &str| directory.file(name, text);
     let mut config = config(ALL);
@@ -89,8 +89,8 @@ async fn tls() {
     });
     let token = file("token", "s3cret\n");
     config.telemetry.bearer_token_file = Some((&token).into());
-    let ca = file("ca.crt", &authority.pem);
-    let other = file("other.crt", &Authority::new().pem);
+    let ca_file = file("ca.crt", &ca.pem);
+    let other = file("other.crt", &Ca::new().pem);
     let running = Running::start(config).await;
     let address = format!("https://{}", running.service.admin_address);
     let explain = |arguments: &[&str]| {
@@ -98,9 +98,9 @@ async fn tls() {
         let output = command.args(["explain", "1", "--address", &address]).args(arguments).output();
         String::from_utf8_lossy(&output.expect("runs").stderr).into_owned()
     };
-    let known = explain(&["--ca-file", &ca, "--token-file", &token]);
+    let known = explain(&["--ca-file", &ca_file, "--token-file", &token]);
     assert!(known.contains("does not know this trace"), "{known}");
-    let refused = explain(&["--ca-file", &ca]);
+    let refused = explain(&["--ca-file", &ca_file]);
     assert!(refused.contains("--token-file"), "{refused}");
     let untrusted = explain(&["--ca-file", &other, "--token-file", &token]);
     assert!(untrusted.contains("cannot reach") && untrusted.contains("certificate"), "{untrusted}");

@@ -8,7 +8,7 @@ use tailwater::{config::Config, credentials::ServerTls};
 use tokio::{io::AsyncReadExt as _, time::Instant};
 
 use crate::{
-    certificates::{Authority, Client, Identity, export},
+    certificates::{Ca, Client, Identity, export},
     connections::{one_span, patience},
     harness::{ALL, Directory, Metrics, Running, config},
     wire::{connect, http1, http1_over, http2, post},
@@ -21,7 +21,7 @@ struct Files {
 }
 
 impl Files {
-    fn new(server: &Identity, clients: Option<&Authority>) -> Self {
+    fn new(server: &Identity, clients: Option<&Ca>) -> Self {
         let directory = Directory::new();
         let (cert, key) =
             (directory.file("tls.crt", &server.cert), directory.file("tls.key", &server.key));
@@ -59,20 +59,20 @@ fn http_request(trace: u64) -> Vec<u8> {
 /// Guarantees: the protocol is agreed on in the handshake; every span is accepted.
 #[tokio::test]
 async fn spans_come_in_over_tls() {
-    let authority = Authority::new();
-    let files = Files::new(&authority.sign("localhost"), None);
+    let ca = Ca::new();
+    let files = Files::new(&ca.sign("localhost"), None);
     let running = Running::start(files.config.clone()).await;
     let (grpc, http) = (running.service.grpc_address, running.service.http_address);
     for (trace, version) in [(1, &rustls::version::TLS12), (2, &rustls::version::TLS13)] {
-        let client = Client::of_versions(&[&authority], None, &[version]);
+        let client = Client::of_versions(&[&ca], None, &[version]);
         let answer = client.export(grpc, &one_span(trace, 9)).await.expect("answered");
         assert_eq!(answer.header("grpc-status"), "0");
     }
-    let client = Client::new(&[&authority], None).speaking("http/1.1");
+    let client = Client::new(&[&ca], None).speaking("http/1.1");
     let stream = client.connect(http, "localhost").await.expect("trusted");
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
     assert_eq!(http1_over(stream, &http_request(3)).await.status, 200);
-    let client = Client::new(&[&authority], None);
+    let client = Client::new(&[&ca], None);
     let client = client.http2(http).await.expect("trusted");
     let post = post("/v1/traces", &[("content-type", "application/x-protobuf")]);
     assert_eq!(http2(&client, post, one_span(4, 9)).await.status, 200);
@@ -90,11 +90,11 @@ async fn spans_come_in_over_tls() {
 /// is served.
 #[tokio::test]
 async fn clients_that_do_not_get_through() {
-    let (authority, other) = (Authority::new(), Authority::new());
-    let files = Files::new(&authority.sign("localhost"), None);
+    let (ca, other) = (Ca::new(), Ca::new());
+    let files = Files::new(&ca.sign("localhost"), None);
     let running = Running::start(files.config.clone()).await;
     let grpc = running.service.grpc_address;
-    let client = Client::new(&[&authority], None);
+    let client = Client::new(&[&ca], None);
     let told = Client::new(&[&other], None).connect(grpc, "localhost").await.expect_err("unknown");
     assert!(told.contains("UnknownIssuer"), "{told}");
     let told = client.connect(grpc, "tempo.example").await.expect_err("another name");
@@ -113,16 +113,16 @@ async fn clients_that_do_not_get_through() {
     running.until("plaintext is refused", |metrics| count(metrics) == (4.0, 1.0)).await;
     // A client that only checks whether the port is open is no failure.
     drop(tokio::net::TcpStream::connect(grpc).await.expect("listening"));
-    let honest = Client::new(&[&authority], None).export(grpc, &one_span(1, 9)).await;
+    let honest = Client::new(&[&ca], None).export(grpc, &one_span(1, 9)).await;
     assert_eq!(honest.expect("answered").header("grpc-status"), "0");
     let metrics = running.at_rest().await;
     assert_eq!(metrics.sum("receiver_accepted_spans_total"), 1.0);
     assert_eq!(count(&metrics), (4.0, 1.0));
     running.stop().await;
 
-    let files = Files::new(&authority.sign_expired("localhost"), None);
+    let files = Files::new(&ca.sign_expired("localhost"), None);
     let running = Running::start(files.config.clone()).await;
-    let client = Client::new(&[&authority], None);
+    let client = Client::new(&[&ca], None);
     let told = client.connect(running.service.grpc_address, "localhost").await;
     let told = told.expect_err("expired");
     assert!(told.contains("expired"), "{told}");
@@ -134,15 +134,15 @@ async fn clients_that_do_not_get_through() {
 /// Guarantees: the first is served by both receivers; no span of the others is accepted.
 #[tokio::test]
 async fn mutual_tls_asks_for_a_certificate() {
-    let (authority, other) = (Authority::new(), Authority::new());
-    let files = Files::new(&authority.sign("localhost"), Some(&authority));
+    let (ca, other) = (Ca::new(), Ca::new());
+    let files = Files::new(&ca.sign("localhost"), Some(&ca));
     let running = Running::start(files.config.clone()).await;
     let (grpc, http) = (running.service.grpc_address, running.service.http_address);
-    let client = |identity: Option<&Identity>| Client::new(&[&authority], identity);
+    let client = |identity: Option<&Identity>| Client::new(&[&ca], identity);
     for (identity, why) in [
         (None, "CertificateRequired"),
         (Some(other.sign("sender")), "UnknownCA"),
-        (Some(authority.sign_expired("sender")), "CertificateExpired"),
+        (Some(ca.sign_expired("sender")), "CertificateExpired"),
     ] {
         let client = client(identity.as_ref());
         let told = client.export(grpc, &one_span(1, 9)).await.expect_err("refused");
@@ -153,7 +153,7 @@ async fn mutual_tls_asks_for_a_certificate() {
             assert!(told.contains(why), "{why}: {told}");
         }
     }
-    let good = authority.sign("sender");
+    let good = ca.sign("sender");
     let answer = client(Some(&good)).export(grpc, &one_span(1, 9)).await.expect("answered");
     assert_eq!(answer.header("grpc-status"), "0");
     let stream = client(Some(&good)).speaking("http/1.1").connect(http, "localhost").await;
@@ -168,20 +168,20 @@ async fn mutual_tls_asks_for_a_certificate() {
 /// Guarantees: they are closed after 10 s, for handshake and preface together.
 #[tokio::test(start_paused = true)]
 async fn half_a_handshake_is_closed() {
-    let authority = Authority::new();
-    let files = Files::new(&authority.sign("localhost"), None);
+    let ca = Ca::new();
+    let files = Files::new(&ca.sign("localhost"), None);
     let running = Running::start(files.config.clone()).await;
     let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
-    let doors = [running.service.grpc_address, running.service.http_address];
-    for address in doors {
+    let addresses = [running.service.grpc_address, running.service.http_address];
+    for address in addresses {
         for beginning in [&b""[..], hello] {
             let waited = patience(address, beginning).await.as_secs_f64();
             assert!((10.0..60.0).contains(&waited), "{waited} s, {}", beginning.escape_ascii());
         }
     }
-    for address in doors {
+    for address in addresses {
         let began = Instant::now();
-        let client = Client::new(&[&authority], None);
+        let client = Client::new(&[&ca], None);
         let mut stream = client.connect(address, "localhost").await.expect("trusted");
         while stream.read(&mut [0; 1024]).await.is_ok_and(|length| length > 0) {}
         let waited = began.elapsed().as_secs_f64();
@@ -209,7 +209,7 @@ async fn certificate(client: &Client, address: SocketAddr, trace: u64) -> Vec<u8
 /// unusable files change nothing but the metric.
 #[tokio::test]
 async fn certificates_are_replaced_under_load() {
-    let (old, new) = (Authority::new(), Authority::new());
+    let (old, new) = (Ca::new(), Ca::new());
     let mut files = Files::new(&old.sign("localhost"), None);
     // A link to a directory, which is replaced by a link to another one.
     let root = files.directory.0.clone();
@@ -266,18 +266,18 @@ async fn certificates_are_replaced_under_load() {
 /// Guarantees: within ten seconds, new connections with certificates of the old CA are refused and
 /// those of the new CA served; an open connection continues.
 #[tokio::test]
-async fn the_authority_of_clients_is_replaced() {
-    let (authority, old, new) = (Authority::new(), Authority::new(), Authority::new());
-    let files = Files::new(&authority.sign("localhost"), Some(&old));
+async fn the_ca_of_clients_is_replaced() {
+    let (ca, old, new) = (Ca::new(), Ca::new(), Ca::new());
+    let files = Files::new(&ca.sign("localhost"), Some(&old));
     let running = Running::start(files.config.clone()).await;
     let grpc = running.service.grpc_address;
-    let client = |of: &Authority| Client::new(&[&authority], Some(&of.sign("sender")));
+    let client = |of: &Ca| Client::new(&[&ca], Some(&of.sign("sender")));
     let (of_old, of_new) = (client(&old), client(&new));
     let lasting = of_old.http2(grpc).await.expect("trusted");
     export(&lasting, &[], &one_span(1, 9)).await.expect("answered");
     of_new.export(grpc, &one_span(2, 9)).await.expect_err("not yet");
     files.directory.file("ca.crt", &new.pem);
-    files.write(&authority.sign("localhost"));
+    files.write(&ca.sign("localhost"));
     let began = Instant::now();
     while of_new.export(grpc, &one_span(2, 9)).await.is_err() {
         assert!(began.elapsed() < Duration::from_secs(10));

@@ -16,7 +16,7 @@ use tailwater::{
     window::Millis,
 };
 
-use crate::builders::{self, Rig};
+use crate::builders::{self, Fixture};
 
 fn always(sampling_percentage: f64) -> RuleSpec {
     RuleSpec { kind: RuleKind::AlwaysSample, sampling_percentage }
@@ -59,18 +59,18 @@ fn run(
     at: u32,
     are_tried: bool,
 ) -> (Vec<TraceId>, Option<Report>) {
-    let mut rig = Rig::new(policies, builders::limits(), 4);
+    let mut fixture = Fixture::new(policies, builders::limits(), 4);
     let mut kept = Vec::new();
     for tick in 0..200u32 {
         let now = tick * 100;
         if tick == at {
-            let plan = rig.sampler.plan();
+            let plan = fixture.sampler.plan();
             let plan = if are_tried {
                 plan.with_trial(policies, others)
             } else {
                 plan.successor(others).expect("few names")
             };
-            rig.sampler.reload(&Arc::new(plan), |_| {});
+            fixture.sampler.reload(&Arc::new(plan), |_| {});
         }
         // One after the other: rare kinds go by the order of arrival.
         for n in 0..10 {
@@ -78,18 +78,18 @@ fn run(
             let status = builders::status(if n % 2 == 0 { 2 } else { 0 });
             let name = format!("GET /{}", n * n / 20);
             let span = Span { status, name, ..builders::root(trace, trace) };
-            rig.ingest(now + 10 * n, &builders::request_of(vec![span]));
+            fixture.ingest(now + 10 * n, &builders::request_of(vec![span]));
         }
         let end = now + 99;
-        rig.sampler.begin_tick(Millis(end), 0.1);
-        for Decided { decisions, .. } in rig.decide(end, Which::Due) {
+        fixture.sampler.begin_tick(Millis(end), 0.1);
+        for Decided { decisions, .. } in fixture.decide(end, Which::Due) {
             let of = decisions.records.iter().filter(|record| record.decision.verdict.kept);
             kept.extend(of.filter(|_| tick >= at).map(|record| record.trace_id));
         }
     }
-    rig.assert_ledger();
+    fixture.assert_ledger();
     kept.sort_unstable();
-    (kept, rig.sampler.plan().trial().map(|trial| trial.report()))
+    (kept, fixture.sampler.plan().trial().map(|trial| trial.report()))
 }
 
 /// Scenario: twenty seconds of the same traffic three times. At the beginning, or in the middle,

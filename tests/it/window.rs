@@ -15,18 +15,18 @@ use tailwater::{
     window::{Millis, SEGMENT_BYTES, Waits},
 };
 
-use crate::builders::{ANY_ROOM, Rig, child, limits, probabilistic, request_of, root};
+use crate::builders::{ANY_ROOM, Fixture, child, limits, probabilistic, request_of, root};
 
 const TICK_MILLIS: u32 = 100;
 
 /// A sampler that keeps everything.
-fn keeping(limits: Limits, shards: usize) -> Rig {
-    Rig::new(&[probabilistic(100.0)], limits, shards)
+fn keeping(limits: Limits, shards: usize) -> Fixture {
+    Fixture::new(&[probabilistic(100.0)], limits, shards)
 }
 
 /// A sampler that drops everything.
-fn dropping(limits: Limits, shards: usize) -> Rig {
-    Rig::new(&[probabilistic(0.0)], limits, shards)
+fn dropping(limits: Limits, shards: usize) -> Fixture {
+    Fixture::new(&[probabilistic(0.0)], limits, shards)
 }
 
 fn padded(span: Span, bytes: usize) -> Span {
@@ -34,19 +34,19 @@ fn padded(span: Span, bytes: usize) -> Span {
 }
 
 /// Bytes of segments that are not spare.
-fn segments_in_use(rig: &Rig) -> usize {
-    let held = |holder| rig.budget.held(holder);
+fn segments_in_use(fixture: &Fixture) -> usize {
+    let held = |holder| fixture.budget.held(holder);
     assert_eq!((held(Holder::Receiving), held(Holder::Export)), (0, 0));
     let others = [Holder::Index, Holder::Contexts, Holder::Decisions, Holder::DecisionLog];
     let others = others.into_iter().map(held).sum::<usize>() + held(Holder::Walking);
-    rig.sampler.memory_used() - others
+    fixture.sampler.memory_used() - others
 }
 
 /// Visits every shard like the decider, until nothing is due.
-fn tick(rig: &mut Rig, now: u32) {
-    drop(rig.decide(now, Which::Due));
-    rig.sampler.trim(Millis(now));
-    rig.assert_ledger();
+fn tick(fixture: &mut Fixture, now: u32) {
+    drop(fixture.decide(now, Which::Due));
+    fixture.sampler.trim(Millis(now));
+    fixture.assert_ledger();
 }
 
 /// The spans of each trace, in the order in which they are exported.
@@ -62,7 +62,7 @@ fn names(decided: &[Decided]) -> HashMap<Vec<u8>, Vec<String>> {
 /// Runs `seconds` of steady traffic in which every twentieth trace has no root, and returns the
 /// worst ratio of segments in use to live bytes after the first decisions.
 fn worst_ratio(shards: usize, traces_per_tick: u64, spans: u64, span_bytes: usize) -> f64 {
-    let mut rig = dropping(limits(), shards);
+    let mut fixture = dropping(limits(), shards);
     let mut worst = 0.0_f64;
     for round in 0..400u64 {
         let now = round as u32 * TICK_MILLIS;
@@ -72,13 +72,13 @@ fn worst_ratio(shards: usize, traces_per_tick: u64, spans: u64, span_bytes: usiz
             let rest = (1..spans).map(|span| child(trace, span));
             let of_trace = std::iter::once(first).chain(rest);
             let of_trace = of_trace.map(|span| padded(span, span_bytes)).collect();
-            rig.ingest(now, &request_of(of_trace));
+            fixture.ingest(now, &request_of(of_trace));
         }
-        tick(&mut rig, now);
+        tick(&mut fixture, now);
         if now > 8_000 {
             let open = shards * SEGMENT_BYTES;
-            let live = rig.sampler.buffered().bytes as f64;
-            worst = worst.max(segments_in_use(&rig).saturating_sub(open) as f64 / live);
+            let live = fixture.sampler.buffered().bytes as f64;
+            worst = worst.max(segments_in_use(&fixture).saturating_sub(open) as f64 / live);
         }
     }
     worst
@@ -107,21 +107,21 @@ fn compaction_keeps_up_with_a_high_rate() {
 /// it: no call moves more than a segment and a trace. In the end, all segments are emptied.
 #[test]
 fn compaction_gives_the_lock_up() {
-    let mut rig = dropping(limits(), 1);
+    let mut fixture = dropping(limits(), 1);
     for round in 0..20 {
         let long = (0..100).map(|trace| padded(child(trace, round), 2_000));
         let short = (0..100).map(|n| padded(root(1_000 + 100 * round + n, 0), 6_000));
         let spans = long.zip(short).flat_map(|(long, short)| [long, short]);
-        rig.ingest(0, &request_of(spans.collect()));
+        fixture.ingest(0, &request_of(spans.collect()));
     }
-    tick(&mut rig, 5_000);
-    let before = segments_in_use(&rig);
+    tick(&mut fixture, 5_000);
+    let before = segments_in_use(&fixture);
     let (mut calls, mut decided) = (0, Decided::default());
     loop {
-        let held = segments_in_use(&rig);
-        let progress = rig.sampler.decide(0, Millis(6_000), Which::Due, ANY_ROOM, &mut decided);
+        let held = segments_in_use(&fixture);
+        let progress = fixture.sampler.decide(0, Millis(6_000), Which::Due, ANY_ROOM, &mut decided);
         // The freed segments are still in `decided`.
-        let opened = segments_in_use(&rig).saturating_sub(held);
+        let opened = segments_in_use(&fixture).saturating_sub(held);
         assert!(opened <= 2 * SEGMENT_BYTES, "{opened} bytes under one lock, call {calls}");
         decided.clear();
         calls += 1;
@@ -129,9 +129,9 @@ fn compaction_gives_the_lock_up() {
             break;
         }
     }
-    let live = rig.sampler.buffered().bytes as usize;
+    let live = fixture.sampler.buffered().bytes as usize;
     assert!(calls > live / SEGMENT_BYTES, "{calls} calls");
-    let after = segments_in_use(&rig);
+    let after = segments_in_use(&fixture);
     assert!(after < before / 2 && after < 2 * live, "{before} to {after} bytes, {live} live");
 }
 
@@ -140,18 +140,18 @@ fn compaction_gives_the_lock_up() {
 /// Guarantees: their segments are free at once, whatever older segments hold.
 #[test]
 fn segments_are_freed_in_any_order() {
-    let mut rig = dropping(limits(), 1);
+    let mut fixture = dropping(limits(), 1);
     let large = |span| padded(span, SEGMENT_BYTES - 100);
     for trace in 0..4 {
         let span = if trace == 1 || trace == 2 { root(trace, 0) } else { child(trace, 0) };
-        rig.ingest(0, &request_of(vec![large(span)]));
+        fixture.ingest(0, &request_of(vec![large(span)]));
     }
-    rig.ingest(0, &request_of(vec![child(4, 0)]));
-    assert_eq!(segments_in_use(&rig), 5 * SEGMENT_BYTES);
-    tick(&mut rig, 5_000);
-    assert_eq!((rig.dropped, segments_in_use(&rig)), (2, 3 * SEGMENT_BYTES));
-    tick(&mut rig, 30_000);
-    assert_eq!((rig.dropped, segments_in_use(&rig)), (5, 0));
+    fixture.ingest(0, &request_of(vec![child(4, 0)]));
+    assert_eq!(segments_in_use(&fixture), 5 * SEGMENT_BYTES);
+    tick(&mut fixture, 5_000);
+    assert_eq!((fixture.dropped, segments_in_use(&fixture)), (2, 3 * SEGMENT_BYTES));
+    tick(&mut fixture, 30_000);
+    assert_eq!((fixture.dropped, segments_in_use(&fixture)), (5, 0));
 }
 
 /// Scenario: spans of 1 B, a segment, a segment and a byte, and a megabyte, among small ones.
@@ -159,20 +159,20 @@ fn segments_are_freed_in_any_order() {
 /// is released.
 #[test]
 fn a_span_may_be_larger_than_a_segment() {
-    let mut rig = keeping(limits(), 1);
+    let mut fixture = keeping(limits(), 1);
     let sizes = [1, SEGMENT_BYTES, SEGMENT_BYTES + 1, 1, 1 << 20, 1, SEGMENT_BYTES - 46, 7];
     let spans: Vec<_> =
         sizes.iter().map(|&bytes| Span { name: "x".repeat(bytes), ..child(0, 0) }).collect();
     let bytes: usize = spans.iter().map(prost::Message::encoded_len).sum();
-    rig.ingest(0, &request_of(spans));
-    let in_use = segments_in_use(&rig);
+    fixture.ingest(0, &request_of(spans));
+    let in_use = segments_in_use(&fixture);
     assert!(in_use >= bytes && in_use < bytes + 5 * SEGMENT_BYTES, "{in_use} for {bytes}");
-    let decided = rig.decide(30_000, Which::Due);
+    let decided = fixture.decide(30_000, Which::Due);
     let lens: Vec<_> = names(&decided).remove(&child(0, 0).trace_id).expect("kept");
     assert_eq!(lens.iter().map(String::len).collect::<Vec<_>>(), sizes);
     drop(decided);
-    assert_eq!(segments_in_use(&rig), 0);
-    rig.assert_ledger();
+    assert_eq!(segments_in_use(&fixture), 0);
+    fixture.assert_ledger();
 }
 
 /// Scenario: on each shard, a trace arrives and is decided whose only span, or whose resource, has
@@ -181,18 +181,18 @@ fn a_span_may_be_larger_than_a_segment() {
 /// that deciding everything always releases the memory.
 #[test]
 fn memory_comes_back_without_another_request() {
-    let mut rig = dropping(limits(), 4);
+    let mut fixture = dropping(limits(), 4);
     for trace in 0..16 {
-        rig.ingest(0, &request_of(vec![padded(root(trace, 0), 2 << 20)]));
+        fixture.ingest(0, &request_of(vec![padded(root(trace, 0), 2 << 20)]));
         let service = format!("{trace}").repeat(1 << 20);
         let of_resource = crate::builders::resource_spans(&service, vec![root(100 + trace, 0)]);
-        rig.ingest(0, &crate::builders::request(vec![of_resource]));
+        fixture.ingest(0, &crate::builders::request(vec![of_resource]));
     }
-    assert!(rig.budget.used() >= (16 * 3) << 20);
-    drop(rig.decide(1, Which::Oldest(Trigger::Memory)));
-    rig.assert_ledger();
-    assert_eq!((segments_in_use(&rig), rig.sampler.contexts()), (0, 0));
-    assert!(rig.sampler.memory_used() < 1 << 20);
+    assert!(fixture.budget.used() >= (16 * 3) << 20);
+    drop(fixture.decide(1, Which::Oldest(Trigger::Memory)));
+    fixture.assert_ledger();
+    assert_eq!((segments_in_use(&fixture), fixture.sampler.contexts()), (0, 0));
+    assert!(fixture.sampler.memory_used() < 1 << 20);
 }
 
 /// Scenario: a trace of 3,000 spans, each in its own request and record, among others that are
@@ -200,26 +200,26 @@ fn memory_comes_back_without_another_request() {
 /// Guarantees: it is exported whole, in the order of its arrival.
 #[test]
 fn a_giant_chain_is_moved_and_leaves_in_order() {
-    let mut rig = keeping(limits(), 1);
+    let mut fixture = keeping(limits(), 1);
     let mut in_between = Vec::new();
     for number in 0..3_000u64 {
         let now = number as u32 * 9;
         let others = (0..2).map(|other| padded(root(1 + 2 * number + other, 0), 1_000));
-        rig.ingest(now, &request_of(std::iter::once(child(0, number)).chain(others).collect()));
+        fixture.ingest(now, &request_of(std::iter::once(child(0, number)).chain(others).collect()));
         if number % 10 == 0 {
-            in_between.extend(rig.decide(now, Which::Due));
+            in_between.extend(fixture.decide(now, Which::Due));
             in_between.clear();
         }
     }
-    let live = rig.sampler.buffered().bytes as usize;
-    assert!(segments_in_use(&rig) < live * 2 + 4 * SEGMENT_BYTES, "it has been moved");
-    let decided = rig.decide(30_000, Which::Due);
+    let live = fixture.sampler.buffered().bytes as usize;
+    assert!(segments_in_use(&fixture) < live * 2 + 4 * SEGMENT_BYTES, "it has been moved");
+    let decided = fixture.decide(30_000, Which::Due);
     let left = names(&decided).remove(&child(0, 0).trace_id).expect("kept");
     assert!(
         left.iter()
             .eq((0..3_000).map(|number| format!("operation {number}")).collect::<Vec<_>>().iter())
     );
-    rig.assert_ledger();
+    fixture.assert_ledger();
 }
 
 /// Scenario: two thousand traces without a root, each spread over many segments with several
@@ -228,7 +228,7 @@ fn a_giant_chain_is_moved_and_leaves_in_order() {
 /// resources.
 #[test]
 fn survivors_of_compaction_keep_their_spans_and_contexts() {
-    let mut rig = keeping(limits(), 2);
+    let mut fixture = keeping(limits(), 2);
     for round in 0..60u64 {
         let now = round as u32 * TICK_MILLIS;
         let groups = (0..6u64).map(|service| {
@@ -243,16 +243,16 @@ fn survivors_of_compaction_keep_their_spans_and_contexts() {
                 waiting.chain(short).collect(),
             )
         });
-        rig.ingest(now, &crate::builders::request(groups.collect()));
-        tick(&mut rig, now);
+        fixture.ingest(now, &crate::builders::request(groups.collect()));
+        tick(&mut fixture, now);
     }
     for now in (6_000..14_000).step_by(TICK_MILLIS as usize) {
-        tick(&mut rig, now);
+        tick(&mut fixture, now);
     }
-    let live = rig.sampler.buffered();
+    let live = fixture.sampler.buffered();
     assert_eq!((live.traces, live.spans), (60, 3_600));
-    assert!(segments_in_use(&rig) < 2 * live.bytes as usize + 2 * SEGMENT_BYTES);
-    let decided = rig.decide(36_000, Which::Due);
+    assert!(segments_in_use(&fixture) < 2 * live.bytes as usize + 2 * SEGMENT_BYTES);
+    let decided = fixture.decide(36_000, Which::Due);
     for span in decided.iter().flat_map(|decided| &decided.spans) {
         let service = Span::decode(&span.bytes[..]).expect("sound").name;
         let (_, service) = service.split_once(" of ").expect("a name as built");
@@ -268,42 +268,42 @@ fn survivors_of_compaction_keep_their_spans_and_contexts() {
             .collect();
         assert_eq!(rounds, (0..60).collect::<Vec<_>>());
     }
-    rig.assert_ledger();
+    fixture.assert_ledger();
 }
 
 /// Scenario: a request reads the clock, waits for the lock, and comes after one with a later time.
 /// Guarantees: its trace is due after those before it, at the shard's own time.
 #[test]
 fn time_never_goes_back() {
-    let mut rig = keeping(limits(), 1);
-    rig.ingest(10_000, &request_of(vec![child(0, 0)]));
-    rig.ingest(9_000, &request_of(vec![child(1, 0)]));
-    drop(rig.decide(39_999, Which::Due));
-    assert_eq!(rig.kept, 0);
-    drop(rig.decide(10_000, Which::Due));
-    assert_eq!(rig.kept, 0, "nor at a tick that comes late");
-    drop(rig.decide(40_000, Which::Due));
-    assert_eq!(rig.kept, 2);
+    let mut fixture = keeping(limits(), 1);
+    fixture.ingest(10_000, &request_of(vec![child(0, 0)]));
+    fixture.ingest(9_000, &request_of(vec![child(1, 0)]));
+    drop(fixture.decide(39_999, Which::Due));
+    assert_eq!(fixture.kept, 0);
+    drop(fixture.decide(10_000, Which::Due));
+    assert_eq!(fixture.kept, 0, "nor at a tick that comes late");
+    drop(fixture.decide(40_000, Which::Due));
+    assert_eq!(fixture.kept, 2);
 }
 
 /// Scenario: the millisecond counter wraps while traces wait.
 /// Guarantees: they are decided when their time has come.
 #[test]
 fn time_may_wrap() {
-    let mut rig = keeping(limits(), 4);
+    let mut fixture = keeping(limits(), 4);
     for quarter in 1..=4u32 {
-        tick(&mut rig, (u32::MAX / 4) * quarter);
+        tick(&mut fixture, (u32::MAX / 4) * quarter);
     }
     let start = u32::MAX - 2;
-    rig.ingest(start, &request_of(vec![child(0, 0), root(1, 0)]));
-    tick(&mut rig, start.wrapping_add(4_999));
-    assert_eq!(rig.kept, 0);
-    tick(&mut rig, start.wrapping_add(5_000));
-    assert_eq!(rig.kept, 1);
-    tick(&mut rig, start.wrapping_add(29_999));
-    assert_eq!(rig.kept, 1);
-    tick(&mut rig, start.wrapping_add(30_000));
-    assert_eq!(rig.kept, 2);
+    fixture.ingest(start, &request_of(vec![child(0, 0), root(1, 0)]));
+    tick(&mut fixture, start.wrapping_add(4_999));
+    assert_eq!(fixture.kept, 0);
+    tick(&mut fixture, start.wrapping_add(5_000));
+    assert_eq!(fixture.kept, 1);
+    tick(&mut fixture, start.wrapping_add(29_999));
+    assert_eq!(fixture.kept, 1);
+    tick(&mut fixture, start.wrapping_add(30_000));
+    assert_eq!(fixture.kept, 2);
 }
 
 /// Scenario: a burst of 12 MB, all decided; then half a minute of silence.
@@ -311,34 +311,34 @@ fn time_may_wrap() {
 /// quiet seconds.
 #[test]
 fn spare_buffers_are_given_back() {
-    let mut rig = dropping(limits(), 2);
+    let mut fixture = dropping(limits(), 2);
     for trace in 0..600 {
-        rig.ingest(0, &request_of(vec![padded(root(trace, 0), 20_000)]));
+        fixture.ingest(0, &request_of(vec![padded(root(trace, 0), 20_000)]));
     }
-    let held = rig.budget.held(Holder::Segments);
+    let held = fixture.budget.held(Holder::Segments);
     assert!(held >= 12_000_000);
-    tick(&mut rig, 5_000);
-    assert_eq!(rig.budget.held(Holder::Segments), held, "spare buffers are held");
-    assert_eq!(segments_in_use(&rig), 0);
+    tick(&mut fixture, 5_000);
+    assert_eq!(fixture.budget.held(Holder::Segments), held, "spare buffers are held");
+    assert_eq!(segments_in_use(&fixture), 0);
     for now in (5_100..30_000).step_by(TICK_MILLIS as usize) {
-        tick(&mut rig, now);
+        tick(&mut fixture, now);
     }
-    assert_eq!(rig.budget.held(Holder::Segments), 0);
+    assert_eq!(fixture.budget.held(Holder::Segments), 0);
 }
 
 /// Scenario: the same burst; then memory is short because another holder uses it.
 /// Guarantees: spare buffers are released at once.
 #[test]
 fn spare_buffers_never_hold_memory_that_is_short() {
-    let mut rig = dropping(limits(), 2);
+    let mut fixture = dropping(limits(), 2);
     for trace in 0..600 {
-        rig.ingest(0, &request_of(vec![padded(root(trace, 0), 20_000)]));
+        fixture.ingest(0, &request_of(vec![padded(root(trace, 0), 20_000)]));
     }
-    let others = rig.budget.hold(Holder::Index, rig.budget.soft_limit());
-    drop(rig.decide(5_000, Which::Due));
-    rig.sampler.trim(Millis(5_001));
+    let others = fixture.budget.hold(Holder::Index, fixture.budget.soft_limit());
+    drop(fixture.decide(5_000, Which::Due));
+    fixture.sampler.trim(Millis(5_001));
     drop(others);
-    assert_eq!(rig.budget.held(Holder::Segments), 0);
+    assert_eq!(fixture.budget.held(Holder::Segments), 0);
 }
 
 /// Scenario: a hundred thousand traces with explicit randomness in a burst, decided, then ten ticks
@@ -347,25 +347,29 @@ fn spare_buffers_never_hold_memory_that_is_short() {
 /// decisions are removed after their time to live.
 #[test]
 fn index_and_decisions_shrink_after_a_burst() {
-    let mut rig = dropping(limits(), 2);
+    let mut fixture = dropping(limits(), 2);
     let trace_state = "ot=rv:e6666666666666".to_owned();
     let traced = |trace| Span { trace_state: trace_state.clone(), ..root(trace, 0) };
     for first in (0..100_000u64).step_by(1_000) {
-        rig.ingest(0, &request_of((first..first + 1_000).map(traced).collect()));
+        fixture.ingest(0, &request_of((first..first + 1_000).map(traced).collect()));
     }
-    let index = rig.budget.held(Holder::Index);
+    let index = fixture.budget.held(Holder::Index);
     assert!(index >= 100_000 * 64, "{index}");
-    tick(&mut rig, 5_000);
-    tick(&mut rig, 30_000);
-    assert!(rig.budget.held(Holder::Index) < index / 10, "{}", rig.budget.held(Holder::Index));
-    assert!(rig.budget.held(Holder::Decisions) >= 100_000 * 18);
+    tick(&mut fixture, 5_000);
+    tick(&mut fixture, 30_000);
+    assert!(
+        fixture.budget.held(Holder::Index) < index / 10,
+        "{}",
+        fixture.budget.held(Holder::Index)
+    );
+    assert!(fixture.budget.held(Holder::Decisions) >= 100_000 * 18);
     for now in [150_000, 270_000, 390_000, 510_000] {
-        tick(&mut rig, now);
+        tick(&mut fixture, now);
     }
-    let decisions = rig.budget.held(Holder::Decisions);
+    let decisions = fixture.budget.held(Holder::Decisions);
     assert!(decisions < 10_000, "{decisions}");
-    let budget = rig.budget.clone();
-    drop(rig);
+    let budget = fixture.budget.clone();
+    drop(fixture);
     assert_eq!(budget.used(), 0);
 }
 
@@ -374,42 +378,42 @@ fn index_and_decisions_shrink_after_a_burst() {
 /// with the spans it has then; a trace larger than any room is exported when it is the first.
 #[test]
 fn a_trace_without_room_waits() {
-    let mut rig = keeping(limits(), 1);
+    let mut fixture = keeping(limits(), 1);
     for trace in 0..3 {
-        rig.ingest(trace as u32, &request_of(vec![padded(child(trace, 0), 1_000)]));
+        fixture.ingest(trace as u32, &request_of(vec![padded(child(trace, 0), 1_000)]));
     }
-    let decide = |rig: &mut Rig, now, room| {
+    let decide = |fixture: &mut Fixture, now, room| {
         let mut decided = Decided::default();
-        let progress = rig.sampler.decide(0, Millis(now), Which::Due, room, &mut decided);
-        rig.book(&decided);
-        rig.assert_ledger();
+        let progress = fixture.sampler.decide(0, Millis(now), Which::Due, room, &mut decided);
+        fixture.book(&decided);
+        fixture.assert_ledger();
         (progress, decided.spans.len())
     };
-    assert_eq!(decide(&mut rig, 30_010, 2_500), (Progress::NoRoom, 2));
-    rig.ingest(30_011, &request_of(vec![child(2, 1)]));
-    assert_eq!(decide(&mut rig, 30_012, 1), (Progress::Done, 2));
-    assert_eq!(decide(&mut rig, 30_013, ANY_ROOM), (Progress::Done, 0));
+    assert_eq!(decide(&mut fixture, 30_010, 2_500), (Progress::NoRoom, 2));
+    fixture.ingest(30_011, &request_of(vec![child(2, 1)]));
+    assert_eq!(decide(&mut fixture, 30_012, 1), (Progress::Done, 2));
+    assert_eq!(decide(&mut fixture, 30_013, ANY_ROOM), (Progress::Done, 0));
 }
 
 /// Scenario: memory is short, and a shard decides its oldest traces 256 at a time.
 /// Guarantees: the oldest are decided first, and their segments are released.
 #[test]
 fn deciding_the_oldest_frees_their_memory() {
-    let mut rig = dropping(limits(), 1);
+    let mut fixture = dropping(limits(), 1);
     for trace in 0..600u64 {
-        rig.ingest(trace as u32, &request_of(vec![padded(child(trace, 0), 10_000)]));
+        fixture.ingest(trace as u32, &request_of(vec![padded(child(trace, 0), 10_000)]));
     }
-    let before = segments_in_use(&rig);
+    let before = segments_in_use(&fixture);
     let mut decided = Decided::default();
     let which = Which::Oldest(Trigger::Memory);
-    let progress = rig.sampler.decide(0, Millis(600), which, ANY_ROOM, &mut decided);
-    rig.book(&decided);
+    let progress = fixture.sampler.decide(0, Millis(600), which, ANY_ROOM, &mut decided);
+    fixture.book(&decided);
     let oldest: Vec<_> = (0..256).map(|trace| child(trace, 0).trace_id).collect();
     let ids = decided.decisions.records.iter().map(|record| record.trace_id.0.to_vec());
     assert_eq!((progress, ids.collect::<Vec<_>>()), (Progress::More, oldest));
     drop(decided);
-    assert!(segments_in_use(&rig) <= before - 256 * 10_000 + SEGMENT_BYTES);
-    rig.assert_ledger();
+    assert!(segments_in_use(&fixture) <= before - 256 * 10_000 + SEGMENT_BYTES);
+    fixture.assert_ledger();
 }
 
 /// Scenario: four threads send spans of the same traces while a fifth decides due and oldest traces
@@ -421,8 +425,8 @@ fn concurrent_senders_lose_nothing() {
     const SENDERS: u64 = 4;
     const REQUESTS: u64 = 150;
     let short = Limits { waits: Waits { decision_wait: 20, after_root: Some(5) }, ..limits() };
-    let rig = keeping(short, 8);
-    let (sampler, clock) = (&rig.sampler, &AtomicU32::new(0));
+    let fixture = keeping(short, 8);
+    let (sampler, clock) = (&fixture.sampler, &AtomicU32::new(0));
     let send = |sender: u64| {
         let (mut scratch, mut left) = (Scratch::default(), Vec::new());
         for number in 0..REQUESTS {
@@ -478,8 +482,8 @@ fn concurrent_senders_lose_nothing() {
     );
     assert_eq!(sampler.buffered(), Buffered::default());
     drop(left);
-    let budget = rig.budget.clone();
-    assert_eq!((segments_in_use(&rig), rig.sampler.contexts()), (0, 0));
-    drop(rig);
+    let budget = fixture.budget.clone();
+    assert_eq!((segments_in_use(&fixture), fixture.sampler.contexts()), (0, 0));
+    drop(fixture);
     assert_eq!(budget.used(), 0);
 }

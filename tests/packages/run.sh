@@ -4,8 +4,8 @@
 #
 #   tests/packages/run.sh target/x86_64-unknown-linux-musl/release/tailwater
 #
-# Needs root, cargo-deb, debootstrap and, for the .rpm, cargo-generate-rpm and rpm. What is missing is said, and
-# the rest is tested. CLEAN_ROOT may name a root that debootstrap has made before. systemd does not run in a
+# Needs root, cargo-deb and, for the .rpm, cargo-generate-rpm; installs debootstrap and rpm where they are missing.
+# What cannot be had is said, and the rest is tested. CLEAN_ROOT may name a root that debootstrap has made before. systemd does not run in a
 # chroot: its unit is tested by systemd-analyze, and the messages to it by `cargo test installing`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -15,6 +15,9 @@ mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 if ! cargo deb --version >/dev/null 2>&1; then
     echo "packages: NOT RUN: cargo-deb is not installed"
     exit 0
+fi
+if ! type -P debootstrap rpm >/dev/null; then
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap rpm; } >/dev/null || true
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

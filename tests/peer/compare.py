@@ -166,46 +166,47 @@ def by_tailwater(
     binary: Path, sets: list[PolicySet], bodies: list[list[bytes]], sink: Sink, folder: Path
 ) -> None:
     with Children(folder) as children:
-        ports = iter(free_ports(3 * len(sets)))
-        doors = []
+        free = iter(free_ports(3 * len(sets)))
+        ports_of_all = []
         processes = {}
         for one in sets:
             name = f"tailwater-{one.number}"
-            door = dict(grpc=next(ports), http=next(ports), telemetry=next(ports))
+            ports = dict(grpc=next(free), http=next(free), telemetry=next(free))
             config = folder / f"{name}.toml"
-            tailwater.write_config(config, one.policies, WAIT_S, sink=sink.port, **door)
+            tailwater.write_config(config, one.policies, WAIT_S, sink=sink.port, **ports)
             processes[name] = children.start(name, binary, "run", "--config", config)
-            doors.append(door)
+            ports_of_all.append(ports)
 
         def ready() -> bool:
             for name, process in processes.items():
                 if process.poll() is not None:
                     raise TroubleError(f"{name} ended\n{children.tail(name, 40)}")
-            return all(get(f"http://127.0.0.1:{d['telemetry']}/-/ready")[0] == 200 for d in doors)
+            urls = (f"http://127.0.0.1:{ports['telemetry']}/-/ready" for ports in ports_of_all)
+            return all(get(url)[0] == 200 for url in urls)
 
         wait_until("Tailwater is ready", ready, 60)
-        send_all([door["http"] for door in doors], bodies)
+        send_all([ports["http"] for ports in ports_of_all], bodies)
         # At shutdown a condition that can still turn would not veto, so wait for the regular
         # decision.
         counts = [len(one.traces()) for one in sets]
         try:
-            wait_until("all is decided", lambda: not undecided(doors, counts), 120)
+            wait_until("all is decided", lambda: not undecided(ports_of_all, counts), 120)
         except TroubleError as error:
-            raise TroubleError(f"{error}\n{undecided(doors, counts)}") from None
+            raise TroubleError(f"{error}\n{undecided(ports_of_all, counts)}") from None
         for process in processes.values():
             process.send_signal(signal.SIGTERM)
         for name, process in processes.items():
             stop(process, name, children)
 
 
-def undecided(doors: list[dict[str, int]], counts: list[int]) -> list[str]:
+def undecided(ports_of_all: list[dict[str, int]], counts: list[int]) -> list[str]:
     """The processes that have not decided all their traces yet."""
     found = []
-    for door, count in zip(doors, counts, strict=True):
-        text = get(f"http://127.0.0.1:{door['telemetry']}/metrics")[1].decode()
+    for ports, count in zip(ports_of_all, counts, strict=True):
+        text = get(f"http://127.0.0.1:{ports['telemetry']}/metrics")[1].decode()
         decisions = re.findall(r"^tailwater_decisions_total\{[^}]*} (\d+)", text, re.MULTILINE)
         if sum(map(int, decisions)) != count:
-            found.append(f"{door}: {decisions}")
+            found.append(f"{ports}: {decisions}")
     return found
 
 

@@ -113,11 +113,11 @@ def by_service(
 ) -> metrics.Metrics:
     """The metrics of a running Tailwater once it has decided and exported everything."""
     with Children(folder) as children:
-        door = dict(zip(("grpc", "http", "telemetry"), free_ports(3), strict=True))
+        ports = dict(zip(("grpc", "http", "telemetry"), free_ports(3), strict=True))
         config = folder / "tailwater.toml"
-        tailwater.write_config(config, POLICIES, WAIT_S, sink=sink.port, **door)
+        tailwater.write_config(config, POLICIES, WAIT_S, sink=sink.port, **ports)
         process = children.start("tailwater", binary, "run", "--config", config)
-        telemetry = f"http://127.0.0.1:{door['telemetry']}"
+        telemetry = f"http://127.0.0.1:{ports['telemetry']}"
 
         def ready() -> bool:
             if process.poll() is not None:
@@ -126,12 +126,12 @@ def by_service(
 
         def at_rest() -> metrics.Metrics | None:
             now = metrics.parse(get(f"{telemetry}/metrics")[1].decode())
-            return None if undecided([door], [traces]) or unbalanced(now) else now
+            return None if undecided([ports], [traces]) or unbalanced(now) else now
 
         wait_until("Tailwater is ready", ready, 60)
         # Requests in protobuf that follow each other are one request. So all spans are there
         # before the first decision, however slow the machine is.
-        post(door["http"], [b"".join(requests)])
+        post(ports["http"], [b"".join(requests)])
         counted = wait_until("all is decided and exported", at_rest, 120)
         process.send_signal(signal.SIGTERM)
         stop(process, "tailwater", children)

@@ -258,7 +258,7 @@ def ledger(e: Evidence) -> Problems:
     )
 
 
-def both_doors(e: Evidence) -> Problems:
+def both_receivers(e: Evidence) -> Problems:
     """Without these the checks above would prove nothing about OTLP/JSON."""
     accepted = e.after.by("receiver_accepted_spans_total", "transport")
     return [f"{t}: {accepted.get(t)}" for t in ("grpc", "http") if not accepted.get(t)]
@@ -356,7 +356,7 @@ CHECKS = {
     "every kept trace's decision can be looked up": decisions_of_kept,
     "every dropped trace's decision can be looked up": decisions_of_dropped,
     "the ledger is exact from the SDKs to the sink": ledger,
-    "spans came in over gRPC and as JSON over HTTP": both_doors,
+    "spans came in over gRPC and as JSON over HTTP": both_receivers,
     "nothing was refused, failed, unstamped or left behind": nothing_refused_or_failed,
     "traces kept and dropped are counted by policy": traces_by_policy,
     "spans kept and dropped are counted by policy and reason": spans_by_policy,

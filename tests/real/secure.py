@@ -57,7 +57,7 @@ def openssl(folder: Path, *arguments: str) -> None:
 
 def make_certificates(folder: Path) -> None:
     """A CA (RSA), and its certificates for localhost (RSA) and a client (P-256)."""
-    subject = ("-subj", "/CN=the shop's authority", "-days", "2", "-nodes")
+    subject = ("-subj", "/CN=the shop's CA", "-days", "2", "-nodes")
     files = ("-keyout", "ca.key", "-out", "ca.crt")
     openssl(folder, "req", "-x509", "-newkey", "rsa:2048", *subject, *files)
     kinds = {

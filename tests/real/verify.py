@@ -51,7 +51,7 @@ def gather(tailwater: Tailwater, senders: Senders, sink: Sink, prometheus: Prome
     )
 
 
-def check_doors(
+def check_receivers(
     report: Report, tailwater: Tailwater, prometheus: Prometheus, promtool: Path
 ) -> None:
     """The checks that need the running service itself rather than the evidence."""
@@ -101,7 +101,7 @@ def run(report: Report, arguments: argparse.Namespace, children: Children, sink:
     print_summary(evidence)
     for name, check in CHECKS.items():
         report.check(name, check(evidence))
-    check_doors(report, tailwater, prometheus, arguments.promtool)
+    check_receivers(report, tailwater, prometheus, arguments.promtool)
     span_metrics.run(report, tailwater, prometheus, arguments.promtool, evidence)
     check_shutdown(report, tailwater, sink, len(evidence.received))
 

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-BINARY, RIG = os.environ["SOAK_BINARY"], os.environ["SOAK_RIG"]
+BINARY, LOAD_GENERATOR = os.environ["SOAK_BINARY"], os.environ["SOAK_LOAD_GENERATOR"]
 LOGS = Path(os.environ["SOAK_LOGS"])
 STARTED = []
 
@@ -52,12 +52,12 @@ def wait_for(what, condition, seconds=30, pause=0.05):
         time.sleep(pause)
 
 
-class Rig:
-    """A subcommand of the bench `rig`: a line in, a line of JSON out."""
+class Subcommand:
+    """A subcommand of the load generator: a line in, a line of JSON out."""
 
     def __init__(self, *arguments):
-        log = open(LOGS / f"rig-{arguments[0]}.log", "a")
-        self.child = subprocess.Popen([RIG, *map(str, arguments)], stdin=subprocess.PIPE,
+        log = open(LOGS / f"load-generator-{arguments[0]}.log", "a")
+        self.child = subprocess.Popen([LOAD_GENERATOR, *map(str, arguments)], stdin=subprocess.PIPE,
                                       stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1)
         STARTED.append(self.child)
         self.lines = queue.Queue()
@@ -72,7 +72,7 @@ class Rig:
     def answer(self, seconds=90):
         answer = self.lines.get(timeout=seconds)
         if answer is None:
-            raise Broken(f"the rig ended: {self.child.args}")
+            raise Broken(f"the load generator ended: {self.child.args}")
         return answer
 
     def lap(self):
@@ -88,11 +88,11 @@ class Rig:
 
 
 def load(address, rate, *more, seconds=7200, connections=4, in_flight=4):
-    return Rig("load", "--target", address, "--rate", rate, "--max-seconds", seconds,
+    return Subcommand("load", "--target", address, "--rate", rate, "--max-seconds", seconds,
                "--connections", connections, "--in-flight", in_flight, *more)
 
 
-class Sink(Rig):
+class Sink(Subcommand):
     """A backend at a fixed port that can stop and start again; counts over all its lives."""
 
     def __init__(self, port=None):

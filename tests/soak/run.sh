@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What needs minutes, signals or a machine of its own: the release binary under the load rig's
+# What needs minutes, signals or a machine of its own: the release binary under the load generator's
 # traffic while something is done to it. Prints what was measured; fails where a promise is broken.
 #
 #     tests/soak/run.sh soak|overload|fair|crowd|kill|pause|reload|stop|scrape|clock|outage [--seconds N] [...]
@@ -12,11 +12,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 cd "$repository"
 cargo build --release --locked
-# The path of the rig's executable is in cargo's messages, and nowhere else.
-rig=$(cargo bench --locked --bench rig --no-run --message-format=json 2>/dev/null |
-    sed -n 's/.*"name":"rig".*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+# The path of the load generator's executable is in cargo's messages, and nowhere else.
+load_generator=$(cargo bench --locked --bench load_generator --no-run --message-format=json 2>/dev/null |
+    sed -n 's/.*"name":"load_generator".*"executable":"\([^"]*\)".*/\1/p' | tail -1)
 export PYTHONDONTWRITEBYTECODE=1
 export SOAK_BINARY=${SOAK_BINARY:-${CARGO_TARGET_DIR:-$repository/target}/release/tailwater}
-export SOAK_RIG=$rig SOAK_LOGS=$repository/target/soak
+export SOAK_LOAD_GENERATOR=$load_generator SOAK_LOGS=$repository/target/soak
 mkdir -p "$SOAK_LOGS"
 exec python3 "$here/scenarios.py" "$@"

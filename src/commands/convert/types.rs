@@ -102,7 +102,8 @@ impl Policies<'_> {
             "the same share of traces, but other ones: the Collector hashes the trace id with a \
              salt, Tailwater uses the randomness that OpenTelemetry specifies",
         );
-        let percentage = percentage.clamp(0.0, 100.0);
+        // The sum turns -0 into 0.
+        let percentage = percentage.clamp(0.0, 100.0) + 0.0;
         let written =
             if percentage.fract() == 0.0 { format!("{percentage:.0}") } else { float(percentage) };
         Some(Rule::new("probabilistic").with("sampling_percentage", written))
@@ -246,7 +247,7 @@ impl Policies<'_> {
         if max == 0 {
             return Some(rule);
         }
-        if max < min {
+        if max < min.max(0) {
             self.report.error(block, "no trace has that many spans");
             return None;
         }

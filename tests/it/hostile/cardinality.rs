@@ -10,7 +10,7 @@ use tailwater::{
 
 use super::field;
 use crate::{
-    builders::{ANY_ROOM, Rig, limits, probabilistic, request_of, root},
+    builders::{ANY_ROOM, Fixture, limits, probabilistic, request_of, root},
     harness::{Running, config},
 };
 
@@ -26,15 +26,15 @@ fn bare(trace_ids: impl Iterator<Item = [u8; 16]>) -> Vec<u8> {
 }
 
 /// Decides everything; returns how many traces each shard had.
-fn decided_by_shard(rig: &mut Rig, now: u32) -> Vec<usize> {
-    let shards = 0..rig.sampler.shards();
+fn decided_by_shard(fixture: &mut Fixture, now: u32) -> Vec<usize> {
+    let shards = 0..fixture.sampler.shards();
     let decide = |shard| {
         let mut traces = 0;
         loop {
             let mut decided = Decided::default();
             let due = Which::Due;
-            let progress = rig.sampler.decide(shard, Millis(now), due, ANY_ROOM, &mut decided);
-            rig.book(&decided);
+            let progress = fixture.sampler.decide(shard, Millis(now), due, ANY_ROOM, &mut decided);
+            fixture.book(&decided);
             traces += decided.decisions.records.len();
             if progress == Progress::Done {
                 return traces;
@@ -62,19 +62,19 @@ fn chosen_ids_spread_like_random_ones() {
     ];
     let mut of_random = 0;
     for (set, id) in sets {
-        let mut rig = Rig::new(&[probabilistic(0.0)], limits(), SHARDS);
+        let mut fixture = Fixture::new(&[probabilistic(0.0)], limits(), SHARDS);
         for first in (0..IDS).step_by(10_000) {
             let ids = (first..first + 10_000).map(|n| id(n).to_be_bytes());
-            drop(rig.ingest(0, &bare(ids)));
+            drop(fixture.ingest(0, &bare(ids)));
         }
-        assert_eq!(rig.sampler.buffered().traces, IDS, "{set}");
-        let memory = rig.sampler.memory_used();
+        assert_eq!(fixture.sampler.buffered().traces, IDS, "{set}");
+        let memory = fixture.sampler.memory_used();
         if of_random == 0 {
             of_random = memory;
         }
         assert!(memory < of_random + of_random / 10, "{set}: {memory} bytes, not {of_random}");
-        let shards = decided_by_shard(&mut rig, 60_000);
-        rig.assert_ledger();
+        let shards = decided_by_shard(&mut fixture, 60_000);
+        fixture.assert_ledger();
         assert_eq!(shards.iter().sum::<usize>() as u64, IDS, "{set}");
         let fullest = shards.into_iter().max().unwrap_or_default();
         let share = IDS as usize / SHARDS;
@@ -92,28 +92,32 @@ fn a_trace_without_end_is_decided_at_its_limit() {
     const REQUESTS: u32 = 100;
     for percentage in [100.0, 0.0] {
         let limits = Limits { max_trace_spans: 32_000, ..limits() };
-        let mut rig = Rig::new(&[probabilistic(percentage)], limits, 4);
+        let mut fixture = Fixture::new(&[probabilistic(percentage)], limits, 4);
         let endless = bare((0..SPANS).map(|_| [9; 16]));
         let (mut decisions, mut late) = (Vec::new(), 0);
         for round in 0..REQUESTS {
-            drop(rig.ingest(round * 10, &request_of(vec![root(u64::from(round), 0)])));
-            let decided = rig.ingest(round * 10, &endless);
+            drop(fixture.ingest(round * 10, &request_of(vec![root(u64::from(round), 0)])));
+            let decided = fixture.ingest(round * 10, &endless);
             decisions.extend(decided.decisions.records.iter().map(|record| {
                 assert_eq!(record.decision.trigger, Trigger::TraceLimit);
                 record.spans
             }));
             late += decided.late.iter().map(|late| late.spans).sum::<u64>();
             drop(decided);
-            rig.assert_ledger();
+            fixture.assert_ledger();
             let most = 2 * endless.len() + 12 * SEGMENT_BYTES;
-            assert!(rig.sampler.memory_used() < most, "{} bytes", rig.sampler.memory_used());
+            assert!(
+                fixture.sampler.memory_used() < most,
+                "{} bytes",
+                fixture.sampler.memory_used()
+            );
         }
         assert_eq!(decisions, [32_000]);
         assert_eq!(late, u64::from(REQUESTS) * SPANS - 32_000);
-        assert_eq!(rig.sampler.buffered().traces, u64::from(REQUESTS));
-        assert_eq!(decided_by_shard(&mut rig, 4_999).iter().sum::<usize>(), 0);
-        assert_eq!(decided_by_shard(&mut rig, 6_000).iter().sum::<usize>(), REQUESTS as usize);
-        rig.assert_ledger();
+        assert_eq!(fixture.sampler.buffered().traces, u64::from(REQUESTS));
+        assert_eq!(decided_by_shard(&mut fixture, 4_999).iter().sum::<usize>(), 0);
+        assert_eq!(decided_by_shard(&mut fixture, 6_000).iter().sum::<usize>(), REQUESTS as usize);
+        fixture.assert_ledger();
     }
 }
 

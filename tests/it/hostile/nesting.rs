@@ -15,7 +15,7 @@ use tailwater::{
 
 use super::field;
 use crate::{
-    builders::{Rig, limits, policy, probabilistic, root, trace_id},
+    builders::{Fixture, limits, policy, probabilistic, root, trace_id},
     harness::{ALL, Running, config, span},
     http::{POST, send},
 };
@@ -109,16 +109,16 @@ fn pass(place: &str, levels: usize) {
     let deep = request(place, levels, &root(1, 0));
     let plain = field(1, &field(2, &field(2, &root(2, 0).encode_to_vec())));
     for (policy, is_kept) in policies() {
-        let mut rig = Rig::new(&[policy], limits(), 2);
-        drop(rig.ingest(0, &[&deep[..], &plain].concat()));
-        let (body, faults) = leave(rig.decide(60_000, Which::Due));
-        rig.assert_ledger();
-        assert_eq!((rig.kept, rig.dropped), if is_kept { (2, 0) } else { (0, 2) });
+        let mut fixture = Fixture::new(&[policy], limits(), 2);
+        drop(fixture.ingest(0, &[&deep[..], &plain].concat()));
+        let (body, faults) = leave(fixture.decide(60_000, Which::Due));
+        fixture.assert_ledger();
+        assert_eq!((fixture.kept, fixture.dropped), if is_kept { (2, 0) } else { (0, 2) });
         let is_lost = is_kept && levels > 64;
         assert_eq!(faults.malformed_spans, u64::from(is_lost), "{place} {levels}");
         let sent = |trace: u64| body.windows(16).any(|id| *id == trace_id(trace));
         assert_eq!((sent(1), sent(2)), (is_kept && !is_lost, is_kept), "{place} {levels}");
-        let _ = rig.sampler.look_up(Default::default(), TraceId(trace_id(1)));
+        let _ = fixture.sampler.look_up(Default::default(), TraceId(trace_id(1)));
     }
 }
 
@@ -164,7 +164,7 @@ fn json(place: &str, levels: usize, trace: u64) -> String {
 /// Guarantees: all are accepted; spans with too deep values are counted as malformed when kept, the
 /// rest arrives.
 #[tokio::test]
-async fn depth_is_taken_at_both_doors() {
+async fn both_receivers_take_depth() {
     let mut config = config(ALL);
     // Resources and scopes of megabytes are only accepted if requests may be larger still.
     config.exporter.max_request_bytes = 256 << 20;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tailwater::{policy::PolicySpec, sampler::Which};
 
 use super::{encode, strategies};
-use crate::builders::{self, Rig};
+use crate::builders::{self, Fixture};
 
 proptest! {
     #![proptest_config(builders::cases(128))]
@@ -59,16 +59,16 @@ fn outcomes(
     requests: &[Vec<ResourceSpans>],
     shards: usize,
 ) -> HashMap<[u8; 16], Outcome> {
-    let mut rig = Rig::new(policies, builders::limits(), shards);
+    let mut fixture = Fixture::new(policies, builders::limits(), shards);
     for request in requests {
-        rig.ingest(0, &encode(request));
+        fixture.ingest(0, &encode(request));
     }
     let mut outcomes = HashMap::new();
-    for decided in rig.decide(30_000, Which::Due) {
+    for decided in fixture.decide(30_000, Which::Due) {
         let mut spans = decided.spans.iter().map(|span| span.bytes.to_vec());
         for record in &decided.decisions.records {
             let verdict = record.decision.verdict;
-            let plan = rig.sampler.plan();
+            let plan = fixture.sampler.plan();
             let matched = decided.decisions.matched(record).iter();
             let mut matched: Vec<_> = matched.map(|&id| plan.name(id).to_owned()).collect();
             matched.sort();
@@ -86,7 +86,7 @@ fn outcomes(
             outcomes.insert(record.trace_id.0, outcome);
         }
     }
-    rig.assert_ledger();
+    fixture.assert_ledger();
     outcomes
 }
 

@@ -21,7 +21,7 @@ use tailwater::{
 };
 
 use crate::builders::{
-    ANY_ROOM, Rig, child, limits, policy, probabilistic, request_of, root, text,
+    ANY_ROOM, Fixture, child, limits, policy, probabilistic, request_of, root, text,
 };
 
 fn certain(kind: RuleKind) -> RuleSpec {
@@ -52,11 +52,11 @@ fn reload(sampler: &Sampler, policies: &[PolicySpec], watch: impl FnMut(Hold)) {
 }
 
 /// Decides everything; returns the credited policy of each kept trace, by the trace's number.
-fn kept(rig: &mut Rig, traces: u64) -> BTreeMap<u64, String> {
+fn kept(fixture: &mut Fixture, traces: u64) -> BTreeMap<u64, String> {
     let number = |id: &[u8]| (0..traces).find(|&n| child(n, 0).trace_id == id).expect("known");
     let mut kept = BTreeMap::new();
-    for decided in rig.decide(30_000, Which::Due) {
-        let plan = rig.sampler.plan();
+    for decided in fixture.decide(30_000, Which::Due) {
+        let plan = fixture.sampler.plan();
         for record in &decided.decisions.records {
             let verdict = record.decision.verdict;
             if verdict.kept {
@@ -64,7 +64,7 @@ fn kept(rig: &mut Rig, traces: u64) -> BTreeMap<u64, String> {
             }
         }
     }
-    rig.assert_ledger();
+    fixture.assert_ledger();
     kept
 }
 
@@ -83,22 +83,22 @@ fn leaves_that_are_new_see_what_is_buffered() {
         policy("user", has("user", "b")),
     ];
     for others in [0, 60, 61, 200] {
-        let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 2);
+        let mut fixture = Fixture::new(&[probabilistic(0.0)], limits(), 2);
         let with = |trace, span, pairs: &[(&str, &str)]| Span {
             attributes: pairs.iter().map(|(key, value)| text(key, *value)).collect(),
             ..child(trace, span)
         };
         let gold = with(1, 0, &[("tier", "gold")]);
-        rig.ingest(0, &request_of(vec![child(0, 0), gold, with(2, 0, &[("user", "b")])]));
+        fixture.ingest(0, &request_of(vec![child(0, 0), gold, with(2, 0, &[("user", "b")])]));
         let both = with(3, 0, &[("tier", "gold"), ("user", "a")]);
-        rig.ingest(0, &request_of(vec![with(1, 1, &[("user", "a")]), both, child(3, 1)]));
-        rig.ingest(0, &request_of(vec![Span { name: "GET /".into(), ..child(4, 0) }]));
+        fixture.ingest(0, &request_of(vec![with(1, 1, &[("user", "a")]), both, child(3, 1)]));
+        fixture.ingest(0, &request_of(vec![Span { name: "GET /".into(), ..child(4, 0) }]));
         let pay = crate::builders::resource_spans("pay", vec![child(5, 0), child(2, 1)]);
-        rig.ingest(0, &crate::builders::request(vec![pay]));
-        reload(&rig.sampler, &[&idle(others)[..], &new].concat(), |_| {});
+        fixture.ingest(0, &crate::builders::request(vec![pay]));
+        reload(&fixture.sampler, &[&idle(others)[..], &new].concat(), |_| {});
         let expected = [(2, "service"), (3, "same"), (4, "name"), (5, "service")];
         let expected = expected.map(|(trace, policy)| (trace, policy.to_owned()));
-        assert_eq!(kept(&mut rig, 6), BTreeMap::from(expected), "beside {others}");
+        assert_eq!(kept(&mut fixture, 6), BTreeMap::from(expected), "beside {others}");
     }
 }
 
@@ -107,17 +107,17 @@ fn leaves_that_are_new_see_what_is_buffered() {
 /// Guarantees: spans that arrived under any set count under the last one.
 #[test]
 fn bits_grow_and_shrink() {
-    let mut rig = Rig::new(&[gold()], limits(), 1);
+    let mut fixture = Fixture::new(&[gold()], limits(), 1);
     let user = policy("user", has("user", "a"));
     let sets = [idle(130), vec![probabilistic(0.0)], vec![user.clone(), gold()], vec![]];
     for (span, set) in (0..).zip(&sets) {
         let pair = if span == 1 { text("user", "a") } else { text("other", "x") };
-        rig.ingest(0, &request_of(vec![Span { attributes: vec![pair], ..child(0, span) }]));
-        rig.ingest(0, &request_of(vec![child(1, span)]));
-        reload(&rig.sampler, set, |_| {});
+        fixture.ingest(0, &request_of(vec![Span { attributes: vec![pair], ..child(0, span) }]));
+        fixture.ingest(0, &request_of(vec![child(1, span)]));
+        reload(&fixture.sampler, set, |_| {});
     }
-    reload(&rig.sampler, &[&idle(70)[..], &[user]].concat(), |_| {});
-    assert_eq!(kept(&mut rig, 2), BTreeMap::from([(0, "user".to_owned())]));
+    reload(&fixture.sampler, &[&idle(70)[..], &[user]].concat(), |_| {});
+    assert_eq!(kept(&mut fixture, 2), BTreeMap::from([(0, "user".to_owned())]));
 }
 
 /// Scenario: during a reload, after each of its locks, spans arrive of a trace that was already
@@ -128,9 +128,9 @@ fn spans_that_come_during_a_reload_are_seen() {
     let wanted = |span: Span| Span { attributes: vec![text("tier", "gold")], ..span };
     for set in [vec![gold()], [idle(100), vec![gold()]].concat()] {
         for moment in 0..3 {
-            let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 1);
-            rig.ingest(0, &request_of(vec![root(3, 0), child(0, 0), child(1, 0)]));
-            let Rig { sampler, scratch, .. } = &mut rig;
+            let mut fixture = Fixture::new(&[probabilistic(0.0)], limits(), 1);
+            fixture.ingest(0, &request_of(vec![root(3, 0), child(0, 0), child(1, 0)]));
+            let Fixture { sampler, scratch, .. } = &mut fixture;
             let (mut decided, mut locks) = (Decided::default(), 0);
             reload(sampler, &set, |hold| {
                 if hold == Hold::Ended && locks == moment {
@@ -142,16 +142,16 @@ fn spans_that_come_during_a_reload_are_seen() {
                 }
                 locks += usize::from(hold == Hold::Ended);
             });
-            rig.accepted += 3;
-            rig.book(&decided);
-            assert_eq!((locks, rig.dropped), (3, 1));
-            let mut gold: Vec<_> = kept(&mut rig, 4).into_keys().collect();
-            rig.decide(36_000, Which::Due).iter().for_each(|decided| {
+            fixture.accepted += 3;
+            fixture.book(&decided);
+            assert_eq!((locks, fixture.dropped), (3, 1));
+            let mut gold: Vec<_> = kept(&mut fixture, 4).into_keys().collect();
+            fixture.decide(36_000, Which::Due).iter().for_each(|decided| {
                 let kept = decided.kept.len();
                 gold.extend((kept > 0).then_some(2));
             });
             assert_eq!(gold, [0, 2], "after lock {moment}");
-            rig.assert_ledger();
+            fixture.assert_ledger();
         }
     }
 }
@@ -161,7 +161,7 @@ fn spans_that_come_during_a_reload_are_seen() {
 /// Guarantees: the trace meets no condition on it, but those on its other attributes.
 #[test]
 fn what_cannot_be_read_meets_nothing() {
-    let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 1);
+    let mut fixture = Fixture::new(&[probabilistic(0.0)], limits(), 1);
     let mut span = child(0, 0).encode_to_vec();
     // A KeyValue of key "tier" whose AnyValue has field 1, a string, as a varint.
     span.extend([0x4a, 10, 0x0a, 4, b't', b'i', b'e', b'r', 0x12, 2, 0x08, 1]);
@@ -169,10 +169,11 @@ fn what_cannot_be_read_meets_nothing() {
     let nested = |tag: u8, inner: Vec<u8>| [&[tag, inner.len() as u8], &inner[..]].concat();
     assert!(span.len() < 120, "lengths are one byte");
     let request = nested(0x0a, nested(0x12, nested(0x12, span)));
-    rig.ingest(0, &request);
-    reload(&rig.sampler, &[gold(), policy("user", has("user", "a"))], |_| {});
-    assert_eq!(kept(&mut rig, 1), BTreeMap::from([(0, "user".to_owned())]));
-    let again = rig.sampler.ingest(Millis(0), &request, &mut rig.scratch, &mut Decided::default());
+    fixture.ingest(0, &request);
+    reload(&fixture.sampler, &[gold(), policy("user", has("user", "a"))], |_| {});
+    assert_eq!(kept(&mut fixture, 1), BTreeMap::from([(0, "user".to_owned())]));
+    let again =
+        fixture.sampler.ingest(Millis(0), &request, &mut fixture.scratch, &mut Decided::default());
     assert!(again.is_err(), "asked for, it refuses the request");
 }
 
@@ -187,7 +188,7 @@ fn an_event_that_cannot_be_read_meets_nothing() {
         certain(RuleKind::SpanEvent { names, key, values, invert: false })
     };
     let named = |values| certain(RuleKind::SpanName { values, invert: false });
-    let mut rig = Rig::new(&[probabilistic(0.0)], limits(), 1);
+    let mut fixture = Fixture::new(&[probabilistic(0.0)], limits(), 1);
     let mut span = child(0, 0).encode_to_vec();
     // An event with the attribute "k" and then one whose key is a number, and the name "a".
     span.extend([0x5a, 12, 0x1a, 3, 0x0a, 1, b'k', 0x1a, 2, 0x08, 1, 0x12, 1, b'a']);
@@ -196,7 +197,7 @@ fn an_event_that_cannot_be_read_meets_nothing() {
     let nested = |tag: u8, inner: Vec<u8>| [&[tag, inner.len() as u8], &inner[..]].concat();
     assert!(span.len() < 120, "lengths are one byte");
     let request = nested(0x0a, nested(0x12, nested(0x12, span)));
-    rig.ingest(0, &request);
+    fixture.ingest(0, &request);
     let sets = [
         ("a", event("a", None)),
         ("k of b", event("b", Some("k"))),
@@ -204,12 +205,13 @@ fn an_event_that_cannot_be_read_meets_nothing() {
         ("name", named(exact("operation 0"))),
     ];
     let sets = sets.map(|(name, rule)| policy(name, rule));
-    reload(&rig.sampler, &sets, |_| {});
-    let decided = rig.decide(30_000, Which::Due);
-    let plan = rig.sampler.plan();
+    reload(&fixture.sampler, &sets, |_| {});
+    let decided = fixture.decide(30_000, Which::Due);
+    let plan = fixture.sampler.plan();
     let matched = decided.iter().flat_map(|decided| &decided.decisions.matched);
     assert_eq!(matched.map(|&id| plan.name(id)).collect::<Vec<_>>(), ["b", "name"]);
-    let again = rig.sampler.ingest(Millis(0), &request, &mut rig.scratch, &mut Decided::default());
+    let again =
+        fixture.sampler.ingest(Millis(0), &request, &mut fixture.scratch, &mut Decided::default());
     assert!(again.is_err(), "asked for, it refuses the request");
 }
 
@@ -222,8 +224,8 @@ fn requests_that_race_with_reloads_are_right() {
     const TRACES: u64 = 3_000;
     let last = [gold(), policy("user", has("user", "a"))];
     let sets = [vec![probabilistic(0.0)], last.to_vec(), [idle(70), last.to_vec()].concat()];
-    let mut rig = Rig::new(&sets[0], limits(), 4);
-    let sampler = &rig.sampler;
+    let mut fixture = Fixture::new(&sets[0], limits(), 4);
+    let sampler = &fixture.sampler;
     let next = &AtomicU64::new(0);
     let send = || {
         let mut scratch = Scratch::default();
@@ -256,16 +258,16 @@ fn requests_that_race_with_reloads_are_right() {
             }
         }
     });
-    rig.accepted = 2 * TRACES;
-    let decided = rig.decide(30_000, Which::Due);
-    let plan = rig.sampler.plan();
+    fixture.accepted = 2 * TRACES;
+    let decided = fixture.decide(30_000, Which::Due);
+    let plan = fixture.sampler.plan();
     let mut by_policy = BTreeMap::<_, u64>::new();
     for record in decided.iter().flat_map(|decided| &decided.decisions.records) {
         *by_policy.entry(plan.name(record.decision.verdict.policy)).or_default() += 1;
     }
     let expected = ["gold", "none", "user"].map(|policy| (policy, TRACES / 3));
     assert_eq!(by_policy, BTreeMap::from(expected));
-    rig.assert_ledger();
+    fixture.assert_ledger();
 }
 
 /// Scenario: a sequence of plans, with names that are removed and return, up to the limit.

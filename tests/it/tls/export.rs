@@ -16,7 +16,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    certificates::{Authority, Identity, server},
+    certificates::{Ca, Identity, server},
     cli::Process,
     harness::{ALL, Answer, Directory, Metrics, Running, config, sink, span},
     web::{Web, over_http, reply},
@@ -81,7 +81,7 @@ impl Exporting {
     async fn start(
         host: &str,
         server: Arc<ServerConfig>,
-        trusted: &Authority,
+        trusted: &Ca,
         identity: Option<&Identity>,
         server_name: Option<&str>,
     ) -> Self {
@@ -116,17 +116,17 @@ fn retried(metrics: &Metrics) -> f64 {
 /// Guarantees: everything is delivered at the first attempt.
 #[tokio::test]
 async fn kept_spans_leave_over_tls() {
-    let authority = Authority::new();
-    let identity = authority.sign("tailwater");
+    let ca = Ca::new();
+    let identity = ca.sign("tailwater");
     for (host, name, server_name, identity) in [
         ("localhost", "localhost", None, None),
         ("127.0.0.1", "127.0.0.1", None, None),
         ("127.0.0.1", "tempo.example", Some("tempo.example"), Some(&identity)),
     ] {
-        let clients = identity.map(|_| [&authority]);
+        let clients = identity.map(|_| [&ca]);
         let clients = clients.as_ref().map(|clients| &clients[..]);
-        let server = server(&authority.sign(name), clients);
-        let exporting = Exporting::start(host, server, &authority, identity, server_name).await;
+        let server = server(&ca.sign(name), clients);
+        let exporting = Exporting::start(host, server, &ca, identity, server_name).await;
         exporting.running.accept(vec![span(1, 1, None)]).await;
         let metrics = exporting.running.at_rest().await;
         assert_eq!(metrics.sum("exporter_sent_spans_total"), 1.0, "{name}");
@@ -142,8 +142,8 @@ async fn kept_spans_leave_over_tls() {
 /// attempt.
 #[tokio::test]
 async fn kept_spans_leave_over_tls_by_otlp_http() {
-    let authority = Authority::new();
-    let identity = authority.sign("tailwater");
+    let ca = Ca::new();
+    let identity = ca.sign("tailwater");
     for (offered, version) in [
         (&["h2"][..], http::Version::HTTP_2),
         (&["http/1.1"], http::Version::HTTP_11),
@@ -152,15 +152,15 @@ async fn kept_spans_leave_over_tls_by_otlp_http() {
     ] {
         for is_mutual in [false, true] {
             let web = Web::start(|_| reply(200)).await;
-            let trusted = [&authority];
-            let server = server(&authority.sign("localhost"), is_mutual.then_some(&trusted[..]));
+            let trusted = [&ca];
+            let server = server(&ca.sign("localhost"), is_mutual.then_some(&trusted[..]));
             let mut server = ServerConfig::clone(&server);
             server.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
             let backend = Terminator::start(web.address, Arc::new(server)).await;
             let directory = Directory::new();
             let file = |name: &str, content: &str| directory.file(name, content).into();
             let tls = ClientTls {
-                ca_file: Some(file("ca.crt", &authority.pem)),
+                ca_file: Some(file("ca.crt", &ca.pem)),
                 identity: is_mutual
                     .then(|| (file("tls.crt", &identity.cert), file("tls.key", &identity.key))),
                 server_name: None,
@@ -192,22 +192,22 @@ async fn kept_spans_leave_over_tls_by_otlp_http() {
 /// delivered afterwards.
 #[tokio::test]
 async fn what_is_wrong_with_a_certificate_delays_and_loses_nothing() {
-    let (authority, other) = (Authority::new(), Authority::new());
-    let shown = authority.sign("tailwater");
+    let (ca, other) = (Ca::new(), Ca::new());
+    let shown = ca.sign("tailwater");
     let wrong = [
         server(&other.sign("localhost"), None),
-        server(&authority.sign("tempo.example"), None),
-        server(&authority.sign_expired("localhost"), None),
-        server(&authority.sign("localhost"), Some(&[&other])),
+        server(&ca.sign("tempo.example"), None),
+        server(&ca.sign_expired("localhost"), None),
+        server(&ca.sign("localhost"), Some(&[&other])),
     ];
     for wrong in wrong {
-        let exporting = Exporting::start("localhost", wrong, &authority, Some(&shown), None).await;
+        let exporting = Exporting::start("localhost", wrong, &ca, Some(&shown), None).await;
         exporting.running.accept(vec![span(1, 1, None)]).await;
         let retries = |metrics: &Metrics| retried(metrics) >= 3.0;
         let metrics = exporting.running.until("three retries", retries).await;
         assert_eq!(metrics.get("exporter_queue_spans"), 1.0);
         assert!(exporting.running.spans().is_empty());
-        exporting.backend.serve(server(&authority.sign("localhost"), Some(&[&authority])));
+        exporting.backend.serve(server(&ca.sign("localhost"), Some(&[&ca])));
         let metrics = exporting.running.at_rest().await;
         assert_eq!(metrics.sum("exporter_sent_spans_total"), 1.0);
         assert_eq!(metrics.sum("exporter_failed_spans_total"), 0.0);
@@ -221,7 +221,7 @@ async fn what_is_wrong_with_a_certificate_delays_and_loses_nothing() {
 /// Guarantees: no export fails; within ten seconds, new connections use the new files.
 #[tokio::test]
 async fn certificates_are_replaced_under_load() {
-    let (old, new) = (Authority::new(), Authority::new());
+    let (old, new) = (Ca::new(), Ca::new());
     let backend = server(&old.sign("localhost"), Some(&[&old]));
     let identity = old.sign("tailwater");
     let exporting = Exporting::start("localhost", backend, &old, Some(&identity), None).await;
@@ -257,16 +257,14 @@ async fn certificates_are_replaced_under_load() {
 /// Guarantees: the log says so once, as a warning, with both names.
 #[tokio::test]
 async fn the_log_says_what_is_wrong_with_a_backend() {
-    let authority = Authority::new();
+    let ca = Ca::new();
     let answer: Answer = Box::new(|_| Ok(bytes::Bytes::new()));
     let (sink, _) = sink("127.0.0.1:0", answer).await;
-    let server = server(&authority.sign("tempo.example"), None);
+    let server = server(&ca.sign("tempo.example"), None);
     let backend = Terminator::start(sink.address, server).await;
     let directory = Directory::new();
-    let more = format!(
-        "[exporter.otlp.tls]\nca_file = \"{}\"\n",
-        directory.file("ca.crt", &authority.pem)
-    );
+    let more =
+        format!("[exporter.otlp.tls]\nca_file = \"{}\"\n", directory.file("ca.crt", &ca.pem));
     let url = format!("https://localhost:{}", backend.address.port());
     let process = Process::start(&format!("shutdown_timeout = \"1s\"\n{more}"), &url);
     process.export(1).await;

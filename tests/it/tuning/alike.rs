@@ -15,7 +15,7 @@ use tailwater::{
 
 use super::framed;
 use crate::{
-    builders::{self, Rig, limits},
+    builders::{self, Fixture, limits},
     harness::Directory,
     model::strategies,
 };
@@ -174,13 +174,13 @@ fn cleaned(mut request: Vec<ResourceSpans>) -> Vec<u8> {
 
 /// The service's result for the requests: counts, and a test for each trace.
 fn served(policies: &[PolicySpec], requests: &[Vec<u8>], tests: &mut String) -> Counts {
-    let mut rig = Rig::new(policies, limits(), 4);
-    let plan = rig.sampler.plan();
+    let mut fixture = Fixture::new(policies, limits(), 4);
+    let plan = fixture.sampler.plan();
     let mut counts = Counts::new();
     for request in requests {
-        rig.ingest(0, request);
+        fixture.ingest(0, request);
     }
-    for decided in rig.decide(30_000, Which::Due) {
+    for decided in fixture.decide(30_000, Which::Due) {
         for record in &decided.decisions.records {
             let verdict = record.decision.verdict;
             let matched = decided.decisions.matched(record);
@@ -199,7 +199,7 @@ fn served(policies: &[PolicySpec], requests: &[Vec<u8>], tests: &mut String) -> 
             );
         }
     }
-    rig.assert_ledger();
+    fixture.assert_ledger();
     counts
 }
 

@@ -4,7 +4,7 @@
 use super::{convert, convert_policy};
 
 /// Policies, and the errors in them.
-const POLICIES: [(&str, &[&str]); 36] = [
+const POLICIES: [(&str, &[&str]); 39] = [
     ("- name: p\n  type: or\n  or: {}", &["5:13: error: the Collector has no policy type `or`"]),
     ("- {name: p, type: service}", &["4:23: error: the Collector has no policy type `service`"]),
     (
@@ -102,6 +102,18 @@ const POLICIES: [(&str, &[&str]); 36] = [
     (
         "- {name: p, type: span_count, span_count: {min_spans: 2147483648}}",
         &["4:47: error: the Collector counts at most 2,147,483,647 spans"],
+    ),
+    (
+        "- {name: p, type: span_count, span_count: {min_spans: 3, max_spans: 2}}",
+        &["4:47: error: no trace has that many spans"],
+    ),
+    (
+        "- {name: p, type: span_count, span_count: {max_spans: -1}}",
+        &["4:47: error: no trace has that many spans"],
+    ),
+    (
+        "- {name: p, type: span_count, span_count: {min_spans: -2, max_spans: -1}}",
+        &["4:47: error: no trace has that many spans"],
     ),
     (
         "- name: p\n  type: string_attribute\n  string_attribute: {key: k, values: ['{{ .t }}']}",

@@ -10,7 +10,7 @@ fn rule(kind: &str, block: &str) -> String {
 }
 
 /// Type, block, and the policy that it becomes.
-const CONDITIONS: [(&str, &str, &str); 24] = [
+const CONDITIONS: [(&str, &str, &str); 25] = [
     ("always_sample", "{}", "type = \"always_sample\""),
     ("trace_flags", "{}", "type = \"trace_flags\""),
     ("latency", "{threshold_ms: 500}", "type = \"latency\" threshold_ms = 500"),
@@ -81,6 +81,11 @@ const CONDITIONS: [(&str, &str, &str); 24] = [
         "probabilistic",
         "{sampling_percentage: 150}",
         "type = \"probabilistic\" sampling_percentage = 100",
+    ),
+    (
+        "probabilistic",
+        "{sampling_percentage: -0.0}",
+        "type = \"probabilistic\" sampling_percentage = 0",
     ),
     ("probabilistic", "{hash_salt: x}", "type = \"probabilistic\" sampling_percentage = 0"),
     (

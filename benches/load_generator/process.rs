@@ -84,7 +84,7 @@ impl Process {
     }
 
     /// Starts this binary again as one of its subcommands.
-    pub(crate) fn rig(name: &'static str, arguments: &[String]) -> Result<Self> {
+    pub(crate) fn subcommand(name: &'static str, arguments: &[String]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(name).args(arguments);
         Self::start(name, command)

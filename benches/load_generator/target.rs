@@ -70,7 +70,7 @@ impl Server {
 
     fn floor() -> Result<Self> {
         let begin = Instant::now();
-        let process = Process::rig("floor", &[])?;
+        let process = Process::subcommand("floor", &[])?;
         let receiver = process.answer::<Listening>()?.address;
         let ready_ms = begin.elapsed().as_secs_f64() * 1e3;
         Ok(Self { process, receiver, ready_ms, telemetry: None, logs: None, _config: None })
@@ -166,14 +166,14 @@ struct Logs(PathBuf);
 impl Logs {
     fn new(plan: &Plan) -> Self {
         let directory = plan.directory.clone().unwrap_or_else(std::env::temp_dir);
-        Self(directory.join(format!("tailwater-rig-logs-{}", std::process::id())))
+        Self(directory.join(format!("tailwater-load-logs-{}", std::process::id())))
     }
 }
 
 impl Drop for Logs {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("rig: {}: {error}", self.0.display());
+            eprintln!("load_generator: {}: {error}", self.0.display());
         }
     }
 }
@@ -183,7 +183,7 @@ struct ConfigFile(PathBuf);
 
 impl ConfigFile {
     fn write(text: &str) -> Result<Self> {
-        let name = format!("tailwater-rig-{}.conf", std::process::id());
+        let name = format!("tailwater-load-{}.conf", std::process::id());
         let file = Self(std::env::temp_dir().join(name));
         fs::write(&file.0, text)?;
         Ok(file)
@@ -193,7 +193,7 @@ impl ConfigFile {
 impl Drop for ConfigFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.0) {
-            eprintln!("rig: {}: {error}", self.0.display());
+            eprintln!("load_generator: {}: {error}", self.0.display());
         }
     }
 }

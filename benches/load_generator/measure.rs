@@ -90,7 +90,7 @@ struct Bench {
 
 impl Bench {
     fn start(target: Target, plan: &Plan) -> Result<Self> {
-        let sink = Process::rig("sink", &[])?;
+        let sink = Process::subcommand("sink", &[])?;
         let server = Server::start(target, plan, sink.answer::<Listening>()?.address)?;
         let max = plan.warm_up(target) + plan.measured + LOAD_MARGIN;
         let mut arguments = vec![
@@ -104,7 +104,7 @@ impl Bench {
             format!("--requests={}", plan.requests(target)),
         ];
         arguments.extend(plan.traffic.arguments());
-        let load = Process::rig("load", &arguments)?;
+        let load = Process::subcommand("load", &arguments)?;
         let loaded = load.answer()?;
         Ok(Self { sink, server, load, loaded })
     }

@@ -96,7 +96,7 @@ async fn accept(listener: TcpListener, export: Export) {
                 tokio::spawn(connection(stream, export.clone()));
             }
             Err(error) => {
-                eprintln!("rig: accept: {error}");
+                eprintln!("load_generator: accept: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -115,7 +115,7 @@ async fn connection(stream: TcpStream, export: Export) {
         }
     });
     if let Err(error) = stream.set_nodelay(true) {
-        eprintln!("rig: TCP_NODELAY: {error}");
+        eprintln!("load_generator: TCP_NODELAY: {error}");
     }
     // An error here is a sender that left, at the end of each run.
     let _gone = http2::Builder::new(TokioExecutor::new())

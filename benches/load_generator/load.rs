@@ -285,7 +285,7 @@ async fn connect(target: SocketAddr) -> Result<SendRequest<Bytes>> {
     let (sender, connection) = h2::client::Builder::new().handshake(stream).await?;
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
-            eprintln!("rig: connection to {target}: {error}");
+            eprintln!("load_generator: connection to {target}: {error}");
         }
     });
     Ok(sender)

@@ -1,4 +1,4 @@
-//! The bench `rig`: measures what one span costs end to end, with separate processes.
+//! The load generator: measures what one span costs end to end, with separate processes.
 //!
 //! Isolates: CPU, resident memory and acknowledgement latency of the whole `tailwater` process
 //! under steady OTLP/gRPC traffic: it receives, walks, holds for the window, decides, and exports
@@ -41,7 +41,10 @@ use clap::{Parser, Subcommand};
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]
-#[command(name = "rig", about = "Measures tailwater against a server that drops the bytes")]
+#[command(
+    name = "load_generator",
+    about = "Measures tailwater against a server that drops the bytes"
+)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
@@ -69,7 +72,7 @@ fn main() -> Result<()> {
     // `cargo test --all-targets` starts benches without arguments: a test must not run minutes of
     // load.
     if std::env::args_os().len() == 1 {
-        println!("nothing measured: use `cargo bench --bench rig -- [OPTIONS]`");
+        println!("nothing measured: use `cargo bench --bench load_generator -- [OPTIONS]`");
         return Ok(());
     }
     let cli = Cli::parse();
