@@ -277,10 +277,10 @@ impl Sampler {
         self.decide(window.0, time, which, room, out)
     }
 
-    /// For how long a trace of a window has been due, by its own time; `None` if none is.
-    pub fn overdue_millis(&self, window: PartitionWindow) -> Option<u32> {
+    /// For how long a trace of a window has been due at this time of its records; `None` if none
+    /// is.
+    pub fn overdue_millis(&self, window: PartitionWindow, time: Millis) -> Option<u32> {
         let mut state = self.lock(window.0);
-        let time = state.time();
         state.window.next_due(time).map(|due| time.since(due.at))
     }
 

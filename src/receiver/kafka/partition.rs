@@ -249,10 +249,11 @@ impl Partition {
         if self.clock.time_unix() == self.decided_at {
             return None;
         }
+        let time = self.clock.time();
         loop {
             let room = if self.is_above { intake.kept_room() } else { usize::MAX };
             if room == 0 {
-                let is_due = intake.sampler.overdue_millis(self.window).is_some();
+                let is_due = intake.sampler.overdue_millis(self.window, time).is_some();
                 return is_due.then_some(Why::Backend);
             }
             match self.decide(Which::Due, room, intake, hands) {
@@ -261,7 +262,7 @@ impl Partition {
                 Progress::More => {}
             }
         }
-        match intake.sampler.overdue_millis(self.window) {
+        match intake.sampler.overdue_millis(self.window, time) {
             Some(millis) if millis > TICK_SLACK_MILLIS => return Some(Why::Tick),
             Some(_) => {}
             None => self.decided_at = self.clock.time_unix(),

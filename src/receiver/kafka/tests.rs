@@ -665,6 +665,100 @@ fn the_partition_that_is_behind_runs_while_memory_is_short() {
     assert!(offset > 300, "it goes on: {offset}");
 }
 
+/// Scenario: a trace is due before a record, and there is no room on the way to the backend.
+/// Guarantees: the record waits, so that it does not change the decision.
+#[test]
+fn a_record_waits_for_what_is_due_before_it() {
+    let mut world = World::new(4 << 20);
+    world.log.append(BEGIN, vec![((1, 1), true)]);
+    world.log.append(BEGIN + WAIT + 10, vec![((1, 2), false)]);
+    world.wall += 10_000;
+    world.owner.read(&world.log, 1, world.wall);
+    let queue = Arc::clone(&world.owner.intake.queue);
+    let place = queue.place(queue.capacity_bytes()).expect("an empty queue");
+    world.owner.read(&world.log, 1, world.wall);
+    assert_eq!(world.owner.next, 1);
+    drop(place);
+    world.owner.read(&world.log, 1, world.wall);
+    assert_eq!((world.owner.next, world.owner.intake.sampler.buffered().spans), (2, 0));
+}
+
+/// Scenario: the client fetches a record again that was taken in.
+/// Guarantees: it is taken in once.
+#[test]
+fn a_record_is_taken_in_once() {
+    let mut world = World::new(4 << 20);
+    world.log.append(BEGIN, vec![((1, 1), false)]);
+    for _ in 0..2 {
+        world.owner.next = 0;
+        world.owner.read(&world.log, 1, BEGIN);
+    }
+    assert_eq!(world.owner.intake.metrics.totals().accepted, 1);
+}
+
+/// Scenario: a record reaches the partition a little after its time, which the wall clock has
+/// passed.
+/// Guarantees: its trace waits from the time of the record on, as it does for any other owner.
+#[test]
+fn a_trace_arrives_at_the_time_of_its_record() {
+    let mut world = World::new(4 << 20);
+    let member = &mut world.owner.member;
+    member.confirm(ID, 0, BEGIN + 5_000);
+    world.log.append(BEGIN + 4_200, vec![((1, 1), true)]);
+    world.owner.read(&world.log, 1, BEGIN + 5_000);
+    for (asked_at, traces) in [(BEGIN + 4_600 + WAIT, 1), (BEGIN + 4_750 + WAIT, 0)] {
+        world.owner.member.confirm(ID, 1, asked_at);
+        world.owner.member.tick(asked_at);
+        assert_eq!(world.owner.intake.sampler.buffered().traces, traces);
+    }
+}
+
+/// Scenario: memory is short, and the partition with the lower number is behind.
+/// Guarantees: it runs, and the other one pauses.
+#[test]
+fn the_partition_that_runs_is_the_one_behind() {
+    let mut world = World::new(4 << 20);
+    let member = &mut world.owner.member;
+    assert!(member.assign(ID + 1, Start::default()));
+    let mut spans = vec![child(1, 1, false)];
+    spans[0].name = "n".repeat(20_000);
+    let payload = request_of(spans);
+    for offset in 0..200 {
+        for (id, time) in [(ID, BEGIN), (ID + 1, BEGIN + 500)] {
+            member.confirm(id, 1_000, 0);
+            let record = Record { offset, time: Some(time), payload: Some(&payload) };
+            member.take(id, record, BEGIN * 2);
+        }
+        member.tick(BEGIN);
+        if member.pauses(ID + 1) {
+            return assert!(!member.pauses(ID));
+        }
+        assert!(!member.pauses(ID));
+    }
+    panic!("memory is not short");
+}
+
+/// Scenario: an instance ends while a round of commits is under way, and more was decided since.
+/// Guarantees: what was decided since is committed as well, once it is delivered.
+#[test]
+fn the_last_round_has_the_marks_of_the_end() {
+    let mut world = World::new(4 << 20);
+    for (trace, time) in [(1, BEGIN), (2, BEGIN + 5_000)] {
+        world.log.append(time, vec![((trace, 1), true)]);
+        world.wall += 5_000;
+        world.step(Step::Read(1));
+        world.step(Step::Confirm);
+        assert!(world.owner.member.tick(world.wall).is_empty(), "nothing is delivered yet");
+    }
+    world.owner.member.hurry();
+    assert!(!world.owner.member.is_settled());
+    world.step(Step::Flush);
+    world.step(Step::Deliver(usize::MAX));
+    assert!(world.owner.member.is_settled());
+    let last = Commit { offset: 2, time: BEGIN + 5_000 };
+    assert_eq!(world.owner.member.revoke_all(), [(ID, last)]);
+}
+
 impl Owner {
     /// Delivers everything, whatever it is.
     fn deliver_any(&mut self) {
