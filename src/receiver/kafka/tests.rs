@@ -558,8 +558,8 @@ fn a_start_without_a_commit_is_committed() {
 
 /// Scenario: a trace begins below the commit and ends above it. Its next owner would keep it by a
 /// limit, as the owner before did or did not. A late span follows.
-/// Guarantees: what the owner before has decided does not leave by a guess, in whole or in part. The
-/// late span follows the guess.
+/// Guarantees: what the owner before has decided does not leave by a guess, in whole or in part.
+/// The late span follows the guess.
 #[test]
 fn a_limit_does_not_keep_a_part_of_what_was_decided_before() {
     let kind = RuleKind::AlwaysSample;
