@@ -2,8 +2,8 @@
 """Pairs of measurements of CPU time that the load generator alone cannot make. Each pair is one
 round of one run, and only ratios within a round are claimed.
 
-    benches/pairs.py --tailwater target/release/tailwater --load-generator PATH replay --collector COLLECTOR
-    benches/pairs.py --tailwater target/release/tailwater --load-generator PATH watched
+    pairs.py --tailwater target/release/tailwater --load-generator PATH replay --collector COLLECTOR
+    pairs.py --tailwater target/release/tailwater --load-generator PATH watched
 
 `replay` compares spans per CPU second of `tailwater replay` with those of the running service,
 which gets its requests from memory, on the same traffic. The file exporter of a Collector writes
@@ -59,7 +59,7 @@ name = "baseline"
 type = "probabilistic"
 sampling_percentage = 4.5
 """
-# What the trial tries: other policies, of which one is the same.
+# The policies of the trial. One of them is the same.
 TRIED = """
 [[policy]]
 name = "errors"
@@ -206,7 +206,7 @@ def record(told: argparse.Namespace, folder: Path) -> None:
 
 
 def cpu_seconds_of_children() -> float:
-    """Of those that have ended."""
+    """The CPU time of the children that have ended."""
     times = os.times()
     return times.children_user + times.children_system
 

@@ -131,14 +131,14 @@ impl Budget {
         self.held[holder as usize].load(Relaxed)
     }
 
-    /// Notes the memory of the process as the kernel counts it.
+    /// Notes the resident memory of the process.
     pub(crate) fn note_resident(&self, bytes: usize) {
         let overhead = bytes.saturating_sub(self.used()).min(self.limit / 5);
         self.overhead.store(overhead, Relaxed);
         self.overhead_least.fetch_min(overhead, Relaxed);
     }
 
-    /// The memory of the process that is not charged, by the last note, up to a fifth of the limit.
+    /// The resident memory that is not charged, by the last note, up to a fifth of the limit.
     pub(crate) fn overhead(&self) -> usize {
         self.overhead.load(Relaxed)
     }
@@ -204,7 +204,7 @@ impl Budget {
 
     /// Whether a new request may begin. From the hard limit on, this is false until there is room
     /// for more than one request; otherwise senders would be admitted and refused in turns.
-    /// Requests in progress may go on up to the limit.
+    /// Requests in progress may continue up to the limit.
     pub(crate) fn admits(&self) -> bool {
         let (used, capacity) = (self.used(), self.capacity());
         if used >= capacity {
@@ -297,9 +297,9 @@ impl Drop for Hold {
     }
 }
 
-/// The memory of the process as the kernel counts it, where available: the second number of
-/// `statm`, in pages. `status` has it too, but takes more than twice as long to read, ten times per
-/// second. The file stays open, because opening it takes longer than reading it.
+/// The resident memory of the process, where the kernel reports it: the second number of `statm`,
+/// in pages. `status` has it too, but takes more than twice as long to read, ten times per second.
+/// The file stays open, because opening it takes longer than reading it.
 pub(crate) fn resident_bytes() -> Option<usize> {
     static STATM: LazyLock<Option<File>> = LazyLock::new(|| File::open("/proc/self/statm").ok());
     let mut text = [0; 128];
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_fits_is_told_from_what_does_not_fit_now() {
+    fn never_fitting_differs_from_not_fitting_now() {
         let budget = Budget::new(3200);
         assert!(!budget.never_fits(3100) && budget.never_fits(3101));
         let _window = budget.hold(Holder::Segments, 3200);
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_admitted_is_charged_beyond_the_limit() {
+    fn admitted_bytes_are_charged_beyond_the_limit() {
         let budget = Budget::new(100);
         budget.charge(Holder::Segments, 150);
         assert!(budget.pressure() > 1.0 && budget.used() > budget.soft_limit());

@@ -432,7 +432,7 @@ mod tests {
     use crate::{sampler::Limits, window::Waits};
 
     #[test]
-    fn what_a_panic_takes_along_is_counted() {
+    fn spans_lost_in_a_panic_are_counted() {
         let budget = Budget::new(1 << 20);
         let queue = Queue::new(1 << 10, &budget);
         let metrics = Arc::new(Metrics::new(&[]));

@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_shadow_policies_would_have_changed_is_remembered_as_long_as_the_decision() {
+    fn effects_of_shadow_policies_are_remembered_as_long_as_the_decision() {
         let budget = Budget::new(1 << 24);
         let mut remembered = DecisionCache::new(1000, 1 << 24, &budget);
         let of = |number: u64| {

@@ -123,7 +123,7 @@ pub(crate) fn log_problems(diagnostics: &Diagnostics) {
 }
 
 fn tell_panic(panic: &PanicHookInfo<'_>) {
-    let message = panic.payload_as_str().unwrap_or("a value that is no text");
+    let message = panic.payload_as_str().unwrap_or("a value that is not text");
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let current = thread::current();
     let thread = current.name().unwrap_or_default();

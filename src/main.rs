@@ -154,7 +154,7 @@ async fn run(config: Config) -> bool {
         }
     };
     let started = tokio::select! {
-        // A signal comes first: replaying the logs may take a while, and what is on disk stays
+        // A signal comes first: replaying the logs may take a while, and the data on disk stays
         // there.
         biased;
         () = signals.stop() => return true,

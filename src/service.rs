@@ -443,7 +443,7 @@ impl Service {
         }
     }
 
-    /// Waits until the service cannot go on; [`Self::shutdown`] then saves what it can.
+    /// Waits until the service cannot go on; [`Self::shutdown`] then saves as much as it can.
     pub async fn failure(&self) {
         self.supervisor.failure().await;
     }

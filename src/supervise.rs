@@ -441,7 +441,7 @@ mod tests {
 
     #[tokio::test]
     #[cfg(debug_assertions)]
-    async fn what_is_armed_panics_at_its_next_poll() {
+    async fn an_armed_task_panics_at_its_next_poll() {
         let supervisor = Supervisor::default();
         supervisor.arm(Task::Decider, Scope::Loop, 1);
         assert_eq!(supervisor.contained(Task::Decider, ready(1)).await, Ok(1));

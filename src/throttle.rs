@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_out_is_counted() {
+    fn suppressed_lines_are_counted() {
         let throttle = Throttle::default();
         assert_eq!(throttle.ask(), Some(0));
         assert_eq!(throttle.ask(), None);

@@ -16,7 +16,7 @@ use crate::{
     traffic::Size,
 };
 
-/// What one step of the receivers inflates.
+/// The bytes that one step of the receivers inflates.
 const STEP_BYTES: u64 = 64 << 10;
 const ROUNDS: u32 = 9;
 

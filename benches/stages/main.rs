@@ -96,7 +96,10 @@ fn main() -> Result<()> {
     }
     drop(corpus);
     if is_wanted("spanmetrics") {
-        beside::span_metrics(requests)?;
+        beside::span_metrics_of_servers(requests)?;
+    }
+    if is_wanted("allkinds") {
+        beside::span_metrics_of_all(requests)?;
     }
     if is_wanted("budget") {
         beside::budget(requests)?;

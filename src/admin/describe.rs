@@ -85,7 +85,7 @@ impl Admin {
         control::Decision { details: Some(details), ..described }
     }
 
-    /// What is known about a trace; `None` if nothing is.
+    /// The knowledge about a trace; `None` if there is none.
     pub(super) fn explain(&self, trace_id: TraceId) -> Option<control::Decision> {
         let looked_up = self.sampler.look_up(self.clock.now(), trace_id);
         Some(match looked_up {

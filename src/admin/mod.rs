@@ -422,7 +422,7 @@ impl Admin {
                 policies.iter().map(|&policy| plan.name(policy).to_owned()).collect()
             };
             body["matched_policies"] = json!(names(matched));
-            // Left out if nobody uses shadow policies.
+            // Missing if no policy is a shadow policy.
             if plan.shadows().len() > 0 || !shadow_matched.is_empty() {
                 body["shadow_matched"] = json!(names(shadow_matched));
             }

@@ -41,12 +41,12 @@ use crate::{
 
 /// The time limit for making a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time limit for an answer, except of streams.
+/// The time limit for an answer, except for streams.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval and the timeout of pings while a call is open.
 const KEEP_ALIVE: Duration = Duration::from_secs(12);
-/// The largest message that is accepted from an instance. A status with a thousand policies has a
-/// tenth of it.
+/// The largest message that is accepted from an instance. A status with a thousand policies takes a
+/// tenth of this.
 const MESSAGE_BYTES_MAX: usize = 8 << 20;
 
 /// The address of the instance, and the credentials.
@@ -116,7 +116,7 @@ pub(super) enum Failure {
     /// The instance refuses the call.
     #[error("{address} refuses: {why}")]
     Refused { address: String, why: String },
-    /// Something else answers.
+    /// Another server answers.
     #[error(
         "{0} does not serve the control API: is it the telemetry endpoint of Tailwater \
          (telemetry.endpoint, port 9464 by default)?"
@@ -179,7 +179,7 @@ impl Asked {
         let why = status.message().to_owned();
         match status.code() {
             Code::Unauthenticated => {
-                let why = format!("{why}; give a file with a token by --token-file");
+                let why = format!("{why}; name a file with the token in --token-file");
                 Failure::Refused { address, why }
             }
             Code::Unimplemented => Failure::NotTailwater(address),

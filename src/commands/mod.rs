@@ -43,7 +43,7 @@ fn in_force(now: u64) -> impl Fn(&PolicySpec) -> bool {
 }
 
 /// Prints to standard output. Returns whether that succeeded; a reader that has closed the pipe,
-/// such as `head`, is no failure.
+/// such as `head`, is not a failure.
 pub fn print(text: &str) -> bool {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,8 +1,8 @@
 //! Traces without their bytes: the facts that a plan decides on, gathered from requests.
 //!
 //! `test` and `replay` use this. A request is walked once for any number of plans: their leaves
-//! share one pass, side by side in the bits of a span. For each trace, it keeps the facts, the
-//! randomness and the bits, as the window of the service does, and the highest `ot=th` of its
+//! share one pass, side by side in the bits of a span. [`Traces`] keeps the facts, the randomness
+//! and the bits of each trace, as the window of the service does, and the highest `ot=th` of its
 //! spans. The bytes of a request are not kept.
 
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub(super) struct Trace {
     explicit_randomness: Option<Randomness>,
     /// The highest `ot=th` of its spans.
     pub(super) sampled_at: Option<Threshold>,
-    /// The share of all traces that is in the file which this trace came from.
+    /// The share of all traffic that is in the file of this trace.
     pub(super) share: f64,
 }
 
@@ -265,6 +265,10 @@ impl<'p, I: Iterator<Item = &'p Leaves> + Clone> Conditions for SideBySide<I> {
         {
             *word = threshold.bits() + 1;
         }
+    }
+
+    fn describe_span(&self, fields: &SpanFields<'_>, words: &mut [u64]) {
+        self.each(words, |leaves, words| leaves.describe_span(fields, words));
     }
 }
 

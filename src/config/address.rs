@@ -51,7 +51,7 @@ impl Fault {
         Fault { mended: self.mended.map(|address| format!("{scheme}{address}")), ..self }
     }
 
-    /// What to do, with the complete corrected address if all mistakes can be corrected.
+    /// The remedy, with the complete corrected address if all mistakes can be corrected.
     pub(super) fn hint(self, fault: impl Fn(&str) -> Option<Fault>) -> String {
         let mut mended = self.mended;
         // There are at most four mistakes: scheme, path, port and brackets.

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_slows_the_process_down_counts_as_well() {
+    fn a_limit_that_throttles_counts_as_well() {
         let files = [("a/memory.max", "2000000000\n"), ("a/memory.high", "1000000000\n")];
         assert_eq!(found("0::/a\n", V2, &files), at(G, "a/memory.high"));
     }

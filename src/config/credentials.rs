@@ -1,9 +1,9 @@
 //! TLS and tokens of receivers and the telemetry port, `[exporter.otlp.tls]` and the exporter's
 //! token, with every file that they name.
 //!
-//! The files are read here as the service will read them, so that `check` finds what would prevent
-//! it from starting. No message quotes the content of a file, or its path, because writing a token
-//! where its file should be named is a common mistake.
+//! The files are read here as the service will read them, so that `check` finds all problems that
+//! would prevent it from starting. No message quotes the content of a file, or its path, because
+//! writing a token where its file should be named is a common mistake.
 
 use std::path::{Path, PathBuf};
 

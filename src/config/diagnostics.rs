@@ -51,9 +51,9 @@ pub struct Diagnostic {
     pub column: usize,
     /// Whether this refuses the configuration.
     pub severity: Severity,
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub message: String,
-    /// What to do about it, if known.
+    /// The remedy, if known.
     pub hint: Option<String>,
     /// The line that the problem is about; `None` if it is about a whole file.
     #[serde(skip)]
@@ -175,7 +175,7 @@ impl Problem {
         self.maybe_hint(Some(hint.into()))
     }
 
-    /// What is wrong, in one line.
+    /// The problem, in one line.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
@@ -193,7 +193,7 @@ pub(super) fn quote(text: &str) -> String {
     }
 }
 
-/// Replaces everything in `text` that could control a terminal or reorder what it shows.
+/// Replaces everything in `text` that could control a terminal or reorder its text.
 pub(crate) fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     text.chars().for_each(|c| push_visible(&mut out, c));

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_replaced_is_an_error() {
+    fn missing_variables_are_errors() {
         for (text, message) in [
             ("a ${env:HOST", "`${env:` is never closed"),
             ("${env:MISSING}", "the environment variable `MISSING` is not set"),

@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Source, Unreadable> {
     text(path, bytes(path))
 }
 
-/// Reads a file of at most 1 MiB, and returns the digest of what was read too.
+/// Reads a file of at most 1 MiB, and returns its digest too.
 pub(super) fn read_with_digest(path: &Path) -> (Digest, Result<Source, Unreadable>) {
     let bytes = bytes(path);
     (digest_of(path, &bytes), text(path, bytes))

@@ -1,8 +1,8 @@
 //! Checks that sizes which one setting allows fit into the memory that another one gives.
 //!
 //! Nothing here is an error: the service starts, and refuses or forgets what does not fit. But this
-//! is probably not what was meant, so `check` warns. Defaults are only checked if the file sets the
-//! memory limit: the memory of the machine that will run the service is not known here.
+//! is probably a mistake, so `check` warns. Defaults are only checked if the file sets the memory
+//! limit: the memory of the machine that will run the service is not known here.
 
 use super::{
     diagnostics::Problem,

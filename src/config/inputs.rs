@@ -8,12 +8,12 @@ use crate::changes::{self, Digest};
 /// The most policy files that can be watched. All of them are read once a second.
 pub(super) const WATCHED_FILES_MAX: usize = 1_000;
 
-/// The most digests that are compared; further files are ignored. A load that is to be watched is
-/// refused if it has more.
+/// The most digests that are compared; further files are ignored. A load whose files will be
+/// watched is refused if it has more.
 const DIGESTS_MAX: usize = 1 + WATCHED_FILES_MAX;
 
-/// The digests of what a load has read: the main file, then the entries of `policy_files` whose
-/// files cannot be listed, then the policy files by path.
+/// The digests of the files that a load has read: the main file, then the entries of `policy_files`
+/// whose files cannot be listed, then the policy files by path.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// The entries of `policy_files`.

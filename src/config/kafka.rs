@@ -26,7 +26,7 @@ pub struct Kafka {
     pub topic: String,
     /// `group_id`, default tailwater.
     pub group_id: String,
-    /// `group_instance_id`, default what the environment variable HOSTNAME holds.
+    /// `group_instance_id`, by default the value of the environment variable HOSTNAME.
     pub group_instance_id: Option<String>,
     /// `encoding`, default otlp_proto.
     pub encoding: KafkaEncoding,
@@ -64,7 +64,7 @@ pub struct KafkaSasl {
     pub password_file: PathBuf,
 }
 
-/// Reads the section, if it is there; [`replay_margin`] makes the margin of what it says.
+/// Reads the section, if it is there; [`replay_margin`] computes the margin from it.
 pub(super) fn read(
     mut section: Section<'_, '_>,
     directory: &Path,

@@ -49,7 +49,7 @@ pub struct Loaded {
     /// Whether `log_format` is "json", as far as the file can be read, so that its problems can be
     /// logged in that format. False if the file cannot be read at all.
     pub log_json: bool,
-    /// What was read; empty for the built-in configuration.
+    /// The files that were read; empty for the built-in configuration.
     pub inputs: Inputs,
 }
 
@@ -102,7 +102,7 @@ pub fn embedded() -> Config {
 /// Reads the text of a policy file that a client sent. `name` is its name in diagnostics.
 ///
 /// # Errors
-/// All problems, if there is an error. Warnings alone are no error.
+/// All problems, if there is an error. Warnings alone are not an error.
 pub(crate) fn load_policies(name: &str, text: &str) -> Result<Vec<PolicySpec>, Diagnostics> {
     let source = match files::sized(Path::new(name), text) {
         Ok(source) => source,

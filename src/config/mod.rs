@@ -75,7 +75,7 @@ pub const SCHEMA: &str = include_str!("../../deploy/tailwater.schema.json");
 pub struct Config {
     /// The file that it was read from, for reloads; `None` for the built-in configuration.
     pub file: Option<PathBuf>,
-    /// The digests of what was read, to notice changes.
+    /// The digests of the files that were read, to notice changes.
     pub inputs: Inputs,
     /// The SHA-256 of all files, in hexadecimal: the main file, then those of `policy_files` by
     /// path, one after the other.

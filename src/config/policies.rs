@@ -157,13 +157,13 @@ impl Policies {
         }
     }
 
-    /// Warns about policies that probably do not do what was meant, over all files.
+    /// Warns about policies that are probably mistakes, over all files.
     pub(super) fn review(&self, diagnostics: &mut Diagnostics) {
         if let Some(place) = self.places.first()
             && self.specs.iter().all(|spec| spec.shadow)
         {
             let problem = Problem::new("all policies are shadow policies: every trace is dropped")
-                .hint("leave `shadow` out of those that are to decide");
+                .hint("remove `shadow` from the policies that should decide");
             diagnostics.push(place.clone().saying(problem));
         }
         for (index, remark) in review(&self.specs) {

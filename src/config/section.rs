@@ -181,7 +181,7 @@ impl<'r, 't> Section<'r, 't> {
         })
     }
 
-    /// What an environment variable holds.
+    /// The value of an environment variable.
     pub(super) fn environment(&self, name: &str) -> Option<String> {
         (self.reader.variable)(name).ok()
     }

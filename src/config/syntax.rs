@@ -30,7 +30,7 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    /// Whether the tree has at `offset` what the author wrote.
+    /// Whether the tree has the author's text at `offset`.
     pub(super) fn spares(&self, source: &Source, offset: usize) -> bool {
         self.lost_from.is_none_or(|lost| offset < lost)
             && !self.lines.contains(&source.line(offset))
@@ -91,8 +91,8 @@ impl SyntaxError {
         SyntaxError { message: error.message().to_owned(), span, hint: None }
     }
 
-    /// Records what the parser invented because of this error, and improves its message if
-    /// possible.
+    /// Records the values that the parser invented because of this error, and improves its message
+    /// if possible.
     fn blame(&mut self, source: &Source, extents: &[Extent], damage: &mut Damage) {
         let at = self.span.start;
         if self.message == "duplicate key" {

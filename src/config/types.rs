@@ -1,9 +1,9 @@
-//! The description of every policy type: its parameters, what it matches, where it is allowed, and
+//! The description of every policy type: its parameters, its meaning, where it is allowed, and
 //! whether its match can still change while spans arrive.
 //!
 //! The loader takes names, places and bounds from here; `crate::reference` writes the JSON Schema
 //! and the reference page from it. To add a type, add one entry here, and its reader in
-//! `config::conditions` or `config::policies`. `crate::policy` implements what a type does.
+//! `config::conditions` or `config::policies`. `crate::policy` implements the types.
 
 #![cfg_attr(
     not(test),
@@ -19,7 +19,7 @@ use super::keys::{Key, Kind, Need};
 pub(crate) struct PolicyType {
     pub(crate) name: &'static str,
     pub(super) id: Type,
-    /// What it matches, as Markdown.
+    /// A description of the traces that it matches, as Markdown.
     pub(crate) words: &'static str,
     pub(crate) parameters: &'static [Key],
     /// Parameters of which at least one is required.
@@ -61,7 +61,7 @@ pub(super) enum Type {
     Rare,
 }
 
-/// Where a type is allowed.
+/// The places where a type is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Anywhere, also inside `same_span`: a single span can meet it.

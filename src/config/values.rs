@@ -216,7 +216,7 @@ pub(super) fn url_path(key: &str, text: &str) -> Result<String, Problem> {
     }
     match text.parse::<PathAndQuery>() {
         Ok(parsed) if parsed.path() == text => Ok(text.to_owned()),
-        _ => Err(wanted().hint("percent-encode what is no letter, and leave `?` and `#` out")),
+        _ => Err(wanted().hint("percent-encode special characters, and leave `?` and `#` out")),
     }
 }
 

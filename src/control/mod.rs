@@ -25,7 +25,7 @@ mod generated {
     tonic::include_proto!("tailwater.control.v1");
 }
 
-/// The descriptors of the API and of what it imports, as an encoded `FileDescriptorSet`.
+/// The descriptors of the API and of its imports, as an encoded `FileDescriptorSet`.
 pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/control.binpb"));
 
 /// A message of this API as one line of JSON, in protobuf's JSON form. `name` is the name of its

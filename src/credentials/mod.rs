@@ -99,7 +99,7 @@ pub(crate) fn read_bearer(file: &Path) -> Result<Bearer, Faults> {
     Bearer::read(file)
 }
 
-/// What a client shows to the brokers of Kafka.
+/// The credentials that a client presents to the brokers of Kafka.
 #[cfg_attr(
     not(feature = "kafka"),
     expect(dead_code, reason = "a build without Kafka only checks the files")

@@ -26,7 +26,7 @@ const SPAN_BYTES: usize = size_of::<KeptSpan>() + 16;
 #[derive(Debug)]
 pub(crate) struct Outbox {
     waiting: Mutex<Waiting>,
-    /// How often something was put in, up to what has been encoded and queued.
+    /// The number of additions up to the last one that has been encoded and queued.
     left: AtomicU64,
     queue: Arc<Queue>,
     budget: Arc<Budget>,

@@ -30,7 +30,7 @@ use crate::{
 const CHUNK_TRACES: usize = 256;
 
 /// The bytes of a chunk in addition to its decisions: its struct with the reference counts, its
-/// place in the queue (whose capacity may be twice what it needs), and the headers of three
+/// place in the queue (whose capacity may be twice its length), and the headers of three
 /// allocations.
 const CHUNK_BYTES: usize = size_of::<Chunk>() + 16 + 2 * size_of::<Arc<Chunk>>() + 3 * 16;
 

@@ -41,7 +41,7 @@ struct Ended {
     failed: u64,
 }
 
-/// The first round that may fail with what is written from now on.
+/// The first round whose failure would affect later writes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Since(u64);
 
@@ -86,7 +86,7 @@ impl Keeper {
     }
 
     pub(super) fn round(&self, clock: &Clock) {
-        // Counted before anything is synced: what is written from now on needs the next round.
+        // Counted before anything is synced: later writes need the next round.
         let round = self.begun.fetch_add(1, SeqCst) + 1;
         let began = clock.elapsed();
         let outcome = self.durability.sync();
@@ -110,7 +110,7 @@ impl Keeper {
         Since(self.ended.borrow().round + 1)
     }
 
-    /// A ticket for what has been written since then.
+    /// A ticket for the writes since then.
     pub(crate) fn ticket(&self, since: Since) -> Ticket {
         Ticket { since, round: self.begun.load(SeqCst) + 1 }
     }

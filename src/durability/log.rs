@@ -1,13 +1,13 @@
 //! Writes a log: a sequence of preallocated files, with records at reserved positions.
 //!
-//! Any thread may append. A short lock reserves the positions; the write itself happens outside of
-//! it, with one `pwritev` of header and body, so writers do not wait for each other. The write goes
-//! to the page cache and takes microseconds (measured for 48 KiB: 6 us, 43 us at the 99th
-//! percentile), so the thread that has the record writes it. Creating the next file takes less than
-//! a millisecond. A file has a sixteenth of the size of the log, between 1 and 64 MiB, so that a
-//! file can be freed soon after its records; it is larger only if a record needs that. Freed files
-//! are reused, up to an eighth of the log: writing 1 GiB took 0.38 to 0.63 s of CPU with new files,
-//! and 0.15 s with old files, whose pages the kernel still has.
+//! Any thread may append. A short lock reserves the positions; the write itself happens outside it,
+//! with one `pwritev` of header and body, so writers do not wait for each other. The write goes to
+//! the page cache and takes microseconds (measured for 48 KiB: 6 us, 43 us at the 99th percentile),
+//! so the thread that has the record writes it. Creating the next file takes less than a
+//! millisecond. A file has a sixteenth of the size of the log, between 1 and 64 MiB, so that a file
+//! can be freed soon after its records; it is larger only if a record needs that. Freed files are
+//! reused, up to an eighth of the log: writing 1 GiB took 0.38 to 0.63 s of CPU with new files, and
+//! 0.15 s with old files, whose pages the kernel still has.
 //!
 //! After an error, the log gives up the current file. Records that may be lost in it were not
 //! acknowledged, and nothing is written or synced there again. Every append fails at once for
@@ -105,7 +105,7 @@ struct State {
     disk: Disk,
 }
 
-/// What the log knows about its disk.
+/// The state of the log's disk, as far as it is known.
 #[derive(Clone, Copy, Debug)]
 enum Disk {
     Works,
@@ -208,7 +208,7 @@ impl Log {
         // Only once new files have taken records, and syncs, for a while.
         if matches!(state.disk, Disk::Tried(since) if self.clock.elapsed() > since + PAUSE) {
             state.disk = Disk::Works;
-            info!(log = self.kind.as_str(), "the disk takes records again");
+            info!(log = self.kind.as_str(), "the disk accepts records again");
         }
         Ok(Reserved { file, position, end: position + needed })
     }
@@ -443,7 +443,7 @@ impl Log {
                 directory = %self.directory.display(),
                 errors,
                 %problem,
-                "cannot write to [durability] directory: {consequence} until it takes records \
+                "cannot write to [durability] directory: {consequence} until it accepts records \
                  again. Check the disk, its free space and its permissions"
             );
         }

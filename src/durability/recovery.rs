@@ -180,7 +180,7 @@ impl Recovered {
         self.names.iter().map(String::as_str)
     }
 
-    /// The files of the intake log that are to be replayed.
+    /// The files of the intake log to replay.
     pub(crate) fn intake(&self) -> &[LogFileInfo] {
         &self.intake
     }

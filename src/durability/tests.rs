@@ -315,7 +315,7 @@ async fn the_end_of_an_error_is_logged_however_fast_files_fill() {
     tap::watch(&directory.0, None);
     let is_over = || {
         let told = told.lock().expect("no panic");
-        String::from_utf8_lossy(&told).contains("the disk takes records again")
+        String::from_utf8_lossy(&told).contains("the disk accepts records again")
     };
     tokio::time::advance(Duration::from_millis(1_001)).await;
     let body = vec![2; 600 << 10];

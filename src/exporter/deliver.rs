@@ -235,7 +235,7 @@ impl<'a> Delivery<'a> {
             warn!(
                 code,
                 said,
-                "the backend does not take spans: the exporter queues and retries them. {advice}"
+                "the backend does not accept spans: the exporter queues and retries them. {advice}"
             );
         }
         again
@@ -245,12 +245,12 @@ impl<'a> Delivery<'a> {
         let spans = part.spans;
         self.sizes.taken(part.body.len());
         if let Some(outage) = self.peer().took(part.body.len()) {
-            info!(?outage, "the backend takes spans again");
+            info!(?outage, "the backend accepts spans again");
         }
         if rejected > 0 {
             self.fail(FailedBecause::PartialSuccess, rejected, code, message);
         } else if !message.is_empty() {
-            debug!(said = shortened(message), "the backend took spans with a warning");
+            debug!(said = shortened(message), "the backend accepted spans with a warning");
         }
         self.consumer.metrics.sent(spans - rejected);
         self.popped.settle(spans - rejected);

@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_under_way_still_counts() {
+    async fn requests_under_way_still_count() {
         let budget = Budget::new(1000);
         let queue = Queue::new(100, &budget);
         assert!(put(&queue, 60) && !put(&queue, 41));
@@ -394,7 +394,7 @@ mod tests {
             popped.push(queue.pop().await.expect("one waits"));
         }
         assert_eq!(queue.unstored(), 2);
-        // They are settled in any order.
+        // Requests are settled in any order.
         for index in [3, 1, 2] {
             popped[index].settle(1);
         }
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_left_for_the_next_process_still_counts() {
+    async fn requests_left_for_the_next_process_still_count() {
         let queue = Queue::new(100, &Budget::new(1000));
         let fill = |stored_at| queue.place(1).expect("room").fill_stored(request(1), stored_at);
         [Some(7), None, Some(9)].into_iter().for_each(fill);

@@ -27,7 +27,7 @@ pub(crate) struct Metric {
     pub(crate) name: &'static str,
     pub(crate) kind: MetricKind,
     pub(crate) labels: &'static [Label],
-    /// What is counted or measured, such as `spans`; empty if the name says it.
+    /// The unit or the thing counted, such as `spans`; empty if the name says it.
     pub(crate) unit: &'static str,
     pub(crate) help: &'static str,
 }

@@ -1,4 +1,4 @@
-//! What the Kafka receiver counts. The series are there in every build.
+//! The counters of the Kafka receiver. The series exist in every build.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -63,7 +63,7 @@ impl Kafka {
         }
     }
 
-    /// A record that was taken in, or passed over because it cannot be.
+    /// A record that was taken in, or skipped because it cannot be.
     pub fn record(&self, is_taken: bool) {
         self.records.increment(1);
         if !is_taken {

@@ -19,7 +19,7 @@ use crate::{
 /// The reasons for which spans were dropped, in the order of the handles.
 pub(super) const DROPPED: [&str; 3] = ["decision", "late", "trace_bytes"];
 
-/// What a shadow policy would have changed, in the order of its counters.
+/// The changes that a shadow policy would have made, in the order of its counters.
 pub(super) const EFFECTS: [&str; 3] = ["kept", "dropped", "none"];
 
 /// The counters of `none`, then those of each policy by its id. Locked for reading once per group

@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_or_would_not_fit_is_left() {
+    fn unreadable_or_too_long_states_stay_unchanged() {
         let long = format!("ot=x:{}", "y".repeat(248));
         let many = (0..32).map(|i| format!("k{i}=v")).collect::<Vec<_>>().join(",");
         for list in [

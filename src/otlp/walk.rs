@@ -55,8 +55,8 @@ pub struct SpanMeta {
     pub is_root: bool,
     /// [`SpanKind::mask`] of its kind; 0 for kinds that OTLP does not define.
     pub kind_mask: u8,
-    /// Where in the span its name begins, at the length; 0 if it has none or it is not among the
-    /// first 255 bytes (`parts::name`).
+    /// The position in the span where the length of its name begins; 0 if it has none or it is not
+    /// among the first 255 bytes (`parts::name`).
     pub name_at: u8,
 }
 
@@ -333,20 +333,20 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let status_mask = status_mask(code);
     let end = if end == 0 { 0 } else { end.max(start) };
     let kind_mask = kind_mask(kind);
+    let fields = SpanFields {
+        name,
+        trace_state,
+        flags,
+        status_mask,
+        kind_mask,
+        is_root,
+        start_unix_nano: start,
+        duration_nanos: (start != 0 && end != 0).then(|| end - start),
+    };
     if FIELDS {
-        let duration_nanos = (start != 0 && end != 0).then(|| end - start);
-        let fields = SpanFields {
-            name,
-            trace_state,
-            flags,
-            status_mask,
-            kind_mask,
-            is_root,
-            start_unix_nano: start,
-            duration_nanos,
-        };
         conditions.test_span(&fields, bits);
     }
+    conditions.describe_span(&fields, bits);
     Ok(Some(SpanMeta {
         trace_id,
         start_unix_nano: start,

@@ -394,7 +394,7 @@ mod tests {
             walked.clear();
             assert!(walked.charged() <= bounds.kept_bytes);
         }
-        assert_eq!(budget.used(), 0, "what a walk kept is given back with it");
+        assert_eq!(budget.used(), 0, "dropping a walk returns its memory");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! never credited because another always comes first, and a `drop` that drops everything.
 //!
 //! `check` warns about them; nothing here decides about traces. The review works on the expressions
-//! that decide ([`super::node`]) and claims only what follows from their shape. It compares bounds,
+//! that decide ([`super::node`]) and draws conclusions only from their shape. It compares bounds,
 //! lists and thresholds, and the parts of combinations one by one; it does not detect a policy that
 //! two others cover only in combination. A claim is never wrong (a property test checks this), but
 //! the absence of a claim proves nothing.

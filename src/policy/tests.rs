@@ -329,7 +329,7 @@ fn a_forced_veto_is_one_that_stands_whatever_comes() {
 }
 
 #[test]
-fn what_can_still_turn_does_not_veto_when_forced() {
+fn a_condition_that_can_still_turn_does_not_veto_when_forced() {
     let slow = |upper_threshold_ms| rule(RuleKind::Latency { threshold_ms: 1, upper_threshold_ms });
     let spans = |max_spans| rule(RuleKind::SpanCount { min_spans: 1, max_spans });
     let error = rule(RuleKind::StatusCode { codes: vec![StatusCode::Error] });
@@ -396,7 +396,7 @@ fn assert_review(rules: &[RuleSpec; 2], trace: &Trace) -> bool {
 }
 
 #[test]
-fn what_a_review_says_is_true_of_every_trace() {
+fn a_review_is_true_of_every_trace() {
     let mut remarks = 0;
     for seed in 0..20 * ROUNDS {
         let mut random = Rng::with_seed(seed);

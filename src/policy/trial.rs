@@ -36,7 +36,7 @@ pub struct Trial {
     is_over: AtomicBool,
 }
 
-/// Traces, their spans at the decision, and the encoded bytes of those.
+/// Numbers of traces, of their spans at the decision, and of the encoded bytes of these spans.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
     /// Traces.

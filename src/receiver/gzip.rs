@@ -57,7 +57,7 @@ impl Member {
         self.inflated_bytes
     }
 
-    /// Its output; `None` if it is not alone or not what it claims to be.
+    /// Its output; `None` if it is not alone, or its end does not match its output.
     pub(super) fn inflate(&self) -> Option<Bytes> {
         let is_header =
             |at: usize| self.deflated.get(at + 3).is_none_or(|flags| flags & RESERVED_FLAGS == 0);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is inflated here is what the other decoder would have made of it.
+        /// This decoder inflates a body to the same bytes as the other decoder.
         #[test]
         fn it_agrees_with_the_other_decoder(
             text in vec(0_u8..4, 0..2_000),

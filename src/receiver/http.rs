@@ -45,7 +45,7 @@ pub(crate) struct Settings {
     pub max_body_bytes: usize,
     /// The path to which traces are posted; a trailing slash is ignored.
     pub traces_path: String,
-    /// Who may send from a browser; nobody if `None`.
+    /// The origins that may send from a browser; none if `None`.
     pub cors: Option<Cors>,
 }
 

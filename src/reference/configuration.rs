@@ -39,7 +39,7 @@ fn the_page_of_the_configuration_is_what_the_code_says() {
             let default = match (key.default(), key.need) {
                 (Some(default), _) => format!("`{default}`"),
                 (None, Need::Required) => "required".to_owned(),
-                (None, Need::With(other)) => format!("required beside `{other}`"),
+                (None, Need::With(other)) => format!("required with `{other}`"),
                 (None, Need::Optional) => "unset".to_owned(),
             };
             let words = key.words.replace('|', "\\|");

@@ -29,7 +29,7 @@ queue_spans `exporter_queue_spans`, each summed over its labels.
 `DEADLINE_EXCEEDED` over both protocols. The policy `none` stands for traces that no policy matches.
 
 Metrics whose name begins with `process_` are those that the client libraries of Prometheus have.
-Those that the operating system does not tell are left out.
+Metrics that the operating system does not report are missing.
 
 | metric | type | labels | unit | meaning |
 |---|---|---|---|---|

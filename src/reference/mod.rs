@@ -27,8 +27,8 @@ fn hold(file: &str, text: &str) {
     let line = differs.unwrap_or(committed.lines().count().min(text.lines().count())) + 1;
     assert!(
         committed == text,
-        "{file}:{line} is not what the code says; run \
-         `UPDATE_REFERENCE=1 cargo test --lib reference` and commit the change"
+        "{file}:{line} differs from the code; run `UPDATE_REFERENCE=1 cargo test --lib reference` \
+         and commit the change"
     );
 }
 

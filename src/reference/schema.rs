@@ -179,7 +179,7 @@ fn limit() -> Value {
     let properties: Map<_, _> =
         LIMIT.iter().map(|key| (key.name.to_owned(), property(key))).collect();
     json!({
-        "description": "Limits the rate of what the policy keeps, by lowering its percentage.",
+        "description": "Limits the rate of kept traces, by lowering the percentage of the policy.",
         "type": "object",
         "additionalProperties": false,
         "properties": properties,

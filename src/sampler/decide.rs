@@ -29,7 +29,7 @@ const KEPT_SPANS_PER_LOCK: usize = 8 << 10;
 pub struct Decided {
     /// The decisions, kept and dropped.
     pub decisions: Decisions,
-    /// The traces, or late parts of traces, whose spans are to be exported.
+    /// The traces, or late parts of traces, whose spans will be exported.
     pub kept: Vec<KeptTrace>,
     /// Their spans, in the same order.
     pub spans: Vec<KeptSpan>,
@@ -143,7 +143,7 @@ impl Decided {
     }
 }
 
-/// A kept trace, or the late part of one, that is to be exported.
+/// A kept trace, or the late part of one, that will be exported.
 #[derive(Clone, Copy, Debug)]
 pub struct KeptTrace {
     /// The deciding policy and its threshold.

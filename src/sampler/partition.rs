@@ -36,7 +36,7 @@ use crate::{
     window::{self, Millis, Position, Shard},
 };
 
-/// What a list entry of spans below the commit takes.
+/// The bytes that a list entry of spans below the commit takes.
 const BELOW_BYTES: usize = size_of::<(Position, Below)>() + 2;
 
 /// The windows of partitions. They are created once and used again, so that other parts may visit
@@ -65,7 +65,7 @@ impl Partitions {
     }
 }
 
-/// What a shard is beside a window, if it is that of a partition.
+/// The part of a shard that only shards of partitions have.
 #[derive(Debug, Default)]
 pub(super) struct OfPartition {
     is_open: bool,
@@ -117,7 +117,7 @@ impl ShardState {
         self.partition.as_ref().is_some_and(|partition| partition.is_open)
     }
 
-    /// Whether what arrives now lies below the commit.
+    /// Whether the spans that arrive now are below the commit.
     pub(super) fn is_below_commit(&self) -> bool {
         self.partition.as_ref().is_some_and(|partition| partition.is_below)
     }
@@ -152,7 +152,7 @@ impl ShardState {
         }
     }
 
-    /// The moment of the tick that is going on.
+    /// The moment of the current tick.
     pub(super) fn ticked_by(&self, by: Millis) -> Millis {
         self.partition
             .as_ref()
@@ -196,7 +196,7 @@ impl Sampler {
         Some(PartitionWindow(index))
     }
 
-    /// Closes a window without deciding what is in it. Returns the number of its spans that were
+    /// Closes a window without deciding its traces. Returns the number of its spans that were
     /// counted as accepted.
     pub fn close_partition(&self, window: PartitionWindow) -> u64 {
         let spans = self.replace_window(window.0, false);
@@ -248,7 +248,8 @@ impl Sampler {
         partitions().for_each(|index| self.lock(index).remembered.limit_bytes(bytes_max));
     }
 
-    /// From now on, what arrives in the window lies above the commit, and leaves when it is kept.
+    /// From now on, spans that arrive in the window are above the commit, and leave when they are
+    /// kept.
     pub fn pass_commit(&self, window: PartitionWindow) {
         let mut state = self.lock(window.0);
         let ShardState { window, partition, .. } = &mut *state;
@@ -284,8 +285,8 @@ impl Sampler {
         state.window.next_due(time).map(|due| time.since(due.at))
     }
 
-    /// The position that no undecided span of a window stands below, and the time of its record;
-    /// `None` if nothing is undecided.
+    /// The lowest position of an undecided span of a window, and the time of its record; `None` if
+    /// nothing is undecided.
     pub fn lowest(&self, window: PartitionWindow) -> Option<(u64, Millis)> {
         self.lock(window.0).window.lowest()
     }

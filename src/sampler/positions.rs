@@ -88,7 +88,7 @@ impl Positions {
     /// which must be at or after [`Self::next`]: each call gives higher ones.
     ///
     /// # Errors
-    /// Those of `reserve`. Nothing has begun then.
+    /// The errors of `reserve`. Nothing has begun then.
     pub fn begin<E>(
         self: &Arc<Self>,
         reserve: impl FnOnce() -> Result<Range<u64>, E>,

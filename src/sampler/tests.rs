@@ -223,7 +223,7 @@ fn a_giant_request_is_taken_whole_in_pieces_or_not_at_all() {
 }
 
 #[test]
-fn what_is_held_returns_to_the_same_figure_at_rest() {
+fn memory_returns_to_the_same_figure_at_rest() {
     let budget = Budget::new(64 << 20);
     // 1,000 conditions: the bits of a thousand ring entries would take 128 KB.
     let policies: Vec<_> = (0..1_000).map(|n| policy(&format!("n{n}"))).collect();

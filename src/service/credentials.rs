@@ -20,7 +20,7 @@ pub(super) struct Credentials {
     /// The TLS configuration of the telemetry port.
     pub(super) telemetry: Option<Arc<Live<ServerSide>>>,
     pub(super) telemetry_tokens: Option<Arc<Live<Tokens>>>,
-    /// Those of the brokers.
+    /// The credentials for the brokers.
     pub(super) kafka: Option<Arc<Live<ClientSecrets>>>,
     backend: Option<Tls>,
     /// The token that is sent to the backend.

@@ -249,7 +249,7 @@ fn dimensions_are_of_the_span_or_else_of_the_resource() {
 }
 
 #[test]
-fn what_has_no_room_counts_in_one_series() {
+fn keys_without_room_count_in_one_series() {
     let counting = Counting::new(Settings { max_series: 2, ..settings(Style::Tempo) });
     for round in 0..3 {
         let kept = counting.spans((0..5).map(|n| span(&format!("{n}"), 1)).collect());

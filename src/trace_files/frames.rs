@@ -16,7 +16,7 @@ struct RecordHeader {
     percentage: f64,
 }
 
-/// What a part of a frame takes beside its bytes.
+/// The memory that a part of a frame takes in addition to its bytes.
 const PART_BYTES: usize = 128;
 
 /// Bytes of that line.

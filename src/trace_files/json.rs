@@ -10,7 +10,7 @@
 //!
 //! A line that the Collector's file exporter writes is converted whole, without the scanner, which
 //! takes more time than converting. If it cannot be converted, it is scanned, so that only its
-//! unreadable elements are passed over.
+//! unreadable elements are skipped.
 
 use std::io::{self, BufRead, Read as _};
 

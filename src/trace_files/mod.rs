@@ -24,7 +24,7 @@ mod tests;
 
 pub use record::RecordFile;
 
-/// The largest piece; a larger one is passed over.
+/// The largest piece; a larger one is skipped.
 pub const PIECE_BYTES_MAX: usize = 128 << 20;
 
 /// How many times a file may be compressed.

@@ -191,7 +191,7 @@ fn jaeger_is_read_with_its_kinds_status_and_parents() {
 }
 
 #[test]
-fn what_is_broken_is_named_and_passed_over() {
+fn broken_parts_are_named_and_skipped() {
     let broken = format!(
         "{}\n{{\"resourceSpans\":[{{\n{}\n{{\"metrics\":[]}}\n\
          {{\"resourceSpans\":[{{\"scopeSpans\":5}}]}}\n{}",
@@ -290,7 +290,7 @@ fn recorded(percentage: f64, traces: &[&[Vec<u8>]]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_recorded_is_read_back() {
+fn recordings_are_read_back() {
     let traces: [&[Vec<u8>]; 2] = [&[protobuf(&["a"]), protobuf(&["b"])], &[protobuf(&["c"])]];
     for percentage in [100.0, 10.0, 0.1 + 0.2, 1e-9] {
         let bytes = recorded(percentage, &traces);

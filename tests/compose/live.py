@@ -27,7 +27,7 @@ def configuration() -> dict[str, Any]:
 
 
 class Stack:
-    """What runs, with a port for each listener."""
+    """The running processes, with a port for each listener."""
 
     def __init__(self, arguments: argparse.Namespace, children: Children, sink: Sink) -> None:
         self.children, self.folder = children, arguments.folder

@@ -20,7 +20,7 @@ real=$repository/tests/real
 "$real/venv.sh" "$cache/venv" "$here/requirements.txt"
 "$real/prometheus.sh" "$repository/target/real/prometheus"
 collector=$("$repository/tests/peer/build.sh")
-# What the image of the gateway installs. Node searches from the importing file up, so the server is copied.
+# The packages that the image of the gateway installs. Node searches from the importing file up, so the server is copied.
 mkdir -p "$cache/gateway"
 cp "$shop/gateway/server.mjs" "$cache/gateway/"
 if ! cmp -s "$shop/gateway/package-lock.json" "$cache/gateway/installed.json"; then

@@ -1,6 +1,6 @@
 """Checks the files of deploy/compose, and runs what they describe as processes.
 
-`run.sh` installs what this needs. A Tempo cannot be had from the package registries: its file is
+`run.sh` installs the tools for this. A Tempo cannot be had from the package registries: its file is
 only read as YAML, and a sink stands in its place.
 """
 
@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent / "real"))
 import live  # noqa: E402
 from running import Report  # noqa: E402
 
-# What listens where inside of the containers.
+# The listeners inside the containers.
 PORTS = {
     "checkout": {8080},
     "collector": {4317, 4318},
@@ -76,7 +76,7 @@ def check_mounts() -> list[str]:
             problems.append(f"{name} is built from {build['dockerfile']}, which is not there")
         for other in service.get("depends_on", []):
             if other not in compose["services"]:
-                problems.append(f"{name} depends on {other}, which is no service")
+                problems.append(f"{name} depends on {other}, which is not a service")
     return problems
 
 
@@ -120,7 +120,7 @@ def check_grafana() -> list[str]:
         problems.append("Prometheus is not the default data source")
     for one in prometheus["jsonData"]["exemplarTraceIdDestinations"]:
         if one["datasourceUid"] not in uids:
-            problems.append(f"exemplars lead to {one['datasourceUid']}, which is no data source")
+            problems.append(f"exemplars lead to {one['datasourceUid']}, which is not a data source")
     grafana = load("compose.yaml")["services"]["grafana"]
     mounts = dict(mount.split(":")[:2][::-1] for mount in grafana["volumes"])
     (provider,) = load("grafana/provisioning/dashboards/dashboards.yaml")["providers"]

@@ -17,7 +17,7 @@
 #     tests/dashboards/run.sh [path to the tailwater binary]      default: builds target/debug/tailwater
 #
 # Needs Python 3.11, Node 20 with npm, Go 1.26, openssl, and Debian's apt; root for apt, the first time. What it
-# builds and installs stays in ${TAILWATER_TOOLS:-~/.cache/tailwater-tools}; what a run wrote and logged
+# builds and installs stays in ${TAILWATER_TOOLS:-~/.cache/tailwater-tools}; the files and logs of a run
 # stays in target/dashboards. Building pint takes a minute, once.
 set -euo pipefail
 

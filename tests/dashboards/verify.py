@@ -3,7 +3,7 @@
 It scrapes `tailwater demo`, and a second instance with certificates, durability, span metrics, and
 policies of every kind that has metrics of its own. A query that fails, finds nothing, or refers to
 a series that does not exist is a fault, unless the series belongs to a feature in
-`features-off.txt`. `check.mjs` writes the queries and `run.sh` installs what this needs.
+`features-off.txt`. `check.mjs` writes the queries and `run.sh` installs the tools for this.
 """
 
 import argparse

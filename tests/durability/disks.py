@@ -38,7 +38,7 @@ class Disk:
         raise NotImplementedError
 
     def prepare_restart(self):
-        """What somebody does before a restart; the process has ended."""
+        """The repair that an operator makes before a restart; the process has ended."""
         self.turn_off()
 
     def verify(self):
@@ -152,7 +152,7 @@ class Mounted(Disk):
                 except OSError as problem:
                     if problem.errno != errno.ENOSPC:
                         raise
-                    # What Tailwater frees is taken, too.
+                    # Space that Tailwater frees is filled, too.
                     time.sleep(0.01)
 
     def turn_on(self, process):

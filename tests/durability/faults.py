@@ -17,7 +17,7 @@ import time
 from disks import DISKS, NotHere
 from service import SENDERS, Sender, Sink, Tailwater, at_rest, ledger, start_sink, verify
 
-# Shorter than the fault: what was taken before is decided meanwhile.
+# Shorter than the fault: traces accepted before it are decided meanwhile.
 DECISION_WAIT = "1s"
 # From the fault to the first error, and for requests that are under way.
 GRACE_SECONDS = 1
@@ -131,7 +131,7 @@ def fault(binary, disk, folder, options, mistakes):
             mistakes.unless(back is not None, f"not back within {BACK_SECONDS} s")
             lines.append(f"back after {back or 0:.1f} s")
             if disk.refuses:
-                is_told = until_told(folder, "the disk takes records again")
+                is_told = until_told(folder, "the disk accepts records again")
                 mistakes.unless(is_told, "the log does not say that it is over")
             disk.turn_on(tailwater.process)
             time.sleep(GRACE_SECONDS)

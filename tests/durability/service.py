@@ -90,7 +90,7 @@ class Sender(threading.Thread):
         self.random = random.Random(seed)
         self.acknowledged = []
         self.answers = collections.Counter()
-        # Of acknowledged requests, with the time of the acknowledgement.
+        # Acknowledged requests, with the time of the acknowledgement.
         self.latencies = []
         self.connection = None
 

@@ -29,7 +29,7 @@ if [[ ! -x $telemetrygen ]]; then
 fi
 python=$repository/target/compose/venv/bin/python
 
-# What the page expects on the PATH.
+# The programs that the page expects on the PATH.
 rm -rf "$cache/bin"
 mkdir "$cache/bin"
 ln -s "$tailwater" "$cache/bin/tailwater"

@@ -1,6 +1,7 @@
 """Runs the blocks of shell of a page of the book as they stand, in one bash.
 
-Each must succeed, and print what the page says. `run.sh` puts what the page expects on the PATH.
+Each must succeed, and print what the page says. `run.sh` puts the programs that the page expects
+on the PATH.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def run(script: str, folder: Path, begins_in: Path) -> tuple[int, list[str]]:
         except subprocess.TimeoutExpired:
             code = -1
         finally:
-            # The services of a page that did not come to its end are in the shell's process group.
+            # The services of a page that did not reach its end are in the shell's process group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGTERM)
         output.seek(0)
@@ -65,7 +66,7 @@ def counter(output: str, name: str) -> float | None:
     return float(found[1]) if found else None
 
 
-# What the output of a block must have.
+# The words that the output of a block must contain.
 def kept(output: str) -> bool:
     policies = ("errors", "slow")
     return all(
@@ -162,8 +163,8 @@ def main() -> int:
     code, outputs = run(script, folder, begins_in)
     report = Report()
     for index, (heading, block) in enumerate(found):
-        came_to_end = index < len(outputs) - 1
-        problems = [] if came_to_end else ["it did not come to its end"]
+        reached_end = index < len(outputs) - 1
+        problems = [] if reached_end else ["it did not reach its end"]
         output = outputs[index] if index < len(outputs) else ""
         expected = [check for words, check in checks.items() if words in block]
         if not problems and not all(check(output) for check in expected):

@@ -65,7 +65,7 @@ def compare(binary: Path) -> list[str]:
     problems = []
     for source, link in LINKS.items():
         if (CHART / link).resolve() != REPOSITORY / source:
-            problems.append(f"{CHART.relative_to(REPOSITORY) / link} is no link to {source}")
+            problems.append(f"{CHART.relative_to(REPOSITORY) / link} is not a link to {source}")
     for name in MANIFESTS:
         folder = REPOSITORY / "deploy/kubernetes"
         _, rendered, errors = template(binary, folder / f"{name}.values.yaml")

@@ -1,4 +1,4 @@
-"""What must hold for the objects of one rendered chart."""
+"""Checks the objects of one rendered chart."""
 
 import json
 from collections import Counter
@@ -56,7 +56,7 @@ def schemas(objects: list[dict], crds: Path) -> list[str]:
 def closed(schema: dict) -> dict:
     """The schema of a custom resource, with unknown fields as errors.
 
-    Flags of Go's expressions come to the place where Python has them.
+    Moves the flags of Go's expressions to the place where Python expects them.
     """
     if "pattern" in schema:
         return {**schema, "pattern": schema["pattern"].replace("^(?i)", "(?i)^")}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The Helm chart in deploy/helm, and the manifests in deploy/kubernetes that are rendered from it: `helm lint`,
 # `helm template` over every file of values/, Kubernetes' own schemas on what comes out, and the rendered
-# configurations under `tailwater check` and `otelcol validate`. What cannot work must be refused with the
+# configurations under `tailwater check` and `otelcol validate`. Values that cannot work must be refused with the
 # right words.
 #
 #     tests/helm/run.sh [path to the tailwater binary]      default: builds target/release/tailwater
 #
 # UPDATE_REFERENCE=1 writes the manifests anew instead of comparing them.
-# Needs Go 1.26 and Python 3.11. Helm is built once, into TAILWATER_TOOLS; what was rendered stays in target/helm.
+# Needs Go 1.26 and Python 3.11. Helm is built once, into TAILWATER_TOOLS; the rendered files stay in target/helm.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

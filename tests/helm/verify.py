@@ -1,6 +1,6 @@
 """Renders the chart with every file of values and checks what comes out.
 
-`run.sh` installs what this needs.
+`run.sh` installs the tools for this.
 
 - values/: must render, pass Kubernetes' schemas, and give a configuration that `tailwater check`
   takes.
@@ -25,7 +25,7 @@ sys.path.insert(0, str(chart.HERE.parent / "real"))
 
 from running import Report  # noqa: E402
 
-# What a binary says about each configuration with a section whose feature it was built without.
+# The error of a binary for a section whose feature it was built without.
 NOT_BUILT = ("--features kafka",)
 
 
@@ -56,7 +56,7 @@ def make_secrets(folder: Path) -> None:
 
 
 def refusals(tailwater: Path, objects: list[dict], folder: Path) -> list[str]:
-    """What `tailwater check` says about a rendered configuration and its policies."""
+    """The output of `tailwater check` for a rendered configuration and its policies."""
     make_secrets(folder)
     config = write_configuration(objects, folder)
     done = subprocess.run(

@@ -44,7 +44,7 @@ fail() {
     exit 1
 }
 
-# What the compiling stage leaves.
+# The files that the compiling stage leaves.
 mkdir -p "$work/build/out/state" "$work/build/etc/ssl/certs"
 install "$binary" "$work/build/out/tailwater"
 cp /etc/ssl/certs/ca-certificates.crt "$work/build/etc/ssl/certs/"

@@ -88,7 +88,7 @@ async fn spans_of_a_large_resource_or_scope_are_refused_alone() {
 /// Scenario: resources of the largest accepted size, over gRPC and, as JSON, over HTTP.
 /// Guarantees: every span is delivered, and less than four times the received bytes are sent.
 #[tokio::test]
-async fn what_is_sent_is_bounded_by_what_came() {
+async fn answers_are_bounded_by_requests() {
     for large in [large_resource, large_scope] {
         let mut config = config(ALL);
         config.exporter.max_request_bytes = 64 << 10;

@@ -415,7 +415,7 @@ async fn a_full_queue_drops_when_it_is_told_to() {
 /// Scenario: other methods, services, content types and encodings.
 /// Guarantees: UNIMPLEMENTED, or 415 if it is not gRPC, as the gRPC specification requires.
 #[tokio::test]
-async fn what_is_not_export_is_not_implemented() {
+async fn other_methods_are_not_implemented() {
     let running = Running::start(config(ALL)).await;
     let client = connect(running.service.grpc_address).await;
     let call = async |path, headers: &[(&'static str, &'static str)]| -> Answer {

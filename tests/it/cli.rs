@@ -291,7 +291,7 @@ fn a_port_in_use_is_named() {
 /// Guarantees: `run` exits with 1 and names the place of the mistake. (How fast is measured by
 /// hand.)
 #[test]
-fn what_keeps_it_from_starting_is_told_at_once() {
+fn a_failed_start_names_the_mistake() {
     let directory = Directory::new();
     for (lines, told) in [
         ("[receiver.tls]\ncert_file = \"x\"\nkey_file = \"y\"", "t.toml:2:13: error: "),
@@ -341,7 +341,7 @@ async fn a_signal_stops_it_cleanly() {
 /// Guarantees: it ends within the timeout with exit code 1, and the log has the number of lost
 /// spans.
 #[tokio::test]
-async fn what_cannot_be_delivered_is_logged() {
+async fn lost_spans_are_logged() {
     let mut process = Process::start("shutdown_timeout = \"1s\"", NOBODY);
     process.export(7).await;
     process.signal("TERM");

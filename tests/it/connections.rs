@@ -105,7 +105,7 @@ pub async fn patience(address: SocketAddr, beginning: &[u8]) -> Duration {
 /// Scenario: connections that send nothing, half a preface, half a request head, or no HTTP at all.
 /// Guarantees: incomplete ones are closed after 10 s, the last one at once.
 #[tokio::test(start_paused = true)]
-async fn what_never_becomes_a_request_is_closed() {
+async fn connections_without_a_request_are_closed() {
     let running = Running::start(config(ALL)).await;
     let (grpc, http) = (running.service.grpc_address, running.service.http_address);
     for (address, beginning) in [

@@ -63,7 +63,7 @@ fn a_refused_policy_is_told_by_the_exit_code() {
 /// arguments.
 /// Guarantees: exit code 1 or 2, words that name what is wrong, and nothing on standard output.
 #[test]
-fn what_cannot_be_done_is_told() {
+fn impossible_conversions_are_reported() {
     let directory = Directory::new();
     let (code, out, errors) = convert(&directory, TWO, &[]);
     assert_eq!((code, out.as_str()), (1, ""));

@@ -110,7 +110,7 @@ proptest! {
     /// Guarantees: exactly those spans are exported with their resources and scopes, each context
     /// once per request, and no request is larger than the limit unless it has a single span.
     #[test]
-    fn what_arrived_leaves(
+    fn spans_leave_as_they_arrived(
         seeds in prop::collection::vec(any::<u64>(), 1..4),
         max_request_bytes in prop_oneof![1..2_000usize, Just(usize::MAX)],
         traces in 1..5usize,
@@ -313,7 +313,7 @@ fn every_span_leaves_with_its_threshold() {
 /// Scenario: a span with two `tracestate` fields.
 /// Guarantees: the last one counts, is stamped, and is still the last.
 #[test]
-fn of_two_tracestates_the_last_is_stamped() {
+fn the_last_of_two_tracestates_is_stamped() {
     let mut span = Span { trace_state: "ot=th:f".into(), ..child(0, 0) }.encode_to_vec();
     wire::put_length_delimited(&mut span, 3, 3);
     span.extend(b"a=b");

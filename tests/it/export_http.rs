@@ -184,7 +184,7 @@ async fn retry_after_is_honoured() {
 /// Scenario: a backend that always answers 429 to requests of more than ten spans.
 /// Guarantees: requests are halved until they fit; nothing is lost.
 #[tokio::test]
-async fn what_is_too_much_for_the_rate_is_halved() {
+async fn requests_beyond_the_rate_are_halved() {
     let web = Web::start(|seen| reply(if seen.ids().count() > 10 { 429 } else { 200 })).await;
     let mut config = at_once(&web.url());
     config.sampling.decision_wait_after_root_received = Some(Duration::from_millis(200));
@@ -201,7 +201,7 @@ async fn what_is_too_much_for_the_rate_is_halved() {
 /// Guarantees: requests are cut until they fit and nothing is lost; later requests stay within the
 /// limit.
 #[tokio::test]
-async fn what_is_too_large_is_cut() {
+async fn requests_that_are_too_large_are_cut() {
     for (status, content_type, words) in [
         (413, "text/html", "<html><title>413 Request Entity Too Large</title></html>"),
         (413, "text/plain", "the limit is 65536 bytes"),

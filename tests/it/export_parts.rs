@@ -275,7 +275,7 @@ async fn a_shutdown_amid_the_parts_counts_what_is_left() {
 /// can cause; the backend refuses it, and is honest later.
 /// Guarantees: the panic is contained and counted, so are the spans, and the consumer goes on.
 #[tokio::test]
-async fn what_a_panic_takes_along_is_counted() {
+async fn spans_lost_in_a_panic_are_counted() {
     let seen = Arc::new(Mutex::new(0));
     let calls = Arc::clone(&seen);
     let answer: Answer = Box::new(move |_| {

@@ -149,7 +149,7 @@ async fn a_token_that_is_replaced_ends_the_outage() {
 /// pages, redirects or from other services; then it accepts everything.
 /// Guarantees: each costs a retry and no span.
 #[tokio::test]
-async fn what_says_nothing_about_spans_costs_none() {
+async fn answers_that_are_not_about_spans_cost_none() {
     let page = || reply_with(200, "text/html; charset=utf-8", b"<html>Welcome</html>");
     let redirect = || {
         let mut reply = reply(302);
@@ -212,7 +212,7 @@ async fn log_of(protocol: &str, url: &str, part: &str) -> String {
 /// Guarantees: the log says what the endpoint seems to be, and what to check.
 #[tokio::test]
 async fn the_log_says_what_the_endpoint_seems_to_be() {
-    const OUTAGE: &str = "the backend does not take spans";
+    const OUTAGE: &str = "the backend does not accept spans";
     let path = Web::start(|_| reply_with(404, "text/plain", b"no such page")).await;
     let page = Web::start(|_| reply_with(200, "text/html", b"<html>")).await;
     let redirect = Web::start(|_| {

@@ -222,7 +222,7 @@ fn of_signal(item: &[u8]) -> Vec<u8> {
 /// with an object instead of a list; JSON as protobuf and protobuf as JSON; ids in base64.
 /// Guarantees: every one is refused, as a whole or span by span, with a message.
 #[tokio::test]
-async fn what_is_no_request_is_never_taken_in_silence() {
+async fn bodies_without_requests_are_never_accepted_silently() {
     let running = Running::start(config(ALL)).await;
     let one = json(&format!(r#""scopeSpans":[{{"spans":[{{{}}}]}}]"#, members(1)));
     let listed = [b"[", &one[..], b"]"].concat();
@@ -338,7 +338,7 @@ async fn codings_by_other_words_are_taken() {
 /// Guarantees: 415 with the accepted codings, UNIMPLEMENTED with the same over gRPC; 400 for the
 /// bodies; nothing is accepted.
 #[tokio::test]
-async fn what_cannot_be_inflated_to_the_end_is_refused() {
+async fn incomplete_compressed_bodies_are_refused() {
     let running = Running::start(config(ALL)).await;
     let body = one_span(1, 9);
     let twice = compressed("gzip", &compressed("gzip", &body));

@@ -150,7 +150,7 @@ async fn connections_are_kept_and_partial_success_is_told() {
 /// encodings.
 /// Guarantees: 400, 404, 405 with Allow, 415, each with a message, and nothing is accepted.
 #[tokio::test]
-async fn what_is_not_a_request_is_refused() {
+async fn other_requests_are_refused() {
     let running = Running::start(config(ALL)).await;
     let good = one_span(1, 9);
     let gzip = compressed("gzip", &good);

@@ -122,7 +122,7 @@ async fn json_is_taken_and_answered_in_json() {
 /// Guarantees: the same codes as for protobuf, as JSON that does not quote the body; nothing is
 /// accepted.
 #[tokio::test]
-async fn what_is_no_request_in_json_is_refused_in_json() {
+async fn bad_json_is_refused_in_json() {
     let running = Running::start(config(ALL)).await;
     let good = request(&[span(&hex(1), 1)]);
     let other_type = request(&[span(&hex(1), 1), json!({ "name": ["secret"] })]);

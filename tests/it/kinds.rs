@@ -220,7 +220,7 @@ fn a_reload_keeps_the_state_of_what_did_not_change() {
 /// one trace that only the budget keeps.
 /// Guarantees: traces that are kept by another policy cost the budget nothing.
 #[test]
-fn what_is_kept_anyway_costs_a_budget_nothing() {
+fn traces_kept_by_other_policies_cost_a_budget_nothing() {
     let errors = RuleKind::StatusCode { codes: vec![tailwater::trace::StatusCode::Error] };
     let policies = [budget_of(&["span.name"], 20.0), policy("errors", rule(errors))];
     let mut fixture = Fixture::new(&policies, limits(), 4);

@@ -463,7 +463,7 @@ async fn a_tenant_beyond_its_rate() {
     running.stop().await;
 }
 
-/// The files that contain a baseline. The others are to be added to one of them.
+/// The files that contain a baseline. The others are additions to one of them.
 const COMPLETE: &[&str] = &[
     "critical-services.toml",
     "default.toml",

@@ -151,7 +151,7 @@ fn a_limit_is_unbiased() {
 /// the rest at 10 %.
 /// Guarantees: percentages refer to the original population, and so do the estimates.
 #[test]
-fn what_was_sampled_upstream_is_unbiased() {
+fn upstream_sampling_stays_unbiased() {
     let policies = [
         policy("errors", rule(errors(), 100.0)),
         policy("slow", rule(slow(), 50.0)),

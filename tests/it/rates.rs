@@ -133,7 +133,7 @@ fn a_limit_that_is_not_reached_changes_nothing() {
 /// Guarantees: traces that another policy keeps do not use up the limit; percentage and limit
 /// together stay unbiased; the limited policy never keeps more than its percentage.
 #[test]
-fn what_is_kept_in_any_case_is_free() {
+fn traces_kept_in_any_case_are_free() {
     let errors = RuleKind::StatusCode { codes: vec![StatusCode::Error] };
     let policies = [
         policy("errors", RuleSpec { kind: errors, sampling_percentage: 100.0 }),

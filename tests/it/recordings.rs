@@ -133,7 +133,7 @@ async fn the_chance_of_a_recording_is_its_own() {
 /// their size; traces that cannot be recorded are counted; everything else is as without
 /// recordings.
 #[tokio::test]
-async fn what_does_not_fit_is_counted_and_nothing_waits() {
+async fn traces_that_do_not_fit_are_counted_and_nothing_waits() {
     let limits = Limits { max_trace_spans: 40, ..builders::limits() };
     let mut fixture = Fixture::new(&[builders::probabilistic(50.0)], limits, 1);
     let begin = |fixture: &Fixture| fixture.sampler.recordings().begin(1.0);

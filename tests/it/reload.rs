@@ -84,7 +84,7 @@ fn attribute_policy(name: &str, key: &str, value: &str) -> String {
 /// of the removed policy stay, those of new ones begin at 0, and a policy that returns goes on
 /// counting.
 #[tokio::test]
-async fn what_is_buffered_is_decided_by_the_new_policies() {
+async fn buffered_traces_are_decided_by_the_new_policies() {
     let file = File::new(&attribute_policy("old", "nobody", "has"));
     let mut config = file.config();
     config.sampling.decision_wait_after_root_received = None;
@@ -201,7 +201,7 @@ async fn reloading_over_http_has_to_be_enabled() {
 /// Scenario: a service without a configuration file is told to reload.
 /// Guarantees: the built-in policies stay in force.
 #[tokio::test]
-async fn what_is_built_in_can_be_reloaded() {
+async fn built_in_policies_can_be_reloaded() {
     let mut config = crate::harness::config(ALL);
     config.policies = config::embedded().policies;
     config.file = None;

@@ -92,7 +92,7 @@ async fn the_token_of_the_exporter_is_not_shown() {
         fs::write(&file, format!("{CANARY}\n{CANARY}")).expect("written");
         process.line("more than one token").await;
         process.signal("TERM");
-        let line = process.line("the backend does not take spans").await;
+        let line = process.line("the backend does not accept spans").await;
         let message = line["fields"]["message"].as_str().expect("a message");
         assert!(message.contains("bearer_token_file"), "{message}");
         let said = line["fields"]["said"].as_str().expect("words");

@@ -317,7 +317,7 @@ fn a_panic_is_a_line_of_the_log() {
     assert_eq!(fields(0)["message"], "panicked: first\nline 2");
     assert_eq!((&fields(0)["thread"], &lines[0]["level"]), (&"worker".into(), &"ERROR".into()));
     assert!(fields(0)["location"].as_str().is_some_and(|place| place.contains("stderr.rs:")));
-    assert_eq!(fields(1)["message"], "panicked: a value that is no text");
+    assert_eq!(fields(1)["message"], "panicked: a value that is not text");
 }
 
 /// Scenario: standard error has no reader at the end of a run that has lost spans.

@@ -111,7 +111,7 @@ async fn clients_that_do_not_get_through() {
     assert!(waited < Duration::from_secs(10), "{waited:?}");
     let count = |metrics: &Metrics| (failures(metrics, "grpc"), failures(metrics, "http"));
     running.until("plaintext is refused", |metrics| count(metrics) == (4.0, 1.0)).await;
-    // A client that only checks whether the port is open is no failure.
+    // A client that only checks whether the port is open is not a failure.
     drop(tokio::net::TcpStream::connect(grpc).await.expect("listening"));
     let honest = Client::new(&[&ca], None).export(grpc, &one_span(1, 9)).await;
     assert_eq!(honest.expect("answered").header("grpc-status"), "0");

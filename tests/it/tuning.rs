@@ -234,7 +234,7 @@ fn a_replay_says_what_is_kept_by_policy() {
 /// and unusable configurations.
 /// Guarantees: each is named with its place and counted; the rest is decided; the exit code is 1.
 #[test]
-fn what_a_replay_cannot_read_is_named_and_passed_over() {
+fn unreadable_parts_are_named_and_skipped() {
     let directory = Directory::new();
     let mut requests = requests();
     // The length of the resource in a ResourceSpans exceeds the ResourceSpans.

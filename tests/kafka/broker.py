@@ -85,7 +85,7 @@ def make_certificates(folder: Path) -> None:
 
 
 class Broker:
-    """Kafka, its administration, and what it knows about a group."""
+    """Kafka, its administration, and its state of a group."""
 
     def __init__(self, libs: Path, children: Children) -> None:
         self.children, self.folder = children, children.folder

@@ -49,7 +49,7 @@ class Collector:
         self.stub.Export(request(spans), timeout=120, wait_for_ready=True)
 
     def stop(self) -> None:
-        """It writes what it has before it ends."""
+        """It writes its pending spans before it ends."""
         self.process.send_signal(signal.SIGTERM)
         if code := self.process.wait(timeout=60):
             raise TroubleError(f"the Collector: exit code {code}\n{self.children.tail(self.name)}")

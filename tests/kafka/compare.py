@@ -16,7 +16,7 @@ Key = tuple[bytes, bytes]
 
 @dataclass
 class Result:
-    """What became of the spans of some traces."""
+    """The outcome of the spans of some traces."""
 
     traces: int = 0
     spans: int = 0

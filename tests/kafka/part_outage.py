@@ -14,7 +14,7 @@ WAIT_S = 4
 
 
 def wait_until_written(run: Run) -> None:
-    """A Collector that is stopped gives up what it is to send again, so that has to be through."""
+    """A Collector that is stopped loses the requests that it must send again, so none may wait."""
     ends, since = run.broker.ends("outage"), time.monotonic()
     while time.monotonic() < since + QUIET_S:
         time.sleep(0.5)

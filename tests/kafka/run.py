@@ -1,6 +1,6 @@
 """Tailwater's Kafka receiver against a real broker, fed by a real Collector.
 
-`README.md` says what each part shows. `run.sh` installs what this needs.
+`README.md` says what each part shows. `run.sh` installs the tools for this.
 """
 
 import argparse
@@ -46,7 +46,7 @@ ALONE = ("outage", "truncation")
 
 @dataclass
 class Run:
-    """What every part has, and what it says."""
+    """The tools of every part, and its report."""
 
     told: argparse.Namespace
     children: Children

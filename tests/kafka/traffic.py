@@ -161,7 +161,7 @@ class Load(threading.Thread):
             time.sleep(0.05)
 
     def finish(self) -> list[Trace]:
-        """Sends what is left of the traces that have begun, and returns them all."""
+        """Sends the remaining spans of the traces that have begun, and returns all traces."""
         self.ending.set()
         self.join(120)
         if self.trouble or self.is_alive():

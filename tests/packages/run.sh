@@ -5,7 +5,7 @@
 #   tests/packages/run.sh target/x86_64-unknown-linux-musl/release/tailwater
 #
 # Needs root, cargo-deb and, for the .rpm, cargo-generate-rpm; installs debootstrap and rpm where they are missing.
-# What cannot be had is said, and the rest is tested. CLEAN_ROOT may name a root that debootstrap has made before. systemd does not run in a
+# Missing tools are reported, and the rest is tested. CLEAN_ROOT may name a root that debootstrap has made before. systemd does not run in a
 # chroot: its unit is tested by systemd-analyze, and the messages to it by `cargo test installing`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -36,7 +36,7 @@ else
     echo "packages: unit NOT RATED: systemd-analyze is not installed"
 fi
 
-# What both packages have to bring.
+# The files that both packages must contain.
 files=(
     usr/bin/tailwater usr/lib/systemd/system/tailwater.service usr/lib/sysusers.d/tailwater.conf
     etc/tailwater/tailwater.toml usr/share/man/man1/tailwater.1.gz usr/share/man/man1/tailwater-run.1.gz
@@ -85,7 +85,7 @@ dpkg_in() { chroot "$root" env DEBIAN_FRONTEND=noninteractive dpkg "$@" >"$work/
 dpkg_in --install /tailwater.deb
 [[ -e $root/usr/share/doc/tailwater/copyright ]] || fail "no licence"
 installed "$root"
-# What an administrator has changed outlives an upgrade and a removal, and goes with a purge.
+# Changes by an administrator survive an upgrade and a removal; a purge removes them.
 echo "# changed" >>"$root/etc/tailwater/tailwater.toml"
 dpkg_in --install --force-confdef --force-confold /tailwater.deb
 grep -q '^# changed$' "$root/etc/tailwater/tailwater.toml" || fail "an upgrade replaced the configuration"

@@ -7,7 +7,7 @@ import { createServer } from "node:http";
 import { randomBytes } from "node:crypto";
 import { createServer as createSocketServer } from "node:net";
 
-// What somebody who means no good may write where anything may be written.
+// Hostile text for every field that takes any text.
 export const HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>";
 export const SECRET = "a-secret-that-nobody-may-see";
 

@@ -1,4 +1,4 @@
-// What a person sees of a running service, in a real browser.
+// The page of a running service in a real browser.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -16,7 +16,7 @@ const check = async (what, work) => {
   console.log(`ok: ${what}`);
 };
 
-// Until `wanted` holds, within ten seconds. What is waited for is a refresh, every two seconds.
+// Waits until `wanted` holds, for at most ten seconds. The page refreshes every two seconds.
 const until = async (what, wanted) => {
   for (let attempt = 0; attempt < 100; attempt++) {
     if (await wanted()) return;

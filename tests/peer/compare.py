@@ -1,7 +1,7 @@
 """Sends the same bytes to Tailwater and to a real Collector, and compares which traces they keep.
 
 Every difference must be one that README.md lists, and `model.py` must foresee every decision of
-both. `run.sh` builds what this needs.
+both. `run.sh` builds the tools for this.
 """
 
 import argparse

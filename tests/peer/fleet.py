@@ -60,7 +60,7 @@ class Trace:
     # Seconds after the beginning at which its first span is sent.
     begun: float
     failing: int | None
-    # What each instance says that it decided: spans, and the trigger.
+    # The decisions that each instance reports: spans, and the trigger.
     parts: dict[int, tuple[int, str]] = field(default_factory=dict)
 
 
@@ -226,7 +226,7 @@ class Fleet:
         self.resize(3)
         sleep_until(began + SHRINK_S)
         self.resize(2)
-        # It is left out by all Collectors, so it gets the time to decide what it has.
+        # It is left out by all Collectors, so it gets the time to decide its traces.
         time.sleep(WAIT_S + 1)
         self.look_up(self.instances[2], traces)
         self.stop(self.instances[2])
@@ -249,7 +249,7 @@ def trace_id_of(span: dict) -> bytes:
 
 
 class Result:
-    """What became of the traces."""
+    """The outcome of the traces."""
 
     def __init__(self, traces: list[Trace], spans: list[list[dict]]) -> None:
         self.traces, self.spans = traces, spans

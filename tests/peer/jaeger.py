@@ -1,4 +1,4 @@
-"""What a real Jaeger answers about traces, and `tailwater replay`.
+"""The answers of a real Jaeger about traces, and `tailwater replay`.
 
 Jaeger stores the traces of `convert.py` in memory, and is asked for each in both
 of its forms, and for many at once. `tailwater replay` must report of these files what it reports of
@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service 
 from replay import of_replay  # noqa: E402
 
 SERVICE = "shop"
-# Each alone: what is compared is which traces it matches.
+# Each alone: the traces that it matches are compared.
 POLICIES = [
     {"type": "status_code", "status_codes": ["ERROR"]},
     {"type": "status_code", "status_codes": ["OK"]},

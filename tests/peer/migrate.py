@@ -219,7 +219,7 @@ class Move:
         return sender
 
     def check_alike(self, errors: list[bytes]) -> None:
-        """What the page compares: the ids in the Collector's file, and those that `tail` prints."""
+        """The page compares the ids in the Collector's file with those that `tail` prints."""
 
         def both_have_all() -> bool:
             wanted = {one.hex() for one in errors}

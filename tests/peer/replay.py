@@ -103,7 +103,7 @@ def by_collector(binary: Path, gate: str, requests: list[bytes], folder: Path) -
         arguments = ["--config", config, "--feature-gates", gate]
         process = start_collector(children, binary, arguments, [port])
         post(port, requests)
-        # It writes what it has when it stops.
+        # It writes its pending spans when it stops.
         process.send_signal(signal.SIGTERM)
         stop(process, "collector", children)
 

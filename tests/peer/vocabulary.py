@@ -27,7 +27,7 @@ NUMBER = re.compile(r"(?<![\w.\"-])\d+(?:\.\d+)?(?![\w\"])")
 
 @dataclass
 class Vocabulary:
-    """What the attributes, names and times of the traces are chosen from."""
+    """The values from which the attributes, names and times of the traces are chosen."""
 
     span: dict[str, list] = field(default_factory=dict)
     resource: dict[str, list] = field(default_factory=dict)

@@ -20,7 +20,7 @@ Problems = list[str]
 
 @dataclass
 class Evidence:
-    """What the senders sent, what the sink got, and what Tailwater and Prometheus report."""
+    """The spans of the senders and of the sink, and the reports of Tailwater and Prometheus."""
 
     kinds: dict[str, str]  # trace id -> what the plan calls the trace
     sent: list[Span]
@@ -123,7 +123,7 @@ def planned_kinds(e: Evidence) -> Problems:
     return problems + differences("what happens to traces", outcomes, wanted)
 
 
-# What arrives at the sink.
+# Spans that arrive at the sink.
 
 
 def kept_traces(e: Evidence) -> Problems:
@@ -213,7 +213,7 @@ def own_attributes(e: Evidence) -> Problems:
     return problems
 
 
-# What Tailwater reports about single traces.
+# Reports of Tailwater about single traces.
 
 
 def decisions_of_kept(e: Evidence) -> Problems:
@@ -347,7 +347,7 @@ def prometheus_agrees(e: Evidence) -> Problems:
 CHECKS = {
     "every trace was sent within its window, late spans after it": sent_in_time,
     "the plan has errors, slow traces and both sides of the baseline": planned_kinds,
-    "the sink has every trace that is to be kept and no other": kept_traces,
+    "the sink has every trace that must be kept and no other": kept_traces,
     "every kept trace is whole, each span there once": kept_traces_whole,
     "every kept span is as its SDK made it, attribute by attribute": spans_unchanged,
     "ot=th is right on every kept span": thresholds,

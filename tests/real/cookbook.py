@@ -159,7 +159,7 @@ def runs() -> dict[tuple[str, ...], dict[str, Kind]]:
 
 
 def plan(kinds: dict[str, Kind]) -> dict[str, Any]:
-    """What both senders play, in the form of `shop.plan`."""
+    """The plan of both senders, in the form of `shop.plan`."""
     services = sorted({name for kind in kinds.values() for name in kind.services})
     rng = random.Random(f"{SEED} cookbook")
     base_ns = time.time_ns() - 10**10

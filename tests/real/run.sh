@@ -8,7 +8,7 @@
 #
 # Needs Python 3.11, Node 20 with npm, openssl, curl, and Debian's apt; root for apt, the first time. Everything is
 # installed into target/real (but python3-venv, where Debian's Python lacks it), and no service of
-# the machine is started. What a run wrote and logged stays in target/real/run.
+# the machine is started. The files and logs of a run stay in target/real/run.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -128,7 +128,7 @@ def curl(folder: Path, port: int, *arguments: str) -> str:
 
 
 def agreed(folder: Path, port: int, *arguments: str) -> str:
-    """What openssl reports about a connection."""
+    """The report of openssl about a connection."""
     command = ["openssl", "s_client", "-connect", f"localhost:{port}", "-CAfile", "ca.crt"]
     command += ["-cert", "client.crt", "-key", "client.key", "-verify_return_error", *arguments]
     done = subprocess.run(

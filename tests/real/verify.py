@@ -2,7 +2,7 @@
 
 The senders are the Python and the Node OpenTelemetry SDK, the backend is `sink.py`, and a real
 Prometheus watches. Then the schema of the configuration (`schema.py`), TLS and tokens
-(`secure.py`) and the shipped policies (`cookbook.py`). `run.sh` installs what this needs.
+(`secure.py`) and the shipped policies (`cookbook.py`). `run.sh` installs the tools for this.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def gather(tailwater: Tailwater, senders: Senders, sink: Sink, prometheus: Prome
     )
 
 
-def check_receivers(
+def check_service(
     report: Report, tailwater: Tailwater, prometheus: Prometheus, promtool: Path
 ) -> None:
     """The checks that need the running service itself rather than the evidence."""
@@ -101,9 +101,10 @@ def run(report: Report, arguments: argparse.Namespace, children: Children, sink:
     print_summary(evidence)
     for name, check in CHECKS.items():
         report.check(name, check(evidence))
-    check_receivers(report, tailwater, prometheus, arguments.promtool)
+    check_service(report, tailwater, prometheus, arguments.promtool)
     span_metrics.run(report, tailwater, prometheus, arguments.promtool, evidence)
     check_shutdown(report, tailwater, sink, len(evidence.received))
+    span_metrics.run_connector(report, arguments, children, sink)
 
 
 def main() -> int:

@@ -46,7 +46,7 @@ pub struct Instance {
     pub seat: usize,
     pub epoch: u64,
     pub world: World,
-    /// What its own backend has stored.
+    /// The spans that its own backend has stored.
     pub journal: Arc<Journal>,
     member: Arc<Mutex<Member>>,
     held: BTreeSet<i32>,
@@ -111,7 +111,7 @@ impl Instance {
         &self.world.backend
     }
 
-    /// What it has, for people.
+    /// Its state, for people.
     pub fn told(&self) -> String {
         let member = self.member();
         let admin = self.service().admin();
@@ -134,7 +134,7 @@ impl Instance {
         admin.sampler.buffered().spans == 0 && admin.queue.held() == (0, 0)
     }
 
-    /// What it does between two moments. Returns the commits that the broker has taken.
+    /// Acts between two moments. Returns the commits that the broker has accepted.
     pub fn turn(&mut self, broker: &mut Broker, wall: u64, margin: u64) -> Vec<Committed> {
         if wall < self.stalled_until {
             return Vec::new();

@@ -25,7 +25,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(180);
 /// The most that a producer's clock and its batches put between a record and its timestamp.
 const JITTER_MILLIS: u64 = 300;
 
-/// A span that is to be produced.
+/// A span to produce.
 #[derive(Clone, Copy, Debug)]
 struct Planned {
     trace: usize,
@@ -49,7 +49,7 @@ struct Fleet {
     rng: fastrand::Rng,
     broker: Broker,
     instances: Vec<Instance>,
-    /// The backends of processes that are gone: what they stored stays.
+    /// The backends of processes that are gone. They keep their spans.
     gone: Vec<(Arc<Journal>, BTreeMap<i32, u64>)>,
     began: Instant,
     epochs: u64,
@@ -74,7 +74,7 @@ type = "probabilistic"
 sampling_percentage = 25
 "#;
 
-/// What a service has to know; the brokers are simulated.
+/// The configuration of a service; the brokers are simulated.
 fn kafka() -> Kafka {
     Kafka {
         brokers: Vec::new(),
@@ -176,7 +176,7 @@ impl Fleet {
         planned
     }
 
-    /// Appends what is due, several spans of a trace in one record or in several.
+    /// Appends the due spans, several spans of a trace in one record or in several.
     fn produce(&mut self, planned: &mut Vec<Planned>, elapsed_millis: u64) {
         let due = planned.partition_point(|span| span.at_millis <= elapsed_millis);
         for span in planned.drain(..due) {
@@ -221,7 +221,7 @@ impl Fleet {
         self.check_commits(&committed);
     }
 
-    /// Everything below a commit is delivered, if it is to be kept at all.
+    /// Every span below a commit that the policies keep is delivered.
     fn check_commits(&self, committed: &[Committed]) {
         for &(partition, before, offset) in committed {
             self.journal.note(format_args!("commit {partition}: {before} to {offset}"));
@@ -357,7 +357,7 @@ impl Fleet {
     }
 }
 
-/// What puts a fault right.
+/// The repair of a fault.
 #[derive(Clone, Copy, Debug)]
 enum Repair {
     Start(usize),

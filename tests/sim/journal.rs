@@ -1,5 +1,5 @@
-//! What happened, as senders and backend saw it: every attempt to send, every span stored, and a
-//! hash of both, with which two runs are compared.
+//! The history of a run, as senders and backend saw it: every attempt to send, every span stored,
+//! and a hash of both, with which two runs are compared.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ pub struct Sent {
     pub is_bad: bool,
 }
 
-/// What the sender of an attempt knows about it.
+/// The sender's knowledge about an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// The answer was OK.

@@ -21,7 +21,7 @@ const BEFORE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const STEP: Duration = Duration::from_secs(1);
 
-/// Keeps every trace. The backend takes spans for a minute, then none for an hour, then the rest.
+/// Keeps every trace. The backend accepts spans for a minute, then none for an hour, then the rest.
 async fn an_hour_without_backend(setup: Setup) -> Metrics {
     let mut rng = fastrand::Rng::with_seed(29);
     fastrand::seed(29);

@@ -1,4 +1,4 @@
-//! What a seed decides about a run: its configuration, its traffic, and its faults.
+//! The choices that a seed makes for a run: configuration, traffic and faults.
 
 use std::{
     path::{Path, PathBuf},

@@ -37,12 +37,12 @@ pub struct Broker {
     pub is_up: bool,
     session_millis: u64,
     seats: BTreeMap<usize, Seat>,
-    /// Who has a partition, and who is to have it.
+    /// The owner of a partition, and its next owner.
     owners: Vec<Option<usize>>,
     wanted: Vec<Option<usize>>,
 }
 
-/// What a member learns from a heartbeat.
+/// The answer to a member's heartbeat.
 #[derive(Debug, Default)]
 pub struct Orders {
     pub revoke: Vec<i32>,
@@ -92,7 +92,7 @@ impl Broker {
         self.partitions[index(partition)].get(usize::try_from(offset).expect("small"))
     }
 
-    /// Where a new owner of a partition begins to read.
+    /// The offset at which a new owner of a partition begins to read.
     pub fn start(&self, partition: i32, margin_millis: u64) -> Start {
         let commit = self.committed[index(partition)];
         let from = commit.time.saturating_sub(margin_millis);
@@ -156,7 +156,7 @@ impl Broker {
                 self.owners[partition] = Some(seat);
                 orders.assign.push(number(partition));
             } else if !is_held && self.owners[partition] == Some(seat) {
-                // Of the process before, which is gone.
+                // From the previous process, which has ended.
                 self.owners[partition] = None;
             }
         }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What needs minutes, signals or a machine of its own: the release binary under the load generator's
-# traffic while something is done to it. Prints what was measured; fails where a promise is broken.
+# Scenarios that need minutes, signals or a whole machine: the release binary under the load
+# generator's traffic and a fault. Prints the measurements, and fails if a promise is broken.
 #
 #     tests/soak/run.sh soak|overload|fair|crowd|kill|pause|reload|stop|scrape|clock|outage [--seconds N] [...]
 #

@@ -84,7 +84,7 @@ class Terminal:
 
 
 def failures(shop):
-    """What `top` says where it cannot begin."""
+    """The error of `top` when it cannot start."""
     piped = subprocess.run([shop.binary, "top", "--address", shop.address],
                            capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert piped.returncode == 1 and "needs a terminal" in piped.stderr, piped
@@ -100,7 +100,7 @@ def unreachable(terminal, address):
 def top(shop, terminal):
     terminal.run("tailwater top")
     screen = terminal.until(
-        lambda screen: "takes spans" in screen and "errors  " in screen and "in 0" not in screen,
+        lambda screen: "accepting spans" in screen and "errors  " in screen and "in 0" not in screen,
         "the figures")
     assert "Losses   none" in screen, screen
     screen = terminal.until(lambda screen: re.search("up 1[2-9]s", screen), "figures of ten seconds")
@@ -144,7 +144,7 @@ def restart(shop, terminal):
     shop.configure(may_change=True)
     shop.start()
     terminal.until("it was restarted", "that the instance is back")
-    terminal.until(lambda screen: "AWAY" not in screen and "takes spans" in screen, "figures")
+    terminal.until(lambda screen: "AWAY" not in screen and "accepting spans" in screen, "figures")
 
     terminal.press("r")
     terminal.until("Reloaded: the policies", "what came of a reload")
@@ -160,11 +160,11 @@ def restart(shop, terminal):
     terminal.has_ended(0)
 
     terminal.run("tailwater top")
-    terminal.until("takes spans", "the figures")
+    terminal.until("accepting spans", "the figures")
     terminal.press("q")
     terminal.has_ended(0)
     terminal.run("tailwater top")
-    terminal.until("takes spans", "the figures")
+    terminal.until("accepting spans", "the figures")
     os.kill(terminal.child(), signal.SIGTERM)
     terminal.has_ended(0)
 

@@ -149,7 +149,7 @@ KAFKA = [
     ),
     graph(
         "Kafka: records",
-        "Records read; undecodable ones, which are passed over; and those that retention removed"
+        "Records read; undecodable ones, which are skipped; and those that retention removed"
         " before they were read.",
         "cps",
         ("read", "sum(rate(tailwater_kafka_records_total{@}[$__rate_interval]))"),

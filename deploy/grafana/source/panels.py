@@ -52,7 +52,7 @@ def target(letter, legend, expr, instant):
 
 
 def panel(kind, title, about, unit, queries, options, instant=False, **field):
-    """What all kinds of panel share; `field` becomes the defaults of the fields."""
+    """The part that all kinds of panels share; `field` becomes the defaults of the fields."""
     steps = field.pop("steps", [("green", None)])
     size = field.pop("size")
     return {

@@ -57,7 +57,7 @@ fn words(rates: &[Second]) -> String {
     let share = if accepted > 0.0 { percentage(kept / accepted * 100.0) } else { "–".into() };
     format!(
         "Spans a second over the last {} seconds. In: {} on average, {} now. Kept: {} on average, \
-         {} now, which is {share} of what came in.",
+         {} now, which is {share} of all received spans.",
         rates.len(),
         rate(accepted),
         rate(last.accepted),
@@ -94,6 +94,6 @@ mod tests {
             assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
         }
         let half = chart(&[second(50.0)], 600).into_string();
-        assert!(half.contains("which is 50 % of what came in"), "{half}");
+        assert!(half.contains("which is 50 % of all received spans"), "{half}");
     }
 }

@@ -141,7 +141,7 @@ impl Page<'_> {
         html! {
             @if backend.is_some_and(|backend| backend.state() == State::Failing) {
                 div .notice.bad {
-                    h2 { "The backend does not take spans" }
+                    h2 { "The backend does not accept spans" }
                     p { (backend.map_or("", |backend| &backend.error)) }
                 }
             }
@@ -235,9 +235,9 @@ impl Page<'_> {
     fn backend(&self) -> Markup {
         let backend = self.status.backend.clone().unwrap_or_default();
         let (class, state) = match backend.state() {
-            State::Taking => ("good", "takes spans"),
+            State::Taking => ("good", "accepts spans"),
             State::Failing => ("bad", "fails"),
-            State::Unused | State::Unspecified => ("quiet", "nothing was sent yet"),
+            State::Unused | State::Unspecified => ("quiet", "nothing sent yet"),
         };
         html! {
             h2 { "Backend" }
@@ -267,7 +267,7 @@ impl Page<'_> {
                         th scope="col" .number { "traces matched" }
                         th scope="col" .number { "traces kept" }
                         th scope="col" .number { "spans kept" }
-                        th scope="col" { "share of what is kept" }
+                        th scope="col" { "share of kept spans" }
                         th scope="col" .number { "keeps now" }
                     } }
                     tbody { @for policy in policies { (self.policy(policy, kept)) } }

@@ -68,7 +68,7 @@ fn page(text: &str, asked: Option<&Asked>) -> String {
 }
 
 #[test]
-fn what_a_sender_wrote_never_becomes_markup() {
+fn text_of_senders_never_becomes_markup() {
     let asked = Asked { text: HOSTILE.into(), found: Ok(decision(HOSTILE)) };
     let rendered = page(HOSTILE, Some(&asked));
     let harmless = page("harmless", Some(&Asked { text: "x".into(), found: Ok(decision("x")) }));
@@ -81,12 +81,12 @@ fn what_a_sender_wrote_never_becomes_markup() {
 }
 
 #[test]
-fn what_needs_attention_is_said_first() {
+fn urgent_matters_come_first() {
     let rendered = page("harmless", None);
     let at = |text: &str| rendered.find(text).unwrap_or_else(|| panic!("no {text}: {rendered}"));
     assert!(at("16 kept spans were lost") < at("queue_full: 9"));
     assert!(at("queue_full: 9") < at("harmless: 7"));
-    assert!(at("The backend does not take spans") < at("Spans a second"));
+    assert!(at("The backend does not accept spans") < at("Spans a second"));
     assert!(at("The last reload failed") < at("Spans a second"));
     let well = GetStatusResponse {
         configuration: Some(Configuration { last_reload_successful: true, ..Default::default() }),

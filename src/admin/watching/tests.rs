@@ -79,7 +79,7 @@ fn on_leash(watchers: &Watchers, per_second: f64, leash: Arc<Leash>) -> Queue {
 }
 
 #[test]
-fn what_is_left_out_is_counted() {
+fn skipped_decisions_are_counted() {
     let watchers = Watchers::default();
     let mut queue = watcher(&watchers, 2.0);
     let seconds = Duration::from_secs;
@@ -108,7 +108,7 @@ fn a_watcher_that_does_not_read_is_ended() {
     assert!(!reads.is_closed());
 }
 
-/// What waits for a watcher, as the body of an answer.
+/// The events that wait for a watcher, as the body of an answer.
 struct Queued(Queue);
 
 impl Body for Queued {

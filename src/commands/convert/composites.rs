@@ -37,12 +37,12 @@ impl Policies<'_> {
         let shares = self.shares(&block, &names)?;
         self.report.note(
             &block,
-            "each part becomes a policy with a limit of its own, and the limits add up; the \
-             Collector decides by the first part that matches and counts each second anew",
+            "each part becomes a policy with its own limit, and the limits add up; the Collector \
+             decides by the first part that matches, and its limits start anew each second",
         );
         let mut converted = Vec::new();
         for (part, part_name) in parts.iter().zip(&names) {
-            // The last share of a name counts.
+            // If a name has several shares, the Collector uses the last one.
             let share = shares.iter().rev().find(|(name, _)| name == part_name);
             let rate = match share.filter(|(_, percent)| *percent > 0) {
                 Some((_, percent)) => i128::from(total) * i128::from(*percent) / 100,
@@ -59,8 +59,8 @@ impl Policies<'_> {
                 Some(limit) => match limit.within(rate) {
                     Some(limit) => limit,
                     None => {
-                        let message = "a burst of bytes beside the share of spans cannot be \
-                                       expressed: a limit on both has bursts of twice its rates";
+                        let message = "a burst in bytes cannot be combined with a share of spans: \
+                                       a limit on both allows bursts of twice its rates";
                         self.report.error(part, message);
                         return None;
                     }
@@ -72,13 +72,13 @@ impl Policies<'_> {
         Some(converted)
     }
 
-    /// `policy_order` may only name parts of the composite.
+    /// `policy_order` may name only parts of the composite.
     fn order(&mut self, block: &Node, names: &[String]) -> Option<()> {
         let mut is_fine = true;
         for (name, node) in self.strings(block, "policy_order")? {
             if !names.contains(&name) {
                 let message =
-                    format!("`policy_order` names `{name}`, which is no part of the composite");
+                    format!("`policy_order` names `{name}`, which is not a part of the composite");
                 self.report.error(&node, message);
                 is_fine = false;
             }
@@ -102,7 +102,7 @@ impl Policies<'_> {
             let policy = policy.as_deref().and_then(Node::text).unwrap_or_default().to_owned();
             if !names.contains(&policy) {
                 let message = format!(
-                    "`rate_allocation` names `{policy}`, which is no part of the composite"
+                    "`rate_allocation` names `{policy}`, which is not a part of the composite"
                 );
                 self.report.error(entry, message);
                 return None;

@@ -1,6 +1,6 @@
 //! Converts an OTTL condition to a rule about one span.
 //!
-//! A construct that may not mean the same in Tailwater is refused: converters, a comparison of two
+//! Constructs whose meaning could differ in Tailwater are refused: converters, comparisons of two
 //! attributes, the order of strings. `!=` is true for a span that lacks the attribute, so it
 //! becomes a `not` inside `same_span`, never `invert_match`.
 
@@ -13,7 +13,7 @@ use super::{
     rule::{Rule, float, text, texts},
 };
 
-/// Why a condition cannot be converted, and the place of the reason in it.
+/// Why a condition cannot be converted, and the part of it that is the reason.
 #[derive(Debug, PartialEq)]
 pub(super) struct Refusal {
     pub(super) span: Range<usize>,
@@ -26,8 +26,8 @@ pub(super) type Notes = Vec<String>;
 const NOT_EQUAL: &str = "`!=` is true for every span that lacks the attribute or has another \
     value: written as \
      `same_span` with a `not`, not as `invert_match`";
-pub(super) const IS_MATCH: &str = "`IsMatch` also looks into values that are not strings, \
-    written as text; here only strings match";
+pub(super) const IS_MATCH: &str = "in the Collector `IsMatch` also tests the text of values that \
+                                   are not strings; here only strings match";
 
 pub(super) fn refuse<T>(span: &Range<usize>, reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { span: span.clone(), reason: reason.into() })
@@ -67,7 +67,7 @@ fn span_rule(expression: &Expression, notes: &mut Notes) -> Result<Rule, Refusal
             ("IsMatch", [value, pattern]) => is_match(value, pattern, notes),
             _ => unknown_function(name, span),
         },
-        _ => refuse(span, "only comparisons, `IsMatch` and `IsRootSpan` can be a condition"),
+        _ => refuse(span, "a condition must be a comparison, `IsMatch` or `IsRootSpan`"),
     }
 }
 
@@ -150,15 +150,15 @@ enum Field<'p> {
 fn field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Field<'p>, Refusal> {
     let names: Vec<&str> = path.names.iter().map(String::as_str).collect();
     let names = match names.as_slice() {
-        // `span.resource` is no path of the Collector.
+        // The Collector has no path `span.resource`.
         ["span", rest @ ..] if !rest.is_empty() && rest[0] != "resource" => rest,
         all => all,
     };
     if path.is_deeper {
-        return refuse(span, "a value inside of an attribute cannot be compared");
+        return refuse(span, "a value inside an attribute cannot be compared");
     }
     if path.key.as_deref() == Some("") {
-        return refuse(span, "an attribute has a name");
+        return refuse(span, "the name of the attribute is missing");
     }
     match (names, &path.key) {
         (["attributes"], Some(key)) => Ok(Field::Attribute { key, scope: "span" }),
@@ -167,7 +167,7 @@ fn field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Field<'p>, Refusal> 
         (["status", "code"], None) => Ok(Field::Status),
         (["kind"], None) => Ok(Field::Kind),
         (["kind", "string"], None) => Ok(Field::KindText),
-        _ => refuse(span, format!("no condition looks at `{}`", path.names.join("."))),
+        _ => refuse(span, format!("no condition of Tailwater reads `{}`", path.names.join("."))),
     }
 }
 
@@ -194,13 +194,13 @@ fn attribute(
         notes.push(NOT_EQUAL.to_owned());
     }
     let equal = match &value.kind {
-        // `!= nil` is the positive one of the two.
+        // `!= nil` is the positive test: the attribute is present.
         Kind::Nil => {
             let exists = rule("attribute_exists").with("scope", scope);
             return match operator {
                 Operator::NotEqual => Ok(exists),
                 Operator::Equal => Ok(negated(exists)),
-                _ => refuse(span, "nothing is above or below `nil`"),
+                _ => refuse(span, "`nil` can only be compared with `==` and `!=`"),
             };
         }
         Kind::Text(wanted) => {
@@ -231,7 +231,7 @@ fn attribute(
     };
     match unless_equal(equal, operator) {
         Some(rule) => Ok(rule),
-        None => refuse(span, "an order of strings or booleans cannot be expressed"),
+        None => refuse(span, "strings and booleans can only be compared with `==` and `!=`"),
     }
 }
 
@@ -248,7 +248,7 @@ fn named(
     };
     match unless_equal(Rule::new(kind).with(key, texts([wanted.as_str()])), operator) {
         Some(rule) => Ok(rule),
-        None => refuse(span, "an order of names cannot be expressed"),
+        None => refuse(span, "names can only be compared with `==` and `!=`"),
     }
 }
 
@@ -299,7 +299,7 @@ fn kind_text(value: &Expression) -> Result<&'static str, Refusal> {
     known.map_or_else(|| refuse(&value.span, NO_SUCH_VALUE), |(_, word)| Ok(*word))
 }
 
-const NO_SUCH_VALUE: &str = "this is none of the values that the field can have";
+const NO_SUCH_VALUE: &str = "the field cannot have this value";
 
 fn one_of(
     kind: &'static str,
@@ -310,7 +310,7 @@ fn one_of(
 ) -> Result<Rule, Refusal> {
     match unless_equal(Rule::new(kind).with(key, texts([word])), operator) {
         Some(rule) => Ok(rule),
-        None => refuse(&value.span, "an order of these values cannot be expressed"),
+        None => refuse(&value.span, "these values can only be compared with `==` and `!=`"),
     }
 }
 

@@ -19,17 +19,25 @@ pub(super) fn duration(
     limit: &Expression,
 ) -> Result<Rule, Refusal> {
     let Kind::Arithmetic(end, '-', start) = &difference.kind else {
-        return refuse(&difference.span, "only the duration of the span can be computed");
+        return refuse(
+            &difference.span,
+            "the only difference that can be converted is the duration of the span",
+        );
     };
     let is_nanos = match (time(end), time(start)) {
         (Some("end_time_unix_nano"), Some("start_time_unix_nano")) => true,
         (Some("end_time"), Some("start_time")) => false,
-        _ => return refuse(&difference.span, "only end - start of the span can be computed"),
+        _ => {
+            return refuse(
+                &difference.span,
+                "the only difference that can be converted is end - start of the span",
+            );
+        }
     };
     let nanos = match &limit.kind {
         Kind::Integer(_) | Kind::Arithmetic(..) if is_nanos => match constant(limit) {
             Some(nanos) => nanos,
-            None => return refuse(&limit.span, "only numbers can be computed here"),
+            None => return refuse(&limit.span, "only numbers can be calculated here"),
         },
         Kind::Call(name, arguments) if name == "Duration" && !is_nanos => {
             match arguments.as_slice() {
@@ -57,7 +65,10 @@ pub(super) fn duration(
         _ => return refuse(&limit.span, "a duration can only be above or below a limit"),
     };
     if above < 0 || above % MILLISECOND_NANOS != 0 {
-        return refuse(&limit.span, "`span_duration` compares with whole milliseconds, exclusive");
+        return refuse(
+            &limit.span,
+            "`span_duration` compares with whole milliseconds, and excludes the limit itself",
+        );
     }
     let millis = above / MILLISECOND_NANOS;
     if millis > YEAR_MILLIS {
@@ -67,7 +78,7 @@ pub(super) fn duration(
     Ok(if is_negated { negated(rule) } else { rule })
 }
 
-/// Integers and what is computed of them.
+/// The value of an integer, or of arithmetic on integers.
 fn constant(expression: &Expression) -> Option<i64> {
     match &expression.kind {
         Kind::Integer(number) => Some(*number),

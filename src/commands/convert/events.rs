@@ -37,7 +37,8 @@ pub(super) fn of_event(condition: &Expression, notes: &mut Notes) -> Result<Rule
     let mut attribute_value = attribute.and_then(|(_, value, _)| value);
     let is_regex = regexes.contains(&Some(true));
     if is_regex {
-        // One switch holds for both, so a plain value becomes an expression that matches only it.
+        // One switch applies to both, so a plain value becomes an expression that matches only this
+        // value.
         let anchored = |value: &str| format!("^(?:{})$", regex::escape(value));
         if regexes[0] == Some(false) {
             name_value = name_value.as_deref().map(anchored);
@@ -92,9 +93,12 @@ fn event_part<'e>(part: &'e Expression, notes: &mut Notes) -> Result<EventPart<'
                     Ok(EventPart::Attribute { key, value: None, is_regex: false })
                 }
                 (_, Operator::NotEqual, _) => {
-                    refuse(&part.span, "that some event lacks a value cannot be expressed")
+                    refuse(&part.span, "a test for an event without this value cannot be expressed")
                 }
-                _ => refuse(&part.span, "`span_event` compares names and attributes with strings"),
+                _ => refuse(
+                    &part.span,
+                    "`span_event` compares names and attributes only with strings",
+                ),
             }
         }
         Kind::Call(name, arguments) if name == "IsMatch" => {
@@ -131,6 +135,9 @@ fn event_field<'p>(path: &'p Path, span: &Range<usize>) -> Result<Option<&'p str
     match (names, &path.key) {
         (["name"], None) => Ok(None),
         (["attributes"], Some(key)) if !path.is_deeper && !key.is_empty() => Ok(Some(key)),
-        _ => refuse(span, format!("no condition on events looks at `{}`", path.names.join("."))),
+        _ => refuse(
+            span,
+            format!("no condition of Tailwater on events reads `{}`", path.names.join(".")),
+        ),
     }
 }

@@ -1,18 +1,19 @@
 //! Translates Go's regular expressions to those of the `regex` crate.
 //!
-//! Both are RE2's dialect, with these differences, which are written out so that the meaning stays:
-//! `\d`, `\w`, `\s` and `\b` are ASCII in Go; in a class Go takes `[`, `&&` and `~~` for
-//! characters; `\<` and `\>` are characters in Go and ends of words here; a `{` that begins no
-//! repetition is a character in Go, and so is what stands between `\Q` and `\E`. What cannot be
-//! compiled is refused, and what Go refuses: a repetition of a repetition, and one of more than
-//! 1000 times.
+//! Both follow RE2's syntax, with these differences: in Go, `\d`, `\w`, `\s` and `\b` are ASCII;
+//! `[`, `&&` and `~~` are characters inside a class; `\<` and `\>` are characters, while here they
+//! match the ends of words; a `{` that begins no repetition is a character, and so is everything
+//! between `\Q` and `\E`. These constructs are rewritten, so that the meaning stays. An expression
+//! is refused if it cannot be compiled, or if Go refuses it: a repetition of a repetition, and one
+//! of more than 1000 times.
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
 /// The most bytes that the compiled expressions of one condition may take, as in a configuration.
 const COMPILED_BYTES_MAX: usize = 1 << 20;
 
-/// An expression that matches here what `pattern` matches in Go, or why there is none.
+/// Translates `pattern` to an expression with the same matches, or returns the reason why there is
+/// none.
 pub(super) fn translated(pattern: &str) -> Result<String, String> {
     let written = rewritten(pattern)?;
     compile(std::slice::from_ref(&written))?;
@@ -92,8 +93,7 @@ pub(super) fn rewritten(pattern: &str) -> Result<String, String> {
     Ok(written)
 }
 
-/// The length of a repetition, with the `?` that makes it a lazy one; nothing where `{` is a
-/// character.
+/// The length of a repetition, with the `?` of a lazy one; `None` if the `{` is a character.
 fn repetition(rest: &str) -> Result<Option<usize>, String> {
     let bounded = |rest: &str| {
         let (numbers, _) = rest.strip_prefix('{')?.split_once('}')?;
@@ -109,19 +109,19 @@ fn repetition(rest: &str) -> Result<Option<usize>, String> {
     };
     let length = match (rest.starts_with('{'), bounded(rest)) {
         (true, None) => return Ok(None),
-        (true, Some((_, false))) => return Err("Go repeats at most 1000 times".to_owned()),
+        (true, Some((_, false))) => return Err("Go allows at most 1000 repetitions".to_owned()),
         (_, Some((length, true))) => length,
         _ => 1,
     };
     let length = length + usize::from(rest[length..].starts_with('?'));
     let behind = &rest[length..];
     if behind.starts_with(['*', '+', '?']) || bounded(behind).is_some() {
-        return Err("Go takes no repetition of a repetition".to_owned());
+        return Err("Go does not allow a repetition of a repetition".to_owned());
     }
     Ok(Some(length))
 }
 
-/// What an escape that means something else here is written as.
+/// The replacement for an escape that has another meaning here.
 fn ascii(escape: char, is_class: bool) -> Option<&'static str> {
     Some(match (escape, is_class) {
         ('d', false) => "[0-9]",
@@ -165,7 +165,7 @@ mod tests {
         }
         let digits = Regex::new(&translated(r"^\d$").expect("compiles")).expect("compiles");
         assert!(digits.is_match(b"7"));
-        assert!(!digits.is_match("٧".as_bytes()), "an Arabic seven is no digit in Go");
+        assert!(!digits.is_match("٧".as_bytes()), "an Arabic seven is not a digit in Go");
     }
 
     #[test]
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_compiled_is_refused() {
+    fn invalid_expressions_are_refused() {
         for pattern in ["a(", "*", "[a--b]", r"\C", "a{99999999}", "(?:x{1000}){1000}"] {
             assert!(translated(pattern).is_err(), "{pattern}");
         }

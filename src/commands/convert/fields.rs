@@ -8,10 +8,10 @@ use super::{
     yaml::{Node, Value},
 };
 
-/// Floats below this are exact, and read as the integers that they are.
+/// Whole floats below this are exact, so they are read as integers.
 const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// What a string costs beside its text.
+/// The bytes charged for a string in addition to its text.
 const STRING_BYTES: usize = 64;
 
 const VARIABLE: &str =
@@ -73,7 +73,7 @@ impl Policies<'_> {
         }
     }
 
-    /// Reports a value that is not the list that was wanted, or comes from a variable.
+    /// Reports a value that is not the expected list, or comes from a variable.
     pub(super) fn no_list(&mut self, node: &Node, key: &str, wanted: &str) {
         let message = match node.text() {
             Some(text) if is_variable(text) => {
@@ -96,19 +96,19 @@ impl Policies<'_> {
             return None;
         }
         if node.is_null() {
-            self.report.note(node, "nothing is written here; the Collector reads an empty string");
+            self.report.note(node, "the value is empty; the Collector reads an empty string");
             return Some(String::new());
         }
         self.quotes(node);
         Some(scalar.text.replace("$$", "$"))
     }
 
-    /// A note where a string has no quotes and is a number, say.
+    /// Notes a string without quotes that YAML reads as another type, for example a number.
     pub(super) fn quotes(&mut self, node: &Node) {
         if node.scalar().is_some_and(|scalar| scalar.kind() != Kind::Text) {
             self.report.note(
                 node,
-                "not in quotes in the file, which the Collector refuses; taken as it is written",
+                "this has no quotes, so the Collector refuses it; converted as a string",
             );
         }
     }
@@ -118,7 +118,7 @@ impl Policies<'_> {
         let was_full = self.is_full();
         self.value_bytes += bytes + STRING_BYTES;
         if self.value_bytes > VALUE_BYTES_MAX && !was_full {
-            self.report.error(node, "the values are more than 4 MiB, aliases included");
+            self.report.error(node, "the values exceed 4 MiB, aliases included");
         }
         (!self.is_full()).then_some(())
     }
@@ -168,13 +168,13 @@ impl Policies<'_> {
         {
             self.report.note(
                 node,
-                "in quotes in the file, which the Collector refuses; taken as if it had none",
+                "this is in quotes, so the Collector refuses it; converted as if it had none",
             );
         }
         kind
     }
 
-    /// An error, which says so where a variable is to blame.
+    /// Reports an error, with the remark that it is a variable if that is the cause.
     pub(super) fn wrong(&mut self, node: &Node, message: impl Into<String>) {
         match node.text() {
             Some(text) if is_variable(text) => self.report.error(node, VARIABLE),
@@ -183,7 +183,7 @@ impl Policies<'_> {
     }
 }
 
-/// Whether a variable of the Collector or of a template stands in a text; `$$` is a dollar.
+/// Whether a text contains a variable of the Collector or of a template; `$$` is a dollar.
 pub(super) fn is_variable(text: &str) -> bool {
     let is_template = text.find("{{").is_some_and(|start| text[start..].contains("}}"));
     is_template || text.replace("$$", "").contains("${")

@@ -47,10 +47,10 @@ mod yaml;
 /// The most characters of a policy name.
 const NAME_CHARS_MAX: usize = 64;
 
-/// How the comment begins that stands for a policy which could not be converted.
+/// The beginning of the comment that replaces a policy that could not be converted.
 const NOT_CONVERTED: &str = "# Not converted: the policy";
 
-/// Texts inside of texts.
+/// The most levels of text blocks inside text blocks.
 const BLOCKS_DEEP_MAX: usize = 4;
 
 /// The most policies and rules of one configuration, as `check` allows.
@@ -71,7 +71,7 @@ pub struct Options {
     pub file: PathBuf,
 }
 
-/// What came of it.
+/// The result of a conversion.
 #[derive(Debug)]
 pub struct Conversion {
     /// The configuration in TOML; empty where no processor was found.
@@ -95,7 +95,8 @@ pub fn run(options: &Options) -> bool {
     is_written.is_ok() && !diagnostics.has_errors()
 }
 
-/// How many policies could not be converted, where notes may hide their errors; empty if all could.
+/// A line with the number of policies that were not converted, because notes may hide their errors;
+/// empty if all were converted.
 fn summary(file: &Path, toml: &str) -> String {
     let count = |beginning: &str| toml.lines().filter(|line| line.starts_with(beginning)).count();
     let (converted, refused) = (count("[[policy]]"), count(NOT_CONVERTED));
@@ -197,7 +198,7 @@ impl<'f> Search<'f> {
                         }
                     }
                     Err(fault) => {
-                        let message = format!("the text is no YAML: {}", fault.message);
+                        let message = format!("the text is not YAML: {}", fault.message);
                         self.faults.push((place.of(fault.at), message));
                     }
                 }
@@ -224,9 +225,12 @@ fn chosen(found: Vec<Found>, wanted: Option<&str>, report: &mut Report) -> Optio
             format!("there is no `{name}` in this file, but {}", names.join(", "))
         }
         (_, None, _) => {
-            format!("there are several: name one with --processor: {}", names.join(", "))
+            format!(
+                "the file has several processors: choose one with --processor: {}",
+                names.join(", ")
+            )
         }
-        (count, Some(name), _) => format!("`{name}` is there {count} times: leave one in the file"),
+        (count, Some(name), _) => format!("`{name}` is in the file {count} times: leave only one"),
     };
     report.fault(0, message);
     None
@@ -258,7 +262,7 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
                 node,
                 "the conversion ends here: a file has at most 1,000 policies and 10,000 conditions",
             );
-            toml.push_str("\n# Here the conversion ends.\n");
+            toml.push_str("\n# The conversion ends here.\n");
             break;
         }
         let errors = policies.report.errors();
@@ -268,7 +272,7 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
         {
             policies
                 .report
-                .note(&name, "another policy has this name, which the Collector refuses");
+                .note(&name, "another policy has the same name, which the Collector refuses");
         }
         match policies.policy(node) {
             Some(converted) => {
@@ -294,7 +298,12 @@ fn table(
 ) -> String {
     let name = unique(&policy.name, names);
     if name != policy.name {
-        report.note(node, format!("named `{name}`: names are unique, of letters, digits, `_.-`"));
+        report.note(
+            node,
+            format!(
+                "named `{name}`: names must be unique and consist of letters, digits and `_.-`"
+            ),
+        );
     }
     let limit = policy.limit.map(|limit| format!("limit = {limit}\n")).unwrap_or_default();
     format!("\n[[policy]]\nname = \"{name}\"\n{}{limit}", policy.rule.lines())
@@ -306,7 +315,7 @@ fn refused(node: &Node, reasons: &[String]) -> String {
     let name = config::visible(name.as_deref().and_then(Node::text).unwrap_or("?"));
     let mut comment = format!("\n{NOT_CONVERTED} `{name}`.\n");
     if node.get("type").as_deref().and_then(Node::text) == Some("drop") {
-        comment.push_str("# Without it, traces are kept that the Collector drops.\n");
+        comment.push_str("# Without it, Tailwater keeps traces that the Collector drops.\n");
     }
     for reason in reasons {
         comment.push_str(&format!("# {reason}\n"));

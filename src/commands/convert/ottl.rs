@@ -153,7 +153,7 @@ fn tokens(text: &str) -> Result<Vec<(Token, Range<usize>)>, Fault> {
     Ok(tokens)
 }
 
-/// Whether `first` is the `.` behind a path, as in `a.b`, and not the beginning of a number.
+/// Whether `first` is the `.` after a path, as in `a.b`, and not the beginning of a number.
 fn is_index_dot(tokens: &[(Token, Range<usize>)], first: char) -> bool {
     first == '.' && matches!(tokens.last(), Some((Token::Name(_) | Token::Sign("]"), _)))
 }
@@ -188,8 +188,8 @@ fn string(text: &str) -> Result<(String, usize), Fault> {
                 let Some(meant) = meant else {
                     let end = text.len().min(at + 1 + escape.len_utf8());
                     let message = format!(
-                        "`\\{escape}` is no escape in a string of OTTL; a backslash is written \
-                        `\\\\`"
+                        "`\\{escape}` is not an escape in an OTTL string; write a backslash as \
+                         `\\\\`"
                     );
                     return Err(Fault { span: at..end, message });
                 };
@@ -228,11 +228,11 @@ fn coded(digits: &str) -> Option<char> {
 fn number(text: &str) -> Result<Token, &'static str> {
     const NO_NUMBER: &str = "this is not a number in OTTL";
     if text.starts_with("0x") {
-        return Err("a value of bytes cannot be compared");
+        return Err("a bytes literal cannot be compared");
     }
     if text.bytes().all(|c| c.is_ascii_digit()) {
         if text.len() > 1 && text.starts_with('0') {
-            return Err("a number that begins with 0 is octal in OTTL; write it without");
+            return Err("a number that begins with 0 is octal in OTTL; write it without the 0");
         }
         return text.parse().map(Token::Integer).map_err(|_| "the number is too large");
     }

@@ -63,7 +63,7 @@ pub(super) struct Policies<'r> {
     pub(super) is_ingest: bool,
     /// The `hash_salt` of the first percentage.
     pub(super) salt: Option<String>,
-    /// Whether the difference about lists has been told.
+    /// Whether the note about lists has been given.
     pub(super) has_told_lists: bool,
     duplicates: Duplicates,
 }
@@ -71,7 +71,7 @@ pub(super) struct Policies<'r> {
 /// A policy without its name.
 pub(super) struct Part {
     pub(super) rule: Rule,
-    /// What only a whole policy can have.
+    /// Its limit, which only a whole policy can have.
     pub(super) limit: Option<Limit>,
 }
 
@@ -100,7 +100,7 @@ impl<'r> Policies<'r> {
         let errors = self.report.errors();
         let name = self.name(node)?;
         if let Some(key) = node.duplicate(&mut self.duplicates) {
-            let message = format!("the key `{}` stands twice", key.text().unwrap_or("?"));
+            let message = format!("the key `{}` is given twice", key.text().unwrap_or("?"));
             self.report.error(&key, message);
         }
         let kind = self.kind(node, &name)?;
@@ -179,7 +179,7 @@ impl<'r> Policies<'r> {
         let block = settings.as_deref();
         if !place.takes(&kind) {
             let message =
-                format!("the Collector takes no policy of type `{kind}` inside of this one");
+                format!("the Collector does not allow a policy of type `{kind}` inside this one");
             self.report.error(node, message);
             return None;
         }
@@ -270,7 +270,7 @@ impl<'r> Policies<'r> {
         self.salts(block)?;
         let (mut rules, limit) = self.parts(block, "and_sub_policy", true)?;
         if limit.is_some() && rules.iter().any(|rule| rule.kind != "always_sample") {
-            // The `always_sample` that stands for the limit among the parts.
+            // The `always_sample` that took the place of the limit among the parts.
             rules.retain(|rule| rule.kind != "always_sample");
         }
         Some(Part { rule: Rule::of("and", rules), limit })
@@ -288,7 +288,7 @@ impl<'r> Policies<'r> {
             let salt = settings.as_deref().and_then(|settings| settings.get("hash_salt"));
             salts.insert(salt.as_deref().and_then(Node::text).unwrap_or_default().to_owned());
             if salts.len() > 1 {
-                let message = "the percentages of different salts multiply in the Collector; here \
+                let message = "in the Collector, percentages with different salts multiply; here \
                                both would use the same randomness of the trace";
                 self.report.error(part, message);
                 return None;
@@ -306,7 +306,7 @@ impl<'r> Policies<'r> {
         match self.part(&part, Place::Leaf)? {
             Part { rule, limit: None } if is_certain(&rule) => Some(Rule::not(rule)),
             _ => {
-                self.report.error(&part, "nothing left to chance can stand inside of `not`");
+                self.report.error(&part, "a percentage or a limit cannot be inside `not`");
                 None
             }
         }
@@ -316,7 +316,7 @@ impl<'r> Policies<'r> {
         self.only(block, &["drop_sub_policy"])?;
         let (rules, limit) = self.parts(block, "drop_sub_policy", false)?;
         if limit.is_some() || rules.iter().any(|rule| !is_certain(rule)) {
-            self.report.error(block, "nothing left to chance can stand inside of `drop`");
+            self.report.error(block, "a percentage or a limit cannot be inside `drop`");
             return None;
         }
         Some(Rule::of("drop", rules))
@@ -342,13 +342,13 @@ impl<'r> Policies<'r> {
                 continue;
             };
             if part.limit.is_some() && may_limit && place + 1 < list.len() {
-                let message = "the Collector counts every trace that reaches the rate limit, also \
-                               those that a later part refuses; here only those count that all \
-                               parts take";
+                let message = "in the Collector, every trace that reaches the rate limit counts, \
+                               even if a later part does not match; here a trace counts only if \
+                               all parts match";
                 self.report.note(node, message);
             }
             if part.limit.is_some() && (!may_limit || limit.is_some()) {
-                let message = "a second limit, or one inside of `drop`, has no counterpart";
+                let message = "a second limit, or one inside `drop`, has no counterpart";
                 self.report.error(node, message);
                 is_fine = false;
             }
@@ -371,24 +371,22 @@ impl<'r> Policies<'r> {
         }
     }
 
-    /// What needs more of a trace than one batch has.
+    /// Notes a policy that needs the whole trace although each batch is decided separately.
     pub(super) fn stateful(&mut self, block: &Node) {
         if self.is_ingest {
-            self.report.note(
-                block,
-                "this stands together with `span-ingest`, which the Collector refuses",
-            );
+            self.report
+                .note(block, "the Collector refuses this policy together with `span-ingest`");
         }
     }
 
-    /// Said once for a file: it is about every condition on attributes.
+    /// Notes the difference between conditions on attributes, once per file.
     pub(super) fn lists(&mut self, node: &Node) {
         if !std::mem::replace(&mut self.has_told_lists, true) {
             self.report.note(
                 node,
-                "in all conditions on attributes: each element of a list counts, and each value of \
-                 a key that a span has twice; the Collector does not look into lists, and the \
-                 first value of a key counts",
+                "conditions on attributes also test each element of a list, and each value of a \
+                 key that a span has twice; the Collector does not look into lists, and tests only \
+                 the first value of a key",
             );
         }
     }

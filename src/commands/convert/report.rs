@@ -18,7 +18,7 @@ pub(super) struct Report {
 /// The most diagnostics of one file; later ones are only counted.
 const DIAGNOSTICS_MAX: usize = 1_000;
 
-/// Where the text being read is in the file.
+/// The position in the file of the text that is being read.
 #[derive(Clone, Default)]
 pub(super) enum Placement {
     /// The text is the whole file.
@@ -157,7 +157,7 @@ impl Report {
         self.count += 1;
         let (severity, message) = match self.count {
             DIAGNOSTICS_MAX => {
-                (Severity::Error, "there are more diagnostics than 1,000".to_owned())
+                (Severity::Error, "there are more than 1,000 diagnostics".to_owned())
             }
             _ => (severity, message),
         };

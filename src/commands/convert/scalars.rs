@@ -1,5 +1,5 @@
-//! What a scalar of YAML is for the Collector: its parser takes the types of YAML 1.1 for numbers,
-//! so that `0500` is 320, and those of YAML 1.2 for booleans, so that `yes` is a string.
+//! Reads YAML scalars as the Collector does: its parser follows YAML 1.1 for numbers, so `0500` is
+//! 320, and YAML 1.2 for booleans, so `yes` is a string.
 //!
 //! Source: resolve.go of go.yaml.in/yaml/v3.
 
@@ -18,12 +18,12 @@ pub(super) enum Kind {
 }
 
 impl Scalar {
-    /// What the Collector reads.
+    /// The value that the Collector reads.
     pub(super) fn kind(&self) -> Kind {
         if self.is_plain { kind(&self.text) } else { Kind::Text }
     }
 
-    /// What the Collector would read if the scalar had no quotes.
+    /// The value that the Collector would read if the scalar had no quotes.
     pub(super) fn unquoted(&self) -> Kind {
         kind(&self.text)
     }
@@ -83,7 +83,7 @@ fn is_float(unsigned: &str) -> bool {
         && are_digits(exponent)
 }
 
-/// `2026-1-31`, with or without a time behind it.
+/// `2026-1-31`, with or without a time after it.
 fn is_date(text: &str) -> bool {
     let mut parts = text.splitn(3, '-');
     let mut digits = |least: usize, most: usize, is_last: bool| {

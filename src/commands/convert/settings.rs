@@ -12,12 +12,16 @@ const WAIT_SECONDS_MAX: i64 = 3600;
 /// Options that change no decision, or that Tailwater does not need, with the reason.
 const WITHOUT_COUNTERPART: &[(&str, &str)] = &[
     ("num_traces", "the window is bounded in bytes, by `memory_limit_mib`, not by a count"),
-    ("expected_new_traces_per_sec", "nothing is allocated ahead"),
-    ("block_on_overflow", "at the memory limit senders are refused retryably, and lose nothing"),
-    ("num_shards", "the number of shards follows the cores"),
+    ("expected_new_traces_per_sec", "Tailwater allocates nothing in advance"),
+    (
+        "block_on_overflow",
+        "at the memory limit Tailwater refuses requests with a retryable error, so senders lose \
+         nothing",
+    ),
+    ("num_shards", "the number of shards follows the number of cores"),
     ("mutates_data", "spans are never copied into structs"),
     ("tail_storage", "the window is in memory"),
-    ("sample_on_first_match", "the set of policies decides as a whole, in whatever order"),
+    ("sample_on_first_match", "all policies decide together, and their order does not matter"),
 ];
 
 impl Policies<'_> {
@@ -27,7 +31,7 @@ impl Policies<'_> {
         let mut after_root = "0s".to_owned();
         let mut max_trace_mib = 16;
         if let Some(key) = processor.own_duplicate() {
-            let message = format!("the key `{}` stands twice", key.text().unwrap_or("?"));
+            let message = format!("the key `{}` is given twice", key.text().unwrap_or("?"));
             self.report.error(&key, message);
         }
         for (key, value) in processor.entries() {
@@ -43,7 +47,8 @@ impl Policies<'_> {
                     if bytes > 0 {
                         max_trace_mib = ((bytes - 1) / MIB + 1).clamp(1, 1024);
                         let message = "the Collector drops a trace of this size; Tailwater decides \
-                                       it with the spans it has, and has whole MiB, at most 1024";
+                                       it with the spans it has, and its limit is in whole MiB, at \
+                                       most 1024";
                         self.report.note(&key, message);
                     }
                 }
@@ -51,7 +56,7 @@ impl Policies<'_> {
                     Some("trace-complete" | "") => {}
                     Some("span-ingest") => {
                         self.is_ingest = true;
-                        let message = "`span-ingest` decides by each batch alone; Tailwater \
+                        let message = "`span-ingest` decides each batch separately; Tailwater \
                                        decides whole traces";
                         self.report.note(&value, message);
                     }
@@ -79,8 +84,8 @@ impl Policies<'_> {
             }
         }
         if processor.get("decision_cache").is_none() {
-            let message = "without `decision_cache` the Collector makes late spans a new trace; \
-                           Tailwater lets them follow the decision for `decision_cache_ttl`";
+            let message = "without `decision_cache` the Collector treats late spans as a new \
+                           trace; in Tailwater they follow the decision for `decision_cache_ttl`";
             self.report.note(processor, message);
         }
         format!(
@@ -88,20 +93,20 @@ impl Policies<'_> {
              decision_wait = \"{wait}\"\n\
              # Off by default in the Collector, 10 s by default in Tailwater.\n\
              decision_wait_after_root_received = \"{after_root}\"\n\
-             # The Collector has no cap on spans. A trace that reaches one is decided early.\n\
+             # The Collector has no limit on spans. Tailwater decides such a trace early.\n\
              max_trace_spans = 32000\n\
              max_trace_bytes_mib = {max_trace_mib}\n"
         )
     }
 
-    /// Reads whole seconds. The Collector raises less than a second to one, for `decision_wait`
-    /// also 0.
+    /// Reads whole seconds. The Collector raises less than a second to one second; for
+    /// `decision_wait`, also 0.
     fn seconds(&mut self, node: &Node, least: i64, default: &str) -> String {
         if node.is_null() {
             return default.to_owned();
         }
         let nanos = node.scalar().and_then(|scalar| match scalar.kind() {
-            // A number is one of nanoseconds.
+            // A plain number is in nanoseconds.
             Kind::Integer(nanos) => Some(nanos),
             _ => go_duration(&scalar.text),
         });

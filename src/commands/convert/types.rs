@@ -33,20 +33,24 @@ impl Policies<'_> {
         let rule = Rule::new("latency").with("threshold_ms", threshold.to_string());
         self.report.note(
             block,
-            "the Collector cuts durations to whole milliseconds; Tailwater compares nanoseconds",
+            "the Collector truncates durations to whole milliseconds; Tailwater compares \
+             nanoseconds",
         );
         if upper == 0 {
             return Some(rule);
         }
         if upper <= threshold {
-            self.report.error(block, "no trace is longer than the one and shorter than the other");
+            self.report.error(
+                block,
+                "no trace is longer than `threshold_ms` and shorter than `upper_threshold_ms`",
+            );
             return None;
         }
         self.stateful(block);
         self.report.note(
             block,
-            "the Collector tests `upper_threshold_ms` span by span as they arrived; Tailwater \
-             tests the whole trace",
+            "the Collector tests `upper_threshold_ms` span by span, in the order of arrival; \
+             Tailwater tests the whole trace",
         );
         Some(rule.with("upper_threshold_ms", upper.to_string()))
     }
@@ -93,14 +97,14 @@ impl Policies<'_> {
         if self.salt.get_or_insert_with(|| salt.clone()) != &salt {
             self.report.note(
                 block,
-                "percentages with different salts choose independently in the Collector; here all \
-                 use the same randomness of the trace, and keep fewer traces together",
+                "in the Collector, percentages with different salts select traces independently; \
+                 here all use the same randomness of the trace, so together they keep fewer traces",
             );
         }
         self.report.note(
             block,
-            "the same share of traces, but other ones: the Collector hashes the trace id with a \
-             salt, Tailwater uses the randomness that OpenTelemetry specifies",
+            "this keeps the same share of traces, but different ones: the Collector hashes the \
+             trace id with a salt, Tailwater uses the randomness that OpenTelemetry specifies",
         );
         // The sum turns -0 into 0.
         let percentage = percentage.clamp(0.0, 100.0) + 0.0;
@@ -151,7 +155,7 @@ impl Policies<'_> {
         }
         if values.is_empty() {
             if invert {
-                self.report.note(block, "nothing to match, inverted: the policy matches always");
+                self.report.note(block, "no values, and `invert_match`: the policy always matches");
                 return Some(Rule::new("always_sample"));
             }
             self.report.error(block, "`values` is empty: the policy never matches");
@@ -194,15 +198,15 @@ impl Policies<'_> {
         let reason = match compile(&written) {
             Ok(all) if !all.is_match(b"") => return Some(written),
             Ok(_) => {
-                let message = "the expression finds the empty string: the Collector passes over \
-                               empty values of spans, and takes values of resources that are not \
-                               strings for empty ones; here only strings match";
+                let message = "the expression matches the empty string: the Collector skips empty \
+                               values of spans, and treats values of resources that are not \
+                               strings as empty; here only strings match";
                 self.report.note(block, message);
                 return Some(written);
             }
             Err(reason) => reason,
         };
-        // The one that is wrong, unless it is all of them together.
+        // Finds the invalid expression. If each is valid alone, they are too large together.
         let alone = |expression: &String| compile(std::slice::from_ref(expression)).err();
         let mut wrong = written.iter().take(EXPRESSIONS_TRIED).zip(values);
         match wrong.find_map(|(expression, (_, node))| alone(expression).map(|why| (node, why))) {
@@ -222,9 +226,8 @@ impl Policies<'_> {
         let invert = self.boolean(block, "invert_match")?;
         self.lists(block);
         if !value {
-            let message = "the Collector reads values that are not booleans as `false`; here \
-                they do \
-                           not match";
+            let message = "the Collector reads values that are not booleans as `false`; here they \
+                           do not match";
             self.report.note(block, message);
         }
         if invert && place == Place::Top {
@@ -260,22 +263,22 @@ impl Policies<'_> {
         let key = self.key(block)?;
         let mut values = self.strings(block, "values")?;
         if !is_tracestate_key(&key) {
-            self.report.error(block, "no tracestate has this key: the policy never matches");
+            self.report.error(block, "no tracestate can have this key: the policy never matches");
             return None;
         }
         let written = values.len();
         values.retain(|(value, _)| is_tracestate_value(value) && key.len() + value.len() < 256);
         if values.is_empty() {
-            self.report.error(block, "`values` has nothing that a tracestate could have");
+            self.report.error(block, "no tracestate can have any of `values`");
             return None;
         }
         if values.len() < written {
-            self.report.note(block, "`values` that no tracestate has are left out");
+            self.report.note(block, "`values` that no tracestate can have are left out");
         }
         self.report.note(
             block,
-            "in the Collector a tracestate with one invalid entry matches nothing; here each entry \
-             stands for itself",
+            "in the Collector, a tracestate with an invalid entry matches nothing; here each entry \
+             is tested separately",
         );
         let values = texts(values.iter().map(|(value, _)| value.as_str()));
         Some(Rule::new("trace_state").with("key", text(&key)).with("values", values))
@@ -313,7 +316,8 @@ impl Policies<'_> {
             self.wrong(&mode, "the Collector has no such `error_mode`");
             return None;
         }
-        let message = "`error_mode` has no counterpart: what can be converted causes no error";
+        let message = "`error_mode` has no counterpart: conditions that can be converted cause no \
+                       errors";
         self.report.note(&mode, message);
         Some(())
     }
@@ -347,7 +351,7 @@ impl Policies<'_> {
         self.charge(node, written.len())?;
         if is_variable(written) {
             self.report
-                .error(node, "a variable stands in the condition; its value is not known here");
+                .error(node, "the condition contains a variable, whose value is not known here");
             return None;
         }
         let expression = match ottl::parse(written) {

@@ -105,7 +105,7 @@ impl<'t> Builder<'t> {
                     self.add(node, at)?;
                 }
                 None => {
-                    let message = "an alias stands inside of its own anchor".to_owned();
+                    let message = "an alias is inside its own anchor".to_owned();
                     return Err(Fault { at, message });
                 }
             },

@@ -160,7 +160,7 @@ other_window_spans 5
     }
 
     #[test]
-    fn what_the_service_writes_is_what_is_read() {
+    fn the_metrics_of_the_service_are_read() {
         use crate::{
             metrics::{FailedBecause, Metrics, Readings, Transport},
             sampler::Ingested,

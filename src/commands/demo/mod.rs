@@ -184,8 +184,8 @@ impl Demo {
         let mut gauge = Gauge::new(&config, &service);
         let stop = async {
             stop_traffic.send_replace(true);
-            // However the traffic ended, the verifier knows what was made and the sink what
-            // arrived.
+            // However the traffic ended, the verifier knows the traces that were made, and the sink
+            // those that arrived.
             let _ = traffic.await;
             let undelivered = service.shutdown().await;
             sink.stop().await;
@@ -206,7 +206,7 @@ impl Demo {
         let paint = screen.paint();
         let by_policy = table::by_policy(figures, paint);
         let summary = table::summary(figures, &report, paint);
-        // If nobody reads any more, the exit code still gives the outcome.
+        // If standard output is closed, the exit code still gives the outcome.
         let _ = screen.close(&format!("{by_policy}\n{summary}"));
         undelivered == 0 && is_fine(figures, &report)
     }

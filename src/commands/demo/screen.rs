@@ -56,7 +56,7 @@ impl Screen {
     /// Prints text that stays on the screen.
     ///
     /// # Errors
-    /// If nobody reads any more.
+    /// If standard output is closed.
     pub(super) fn print(&mut self, text: &str) -> io::Result<()> {
         self.drawn_lines = 0;
         self.out.write_all(text.as_bytes())?;
@@ -66,7 +66,7 @@ impl Screen {
     /// Shows the current state.
     ///
     /// # Errors
-    /// If nobody reads any more.
+    /// If standard output is closed.
     pub(super) fn show(&mut self, frame: &Frame<'_>) -> io::Result<()> {
         self.frames += 1;
         if self.is_terminal {
@@ -81,7 +81,7 @@ impl Screen {
     /// Replaces the last frame with the final text.
     ///
     /// # Errors
-    /// If nobody reads any more.
+    /// If standard output is closed.
     pub(super) fn close(&mut self, text: &str) -> io::Result<()> {
         if self.is_terminal { self.draw(text) } else { self.print(&format!("\n{text}")) }
     }

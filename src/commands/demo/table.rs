@@ -2,8 +2,7 @@
 //! functions are pure, so that tests can compare the text exactly.
 //!
 //! No line is wider than 80 columns until traces are counted in tens of millions. The plain
-//! progress lines are wider, since they do not go to a terminal. Colour only repeats what the words
-//! say.
+//! progress lines are wider, since they do not go to a terminal. Colour only repeats the words.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -179,7 +178,7 @@ pub(super) fn summary(figures: &Figures, report: &Report, paint: Paint) -> Strin
         let _ = writeln!(text, "             one of them: {id}");
     }
     for (count, what) in [
-        (report.excused, "traces of the shop were not taken and could not be checked"),
+        (report.excused, "traces of the shop were refused and could not be checked"),
         (report.foreign_spans, "spans arrived that the shop did not make"),
     ] {
         if count > 0 {
@@ -189,7 +188,7 @@ pub(super) fn summary(figures: &Figures, report: &Report, paint: Paint) -> Strin
     text + &ledger(figures, paint)
 }
 
-/// Where every span is: both equations, with their numbers below.
+/// The ledger: both equations, with their numbers below.
 fn ledger(figures: &Figures, paint: Paint) -> String {
     let total = figures.total();
     let [kept, dropped] = [total.spans_kept, total.spans_dropped].map(grouped);

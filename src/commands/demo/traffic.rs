@@ -3,11 +3,10 @@
 //! on several connections, in any order.
 //!
 //! One task makes visits at an even rate and hands out batches; one task per service sends them.
-//! One task makes visits at an even rate and hands out batches; one task per service sends them.
 //! Between them is a channel of [`BATCHES_MAX`], so a receiver that refuses requests slows the shop
-//! down. A refusal with RetryInfo means that nothing was taken, and is retried [`ATTEMPTS_MAX`]
-//! times. Any other failed request may or may not have been taken, so the verifier no longer
-//! expects its traces.
+//! down. A refusal with RetryInfo means that the receiver took nothing, so the request is sent
+//! again, up to [`ATTEMPTS_MAX`] times. After any other failure the receiver may have taken the
+//! request or not, so the verifier no longer expects its traces.
 
 use std::{sync::Arc, time::Duration};
 
@@ -217,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_refused_for_a_while_arrives_once() {
+    async fn requests_refused_for_a_while_arrive_once() {
         let is_first = AtomicBool::new(true);
         let report = refused_by(move || {
             let delay = Some(Duration::from_millis(1));
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_expected_of_what_is_refused_for_good() {
+    async fn traces_refused_for_good_are_not_expected() {
         let report = refused_by(|| Some(Status::unavailable("gone"))).await;
         assert!(report.excused > 0, "{report:?}");
         assert_eq!(report, Report { excused: report.excused, ..Report::default() });

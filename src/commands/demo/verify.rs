@@ -1,5 +1,6 @@
 //! The sink's check: each kept trace arrives whole, with no span twice, and no trace with an error
 //! and no slow trace is missing.
+//!
 //! The shop registers each trace before it is sent; the sink notes every span that arrives. A trace
 //! is judged and forgotten [`SETTLED_AFTER`] its registration, or at the end. So a demo of any
 //! length holds only the last minute: 15,000 traces, about 3 MB. Spans of traces that the shop did

@@ -16,7 +16,7 @@ use crate::{
 /// The length of a tick of the service.
 const TICK_NANOS: u64 = 100_000_000;
 
-/// When memory is full, one in so many of the traces in memory is decided early, the oldest first.
+/// When memory is full, the oldest traces are decided early: one in this many of those in memory.
 const EARLY_PART: usize = 8;
 
 /// The undecided traces, and the outcome so far.
@@ -35,7 +35,7 @@ struct Set {
     totals: Totals,
 }
 
-/// The outcome of a replay: what was read, and how it was decided.
+/// The outcome of a replay: the figures of the input, and the decisions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub(super) input: Sum,

@@ -66,8 +66,8 @@ pub fn run(options: &Options) -> bool {
     super::print(&replayed.text) && replayed.is_fine
 }
 
-/// Reads and decides all inputs. `tell` gets messages for the user meanwhile, of one line or more.
-/// Blocks on the file system and on standard input.
+/// Reads and decides all inputs. Meanwhile, passes messages for the user to `tell`, each of one
+/// line or more. Blocks on the file system and on standard input.
 pub fn replay(options: &Options, tell: &mut dyn FnMut(&str)) -> Replayed {
     let mut sets = Vec::new();
     let files = [Some(options.config.as_deref()), options.against.as_deref().map(Some)];
@@ -106,7 +106,7 @@ fn policies(file: Option<&Path>, tell: &mut dyn FnMut(&str)) -> Option<Vec<Polic
     Some(loaded.config?.policies.into_iter().filter(in_force).collect())
 }
 
-/// Reads one input. `skip` is told of each part that is skipped.
+/// Reads one input. Calls `skip` for each part that is skipped.
 fn read(
     input: &Path,
     replay: &mut Replay,

@@ -3,8 +3,7 @@
 //! A trace with `ot=th` was sampled before: a trace that was kept with probability p stands for 1 /
 //! p traces. Policies keep a trace of the original traffic at their own threshold T; the recorded
 //! traces are those with R >= th. So a trace that they keep counts 1 if T is the higher threshold,
-//! and (1 - T) / (1 - th) if th is. The expected value of each sum is what the original traffic
-//! would have given.
+//! and (1 - T) / (1 - th) if th is. The expected value of each sum is that of the original traffic.
 
 use crate::{
     policy::Verdict,
@@ -129,7 +128,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Adds a trace. `more` is how much more of it one set keeps than the other.
+    /// Adds a trace. `more` is the additional share of it that one set keeps.
     pub(super) fn add(&mut self, trace: &Weighed, more: f64, has_changed: bool) {
         self.sum.add(trace, more.max(0.0));
         if has_changed && self.examples.len() < EXAMPLES_MAX {

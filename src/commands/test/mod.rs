@@ -4,8 +4,8 @@
 //! policies propose. Traces become OTLP bytes and are decided as in the service, with limits at
 //! rest (no other trace has used them). Shadow policies and expired policies take no part.
 //!
-//! `config` reads test files, `spans` encodes traces, `coverage` records what the tests have
-//! covered, and `report` prints.
+//! `config` reads test files, `spans` encodes traces, `coverage` records the coverage of the tests,
+//! and `report` prints.
 
 use std::{fs::File, path::PathBuf, sync::Arc};
 
@@ -30,7 +30,7 @@ mod spans;
 #[cfg(test)]
 mod tests;
 
-/// The traces of a file that are gathered before all but the wanted one are forgotten.
+/// The number of traces of a file to gather before forgetting all but the wanted one.
 const TRACES_MAX: usize = 1 << 16;
 
 /// Options of `test`.
@@ -72,7 +72,7 @@ pub struct Tested {
 
 /// The decision of a test's trace.
 #[derive(Clone, Debug, PartialEq)]
-struct Came {
+struct Actual {
     percentage: f64,
     policy: String,
     matched: Vec<String>,
@@ -85,7 +85,7 @@ struct Outcome {
     line: usize,
     name: String,
     /// `None` if the trace could not be read.
-    came: Option<Came>,
+    actual: Option<Actual>,
     /// The difference between the expected and the actual result, or why there is no trace.
     failure: Option<String>,
     /// The names of all policies that take part, in their order.
@@ -155,11 +155,11 @@ impl UnderTest {
         diagnostics: &mut Diagnostics,
     ) -> Outcome {
         let mut traces = Traces::new(vec![Arc::clone(&self.plan), Arc::clone(&self.probing)]);
-        let (came, failure) = match gather(&test.trace, &mut traces) {
+        let (actual, failure) = match gather(&test.trace, &mut traces) {
             Ok(trace) => {
-                let came = self.decide(test, &traces, trace, coverage);
-                let failure = difference(&test.expected, &came);
-                (Some(came), failure)
+                let actual = self.decide(test, &traces, trace, coverage);
+                let failure = difference(&test.expected, &actual);
+                (Some(actual), failure)
             }
             Err((problem, place)) => {
                 let message = problem.message().to_owned();
@@ -172,7 +172,7 @@ impl UnderTest {
             file: test.place.file.clone(),
             line: test.place.line,
             name: test.name.clone(),
-            came,
+            actual,
             failure,
             policies: Arc::clone(&self.names),
         }
@@ -184,13 +184,13 @@ impl UnderTest {
         traces: &Traces,
         trace: usize,
         coverage: &mut Coverage,
-    ) -> Came {
+    ) -> Actual {
         let mut matched = Vec::new();
         let evidence = traces.evidence(trace, 0, test.trigger.is_forced());
         let verdict = self.plan.decide(&evidence, &mut matched);
         let probed = traces.evidence(trace, 1, false);
         coverage.note(&self.probes, verdict.policy, &self.probing, &probed);
-        Came {
+        Actual {
             percentage: verdict.threshold.percentage(),
             policy: self.plan.name(verdict.policy).to_owned(),
             matched: matched.into_iter().map(|id| self.plan.name(id).to_owned()).collect(),
@@ -259,19 +259,19 @@ fn read(path: &PathBuf, wanted: Option<TraceId>, traces: &mut Traces) -> Result<
 }
 
 /// The difference between the expected and the actual result, if there is any.
-fn difference(expected: &Expected, came: &Came) -> Option<String> {
+fn difference(expected: &Expected, actual: &Actual) -> Option<String> {
     let mut parts = Vec::new();
     if let Some(percentage) = expected.percentage
-        && Threshold::from_percentage(percentage) != Threshold::from_percentage(came.percentage)
+        && Threshold::from_percentage(percentage) != Threshold::from_percentage(actual.percentage)
     {
-        parts.push(format!("expected {percentage} %, got {} %", came.percentage));
+        parts.push(format!("expected {percentage} %, got {} %", actual.percentage));
     }
-    if let Some(policy) = expected.policy.as_ref().filter(|policy| **policy != came.policy) {
-        parts.push(format!("expected policy `{policy}`, got `{}`", came.policy));
+    if let Some(policy) = expected.policy.as_ref().filter(|policy| **policy != actual.policy) {
+        parts.push(format!("expected policy `{policy}`, got `{}`", actual.policy));
     }
-    if let Some(matched) = expected.matched.as_ref().filter(|matched| **matched != came.matched) {
+    if let Some(matched) = expected.matched.as_ref().filter(|matched| **matched != actual.matched) {
         let list = |names: &[String]| format!("[{}]", names.join(", "));
-        parts.push(format!("expected matched {}, got {}", list(matched), list(&came.matched)));
+        parts.push(format!("expected matched {}, got {}", list(matched), list(&actual.matched)));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
 }

@@ -91,15 +91,15 @@ impl Report {
 
     fn json(&self, gaps: Option<&Gaps>) -> String {
         let test = |outcome: &Outcome| {
-            let came = outcome.came.as_ref();
+            let actual = outcome.actual.as_ref();
             json!({
                 "file": outcome.file,
                 "line": outcome.line,
                 "name": outcome.name,
                 "passed": outcome.failure.is_none(),
-                "percentage": came.map(|came| number(came.percentage)),
-                "policy": came.map(|came| &came.policy),
-                "matched": came.map_or(&[][..], |came| &came.matched),
+                "percentage": actual.map(|actual| number(actual.percentage)),
+                "policy": actual.map(|actual| &actual.policy),
+                "matched": actual.map_or(&[][..], |actual| &actual.matched),
             })
         };
         let tests: Vec<_> = self.outcomes().map(test).collect();
@@ -136,10 +136,10 @@ fn number(percentage: f64) -> serde_json::Value {
 
 /// A list that says for each policy whether it matched.
 fn matches(outcome: &Outcome) -> String {
-    let Some(came) = &outcome.came else { return String::new() };
+    let Some(actual) = &outcome.actual else { return String::new() };
     let mut text = String::new();
     for policy in &*outcome.policies {
-        let word = if came.matched.contains(policy) { "matched" } else { "did not match" };
+        let word = if actual.matched.contains(policy) { "matched" } else { "did not match" };
         let _ = writeln!(text, "    {policy}: {word}");
     }
     text

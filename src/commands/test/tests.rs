@@ -182,7 +182,7 @@ limit = { spans_per_second = 1 }
 }
 
 #[test]
-fn what_failed_is_said_with_all_policies() {
+fn failures_name_all_policies() {
     let text = r#"
 [[policy]]
 name = "errors"

@@ -181,19 +181,19 @@ fn backend(status: &GetStatusResponse, now: u64) -> Vec<Span<'static>> {
     match backend.state() {
         State::Taking => {
             vec![
-                Span::from(format!("takes spans for {since}")).green(),
+                Span::from(format!("accepting spans for {since}")).green(),
                 format!("  {endpoint}").into(),
             ]
         }
         State::Failing => {
             let error = visible(&backend.error);
             vec![
-                Span::from(format!("FAILS for {since}: {error}")).red().bold(),
+                Span::from(format!("FAILING for {since}: {error}")).red().bold(),
                 format!("  {endpoint}").into(),
             ]
         }
         State::Unused | State::Unspecified => {
-            vec![format!("nothing was sent yet  {endpoint}").into()]
+            vec![format!("nothing sent yet  {endpoint}").into()]
         }
     }
 }

@@ -97,7 +97,7 @@ async fn show(options: &Options) -> Result<bool, Failure> {
     }
 }
 
-/// The terminal, until this is dropped.
+/// Owns the terminal, and restores it when dropped.
 struct Screen {
     terminal: DefaultTerminal,
     keys: EventStream,

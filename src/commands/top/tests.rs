@@ -93,7 +93,7 @@ fn a_screen_of_the_usual_size() {
         "Window   1,234 traces, 12,340 spans, 5.0 MiB",
         "Memory   ██████████·········· 64.0 MiB of 128.0 MiB (50 %), soft limit 96.0 MiB",
         "Queue    ···················· 0 B of 64.0 MiB (0 %), 0 spans",
-        "Backend  takes spans for 1m 40s  http://tempo:4317",
+        "Backend  accepting spans for 1m 40s  http://tempo:4317",
         "Losses   none",
         "",
         "Kept by policy                   spans/s                      share  traces kept",
@@ -128,7 +128,7 @@ fn every_size_is_drawn_and_the_state_comes_first() {
 }
 
 #[test]
-fn what_goes_wrong_is_told() {
+fn failures_are_shown() {
     let mut view = view();
     view.status.ready = false;
     let backend = view.status.backend.as_mut().unwrap();
@@ -144,7 +144,7 @@ fn what_goes_wrong_is_told() {
     let text = screen(&view, 120, 24).join("\n");
     for expected in [
         "not ready",
-        "FAILS for 1m 40s: connection refused  http://tempo:4317",
+        "FAILING for 1m 40s: connection refused  http://tempo:4317",
         "1,300 kept spans since the start: queue_full 1,000, rejected 300",
         "the last one failed; the old policies stay in force",
         "1 trial, 2 watchers",
@@ -248,7 +248,7 @@ fn a_message_is_read_on_a_small_screen_too() {
 }
 
 #[test]
-fn what_came_of_a_reload_is_told() {
+fn the_outcome_of_a_reload_is_shown() {
     let mut view = view();
     assert_eq!(press(&mut view, "r"), Some(Act::Reload));
     let diagnostic = Diagnostic {

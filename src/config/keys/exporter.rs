@@ -123,7 +123,7 @@ pub(super) const SECTIONS: &[Described] = &[
     },
     Described {
         path: "exporter.otlp.retry_on_failure",
-        words: "What happens while the backend does not take spans.",
+        words: "What happens while the backend does not accept spans.",
         is_optional: false,
         keys: &[
             Key::duration(

@@ -54,13 +54,13 @@ pub(super) const SECTIONS: &[Described] = &[
                 "encoding",
                 &["otlp_proto", "otlp_json"],
                 "What a record holds: one `ExportTraceServiceRequest` as protobuf, or as JSON. \
-                 Records over `max_recv_msg_size_mib` of [receiver.grpc] are passed over.",
+                 Records over `max_recv_msg_size_mib` of [receiver.grpc] are skipped.",
             ),
             Key::word(
                 "initial_offset",
                 &["earliest", "latest"],
-                "Where a group begins that has committed nothing: at the oldest record there is, \
-                 or behind the newest.",
+                "Where a group begins that has committed nothing: at the oldest record, or after \
+                 the newest.",
             ),
             Key::duration(
                 "replay_margin",

@@ -41,7 +41,7 @@ fn file(line: &str) -> String {
 }
 
 #[test]
-fn what_hints_show_can_be_written() {
+fn hints_are_valid() {
     let regex = policy("type = 'span_name'\nenabled_regex_matching = true\nvalues = [{}]");
     let latency = policy("type = 'latency'\nthreshold_ms = {}");
     let numeric = policy("type = 'numeric_attribute'\nkey = 'k'\nmin_value = {}");

@@ -96,7 +96,7 @@ fn a_password_in_the_clear_is_a_warning() {
 }
 
 #[test]
-fn what_is_left_out_has_defaults() {
+fn missing_keys_have_defaults() {
     let text = format!(
         "sampling.decision_wait = '20s'\nreceiver.kafka.brokers = ['b:9092', 'c:9092']\n{POLICY}"
     );

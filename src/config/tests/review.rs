@@ -53,7 +53,7 @@ fn at(percentage: f64, rule: &str) -> String {
 }
 
 #[test]
-fn of_two_the_narrower_never_decides() {
+fn the_narrower_of_two_never_decides() {
     let number = |bounds: &str| format!("type = 'numeric_attribute', key = 'n', {bounds}");
     for (wide, narrow) in [
         (ALL, ERRORS),
@@ -84,7 +84,7 @@ fn of_two_the_narrower_never_decides() {
 }
 
 #[test]
-fn of_two_conditions_on_single_spans_the_narrower_never_decides() {
+fn the_narrower_of_two_conditions_on_single_spans_never_decides() {
     let number = |bounds: &str| format!("type = 'numeric_attribute', key = 'k', {bounds}");
     let scoped = |scope: &str| format!("{CHECKOUT}, scope = '{scope}'");
     let lasting = |bounds: &str| format!("type = 'span_duration', {bounds}");

@@ -267,7 +267,7 @@ fn values_of_a_wrong_type_or_out_of_bounds() {
 }
 
 #[test]
-fn what_receivers_take_is_checked() {
+fn settings_of_receivers_are_checked() {
     each_line_has_one_problem(&[
         (
             "receiver.http.max_connection_age = '1ms'",
@@ -287,7 +287,7 @@ fn what_receivers_take_is_checked() {
         (
             "receiver.http.traces_url_path = '/v1/traces?x'",
             "1:33: error: `traces_url_path` must be a path, found `/v1/traces?x` \
-             | percent-encode what is no letter, and leave `?` and `#` out",
+             | percent-encode special characters, and leave `?` and `#` out",
         ),
         (
             "receiver.http.cors.allowed_origins = ['shop.example']",
@@ -618,7 +618,7 @@ fn environment_variables() {
 }
 
 #[test]
-fn what_does_not_fit_into_memory_is_said() {
+fn settings_that_do_not_fit_into_memory_are_reported() {
     let of = |text: &str| problems(&with_policy(text));
     let fits = [
         "[sampling]\nmemory_limit_mib = 256",

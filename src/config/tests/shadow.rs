@@ -40,8 +40,8 @@ fn problems_of_shadow() {
         ),
         (
             "type = 'always_sample'\nshadow = true",
-            "2:8: warning: all policies are shadow policies: every trace is dropped \
-             | leave `shadow` out of those that are to decide",
+            "2:8: warning: all policies are shadow policies: every trace is dropped | remove \
+             `shadow` from the policies that should decide",
         ),
     ]);
 }

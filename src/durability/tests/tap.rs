@@ -27,7 +27,7 @@ pub(in crate::durability) enum Event {
         path: PathBuf,
         began: usize,
     },
-    /// The sync failed: what was written to the file, and is not on disk, never gets there.
+    /// The sync failed: writes to the file that are not on disk yet never get there.
     Lost {
         path: PathBuf,
     },

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_backends_say_about_size_is_understood() {
+    fn messages_of_backends_about_size_are_understood() {
         let limit = Some(4_194_304);
         let said = [
             (8, "grpc: received message larger than max (5000000 vs. 4194304)", limit),

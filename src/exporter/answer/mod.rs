@@ -57,7 +57,7 @@ pub enum Outcome {
         code: ExportCode,
         /// The delay that the backend asked for.
         after: Option<Duration>,
-        /// The reason why the backend does not take spans.
+        /// The reason why the backend does not accept spans.
         cause: Cause,
         /// A description of the failure.
         message: String,
@@ -84,7 +84,7 @@ pub enum Outcome {
     Panicked,
 }
 
-/// Why a backend takes no spans at the moment.
+/// Why a backend accepts no spans at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// It is down, busy or out of reach.

@@ -124,7 +124,7 @@ fn ids_that_are_not_hexadecimal_are_of_no_valid_length() {
 }
 
 #[test]
-fn what_is_not_known_or_not_there_is_left_out() {
+fn unknown_and_missing_members_are_skipped() {
     let expected = Span { name: "n".into(), ..Default::default() };
     for members in [
         "\"unknown\":{\"a\":[1,{}],\"b\":null},\"name\":\"n\",\"\":0",

@@ -2,7 +2,7 @@
 //! gets when the bucket cannot hold all candidates.
 //!
 //! The bucket fills at the rate, up to the burst or [`TICKS_MIN`] ticks of the rate, whichever is
-//! more: a tick must be able to spend what it adds, even if the burst is small. Kept traces are
+//! more: a tick must be able to spend its own share, even if the burst is small. Kept traces are
 //! charged and may leave a debt.
 //!
 //! The demand is the cost of all candidates per second, kept or not, decayed with a half-life of

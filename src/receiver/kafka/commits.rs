@@ -1,9 +1,9 @@
 //! Which offsets may be committed: those below which nothing is undecided, once everything that was
 //! decided is delivered.
 //!
-//! A round takes the marks of all partitions. What they have kept by then is in the outbox of the
-//! decider. Once the outbox has been emptied and encoded, it is in the export queue, and once all
-//! that was queued by then is settled, the marks may be committed. Spans that are given up, and
+//! A round takes the marks of all partitions. The spans they have kept by then are in the outbox of
+//! the decider. Once the outbox has been emptied and encoded, it is in the export queue, and once
+//! all that was queued by then is settled, the marks may be committed. Spans that are given up, and
 //! counted as failed, count as settled. One round is under way at a time.
 
 use super::partition::Commit;

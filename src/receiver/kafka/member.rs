@@ -1,5 +1,4 @@
-//! The partitions of this instance: what each of them may do now, and which offsets may be
-//! committed.
+//! The partitions of this instance: whether each may read now, and which offsets may be committed.
 //!
 //! One thread drives it; nothing in it waits. Times are those of the wall clock, in Unix
 //! milliseconds, and come with each call.
@@ -35,7 +34,7 @@ pub(crate) struct Settings {
     pub(crate) limit_bytes: usize,
 }
 
-/// A partition and what is known about its commits.
+/// A partition and the state of its commits.
 #[derive(Debug)]
 struct Held {
     partition: Partition,
@@ -104,7 +103,8 @@ impl Member {
         true
     }
 
-    /// Gives a partition up, with what is undecided. Returns what is still to be committed.
+    /// Gives a partition up, with its undecided traces. Returns the offset that must still be
+    /// committed.
     pub fn revoke(&mut self, partition: i32) -> Option<Commit> {
         let held = self.partitions.remove(&partition)?;
         let due = held.due_commit();
@@ -112,7 +112,7 @@ impl Member {
         due
     }
 
-    /// Gives all partitions up. Returns what is still to be committed.
+    /// Gives all partitions up. Returns the offsets that must still be committed.
     pub fn revoke_all(&mut self) -> Vec<(i32, Commit)> {
         let all: Vec<_> = self.partitions.keys().copied().collect();
         all.into_iter().filter_map(|id| Some((id, self.revoke(id)?))).collect()
@@ -164,7 +164,7 @@ impl Member {
         }
     }
 
-    /// Called several times a second: decides what is due, looks at memory, and returns the offsets
+    /// Called several times a second: decides due traces, looks at memory, and returns the offsets
     /// to commit, of which [`Self::note_committed`] is to follow.
     pub fn tick(&mut self, wall: u64) -> Vec<(i32, Commit)> {
         for held in self.partitions.values_mut() {

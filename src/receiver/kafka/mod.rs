@@ -12,8 +12,8 @@
 //! The promise: no trace is split and no span is lost by a change of owner, however it comes about.
 //! An offset is committed once nothing before it is undecided or undelivered. A partition that is
 //! given up takes its undecided traces with it ([`Member::revoke`]): the next owner reads them
-//! again. It begins `replay_margin` before the commit, decides again what it finds there, and
-//! delivers nothing that lies below the commit (`sampler/partition.rs`).
+//! again. It begins `replay_margin` before the commit, decides these traces again, and delivers
+//! nothing that lies below the commit (`sampler/partition.rs`).
 //!
 //! Traces wait by the time of their records (`clock.rs`), so that an owner that has catching up
 //! to do decides as one that was there all the time.

@@ -43,7 +43,7 @@ pub struct Record<'a> {
 pub enum Taken {
     /// It was taken in, or had been before.
     In,
-    /// It was passed over for good, for this reason.
+    /// It was skipped for good, for this reason.
     PassedOver(String),
     /// It has to be offered again: nothing of it was taken in.
     Later(Why),
@@ -234,7 +234,7 @@ impl Partition {
         if self.next >= end {
             self.clock.confirm(asked_at);
         } else if self.is_at_end && self.same_end >= SAME_ENDS {
-            // The offsets up to the end are markers of transactions, which are no records.
+            // The offsets up to the end are markers of transactions, which are not records.
             self.clock.confirm(asked_at.saturating_sub(SAME_END_MILLIS));
         }
     }
@@ -244,7 +244,7 @@ impl Partition {
         self.is_at_end = is_at_end;
     }
 
-    /// Decides what is due by the partition's time. Returns why something due is left.
+    /// Decides the traces that are due by the partition's time. Returns why a due trace is left.
     pub(super) fn decide_due(&mut self, intake: &Intake, hands: &mut Hands) -> Option<Why> {
         if self.clock.time_unix() == self.decided_at {
             return None;
@@ -312,8 +312,8 @@ impl Partition {
         (self.is_above && mark.offset > self.commit).then_some(mark)
     }
 
-    /// Gives the partition up, without deciding what is undecided. Returns the number of spans that
-    /// leave with it.
+    /// Gives the partition up, without deciding its undecided traces. Returns the number of spans
+    /// that leave with it.
     pub(super) fn close(self, intake: &Intake) -> u64 {
         intake.sampler.close_partition(self.window)
     }

@@ -194,7 +194,7 @@ impl Owner {
         }
     }
 
-    /// Encodes and queues what has been decided.
+    /// Encodes and queues the spans of decided traces.
     fn flush(&mut self) {
         self.runtime.block_on(self.decider.relieve());
     }
@@ -478,7 +478,7 @@ proptest! {
 /// Guarantees: the next owner decides it by all its spans, and delivers only those above the
 /// commit. A trace that lies below it as a whole is remembered, and neither delivered nor counted.
 #[test]
-fn what_straddles_the_commit_is_seen_whole() {
+fn traces_across_the_commit_are_seen_whole() {
     let mut world = World::new(64 << 20);
     let [whole, straddling] = [10, 20];
     world.log.append(BEGIN, vec![((whole, 1), true)]);

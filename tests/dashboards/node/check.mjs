@@ -32,7 +32,7 @@ function check(name, problems) {
 
 const duplicates = (values) => values.filter((value, at) => values.indexOf(value) !== at);
 
-// What Grafana puts in place of its variables. Those of a dashboard stand for all values at first.
+// The values that Grafana substitutes for its variables. Those of a dashboard select all values at first.
 const VARIABLES = { $__rate_interval: '4s', $__range: '1h' };
 const interpolate = (query) => query.replace(/\$\w+/g, (name) => VARIABLES[name] ?? '.+');
 
@@ -277,7 +277,7 @@ function checkRunbook() {
   check('the runbook has a heading for each alert, with queries', problems);
 }
 
-// What the log is asked for must be a text that the source writes.
+// A query of the log must ask for a text that the source writes.
 function checkLogQueries() {
   const folder = join(repository, 'src');
   const isCode = (name) => name.endsWith('.rs');

@@ -122,7 +122,7 @@ async fn attack(process: &Process) -> Vec<String> {
 /// Guarantees: no control character reaches the log, no line of it is forged, each line of JSON is
 /// an object; metrics and answers of the telemetry port quote none of it.
 #[tokio::test]
-async fn what_strangers_write_stays_in_its_place() {
+async fn text_of_strangers_cannot_forge_log_lines() {
     for format in ["text", "json"] {
         let refuse = |_| Err(Status::invalid_argument(HOSTILE));
         let sink = Sink::start("127.0.0.1:0", refuse).await.expect("port 0");

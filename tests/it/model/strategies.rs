@@ -52,7 +52,7 @@ pub(super) enum Step {
     Repeat { which: usize },
     /// An undecodable request arrives.
     Garbage { request: Vec<ResourceSpans> },
-    /// All shards decide what is due.
+    /// All shards decide their due traces.
     Tick { advance: u64, room: Option<usize> },
     /// Other policies decide from now on. If there is a request, it arrives during the reload,
     /// after this many locks: three per shard.

@@ -160,7 +160,7 @@ fn spans_that_come_during_a_reload_are_seen() {
 /// it; then one does.
 /// Guarantees: the trace meets no condition on it, but those on its other attributes.
 #[test]
-fn what_cannot_be_read_meets_nothing() {
+fn unreadable_values_match_nothing() {
     let mut fixture = Fixture::new(&[probabilistic(0.0)], limits(), 1);
     let mut span = child(0, 0).encode_to_vec();
     // A KeyValue of key "tier" whose AnyValue has field 1, a string, as a varint.

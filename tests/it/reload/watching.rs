@@ -139,7 +139,7 @@ async fn a_swap_of_links_is_a_change() {
 /// Guarantees: each mistake is refused once, the old policies stay in force, and each repair is
 /// noticed.
 #[tokio::test]
-async fn what_is_broken_is_refused_once_until_it_changes() {
+async fn a_broken_file_is_refused_once_until_it_changes() {
     let watched = Watched::start().await;
     watched.directory.file("policies/a.toml", "[[policy]]\nname = \"a\"\n");
     watched.refuses("a policy without a type", "type");

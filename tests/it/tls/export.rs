@@ -191,7 +191,7 @@ async fn kept_spans_leave_over_tls_by_otlp_http() {
 /// Guarantees: nothing is sent before; the exporter retries, nothing is lost, and everything is
 /// delivered afterwards.
 #[tokio::test]
-async fn what_is_wrong_with_a_certificate_delays_and_loses_nothing() {
+async fn wrong_certificates_delay_spans_and_lose_none() {
     let (ca, other) = (Ca::new(), Ca::new());
     let shown = ca.sign("tailwater");
     let wrong = [

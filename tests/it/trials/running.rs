@@ -175,7 +175,7 @@ async fn a_trial_says_what_a_reload_then_does() {
 /// Guarantees: each is refused with its code and its reason, mistakes with their places; the
 /// running trial continues, and so does the service.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_tried_is_refused() {
+async fn impossible_trials_are_refused() {
     let running = Running::start(config(ALL)).await;
     let refused = try_for(&running, ALL, 1).await.expect_err("off");
     assert_eq!(refused.code(), Code::PermissionDenied);

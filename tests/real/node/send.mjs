@@ -211,7 +211,7 @@ function link(planned) {
   return { context, attributes: nativeAttributes(planned.attributes) };
 }
 
-// Where a span hangs: under its own service's span directly, under others' by W3C headers.
+// The parent of a span: directly for a span of the same service, by W3C headers for another one's.
 function parentContext(context, opened, planned) {
   if (planned.parent === null) return context;
   const parent = opened[planned.parent];

@@ -39,7 +39,7 @@ unknown values before.
 {{- range $path -}}{{- $at = get $at . | default dict -}}{{- end -}}
 {{- $endpoint := get $at "endpoint" | default "" -}}
 {{- if regexMatch "^(127\\.|localhost:|\\[::1\\])" $endpoint -}}
-{{- $problems = append $problems (printf "config sets %s.endpoint = %q, which nothing outside of the pod can reach: leave it out, or write %q" (join "." $path) $endpoint (printf "0.0.0.0:%s" (regexFind "[0-9]+$" $endpoint))) -}}
+{{- $problems = append $problems (printf "config sets %s.endpoint = %q, which nothing outside the pod can reach: leave it out, or write %q" (join "." $path) $endpoint (printf "0.0.0.0:%s" (regexFind "[0-9]+$" $endpoint))) -}}
 {{- end -}}
 {{- end -}}
 {{- if ne .Values.durability.mode "none" -}}

@@ -39,7 +39,7 @@ readinessProbe:
   timeoutSeconds: 3
   failureThreshold: 2
 {{- if and (eq .Values.mode "gateway") .Values.preStopSeconds }}
-# Senders learn that the pod is leaving before it stops to accept.
+# Senders learn that the pod is leaving before it stops accepting.
 lifecycle:
   preStop:
     sleep:

@@ -34,7 +34,7 @@ fn shares_become_limits() {
         let wanted = wanted.map(|rate| format!("{{ spans_per_second = {rate} }}"));
         assert_eq!(limits(&converted), wanted, "{allocation}");
         assert!(
-            converted.says("7:9: note: each part becomes a policy with a limit of its own"),
+            converted.says("7:9: note: each part becomes a policy with its own limit"),
             "{:?}",
             converted.said
         );
@@ -78,9 +78,8 @@ fn a_limit_of_a_part_and_its_share_both_hold() {
         "{name: r, type: bytes_limiting, bytes_limiting: {bytes_per_second: 5, burst_capacity: 7}}";
     assert_eq!(
         composite("policy_order: []", burst).errors(),
-        ["9:32: error: a burst of bytes beside the share of spans cannot be expressed: a \
-            limit on \
-          both has bursts of twice its rates"]
+        ["9:32: error: a burst in bytes cannot be combined with a share of spans: a limit on \
+             both allows bursts of twice its rates"]
     );
 }
 
@@ -90,12 +89,12 @@ fn strangers_and_what_cannot_stand_inside_are_refused() {
         (
             "policy_order: [a, x]",
             PARTS,
-            "8:27: error: `policy_order` names `x`, which is no part of the composite",
+            "8:27: error: `policy_order` names `x`, which is not a part of the composite",
         ),
         (
             "rate_allocation: [{policy: x, percent: 5}]",
             PARTS,
-            "8:27: error: `rate_allocation` names `x`, which is no part of the composite",
+            "8:27: error: `rate_allocation` names `x`, which is not a part of the composite",
         ),
         (
             "rate_allocation: {policy: a, percent: 5}",
@@ -110,12 +109,13 @@ fn strangers_and_what_cannot_stand_inside_are_refused() {
         (
             "policy_order: []",
             "{name: a, type: not, not: {not_sub_policy: {name: b, type: trace_flags}}}",
-            "9:32: error: the Collector takes no policy of type `not` inside of this one",
+            "9:32: error: the Collector does not allow a policy of type `not` inside this one",
         ),
         (
             "policy_order: []",
             "{name: a, type: composite, composite: {}}",
-            "9:32: error: the Collector takes no policy of type `composite` inside of this one",
+            "9:32: error: the Collector does not allow a policy of type `composite` inside this \
+             one",
         ),
         (
             "policy_order: []",

@@ -105,7 +105,7 @@ fn a_template_is_told_from_a_file_without_a_processor() {
     let converted = convert(template);
     let errors = converted.errors();
     assert_eq!(errors[0], "1:1: error: there is no `tail_sampling` in this file");
-    assert!(errors[1].starts_with("4:9: error: the text is no YAML: "), "{errors:?}");
+    assert!(errors[1].starts_with("4:9: error: the text is not YAML: "), "{errors:?}");
     assert_eq!(converted.toml, "");
 }
 
@@ -116,8 +116,8 @@ fn one_of_several_is_named() {
     let converted = convert(text);
     assert_eq!(
         converted.errors(),
-        ["1:1: error: there are several: name one with --processor: `tail_sampling/a`, \
-            `tail_sampling/b`"]
+        ["1:1: error: the file has several processors: choose one with --processor: \
+          `tail_sampling/a`, `tail_sampling/b`"]
     );
     assert_eq!(converted.toml, "");
     let converted = convert_one(text, Some("tail_sampling/b"));
@@ -135,7 +135,7 @@ fn one_of_several_is_named() {
     let twice = format!("{text}---\n{text}");
     assert_eq!(
         convert_one(&twice, Some("tail_sampling/a")).errors(),
-        ["1:1: error: `tail_sampling/a` is there 2 times: leave one in the file"]
+        ["1:1: error: `tail_sampling/a` is in the file 2 times: leave only one"]
     );
 }
 

@@ -47,20 +47,20 @@ fn values_policies_and_parts_are_bounded() {
     };
     let aliases = "*p, ".repeat(100_000);
     let list = format!("v: &v [{values}]\np: &p {}\n{PROCESSOR}[{aliases}]\n", policy("p"));
-    assert!(convert(&list).toml.contains("\n# Here the conversion ends.\n"));
+    assert!(convert(&list).toml.contains("\n# The conversion ends here.\n"));
     let parts = format!(
         "v: &v [{values}]\np: &p {}\n{PROCESSOR}[{{name: a, type: and, and: {{and_sub_policy: \
         [{aliases}]}}}}]\n",
         policy("p")
     );
-    assert!(last_error(&parts).contains("more than 4 MiB"));
+    assert!(last_error(&parts).contains("exceed 4 MiB"));
     let small = format!(
         "p: &p {{name: x, type: trace_flags}}\n{PROCESSOR}[{{name: a, type: and, and: \
         {{and_sub_policy: [{aliases}]}}}}]\n"
     );
     assert!(last_error(&small).contains("more than 10,000 conditions"));
     let many = format!("p: &p {{name: x, type: trace_flags}}\n{PROCESSOR}[{aliases}]\n");
-    assert!(convert(&many).toml.contains("\n# Here the conversion ends.\n"));
+    assert!(convert(&many).toml.contains("\n# The conversion ends here.\n"));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn diagnostics_are_bounded() {
     let text = format!("tail_sampling: {{{keys}policies: [{{name: a, type: always_sample}}]}}\n");
     let converted = convert(&text);
     assert_eq!(converted.said.len(), 1_000);
-    assert!(converted.says("there are more diagnostics than 1,000"));
+    assert!(converted.says("there are more than 1,000 diagnostics"));
 }
 
 #[test]
@@ -81,5 +81,5 @@ fn expressions_are_bounded() {
     );
     assert!(last_error(&text).contains("the regular expression cannot be used"));
     let more = text.replace(&expressions, &expressions.repeat(2));
-    assert!(last_error(&more).contains("more than 4 MiB"));
+    assert!(last_error(&more).contains("exceed 4 MiB"));
 }

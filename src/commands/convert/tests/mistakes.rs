@@ -97,7 +97,7 @@ const POLICIES: [(&str, &[&str]); 39] = [
     ),
     (
         "- {name: p, type: trace_state, trace_state: {key: sampling.priority, values: [a]}}",
-        &["4:49: error: no tracestate has this key: the policy never matches"],
+        &["4:49: error: no tracestate can have this key: the policy never matches"],
     ),
     (
         "- {name: p, type: span_count, span_count: {min_spans: 2147483648}}",
@@ -136,15 +136,15 @@ const POLICIES: [(&str, &[&str]); 39] = [
     (
         "- {name: p, type: not, not: {not_sub_policy: {name: q, type: probabilistic, \
         probabilistic: {sampling_percentage: 5}}}}",
-        &["4:50: error: nothing left to chance can stand inside of `not`"],
+        &["4:50: error: a percentage or a limit cannot be inside `not`"],
     ),
     (
         "- name: p\n  type: and\n  and:\n    and_sub_policy:\n    - {name: q, type: and, and: {}}",
-        &["8:11: error: the Collector takes no policy of type `and` inside of this one"],
+        &["8:11: error: the Collector does not allow a policy of type `and` inside this one"],
     ),
     (
         "- name: p\n  type: latency\n  latency: {threshold_ms: 5, threshold_ms: 6}",
-        &["6:34: error: the key `threshold_ms` stands twice"],
+        &["6:34: error: the key `threshold_ms` is given twice"],
     ),
     (
         "- {name: p, type: ottl_condition, ottl_condition: {error_mode: panic, span: ['true']}}",
@@ -172,8 +172,8 @@ fn a_drop_that_is_missing_is_told_in_the_file() {
          - {name: rest, type: always_sample}",
     );
     assert!(converted.policies().starts_with(
-        "# Not converted: the policy `d`.\n# Without it, traces are kept that the Collector \
-        drops.\n\
+        "# Not converted: the policy `d`.\n\
+         # Without it, Tailwater keeps traces that the Collector drops.\n\
          # line 8: the policy `q` has no block `latency`\n"
     ));
 }
@@ -206,7 +206,7 @@ fn options_of_the_processor_are_checked() {
         ("decision_wait: 2h", "2:18: error: Tailwater waits for at most an hour"),
         (
             "decision_wait: 5s\n  decision_wait: 6s",
-            "3:3: error: the key `decision_wait` stands twice",
+            "3:3: error: the key `decision_wait` is given twice",
         ),
     ] {
         let text =

@@ -66,8 +66,8 @@ fn literals_are_those_of_ottl() {
         assert_eq!(parse(text).expect(text).kind, kind);
     }
     for (text, message) in [
-        ("0x1F", "a value of bytes cannot be compared"),
-        ("010", "a number that begins with 0 is octal in OTTL; write it without"),
+        ("0x1F", "a bytes literal cannot be compared"),
+        ("010", "a number that begins with 0 is octal in OTTL; write it without the 0"),
         ("1e5", "this is not a number in OTTL"),
         ("5.", "this is not a number in OTTL"),
         ("1.2.3", "this is not a number in OTTL"),
@@ -86,7 +86,7 @@ fn faults_have_their_place() {
         (
             r#"name == "\d""#,
             9..11,
-            r"`\d` is no escape in a string of OTTL; a backslash is written `\\`",
+            r"`\d` is not an escape in an OTTL string; write a backslash as `\\`",
         ),
         ("name = \"a\"", 5..6, "`=` has no meaning in OTTL"),
         ("name == ", 8..8, "the condition ends where a value should be"),
@@ -209,7 +209,7 @@ fn a_side_may_be_exchanged_computed_or_hold_braces() {
 }
 
 #[test]
-fn what_and_joins_is_about_one_span() {
+fn conditions_joined_by_and_are_about_one_span() {
     assert_eq!(
         rule("span", r#"attributes["n"] >= 500 and attributes["n"] <= 599"#),
         one_line(
@@ -268,51 +268,61 @@ const REFUSED: [(&str, &str, i32, &str); 24] = [
         "the field is a number and never equals a string",
     ),
     ("span", r#"kind == "SPAN_KIND_SERVER""#, 8, "the field is a number and never equals a string"),
+    ("span", "kind.string == SPAN_KIND_SERVER", 15, "the field cannot have this value"),
     (
         "span",
-        "kind.string == SPAN_KIND_SERVER",
-        15,
-        "this is none of the values that the field can have",
+        "status.code > STATUS_CODE_OK",
+        14,
+        "these values can only be compared with `==` and `!=`",
     ),
-    ("span", "status.code > STATUS_CODE_OK", 14, "an order of these values cannot be expressed"),
-    ("span", r#"attributes["a"] > "x""#, 0, "an order of strings or booleans cannot be expressed"),
-    ("span", r#"attributes["a"] >= nil"#, 0, "nothing is above or below `nil`"),
     (
         "span",
-        r#"attributes["a"]["b"] == "x""#,
+        r#"attributes["a"] > "x""#,
         0,
-        "a value inside of an attribute cannot be compared",
+        "strings and booleans can only be compared with `==` and `!=`",
     ),
+    ("span", r#"attributes["a"] >= nil"#, 0, "`nil` can only be compared with `==` and `!=`"),
+    ("span", r#"attributes["a"]["b"] == "x""#, 0, "a value inside an attribute cannot be compared"),
     (
         "span",
         r#"attributes["a"] == attributes["b"]"#,
         19,
         "an attribute can only be compared with a literal",
     ),
-    ("span", r#"trace_state["a"] == "b""#, 0, "no condition looks at `trace_state`"),
+    ("span", r#"trace_state["a"] == "b""#, 0, "no condition of Tailwater reads `trace_state`"),
     (
         "span",
         r#"span.resource.attributes["a"] == "b""#,
         0,
-        "no condition looks at `span.resource.attributes`",
+        "no condition of Tailwater reads `span.resource.attributes`",
     ),
-    ("span", r#"attributes[""] == "b""#, 0, "an attribute has a name"),
-    ("spanevent", r#"attributes[""] == "b""#, 0, "no condition on events looks at `attributes`"),
-    ("span", r#"spanevent.name == "b""#, 0, "no condition looks at `spanevent.name`"),
+    ("span", r#"attributes[""] == "b""#, 0, "the name of the attribute is missing"),
+    (
+        "spanevent",
+        r#"attributes[""] == "b""#,
+        0,
+        "no condition of Tailwater on events reads `attributes`",
+    ),
+    ("span", r#"spanevent.name == "b""#, 0, "no condition of Tailwater reads `spanevent.name`"),
     (
         "span",
         r#"attributes["a"]"#,
         0,
-        "only comparisons, `IsMatch` and `IsRootSpan` can be a condition",
+        "a condition must be a comparison, `IsMatch` or `IsRootSpan`",
     ),
     ("span", r#"IsMatch(name, "a(")"#, 14, "the regular expression cannot be used: unclosed group"),
     (
         "span",
         "end_time_unix_nano - start_time_unix_nano > 1500000",
         44,
-        "`span_duration` compares with whole milliseconds, exclusive",
+        "`span_duration` compares with whole milliseconds, and excludes the limit itself",
     ),
-    ("spanevent", r#"name != "x""#, 0, "that some event lacks a value cannot be expressed"),
+    (
+        "spanevent",
+        r#"name != "x""#,
+        0,
+        "a test for an event without this value cannot be expressed",
+    ),
     (
         "spanevent",
         r#"name == "x" and name == "y""#,
@@ -323,21 +333,26 @@ const REFUSED: [(&str, &str, i32, &str); 24] = [
         "spanevent",
         r#"attributes["n"] == 5"#,
         0,
-        "`span_event` compares names and attributes with strings",
+        "`span_event` compares names and attributes only with strings",
     ),
-    ("spanevent", r#"span.name == "x""#, 0, "no condition on events looks at `span.name`"),
+    (
+        "spanevent",
+        r#"span.name == "x""#,
+        0,
+        "no condition of Tailwater on events reads `span.name`",
+    ),
     ("span", r#"attributes["a"] == "x"#, 19, "the string has no closing quote"),
     (
         "span",
         r#"attributes["a"] == "${env:X}""#,
         -1,
-        "a variable stands in the condition; its value is not known here",
+        "the condition contains a variable, whose value is not known here",
     ),
 ];
 
 /// Conditions begin in column 12.
 #[test]
-fn what_cannot_be_expressed_is_refused_at_its_place() {
+fn refusals_are_reported_at_their_place() {
     for (list, text, column, reason) in REFUSED {
         let converted = condition(list, text);
         let place = format!("8:{}: error: {reason}", 12 + column);
@@ -347,11 +362,11 @@ fn what_cannot_be_expressed_is_refused_at_its_place() {
 }
 
 #[test]
-fn differences_are_noted_where_they_stand() {
+fn differences_are_noted_at_their_place() {
     let converted = condition("span", r#"attributes["a"] != "x""#);
     assert!(converted.says("8:11: note: `!=` is true for every span that lacks the attribute"));
     let converted = condition("span", r#"IsMatch(attributes["a"], "x")"#);
-    assert!(converted.says("8:11: note: `IsMatch` also looks into values that are not strings"));
+    assert!(converted.says("8:11: note: in the Collector `IsMatch` also tests the text of values"));
 }
 
 #[test]

@@ -128,7 +128,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn what_comes_out_passes_check(
+    fn converted_files_pass_check(
         policies in prop::collection::vec(policy(), 1..5),
         wait in value(),
     ) {

@@ -110,8 +110,12 @@ fn conditions_become_those_of_the_same_name() {
 #[test]
 fn every_difference_is_noted() {
     for (kind, block, words) in [
-        ("latency", "{threshold_ms: 1}", "the Collector cuts durations to whole milliseconds"),
-        ("latency", "{threshold_ms: 1, upper_threshold_ms: 2}", "span by span as they arrived"),
+        ("latency", "{threshold_ms: 1}", "the Collector truncates durations to whole milliseconds"),
+        (
+            "latency",
+            "{threshold_ms: 1, upper_threshold_ms: 2}",
+            "span by span, in the order of arrival",
+        ),
         ("status_code", "{status_codes: [UNSET]}", "`UNSET` keeps nearly every trace"),
         (
             "string_attribute",
@@ -122,28 +126,28 @@ fn every_difference_is_noted() {
         (
             "string_attribute",
             "{key: k, values: [true, 500]}",
-            "not in quotes in the file, which the Collector refuses; taken as it is written",
+            "this has no quotes, so the Collector refuses it; converted as a string",
         ),
         (
             "string_attribute",
             "{key: k, values: [], invert_match: true}",
-            "the policy matches always",
+            "the policy always matches",
         ),
-        ("string_attribute", "{key: k, values: [a]}", "each element of a list counts"),
+        ("string_attribute", "{key: k, values: [a]}", "test each element of a list"),
         (
             "string_attribute",
             "{key: k, values: ['.*'], enabled_regex_matching: true}",
-            "the expression finds the empty string",
+            "the expression matches the empty string",
         ),
         (
             "string_attribute",
             "{key: k, values: [a], cache_max_size: 5}",
             "6:63: note: `cache_max_size` has no counterpart",
         ),
-        ("latency", "{threshold_ms: '5'}", "6:31: note: in quotes in the file"),
-        ("boolean_attribute", "{key: k, value: 'true'}", "in quotes in the file"),
+        ("latency", "{threshold_ms: '5'}", "6:31: note: this is in quotes"),
+        ("boolean_attribute", "{key: k, value: 'true'}", "this is in quotes"),
         ("ottl_condition", "{error_mode: silent, span: [IsRootSpan()]}", "`error_mode` has no"),
-        ("trace_state", "{key: k, values: [a, 'b=c']}", "that no tracestate has are left out"),
+        ("trace_state", "{key: k, values: [a, 'b=c']}", "that no tracestate can have are left out"),
         ("numeric_attribute", "{key: k, min_value: 1}", "doubles count as numbers"),
         ("boolean_attribute", "{key: k, value: false}", "values that are not booleans as `false`"),
         (
@@ -151,9 +155,13 @@ fn every_difference_is_noted() {
             "{key: k, value: true, invert_match: true}",
             "in which no span has the value",
         ),
-        ("probabilistic", "{sampling_percentage: 1}", "the same share of traces, but other ones"),
+        (
+            "probabilistic",
+            "{sampling_percentage: 1}",
+            "the same share of traces, but different ones",
+        ),
         ("rate_limiting", "{spans_per_second: 1}", "highest randomness of each tick"),
-        ("trace_state", "{key: k, values: [a]}", "one invalid entry matches nothing"),
+        ("trace_state", "{key: k, values: [a]}", "an invalid entry matches nothing"),
     ] {
         let converted = of_type(kind, block);
         assert_eq!(converted.errors(), Vec::<&str>::new(), "{kind} {block}");
@@ -184,7 +192,7 @@ fn combinations_keep_their_parts() {
     );
     assert!(
         !converted.says("`invert_match` keeps"),
-        "inside of `drop` it leaves out what was meant"
+        "inside `drop` it removes the intended traces"
     );
 }
 
@@ -196,7 +204,7 @@ fn a_rate_limit_inside_of_and_is_the_limit_of_the_whole() {
     let limit = "{name: r, type: rate_limiting, rate_limiting: {spans_per_second: 5}}";
     let always = "{name: s, type: always_sample}";
     let flags = "{name: f, type: trace_flags}";
-    let words = "also those that a later part refuses";
+    let words = "even if a later part does not match";
     let first = and(&format!("{limit}, {flags}"));
     assert!(first.says(words) && first.says("6:30: note"), "{:?}", first.said);
     assert!(!and(&format!("{flags}, {limit}")).says(words));
@@ -259,7 +267,7 @@ fn names_are_unique_and_short() {
 }
 
 #[test]
-fn what_is_about_the_whole_file_is_noted_once() {
+fn notes_about_the_whole_file_are_given_once() {
     let converted = convert_policy(
         "- {name: a, type: string_attribute, string_attribute: {key: k, values: [v]}}\n\
          - {name: b, type: boolean_attribute, boolean_attribute: {key: k, value: true}}",
@@ -276,26 +284,26 @@ fn salts_that_differ_are_noted_and_refused_where_they_multiply() {
         )
     };
     let (plain, salted) = (percentage("a", ""), percentage("b", ", hash_salt: x"));
-    let words = "percentages with different salts choose independently";
+    let words = "percentages with different salts select traces independently";
     assert!(convert_policy(&format!("- {plain}\n- {salted}")).says(words));
     assert!(!convert_policy(&format!("- {salted}\n- {salted}")).says(words));
     let both = format!("- name: p\n  type: and\n  and: {{and_sub_policy: [{plain}, {salted}]}}");
     assert_eq!(
         convert_policy(&both).errors(),
-        ["6:103: error: the percentages of different salts multiply in the Collector; here both \
+        ["6:103: error: in the Collector, percentages with different salts multiply; here both \
           would use the same randomness of the trace"]
     );
 }
 
 #[test]
-fn what_the_collector_refuses_as_a_whole_is_noted() {
+fn files_that_the_collector_refuses_are_noted() {
     let twice = convert_policy("- {name: a, type: trace_flags}\n- {name: a, type: always_sample}");
-    assert!(twice.says("5:14: note: another policy has this name, which the Collector refuses"));
+    assert!(
+        twice.says("5:14: note: another policy has the same name, which the Collector refuses")
+    );
     let ingest = convert(
         "tail_sampling:\n  sampling_strategy: span-ingest\n  policies:\n  \
          - {name: a, type: span_count, span_count: {max_spans: 5}}\n",
     );
-    assert!(
-        ingest.says("4:45: note: this stands together with `span-ingest`, which the Collector")
-    );
+    assert!(ingest.says("4:45: note: the Collector refuses this policy together with"));
 }

@@ -118,7 +118,7 @@ fn the_summary_says_what_is_wrong() {
         "  storage    85.4 % of the spans saved: 23,416 of 165,297 stored
   sink       2,914 kept traces checked, 1 NOT WHOLE, 2 errors or slow ones LOST
              one of them: 4bf92f3577b34da6a3ce929d0e0e4736
-             3 traces of the shop were not taken and could not be checked
+             3 traces of the shop were refused and could not be checked
              4 spans arrived that the shop did not make
   ledger     accepted = kept + dropped + buffered  NOT OK
              165,297 = 23,416 + 136,880 + 5,000

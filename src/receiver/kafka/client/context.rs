@@ -1,6 +1,6 @@
 //! The callbacks of librdkafka: changes of the partitions, commits, errors and its own log lines.
 //!
-//! Callbacks about partitions and commits run inside of `poll`, on the thread of the receiver.
+//! Callbacks about partitions and commits run inside `poll`, on the thread of the receiver.
 
 use std::{
     collections::BTreeMap,

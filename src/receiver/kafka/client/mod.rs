@@ -2,8 +2,8 @@
 //! where the partitions end.
 //!
 //! librdkafka keeps the connections, fetches ahead and sends heartbeats on threads of its own; its
-//! callbacks run inside of `poll`. Polling goes on whatever else happens: while records wait for
-//! room, their partitions are paused. Nothing here runs on the async runtime.
+//! callbacks run inside `poll`. Polling never stops: while records wait for room, their partitions
+//! are paused. Nothing here runs on the async runtime.
 //!
 //! A record that cannot be taken in now is kept here and offered again; its partition is paused
 //! meanwhile, unless that takes only a moment.
@@ -113,7 +113,7 @@ struct Clients {
 }
 
 impl Clients {
-    /// The settings of a client that is no member of the group.
+    /// The settings of a client that is not a member of the group.
     fn connection(&self) -> ClientConfig {
         let secrets = self.secrets.as_ref().map(|secrets| secrets.get());
         settings::connection(&self.kafka, secrets.as_ref().and_then(|it| it.password.as_ref()))
@@ -176,7 +176,8 @@ impl Kafka {
         Ok(Kafka { stop, threads: [reading, asking] })
     }
 
-    /// Gives all partitions up, commits what can be committed, and ends the threads. Blocks.
+    /// Gives all partitions up, commits their last offsets where possible, and ends the threads.
+    /// Blocks.
     pub(crate) fn stop(self) {
         self.stop.set();
         for thread in self.threads {
@@ -279,7 +280,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Delivers and commits what is decided, as far as that takes only a moment, and lets go.
+    /// Delivers and commits the decided traces, as far as that takes only a moment, and lets go.
     fn leave(&self, consumer: &BaseConsumer<Context>) {
         let context = consumer.context();
         let topic = &self.clients.kafka.topic;
@@ -342,8 +343,8 @@ impl<'c> Reading<'c> {
                 records,
                 partition,
                 offset,
-                "Kafka: passed over undecodable records, this one last: {refusal}. Check what \
-                 writes to the topic, and `encoding` in [receiver.kafka]"
+                "Kafka: skipped undecodable records, this one last: {refusal}. Check what writes \
+                 to the topic, and `encoding` in [receiver.kafka]"
             );
         }
         taken

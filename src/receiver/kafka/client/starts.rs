@@ -22,7 +22,7 @@ use crate::{clock, metrics::Metrics, receiver::kafka::Start};
 /// How long the brokers may take to answer one question.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the group has committed for a partition.
+/// The committed offset of a partition.
 struct Committed {
     offset: u64,
     time: Option<u64>,
