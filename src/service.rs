@@ -373,6 +373,7 @@ impl Service {
         // Slow senders get half of the time; the rest is for delivering their spans.
         let half = deadline - self.shutdown_timeout / 2;
         let kafka = self.kafka.take();
+        let member = kafka.as_ref().map(|kafka| Arc::clone(&kafka.member));
         let receivers = async {
             if let Some(kafka) = kafka {
                 kafka.stop().await;
@@ -382,6 +383,7 @@ impl Service {
         if timeout_at(half, receivers).await.is_err() {
             warn!("aborting the connections that did not finish within half of shutdown_timeout");
             self.receivers.abort_all();
+            member.iter().for_each(|member| kafka::give_up(member));
         }
         self.intake.turns.finish().await;
         // This fails only if the decider has ended, which the `await` below reports.

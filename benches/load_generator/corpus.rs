@@ -183,9 +183,21 @@ impl Corpus {
         let start_ns = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
         let start_ns = u64::try_from(start_ns)?;
         let traces = shape.requests as u64 * shape.traces_per_request();
+        let mut corpus = Self {
+            traces,
+            is_compressed: shape.compression != Compression::None,
+            first_counter: fastrand::u64(..),
+            bytes_per_request: 0.0,
+            expected_kept_percent: 0.0,
+            copies: 0,
+            requests: Vec::new(),
+        };
+        corpus.requests.resize_with(shape.requests, Request::default);
         let mut spans: Vec<Vec<Span>> = Vec::new();
         spans.resize_with(shape.requests, Vec::new);
-        let (mut kept, mut all) = (0.0, 0.0);
+        // Spans of traces from the end of the ring go to the first requests.
+        let first = (2 * shape.stride).max(shape.late).min(shape.requests as u64) as usize;
+        let (mut kept, mut all, mut bytes) = (0.0, 0.0, 0);
         for number in 0..traces {
             let trace = Trace::new(number, start_ns, shape.size, &mut rng);
             let size = shape.spans_of_trace(number);
@@ -193,29 +205,32 @@ impl Corpus {
             kept += keep * size as f64;
             all += size as f64;
             place(number, &trace, shape, &mut spans, &mut rng);
-        }
-        let mut corpus = Self {
-            traces,
-            is_compressed: shape.compression != Compression::None,
-            first_counter: fastrand::u64(..),
-            bytes_per_request: 0.0,
-            expected_kept_percent: kept / all,
-            copies: 0,
-            requests: Vec::with_capacity(shape.requests),
-        };
-        let mut bytes = 0;
-        for (index, spans) in spans.into_iter().enumerate() {
-            let mut request = Request::encode(index, spans, shape)?;
-            bytes += request.body.len() - GRPC_PREFIX_BYTES;
-            if corpus.is_compressed {
-                let body = corpus.stamped(&mut request, 0);
-                request.body = compressed(&body[GRPC_PREFIX_BYTES..], shape.compression)?;
-                request.ids = Vec::new();
+            // A request is encoded as soon as it is complete: all spans of a run that is compressed
+            // in advance would take gigabytes.
+            let index = (number / shape.traces_per_request()) as usize;
+            if (number + 1).is_multiple_of(shape.traces_per_request()) && index >= first {
+                bytes += corpus.encode(index, std::mem::take(&mut spans[index]), shape)?;
             }
-            corpus.requests.push(request);
         }
+        for (index, spans) in spans.into_iter().take(first).enumerate() {
+            bytes += corpus.encode(index, spans, shape)?;
+        }
+        corpus.expected_kept_percent = kept / all;
         corpus.bytes_per_request = bytes as f64 / corpus.requests.len() as f64;
         Ok(corpus)
+    }
+
+    /// Encodes a request. Returns the length of its message before it is compressed.
+    fn encode(&mut self, index: usize, spans: Vec<Span>, shape: &Shape) -> Result<usize> {
+        let mut request = Request::encode(index, spans, shape)?;
+        let bytes = request.body.len() - GRPC_PREFIX_BYTES;
+        if self.is_compressed {
+            let body = self.stamped(&mut request, 0);
+            request.body = compressed(&body[GRPC_PREFIX_BYTES..], shape.compression)?;
+            request.ids = Vec::new();
+        }
+        self.requests[index] = request;
+        Ok(bytes)
     }
 
     /// The body of the request numbered `sequence` from the start of the load, with its prefix;

@@ -20,6 +20,9 @@ use crate::{
 
 /// The load lasts this much longer than the measurement, in case laps take long.
 const LOAD_MARGIN: Duration = Duration::from_secs(60);
+/// The longest time for encoding the corpus: half a minute of CPU if a million spans are compressed
+/// in advance, and many minutes on a busy machine.
+const CORPUS_MAX: Duration = Duration::from_secs(1800);
 /// The load generator waits up to ten seconds for answers; the sink ends at once.
 const STOP_MAX: Duration = Duration::from_secs(15);
 
@@ -105,7 +108,7 @@ impl Bench {
         ];
         arguments.extend(plan.traffic.arguments());
         let load = Process::subcommand("load", &arguments)?;
-        let loaded = load.answer()?;
+        let loaded = load.answer_within(CORPUS_MAX)?;
         Ok(Self { sink, server, load, loaded })
     }
 

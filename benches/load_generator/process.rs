@@ -6,7 +6,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{
         atomic::{AtomicBool, Ordering::Relaxed},
-        mpsc::{Receiver, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -16,9 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Result, control};
 
-/// The longest wait for an answer. Most answers come at once, but encoding a corpus takes a second,
-/// and a minute if the whole run is compressed in advance.
-const ANSWER_MAX: Duration = Duration::from_secs(180);
+/// The longest wait for an answer, most of which come at once.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Linux shows CPU times to users in hundredths of a second on every architecture (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
 const POLL: Duration = Duration::from_millis(20);
@@ -92,8 +91,16 @@ impl Process {
 
     /// The next line of JSON that the child prints.
     pub(crate) fn answer<T: DeserializeOwned>(&self) -> Result<T> {
-        let line = self.answers.recv_timeout(ANSWER_MAX);
-        control::parse(&line.map_err(|_| format!("{} ended or does not answer", self.name))?)
+        self.answer_within(ANSWER_MAX)
+    }
+
+    /// The next line, for which the child may take this long.
+    pub(crate) fn answer_within<T: DeserializeOwned>(&self, max: Duration) -> Result<T> {
+        let line = self.answers.recv_timeout(max).map_err(|error| match error {
+            RecvTimeoutError::Timeout => format!("{} did not answer within {max:?}", self.name),
+            RecvTimeoutError::Disconnected => format!("{} has ended", self.name),
+        });
+        control::parse(&line?)
     }
 
     /// Asks for a lap.

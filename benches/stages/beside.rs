@@ -16,24 +16,31 @@ use tailwater::{
 use crate::{
     ENDED, Result, WARM_UP, arrival_ms,
     corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST, Shape},
-    limits, parts, plan, specs,
+    limits, measured, parts, plan, specs,
 };
 
-/// Compares the metrics of the default kinds, and of all.
-pub(crate) fn span_metrics(requests: u64) -> Result<()> {
-    for (label, kinds, resources) in [("SERVER", 1 << 2, 330), ("all kinds", 0x3f, 120)] {
-        let mut corpus = Corpus::build(&Shape { resources, ..Shape::plain(64) })?;
-        let mut sides = [Side::new(plan(), None), Side::new(plan(), Some(kinds))];
-        compare(&mut corpus, &format!("span metrics, {label}"), &mut sides, requests)?;
-        let totals = sides[1].sampler.span_metrics().map(|metrics| metrics.totals());
-        let totals = totals.unwrap_or_default();
-        let spans = (WARM_UP + requests) * SPANS_PER_REQUEST;
-        println!(
-            "  {} series, {:.0} % of the spans counted",
-            totals.series,
-            totals.spans as f64 / spans as f64 * 100.0
-        );
-    }
+/// Compares with metrics of the kind that the default counts of this traffic.
+pub(crate) fn span_metrics_of_servers(requests: u64) -> Result<()> {
+    span_metrics("SERVER", 1 << 2, 330, requests)
+}
+
+/// Compares with metrics of all kinds.
+pub(crate) fn span_metrics_of_all(requests: u64) -> Result<()> {
+    span_metrics("all kinds", 0x3f, 120, requests)
+}
+
+fn span_metrics(label: &str, kinds: u8, resources: usize, requests: u64) -> Result<()> {
+    let mut corpus = Corpus::build(&Shape { resources, ..Shape::plain(64) })?;
+    let mut sides = [Side::new(plan(), None), Side::new(plan(), Some(kinds))];
+    compare(&mut corpus, &format!("span metrics, {label}"), &mut sides, requests)?;
+    let totals = sides[1].sampler.span_metrics().map(|metrics| metrics.totals());
+    let totals = totals.unwrap_or_default();
+    let spans = (WARM_UP + requests) * SPANS_PER_REQUEST;
+    println!(
+        "  {} series, {:.0} % of the spans counted",
+        totals.series,
+        totals.spans as f64 / spans as f64 * 100.0
+    );
     Ok(())
 }
 
@@ -117,7 +124,8 @@ fn compare(corpus: &mut Corpus, label: &str, sides: &mut [Side; 2], requests: u6
         // cache.
         let first = (sequence % 2) as usize;
         for side in [first, 1 - first] {
-            sides[side].take(Millis(now), &body, ticks)?;
+            let take = || sides[side].take(Millis(now), &body, ticks);
+            if side == 0 { measured::without(take) } else { measured::with(take) }?;
         }
     }
     let nanos = |time: Duration| time.as_secs_f64() * 1e9 / (requests * SPANS_PER_REQUEST) as f64;

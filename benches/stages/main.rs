@@ -1,10 +1,10 @@
 //! Measures the stages one by one, in one thread and in process: the cost of a span to walk,
-//! intern, take in, append, decide, encode and export; how the cost grows with the policies; the
-//! cost of span metrics, of a budget, of inflating and of OTLP/JSON; how long a reload locks a
-//! shard of a large window; and the cost of hostile ids and tokens. Isolates Tailwater's own code
-//! from sockets, HTTP/2 and the runtime, except in `export`. Compare a stage with itself before and
-//! after a change, in alternation on the same machine, or by the instructions that
-//! `benches/instructions.sh` counts.
+//! intern, take in, append, decide, encode and export; how the cost grows with the policies, and
+//! with the workers (`cores`); the cost of span metrics, of a budget, of inflating and of OTLP/JSON;
+//! how long a reload locks a shard of a large window; and the cost of hostile ids and tokens. Isolates
+//! Tailwater's own code from sockets, HTTP/2 and the runtime, except in `export`. Compare a stage
+//! with itself before and after a change, in alternation on the same machine, or by the
+//! instructions that `benches/instructions.sh` counts.
 //!
 //! Traffic and policies are those of the load generator (684-byte spans, 10 % kept). Time is
 //! virtual: a request every 3.4 ms, a window of one second, a tick of 100 ms. `cargo bench --bench
@@ -22,6 +22,7 @@ mod framing;
 #[path = "../load_generator/traffic.rs"]
 mod traffic;
 mod beside;
+mod cores;
 mod inflating;
 mod json;
 mod measured;
@@ -98,9 +99,17 @@ fn main() -> Result<()> {
             whole(&mut corpus, plan(), &label, requests)?;
         }
     }
+    for workers in cores::WORKERS {
+        if is_wanted("cores") || names.iter().any(|name| **name == format!("cores-{workers}")) {
+            cores::run(&mut corpus, workers, requests)?;
+        }
+    }
     drop(corpus);
     if is_wanted("spanmetrics") {
-        beside::span_metrics(requests)?;
+        beside::span_metrics_of_servers(requests)?;
+    }
+    if is_wanted("allkinds") {
+        beside::span_metrics_of_all(requests)?;
     }
     if is_wanted("budget") {
         beside::budget(requests)?;

@@ -17,3 +17,17 @@ macro_rules! stages {
 }
 
 stages!(walk intern ingest append decide log encode json);
+
+macro_rules! sides {
+    ($($side:ident)*) => {$(
+        /// Runs the work of one side of a comparison.
+        #[inline(never)]
+        pub(crate) fn $side<T>(work: impl FnOnce() -> T) -> T {
+            // Otherwise the compiler would merge the functions of both sides.
+            std::hint::black_box(stringify!($side));
+            work()
+        }
+    )*};
+}
+
+sides!(without with);

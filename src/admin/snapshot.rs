@@ -7,7 +7,7 @@
 use super::{Admin, describe::timestamp};
 use crate::{
     control::{
-        Activity, Backend, Configuration, Decision, GetStatusResponse, Ledger, Memory,
+        Activity, Backend, Configuration, Decision, GetStatusResponse, Kafka, Ledger, Memory,
         PolicyStatus, Queue, Window, backend::State,
     },
     exporter::Standing,
@@ -52,6 +52,11 @@ impl Admin {
                 trial_running: self.sampler.plan().trial().is_some(),
                 recordings: self.sampler.recordings().running() as u32,
                 watchers: self.watchers.count() as u32,
+            }),
+            kafka: self.metrics.kafka().shown().map(|shown| Kafka {
+                partitions: shown.partitions as u32,
+                lag_records: shown.lag,
+                commit_age_seconds: shown.commit_age,
             }),
         }
     }

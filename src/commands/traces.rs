@@ -266,6 +266,10 @@ impl<'p, I: Iterator<Item = &'p Leaves> + Clone> Conditions for SideBySide<I> {
             *word = threshold.bits() + 1;
         }
     }
+
+    fn describe_span(&self, fields: &SpanFields<'_>, words: &mut [u64]) {
+        self.each(words, |leaves, words| leaves.describe_span(fields, words));
+    }
 }
 
 fn sampled_at(word: u64) -> Option<Threshold> {

@@ -1,5 +1,7 @@
 //! The counters of the Kafka receiver. The series exist in every build.
 
+use std::sync::{Mutex, PoisonError};
+
 use metrics::{Counter, Gauge};
 
 use super::{count::Count, described};
@@ -18,6 +20,18 @@ pub struct Kafka {
     partitions: Gauge,
     lag: Gauge,
     commit_age: Gauge,
+    shown: Mutex<Option<Shown>>,
+}
+
+/// What the receiver reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    /// The number of its partitions.
+    pub partitions: usize,
+    /// The records in them that are not read.
+    pub lag: u64,
+    /// The seconds for which a commit has been behind and has not moved.
+    pub commit_age: f64,
 }
 
 impl Kafka {
@@ -34,6 +48,7 @@ impl Kafka {
             partitions: described::KAFKA_PARTITIONS.gauge([]),
             lag: described::KAFKA_LAG.gauge([]),
             commit_age: described::KAFKA_COMMIT_AGE.gauge([]),
+            shown: Mutex::default(),
         }
     }
 
@@ -76,11 +91,17 @@ impl Kafka {
         self.errors.increment(1);
     }
 
-    /// The partitions, the records in them that are not read, and the seconds for which a commit
-    /// has not moved.
-    pub fn show(&self, partitions: usize, lag: u64, commit_age: f64) {
-        self.partitions.set(partitions as f64);
-        self.lag.set(lag as f64);
-        self.commit_age.set(commit_age);
+    /// Shows what is read now.
+    pub fn show(&self, shown: Shown) {
+        self.partitions.set(shown.partitions as f64);
+        self.lag.set(shown.lag as f64);
+        self.commit_age.set(shown.commit_age);
+        // No code panics while it holds this lock.
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
+    }
+
+    /// What was shown last; `None` if nothing is read from Kafka.
+    pub fn shown(&self) -> Option<Shown> {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -30,7 +30,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 pub use self::{codes::ExportCode, reasons::FailedBecause};
 pub(crate) use self::{
     connections::{Closed, Transport},
-    kafka::Kafka,
+    kafka::{Kafka, Shown},
     policies::PolicyCounts,
     reasons::RefusedBecause,
 };

@@ -23,7 +23,7 @@ pub trait Conditions {
     /// Whether any attribute of a span must be read.
     fn reads_attributes(&self) -> bool;
 
-    /// Whether [`Self::test_span`] must be called, so name, kind and flags must be read.
+    /// Whether [`Self::test_span`] must be called, so flags must be read.
     fn reads_fields(&self) -> bool;
 
     /// Whether [`Self::test_event`] must be called, so events must be read. Only true if
@@ -53,9 +53,13 @@ pub trait Conditions {
     /// [`Malformed`] if the event cannot be read.
     fn test_event(&self, event: Event<'_>, bits: &mut [u64]) -> Result<(), Malformed>;
 
-    /// Sets the bits of the conditions on a span as a whole. Called last: `bits` already has the
-    /// bits of all its attributes and events and of its resource.
+    /// Sets the bits of the conditions on a span as a whole. Called after the bits of all its
+    /// attributes and events and of its resource are set.
     fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]);
+
+    /// Writes the words that describe the span itself. Called last, for every span; the flags are
+    /// read only if [`Self::reads_fields`] is true.
+    fn describe_span(&self, fields: &SpanFields<'_>, words: &mut [u64]);
 }
 
 /// The layout of the condition words of a span or a trace.
@@ -130,6 +134,8 @@ impl Conditions for () {
     }
 
     fn test_span(&self, _: &SpanFields<'_>, _: &mut [u64]) {}
+
+    fn describe_span(&self, _: &SpanFields<'_>, _: &mut [u64]) {}
 }
 
 /// The fields of a span that conditions can compare.
@@ -260,7 +266,22 @@ impl<'a> Attribute<'a> {
     ///
     /// # Errors
     /// [`Malformed`] if the value cannot be read.
+    #[inline]
     pub fn value(&self) -> Result<AttributeValue<'a>, Malformed> {
+        // Nearly every pair is a short key followed by a short text and nothing else.
+        if let [KEY_BYTE, key_len @ 0..0x80, rest @ ..] = self.pair
+            && let Some((_, [VALUE_BYTE, value_len @ 2..0x80, TEXT_BYTE, text_len, text @ ..])) =
+                rest.split_at_checked(usize::from(*key_len))
+            && *text_len == *value_len - 2
+            && text.len() == usize::from(*text_len)
+        {
+            return Ok(AttributeValue::String(text));
+        }
+        self.any_value()
+    }
+
+    #[inline(never)]
+    fn any_value(&self) -> Result<AttributeValue<'a>, Malformed> {
         Place { message: self.pair, is_pair: true }.value()
     }
 }
@@ -358,6 +379,8 @@ const EVENT_ATTRIBUTE: u32 = tag(3, BYTES);
 const ELEMENT: u32 = tag(1, BYTES);
 const KEY_BYTE: u8 = KEY as u8;
 const VALUE_BYTE: u8 = VALUE as u8;
+/// The tag of a text in a value.
+const TEXT_BYTE: u8 = tag(1, BYTES) as u8;
 
 /// Reads one part of the value at `place`. `count` values were set before it.
 fn read_any_value<'a>(

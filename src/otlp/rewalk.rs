@@ -132,4 +132,9 @@ impl<C: Conditions> Conditions for Lenient<'_, C> {
     fn test_span(&self, fields: &SpanFields<'_>, bits: &mut [u64]) {
         self.0.test_span(fields, bits);
     }
+
+    #[inline(always)]
+    fn describe_span(&self, fields: &SpanFields<'_>, words: &mut [u64]) {
+        self.0.describe_span(fields, words);
+    }
 }

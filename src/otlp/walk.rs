@@ -333,20 +333,20 @@ pub(super) fn read_span<const FIELDS: bool, C: Conditions>(
     let status_mask = status_mask(code);
     let end = if end == 0 { 0 } else { end.max(start) };
     let kind_mask = kind_mask(kind);
+    let fields = SpanFields {
+        name,
+        trace_state,
+        flags,
+        status_mask,
+        kind_mask,
+        is_root,
+        start_unix_nano: start,
+        duration_nanos: (start != 0 && end != 0).then(|| end - start),
+    };
     if FIELDS {
-        let duration_nanos = (start != 0 && end != 0).then(|| end - start);
-        let fields = SpanFields {
-            name,
-            trace_state,
-            flags,
-            status_mask,
-            kind_mask,
-            is_root,
-            start_unix_nano: start,
-            duration_nanos,
-        };
         conditions.test_span(&fields, bits);
     }
+    conditions.describe_span(&fields, bits);
     Ok(Some(SpanMeta {
         trace_id,
         start_unix_nano: start,

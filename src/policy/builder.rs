@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 
 use super::{
-    leaves::{Attributes, ByKey, DurationRange, Events, Fields, Leaves, Tests, Values, key_bit},
+    keys::{ByKey, Keys},
+    leaves::{Attributes, DurationRange, Events, Fields, Leaves, Tests, Values},
     node::Node,
     number::NumberRange,
     spec::{Scope, StringMatch},
@@ -238,17 +239,14 @@ impl LeavesBuilder {
     pub(super) fn build(self) -> Leaves {
         let own_bits = self.bits_of_events();
         let mut leaves = Leaves { count: self.count, ..Leaves::default() };
-        let mut of_events = ByKey::default();
+        let (mut of_events, mut attributes) = (ByKey::default(), HashMap::default());
         for ((bearer, key), tests) in self.attributes {
             let tests = tests.build();
             let Bearer::Scope(scope) = bearer else {
                 of_events.insert(boxed(key), tests);
                 continue;
             };
-            if scope != Scope::Resource {
-                leaves.key_bits |= key_bit(key.as_bytes());
-            }
-            let of_key: &mut Attributes = leaves.attributes.entry(boxed(key)).or_default();
+            let of_key: &mut Attributes = attributes.entry(key).or_default();
             match scope {
                 Scope::Any => of_key.of_any = Some(tests),
                 Scope::Span => of_key.of_spans = Some(tests),
@@ -273,12 +271,11 @@ impl LeavesBuilder {
             || !fields.kinds.is_empty()
             || !fields.durations.is_empty()
             || !fields.same_spans.is_empty()
-            || !self.same_events.is_empty()
-            || !self.values.is_empty();
+            || !self.same_events.is_empty();
         for (key, word) in leaves.values.take_keys(self.values, self.count) {
-            leaves.key_bits |= key_bit(key.as_bytes());
-            leaves.attributes.entry(boxed(key)).or_default().word = Some(word);
+            attributes.entry(key).or_default().word = Some(word);
         }
+        leaves.attributes = Keys::new(attributes);
         leaves.events = Events {
             names: self.event_names.build(),
             attributes: of_events,

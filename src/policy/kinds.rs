@@ -55,7 +55,7 @@ impl KindValues {
     }
 
     /// Stores the rank and the fields of a span in its words.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note_span(&self, span: &SpanFields<'_>, words: &mut [u64]) {
         if self.count == 0 {
             return;

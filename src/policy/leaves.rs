@@ -1,10 +1,10 @@
 //! Leaves: the conditions that have one bit each, which is set while a span is walked.
 //!
-//! Equal conditions share a bit ([`super::builder`]). The keys that conditions read are in one hash
-//! table, so an attribute costs one look-up regardless of the number of policies, and a value that
-//! is compared costs one more ([`super::texts`]). Only bounds on numbers are tried one by one. A
-//! value is read from its bytes only if a condition names its key. Name, kind, flags, tracestate
-//! and events are read only if a condition needs them.
+//! Equal conditions share a bit ([`super::builder`]). The keys that conditions read are in one
+//! table ([`super::keys`]), so an attribute costs one look-up regardless of the number of policies,
+//! and a value that is compared costs one more ([`super::texts`]). Only bounds on numbers are tried
+//! one by one. A value is read from its bytes only if a condition names its key. Name, kind, flags,
+//! tracestate and events are read only if a condition needs them.
 //!
 //! The bits of a span start as the bits of its resource; its attributes and events add theirs. When
 //! all are set, `same_span` evaluates its expression on them and sets its own bit.
@@ -16,9 +16,8 @@
 //! Budgets and rare policies also need values of one span of the trace ([`super::kinds`]). Their
 //! words follow the bits.
 
-use std::collections::HashMap;
-
 use super::{
+    keys::{ByKey, Keys},
     kinds::{self, KindValues},
     node::Node,
     number::{Number, NumberRange},
@@ -33,15 +32,10 @@ use crate::{
     trace::Facts,
 };
 
-pub(super) type ByKey<T> = HashMap<Box<[u8]>, T, foldhash::fast::RandomState>;
-
 /// The compiled leaves.
 #[derive(Debug, Default)]
 pub struct Leaves {
-    pub(super) attributes: ByKey<Attributes>,
-    /// The [`key_bit`]s of all keys that conditions on spans read. Most attributes that no policy
-    /// names are recognised by this mask, without a hash.
-    pub(super) key_bits: u64,
+    pub(super) attributes: Keys,
     pub(super) fields: Fields,
     pub(super) events: Events,
     pub(super) values: KindValues,
@@ -56,6 +50,13 @@ pub(super) struct Attributes {
     pub(super) of_resources: Option<Tests>,
     /// The word of its value, if that tells kinds of traces apart.
     pub(super) word: Option<usize>,
+}
+
+impl Attributes {
+    /// Whether attributes of spans are read.
+    pub(super) fn are_of_spans(&self) -> bool {
+        self.of_any.is_some() || self.of_spans.is_some() || self.word.is_some()
+    }
 }
 
 /// Conditions on an attribute.
@@ -124,7 +125,7 @@ impl Conditions for Leaves {
 
     #[inline(always)]
     fn reads_attributes(&self) -> bool {
-        self.key_bits != 0
+        !self.attributes.are_of_resources_only()
     }
 
     #[inline(always)]
@@ -139,10 +140,11 @@ impl Conditions for Leaves {
 
     #[inline(always)]
     fn test_attribute(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
-        if self.key_bits & key_bit(attribute.key) == 0 {
-            return Ok(());
+        if self.attributes.may_read(attribute.key) {
+            self.test_key(attribute, bits)
+        } else {
+            Ok(())
         }
-        self.test_key(attribute, bits)
     }
 
     fn test_resource_attribute(
@@ -150,7 +152,7 @@ impl Conditions for Leaves {
         attribute: Attribute<'_>,
         bits: &mut [u64],
     ) -> Result<(), Malformed> {
-        let Some(tests) = self.attributes.get(attribute.key) else { return Ok(()) };
+        let Some(tests) = self.attributes.of_resource(attribute.key) else { return Ok(()) };
         kinds::note(tests.word, attribute, bits)?;
         test([&tests.of_any, &tests.of_resources], attribute, bits)
     }
@@ -192,7 +194,11 @@ impl Conditions for Leaves {
                 set(*bit, bits);
             }
         }
-        self.values.note_span(span, bits);
+    }
+
+    #[inline(always)]
+    fn describe_span(&self, span: &SpanFields<'_>, words: &mut [u64]) {
+        self.values.note_span(span, words);
     }
 }
 
@@ -203,7 +209,7 @@ impl Leaves {
     }
 
     fn test_key(&self, attribute: Attribute<'_>, bits: &mut [u64]) -> Result<(), Malformed> {
-        let Some(tests) = self.attributes.get(attribute.key) else { return Ok(()) };
+        let Some(tests) = self.attributes.of_span(attribute.key) else { return Ok(()) };
         kinds::note(tests.word, attribute, bits)?;
         test([&tests.of_any, &tests.of_spans], attribute, bits)
     }
@@ -290,11 +296,4 @@ impl DurationRange {
         self.over >= other.over
             && other.up_to.is_none_or(|bound| self.up_to.is_some_and(|most| most <= bound))
     }
-}
-
-/// One of 64 bits for a key, computed from its length and its first and last bytes.
-#[inline(always)]
-pub(super) fn key_bit(key: &[u8]) -> u64 {
-    let [first, last] = [key.first(), key.last()].map(|end| end.map_or(0, |&end| u32::from(end)));
-    1u64.wrapping_shl((key.len() as u32).wrapping_add(3 * first + 5 * last))
 }

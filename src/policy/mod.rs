@@ -8,6 +8,7 @@
 mod builder;
 mod compile;
 mod expiry;
+mod keys;
 mod kinds;
 mod leaves;
 mod limit;

@@ -253,6 +253,15 @@ impl Plan {
         Verdict { kept: threshold.keeps(evidence.randomness), policy, threshold }
     }
 
+    /// Whether a trace that is kept owes this to a limit, a budget or a rare policy alone. These
+    /// depend on other traces, so another process may decide otherwise.
+    pub(crate) fn depends_on_others(&self, evidence: &Evidence<'_>) -> bool {
+        let is_sure =
+            |policy: &&Policy| policy.limit.is_none() && policy.rare.is_none() && !policy.is_veto;
+        let mut sure = self.policies.iter().filter(is_sure);
+        self.has_limits() && !sure.any(|policy| policy.propose(evidence).keeps(evidence.randomness))
+    }
+
     /// For each shadow policy that matches, tells how it alone would have changed the verdict. A
     /// set of policies takes the lowest threshold, so this is one comparison per policy.
     pub(crate) fn shadow(

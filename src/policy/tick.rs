@@ -33,6 +33,8 @@ pub struct Tick {
     waiting: Vec<Waiting>,
     /// The number of candidates that may still be listed.
     room: usize,
+    /// A buffer for the claims of one trace.
+    asked: Asked,
     /// The limits of a trial. They have a list of their own, so they take no room from the others.
     of_trial: Option<Box<Tick>>,
 }
@@ -76,6 +78,7 @@ impl Tick {
             rares: Vec::new(),
             waiting: Vec::new(),
             room: CANDIDATES_MAX,
+            asked: Asked::default(),
             of_trial: None,
         }
     }
@@ -113,17 +116,17 @@ impl Tick {
     pub fn add(&mut self, plan: &Arc<Plan>, evidence: &Evidence<'_>, age_millis: u32) {
         let known = self.plans.iter().position(|known| Arc::ptr_eq(&known.plan, plan));
         let Some(of_plan) = known else { return };
-        let asked = plan.asked(evidence);
+        let mut asked = std::mem::take(&mut self.asked);
+        plan.asked(evidence, &mut asked);
         let candidate = evidence.candidate();
-        if asked.rares.is_empty() {
-            self.add_to_limits(of_plan, &asked, candidate, false);
-        } else if self.waiting.len() < CANDIDATES_MAX {
-            let (trace, plan) = (evidence.trace_id, of_plan);
+        if !asked.rares.is_empty() && self.waiting.len() < CANDIDATES_MAX {
+            let (trace, plan, asked) = (evidence.trace_id, of_plan, std::mem::take(&mut asked));
             self.waiting.push(Waiting { age_millis, trace, plan, candidate, asked });
         } else {
             asked.rares.iter().for_each(|rare| plan.rares()[rare.index].note_overflowed());
             self.add_to_limits(of_plan, &asked, candidate, false);
         }
+        self.asked = asked;
         if let (Some(tick), Some(candidate)) = (&mut self.of_trial, plan.candidate()) {
             tick.add(candidate, evidence, age_millis);
         }

@@ -62,6 +62,8 @@ pub struct Decided {
     pub passed_over: u64,
     /// Kept traces of this hold of the lock of which some spans have left before.
     pub(super) held_back: Vec<HeldBack>,
+    /// Records of this hold of the lock that say dropped, and what late spans follow instead.
+    pub(super) guessed: Vec<(usize, Decision)>,
     /// Traces decided in this hold of the lock whose records are not removed yet.
     pub(super) taken: Vec<Taken>,
     /// Spans beyond the cap. They are dropped outside the lock, because the last span of a segment
@@ -108,6 +110,15 @@ impl Decided {
         }
     }
 
+    /// Notes what is only a guess about the next record, which says dropped instead: the owner
+    /// before has decided this trace by other thresholds, and has delivered what it kept. Late
+    /// spans follow the guess.
+    fn guess(&mut self, decision: Decision) -> Decision {
+        self.guessed.push((self.decisions.records.len(), decision));
+        let verdict = Verdict { kept: false, ..decision.verdict };
+        Decision { verdict, ..decision }
+    }
+
     /// The number of spans that have left the window or never entered it, whether kept or not.
     pub(super) fn left_spans(&self) -> u64 {
         let decided = self.decisions.records.iter().map(|record| u64::from(record.spans));
@@ -121,6 +132,7 @@ impl Decided {
         self.spans.clear();
         self.kept_bytes = 0;
         self.held_back.clear();
+        self.guessed.clear();
         self.taken.clear();
         self.chosen.give_up();
         let records = self.decisions.records.iter().filter(|record| record.decision.verdict.kept);
@@ -259,22 +271,17 @@ impl Sampler {
         let evidence = evidence(window, due.position, &facts, due.trigger.is_forced());
         let randomness = evidence.randomness;
         let matched_start = out.decisions.matched.len() as u32;
-        let matched = &mut out.decisions.matched;
-        // A panic drops this trace. Otherwise it would stay the next due trace and panic again and
-        // again.
-        let verdict = catch_unwind(AssertUnwindSafe(|| state.plan.decide(&evidence, matched)));
-        let is_charged = verdict.as_ref().is_ok_and(|verdict| verdict.kept || evidence.forced);
-        let verdict = verdict.unwrap_or_else(|_| {
-            out.panics += 1;
-            out.decisions.matched.truncate(matched_start as usize);
-            Verdict::NONE
-        });
+        let (verdict, is_charged) = judge(&state.plan, &evidence, out);
         let decision = Decision { verdict, trigger: due.trigger, explicit_randomness };
         if below.spans == facts.spans {
             out.decisions.matched.truncate(matched_start as usize);
             self.decide_again(state, due.position, &decision, out);
             return ControlFlow::Continue(());
         }
+        let is_guess = below.spans > 0 && verdict.kept && state.plan.depends_on_others(&evidence);
+        let (decision, is_charged) =
+            if is_guess { (out.guess(decision), false) } else { (decision, is_charged) };
+        let verdict = decision.verdict;
         let has_shadows = state.plan.shadows().len() > 0;
         // For a dropped trace, only the limits of shadow policies could be charged.
         if state.plan.has_limits() && (is_charged || has_shadows) {
@@ -327,11 +334,14 @@ impl Sampler {
     /// `out`. It does each step for all traces before the next step, because the memory reads of
     /// many traces overlap and take about as long as those of one trace.
     pub(super) fn conclude(&self, state: &mut ShardState, since: Since, out: &mut Decided) {
-        for record in &out.decisions.records[since.record()..] {
+        let mut guessed = out.guessed.drain(..).peekable();
+        for (index, record) in out.decisions.records.iter().enumerate().skip(since.record()) {
             let hash = window::hash_of(&self.hasher, record.trace_id);
-            state.remembered.remember(hash, &record.decision);
+            let guess = guessed.next_if(|(of, _)| *of == index).map(|(_, guess)| guess);
+            state.remembered.remember(hash, &guess.unwrap_or(record.decision));
             state.remembered.remember_shadowed(hash, out.decisions.shadowed(record));
         }
+        drop(guessed);
         state.window.empty(&mut out.taken, &mut out.spans, &mut out.freed);
         if !out.held_back.is_empty() {
             Sampler::hold_back(since, out);
@@ -388,6 +398,22 @@ impl Sampler {
         });
         self.cut_late(state, hash, out);
     }
+}
+
+/// The verdict of the policies, and whether the trace is charged to limits that keep it.
+fn judge(plan: &Plan, evidence: &Evidence<'_>, out: &mut Decided) -> (Verdict, bool) {
+    let matched = &mut out.decisions.matched;
+    let matched_start = matched.len();
+    // A panic drops this trace. Otherwise it would stay the next due trace and panic again and
+    // again.
+    let verdict = catch_unwind(AssertUnwindSafe(|| plan.decide(evidence, matched)));
+    let is_charged = verdict.as_ref().is_ok_and(|verdict| verdict.kept || evidence.forced);
+    let verdict = verdict.unwrap_or_else(|_| {
+        out.panics += 1;
+        out.decisions.matched.truncate(matched_start);
+        Verdict::NONE
+    });
+    (verdict, is_charged)
 }
 
 /// Compares the shadow policies with the verdict.

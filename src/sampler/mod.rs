@@ -20,6 +20,8 @@
 
 mod cap;
 mod decide;
+#[cfg(feature = "lock-counts")]
+pub mod holds;
 mod ingest;
 mod partition;
 mod passed;
@@ -418,6 +420,8 @@ impl Sampler {
         // of the shard can still be decided.
         let shard = self.shards.get(index);
         let shard = shard.unwrap_or_else(|| self.partitions.shard(index - self.shards.len()));
+        #[cfg(feature = "lock-counts")]
+        holds::note(shard.try_lock().is_err());
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,11 +8,16 @@
 //! are candidates of the next tick, like those of all shards, and are decided after it.
 //!
 //! A window begins *below the commit*: an earlier owner of the partition has decided and delivered
-//! the spans that arrive now. The window decides them again, by the same policies, but nothing is
-//! exported, counted or published; decisions are remembered for later spans.
-//! [`Sampler::pass_commit`] ends this. If a trace is undecided at that moment, its earlier spans
-//! are not exported either; its later spans follow the decision about the whole trace. Traces that
-//! lie below the commit as a whole are not candidates of limits and use up none of their rate.
+//! what it is given now. It decides again, by the same policies, but nothing of that leaves, is
+//! counted or is published; decisions are remembered for what follows. [`Sampler::pass_commit`]
+//! ends this. Of a trace that is undecided at that moment, the spans that are there leave neither,
+//! and those that follow leave by the decision about all of them. Traces that lie below the commit
+//! as a whole are no candidates of limits and use up nothing of them.
+//!
+//! Limits, budgets and rare policies depend on other traffic, so what they say about a trace that
+//! began below the commit is a guess at what the earlier owner has decided. All that was there when
+//! the trace was due has been decided by that owner, so none of it leaves by a guess: it would be a
+//! part of a trace that was dropped. Only late spans follow the guess.
 
 use std::{
     collections::HashMap,
@@ -273,11 +278,10 @@ impl Sampler {
         self.decide(window.0, time, which, room, out)
     }
 
-    /// The time for which a trace of a window has been due, by the window's time; `None` if none
+    /// For how long a trace of a window has been due at this time of its records; `None` if none
     /// is.
-    pub fn overdue_millis(&self, window: PartitionWindow) -> Option<u32> {
+    pub fn overdue_millis(&self, window: PartitionWindow, time: Millis) -> Option<u32> {
         let mut state = self.lock(window.0);
-        let time = state.time();
         state.window.next_due(time).map(|due| time.since(due.at))
     }
 

@@ -69,7 +69,13 @@ impl Kafka {
             // The thread may wait for brokers.
             let _ = spawn_blocking(|| client.stop()).await;
         }
-        // The next owner reads again the records that are not committed by now.
-        self.member.lock().unwrap_or_else(PoisonError::into_inner).revoke_all();
+        give_up(&self.member);
     }
+}
+
+/// Gives all partitions up without a commit: the next owner reads again what is not in one by now.
+/// If the thread of the client still waits for brokers, it finds nothing to commit. What the
+/// exporter gives up at the end of a shutdown must not be committed.
+pub(super) fn give_up(member: &Mutex<Member>) {
+    member.lock().unwrap_or_else(PoisonError::into_inner).revoke_all();
 }

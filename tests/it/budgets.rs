@@ -196,3 +196,21 @@ fn kinds_beyond_the_table_share_one() {
     none(20);
     assert_eq!(reading(&budget).kinds, 0);
 }
+
+/// Scenario: ids as keys: a million traces, each of its own kind, within a second.
+/// Guarantees: the table of kinds stays bounded, traces without room in it are counted, and the
+/// rate holds from the first second on, but for the burst.
+#[test]
+fn a_million_kinds_at_once_are_bounded() {
+    let budget = Budget::new(PER_SECOND);
+    let mut rng = Rng::with_seed(1);
+    let mut kept = 0;
+    for tick in 0..10 {
+        let kinds = tick * 100_000..(tick + 1) * 100_000;
+        let traces: Vec<_> = kinds.map(|kind| (kind, Randomness(rng.u64(..1 << 56)), 1)).collect();
+        kept += budget.decide(&traces).iter().flatten().count();
+    }
+    let overflowed: u64 = budget.plan.take_overflowed().iter().map(|of| of.traces).sum();
+    assert_eq!((reading(&budget).kinds, overflowed), (4096, 1_000_000 - 4096));
+    assert!(kept <= 150, "{kept} with a rate of 100, and 40 in the bucket");
+}

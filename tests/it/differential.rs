@@ -320,6 +320,10 @@ impl Conditions for Everything {
         put_bit(b"flags", &fields.flags.to_le_bytes(), bits);
         put_bit(b"status", &[fields.status_mask], bits);
     }
+
+    fn describe_span(&self, fields: &SpanFields<'_>, words: &mut [u64]) {
+        put_bit(b"start", &fields.start_unix_nano.to_le_bytes(), words);
+    }
 }
 
 fn expect_bit(pair: &Pair, bits: &mut [u64]) {
@@ -392,6 +396,7 @@ fn compare_read(bytes: &[u8], request: &Request, walked: &Walked) {
             put_bit(b"trace_state", &span.trace_state, &mut expected);
             put_bit(b"flags", &span.flags.to_le_bytes(), &mut expected);
             put_bit(b"status", &[meta.status_mask], &mut expected);
+            put_bit(b"start", &span.start.to_le_bytes(), &mut expected);
             assert_eq!(bits, expected, "what conditions get to see");
             let own = &bytes[meta.offset as usize..][..meta.len as usize];
             assert_eq!(ReadSpan::decode(own).as_ref(), Ok(span), "the range of the span");

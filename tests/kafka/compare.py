@@ -1,10 +1,12 @@
 """Compares what backends got with what was sent, span by span."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from quarter import is_chosen
 from sink import Sink
 from traffic import Trace
 
@@ -71,10 +73,39 @@ def arrived(sinks: list[Sink]) -> tuple[dict[Key, Span], Counter[Key]]:
     return spans, counts
 
 
+def expect_by_log(
+    traces: list[Trace], records: Iterable[tuple[int, bytes]], wait_s: float
+) -> str:
+    """Says of each trace what its records must lead to, by the times at which they were appended.
+
+    An error that comes once its trace is due is late, whatever has held it up.
+    """
+    times: dict[Key, int] = {}
+    for time, value in records:
+        for key in spans_of(ExportTraceServiceRequest.FromString(value)):
+            times.setdefault(key, time)
+    late = 0
+    for trace in traces:
+        at = [times.get((trace.id, span.span_id)) for span in trace.spans]
+        if None in at or not trace.failing or is_chosen(trace.id):
+            continue
+        failed = Status.STATUS_CODE_ERROR
+        spans = zip(at, trace.spans, strict=True)
+        error = min(time for time, span in spans if span.status.code == failed)
+        if error >= min(at) + wait_s * 1000:
+            late, trace.expected = late + 1, 0
+        # Its decision may be forgotten by the time of its last span: the margin is 2.5 waits.
+        trace.is_torn = max(at) - min(at) > 2 * wait_s * 1000
+    torn = sum(trace.is_torn for trace in traces)
+    return f"{late} traces got their error after their decision, {torn} were torn apart by a delay"
+
+
 def compare(traces: list[Trace], sinks: list[Sink]) -> Result:
     spans, counts = arrived(sinks)
     result = Result(traces=len(traces))
     for trace in traces:
+        if trace.is_torn:
+            continue
         found = [spans.get((trace.id, span.span_id)) for span in trace.spans]
         here = sum(one is not None for one in found)
         result.spans += len(trace.spans)

@@ -5,7 +5,7 @@ import time
 
 from children import wait_until
 from compare import compare
-from instance import at_rest, partitions
+from instance import at_rest, ledger, partitions
 from run import Run
 from traffic import Trace, make_trace
 
@@ -40,7 +40,56 @@ def part(run: Run) -> None:
     run.check("the log tells of them", told)
     one.stop()
 
+    while_it_runs(run, rng)
     at_the_end(run, topic, rng)
+
+
+def while_it_runs(run: Run, rng: random.Random) -> None:
+    """The backend is away for so long that retention removes what waits to be read."""
+    name, payload = "retention-runs", 12_000
+    run.broker.create(name, 2)
+    written = run.topic(name)
+    one = run.instance(name, name, wait_s=1, memory_mib=64, kafka={"replay_margin": "2s"}).start()
+    wait_until("it has its partitions", lambda: partitions([one]) == 2, 30)
+    one.sink.stop()
+
+    def write(count: int, when: int | None = None) -> list[Trace]:
+        traces = [make_trace(rng, 2, payload) for _ in range(count)]
+        for number, trace in enumerate(traces):
+            where = {} if when is None else {"timestamp": when + number}
+            written.put_trace(trace, partition=number % 2, **where)
+        written.flush()
+        return traces
+
+    def read() -> float:
+        return one.metrics().total("kafka_records_total")
+
+    # Records of minutes, so that traces are decided at once, and fill the queue.
+    first = write(6_000, int(time.time() * 1000) - 600_000)
+    seen = [-1.0] * 20
+
+    def waits() -> bool:
+        seen.append(read())
+        time.sleep(0.1)
+        return 0 < seen[-1] == seen[-20] and seen[-1] < len(first)
+
+    wait_until("reading waits for the backend", waits, 60)
+    ends = run.broker.ends(name)
+    run.broker.remove_before(name, ends)
+    after = write(60)
+    one.sink.come_back()
+    run.wait_for_commits(name, name)
+    at_rest([one])
+    lost = one.metrics().total("kafka_lost_records_total")
+    run.say(f"{read():.0f} records read, {lost:.0f} lost of {len(first) + len(after)}")
+    # One record may be in its hands when retention removes it.
+    whole = len(first) + len(after)
+    wrong = [] if lost > 0 and whole <= read() + lost <= whole + 2 else [f"{lost:.0f} lost"]
+    run.check("what retention removes from a running instance is counted", wrong)
+    result = compare(after, [one.sink])
+    faults = [fault for fault in result.problems if "nobody sent" not in fault]
+    run.check("it reads on where records begin", faults + ledger(one))
+    one.stop()
 
 
 def at_the_end(run: Run, topic: str, rng: random.Random) -> None:

@@ -5,6 +5,7 @@ import random
 
 from children import wait_until
 from collectors import Collector
+from compare import expect_by_log
 from instance import Instance, partitions
 from run import Run
 from traffic import Load
@@ -62,7 +63,8 @@ def rounds(run: Run, load: Load, instances: list[Instance], rng: random.Random) 
 
 
 def part(run: Run) -> None:
-    run.broker.create(TOPIC, PARTITIONS)
+    # With the broker's times, it is known which errors come in time, however busy the machine is.
+    run.broker.create(TOPIC, PARTITIONS, message_timestamp_type="LogAppendTime")
     address = run.broker.address
     collectors = [
         Collector(run.told.collector, run.children, address, TOPIC, f"scaling-collector-{n}")
@@ -81,6 +83,8 @@ def part(run: Run) -> None:
     for collector in collectors:
         collector.stop()
     run.wait_for_commits(TOPIC, TOPIC, 90)
+    records = ((one.timestamp()[1], one.value()) for one in run.broker.records(TOPIC))
+    run.say(expect_by_log(traces, records, WAIT_S))
     run.settle(TOPIC, instances, "3 -> 4 -> 2 instances", traces)
     running = [one for one in instances if one.is_running()]
     handed = sum(one.metrics().total("spans_handed_over_total") for one in running)

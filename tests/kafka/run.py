@@ -28,9 +28,20 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (  # noqa: 
 )
 from traffic import Topic, Trace  # noqa: E402
 
-# The longest first. They run beside each other; the last one takes the broker away.
-PARTS = ("scaling", "topics", "memory", "leaving", "records", "secure", "retention", "flow")
-ALONE = ("outage",)
+# The longest first. They run beside each other; the last ones take the broker away.
+PARTS = (
+    "scaling",
+    "policies",
+    "topics",
+    "memory",
+    "pauses",
+    "leaving",
+    "records",
+    "secure",
+    "retention",
+    "flow",
+)
+ALONE = ("outage", "truncation")
 
 
 @dataclass
@@ -60,8 +71,8 @@ class Run:
         own = more.pop("kafka", {})
         return Instance(self.told.tailwater, self.children, name, kafka | own, **more)
 
-    def topic(self, name: str, codec: str = "none") -> Topic:
-        return Topic(self.broker.address, name, codec)
+    def topic(self, name: str, codec: str = "none", **settings: object) -> Topic:
+        return Topic(self.broker.address, name, codec, **settings)
 
     def wait_for_commits(self, topic: str, group: str, seconds: float = 60) -> None:
         """Until the group has committed the end of every partition."""

@@ -14,6 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 from quarter import is_chosen
 
 FAILING = 0.1
+SENT_AT_ONCE = 2_000
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Trace:
     failing: bool
     resource: str = "shop"
     expected: int = field(init=False)
+    # Whether its spans came so far apart that they may have become two traces.
+    is_torn: bool = False
 
     def __post_init__(self) -> None:
         self.expected = len(self.spans) if self.failing or is_chosen(self.id) else 0
@@ -152,8 +155,9 @@ class Load(threading.Thread):
                 self.traces.append(trace)
             due = [span for at, span in waiting if at <= now]
             waiting = [one for one in waiting if one[0] > now]
-            if due:
-                self.send(due)
+            # After a delay there is much at once, and gRPC takes 4 MiB.
+            for first in range(0, len(due), SENT_AT_ONCE):
+                self.send(due[first : first + SENT_AT_ONCE])
             time.sleep(0.05)
 
     def finish(self) -> list[Trace]:

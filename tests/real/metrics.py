@@ -82,6 +82,7 @@ class Prometheus:
 
     def __init__(self, binary: Path, folder: Path, port: int, target_port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        folder.mkdir(exist_ok=True)
         config = folder / "prometheus.yml"
         config.write_text(
             "global: {scrape_interval: 1s}\n"

@@ -39,10 +39,17 @@ class Report:
 class Tailwater:
     """The service under test, with a free port for each listener."""
 
-    def __init__(self, binary: Path, config: Path, sink_port: int, children: Children) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        config: Path,
+        sink_port: int,
+        children: Children,
+        style: str = "tempo",
+    ) -> None:
         self.grpc_port, self.http_port, self.admin_port = free_ports(3)
         self.process = children.start(
-            "tailwater",
+            "tailwater" if style == "tempo" else f"tailwater-{style}",
             binary,
             "run",
             "--config",
@@ -50,6 +57,7 @@ class Tailwater:
             SHOP_GRPC_PORT=self.grpc_port,
             SHOP_HTTP_PORT=self.http_port,
             SHOP_SINK_PORT=sink_port,
+            SHOP_STYLE=style,
             SHOP_TELEMETRY_PORT=self.admin_port,
         )
 

@@ -21,10 +21,8 @@ class Sink(service_grpc.TraceServiceServicer):
     def __init__(self, port: int = 0) -> None:
         self.lock = threading.Lock()
         self.requests: list[service.ExportTraceServiceRequest] = []
-        self.server = grpc.server(ThreadPoolExecutor(max_workers=8))
-        service_grpc.add_TraceServiceServicer_to_server(self, self.server)
-        self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
-        self.server.start()
+        self.port = port
+        self.come_back()
 
     def Export(self, request: Any, context: Any) -> service.ExportTraceServiceResponse:  # noqa: N802
         with self.lock:
@@ -43,7 +41,15 @@ class Sink(service_grpc.TraceServiceServicer):
             for span in scope.spans
         ]
 
+    def come_back(self) -> None:
+        """Listens again on its port, with all that it remembers."""
+        self.server = grpc.server(ThreadPoolExecutor(max_workers=8))
+        service_grpc.add_TraceServiceServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.server.start()
+
     def stop(self) -> None:
+        """Takes nothing any more, unless it comes back."""
         self.server.stop(grace=None).wait(timeout=10)
 
 

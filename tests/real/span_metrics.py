@@ -5,6 +5,7 @@ it refuses one with an unknown escape, a series that is there twice, or no end. 
 to traces that the sink has.
 """
 
+import argparse
 import json
 import time
 import urllib.request
@@ -12,9 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 from checks import Evidence, Problems, differences, service_of
-from children import TroubleError, wait_until
+from children import Children, TroubleError, free_ports, wait_until
 from metrics import Prometheus, lint
-from running import Report, Tailwater
+from running import HERE, Report, Tailwater
+from sink import Sink
 
 PATH = "/metrics/spans"
 KINDS = ("SERVER", "CONSUMER")  # the default
@@ -39,6 +41,57 @@ def run(
     report.check("hostile names of spans are labels too", hostile(tailwater, prometheus))
     up = prometheus.number('min_over_time(up{job="spans"}[1h])')
     report.check("every scrape of /metrics/spans was good", differences("up", up, 1))
+
+
+def run_connector(
+    report: Report, arguments: argparse.Namespace, children: Children, sink: Sink
+) -> None:
+    """The other style, in a service and a Prometheus of its own."""
+    config = HERE / "tailwater.toml"
+    tailwater = Tailwater(arguments.tailwater, config, sink.port, children, "connector")
+    (port,) = free_ports(1)
+    folder = arguments.folder / "connector"
+    prometheus = Prometheus(arguments.prometheus, folder, port, tailwater.admin_port)
+    name = "style connector: calls, and exemplars whose traces are in the sink"
+    try:
+        tailwater.wait_until_ready()
+        children.start("prometheus-connector", *prometheus.command)
+        wait_until("a scrape", lambda: prometheus.number('min(up{job="spans"})') == 1, 30)
+        problems = connector(tailwater, prometheus, sink)
+    except TroubleError as trouble:
+        problems = [str(trouble)]
+    report.check(name, problems)
+    text = tailwater.get(PATH)[1]
+    report.check("promtool check metrics, style connector", lint(arguments.promtool, text))
+    report.check("SIGTERM ends the second service, too", tailwater.stop())
+
+
+def connector(tailwater: Tailwater, prometheus: Prometheus, sink: Sink) -> Problems:
+    """Ten traces with an error, which are kept, and ten of low randomness, which are not."""
+    now = time.time_ns()
+    numbers = range(1, 11)
+    kept = {f"{n:016x}{0:015x}2": {"status": {"code": 2}} for n in numbers}
+    dropped: dict[str, dict] = {f"{n:016x}{0:015x}3": {} for n in numbers}
+    common = {"spanId": f"{1:016x}", "name": "pay", "kind": 2, "startTimeUnixNano": str(now)}
+    spans = [
+        {"traceId": trace_id, **common, "endTimeUnixNano": str(now + n * 10**7), **more}
+        for n, (trace_id, more) in enumerate((kept | dropped).items(), 1)
+    ]
+    send(tailwater, "till", spans)
+    query = "sum by (status_code) (traces_span_metrics_calls_total)"
+    wanted = {"STATUS_CODE_ERROR": 10.0, "STATUS_CODE_UNSET": 10.0}
+
+    def all_counted() -> bool:
+        answers = prometheus.query(query)
+        return wanted == {one["metric"]["status_code"]: float(one["value"][1]) for one in answers}
+
+    wait_until(query, all_counted, 15)
+    buckets = "traces_span_metrics_duration_seconds_bucket"
+    wait_until("exemplars", lambda: prometheus.exemplars(buckets), 15)
+    named = {one["labels"].get("trace_id") for one in prometheus.exemplars(buckets)}
+    arrived = {span["trace_id"] for span in sink.spans()}
+    problems = [f"the sink has no trace {one}" for one in named - arrived]
+    return problems + [f"{one} was not to be kept" for one in named - kept.keys()]
 
 
 def series_of(span: dict) -> Series:
@@ -113,15 +166,7 @@ def hostile(tailwater: Tailwater, prometheus: Prometheus) -> Problems:
         {"traceId": f"{n:016x}{0:015x}1", "spanId": f"{n:016x}", "name": name, "kind": 2, **times}
         for n, name in enumerate(HOSTILE, 1)
     ]
-    service = {"key": "service.name", "value": {"stringValue": "hostile"}}
-    resource = {"resource": {"attributes": [service]}, "scopeSpans": [{"spans": spans}]}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{tailwater.http_port}/v1/traces",
-        json.dumps({"resourceSpans": [resource]}).encode(),
-        {"content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=10):
-        pass
+    send(tailwater, "hostile", spans)
     query = 'traces_spanmetrics_calls_total{service="hostile"}'
     try:
         wait_until(query, lambda: len(prometheus.query(query)) == len(HOSTILE), 15)
@@ -130,3 +175,15 @@ def hostile(tailwater: Tailwater, prometheus: Prometheus) -> Problems:
     names = {one["metric"].get("span_name", "") for one in prometheus.query(query)}
     wanted = {name.replace("\0", "\ufffd")[:127] for name in HOSTILE}
     return differences("the names", sorted(names), sorted(wanted))
+
+
+def send(tailwater: Tailwater, service: str, spans: list[dict]) -> None:
+    attribute = {"key": "service.name", "value": {"stringValue": service}}
+    resource = {"resource": {"attributes": [attribute]}, "scopeSpans": [{"spans": spans}]}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{tailwater.http_port}/v1/traces",
+        json.dumps({"resourceSpans": [resource]}).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10):
+        pass

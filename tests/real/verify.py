@@ -104,6 +104,7 @@ def run(report: Report, arguments: argparse.Namespace, children: Children, sink:
     check_service(report, tailwater, prometheus, arguments.promtool)
     span_metrics.run(report, tailwater, prometheus, arguments.promtool, evidence)
     check_shutdown(report, tailwater, sink, len(evidence.received))
+    span_metrics.run_connector(report, arguments, children, sink)
 
 
 def main() -> int:

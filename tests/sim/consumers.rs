@@ -31,6 +31,14 @@ struct Asked {
     answered_at: u64,
 }
 
+/// A commit that the client has not sent yet, or of which the instance has not heard.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    partition: i32,
+    commit: Commit,
+    at: u64,
+}
+
 /// A running instance.
 #[derive(Debug)]
 pub struct Instance {
@@ -44,6 +52,9 @@ pub struct Instance {
     held: BTreeSet<i32>,
     next: BTreeMap<i32, u64>,
     asked: Vec<Asked>,
+    acknowledged: Vec<Late>,
+    /// The client sends them when it reaches the coordinator, also if the partition has moved.
+    unsent: Vec<Late>,
     /// The lowest commit with which it has begun to read a partition.
     pub began: BTreeMap<i32, u64>,
     pub stalled_until: u64,
@@ -78,6 +89,8 @@ impl Instance {
             held: BTreeSet::new(),
             next: BTreeMap::new(),
             asked: Vec::new(),
+            acknowledged: Vec::new(),
+            unsent: Vec::new(),
             began: BTreeMap::new(),
             stalled_until: 0,
             skew: rng.i64(-150..=150),
@@ -135,18 +148,38 @@ impl Instance {
             self.fetch(broker, wall);
         }
         self.ask(broker, wall);
-        let own = self.own(wall);
-        let due = self.member().tick(own);
+        let due = self.member().tick(self.own(wall));
         for (partition, commit) in due {
-            if let Some(before) = broker.commit(self.seat, self.epoch, (partition, commit)) {
-                self.member().note_committed(partition, commit.offset, own);
-                committed.push((partition, before.offset, commit.offset));
+            if self.rng.u32(0..20) == 0 {
+                let at = wall + self.rng.u64(0..3_000);
+                self.unsent.push(Late { partition, commit, at });
+            } else if let Some(taken) = self.commit(broker, (partition, commit)) {
+                let at = wall + self.rng.u64(0..700);
+                self.acknowledged.push(Late { partition, commit, at });
+                committed.push(taken);
             }
         }
+        committed.extend(self.be_late(broker, wall));
         committed
     }
 
-    /// SIGTERM with `leave_on_shutdown`: gives all partitions up and commits the settled records.
+    /// Sends commits that were held up, and hears of others.
+    fn be_late(&mut self, broker: &mut Broker, wall: u64) -> Vec<Committed> {
+        let own = self.own(wall);
+        let heard: Vec<_> = self.acknowledged.extract_if(.., |late| late.at <= wall).collect();
+        for Late { partition, commit, .. } in heard {
+            self.member().note_committed(partition, commit.offset, own);
+        }
+        let sent: Vec<_> = self.unsent.extract_if(.., |late| late.at <= wall).collect();
+        let taken = sent.iter().filter_map(|late| {
+            let before =
+                broker.commit_late(self.seat, self.epoch, (late.partition, late.commit))?;
+            Some((late.partition, before.offset, late.commit.offset))
+        });
+        taken.collect()
+    }
+
+    /// SIGTERM with `leave_on_shutdown`: gives everything up and commits what is settled.
     pub fn leave(&mut self, broker: &mut Broker) -> Vec<Committed> {
         let left = self.member().revoke_all();
         self.held.clear();

@@ -413,8 +413,10 @@ async fn run(seed: u64, is_printed: bool) -> u64 {
 }
 
 /// Scenario: instances read a topic; they join, leave, are killed and come back, stall for longer
-/// than their session; partitions are added; the broker and the backends have outages; memory is
-/// short in some runs; producers' clocks are a little off. The mixture differs for each seed.
+/// than their session; commits are held up and arrive after their partition has moved, and
+/// instances hear of them late; partitions are added; the broker and the backends have outages;
+/// memory is short in some runs; producers' clocks are a little off. The mixture differs for each
+/// seed.
 /// Guarantees: no trace is split: of each, the backends have all spans or none, as one instance
 /// with all of them would decide; no span of a kept trace is lost; everything below a commit is
 /// delivered, commits never go back, and nothing is delivered from below the commit with which

@@ -31,6 +31,8 @@ struct Seat {
 pub struct Broker {
     pub partitions: Vec<Vec<Stored>>,
     pub committed: Vec<Commit>,
+    /// Whether the commit came from a member that did not have the partition any more.
+    is_stray: Vec<bool>,
     /// Whether the broker answers.
     pub is_up: bool,
     session_millis: u64,
@@ -60,6 +62,7 @@ impl Broker {
         let mut broker = Broker {
             partitions: Vec::new(),
             committed: Vec::new(),
+            is_stray: Vec::new(),
             is_up: true,
             session_millis,
             seats: BTreeMap::new(),
@@ -74,6 +77,7 @@ impl Broker {
         for _ in 0..count {
             self.partitions.push(Vec::new());
             self.committed.push(Commit::default());
+            self.is_stray.push(false);
             self.owners.push(None);
         }
         self.assign();
@@ -94,7 +98,8 @@ impl Broker {
         let from = commit.time.saturating_sub(margin_millis);
         let records = &self.partitions[index(partition)];
         let first = records.iter().position(|record| record.time >= from).unwrap_or(0) as u64;
-        Start { first: first.min(commit.offset), commit: commit.offset }
+        let first = first.min(commit.offset);
+        Start { first, commit: commit.offset, to_commit: None }
     }
 
     /// A process takes a seat, or takes it over from one before it.
@@ -171,7 +176,23 @@ impl Broker {
         if !self.is_up || !self.is_member(seat, epoch) || self.owners[partition] != Some(seat) {
             return None;
         }
-        Some(std::mem::replace(&mut self.committed[partition], at.1))
+        let before = std::mem::replace(&mut self.committed[partition], at.1);
+        // The owner does not know of such a commit, and may go back behind it.
+        let is_stray = std::mem::take(&mut self.is_stray[partition]);
+        Some(if is_stray && before.offset > at.1.offset { at.1 } else { before })
+    }
+
+    /// Commits for a member that may not have the partition any more: the broker asks only whether
+    /// it is a member. Commits that would go back are left out: they cost nothing but repetitions.
+    pub fn commit_late(&mut self, seat: usize, epoch: u64, at: (i32, Commit)) -> Option<Commit> {
+        let partition = index(at.0);
+        let before = self.committed[partition];
+        if !self.is_up || !self.is_member(seat, epoch) || at.1.offset <= before.offset {
+            return None;
+        }
+        self.committed[partition] = at.1;
+        self.is_stray[partition] = self.owners[partition] != Some(seat);
+        Some(before)
     }
 
     fn free(&mut self, seat: usize) {

@@ -10,7 +10,7 @@ mod chart;
 mod tests;
 mod trace;
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{
@@ -22,9 +22,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 pub(super) use self::trace::Asked;
 use super::history::Second;
 use crate::control::{
-    GetStatusResponse, Ledger, PolicyStatus,
+    GetStatusResponse, Kafka, Ledger, PolicyStatus,
     backend::State,
-    figures::{bytes, count, millis, moment, percentage, rate, share, since},
+    figures::{bytes, count, duration, millis, moment, percentage, rate, share, since},
 };
 
 /// The content type of the page.
@@ -98,6 +98,9 @@ impl Page<'_> {
                         section .quarter #memory data-live { (self.memory()) }
                         section .quarter #queue data-live { (self.queue()) }
                         section .quarter #backend data-live { (self.backend()) }
+                        @if let Some(kafka) = &self.status.kafka {
+                            section #kafka data-live { (read(kafka)) }
+                        }
                         section #policies data-live { (self.policies()) }
                         section #trace { (trace::form(self.asked, self.now)) }
                         section #decisions data-live { (trace::recent(self.status)) }
@@ -345,6 +348,19 @@ impl Page<'_> {
                     pre tabindex="0" { (text) }
                 }
             }
+        }
+    }
+}
+
+/// What is read from Kafka.
+fn read(kafka: &Kafka) -> Markup {
+    let age = Duration::from_secs_f64(kafka.commit_age_seconds.clamp(0.0, 1e9));
+    html! {
+        h2 { "Kafka" }
+        dl .facts {
+            dt { "partitions" } dd { (count(kafka.partitions.into())) }
+            dt { "records behind" } dd { (count(kafka.lag_records)) }
+            dt { "age of the commit" } dd { (duration(age)) }
         }
     }
 }

@@ -26,7 +26,7 @@ use super::view::{Message, View};
 use crate::{
     config::visible,
     control::{
-        GetStatusResponse, PolicyStatus,
+        GetStatusResponse, Kafka, PolicyStatus,
         backend::State,
         figures::{bytes, count, duration, millis, percentage, rate, share, since},
     },
@@ -79,6 +79,9 @@ fn figures(view: &View, now: u64) -> Vec<Line<'static>> {
     }
     lines.push(Line::default());
     lines.push(labelled("Spans/s", rates(status)));
+    if let Some(kafka) = &status.kafka {
+        lines.push(labelled("Kafka", self::kafka(kafka)));
+    }
     lines.push(labelled("Window", window(status)));
     lines.push(labelled("Memory", memory(status)));
     lines.push(labelled("Queue", queue(status)));
@@ -134,6 +137,12 @@ fn rates(status: &GetStatusResponse) -> Vec<Span<'static>> {
         Span::from(rate(rates.sent)).bold(),
         Span::from("  over 10 s").dim(),
     ]
+}
+
+fn kafka(kafka: &Kafka) -> Vec<Span<'static>> {
+    let age = duration(Duration::from_secs_f64(kafka.commit_age_seconds.clamp(0.0, 1e9)));
+    let (partitions, lag) = (count(kafka.partitions.into()), count(kafka.lag_records));
+    vec![format!("{partitions} partitions, {lag} records behind, commit {age} old").into()]
 }
 
 fn window(status: &GetStatusResponse) -> Vec<Span<'static>> {

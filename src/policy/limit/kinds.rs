@@ -53,8 +53,8 @@ impl Kind {
         self.idle_seconds = 0.0;
     }
 
-    fn begin_tick(&mut self, seconds: f64) {
-        let fades = (-seconds / HALF_LIFE_SECONDS).exp2();
+    /// `fades` is the weight that the past keeps after these seconds.
+    fn begin_tick(&mut self, seconds: f64, fades: f64) {
         let comes = (1.0 - fades) / seconds;
         self.per_second = self.per_second * fades + self.asked * comes;
         self.later = self.later * fades + std::mem::take(&mut self.asked_later) * comes;
@@ -130,11 +130,12 @@ impl Kinds {
     /// Sets the shares of a tick that begins `seconds` after the last one.
     pub(super) fn begin_tick(&mut self, seconds: f64, rate: f64) {
         let seconds = seconds.max(TICK_SECONDS_MIN);
+        let fades = (-seconds / HALF_LIFE_SECONDS).exp2();
         self.table.retain(|_, kind| {
-            kind.begin_tick(seconds);
+            kind.begin_tick(seconds, fades);
             kind.idle_seconds <= REMEMBERED_SECONDS
         });
-        self.other.begin_tick(seconds);
+        self.other.begin_tick(seconds, fades);
         if self.other.idle_seconds > REMEMBERED_SECONDS {
             self.other = Kind::default();
         }

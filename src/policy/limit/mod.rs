@@ -46,6 +46,8 @@ use crate::trace::{Randomness, Threshold};
 
 /// The most candidates that a tick lists.
 pub(super) const CANDIDATES_MAX: usize = 1 << 16;
+/// The candidates that a cut sorts first.
+const SORTED_FIRST: usize = 64;
 
 /// A due trace that a limited policy would keep without its limit.
 #[derive(Clone, Copy, Debug)]
@@ -329,27 +331,60 @@ fn cut(
         let share = shares.map_or(Share::WHOLE, |shares| shares.share(candidate));
         (Luck::of(candidate.randomness, share), candidate.costs)
     };
-    let mut by_luck: Vec<_> = listed.iter().map(luck).collect();
-    by_luck.sort_unstable_by(|a, b| a.0.cmp(b.0));
+    let (mut within, mut beyond): (Vec<_>, Vec<_>) =
+        listed.iter().map(luck).partition(|(luck, _)| luck.is_in_share());
     // Candidates are charged when they are decided.
     let mut left = buckets.each_ref().map(|bucket| bucket.as_ref().map_or(0.0, Bucket::level));
-    let in_shares = by_luck.partition_point(|(luck, _)| luck.is_in_share());
-    let is_whole = in_shares == by_luck.len();
-    for (index, (luck, costs)) in by_luck.into_iter().enumerate() {
-        if index == in_shares && !leave_reserve(&mut left, buckets, asked) {
-            return Bar::Shares;
-        }
-        for ((left, bucket), cost) in left.iter_mut().zip(buckets).zip(costs) {
-            let Some(bucket) = bucket else { continue };
-            if !bucket.fits(*left, f64::from(cost)) {
-                return Bar::Cut(luck);
-            }
-            *left -= f64::from(cost);
-        }
+    // All candidates within their shares are luckier than all others.
+    if let Some(luck) = first_unfit(&mut within, &mut left, buckets) {
+        return Bar::Cut(luck);
     }
     // Whether all candidates are within their shares depends on their randomness. The bar must not,
-    // so the reserve is required in this case too.
-    if is_whole && !leave_reserve(&mut left, buckets, asked) { Bar::Shares } else { Bar::None }
+    // so the reserve is required even if none is beyond.
+    if !leave_reserve(&mut left, buckets, asked) {
+        return Bar::Shares;
+    }
+    first_unfit(&mut beyond, &mut left, buckets).map_or(Bar::None, Bar::Cut)
+}
+
+/// The luckiest candidate that does not fit into what is left, if they are taken in order of luck.
+/// Subtracts the cost of those before it.
+fn first_unfit(
+    candidates: &mut [(Luck, [u32; 2])],
+    left: &mut [f64; 2],
+    buckets: &[Option<Bucket>; 2],
+) -> Option<Luck> {
+    let mut after_all = *left;
+    for (_, costs) in &*candidates {
+        for ((left, bucket), cost) in after_all.iter_mut().zip(buckets).zip(costs) {
+            *left -= bucket.as_ref().map_or(0.0, |_| f64::from(*cost));
+        }
+    }
+    if after_all.iter().all(|left| *left >= 0.0) {
+        *left = after_all;
+        return None;
+    }
+    // Often few of many fit, so the luckiest ones are sorted first.
+    let by_luck = |a: &(Luck, _), b: &(Luck, _)| a.0.cmp(b.0);
+    let (mut rest, mut luckiest) = (candidates, SORTED_FIRST);
+    while !rest.is_empty() {
+        if luckiest < rest.len() {
+            rest.select_nth_unstable_by(luckiest, by_luck);
+        }
+        let (first, later) = rest.split_at_mut(luckiest.min(rest.len()));
+        first.sort_unstable_by(by_luck);
+        for (luck, costs) in first {
+            for ((left, bucket), cost) in left.iter_mut().zip(buckets).zip(costs) {
+                let Some(bucket) = bucket else { continue };
+                if !bucket.fits(*left, f64::from(*cost)) {
+                    return Some(*luck);
+                }
+                *left -= f64::from(*cost);
+            }
+        }
+        (rest, luckiest) = (later, 4 * luckiest);
+    }
+    None
 }
 
 /// Subtracts the reserve from the rest. Returns false if the rest is smaller.

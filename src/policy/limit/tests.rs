@@ -224,3 +224,45 @@ fn a_kind_below_its_share_is_whole_and_the_others_share_the_rest() {
     let reading = limit.reading().expect("a budget");
     assert!(reading.kinds == 3 && (39.0..=41.0).contains(&reading.level), "{reading:?}");
 }
+
+/// The first unfit candidate, found by sorting all of them.
+fn first_unfit_of_a_sort(
+    mut candidates: Vec<(Luck, [u32; 2])>,
+    left: &mut [f64; 2],
+    buckets: &[Option<Bucket>; 2],
+) -> Option<Luck> {
+    candidates.sort_by(|a, b| a.0.cmp(b.0));
+    for (luck, costs) in candidates {
+        for ((left, bucket), cost) in left.iter_mut().zip(buckets).zip(costs) {
+            let Some(bucket) = bucket else { continue };
+            if !bucket.fits(*left, f64::from(cost)) {
+                return Some(luck);
+            }
+            *left -= f64::from(cost);
+        }
+    }
+    None
+}
+
+#[test]
+fn the_first_unfit_candidate_is_that_of_a_sort() {
+    let mut rng = fastrand::Rng::with_seed(9);
+    for round in 0..400 {
+        let burst = f64::from(rng.u32(1..4_000));
+        let bucket = || Some(Bucket::new(Rate { per_second: 10.0, burst }));
+        let buckets = [bucket(), rng.bool().then(bucket).flatten()];
+        let candidate = |_| {
+            let share = Share::of(f64::from(rng.u32(1..20)) / 10.0);
+            (Luck::of(Randomness(rng.u64(..1 << 56)), share), [rng.u32(1..9), rng.u32(1..99)])
+        };
+        let candidates: Vec<_> = (0..round * 3).map(candidate).collect();
+        let left = [burst, burst / 2.0];
+        let (mut expected, mut got) = (left, left);
+        let unfit = first_unfit_of_a_sort(candidates.clone(), &mut expected, &buckets);
+        let found = first_unfit(&mut candidates.clone(), &mut got, &buckets);
+        let order = |luck: Option<Luck>| luck.map(|luck| Bar::Cut(luck).threshold(Share::WHOLE));
+        assert_eq!(order(found), order(unfit), "round {round}");
+        let is_same = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-6);
+        assert!(is_same, "round {round}: {got:?} is left, not {expected:?}");
+    }
+}

@@ -26,7 +26,9 @@ impl Plan {
     /// not a candidate in a tick; it is noted, kept or not, so that the thresholds of the next
     /// ticks expect others like it.
     pub fn charge(&self, evidence: &Evidence<'_>) {
-        let Asked { limits, rares } = self.asked(evidence);
+        let mut asked = Asked::default();
+        self.asked(evidence, &mut asked);
+        let Asked { limits, rares } = asked;
         let is_granted = rares
             .iter()
             .any(|rare| !rare.is_shadow && self.rares[rare.index].has_granted(evidence.trace_id));
@@ -45,34 +47,36 @@ impl Plan {
         }
     }
 
-    /// The limits that a trace counts towards are those of policies that would keep it, unless a
-    /// policy vetoes it or another policy without a limit keeps it anyway. The rare policies are
-    /// those whose conditions it meets, unless a policy vetoes it. A shadow policy counts only
-    /// towards its own limit.
-    pub(in crate::policy) fn asked(&self, evidence: &Evidence<'_>) -> Asked {
-        let mut asked = Asked::default();
+    /// Finds what a trace counts towards; `asked` is overwritten. The limits are those of policies
+    /// that would keep it, unless a policy vetoes it or another policy without a limit keeps it
+    /// anyway. The rare policies are those whose conditions it meets, unless a policy vetoes it. A
+    /// shadow policy counts only towards its own limit.
+    pub(in crate::policy) fn asked(&self, evidence: &Evidence<'_>, asked: &mut Asked) {
+        asked.limits.clear();
+        asked.rares.clear();
         let mut is_kept = false;
         for policy in &self.policies {
             let proposed = policy.propose(evidence);
             if policy.is_veto && proposed.matches() {
-                return Asked::default();
+                asked.limits.clear();
+                asked.rares.clear();
+                return;
             }
             is_kept |= policy.limit.is_none()
                 && policy.rare.is_none()
                 && !policy.is_veto
                 && proposed == Threshold::ALWAYS;
-            self.ask(policy, proposed, evidence, &mut asked);
+            self.ask(policy, proposed, evidence, asked);
         }
         if is_kept {
             asked.limits.clear();
         }
         let first_shadow = [asked.limits.len(), asked.rares.len()];
         for shadow in &self.shadows {
-            self.ask(shadow, shadow.propose(evidence), evidence, &mut asked);
+            self.ask(shadow, shadow.propose(evidence), evidence, asked);
         }
         asked.limits[first_shadow[0]..].iter_mut().for_each(|(claim, _)| claim.is_shadow = true);
         asked.rares[first_shadow[1]..].iter_mut().for_each(|claim| claim.is_shadow = true);
-        asked
     }
 
     fn ask(&self, policy: &Policy, proposed: Threshold, of: &Evidence<'_>, asked: &mut Asked) {

@@ -9,10 +9,20 @@
 use super::partition::Commit;
 use crate::receiver::Intake;
 
+/// The mark of an assignment of a partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Marked {
+    pub(super) partition: i32,
+    /// Tells this assignment from a later one of the same partition, whose offsets may mean other
+    /// records: the topic may have been created again.
+    pub(super) generation: u64,
+    pub(super) commit: Commit,
+}
+
 /// Marks that wait until everything before them is delivered.
 #[derive(Debug)]
 pub(super) struct Round {
-    marks: Vec<(i32, Commit)>,
+    marks: Vec<Marked>,
     /// The number of puts into the outbox so far.
     put: u64,
     /// The last request of the export queue that has to be settled, once that is known.
@@ -21,12 +31,12 @@ pub(super) struct Round {
 
 impl Round {
     /// Begins with the marks of this moment.
-    pub(super) fn begin(marks: Vec<(i32, Commit)>, intake: &Intake) -> Self {
+    pub(super) fn begin(marks: Vec<Marked>, intake: &Intake) -> Self {
         Round { marks, put: intake.outbox.put_so_far(), fence: None }
     }
 
     /// The marks, once they may be committed.
-    pub(super) fn settled(&mut self, intake: &Intake) -> Option<&[(i32, Commit)]> {
+    pub(super) fn settled(&mut self, intake: &Intake) -> Option<&[Marked]> {
         if self.fence.is_none() && intake.outbox.has_left(self.put) {
             self.fence = Some(intake.queue.fence());
         }

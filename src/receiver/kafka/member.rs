@@ -13,10 +13,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    commits::Round,
+    commits::{Marked, Round},
     partition::{Commit, Hands, Partition, Record, Start, Taken},
 };
-use crate::{config::KafkaEncoding, receiver::Intake};
+use crate::{config::KafkaEncoding, metrics::Shown, receiver::Intake};
 
 /// The time between two commits.
 const COMMIT_MILLIS: u64 = 1_000;
@@ -40,12 +40,20 @@ struct Held {
     partition: Partition,
     /// Tells this assignment from others.
     generation: u64,
-    /// The offset that the group has committed.
-    committed: u64,
+    /// The offset that the group has committed; `None` if that has to be put right first.
+    committed: Option<u64>,
     /// The offset that may be committed now.
     settled: Option<Commit>,
     /// Since when the commit has been behind and has not moved.
     behind_since: Option<u64>,
+}
+
+impl Held {
+    /// What may be committed, and is not.
+    fn due_commit(&self) -> Option<Commit> {
+        let is_due = |settled: &Commit| self.committed.is_none_or(|it| settled.offset > it);
+        self.settled.filter(is_due)
+    }
 }
 
 /// The partitions that this instance reads.
@@ -83,7 +91,9 @@ impl Member {
     /// not be read.
     pub fn assign(&mut self, partition: i32, start: Start) -> bool {
         let Some(opened) = Partition::open(&self.intake, start) else { return false };
-        let (committed, settled, behind_since) = (start.commit, None, None);
+        let settled = start.to_commit.map(|time| Commit { offset: start.commit, time });
+        let committed = settled.is_none().then_some(start.commit);
+        let behind_since = None;
         self.assignments += 1;
         let generation = self.assignments;
         let held = Held { partition: opened, generation, committed, settled, behind_since };
@@ -96,9 +106,10 @@ impl Member {
     /// Gives a partition up, with its undecided traces. Returns the offset that must still be
     /// committed.
     pub fn revoke(&mut self, partition: i32) -> Option<Commit> {
-        let Held { partition, committed, settled, .. } = self.partitions.remove(&partition)?;
-        self.hand_over(partition);
-        settled.filter(|settled| settled.offset > committed)
+        let held = self.partitions.remove(&partition)?;
+        let due = held.due_commit();
+        self.hand_over(held.partition);
+        due
     }
 
     /// Gives all partitions up. Returns the offsets that must still be committed.
@@ -145,8 +156,10 @@ impl Member {
     /// Notes that the group has a commit.
     pub fn note_committed(&mut self, partition: i32, offset: u64, wall: u64) {
         let Some(held) = self.partitions.get_mut(&partition) else { return };
-        if offset > held.committed {
-            held.committed = offset;
+        // Also if it goes back, as it does where an earlier assignment had committed more than the
+        // partition has now: what matters is what the group has.
+        if held.committed != Some(offset) {
+            held.committed = Some(offset);
             held.behind_since = (held.partition.next() > offset).then_some(wall);
         }
     }
@@ -156,7 +169,7 @@ impl Member {
     pub fn tick(&mut self, wall: u64) -> Vec<(i32, Commit)> {
         for held in self.partitions.values_mut() {
             let _ = held.partition.decide_due(&self.intake, &mut self.hands);
-            let is_behind = held.partition.next() > held.committed;
+            let is_behind = held.committed.is_none_or(|offset| held.partition.next() > offset);
             // The wall clock may go back.
             let since = held.behind_since.map_or(wall, |since| since.min(wall));
             held.behind_since = is_behind.then_some(since);
@@ -175,9 +188,10 @@ impl Member {
     /// Begins a round of commits now, unless one is under way.
     fn begin_round(&mut self, wall: u64) {
         if self.round.is_none() {
-            let marks = self.partitions.iter();
-            let marks =
-                marks.filter_map(|(&id, held)| Some((id, held.partition.mark(&self.intake)?)));
+            let marks = self.partitions.iter().filter_map(|(&partition, held)| {
+                let commit = held.partition.mark(&self.intake)?;
+                Some(Marked { partition, generation: held.generation, commit })
+            });
             self.round = Some(Round::begin(marks.collect(), &self.intake));
             self.round_at = wall;
         }
@@ -189,11 +203,12 @@ impl Member {
         let Some(marks) = self.round.as_mut().and_then(|round| round.settled(&self.intake)) else {
             return false;
         };
-        for (id, mark) in marks {
+        for &Marked { partition, generation, commit } in marks {
             // A partition may have been given up and taken over again meanwhile.
-            if let Some(held) = self.partitions.get_mut(id).filter(|it| it.committed <= mark.offset)
+            if let Some(held) = self.partitions.get_mut(&partition)
+                && held.generation == generation
             {
-                held.settled = Some(*mark);
+                held.settled = Some(commit);
             }
         }
         self.round = None;
@@ -201,10 +216,7 @@ impl Member {
     }
 
     fn due_commits(&self) -> Vec<(i32, Commit)> {
-        let due = |(&id, held): (&i32, &Held)| {
-            let settled = held.settled.filter(|settled| settled.offset > held.committed)?;
-            Some((id, settled))
-        };
+        let due = |(&id, held): (&i32, &Held)| Some((id, held.due_commit()?));
         self.partitions.iter().filter_map(due).collect()
     }
 
@@ -248,7 +260,8 @@ impl Member {
         let lag = self.partitions.values().map(|held| held.partition.lag()).sum();
         let ages = self.partitions.values().filter_map(|held| held.behind_since);
         let age = ages.map(|since| wall.saturating_sub(since)).max().unwrap_or(0);
-        self.intake.metrics.kafka().show(self.partitions.len(), lag, age as f64 / 1e3);
+        let (partitions, commit_age) = (self.partitions.len(), age as f64 / 1e3);
+        self.intake.metrics.kafka().show(Shown { partitions, lag, commit_age });
     }
 
     /// The number of the assignment of a partition, if it has it.

@@ -67,6 +67,8 @@ pub struct Start {
     pub first: u64,
     /// Nothing below this offset is delivered again.
     pub commit: u64,
+    /// Whether the group has no such commit, and is to have it before anything else: its time.
+    pub to_commit: Option<u64>,
 }
 
 /// An offset below which everything is decided and has been passed on.
@@ -92,6 +94,8 @@ pub struct Partition {
     clock: RecordClock,
     commit: u64,
     next: u64,
+    /// The offset and the timestamp of the last record that was taken in or passed over.
+    last: Option<(u64, Option<u64>)>,
     /// Where the partition ended when somebody looked last.
     end: Option<u64>,
     /// Whether it was read to its end after the last record, as far as fetching can tell.
@@ -113,6 +117,7 @@ impl Partition {
             clock: RecordClock::default(),
             commit: start.commit,
             next: start.first,
+            last: None,
             end: None,
             is_at_end: false,
             same_end: 0,
@@ -155,6 +160,7 @@ impl Partition {
         };
         intake.metrics.kafka().record(refusal.is_none());
         self.next = record.offset + 1;
+        self.last = Some((record.offset, record.time));
         refusal.map_or(Taken::In, |refusal| Taken::PassedOver(refusal.to_string()))
     }
 
@@ -243,10 +249,11 @@ impl Partition {
         if self.clock.time_unix() == self.decided_at {
             return None;
         }
+        let time = self.clock.time();
         loop {
             let room = if self.is_above { intake.kept_room() } else { usize::MAX };
             if room == 0 {
-                let is_due = intake.sampler.overdue_millis(self.window).is_some();
+                let is_due = intake.sampler.overdue_millis(self.window, time).is_some();
                 return is_due.then_some(Why::Backend);
             }
             match self.decide(Which::Due, room, intake, hands) {
@@ -255,7 +262,7 @@ impl Partition {
                 Progress::More => {}
             }
         }
-        match intake.sampler.overdue_millis(self.window) {
+        match intake.sampler.overdue_millis(self.window, time) {
             Some(millis) if millis > TICK_SLACK_MILLIS => return Some(Why::Tick),
             Some(_) => {}
             None => self.decided_at = self.clock.time_unix(),
@@ -319,6 +326,11 @@ impl Partition {
     /// The offset of the next record.
     pub fn next(&self) -> u64 {
         self.next
+    }
+
+    /// The offset and the timestamp of the last record that was read, if one was.
+    pub fn last(&self) -> Option<(u64, Option<u64>)> {
+        self.last
     }
 
     /// Its time in Unix milliseconds; 0 before it is known.

@@ -26,7 +26,7 @@ use crate::{
     decider::{Decider, Outbox, Parts, Settings as Deciding},
     exporter::Queue,
     metrics::Metrics,
-    policy::{Plan, PolicySpec, RuleKind, RuleSpec},
+    policy::{LimitSpec, Plan, PolicySpec, Rate, RuleKind, RuleSpec},
     receiver::{Intake, buffers, empty::EmptyRequests, turns::Turns},
     sampler::{Limits, Lookup, Sampler},
     testing::{request, spans_of},
@@ -114,8 +114,12 @@ fn request_of(spans: Vec<Span>) -> Vec<u8> {
 
 impl Owner {
     fn new(log: &Log, memory: usize) -> Self {
+        Self::with_policies(log, memory, &policies())
+    }
+
+    fn with_policies(log: &Log, memory: usize, policies: &[PolicySpec]) -> Self {
         let budget = Budget::new(memory);
-        let plan = Arc::new(Plan::compile(&policies()));
+        let plan = Arc::new(Plan::compile(policies));
         let metrics = Arc::new(Metrics::new(plan.names()));
         let sampler = Sampler::with_hasher(plan, limits(), &budget, 1, Hasher::random());
         let sampler = Arc::new(sampler.with_partitions(2));
@@ -216,13 +220,25 @@ impl Owner {
         }
     }
 
-    /// Commits what may be committed.
-    fn commit(&mut self, log: &mut Log, wall: u64) {
+    /// Commits what may be committed. It may hear only later that the group has the commit.
+    fn commit(&mut self, log: &mut Log, wall: u64, is_heard: bool) {
         for (id, commit) in self.member.tick(wall) {
             assert_eq!(id, ID);
             log.commit(commit);
-            self.member.note_committed(ID, commit.offset, wall);
+            if is_heard {
+                self.member.note_committed(ID, commit.offset, wall);
+            }
         }
+    }
+
+    /// Loses the partition and gets it again, with everything else as it was.
+    fn begin_again(&mut self, log: &mut Log) {
+        if let Some(commit) = self.member.revoke(ID) {
+            log.commit(commit);
+        }
+        self.start = start(log);
+        self.next = self.start.first;
+        assert!(self.member.assign(ID, self.start));
     }
 
     fn assert_ledger(&self) {
@@ -252,7 +268,7 @@ fn start(log: &Log) -> Start {
     let from = time.saturating_sub(MARGIN);
     let first = log.records.iter().position(|record| record.time >= from);
     let first = first.map_or(commit, |first| first as u64).min(commit);
-    Start { first, commit }
+    Start { first, commit, to_commit: None }
 }
 
 impl Log {
@@ -264,7 +280,7 @@ impl Log {
 
     fn commit(&mut self, commit: Commit) {
         let before = self.committed.map_or(0, |(offset, _)| offset);
-        assert!(commit.offset > before, "{commit:?} does not go back");
+        assert!(commit.offset >= before, "{commit:?} goes back from {before}");
         self.committed = Some((commit.offset, commit.time));
         let decided = self.decided();
         for record in &self.records[..commit.offset as usize] {
@@ -307,6 +323,10 @@ enum Step {
     Flush,
     Deliver(usize),
     Commit,
+    /// A commit of which the owner does not hear.
+    CommitUnheard,
+    /// The owner loses the partition and gets it again, in one process.
+    BeginAgain,
     /// The owner is told to give the partition up, and another begins.
     Revoke,
     /// The owner is gone at once.
@@ -325,6 +345,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Flush),
         4 => (0..6_usize).prop_map(Step::Deliver),
         6 => Just(Step::Commit),
+        2 => Just(Step::CommitUnheard),
+        2 => Just(Step::BeginAgain),
         1 => Just(Step::Revoke),
         2 => Just(Step::Kill),
     ]
@@ -365,7 +387,9 @@ impl World {
             Step::Confirm => owner.member.confirm(ID, log.records.len() as u64, *wall),
             Step::Flush => owner.flush(),
             Step::Deliver(most) => owner.deliver(log, most),
-            Step::Commit => owner.commit(log, *wall),
+            Step::Commit => owner.commit(log, *wall, true),
+            Step::CommitUnheard => owner.commit(log, *wall, false),
+            Step::BeginAgain => owner.begin_again(log),
             Step::Revoke => {
                 if let Some(commit) = owner.member.revoke(ID) {
                     log.commit(commit);
@@ -411,7 +435,7 @@ impl World {
             let World { log, owner, wall, .. } = self;
             owner.read(log, usize::MAX, *wall);
             owner.member.confirm(ID, log.records.len() as u64, *wall);
-            owner.commit(log, *wall);
+            owner.commit(log, *wall, true);
             owner.flush();
             owner.deliver(log, usize::MAX);
             owner.assert_ledger();
@@ -473,12 +497,98 @@ fn traces_across_the_commit_are_seen_whole() {
     }
     assert_eq!(world.log.committed.map(|(offset, _)| offset), Some(3));
     world.step(Step::Kill);
-    assert_eq!(world.owner.start, Start { first: 0, commit: 3 });
+    assert_eq!(world.owner.start, Start { first: 0, commit: 3, to_commit: None });
     world.end();
     let totals = world.owner.intake.metrics.totals();
     assert_eq!((totals.accepted, totals.kept, totals.sent), (1, 1, 1));
     let decided = world.owner.intake.sampler.look_up(Millis(0), TraceId(trace_id(whole)));
     assert!(matches!(decided, Lookup::Decided(decision, _) if decision.verdict.kept));
+}
+
+/// Scenario: a round of commits is under way while a partition begins anew, since it was created
+/// again and its offsets mean other records.
+/// Guarantees: the marks of before are not committed.
+#[test]
+fn the_marks_of_an_earlier_assignment_are_not_committed() {
+    let mut world = World::new(64 << 20);
+    for trace in 1..20 {
+        world.log.append(BEGIN, vec![((trace, 1), true)]);
+    }
+    world.wall += 10_000;
+    world.step(Step::Read(usize::MAX));
+    world.step(Step::Confirm);
+    world.step(Step::Commit);
+    // The marks of this round wait for the backend.
+    world.wall += 2_000;
+    assert!(world.owner.member.tick(world.wall).is_empty());
+    world.log.records.truncate(1);
+    world.owner.begin_again(&mut world.log);
+    world.owner.flush();
+    world.owner.deliver_any();
+    for _ in 0..5 {
+        world.wall += 2_000;
+        let due = world.owner.member.tick(world.wall);
+        assert!(due.iter().all(|(_, commit)| commit.offset <= 1), "{due:?}");
+    }
+}
+
+/// Scenario: a partition begins where the group has no commit yet, or one that means nothing any
+/// more.
+/// Guarantees: the start is committed before anything else, until the group has it, and also by
+/// those who give the partition up before.
+#[test]
+fn a_start_without_a_commit_is_committed() {
+    let mut world = World::new(64 << 20);
+    let start = Start { first: 7, commit: 7, to_commit: Some(BEGIN) };
+    let wanted = Commit { offset: 7, time: BEGIN };
+    let member = &mut world.owner.member;
+    assert!(member.assign(ID, start));
+    assert_eq!(member.revoke(ID), Some(wanted));
+    assert!(member.assign(ID, start));
+    for wall in [BEGIN, BEGIN + 100, BEGIN + 2_000] {
+        member.tick(wall);
+    }
+    assert_eq!(member.tick(BEGIN + 2_050), [(ID, wanted)]);
+    member.note_committed(ID, 7, BEGIN + 2_060);
+    for wall in [BEGIN + 4_000, BEGIN + 4_100] {
+        assert_eq!(member.tick(wall), []);
+    }
+    assert_eq!(member.revoke(ID), None);
+}
+
+/// Scenario: a trace begins below the commit and ends above it. Its next owner would keep it by a
+/// limit, as the owner before did or did not. A late span follows.
+/// Guarantees: what the owner before has decided does not leave by a guess, in whole or in part.
+/// The late span follows the guess.
+#[test]
+fn a_limit_does_not_keep_a_part_of_what_was_decided_before() {
+    let kind = RuleKind::AlwaysSample;
+    let mut policy = PolicySpec::new("limited", RuleSpec { kind, sampling_percentage: 100.0 });
+    let rate = Rate { per_second: 1e6, burst: 1e6 };
+    policy.limit = Some(LimitSpec { spans: Some(rate), bytes: None });
+    let mut log = Log { committed: Some((1, BEGIN)), ..Log::default() };
+    let straddling = 7;
+    log.append(BEGIN, vec![((straddling, 1), false)]);
+    log.append(BEGIN + 100, vec![((straddling, 2), false)]);
+    log.append(BEGIN + WAIT + 100, vec![((8, 1), false)]);
+    log.append(BEGIN + WAIT + 500, vec![((straddling, 3), false)]);
+    let mut owner = Owner::with_policies(&log, 64 << 20, &[policy]);
+    let wall = BEGIN + 10_000;
+    owner.read(&log, 3, wall);
+    owner.member.tick(wall);
+    owner.intake.sampler.begin_tick(Millis(100), 0.1);
+    owner.member.tick(wall + 50);
+    let totals = owner.intake.metrics.totals();
+    assert_eq!((totals.accepted, totals.kept, totals.dropped), (2, 0, 1), "{totals:?}");
+    let decided = owner.intake.sampler.look_up(Millis(0), TraceId(trace_id(straddling)));
+    assert!(matches!(decided, Lookup::Decided(decision, _) if decision.verdict.kept));
+    owner.read(&log, 1, wall);
+    owner.assert_ledger();
+    let totals = owner.intake.metrics.totals();
+    assert_eq!((totals.accepted, totals.kept, totals.dropped), (3, 1, 1), "{totals:?}");
+    owner.flush();
+    owner.deliver(&mut log, usize::MAX);
+    assert_eq!(log.delivered, BTreeSet::from([(straddling, 3)]));
 }
 
 /// Scenario: the owner catches up with hours of records in a moment.
@@ -553,6 +663,100 @@ fn the_partition_that_is_behind_runs_while_memory_is_short() {
     assert!(owner.intake.budget.used() < owner.intake.budget.limit());
     owner.assert_ledger();
     assert!(offset > 300, "it goes on: {offset}");
+}
+
+/// Scenario: a trace is due before a record, and there is no room on the way to the backend.
+/// Guarantees: the record waits, so that it does not change the decision.
+#[test]
+fn a_record_waits_for_what_is_due_before_it() {
+    let mut world = World::new(4 << 20);
+    world.log.append(BEGIN, vec![((1, 1), true)]);
+    world.log.append(BEGIN + WAIT + 10, vec![((1, 2), false)]);
+    world.wall += 10_000;
+    world.owner.read(&world.log, 1, world.wall);
+    let queue = Arc::clone(&world.owner.intake.queue);
+    let place = queue.place(queue.capacity_bytes()).expect("an empty queue");
+    world.owner.read(&world.log, 1, world.wall);
+    assert_eq!(world.owner.next, 1);
+    drop(place);
+    world.owner.read(&world.log, 1, world.wall);
+    assert_eq!((world.owner.next, world.owner.intake.sampler.buffered().spans), (2, 0));
+}
+
+/// Scenario: the client fetches a record again that was taken in.
+/// Guarantees: it is taken in once.
+#[test]
+fn a_record_is_taken_in_once() {
+    let mut world = World::new(4 << 20);
+    world.log.append(BEGIN, vec![((1, 1), false)]);
+    for _ in 0..2 {
+        world.owner.next = 0;
+        world.owner.read(&world.log, 1, BEGIN);
+    }
+    assert_eq!(world.owner.intake.metrics.totals().accepted, 1);
+}
+
+/// Scenario: a record reaches the partition a little after its time, which the wall clock has
+/// passed.
+/// Guarantees: its trace waits from the time of the record on, as it does for any other owner.
+#[test]
+fn a_trace_arrives_at_the_time_of_its_record() {
+    let mut world = World::new(4 << 20);
+    let member = &mut world.owner.member;
+    member.confirm(ID, 0, BEGIN + 5_000);
+    world.log.append(BEGIN + 4_200, vec![((1, 1), true)]);
+    world.owner.read(&world.log, 1, BEGIN + 5_000);
+    for (asked_at, traces) in [(BEGIN + 4_600 + WAIT, 1), (BEGIN + 4_750 + WAIT, 0)] {
+        world.owner.member.confirm(ID, 1, asked_at);
+        world.owner.member.tick(asked_at);
+        assert_eq!(world.owner.intake.sampler.buffered().traces, traces);
+    }
+}
+
+/// Scenario: memory is short, and the partition with the lower number is behind.
+/// Guarantees: it runs, and the other one pauses.
+#[test]
+fn the_partition_that_runs_is_the_one_behind() {
+    let mut world = World::new(4 << 20);
+    let member = &mut world.owner.member;
+    assert!(member.assign(ID + 1, Start::default()));
+    let mut spans = vec![child(1, 1, false)];
+    spans[0].name = "n".repeat(20_000);
+    let payload = request_of(spans);
+    for offset in 0..200 {
+        for (id, time) in [(ID, BEGIN), (ID + 1, BEGIN + 500)] {
+            member.confirm(id, 1_000, 0);
+            let record = Record { offset, time: Some(time), payload: Some(&payload) };
+            member.take(id, record, BEGIN * 2);
+        }
+        member.tick(BEGIN);
+        if member.pauses(ID + 1) {
+            return assert!(!member.pauses(ID));
+        }
+        assert!(!member.pauses(ID));
+    }
+    panic!("memory is not short");
+}
+
+/// Scenario: an instance ends while a round of commits is under way, and more was decided since.
+/// Guarantees: what was decided since is committed as well, once it is delivered.
+#[test]
+fn the_last_round_has_the_marks_of_the_end() {
+    let mut world = World::new(4 << 20);
+    for (trace, time) in [(1, BEGIN), (2, BEGIN + 5_000)] {
+        world.log.append(time, vec![((trace, 1), true)]);
+        world.wall += 5_000;
+        world.step(Step::Read(1));
+        world.step(Step::Confirm);
+        assert!(world.owner.member.tick(world.wall).is_empty(), "nothing is delivered yet");
+    }
+    world.owner.member.hurry();
+    assert!(!world.owner.member.is_settled());
+    world.step(Step::Flush);
+    world.step(Step::Deliver(usize::MAX));
+    assert!(world.owner.member.is_settled());
+    let last = Commit { offset: 2, time: BEGIN + 5_000 };
+    assert_eq!(world.owner.member.revoke_all(), [(ID, last)]);
 }
 
 impl Owner {

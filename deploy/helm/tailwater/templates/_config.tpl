@@ -39,6 +39,8 @@ addresses, policy files or Kafka it wins; where it must not, `tailwater.configPr
 {{- if not (hasKey (dig "receiver" "kafka" dict $config) "leave_on_shutdown") -}}
 {{- $_ := set $defaults.receiver.kafka "leave_on_shutdown" $leave -}}
 {{- end -}}
+{{- /* The topic holds what the backend does not take, so nothing has to be given up. */ -}}
+{{- $_ := set $defaults.exporter.otlp "retry_on_failure" (dict "max_elapsed_time" "0s") -}}
 {{- end -}}
 {{- if ne $v.durability.mode "none" -}}
 {{- $durability := include "tailwater.durability" . | fromYaml -}}

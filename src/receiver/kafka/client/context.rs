@@ -3,7 +3,7 @@
 //! Callbacks about partitions and commits run inside `poll`, on the thread of the receiver.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -44,8 +44,9 @@ pub(super) struct Context {
     pub(super) member: Arc<Mutex<Member>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clients: Arc<Clients>,
-    /// Assigned partitions whose start is not known yet.
-    unstarted: Mutex<BTreeSet<i32>>,
+    /// Assigned partitions whose start is not known yet, and whether they hold other records than
+    /// before.
+    unstarted: Mutex<BTreeMap<i32, bool>>,
     errors: Throttle,
     commits: Throttle,
     starts: Throttle,
@@ -73,7 +74,7 @@ impl Context {
         self.member.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unstarted(&self) -> MutexGuard<'_, BTreeSet<i32>> {
+    fn unstarted(&self) -> MutexGuard<'_, BTreeMap<i32, bool>> {
         self.unstarted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -88,7 +89,7 @@ impl Context {
 
     /// Tries again to start partitions whose start could not be found.
     pub(super) fn start_others(&self, consumer: &BaseConsumer<Self>) {
-        let unstarted: Vec<_> = self.unstarted().iter().copied().collect();
+        let unstarted: Vec<_> = self.unstarted().keys().copied().collect();
         if !unstarted.is_empty() {
             let started = self.start(consumer, &unstarted);
             if started.count() > 0
@@ -99,11 +100,32 @@ impl Context {
         }
     }
 
-    /// Opens windows for partitions, and returns the list of those to read, with the offsets where
-    /// they begin. The others are tried again.
+    /// Begins partitions anew that hold other records than before. Their windows are given up.
+    pub(super) fn start_anew(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &[i32],
+    ) -> KafkaResult<()> {
+        let mut list = TopicPartitionList::new();
+        {
+            let (mut member, mut unstarted) = (self.member(), self.unstarted());
+            for &partition in partitions {
+                // What could still be committed are offsets of records that are gone.
+                let _ = member.revoke(partition);
+                unstarted.insert(partition, true);
+                list.add_partition(self.topic(), partition);
+            }
+        }
+        consumer.incremental_unassign(&list)
+    }
+
+    /// Opens windows for partitions, and returns the list of those that are to be read, with the
+    /// offsets where they begin. The others are tried again.
     fn start(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
-        let found = starts::find(consumer, partitions, &self.clients, &self.metrics);
+        let is_shortened = |id| self.unstarted().get(&id).copied().unwrap_or(false);
+        let partitions: Vec<_> = partitions.iter().map(|&id| (id, is_shortened(id))).collect();
+        let found = starts::find(consumer, &partitions, &self.clients, &self.metrics);
         let found = found.unwrap_or_else(|error| {
             self.metrics.kafka().failed();
             if let Some(suppressed) = self.starts.ask() {
@@ -117,7 +139,7 @@ impl Context {
             Default::default()
         });
         let (mut member, mut unstarted) = (self.member(), self.unstarted());
-        for &partition in partitions {
+        for (partition, is_shortened) in partitions {
             let begun = found.get(&partition).filter(|start| member.assign(partition, **start));
             let offset = begun.and_then(|start| i64::try_from(start.first).ok());
             match (begun, offset) {
@@ -129,9 +151,16 @@ impl Context {
                     info!(partition, from, commit, "Kafka: reading a partition");
                 }
                 _ => {
-                    unstarted.insert(partition);
+                    unstarted.insert(partition, is_shortened);
                 }
             }
+        }
+        drop((member, unstarted));
+        // A pause outlives the assignment in which it was made.
+        if list.count() > 0
+            && let Err(error) = consumer.resume(&list)
+        {
+            warn!(%error, "Kafka: partitions cannot be resumed");
         }
         list
     }
@@ -142,7 +171,7 @@ impl Context {
         {
             let (mut member, mut unstarted) = (self.member(), self.unstarted());
             for &partition in partitions {
-                if !unstarted.remove(&partition) {
+                if unstarted.remove(&partition).is_none() {
                     list.add_partition(self.topic(), partition);
                 }
                 commits.extend(member.revoke(partition).map(|commit| (partition, commit)));
@@ -159,7 +188,8 @@ impl Context {
                 self.note_commit_failed(&error);
             }
         }
-        if list.count() == 0 { Ok(()) } else { consumer.incremental_unassign(&list) }
+        // Also without any: librdkafka waits for this call before it joins the group again.
+        consumer.incremental_unassign(&list)
     }
 
     /// Commits offsets, with the times of their records.

@@ -14,11 +14,12 @@
 
 mod context;
 mod ends;
+mod resets;
 mod settings;
 mod starts;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -28,7 +29,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, Offset, TopicPartitionList,
+    ClientConfig, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
     error::{KafkaError as ClientError, KafkaResult},
     message::{BorrowedMessage, Message as _},
@@ -161,13 +162,13 @@ impl Kafka {
             passed_over: Throttle::default(),
         };
         // A mistake in the settings fails the start, instead of only being logged.
-        receiver.connect().map_err(|error| KafkaError::Settings(error.to_string()))?;
+        let first = receiver.connect().map_err(|error| KafkaError::Settings(error.to_string()))?;
         let reserve = intake.budget.reserve(settings::fetched_bytes_max(memory_limit));
         let vital = intake.supervisor.vital(Task::Kafka);
         let run = move || {
             // Dropped when the thread ends: if it was not told to, the service ends as well.
             let _held = (vital, reserve);
-            receiver.run();
+            receiver.run(first);
         };
         let vital = intake.supervisor.vital(Task::Kafka);
         let asking = ends.spawn(&clients, Arc::clone(&stop), vital)?;
@@ -210,10 +211,11 @@ impl Receiver {
     }
 
     /// Runs one client after another until it is told to stop.
-    fn run(&self) {
+    fn run(&self, first: BaseConsumer<Context>) {
+        let mut first = Some(first);
         while !self.stop.is_set() {
             let session = || {
-                let consumer = self.connect()?;
+                let consumer = first.take().map_or_else(|| self.connect(), Ok)?;
                 consumer.subscribe(&[&self.clients.kafka.topic])?;
                 self.read(&consumer)
             };
@@ -242,7 +244,7 @@ impl Receiver {
             receiver: self,
             consumer,
             waiting: BTreeMap::new(),
-            paused: BTreeSet::new(),
+            paused: BTreeMap::new(),
             ticked_at: 0,
             repaired_at: 0,
             is_reset: false,
@@ -317,7 +319,8 @@ struct Reading<'c> {
     consumer: &'c BaseConsumer<Context>,
     /// Records that could not be taken in, by partition.
     waiting: BTreeMap<i32, Waiting<'c>>,
-    paused: BTreeSet<i32>,
+    /// The partitions that are paused, with the assignment in which they were.
+    paused: BTreeMap<i32, u64>,
     ticked_at: u64,
     repaired_at: u64,
     /// Whether a fetch asked for offsets that are gone.
@@ -384,8 +387,18 @@ impl<'c> Reading<'c> {
             self.repaired_at = wall;
             self.consumer.context().start_others(self.consumer);
             if self.is_reset {
-                self.is_reset = self.skip_lost().is_err();
+                self.mend();
             }
+        }
+    }
+
+    /// Reads on after offsets that the brokers have refused.
+    fn mend(&mut self) {
+        self.is_reset = false;
+        if let Err(error) = resets::mend(self.consumer) {
+            self.is_reset = true;
+            self.receiver.metrics.kafka().failed();
+            warn!(%error, "Kafka: cannot find out which records are gone; trying again");
         }
     }
 
@@ -401,25 +414,20 @@ impl<'c> Reading<'c> {
         }
     }
 
-    /// Pauses and resumes partitions as they have to be.
+    /// Pauses and resumes partitions as they have to be. A partition that begins is not paused.
     fn pause(&mut self) {
-        let held: BTreeSet<_> = {
+        let (more, fewer, held) = {
             let mut member = self.receiver.lock_member();
-            self.paused.iter().for_each(|id| member.note_at_end(*id, false));
-            let all = member.partitions().map(|(partition, _)| partition);
-            let pauses = |id: &i32| self.waiting.contains_key(id) || member.pauses(*id);
-            self.paused.retain(|id| member.generation(*id).is_some());
-            all.filter(pauses).collect()
+            self.paused.keys().for_each(|id| member.note_at_end(*id, false));
+            let all = member.partitions().filter_map(|(id, _)| Some((id, member.generation(id)?)));
+            let pauses = |(id, _): &_| self.waiting.contains_key(id) || member.pauses(*id);
+            let held: BTreeMap<_, _> = all.filter(pauses).collect();
+            let is_current = |(id, of): &(&i32, &u64)| member.generation(**id) == Some(**of);
+            let paused = self.paused.iter().filter(is_current);
+            let fewer = self.list(paused.filter(|(id, _)| !held.contains_key(id)));
+            let more = held.iter().filter(|(id, of)| self.paused.get(id) != Some(of));
+            (self.list(more), fewer, held)
         };
-        let list = |partitions: &mut dyn Iterator<Item = &i32>| {
-            let mut list = TopicPartitionList::new();
-            for partition in partitions {
-                list.add_partition(&self.receiver.clients.kafka.topic, *partition);
-            }
-            list
-        };
-        let more = list(&mut held.difference(&self.paused));
-        let fewer = list(&mut self.paused.difference(&held));
         let paused = if more.count() > 0 { self.consumer.pause(&more) } else { Ok(()) };
         let resumed = if fewer.count() > 0 { self.consumer.resume(&fewer) } else { Ok(()) };
         if let Err(error) = paused.and(resumed) {
@@ -428,32 +436,12 @@ impl<'c> Reading<'c> {
         self.paused = held;
     }
 
-    /// Continues after the records that retention has removed.
-    fn skip_lost(&self) -> KafkaResult<()> {
-        let topic = &self.receiver.clients.kafka.topic;
-        let partitions: Vec<_> = {
-            let member = self.receiver.lock_member();
-            member.partitions().map(|(id, partition)| (id, partition.next())).collect()
-        };
-        for (partition, next) in partitions {
-            let (low, high) = self.consumer.fetch_watermarks(topic, partition, LEAVE_TIMEOUT)?;
-            let first: u64 = low.try_into().unwrap_or(0);
-            let is_ahead = u64::try_from(high).is_ok_and(|high| next > high);
-            if next >= first && !is_ahead {
-                continue;
-            }
-            let mut member = self.receiver.lock_member();
-            if is_ahead {
-                warn!(partition, next, end = high, "Kafka: the partition has become shorter");
-                member.assign(partition, super::Start { first, commit: first });
-            } else {
-                note_lost(&self.receiver.metrics, partition, first - next);
-                member.skip_to(partition, first);
-            }
-            drop(member);
-            self.consumer.seek(topic, partition, Offset::Offset(low), LEAVE_TIMEOUT)?;
+    fn list<'p>(&self, partitions: impl Iterator<Item = (&'p i32, &'p u64)>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (partition, _) in partitions {
+            list.add_partition(&self.receiver.clients.kafka.topic, *partition);
         }
-        Ok(())
+        list
     }
 }
 
