@@ -144,7 +144,8 @@ fn begin(
         let is_late = clients.kafka.starts_at_end;
         let mut found = at(if is_late { high } else { low });
         // Otherwise the end would be another one for the next owner.
-        found.start.to_commit = is_late.then(clock::unix_millis);
+        let wall = clock::unix_millis();
+        found.start.to_commit = is_late.then_some(wall);
         return Ok(found);
     };
     if is_shortened || offset > high {
