@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -95,10 +98,17 @@ pub fn assert_span_metrics(sampler: &Sampler, metrics: &Metrics) {
     }
 }
 
+/// A new path in the system's temporary directory. It is also counted: a simulation seeds the
+/// random numbers of its thread, and two threads may run the same seed.
+fn temporary_path() -> std::path::PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let (process, number) = (std::process::id(), NEXT.fetch_add(1, Relaxed));
+    std::env::temp_dir().join(format!("tailwater-it-{process}-{number}-{:x}", fastrand::u64(..)))
+}
+
 /// A new file in the system's temporary directory.
 pub fn tempfile(text: &str) -> std::path::PathBuf {
-    let name = format!("tailwater-it-{}-{}.toml", std::process::id(), fastrand::u64(..));
-    let path = std::env::temp_dir().join(name);
+    let path = temporary_path().with_extension("toml");
     std::fs::write(&path, text).expect("written");
     path
 }
@@ -108,8 +118,7 @@ pub struct Directory(pub std::path::PathBuf);
 
 impl Directory {
     pub fn new() -> Self {
-        let name = format!("tailwater-it-{}-{:x}", std::process::id(), fastrand::u64(..));
-        let path = std::env::temp_dir().join(name);
+        let path = temporary_path();
         std::fs::create_dir(&path).expect("created");
         Directory(path)
     }
