@@ -16,7 +16,7 @@ counts=$(mktemp)
 trap 'rm -f "$counts"' EXIT
 for workers in 1 2 4 8 16; do
     # Threads take turns fairly, so that they meet at the locks.
-    valgrind --tool=callgrind --fair-sched=yes --callgrind-out-file="$counts" "$bench" \
+    STAGES_UNTIMED=1 valgrind --tool=callgrind --fair-sched=yes --callgrind-out-file="$counts" "$bench" \
         --bench "cores-$workers" 40 >/dev/null 2>&1
     # 600 requests fill the window, and 40 follow.
     callgrind_annotate --inclusive=yes --threshold=100 "$counts" | awk -v workers="$workers" '

@@ -9,7 +9,6 @@
 //! began with a wait.
 
 use std::{
-    fs,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -25,14 +24,14 @@ use tailwater::{
 use crate::{
     Result, Tick, Times, WARM_UP, arrival_ms,
     corpus::{Corpus, GRPC_PREFIX_BYTES, SPANS_PER_REQUEST},
-    limits, measured, plan,
+    limits, measured,
+    parts::thread_cpu,
+    plan,
 };
 
 /// The numbers of workers.
 pub(crate) const WORKERS: [usize; 5] = [1, 2, 4, 8, 16];
 const SHARDS_PER_WORKER: usize = 4;
-/// A file with the CPU time of the thread that reads it, in nanoseconds.
-const CPU_TIME: &str = "/proc/thread-self/schedstat";
 
 /// The requests that are still to come.
 struct Source<'a> {
@@ -107,11 +106,11 @@ fn work(
     let (mut scratch, mut decided, mut batch) =
         (Scratch::default(), Decided::default(), Batch::default());
     let mut times = Times::default();
-    let before = cpu_time()?;
+    let before = thread_cpu();
     loop {
         let arrived = source.lock().unwrap_or_else(PoisonError::into_inner).next(end);
         let Some(Arrived { body, at_ms, begins_tick }) = arrived else {
-            return Ok(cpu_time()? - before);
+            return Ok(thread_cpu() - before);
         };
         let now = Millis(at_ms);
         let ingest = || sampler.ingest(now, &body, &mut scratch, &mut decided);
@@ -120,14 +119,6 @@ fn work(
             Tick { sampler, now, times: &mut times }.run(&mut decided, &mut batch);
         }
     }
-}
-
-/// The CPU time of this thread so far. Read from a file, because rustix cannot read clocks under
-/// valgrind.
-fn cpu_time() -> std::result::Result<Duration, String> {
-    let text = fs::read_to_string(CPU_TIME).map_err(|error| error.to_string())?;
-    let nanos = text.split(' ').next().and_then(|nanos| nanos.parse().ok());
-    nanos.map(Duration::from_nanos).ok_or_else(|| format!("{CPU_TIME}: {text}"))
 }
 
 /// The holds of the locks of shards so far, and those that began with a wait.
