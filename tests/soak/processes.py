@@ -52,6 +52,13 @@ def wait_for(what, condition, seconds=30, pause=0.05):
         time.sleep(pause)
 
 
+def read_lines(output, lines):
+    """Puts each line of JSON into the queue, and None at the end."""
+    for line in output:
+        lines.put(json.loads(line))
+    lines.put(None)
+
+
 class Subcommand:
     """A subcommand of the load generator: a line in, a line of JSON out."""
 
@@ -61,13 +68,9 @@ class Subcommand:
                                       stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1)
         STARTED.append(self.child)
         self.lines = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        # The thread of a killed process can end after `come_back`, so it must not look at `self`.
+        threading.Thread(target=read_lines, args=(self.child.stdout, self.lines), daemon=True).start()
         self.ready = self.answer()
-
-    def _read(self):
-        for line in self.child.stdout:
-            self.lines.put(json.loads(line))
-        self.lines.put(None)
 
     def answer(self, seconds=90):
         answer = self.lines.get(timeout=seconds)
