@@ -143,7 +143,9 @@ impl Tick {
             for rare in &asked.rares {
                 is_granted |= rares[rare.index].grant(rare.kind, trace) && !rare.is_shadow;
             }
-            self.add_to_limits(plan, &asked, candidate, is_granted);
+            if !is_granted {
+                self.add_to_limits(plan, &asked, candidate);
+            }
         }
         for (limit, candidates) in self.limits {
             if self.begins == Begins::All || !limit.has_begun() {
@@ -155,13 +157,9 @@ impl Tick {
         }
     }
 
-    /// Adds a trace to its limits. A trace that is granted counts only towards those of shadow
-    /// policies.
-    fn add_to_limits(&mut self, plan: usize, asked: &Asked, of: Candidate, is_granted: bool) {
+    /// Adds a trace to its limits.
+    fn add_to_limits(&mut self, plan: usize, asked: &Asked, of: Candidate) {
         for (limit, _) in &asked.limits {
-            if is_granted && !limit.is_shadow {
-                continue;
-            }
             let (known, candidates) = &mut self.limits[self.plans[plan].limits[limit.index]];
             if self.begins == Begins::All || !known.has_begun() {
                 let candidate = Candidate { kind: limit.kind, ..of };

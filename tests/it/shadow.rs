@@ -124,11 +124,14 @@ fn always(sampling_percentage: f64) -> RuleSpec {
     RuleSpec { kind: RuleKind::AlwaysSample, sampling_percentage }
 }
 
-/// At most ten spans a second.
-fn limited(shadow: bool) -> PolicySpec {
-    let spans = Some(Rate { per_second: 10.0, burst: 20.0 });
+fn errors() -> RuleSpec {
     let codes = vec![StatusCode::Error];
-    let rule = RuleSpec { kind: RuleKind::StatusCode { codes }, sampling_percentage: 100.0 };
+    RuleSpec { kind: RuleKind::StatusCode { codes }, sampling_percentage: 100.0 }
+}
+
+/// At most ten spans a second.
+fn limited(rule: RuleSpec, shadow: bool) -> PolicySpec {
+    let spans = Some(Rate { per_second: 10.0, burst: 20.0 });
     let limit = Some(LimitSpec { spans, bytes: None });
     PolicySpec { limit, shadow, ..PolicySpec::new("limited", rule) }
 }
@@ -162,22 +165,27 @@ fn run(policies: &[PolicySpec]) -> (Vec<u128>, Vec<u128>) {
 }
 
 /// Scenario: the same traffic under a baseline alone, with a limited policy beside it, and with the
-/// same policy as a shadow policy; and a limited policy beside a shadow policy of 100 %.
+/// same policy as a shadow policy, once with a baseline of 20 % and once with one that keeps every
+/// error, whose traces cost a limit nothing; and a limited policy beside a shadow policy of 100 %.
 /// Guarantees: the shadow policy reports exactly the traces that it would have kept, with its
 /// limit, and the baseline keeps the same as alone; a shadow policy takes nothing from another
 /// policy's limit.
 #[test]
 fn limits_hold_shadow_policies_too() {
-    let baseline = || PolicySpec::new("baseline", always(20.0));
-    let (alone, _) = run(&[baseline()]);
-    let (together, _) = run(&[baseline(), limited(false)]);
-    let (kept, would_be_kept) = run(&[baseline(), limited(true)]);
-    assert_eq!(kept, alone);
-    let more: Vec<_> = together.into_iter().filter(|id| !alone.contains(id)).collect();
-    assert!((20..200).contains(&more.len()), "{} by the limited policy", more.len());
-    assert_eq!(would_be_kept, more);
+    for (baseline, rule) in [(always(20.0), errors()), (errors(), always(100.0))] {
+        let baseline = || PolicySpec::new("baseline", baseline.clone());
+        let limited = |shadow| limited(rule.clone(), shadow);
+        let (alone, _) = run(&[baseline()]);
+        let (together, _) = run(&[baseline(), limited(false)]);
+        let (kept, would_be_kept) = run(&[baseline(), limited(true)]);
+        assert_eq!(kept, alone);
+        let more: Vec<_> = together.into_iter().filter(|id| !alone.contains(id)).collect();
+        assert!((20..200).contains(&more.len()), "{} by the limited policy", more.len());
+        assert_eq!(would_be_kept, more);
+    }
 
+    let limited = || limited(errors(), false);
     let everything = PolicySpec { shadow: true, ..PolicySpec::new("everything", always(100.0)) };
-    let (beside, _) = run(&[limited(false), everything]);
-    assert_eq!(beside, run(&[limited(false)]).0);
+    let (beside, _) = run(&[limited(), everything]);
+    assert_eq!(beside, run(&[limited()]).0);
 }

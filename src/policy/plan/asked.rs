@@ -32,10 +32,9 @@ impl Plan {
         let is_granted = rares
             .iter()
             .any(|rare| !rare.is_shadow && self.rares[rare.index].has_granted(evidence.trace_id));
-        for (Claim { index, kind, is_shadow }, proposed) in limits {
-            if is_granted && !is_shadow {
-                continue;
-            }
+        // A granted trace costs no limit anything.
+        let limits = limits.into_iter().filter(|_| !is_granted);
+        for (Claim { index, kind, .. }, proposed) in limits {
             let limit = &self.limits[index];
             let candidate = Candidate { kind, ..evidence.candidate() };
             if limit.threshold(&candidate).max(proposed).keeps(evidence.randomness) {
@@ -50,7 +49,7 @@ impl Plan {
     /// Finds what a trace counts towards; `asked` is overwritten. The limits are those of policies
     /// that would keep it, unless a policy vetoes it or another policy without a limit keeps it
     /// anyway. The rare policies are those whose conditions it meets, unless a policy vetoes it. A
-    /// shadow policy counts only towards its own limit.
+    /// shadow policy counts only towards its own limit, under the same rules.
     pub(in crate::policy) fn asked(&self, evidence: &Evidence<'_>, asked: &mut Asked) {
         asked.limits.clear();
         asked.rares.clear();
@@ -68,15 +67,14 @@ impl Plan {
                 && proposed == Threshold::ALWAYS;
             self.ask(policy, proposed, evidence, asked);
         }
-        if is_kept {
-            asked.limits.clear();
-        }
-        let first_shadow = [asked.limits.len(), asked.rares.len()];
+        let first_shadow = asked.rares.len();
         for shadow in &self.shadows {
             self.ask(shadow, shadow.propose(evidence), evidence, asked);
         }
-        asked.limits[first_shadow[0]..].iter_mut().for_each(|(claim, _)| claim.is_shadow = true);
-        asked.rares[first_shadow[1]..].iter_mut().for_each(|claim| claim.is_shadow = true);
+        asked.rares[first_shadow..].iter_mut().for_each(|claim| claim.is_shadow = true);
+        if is_kept {
+            asked.limits.clear();
+        }
     }
 
     fn ask(&self, policy: &Policy, proposed: Threshold, of: &Evidence<'_>, asked: &mut Asked) {
