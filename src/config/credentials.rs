@@ -3,7 +3,8 @@
 //!
 //! The files are read here as the service will read them, so that `check` finds all problems that
 //! would prevent it from starting. No message quotes the content of a file, or its path, because
-//! writing a token where its file should be named is a common mistake.
+//! writing a token where its file should be named is a common mistake. For the same reason the line
+//! is not shown that names the file of a token or a password.
 
 use std::path::{Path, PathBuf};
 
@@ -152,8 +153,12 @@ fn server_name(text: &str) -> Result<ServerName<'static>, Problem> {
 fn report(section: &mut Section<'_, '_>, faults: &Faults, named: &[Named<'_>]) {
     for fault in &faults.0 {
         let place = named.iter().find(|(role, ..)| *role == fault.role);
-        if let Some((_, key, Read::Set(_, span))) = place {
-            section.error(span.clone(), problem(key, &fault.fault));
+        if let Some((role, key, Read::Set(_, span))) = place {
+            let problem = problem(key, &fault.fault);
+            match role {
+                Role::Token => section.error_without_line(span.clone(), problem),
+                _ => section.error(span.clone(), problem),
+            }
         }
     }
 }

@@ -29,6 +29,7 @@ mod env;
 mod files;
 pub(crate) mod keys;
 mod fit;
+mod hidden;
 mod inputs;
 mod kafka;
 mod kinds;

@@ -12,7 +12,7 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
-    diagnostics::{Diagnostics, Problem, Severity, quote},
+    diagnostics::{Diagnostic, Diagnostics, Problem, Severity, quote},
     env::Variable,
     section::Section,
     source::Source,
@@ -97,6 +97,11 @@ impl<'t> Reader<'t> {
 
     pub(super) fn report(&mut self, span: Span, severity: Severity, problem: Problem) {
         self.diagnostics.push(self.source.diagnose(span, severity, problem));
+    }
+
+    pub(super) fn report_without_line(&mut self, span: Span, problem: Problem) {
+        let diagnostic = self.source.diagnose(span, Severity::Error, problem);
+        self.diagnostics.push(Diagnostic { snippet: None, ..diagnostic });
     }
 }
 

@@ -112,6 +112,11 @@ impl<'r, 't> Section<'r, 't> {
         self.reader.report(span, Severity::Error, problem);
     }
 
+    /// An error whose line is not shown, because it may hold a secret.
+    pub(super) fn error_without_line(&mut self, span: Span, problem: Problem) {
+        self.reader.report_without_line(span, problem);
+    }
+
     pub(super) fn warn(&mut self, span: Span, problem: Problem) {
         self.reader.report(span, Severity::Warning, problem);
     }

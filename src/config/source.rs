@@ -8,7 +8,10 @@ use std::{collections::BTreeSet, ops::Range, path::Path};
 
 use ring::digest;
 
-use super::diagnostics::{Diagnostic, Problem, Severity, push_visible, visible};
+use super::{
+    diagnostics::{Diagnostic, Problem, Severity, push_visible, visible},
+    hidden::hidden_lines,
+};
 
 /// The most characters of a line that a snippet shows.
 const SNIPPET_CHARS_MAX: usize = 140;
@@ -24,8 +27,8 @@ pub(crate) struct Source {
     has_bom: bool,
     /// Byte offset at which each line starts; never empty.
     line_starts: Vec<usize>,
-    /// Lines of `headers`, whose values must not be shown.
-    secret_lines: BTreeSet<usize>,
+    /// Lines that may hold a secret and must not be shown.
+    hidden_lines: BTreeSet<usize>,
 }
 
 /// The line that a diagnostic is about, ready to print.
@@ -45,12 +48,13 @@ impl Source {
             None => (text, false),
         };
         let line_ends = text.match_indices('\n').map(|(at, _)| at + 1);
+        let line_starts: Vec<usize> = std::iter::once(0).chain(line_ends).collect();
         Source {
             name: visible(&name.display().to_string()),
             text: text.to_owned(),
             has_bom,
-            secret_lines: secret_lines(text),
-            line_starts: std::iter::once(0).chain(line_ends).collect(),
+            hidden_lines: hidden_lines(text, |offset| line_of(&line_starts, offset)),
+            line_starts,
         }
     }
 
@@ -71,8 +75,8 @@ impl Source {
     pub(super) fn shown(&self) -> (String, String) {
         let mut text = String::with_capacity(self.text.len());
         for (number, line) in self.text.lines().enumerate() {
-            if self.secret_lines.contains(&number) {
-                text.push_str("# hidden: a line of headers");
+            if self.hidden_lines.contains(&number) {
+                text.push_str("# hidden: this line may hold a credential");
             } else {
                 text.push_str(line);
             }
@@ -83,7 +87,12 @@ impl Source {
 
     /// The line of an offset, from 0.
     pub(super) fn line(&self, offset: usize) -> usize {
-        self.line_starts.partition_point(|start| *start <= offset) - 1
+        line_of(&self.line_starts, offset)
+    }
+
+    /// Whether the line of an offset may hold a secret.
+    pub(super) fn is_hidden(&self, offset: usize) -> bool {
+        self.hidden_lines.contains(&self.line(offset))
     }
 
     /// `file:line:column` of an offset.
@@ -128,7 +137,7 @@ impl Source {
         let start = self.text.floor_char_boundary(span.start);
         let line_start = self.line_starts[self.line(start)];
         let line = self.text[line_start..].lines().next().filter(|line| !line.is_empty())?;
-        if self.secret_lines.contains(&self.line(start)) {
+        if self.is_hidden(start) {
             return None;
         }
         let end = self.text.floor_char_boundary(span.end).min(line_start + line.len());
@@ -155,26 +164,6 @@ impl Source {
     }
 }
 
-/// The lines that belong to `headers`, from 0. Found in the text and not in the TOML tree, which
-/// may lack the broken parts.
-fn secret_lines(text: &str) -> BTreeSet<usize> {
-    let names_headers = |line: &str| {
-        line.match_indices("headers").any(|(at, word)| {
-            let rest = line[at + word.len()..].trim_start_matches(['"', '\'', ' ', '\t']);
-            rest.starts_with(['=', '.', ']'])
-        })
-    };
-    let (mut in_section, mut in_braces) = (false, false);
-    let mut secret = BTreeSet::new();
-    for (number, line) in text.lines().enumerate() {
-        let begins = names_headers(line);
-        if line.trim_start().starts_with('[') {
-            in_section = begins;
-        }
-        if in_section || in_braces || begins {
-            secret.insert(number);
-        }
-        in_braces = (in_braces || begins && line.contains('{')) && !line.contains('}');
-    }
-    secret
+fn line_of(line_starts: &[usize], offset: usize) -> usize {
+    line_starts.partition_point(|start| *start <= offset) - 1
 }

@@ -137,11 +137,13 @@ fn escape_hint(message: &str, source: &Source, string: Range<usize>) -> Option<S
     if !about_escapes.iter().any(|start| message.starts_with(start)) {
         return None;
     }
+    let is_hidden = source.is_hidden(string.start);
     let written = source.text().get(string)?;
     let quotes = if written.starts_with("\"\"\"") { 3 } else { 1 };
     let inside = written.get(quotes..written.len().checked_sub(quotes)?)?;
     // If the string has valid TOML escapes too, the intention is unknown.
-    let is_plain = !inside.contains("\\\\")
+    let is_plain = !is_hidden
+        && !inside.contains("\\\\")
         && !inside.contains("\\\"")
         && !inside.contains(|c: char| c == '\'' || c.is_control())
         && inside.len() <= SHOWN_BYTES_MAX;
