@@ -131,6 +131,7 @@ impl<A: v1::ServerReflection, B: v1alpha::ServerReflection> Rpc<A, B> {
             let message = format!("the call took longer than {} s", CALL_TIMEOUT.as_secs());
             Status::deadline_exceeded(message).into_http()
         });
+        // A watcher of decisions has put its own.
         if is_stream && response.extensions().get::<LongLived>().is_none() {
             response.extensions_mut().insert(LongLived::default());
         }

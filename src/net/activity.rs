@@ -9,15 +9,15 @@ use std::sync::{
 use http::{HeaderValue, Response, header::CONNECTION};
 use tokio::sync::Notify;
 
-/// Marks an answer whose body may take any time, such as a stream of health changes. On a [`Leash`]
-/// it keeps its connection from being idle.
+/// Marks an answer whose body may take any time, such as a stream of health changes. Until its end
+/// the connection is not idle, even if it sends nothing for hours.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct LongLived(pub(super) Option<Arc<Leash>>);
+pub(crate) struct LongLived(pub(super) Arc<Leash>);
 
 impl LongLived {
     /// An answer whose sender may close the connection.
     pub(crate) fn on(leash: Arc<Leash>) -> Self {
-        LongLived(Some(leash))
+        LongLived(leash)
     }
 }
 

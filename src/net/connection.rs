@@ -335,8 +335,7 @@ impl Connection {
                 let (mut unread, mut streaming) = (None, None);
                 match response.extensions().get::<LongLived>() {
                     None => unread = Some(Unread::one_more(&seen)),
-                    Some(LongLived(None)) => {}
-                    Some(LongLived(Some(leash))) => {
+                    Some(LongLived(leash)) => {
                         // Nobody else sets it.
                         let _ = leash.0.set(Arc::downgrade(&seen));
                         streaming = Some(Counted::one_more(&seen.under_way));

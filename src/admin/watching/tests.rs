@@ -252,3 +252,38 @@ async fn a_vanished_watcher_is_noticed() {
     assert!(!stays.is_finished());
     drop(vanishes);
 }
+
+/// Scenario: a stream that sends nothing for an hour, such as a long trial without traffic.
+/// Guarantees: its connection is not closed as idle. After the end of the stream it is.
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_keeps_its_connection() {
+    let (dial, accepted) = mpsc::channel(1);
+    let (_stop, stopped) = watch::channel(false);
+    let (end, queue) = mpsc::channel(1);
+    let queue = Arc::new(Mutex::new(Some(queue)));
+    let answer = move |_: Request<Incoming>| -> Ready<Response<Queued>> {
+        let queue = queue.lock().expect("no panic").take().expect("one request");
+        let mut response = Response::new(Queued(queue));
+        response.extensions_mut().insert(LongLived::default());
+        ready(response)
+    };
+    let supervised = Supervised { supervisor: Arc::default(), task: Task::Admin };
+    let terms = Terms { limits: admin::limits(), tls: None, supervised, tally: None };
+    let listener = InMemory(tokio::sync::Mutex::new(accepted));
+    tokio::spawn(listen::serve(listener, terms, answer, stopped));
+    let (client, server) = tokio::io::duplex(64 << 10);
+    dial.send(server).await.expect("listening");
+    let (client, connection) = h2::client::handshake(client).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let other_requests = client.clone();
+    let mut body = watch_by(client).await;
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert!(!connection.is_finished());
+    drop(end);
+    while let Some(data) = body.data().await {
+        assert_eq!(data.expect("the stream ends in order").len(), 0);
+    }
+    tokio::time::sleep(Duration::from_secs(780)).await;
+    assert!(connection.is_finished());
+    drop(other_requests);
+}
