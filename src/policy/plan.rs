@@ -91,7 +91,7 @@ pub(crate) struct InForce<'a> {
     pub(crate) expires: Option<u64>,
     /// The threshold that it proposes now for a trace that it matches, limits included; if it has
     /// parts with different percentages, the lowest of these thresholds. `None` for `drop`, and for
-    /// `budget` and `rare`, which have one for each kind of traces.
+    /// `budget`, which has one for each kind of traces.
     pub(crate) threshold: Option<Threshold>,
 }
 
@@ -340,7 +340,8 @@ impl Plan {
     /// The lowest threshold that a policy proposes now; `None` if it has none, or has one for each
     /// kind of traces.
     fn current(&self, policy: &Policy) -> Option<Threshold> {
-        if policy.is_veto || !policy.kind.is_empty() {
+        // A `rare` policy tells kinds apart as well, but keeps all that it grants.
+        if policy.is_veto || (!policy.kind.is_empty() && policy.rare.is_none()) {
             return None;
         }
         let any = Candidate { randomness: Randomness(0), kind: 0, costs: [1, 1] };

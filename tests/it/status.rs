@@ -116,6 +116,37 @@ async fn the_figures_agree_at_rest() {
     running.stop().await;
 }
 
+/// Scenario: policies that tell kinds of traces apart.
+/// Guarantees: a `rare` policy keeps all that it grants, and a `budget` has no single share.
+#[tokio::test]
+async fn the_shares_of_policies_with_kinds() {
+    let policies = r#"
+[[policy]]
+name = "first"
+type = "rare"
+keys = ["span.name"]
+
+[[policy]]
+name = "fair"
+type = "budget"
+keys = ["span.name"]
+spans_per_second = 100
+
+[[policy]]
+name = "second"
+type = "rare"
+keys = ["service.name"]
+shadow = true
+"#;
+    let running = Running::start(config(policies)).await;
+    running.accept(vec![span(LOW | 1, 1, None)]).await;
+    running.at_rest().await;
+    let status = running.service.admin().status();
+    let shares: Vec<_> = status.policies.iter().map(|policy| policy.percentage).collect();
+    assert_eq!(shares, [Some(100.0), None, Some(100.0)]);
+    running.stop().await;
+}
+
 /// Scenario: the backend refuses every request for a while, then accepts them.
 /// Guarantees: the status says so, with the error and the time since when.
 #[tokio::test]
