@@ -7,7 +7,7 @@
 use std::{
     io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
-    pin::pin,
+    pin::{Pin, pin},
 };
 
 use clap::Args;
@@ -119,10 +119,12 @@ impl Arriving {
         }
     }
 
-    /// Writes the parts that arrive.
-    async fn take(&mut self, parts: &mut Streaming<RecordResponse>) -> Ended {
-        // The same future from here on, so that no signal is missed between two messages.
-        let mut interrupted = pin!(ctrl_c());
+    /// Writes the parts that arrive, until the recording ends or `interrupted` does.
+    async fn take(
+        &mut self,
+        parts: &mut Streaming<RecordResponse>,
+        mut interrupted: Pin<&mut impl Future>,
+    ) -> Ended {
         loop {
             let message = tokio::select! {
                 // Ctrl-C comes first: a person who wants to stop does not wait for more parts.
@@ -185,7 +187,16 @@ async fn record(options: &Options) -> Result<bool, Failure> {
         duration: Some(prost_types::Duration { seconds: seconds.into(), nanos: 0 }),
         max_bytes: u64::from(max_mib.unwrap_or(0)) << 20,
     };
-    let begun = asked.client.record(request).await;
+    // The same future from the beginning, so that no signal is missed between two messages.
+    let mut interrupted = pin!(ctrl_c());
+    let begun = tokio::select! {
+        // Ctrl-C comes first: a person who wants to stop does not wait for the answer.
+        biased;
+        _ = &mut interrupted => {
+            return Ok(print("recorded nothing: the instance had not answered yet\n"));
+        }
+        begun = asked.client.record(request) => begun,
+    };
     let mut parts = begun.map_err(|status| asked.failure(&status))?.into_inner();
     let name = config::visible(&output.display().to_string());
     let cannot_write = |problem: io::Error| {
@@ -199,7 +210,7 @@ async fn record(options: &Options) -> Result<bool, Failure> {
             return Ok(false);
         }
     };
-    let ended = arriving.take(&mut parts).await;
+    let ended = arriving.take(&mut parts, interrupted).await;
     arriving.clear();
     let corrected = match &ended {
         Ended::With(summary) => arriving.correct(percentage, summary),

@@ -16,7 +16,7 @@ use std::{
 use clap::Args;
 use prost::Message as _;
 use tokio::signal::ctrl_c;
-use tonic::Status;
+use tonic::{Status, Streaming};
 
 use super::{
     Format,
@@ -167,33 +167,35 @@ async fn try_policies(options: &Options) -> Result<bool, Failure> {
     let mut asked = instance.client()?;
     let duration = Some(prost_types::Duration { seconds: seconds.into(), nanos: 0 });
     let request = TryPoliciesRequest { policies, duration };
-    let mut responses = match asked.client.try_policies(request).await {
-        Ok(begun) => begun.into_inner(),
-        Err(status) => {
+    let progress = Progress { is_shown: io::stderr().is_terminal(), seconds };
+    let mut last = nothing();
+    // The same future from the beginning, so that no signal is missed between two messages.
+    let mut interrupted = pin!(ctrl_c());
+    let begun = tokio::select! {
+        // Ctrl-C comes first: a person who wants to stop does not wait for the answer.
+        biased;
+        _ = &mut interrupted => None,
+        begun = asked.client.try_policies(request) => Some(begun),
+    };
+    let ended = match begun {
+        None => Ok(()),
+        Some(Ok(begun)) => {
+            let mut responses = begun.into_inner();
+            let followed = follow(&mut responses, &mut last, &progress);
+            tokio::select! {
+                // As above.
+                biased;
+                _ = &mut interrupted => Ok(()),
+                followed = followed => followed.map_err(|status| asked.failure(&status)),
+            }
+        }
+        Some(Err(status)) => {
             let Some(problems) = problems(&status, file) else {
                 return Err(asked.failure(&status));
             };
             complain(&problems);
             return Ok(false);
         }
-    };
-    let progress = Progress { is_shown: io::stderr().is_terminal(), seconds };
-    let mut last = TryPoliciesResponse::default();
-    // The same future from here on, so that no signal is missed between two messages.
-    let mut interrupted = pin!(ctrl_c());
-    let ended = loop {
-        let message = tokio::select! {
-            // Ctrl-C comes first: a person who wants to stop does not wait for more messages.
-            biased;
-            _ = &mut interrupted => break Ok(()),
-            message = responses.message() => message,
-        };
-        match message {
-            Ok(Some(response)) => last = response,
-            Ok(None) => break Ok(()),
-            Err(status) => break Err(asked.failure(&status)),
-        }
-        progress.show(&last);
     };
     progress.clear();
     if last.is_last && elapsed(&last).as_secs_f64().round() < f64::from(seconds) {
@@ -209,6 +211,31 @@ async fn try_policies(options: &Options) -> Result<bool, Failure> {
     ended.map(|()| is_printed)
 }
 
+/// The report of a trial that has not begun.
+fn nothing() -> TryPoliciesResponse {
+    TryPoliciesResponse {
+        elapsed: Some(prost_types::Duration::default()),
+        is_last: false,
+        current: Some(Outcome::default()),
+        candidate: Some(Outcome::default()),
+        newly_kept: Some(Change::default()),
+        newly_dropped: Some(Change::default()),
+    }
+}
+
+/// Keeps the last message of a trial, and shows each, until the trial ends.
+async fn follow(
+    responses: &mut Streaming<TryPoliciesResponse>,
+    last: &mut TryPoliciesResponse,
+    progress: &Progress,
+) -> Result<(), Status> {
+    while let Some(response) = responses.message().await? {
+        *last = response;
+        progress.show(last);
+    }
+    Ok(())
+}
+
 /// The mistakes in the policies, if the instance reports any.
 fn problems(status: &Status, file: &Path) -> Option<String> {
     let details = tonic_types::Status::decode(status.details()).ok()?;
@@ -218,7 +245,9 @@ fn problems(status: &Status, file: &Path) -> Option<String> {
     let mut text = String::new();
     let file = file.display().to_string();
     for diagnostic in &found.diagnostics {
-        text.push_str(&told(&file, diagnostic));
+        // A remark about the whole list has no place.
+        let file = if diagnostic.line > 0 { file.as_str() } else { "" };
+        text.push_str(&told(file, diagnostic));
     }
     Some(text)
 }

@@ -78,15 +78,18 @@ pub fn run(options: &Options) -> bool {
 
 async fn show(options: &Options) -> Result<bool, Failure> {
     let asked = options.instance.client()?;
-    // The first status is requested before the screen changes, so that a wrong address fails as in
-    // other commands.
-    let status = status(asked.clone()).await?;
-    let mut view = View::new(asked.address(), status);
+    let mut signals = match [SignalKind::interrupt(), SignalKind::terminate()].map(signal) {
+        [Ok(interrupt), Ok(terminate)] => [interrupt, terminate],
+        [Err(problem), _] | [_, Err(problem)] => {
+            complain(&format!("error: cannot listen for signals: {problem}\n"));
+            return Ok(false);
+        }
+    };
+    let Some(first) = first(asked.clone(), &mut signals).await? else { return Ok(true) };
+    let mut view = View::new(asked.address(), first);
     let shown = async {
-        let signals = [SignalKind::interrupt(), SignalKind::terminate()];
-        let [interrupt, terminate] = signals.map(signal);
         let screen = Screen { terminal: ratatui::try_init()?, keys: EventStream::new() };
-        follow(asked, &mut view, screen, [interrupt?, terminate?]).await
+        follow(asked, &mut view, screen, signals).await
     };
     match shown.await {
         Ok(()) => Ok(true),
@@ -94,6 +97,21 @@ async fn show(options: &Options) -> Result<bool, Failure> {
             complain(&format!("error: cannot use the terminal: {problem}\n"));
             Ok(false)
         }
+    }
+}
+
+/// The first status; `None` if a signal ends the command before. It is requested before the screen
+/// changes, so that a wrong address fails as in other commands.
+async fn first(
+    asked: Asked,
+    [interrupt, terminate]: &mut [Signal; 2],
+) -> Result<Option<GetStatusResponse>, Failure> {
+    tokio::select! {
+        // A request to stop comes first.
+        biased;
+        _ = interrupt.recv() => Ok(None),
+        _ = terminate.recv() => Ok(None),
+        status = status(asked) => status.map(Some),
     }
 }
 

@@ -5,7 +5,7 @@ use prost_types::Timestamp;
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::{
-    draw,
+    Options, SignalKind, draw, first, signal,
     view::{Act, View},
 };
 use crate::control::{
@@ -301,4 +301,31 @@ fn hostile_text_is_printable() {
     let is_hostile = |c: char| c.is_control() || c == '\u{202e}';
     assert!(!lines.iter().any(|line| line.contains(is_hostile)), "{lines:?}");
     assert!(lines[0].contains(r"\u{1b}[2J\u{1b}]0;x\u{7}\u{d}\u{a}\u{202e}\u{9b}31m"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_before_the_instance_answers() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: Options,
+    }
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = silent.local_addr().expect("an address").to_string();
+    let cli = <Cli as clap::Parser>::parse_from(["top", "--address", &address]);
+    for name in ["INT", "TERM"] {
+        // Set before the signal is sent, so that it does not end this process.
+        let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+        let mut signals = signals.map(|signal| signal.expect("set"));
+        let asked = cli.options.instance.client().expect("no files");
+        let interrupt = async {
+            let connection = silent.accept().await.expect("connected");
+            let process = std::process::id().to_string();
+            let kill = std::process::Command::new("kill").args(["-s", name, &process]).status();
+            assert!(kill.expect("runs").success());
+            connection
+        };
+        let (first, _connection) = tokio::join!(first(asked, &mut signals), interrupt);
+        assert!(matches!(first, Ok(None)), "{name}");
+    }
 }

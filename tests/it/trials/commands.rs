@@ -10,6 +10,7 @@ use std::{
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::Value;
 use tailwater::trace_files::{Piece, TraceFile};
+use tokio::net::TcpListener;
 
 use crate::harness::{ALL, Directory, ERRORS_AND_HALF, HIGH, LOW, Running, config, error, span};
 
@@ -21,9 +22,12 @@ async fn steered() -> Running {
 }
 
 fn start(running: &Running, arguments: &[&str]) -> Child {
-    let address = format!("http://{}", running.service.admin_address);
+    start_at(&format!("http://{}", running.service.admin_address), arguments)
+}
+
+fn start_at(address: &str, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
-    command.args(arguments).args(["--address", &address]);
+    command.args(arguments).args(["--address", address]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs")
 }
 
@@ -134,6 +138,46 @@ async fn try_says_what_would_change() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("enable_lifecycle"), "{}", text(&output.stderr));
     running.stop().await;
+}
+
+/// Scenario: Ctrl-C while an instance has accepted the connection and answers nothing.
+/// Guarantees: `try` and `record` end with exit code 0; the JSON of `try` is complete; `record` leaves
+/// an existing file alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_works_before_the_instance_answers() {
+    let directory = Directory::new();
+    let policies = directory.file("all.toml", ALL);
+    let recording = directory.file("traffic.rec", "an older recording");
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = format!("http://{}", silent.local_addr().expect("an address"));
+    let mut said = Vec::new();
+    for arguments in [
+        &["try", &policies][..],
+        &["try", "--format", "json", &policies],
+        &["record", "--output", &recording],
+        &["tail"],
+    ] {
+        let child = start_at(&address, arguments);
+        // The command listens to the signal before it connects.
+        let connection = silent.accept().await.expect("connected");
+        interrupt(&child);
+        let output = finish(child).await;
+        assert_eq!(output.status.code(), Some(0), "{arguments:?} {}", text(&output.stderr));
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+        said.push(text(&output.stdout).to_owned());
+        drop(connection);
+    }
+    assert!(said[0].starts_with("tried for 0 s: 0 traces decided"), "{}", said[0]);
+    let answer: Value = serde_json::from_str(&said[1]).expect("JSON");
+    assert_eq!(answer["isLast"], false);
+    for outcome in ["current", "candidate"] {
+        assert_eq!(answer[outcome]["decidedTraces"], "0", "{answer}");
+    }
+    for change in ["newlyKept", "newlyDropped"] {
+        assert_eq!(answer[change]["traces"], "0", "{answer}");
+    }
+    assert!(said[2].starts_with("recorded nothing"), "{}", said[2]);
+    assert_eq!(std::fs::read_to_string(recording).expect("there"), "an older recording");
 }
 
 /// Scenario: `record` of everything for a while, of a half until Ctrl-C, until the instance stops,
