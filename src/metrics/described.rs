@@ -206,7 +206,8 @@ metrics! {
         "Decisions forgotten before decision_cache_ttl, because the decision cache had reached a \
          quarter of the memory limit.";
     SPAN_METRICS_SPANS = Counter "span_metrics_spans_total" [] "spans"
-        "Accepted spans that were counted in [span_metrics]: those of the chosen kinds.";
+        "Accepted spans that were counted in [span_metrics]: those of the chosen kinds. Spans that \
+         come back after a restart (transport replay) are not counted again.";
     SPAN_METRICS_SERIES = Gauge "span_metrics_series" [] "sets of labels"
         "Sets of labels in [span_metrics].";
     SPAN_METRICS_OVERFLOW = Counter "span_metrics_overflow_spans_total" [] "spans"
