@@ -37,10 +37,10 @@ pub enum ReadError {
         /// The reason.
         source: io::Error,
     },
-    /// A newer version of Tailwater wrote it.
+    /// Another version of Tailwater wrote it.
     #[error(
-        "{} has version {version} of the format, and this Tailwater reads up to {VERSION}: \
-         start the version that wrote it, or move the directory away",
+        "{} has version {version} of the format, and this Tailwater reads version {VERSION}: \
+         start the Tailwater that wrote it, or move the directory away",
         path.display()
     )]
     Version {
@@ -130,7 +130,7 @@ impl LogFiles {
             FileHeader::decode(&bytes)
         };
         match header {
-            Some(FileHeader { version, .. }) if version > VERSION => {
+            Some(FileHeader { version, .. }) if version != VERSION => {
                 return Err(ReadError::Version { path: path.to_owned(), version });
             }
             // This is a copy of another file.

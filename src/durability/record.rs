@@ -10,7 +10,7 @@ pub(super) const FILE_HEADER_BYTES: usize = 32;
 pub(crate) const RECORD_HEADER_BYTES: usize = 32;
 /// Records begin at multiples of this.
 pub(super) const ALIGNMENT: u64 = 8;
-/// The version that is written, and the newest that is read.
+/// The version that is written, and the only one that is read.
 pub(crate) const VERSION: u32 = 1;
 
 const FILE_MAGIC: [u8; 8] = *b"TWATRLOG";

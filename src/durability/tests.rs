@@ -162,15 +162,18 @@ fn a_file_may_be_missing_or_there_twice() {
 }
 
 #[test]
-fn a_newer_version_is_named() {
+fn an_unknown_version_is_named() {
     let directory = Directory::new();
     let (_, mut bytes, path) = written(&directory, &[10]);
-    let header = FileHeader { version: VERSION + 1, kind: 0, base: 0, capacity: 1 << 20 };
-    bytes[..FILE_HEADER_BYTES].copy_from_slice(&header.encode());
-    fs::write(&path, &bytes).expect("written");
-    let error = LogFiles::list(&directory.0, LogKind::Intake).expect_err("unknown");
-    assert!(matches!(&error, ReadError::Version { version, .. } if *version == VERSION + 1));
-    assert!(error.to_string().contains("intake-0000000000000000.log has version 2"), "{error}");
+    for unknown in [0, VERSION + 1, u32::MAX] {
+        let header = FileHeader { version: unknown, kind: 0, base: 0, capacity: 1 << 20 };
+        bytes[..FILE_HEADER_BYTES].copy_from_slice(&header.encode());
+        fs::write(&path, &bytes).expect("written");
+        let error = LogFiles::list(&directory.0, LogKind::Intake).expect_err("unknown");
+        assert!(matches!(&error, ReadError::Version { version, .. } if *version == unknown));
+        let named = format!("intake-0000000000000000.log has version {unknown} of the format");
+        assert!(error.to_string().contains(&named), "{error}");
+    }
 }
 
 #[test]

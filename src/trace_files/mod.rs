@@ -33,6 +33,9 @@ const COMPRESSED_MAX: usize = 2;
 /// The first line of a recording; a line of JSON and frames follow.
 const RECORD_MAGIC: &[u8] = b"TAILWATER RECORD 1\n";
 
+/// How a recording of any version begins.
+const RECORD_BEGINNING: &[u8] = b"TAILWATER RECORD ";
+
 /// One part of a file.
 #[derive(Debug, PartialEq)]
 pub enum Piece {
@@ -174,6 +177,9 @@ fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
     let text = without_space(start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start));
     match (start, text) {
         ([], _) => Form::End,
+        (start, _) if start.starts_with(RECORD_BEGINNING) => {
+            Form::Unknown("it is a recording of another version of Tailwater".to_owned())
+        }
         // A request in protobuf begins with the byte of a line feed, and its length may look like a
         // bracket.
         ([0x0a, ..], [b'{' | b'[', inside @ ..]) if !may_be_inside(without_space(inside)) => {

@@ -289,6 +289,17 @@ fn a_frame_that_inflates_without_end_is_cut() {
     assert!(unreadable.len() == 1 && unreadable[0].contains("128 MiB"), "{unreadable:?}");
 }
 
+#[test]
+fn recordings_of_other_versions_are_named() {
+    for version in ["0", "2", "10"] {
+        let bytes = format!("TAILWATER RECORD {version}\n{{\"percentage\":1}}\n");
+        let (names, unreadable) = read(bytes.as_bytes());
+        assert!(names.is_empty());
+        assert_eq!(unreadable.len(), 1, "{unreadable:?}");
+        assert!(unreadable[0].contains("another version of Tailwater"), "{unreadable:?}");
+    }
+}
+
 /// A recording of a percentage that has been written to a file, and the bytes of that file.
 fn recorded(percentage: f64, traces: &[&[Vec<u8>]]) -> Vec<u8> {
     let name = format!("tailwater-record-{}-{:x}", std::process::id(), fastrand::u64(..));
