@@ -98,8 +98,18 @@ pub struct Reloaded {
     pub diagnostics: Diagnostics,
 }
 
-/// Problems as the control API describes them.
+/// Problems as the control API describes them. If there are more than the list holds, the last one
+/// says how many.
 pub(crate) fn describe(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
+    let mut described = describe_listed(diagnostics);
+    if diagnostics.omitted() > 0 {
+        described.push(left_out(diagnostics.omitted()));
+    }
+    described
+}
+
+/// The problems in the list.
+pub(crate) fn describe_listed(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
     use control::diagnostic::Severity as Shown;
     let severity = |severity| match severity {
         Severity::Error => Shown::Error,
@@ -116,6 +126,15 @@ pub(crate) fn describe(diagnostics: &Diagnostics) -> Vec<control::Diagnostic> {
         hint: problem.hint.clone().unwrap_or_default(),
     });
     described.collect()
+}
+
+/// Says how many problems a list leaves out. It has no place.
+pub(crate) fn left_out(problems: usize) -> control::Diagnostic {
+    control::Diagnostic {
+        severity: control::diagnostic::Severity::Note.into(),
+        message: format!("problems that are not listed here: {problems}"),
+        ..control::Diagnostic::default()
+    }
 }
 
 /// Why the policies were not changed.

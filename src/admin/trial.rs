@@ -20,7 +20,7 @@ use crate::{
         Diagnostic, Diagnostics, TryPoliciesRequest, TryPoliciesResponse, figures,
         try_policies_response::{self, PolicyOutcome},
     },
-    reload::{Change, NoTrial, Outcome, Trial, describe},
+    reload::{Change, NoTrial, Outcome, Trial, describe_listed, left_out},
     supervise::Task,
 };
 
@@ -145,14 +145,17 @@ pub(super) fn duration(
 
 fn status(refused: &NoTrial) -> Status {
     match refused {
-        NoTrial::Invalid(diagnostics) => invalid(describe(diagnostics)),
+        NoTrial::Invalid(diagnostics) => {
+            invalid(describe_listed(diagnostics), diagnostics.omitted())
+        }
         NoTrial::Running => Status::failed_precondition(refused.to_string()),
         NoTrial::Panicked => Status::internal(refused.to_string()),
     }
 }
 
-/// The answer to policies with errors, with as many of their problems as fit.
-fn invalid(mut diagnostics: Vec<Diagnostic>) -> Status {
+/// The answer to policies with errors, with as many of their problems as fit. `omitted` more were
+/// found and not listed.
+fn invalid(mut diagnostics: Vec<Diagnostic>, omitted: usize) -> Status {
     // If only some fit, errors come before warnings.
     diagnostics.sort_by_key(|diagnostic| diagnostic.severity);
     let first = diagnostics.first().map_or_else(String::new, |first| {
@@ -161,13 +164,17 @@ fn invalid(mut diagnostics: Vec<Diagnostic>) -> Status {
     });
     let first: String = first.chars().take(MESSAGE_CHARS_MAX).collect();
     let message = format!("the policies have errors; the first is {first}");
-    let mut room = DETAILS_BYTES_MAX;
+    let found = diagnostics.len() + omitted;
+    let mut room = DETAILS_BYTES_MAX - left_out(usize::MAX).encoded_len() - 4;
     diagnostics.retain(|diagnostic| {
         let left = room.checked_sub(diagnostic.encoded_len() + 4);
         room = left.unwrap_or(0);
         left.is_some()
     });
     diagnostics.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
+    if diagnostics.len() < found {
+        diagnostics.push(left_out(found - diagnostics.len()));
+    }
     let details = tonic_types::Status {
         code: Code::InvalidArgument.into(),
         message: message.clone(),
@@ -215,5 +222,30 @@ fn change(change: &Change) -> try_policies_response::Change {
         spans: change.sum.spans,
         bytes: change.sum.bytes,
         examples: change.examples.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(status: &Status) -> Vec<Diagnostic> {
+        let details = tonic_types::Status::decode(status.details()).expect("details");
+        assert!(details.details[0].value.len() <= DETAILS_BYTES_MAX);
+        Diagnostics::decode(&details.details[0].value[..]).expect("decodes").diagnostics
+    }
+
+    #[test]
+    fn details_say_how_many_problems_are_left_out() {
+        let problem = |line| Diagnostic { line, message: "x".repeat(100), ..Diagnostic::default() };
+        for (found, omitted) in [(1, 0), (20, 0), (100, 0), (1_000, 7), (1, 3)] {
+            let status = invalid((1..=found).map(problem).collect(), omitted);
+            let mut listed = listed(&status);
+            let note = listed.pop_if(|last| last.line == 0);
+            let rest = found as usize + omitted - listed.len();
+            let said = note.map(|note| note.message);
+            let expected = (rest > 0).then(|| format!("problems that are not listed here: {rest}"));
+            assert_eq!(said, expected, "{found} {omitted}");
+        }
     }
 }

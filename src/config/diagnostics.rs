@@ -110,6 +110,11 @@ impl Diagnostics {
         self.diagnostics.is_empty()
     }
 
+    /// The number of problems beyond those.
+    pub(crate) fn omitted(&self) -> usize {
+        self.omitted
+    }
+
     /// Whether any problem, listed or omitted, is an error.
     pub fn has_errors(&self) -> bool {
         self.has_errors
