@@ -16,12 +16,15 @@
 //! check once a second whether files have changed: credentials if any are configured, policies with
 //! `watch_policy_files`. Each of these is [vital](Supervisor::vital). A listener spawns one task
 //! per connection, and hyper one per HTTP/2 stream. Large requests, the checks of files and a
-//! reload by SIGHUP use a blocking thread; POST /-/reload uses one of the admin runtime.
+//! reload by SIGHUP use a blocking thread; POST /-/reload uses one of the admin runtime. While the
+//! logs of `[durability]` are opened, a thread answers health and readiness in place of the admin
+//! thread.
 
 mod admin;
 mod credentials;
 mod durable;
 mod ground;
+mod health;
 mod kafka;
 mod limits;
 mod tasks;
@@ -43,22 +46,20 @@ use tokio::{
     task::{JoinHandle, JoinSet, spawn_blocking},
     time::{Instant, timeout_at},
 };
-use tonic_health::{
-    ServingStatus,
-    server::{HealthReporter, HealthService},
-};
+use tonic_health::server::{HealthReporter, HealthService};
 use tracing::{error, info, warn};
 
 pub use self::ground::Ground;
 use self::{
     credentials::Credentials,
     durable::{Durable, Opened},
+    health::{OF_RECEIVERS, OF_TELEMETRY},
     kafka::{Kafka, PARTITIONS_MAX},
     limits::{cores, grpc_limits, http_limits, http_settings, limits, span_metrics, tick},
     tasks::{decide, finish, spawn_consumers},
 };
 use crate::{
-    admin::{Admin, CONTROL_SERVICE},
+    admin::Admin,
     budget::Budget,
     clock::WindowClock,
     config::Config,
@@ -66,7 +67,6 @@ use crate::{
     decider::{self, Decider, Outbox, Parts, Settings},
     durability::{OpenError, ReadError},
     exporter::{ClientError, Queue},
-    grpc::TRACE_SERVICE,
     metrics::{Metrics, Transport},
     net::{
         descriptors,
@@ -209,7 +209,7 @@ impl Shared {
     }
 
     fn terms(&self, limits: listen::Limits, transport: Transport, with: &Credentials) -> Terms {
-        let handshake = |server| Handshake::new(server, Some(transport), &self.metrics);
+        let handshake = |server| Handshake::new(server, Some((transport, &self.metrics)));
         let supervisor = Arc::clone(&self.supervisor);
         let supervised = Supervised { supervisor, task: Task::Receiver };
         let tally = Some(Tally::new(&self.metrics, transport));
@@ -289,7 +289,7 @@ impl Service {
             ground;
         let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
         let admin_address = admin_listener.local_addr()?;
-        let mut opened = durable::open(config).await?;
+        let mut opened = durable::open(config, &admin_listener).await?;
         let mut shared = Shared::new(config, shards, hasher, opened.as_ref());
         let credentials = Credentials::read(config, &shared.metrics)?;
         let is_ready = Arc::new(AtomicBool::new(false));
@@ -314,7 +314,7 @@ impl Service {
         let vital = |task| shared.supervisor.vital(task);
         let decider = decide(decider, decider_stops, shared.supervisor.clone());
         let decider = tokio::spawn(vital(Task::Decider).over(decider));
-        let health = serving(&[TRACE_SERVICE]).await;
+        let health = health::not_serving(OF_RECEIVERS).await;
         let stop = (health.clone(), receivers_stop);
         let receivers = shared.serve(config, &intake, &credentials, (grpc, http), stop);
         let watchers = watching::spawn(credentials.watch, &admin.reload, &shared.supervisor);
@@ -323,6 +323,8 @@ impl Service {
             kafka.connect(config, &credentials.kafka, &intake)?;
         }
         is_ready.store(true, Relaxed);
+        health::serve(&health, OF_RECEIVERS).await;
+        health::serve(&admin.health, OF_TELEMETRY).await;
         let Shared { metrics, queue, supervisor, sampler, .. } = shared;
         info!(%grpc_address, %http_address, %admin_address, "ready");
         Ok(Service {
@@ -361,13 +363,8 @@ impl Service {
         self.is_ready.store(false, Relaxed);
         self.supervisor.stop();
         self.admin.streams_end.send_replace(true);
-        for mut health in [self.health.clone(), self.admin.health.clone()] {
-            for service in ["", TRACE_SERVICE, CONTROL_SERVICE] {
-                health.set_service_status(service, ServingStatus::NotServing).await;
-                // Ends the streams of health watchers, which would hold their connections open.
-                health.clear_service_status(service).await;
-            }
-        }
+        health::stop(&self.health, OF_RECEIVERS).await;
+        health::stop(&self.admin.health, OF_TELEMETRY).await;
         self.intake.is_draining.store(true, Relaxed);
         self.stop_receivers.send_replace(true);
         // Slow senders get half of the time; the rest is for delivering their spans.
@@ -413,6 +410,8 @@ impl Service {
         }
         // Stopped last, so that the last connection to the backend used valid credentials.
         self.watchers.abort_all();
+        // A client may have begun to watch during the shutdown.
+        health::end_streams(&self.admin.health, OF_TELEMETRY).await;
         self.stop_admin.send_replace(true);
         // The admin thread ends with its connections, but a scraper that does not read may hold one
         // open.
@@ -462,13 +461,4 @@ impl Service {
     pub fn admin(&self) -> &Arc<Admin> {
         &self.admin
     }
-}
-
-/// A reporter that says that these services, and the whole, are serving.
-async fn serving(services: &[&str]) -> HealthReporter {
-    let health = HealthReporter::new();
-    for service in services {
-        health.set_service_status(service, ServingStatus::Serving).await;
-    }
-    health
 }

@@ -13,6 +13,7 @@ mod record;
 mod rpc;
 mod snapshot;
 mod spans;
+mod starting;
 mod trial;
 mod watching;
 
@@ -59,7 +60,9 @@ use crate::{
     trace::{Randomness, TraceId},
 };
 
-pub(crate) use self::{control::CONTROL_SERVICE, history::History, rpc::Calls, watching::Watchers};
+pub(crate) use self::{
+    control::CONTROL_SERVICE, history::History, rpc::Calls, starting::Starting, watching::Watchers,
+};
 use self::{
     control::{TRACE_ID_FORMS, UNKNOWN_TRACE},
     page::{Asked, Page},

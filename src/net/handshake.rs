@@ -23,10 +23,9 @@ use crate::{
 #[derive(Debug)]
 pub struct Handshake {
     certificates: Arc<Live<ServerSide>>,
-    /// The transport that failures are counted for; `None` for the telemetry port, whose failures
-    /// are not counted.
-    transport: Option<Transport>,
-    metrics: Arc<Metrics>,
+    /// The transport that failures are counted for, and where; `None` for the telemetry port, whose
+    /// failures are not counted.
+    counted: Option<(Transport, Arc<Metrics>)>,
     throttle: Throttle,
 }
 
@@ -54,11 +53,11 @@ impl Handshake {
     /// Uses these certificates; each new connection gets their current version.
     pub(crate) fn new(
         certificates: &Arc<Live<ServerSide>>,
-        transport: Option<Transport>,
-        metrics: &Arc<Metrics>,
+        counted: Option<(Transport, &Arc<Metrics>)>,
     ) -> Arc<Self> {
-        let (certificates, metrics) = (Arc::clone(certificates), Arc::clone(metrics));
-        Arc::new(Handshake { certificates, transport, metrics, throttle: Throttle::default() })
+        let certificates = Arc::clone(certificates);
+        let counted = counted.map(|(transport, metrics)| (transport, Arc::clone(metrics)));
+        Arc::new(Handshake { certificates, counted, throttle: Throttle::default() })
     }
 
     /// Completes the handshake, in which the client presents a certificate if the configuration
@@ -79,8 +78,8 @@ impl Handshake {
             Ok(Err(failure)) => failure,
             Err(_elapsed) => Failure::Late(within),
         };
-        if let Some(transport) = self.transport {
-            self.metrics.handshake_failed(transport);
+        if let Some((transport, metrics)) = &self.counted {
+            metrics.handshake_failed(*transport);
         }
         match self.throttle.ask() {
             Some(suppressed) => {
@@ -99,9 +98,9 @@ impl Handshake {
         // almost nothing. Probes and load balancers connect and hang up, which is not logged.
         let Some(stream) = spoken(stream).await? else { return Ok(None) };
         let certificates = self.certificates.get();
-        let config = match self.transport {
-            Some(Transport::Grpc) => &certificates.grpc,
-            Some(Transport::Http) | None => &certificates.http,
+        let config = match self.counted {
+            Some((Transport::Grpc, _)) => &certificates.grpc,
+            Some((Transport::Http, _)) | None => &certificates.http,
         };
         Ok(Some(TlsAcceptor::from(Arc::clone(config)).accept(stream).await?))
     }

@@ -4,13 +4,17 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use tokio::sync::watch;
 
-use super::{Shared, credentials::Credentials, durable::Durable, serving};
+use super::{
+    Shared,
+    credentials::Credentials,
+    durable::Durable,
+    health::{self, OF_TELEMETRY},
+};
 use crate::{
-    admin::{Admin, CONTROL_SERVICE, Calls, History, LongAnswers, Watchers},
+    admin::{Admin, Calls, History, LongAnswers, Watchers},
     clock::{self, Clock},
     config::Config,
     exporter::Client,
-    grpc::TRACE_SERVICE,
     net::handshake::Handshake,
     reload::Reload,
 };
@@ -23,7 +27,7 @@ impl Shared {
         backend: Client,
         credentials: &Credentials,
     ) -> Arc<Admin> {
-        let handshake = |telemetry| Handshake::new(telemetry, None, &self.metrics);
+        let handshake = |telemetry| Handshake::new(telemetry, None);
         Arc::new(Admin {
             metrics: Arc::clone(&self.metrics),
             sampler: Arc::clone(&self.sampler),
@@ -47,7 +51,7 @@ impl Shared {
             calls: Calls::default(),
             tokens: credentials.telemetry_tokens.clone(),
             tls: credentials.telemetry.as_ref().map(handshake),
-            health: serving(&[TRACE_SERVICE, CONTROL_SERVICE]).await,
+            health: health::not_serving(OF_TELEMETRY).await,
         })
     }
 }

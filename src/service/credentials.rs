@@ -10,6 +10,7 @@ use crate::{
     },
     exporter::{Client, ClientError, Connector, Tls},
     metrics::Metrics,
+    net::handshake::Handshake,
 };
 
 /// The credentials of all connections, kept up to date.
@@ -83,6 +84,14 @@ impl Credentials {
             backend,
             bearer,
         })
+    }
+
+    /// The TLS handshake of the telemetry port while the service starts, with the certificate as it
+    /// is now.
+    pub(super) fn handshake_at_start(config: &Config) -> Result<Option<Arc<Handshake>>, Faults> {
+        let Some(tls) = config.telemetry.tls.clone() else { return Ok(None) };
+        let certificate = Watch::new(|_| ()).add(tls.files(), move || tls.read())?;
+        Ok(Some(Handshake::new(&certificate, None)))
     }
 
     /// The exporter's client, over TCP or TLS.

@@ -1,7 +1,7 @@
 //! `[durability]` in the wiring: opens the logs, recovers at the start, and closes the logs at the
 //! end.
 
-use std::{collections::HashMap, sync::Arc, thread, time::Duration};
+use std::{collections::HashMap, net::TcpListener, sync::Arc, thread, time::Duration};
 
 use tokio::{
     task::{JoinSet, spawn_blocking},
@@ -9,8 +9,9 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Shared, StartError};
+use super::{Shared, StartError, credentials::Credentials};
 use crate::{
+    admin::Starting,
     budget::Holder,
     config::Config,
     decider::{Decider, JournalParts},
@@ -141,9 +142,14 @@ pub(super) fn queue_bytes_max(config: &Config) -> usize {
     configured.min(room)
 }
 
-/// Opens the logs, if durability is configured, and reads the decisions and the outbox.
-pub(super) async fn open(config: &Config) -> Result<Option<Opened>, StartError> {
+/// Opens the logs, if durability is configured, and reads the decisions and the outbox. Meanwhile
+/// the telemetry port answers that the service is not ready.
+pub(super) async fn open(
+    config: &Config,
+    telemetry: &TcpListener,
+) -> Result<Option<Opened>, StartError> {
     let Some(durability) = &config.durability else { return Ok(None) };
+    let _starting = Starting::spawn(telemetry, Credentials::handshake_at_start(config)?)?;
     let ttl = config.sampling.decision_cache_ttl.as_millis();
     let settings = Settings {
         directory: durability.directory.clone(),

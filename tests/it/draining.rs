@@ -66,7 +66,8 @@ async fn health_is_served_until_the_drain() {
 }
 
 /// Scenario: health checks during a shutdown that takes long because the backend is down.
-/// Guarantees: the service is healthy but not ready until the end; metrics are served meanwhile.
+/// Guarantees: the service is healthy but not ready until the end, also over gRPC; metrics are
+/// served meanwhile.
 #[tokio::test]
 async fn while_draining_it_is_healthy_and_not_ready() {
     let mut config = config(ALL);
@@ -80,6 +81,14 @@ async fn while_draining_it_is_healthy_and_not_ready() {
         }
         assert_eq!(get(address, "/-/ready").await, (503, "not ready\n".to_owned()));
         assert_eq!(get(address, "/-/healthy").await.0, 200);
+        let url = format!("http://{address}");
+        let mut health =
+            HealthClient::new(Channel::from_shared(url).expect("a url").connect_lazy());
+        for service in ["", TRACE_SERVICE] {
+            let request = HealthCheckRequest { service: service.into() };
+            let answer = health.check(request).await.expect("answered").into_inner();
+            assert_eq!(answer.status(), ServingStatus::NotServing, "{service}");
+        }
         Metrics::parse(&get(address, "/metrics").await.1)
     };
     let (draining, (_, undelivered)) = tokio::join!(prober, running.stop());

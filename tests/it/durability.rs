@@ -3,7 +3,7 @@
 //! A kill is simulated by a copy of the directory while the service runs: the next process finds
 //! the content of the page cache. Real kills under load are in `tests/durability`.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use bytes::Bytes;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -11,8 +11,10 @@ use prost::Message as _;
 use tailwater::{
     config::{Config, Durability},
     durability::{LogFiles, LogKind, RecordReader},
-    service::Service,
+    service::{Ground, Service},
+    window::Hasher,
 };
+use tokio::net::TcpListener;
 use tonic::{Code, Status, codec::CompressionEncoding};
 
 use crate::harness::{
@@ -103,6 +105,47 @@ async fn undecided_traces_come_back() {
     assert_eq!(traces[&trace_id(low)].len(), 4);
     assert_eq!(traces.len(), 2);
     assert_eq!(metrics.get("durability_damaged_records_total"), 0.0);
+    next.stop().await;
+}
+
+/// Scenario: a start that reads its directory for long, because a log is a pipe that nobody writes.
+/// Guarantees: until it has read the logs, the telemetry port says that it is alive and not ready. A
+/// mistake that it finds then is an error of the start. The next start gets ready.
+#[tokio::test]
+async fn while_logs_are_opened_it_is_not_ready() {
+    let directory = Directory::new();
+    let log = directory.0.join("decisions-0000000000000000.log");
+    assert!(Command::new("mkfifo").arg(&log).status().expect("runs").success());
+    let pipe = directory.0.join("pipe");
+    fs::hard_link(&log, &pipe).expect("linked");
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    admin.set_nonblocking(true).expect("set");
+    let address = admin.local_addr().expect("an address");
+    let ground = Ground {
+        grpc: TcpListener::bind("127.0.0.1:0").await.expect("bound"),
+        http: TcpListener::bind("127.0.0.1:0").await.expect("bound"),
+        admin,
+        client: None,
+        shards: 1,
+        hasher: Hasher::random(),
+        has_brokers: true,
+    };
+    let config = durable(ALL, &directory.0);
+    let start = async move { Service::start_on(&config, ground).await };
+    let start = tokio::spawn(start);
+    assert_eq!(get(address, "/-/ready").await, (503, "not ready\n".to_owned()));
+    assert_eq!(get(address, "/-/healthy").await, (200, "healthy\n".to_owned()));
+    assert_eq!(get(address, "/metrics").await.0, 503);
+    assert!(!start.is_finished());
+    fs::remove_file(&log).expect("removed");
+    // Opening a pipe for both never waits, and ends the wait of whoever reads it.
+    let both = fs::File::options().read(true).write(true).open(&pipe).expect("opened");
+    let failed = start.await.expect("no panic").expect_err("the log is gone");
+    assert!(failed.to_string().contains("decisions-0000000000000000.log"), "{failed}");
+    drop(both);
+    fs::remove_file(pipe).expect("removed");
+    let next = Running::start(durable(ALL, &directory.0)).await;
+    assert_eq!(get(next.service.admin_address, "/-/ready").await.0, 200);
     next.stop().await;
 }
 

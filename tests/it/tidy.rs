@@ -109,6 +109,7 @@ const SPAWN: &[(&str, &str)] = &[
     ("receiver/kafka/client/mod.rs", "a thread for a client that blocks"),
     ("receiver/kafka/client/ends.rs", "a thread for a client that blocks"),
     ("admin/mod.rs", "the thread that answers while the runtime is busy"),
+    ("admin/starting.rs", "a thread that answers before there is a service"),
     ("admin/control.rs", "a thread for a reload, which blocks"),
     ("admin/trial.rs", "a trial must also end if its client goes away while it starts"),
     ("admin/record.rs", "a recording must also end if its client does not read"),
