@@ -79,8 +79,10 @@ impl Current {
 pub struct Loaded {
     /// The SHA-256 of all files that they were read from, in hexadecimal.
     pub hash: String,
-    /// These files, for people.
+    /// These files, for people. If parts of the main file wait for a restart, it is there twice.
     pub shown: Arc<Shown>,
+    /// The sections and keys that have changed since the start and wait for a restart.
+    pub waiting: Vec<&'static str>,
     /// When they were read, in Unix milliseconds.
     pub at: u64,
     /// Whether the last reload put new ones in force; true before the first.
@@ -169,6 +171,7 @@ impl Reload {
             loaded: Mutex::new(Loaded {
                 hash: config.hash.clone(),
                 shown: Arc::new(config.shown.clone()),
+                waiting: Vec::new(),
                 at: clock::unix_millis(),
                 last_reload_successful: true,
             }),
@@ -259,17 +262,23 @@ impl Reload {
         if let Some(trial) = current.trial.take() {
             trial::ended(&trial, "the policies were reloaded");
         }
-        *self.lock_loaded() = Loaded {
-            hash: config.hash.clone(),
-            shown: Arc::new(config.shown.clone()),
-            at: clock::unix_millis(),
-            last_reload_successful: true,
-        };
-        let changed = self.config.differences(&config).join(", ");
-        if !changed.is_empty() {
+        let waiting = self.config.differences(&config);
+        if !waiting.is_empty() {
+            let changed = waiting.join(", ");
             warn!(changed, "a reload applies only policies; the other changes need a restart");
         }
         let policies = config.policies.len();
+        let shown = match waiting.is_empty() {
+            true => config.shown,
+            false => config.shown.reloaded(&self.config.shown),
+        };
+        *self.lock_loaded() = Loaded {
+            hash: config.hash,
+            shown: Arc::new(shown),
+            waiting,
+            at: clock::unix_millis(),
+            last_reload_successful: true,
+        };
         Ok(Reloaded { policies, longest_stall, diagnostics: loaded.diagnostics })
     }
 

@@ -286,6 +286,7 @@ impl Admin {
                 status: &self.status(),
                 seconds: &self.history.seconds(),
                 files: loaded.shown.files(),
+                waiting: &loaded.waiting,
                 asked: asked.as_ref(),
                 now: clock::unix_millis(),
             };

@@ -15,11 +15,30 @@ impl Shown {
         &self.0
     }
 
+    /// These files after a reload that could not apply all of the main file. The main file is the
+    /// first one. It is shown as it was read at the start, where all but its policies is in force,
+    /// and as it is now, where only its policies are.
+    pub(crate) fn reloaded(self, at_start: &Shown) -> Shown {
+        let mut shown = Shown::default();
+        if let Some((name, text)) = at_start.0.first() {
+            shown.push(format!("{name}, read at the start: in force except for policies"), text);
+        }
+        for (index, (name, text)) in self.0.into_iter().enumerate() {
+            let of_policies = ", read at the last reload: only its policies are in force";
+            shown.push(if index == 0 { name + of_policies } else { name }, &text);
+        }
+        shown
+    }
+
     pub(super) fn add(&mut self, source: &Source) {
-        let used: usize = self.0.iter().map(|(name, text)| name.len() + text.len()).sum();
         let (name, text) = source.shown();
+        self.push(name, &text);
+    }
+
+    fn push(&mut self, name: String, text: &str) {
+        let used: usize = self.0.iter().map(|(name, text)| name.len() + text.len()).sum();
         if used + name.len() + text.len() <= SHOWN_BYTES_MAX {
-            self.0.push((name, text));
+            self.0.push((name, text.to_owned()));
         } else if used + name.len() + 100 <= SHOWN_BYTES_MAX {
             let text = "not shown: the files have more than 256 KiB together".to_owned();
             self.0.push((name, text));
@@ -44,6 +63,25 @@ mod tests {
         assert!(!shown.contains("secret"), "{shown}");
         assert!(shown.contains("timeout = \"5s\"") && shown.contains("log_level"), "{shown}");
         assert_eq!(shown.lines().count(), text.lines().count());
+    }
+
+    #[test]
+    fn a_main_file_with_changes_that_wait_is_shown_as_it_was_and_as_it_is() {
+        let shown = |texts: [&str; 2]| {
+            let mut shown = Shown::default();
+            for (name, text) in ["main.toml", "more.toml"].iter().zip(texts) {
+                shown.add(&Source::new(Path::new(name), text));
+            }
+            shown
+        };
+        let reloaded = shown(["b = 2", "d = 4"]).reloaded(&shown(["a = 1", "c = 3"]));
+        let told = [
+            ("main.toml, read at the start: in force except for policies", "a = 1\n"),
+            ("main.toml, read at the last reload: only its policies are in force", "b = 2\n"),
+            ("more.toml", "d = 4\n"),
+        ];
+        let told = told.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        assert_eq!(reloaded.files(), told);
     }
 
     #[test]

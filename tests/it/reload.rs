@@ -46,6 +46,7 @@ impl File {
         config.policies = loaded.policies;
         config.file = loaded.file;
         config.inputs = loaded.inputs;
+        config.shown = loaded.shown;
         config.telemetry.enable_lifecycle = true;
         config
     }
@@ -75,6 +76,33 @@ fn attribute_policy(name: &str, key: &str, value: &str) -> String {
         "[[policy]]\nname = \"{name}\"\ntype = \"string_attribute\"\nkey = \"{key}\"\n\
          values = [\"{value}\"]\n"
     )
+}
+
+/// Scenario: a reload of a file in which a setting has changed as well, which needs a restart.
+/// Guarantees: the page shows the file as it was and as it is, and says what waits for a restart.
+#[tokio::test]
+async fn the_page_shows_what_is_in_force_after_a_reload() {
+    let with_wait = |seconds| format!("[sampling]\ndecision_wait = \"{seconds}s\"\n{ALL}");
+    let file = File::new(&with_wait(41));
+    let running = Running::start(file.config()).await;
+    let page = async || get(running.service.admin_address, "/").await.1;
+    let before = page().await;
+    assert!(before.contains("decision_wait = &quot;41s&quot;"), "{before}");
+    assert!(!before.contains("waits for a restart"), "{before}");
+    file.write(&with_wait(42));
+    assert_eq!(post(&running, "").await.status, 200);
+    let after = page().await;
+    for part in [
+        "read at the start: in force except for policies",
+        "decision_wait = &quot;41s&quot;",
+        "read at the last reload: only its policies are in force",
+        "decision_wait = &quot;42s&quot;",
+        "waits for a restart",
+        "[sampling]",
+    ] {
+        assert!(after.contains(part), "{part}: {after}");
+    }
+    running.stop().await;
 }
 
 /// Scenario: traces wait that no policy would keep; then policies are loaded on an attribute, a

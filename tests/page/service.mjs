@@ -2,7 +2,7 @@
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { randomBytes } from "node:crypto";
 import { createServer as createSocketServer } from "node:net";
@@ -79,7 +79,12 @@ sampling_percentage = 10
     sink.close();
     sink.closeAllConnections();
   };
-  return { url, stop, traces: `http://127.0.0.1:${http}/v1/traces` };
+  const file = `${folder}/${configuration}`;
+  const reload = (change) => {
+    writeFileSync(file, change(readFileSync(file, "utf8")));
+    child.kill("SIGHUP");
+  };
+  return { url, stop, reload, traces: `http://127.0.0.1:${http}/v1/traces` };
 };
 
 // Sends `count` traces of two spans each. Returns their ids.

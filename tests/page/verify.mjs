@@ -125,6 +125,32 @@ try {
     assert.equal(await page.getByLabel("Trace ID").inputValue(), "half an id");
   });
 
+  await check("after a reload it shows what is in force, and opened files stay open", async () => {
+    const hash = () => page.locator("#loaded dd").nth(1).innerText();
+    const heading = page.locator("#files summary").first();
+    const before = await hash();
+    await heading.click();
+    service.reload((text) => text.replace('name = "baseline"', 'name = "the rest"'));
+    await until("the new hash", async () => (await hash()) !== before);
+    await until("the new text", async () => (await page.locator("#files pre").innerText()).includes("the rest"));
+    assert.ok(await page.locator("#files details").first().evaluate((file) => file.open));
+    assert.ok(await heading.evaluate((it) => it === document.activeElement), "the focus stays");
+    service.reload((text) => text.replace('decision_wait = "2s"', 'decision_wait = "3s"'));
+    await until("what waits", async () => (await page.locator("#loaded").innerText()).includes("[sampling]"));
+    assert.equal(await page.locator("#files details").count(), 2);
+    service.reload((text) => text.replace('decision_wait = "3s"', 'decision_wait = "2s"'));
+    await until("the end of the wait", async () => (await page.locator("#files details").count()) === 1);
+  });
+
+  await check("it stays live if it was opened with a name and a password", async () => {
+    const context = await browser.newContext();
+    const named = await context.newPage();
+    await named.goto(service.url.replace("//", "//name:password@"));
+    await named.waitForTimeout(4500);
+    assert.equal(await named.locator("#live").innerText(), "live");
+    await context.close();
+  });
+
   await check("it can be paused", async () => {
     await page.getByRole("button", { name: "Pause" }).click();
     await send(service.traces, 10);

@@ -1,4 +1,4 @@
-//! The chart of the last minutes, as SVG: accepted spans and kept spans.
+//! The chart of the last minutes, as SVG: accepted, kept and dropped spans.
 
 use maud::{Markup, html};
 
@@ -15,7 +15,8 @@ const BELOW: f64 = 30.0;
 /// Draws `rates`, one per second, the newest last, on an axis of `seconds` seconds.
 pub(super) fn chart(rates: &[Second], seconds: usize) -> Markup {
     let rates = &rates[rates.len().saturating_sub(seconds)..];
-    let highest = rates.iter().flat_map(|rate| [rate.accepted, rate.kept]).fold(0.0, f64::max);
+    let highest =
+        rates.iter().flat_map(|rate| [rate.accepted, rate.kept, rate.dropped]).fold(0.0, f64::max);
     let top = round_up(highest);
     let x = |index: usize| {
         let age = (rates.len() - 1 - index) as f64;
@@ -40,6 +41,7 @@ pub(super) fn chart(rates: &[Second], seconds: usize) -> Markup {
                 text x="0" y=(y(top * part) - 4.0) { (rate(top * part)) }
             }
             polygon .kept points=(area) {}
+            polyline .dropped points=(line(|r| r.dropped)) {}
             polyline .in points=(line(|r| r.accepted)) {}
             line .grid x1="0" x2=(WIDTH) y1=(HEIGHT) y2=(HEIGHT) {}
             text x="0" y=(HEIGHT + 23.0) { (minutes) " min ago" }
@@ -54,15 +56,19 @@ fn words(rates: &[Second]) -> String {
     let mean =
         |value: fn(&Second) -> f64| rates.iter().map(value).sum::<f64>() / rates.len() as f64;
     let (accepted, kept) = (mean(|rate| rate.accepted), mean(|rate| rate.kept));
+    let dropped = mean(|rate| rate.dropped);
     let share = if accepted > 0.0 { percentage(kept / accepted * 100.0) } else { "–".into() };
     format!(
         "Spans a second over the last {} seconds. In: {} on average, {} now. Kept: {} on average, \
-         {} now, which is {share} of all received spans.",
+         {} now; on average, that is {share} of all received spans. Dropped: {} on average, {} \
+         now.",
         rates.len(),
         rate(accepted),
         rate(last.accepted),
         rate(kept),
-        rate(last.kept)
+        rate(last.kept),
+        rate(dropped),
+        rate(last.dropped)
     )
 }
 
@@ -86,14 +92,17 @@ mod tests {
     #[test]
     fn a_chart_is_drawn_from_any_number_of_rates() {
         let second =
-            |kept| Second { wall_millis: 0, accepted: 100.0, kept, dropped: 0.0, sent: 0.0 };
+            |kept| Second { wall_millis: 0, accepted: 100.0, kept, dropped: 250.0, sent: 0.0 };
         for len in [0, 1, 2, 600, 700] {
             let rates = vec![second(10.0); len];
             let drawn = chart(&rates, 600).into_string();
-            assert_eq!(drawn.matches("<polyline").count(), 1);
+            assert_eq!(drawn.matches("<polyline").count(), 2);
             assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
         }
         let half = chart(&[second(50.0)], 600).into_string();
-        assert!(half.contains("which is 50 % of all received spans"), "{half}");
+        assert!(half.contains("that is 50 % of all received spans"), "{half}");
+        assert!(half.contains("Dropped: 250 on average, 250 now."), "{half}");
+        // The axis has room for more dropped than accepted spans: those of a whole window at once.
+        assert!(half.contains(">500<"), "{half}");
     }
 }

@@ -56,6 +56,8 @@ pub(super) struct Page<'a> {
     pub(super) seconds: &'a [Second],
     /// The names and texts of the files in force, without secrets.
     pub(super) files: &'a [(String, String)],
+    /// What has changed in the main file and waits for a restart.
+    pub(super) waiting: &'a [&'static str],
     /// The trace that the request asks for.
     pub(super) asked: Option<&'a Asked>,
     /// The wall-clock time in Unix milliseconds.
@@ -105,7 +107,10 @@ impl Page<'_> {
                         section #trace { (trace::form(self.asked, self.now)) }
                         section #decisions data-live { (trace::recent(self.status)) }
                         section .half #ledger data-live { (self.ledger()) }
-                        section .half #configuration { (self.configuration()) }
+                        section .half #configuration {
+                            (self.configuration())
+                            div #files data-live { (self.files()) }
+                        }
                     }
                     script { (PreEscaped(SCRIPT)) }
                 }
@@ -186,6 +191,7 @@ impl Page<'_> {
             (chart::chart(self.seconds, CHART_SECONDS))
             ul .legend aria-hidden="true" {
                 li { svg viewBox="0 0 24 14" { polyline .in points="0,7 24,7" {} } "in" }
+                li { svg viewBox="0 0 24 14" { polyline .dropped points="0,7 24,7" {} } "dropped" }
                 li {
                     svg viewBox="0 0 24 14" { polygon .kept points="0,3 24,3 24,14 0,14" {} }
                     "kept"
@@ -335,13 +341,21 @@ impl Page<'_> {
         };
         html! {
             h2 { "Configuration in force" }
-            dl .facts {
+            dl .facts #loaded data-live {
                 dt { "file" } dd { span .mono { (file) } }
                 dt { "SHA-256" } dd { span .mono { (configuration.hash) } }
                 @if let Some(at) = &configuration.policies_load_time {
                     dt { "policies read" } dd { (moment(at)) }
                 }
+                @if !self.waiting.is_empty() {
+                    dt { "waits for a restart" } dd .warn { (self.waiting.join(", ")) }
+                }
             }
+        }
+    }
+
+    fn files(&self) -> Markup {
+        html! {
             @for (name, text) in self.files {
                 details {
                     summary { (name) }

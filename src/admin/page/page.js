@@ -3,6 +3,10 @@
 "use strict";
 (() => {
   const EVERY_MS = 2000;
+  // Browsers refuse to fetch an address with a name and a password. They send those of the page.
+  const here = new URL(location.href);
+  here.username = "";
+  here.password = "";
   const status = document.getElementById("live");
   const button = document.createElement("button");
   button.type = "button";
@@ -26,11 +30,27 @@
     if (!paused) refresh();
   });
 
-  // A part that somebody reads with the keyboard or has marked stays as it is.
+  // A part that somebody reads with the keyboard or has marked stays as it is. The heading of a file
+  // only has the focus because it was opened.
   const isInUse = (part) => {
     const selection = document.getSelection();
-    return part.contains(document.activeElement)
+    const focused = document.activeElement;
+    return (part.contains(focused) && focused.tagName !== "SUMMARY")
       || (!selection.isCollapsed && part.contains(selection.anchorNode));
+  };
+  const headings = (part) => [...part.querySelectorAll("summary")];
+  const same = (part, heading) =>
+    headings(part).find(({ textContent }) => textContent === heading.textContent);
+  const replace = (part, next) => {
+    // Files that were opened stay open.
+    for (const heading of headings(part)) {
+      const successor = same(next, heading);
+      if (successor && heading.parentElement.open) successor.parentElement.open = true;
+    }
+    if (next.innerHTML === part.innerHTML || isInUse(part)) return;
+    const focused = part.contains(document.activeElement) ? document.activeElement : null;
+    part.replaceChildren(...next.childNodes);
+    if (focused) same(part, focused)?.focus();
   };
 
   let timer = 0;
@@ -39,7 +59,7 @@
     timer = setTimeout(refresh, EVERY_MS);
     if (paused || document.hidden) return;
     try {
-      const answer = await fetch(location.href, {
+      const answer = await fetch(here, {
         cache: "no-store",
         signal: AbortSignal.timeout(5000),
       });
@@ -47,9 +67,7 @@
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const part of document.querySelectorAll("[data-live]")) {
         const next = fresh.getElementById(part.id);
-        if (next && next.innerHTML !== part.innerHTML && !isInUse(part)) {
-          part.replaceChildren(...next.childNodes);
-        }
+        if (next) replace(part, next);
       }
       if (!paused) say("live", false);
     } catch {

@@ -64,7 +64,8 @@ fn page(text: &str, asked: Option<&Asked>) -> String {
     let now = 90_000;
     let files = [(text.to_owned(), text.to_owned())];
     let seconds = [Second { wall_millis: 0, accepted: 1.0, kept: 1.0, dropped: 0.0, sent: 0.0 }];
-    Page { status: &status(text), seconds: &seconds, files: &files, asked, now }.render()
+    Page { status: &status(text), seconds: &seconds, files: &files, waiting: &[], asked, now }
+        .render()
 }
 
 #[test]
@@ -93,7 +94,8 @@ fn urgent_matters_come_first() {
         ..Default::default()
     };
     let now = 0;
-    let page = Page { status: &well, seconds: &[], files: &[], asked: None, now }.render();
+    let page = Page { status: &well, seconds: &[], files: &[], waiting: &[], asked: None, now };
+    let page = page.render();
     assert!(!page.contains("class=\"notice"), "{page}");
 }
 
@@ -103,4 +105,33 @@ fn the_policy_names_exactly_the_style_and_the_script_of_the_page() {
     assert!(page.contains(SCRIPT) && page.contains(STYLE));
     assert!(POLICY.starts_with("default-src 'none'; style-src 'sha256-"));
     assert!(!page.contains(" style=") && !page.contains(" onclick="), "not allowed by the policy");
+}
+
+#[test]
+fn every_part_that_changes_is_live() {
+    let rendered = page("harmless", None);
+    let ids = |part: &str| {
+        part.split("id=\"")
+            .skip(1)
+            .map(|it| it.split('"').next().map(str::to_owned))
+            .collect::<Vec<_>>()
+    };
+    let live: Vec<_> = rendered.split('<').filter(|tag| tag.contains(" data-live")).collect();
+    assert!(live.iter().all(|tag| ids(tag).len() == 1), "the script finds parts by their ids");
+    let live: Vec<_> = live.iter().flat_map(|tag| ids(tag)).flatten().collect();
+    for part in ["state", "notices", "rates", "chart", "policies", "ledger", "loaded", "files"] {
+        assert!(live.iter().any(|id| id == part), "{part}: {live:?}");
+    }
+}
+
+#[test]
+fn changes_that_wait_for_a_restart_are_named() {
+    let status = status("harmless");
+    let render = |waiting| {
+        Page { status: &status, seconds: &[], files: &[], waiting, asked: None, now: 0 }.render()
+    };
+    assert!(!render(&[]).contains("waits for a restart"));
+    let page = render(&["[sampling]", "[telemetry]"]);
+    assert!(page.contains("waits for a restart"), "{page}");
+    assert!(page.contains("[sampling], [telemetry]"), "{page}");
 }
