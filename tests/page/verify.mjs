@@ -130,9 +130,9 @@ try {
     const heading = page.locator("#files summary").first();
     const before = await hash();
     await heading.click();
-    service.reload((text) => text.replace('name = "baseline"', 'name = "the rest"'));
+    service.reload((text) => text.replace('name = "baseline"', 'name = "remainder"'));
     await until("the new hash", async () => (await hash()) !== before);
-    await until("the new text", async () => (await page.locator("#files pre").innerText()).includes("the rest"));
+    await until("the new text", async () => (await page.locator("#files pre").innerText()).includes("remainder"));
     assert.ok(await page.locator("#files details").first().evaluate((file) => file.open));
     assert.ok(await heading.evaluate((it) => it === document.activeElement), "the focus stays");
     service.reload((text) => text.replace('decision_wait = "2s"', 'decision_wait = "3s"'));
