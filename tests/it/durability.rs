@@ -133,9 +133,13 @@ async fn while_logs_are_opened_it_is_not_ready() {
     let config = durable(ALL, &directory.0);
     let start = async move { Service::start_on(&config, ground).await };
     let start = tokio::spawn(start);
-    assert_eq!(get(address, "/-/ready").await, (503, "not ready\n".to_owned()));
-    assert_eq!(get(address, "/-/healthy").await, (200, "healthy\n".to_owned()));
-    assert_eq!(get(address, "/metrics").await.0, 503);
+    let asked = async |path| {
+        let answer = tokio::time::timeout(Duration::from_secs(10), get(address, path)).await;
+        answer.expect("answered in time")
+    };
+    assert_eq!(asked("/-/ready").await, (503, "not ready\n".to_owned()));
+    assert_eq!(asked("/-/healthy").await, (200, "healthy\n".to_owned()));
+    assert_eq!(asked("/metrics").await.0, 503);
     assert!(!start.is_finished());
     fs::remove_file(&log).expect("removed");
     // Opening a pipe for both never waits, and ends the wait of whoever reads it.
