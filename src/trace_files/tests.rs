@@ -13,6 +13,7 @@ use prost::Message as _;
 use super::{PIECE_BYTES_MAX, Piece, RecordFile, TraceFile};
 
 mod answers;
+mod jaeger;
 
 /// A reader that returns a few bytes at a time.
 struct Crumbs<'b>(&'b [u8], usize);
