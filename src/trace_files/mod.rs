@@ -18,6 +18,7 @@ mod jaeger;
 mod json;
 mod protobuf;
 mod record;
+mod slot;
 mod tempo;
 #[cfg(test)]
 mod tests;
