@@ -52,6 +52,8 @@ pub(super) struct Pieces<I> {
     /// A line that was read and could not be converted whole, and how much of it is scanned.
     ahead: Vec<u8>,
     scanned: usize,
+    /// Why the input ends behind `ahead`.
+    failed: Option<io::Error>,
     line: u64,
     state: State,
     /// The element that is being collected, and where it begins.
@@ -118,6 +120,7 @@ impl<I: BufRead> Pieces<I> {
             input,
             ahead: Vec::new(),
             scanned: 0,
+            failed: None,
             line: 1,
             state: State::default(),
             element: Vec::new(),
@@ -133,13 +136,21 @@ impl<I: BufRead> Pieces<I> {
         }
     }
 
+    /// How far the input has been read.
+    pub(super) fn place(&self) -> Place {
+        Place::Line(self.line)
+    }
+
     pub(super) fn next(&mut self) -> Next {
         loop {
             if let Some(request) = self.whole_line()? {
                 return Ok(Some(Ok(request)));
             }
             let available = match &self.ahead[self.scanned..] {
-                [] => fill(&mut self.input)?,
+                [] => match self.failed.take() {
+                    Some(error) => return Err(error),
+                    None => fill(&mut self.input)?,
+                },
                 ahead => ahead,
             };
             if available.is_empty() {
@@ -201,7 +212,11 @@ impl<I: BufRead> Pieces<I> {
             && fill(&mut self.input)?.starts_with(LINE_BEGINS)
         {
             let mut input = (&mut self.input).take(LINE_BYTES_MAX as u64);
-            input.read_until(b'\n', &mut self.ahead)?;
+            if let Err(error) = input.read_until(b'\n', &mut self.ahead) {
+                // The elements before the damage are scanned first.
+                self.failed = Some(error);
+                break;
+            }
             let has_end = self.ahead.ends_with(b"\n");
             let is_whole = has_end || self.ahead.len() < LINE_BYTES_MAX;
             if !is_whole || tempo::is_written_by_it(&self.ahead) {

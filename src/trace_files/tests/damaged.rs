@@ -1,6 +1,6 @@
 //! Damaged files: each damage is named with its place, and what follows it is read.
 
-use super::{document, read, resource_spans};
+use super::{document, framed, gzip, protobuf, read, recorded, resource_spans, zstd};
 
 /// The names of spans, and the unreadable parts without their reasons.
 fn places(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
@@ -14,6 +14,88 @@ fn places(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
 
 fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+#[test]
+fn a_damaged_frame_is_one_unreadable_part() {
+    let [a, b] = ["a", "b"].map(|name| protobuf(&[name]));
+    let lines = format!("{}\nbroken\n{}\n", document(&["a"]), document(&["a"]));
+    let half = |whole: Vec<u8>| whole[..whole.len() / 2].to_vec();
+    for damaged in [
+        half(gzip(&a)),
+        half(zstd(&a)),
+        gzip(&a)[..5].to_vec(),
+        zstd(&a)[..5].to_vec(),
+        b"TAILWATER RECORD 1\n{}\n".to_vec(),
+        b"\x01\x02".to_vec(),
+    ] {
+        let at = 4 + a.len();
+        let bytes = framed(&[a.clone(), damaged.clone(), b.clone()]);
+        for bytes in [bytes.clone(), gzip(&bytes)] {
+            let (names, unreadable) = read(&bytes);
+            assert_eq!(names, ["a 0a", "b 0a"], "{damaged:?}: {unreadable:?}");
+            assert_eq!(unreadable.len(), 1, "{damaged:?}: {unreadable:?}");
+            let place = format!("t: byte {at}: in its frame, byte ");
+            assert!(unreadable[0].starts_with(&place), "{unreadable:?}");
+        }
+    }
+    let mut garbled = gzip(&a);
+    let checksum = garbled.len() - 8;
+    garbled[checksum] ^= 1;
+    let (names, unreadable) = read(&framed(&[garbled, b.clone()]));
+    assert_eq!(names, ["a 0a", "b 0a"]);
+    let place = format!("t: byte 0: in its frame, byte {}: cannot read further: ", a.len());
+    assert!(unreadable.len() == 1 && unreadable[0].starts_with(&place), "{unreadable:?}");
+
+    let (names, unreadable) = read(&framed(&[a.clone(), gzip(lines.as_bytes()), b]));
+    assert_eq!(names, ["a 0a", "a 0a", "a 0a", "b 0a"]);
+    let expected = format!("t: byte {}: in its frame, line 2: this is not JSON", 4 + a.len());
+    assert_eq!(unreadable, [expected]);
+}
+
+#[test]
+fn places_in_a_recording_count_from_its_beginning() {
+    let mut bytes = recorded(100.0, &[&[protobuf(&["a"])]]);
+    let at = bytes.len();
+    bytes.extend(framed(&[b"\x01\x02".to_vec(), protobuf(&["b"])]));
+    bytes.extend([0, 0]);
+    let (names, unreadable) = read(&bytes);
+    assert_eq!(names, ["a 0a", "b 0a"]);
+    let [damaged, cut] = unreadable.as_slice() else { panic!("{unreadable:?}") };
+    assert!(damaged.starts_with(&format!("t: byte {at}: in its frame, byte 0: ")), "{damaged}");
+    assert_eq!(cut, &format!("t: byte {}: the file ends within a length", bytes.len() - 2));
+}
+
+/// Damage of the compression itself ends the file, with the place up to which it was read.
+#[test]
+fn a_damaged_compression_has_a_place() {
+    // Without compression, so that all lines come before the damage.
+    let lines = format!("{}\n", document(&["a"])).repeat(3);
+    let stored = |bytes: &[u8]| {
+        use std::io::Write as _;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+        encoder.write_all(bytes).expect("to write");
+        encoder.finish().expect("to finish")
+    };
+    let cut = |whole: Vec<u8>, by: usize| whole[..whole.len() - by].to_vec();
+    let a = protobuf(&["a"]);
+    let frames = framed(&[a.clone(), a.clone()]);
+    let second = format!("t: byte {}", 4 + a.len());
+    for (bytes, names, place) in [
+        (cut(stored(lines.as_bytes()), 8), 3, "t:4"),
+        (cut(stored(lines.as_bytes()), 20), 2, "t:3"),
+        (cut(stored(document(&["a", "b", "c"]).as_bytes()), 30), 2, "t:1"),
+        (cut(stored(&frames), 20), 1, second.as_str()),
+        (gzip(lines.as_bytes())[..5].to_vec(), 0, "t: byte 0"),
+        (zstd(lines.as_bytes())[..5].to_vec(), 0, "t: byte 0"),
+        (b"TAILWATER RECORD 1\n{\"percentage\":0}\n".to_vec(), 0, "t: byte 0"),
+        (gzip(&gzip(&gzip(&a))), 0, "t: byte 0"),
+    ] {
+        let (found, unreadable) = places(&bytes);
+        assert_eq!((found.len(), unreadable), (names, vec![place.to_owned()]));
+    }
+    let (_, unreadable) = read(&cut(stored(&a), 20));
+    assert!(unreadable[0].starts_with("t: byte 2: cannot read further: "), "{unreadable:?}");
 }
 
 /// What stands in a list in place of an element is reported once, and the elements around it are
