@@ -197,8 +197,9 @@ fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
     match (start, text) {
         ([], _) => Form::End,
         // A request in protobuf begins with the byte of a line feed, and its length may look like a
-        // bracket.
-        ([0x0a, ..], [b'{' | b'[', inside @ ..]) if !may_be_inside(without_space(inside)) => {
+        // bracket. No form of JSON is a list.
+        ([0x0a, b'[', ..], _) => Form::Protobuf(protobuf::Pieces::new(input)),
+        ([0x0a, ..], [b'{', inside @ ..]) if !may_be_object(without_space(inside)) => {
             Form::Protobuf(protobuf::Pieces::new(input))
         }
         (_, [b'{' | b'[', ..]) => Form::Json(json::Pieces::new(input)),
@@ -222,7 +223,12 @@ fn without_space(text: &[u8]) -> &[u8] {
     &text[start.unwrap_or(text.len())..]
 }
 
-/// Whether this can follow an opening bracket in JSON.
-fn may_be_inside(text: &[u8]) -> bool {
-    matches!(text, [] | [b'"' | b'{' | b'[' | b'}' | b']' | b'-' | b'0'..=b'9', ..])
+/// Whether this can follow the opening bracket of an object: the end of the object or a key. A
+/// string has no control characters, but the length of a resource may look like a quotation mark.
+fn may_be_object(text: &[u8]) -> bool {
+    match text {
+        [] | [b'}', ..] => true,
+        [b'"', key @ ..] => key.iter().take_while(|byte| **byte != b'"').all(|byte| *byte >= b' '),
+        _ => false,
+    }
 }

@@ -15,6 +15,7 @@ use super::{PIECE_BYTES_MAX, Piece, RecordFile, TraceFile};
 mod answers;
 mod damaged;
 mod jaeger;
+mod told;
 
 /// A reader that returns a few bytes at a time.
 struct Crumbs<'b>(&'b [u8], usize);
