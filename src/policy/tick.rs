@@ -124,7 +124,7 @@ impl Tick {
             self.waiting.push(Waiting { age_millis, trace, plan, candidate, asked });
         } else {
             asked.rares.iter().for_each(|rare| plan.rares()[rare.index].note_overflowed());
-            self.add_to_limits(of_plan, &asked, candidate, false);
+            self.add_to_limits(of_plan, &asked, candidate);
         }
         self.asked = asked;
         if let (Some(tick), Some(candidate)) = (&mut self.of_trial, plan.candidate()) {
