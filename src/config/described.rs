@@ -63,6 +63,12 @@ impl Section<'_, '_> {
         self.duration(key).or(default)
     }
 
+    /// A duration of a policy, in which there are no environment variables, or its default.
+    pub(super) fn literal_duration_or_default(&mut self, key: &'static str) -> Duration {
+        let Kind::Duration { min, max, default } = self.kind(key) else { unlike(key) };
+        self.literal_duration_within(key, min..=max).or(default)
+    }
+
     /// A boolean, or its default.
     pub(super) fn boolean_or_default(&mut self, key: &'static str) -> bool {
         let Kind::Boolean { default } = self.kind(key) else { unlike(key) };

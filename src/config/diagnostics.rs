@@ -66,15 +66,21 @@ impl Diagnostic {
         let hint = problem.hint.as_deref().map(visible);
         Diagnostic { message: visible(&problem.message), hint, ..self }
     }
+
+    /// `file:line:column: error: message`.
+    pub(crate) fn summary(&self) -> String {
+        let Diagnostic { file, line, column, severity, message, .. } = self;
+        format!("{file}:{line}:{column}: {severity}: {message}")
+    }
 }
 
 impl fmt::Display for Diagnostic {
     /// Writes `file:line:column: error: message`, the line with the problem underlined, and `help:
     /// ...`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Diagnostic { file, line, column, severity, message, .. } = self;
-        writeln!(f, "{file}:{line}:{column}: {severity}: {message}")?;
+        writeln!(f, "{}", self.summary())?;
         if let Some(Snippet { text, indent, width }) = &self.snippet {
+            let line = self.line;
             let gutter = line.to_string().len();
             writeln!(f, "{:gutter$} |", "")?;
             writeln!(f, "{line} | {text}")?;
@@ -113,6 +119,12 @@ impl Diagnostics {
     /// The number of problems beyond those.
     pub(crate) fn omitted(&self) -> usize {
         self.omitted
+    }
+
+    /// The errors among them, each in one line.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        let errors = self.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
+        errors.map(Diagnostic::summary).collect()
     }
 
     /// Whether any problem, listed or omitted, is an error.

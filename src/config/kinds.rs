@@ -42,7 +42,7 @@ pub(super) fn budget(section: &mut Section<'_, '_>) -> Option<BudgetSpec> {
 /// `rare`, without its parts.
 pub(super) fn rare(section: &mut Section<'_, '_>) -> Option<RareSpec> {
     let kinds = kinds(section);
-    let interval = section.duration_or_default("interval");
+    let interval = section.literal_duration_or_default("interval");
     let traces = section.integer_or_default("traces");
     let interval_millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
     Some(RareSpec { kinds: kinds?, interval_millis, traces })
@@ -140,9 +140,24 @@ fn looks_like_an_id(key: &str) -> bool {
     ];
     /// Ids that have few values in a system.
     const FEW: &[&str] = &["tenant", "organization", "org", "project", "account", "region", "zone"];
-    let key = key.to_ascii_lowercase();
-    let words: Vec<_> = key.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-    let is_of_few = words.iter().rev().nth(1).is_some_and(|word| FEW.contains(word));
-    MANY.contains(&key.as_str())
-        || words.last().is_some_and(|word| WORDS.contains(word)) && !is_of_few
+    let words = words(key);
+    let is_of_few = words.iter().rev().nth(1).is_some_and(|word| FEW.contains(&word.as_str()));
+    MANY.contains(&key.to_ascii_lowercase().as_str())
+        || words.last().is_some_and(|word| WORDS.contains(&word.as_str())) && !is_of_few
+}
+
+/// The words of a key in lower case: `customerId` and `customerID` have two, as `customer.id`.
+fn words(key: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut was_lower = false;
+    for c in key.chars() {
+        if (was_lower && c.is_ascii_uppercase()) || !c.is_ascii_alphanumeric() {
+            words.push(String::new());
+        }
+        if c.is_ascii_alphanumeric() {
+            words.last_mut().expect("at least one word").push(c.to_ascii_lowercase());
+        }
+        was_lower = c.is_ascii_lowercase() || c.is_ascii_digit();
+    }
+    words
 }

@@ -167,14 +167,16 @@ impl Policies {
             diagnostics.push(place.clone().saying(problem));
         }
         for (index, remark) in review(&self.specs) {
-            let name = &self.specs[index].name;
+            let PolicySpec { name, shadow, expires, .. } = &self.specs[index];
+            let decides = !shadow && expires.is_none_or(|at| at > self.now);
             let problem = match remark {
                 Remark::NeverMatches => {
                     Problem::new(format!("the policy `{name}` can never match"))
                         .hint("its conditions contradict each other")
                 }
                 Remark::DropsEverything => {
-                    Problem::new(format!("the policy `{name}` drops every trace"))
+                    let drops = if decides { "drops" } else { "would drop" };
+                    Problem::new(format!("the policy `{name}` {drops} every trace"))
                         .hint("give it a condition that not every trace meets")
                 }
                 Remark::CoveredBy(other) => {

@@ -204,14 +204,18 @@ impl<'r, 't> Section<'r, 't> {
     ) -> Read<Duration> {
         let variable = self.reader.variable;
         self.read(key, |value| {
-            let Some(text) = value.as_str() else {
-                let problem = values::wrong_type(key, "a duration in quotes", value);
-                return Err(
-                    problem.hint(r#"write a number and its unit, such as "500ms" or "30s""#)
-                );
-            };
+            let text = values::duration_text(key, value)?;
             expanded(key, text, variable, |text| values::duration(key, text, range.clone()))
         })
+    }
+
+    /// The same, exactly as written.
+    pub(super) fn literal_duration_within(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Duration>,
+    ) -> Read<Duration> {
+        self.read(key, |value| values::duration(key, values::duration_text(key, value)?, range))
     }
 
     /// A list of strings, exactly as written. Elements that are not strings are reported and left

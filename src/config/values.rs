@@ -138,6 +138,14 @@ pub(super) fn percentage(key: &str, value: &DeValue<'_>) -> Result<f64, Problem>
         .ok_or_else(|| Problem::new(format!("`{key}` must be between 0 and 100")))
 }
 
+/// The text of a duration.
+pub(super) fn duration_text<'v>(key: &str, value: &'v DeValue<'_>) -> Result<&'v str, Problem> {
+    value.as_str().ok_or_else(|| {
+        wrong_type(key, "a duration in quotes", value)
+            .hint(r#"write a number and its unit, such as "500ms" or "30s""#)
+    })
+}
+
 /// A duration within `range`, as text such as "500ms" or "1m 30s".
 pub(super) fn duration(
     key: &str,

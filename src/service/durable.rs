@@ -35,7 +35,7 @@ const RECORDS_AT_ONCE: usize = 64;
 /// After this many restored decisions, the oldest are forgotten if they take too much memory.
 const DECISIONS_AT_ONCE: usize = 4_096;
 /// A replayed request that finds no memory is retried after this pause, up to [`ROOM_ATTEMPTS`]
-/// times.
+/// times once the export queue is empty.
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
 const ROOM_ATTEMPTS: u32 = 1_500;
 /// The time that consumers get at the end, to finish the requests that they have sent.
@@ -179,7 +179,8 @@ pub(super) async fn recover(
     let charge = shared.budget.hold(Holder::Decisions, passed.bytes());
     let mut sum = Replayed::default();
     for file in recovered.intake() {
-        let replay = Replay { durability: &durability, passed: &passed, intake };
+        let queue = &shared.queue;
+        let replay = Replay { durability: &durability, passed: &passed, intake, queue };
         let of_file = replay.file(file, recovered.watermark, decider).await?;
         sum.spans += of_file.spans;
         sum.passed_over += of_file.passed_over;
@@ -264,6 +265,7 @@ struct Replay<'a> {
     durability: &'a Durability,
     passed: &'a Passed,
     intake: &'a Intake,
+    queue: &'a Queue,
 }
 
 impl Replay<'_> {
@@ -289,26 +291,32 @@ impl Replay<'_> {
         Ok(sum)
     }
 
-    /// Replays a request, and waits for memory if there is not enough.
+    /// Replays a request, and waits for memory if there is not enough: as long as it takes to
+    /// deliver the export queue, which may hold more than a lowered limit.
     async fn record(
         &self,
         record: Record<'_>,
         decider: &mut Decider,
         replayer: &mut Replayer,
     ) -> Replayed {
-        let mut refusal = Refusal::Memory;
-        for _ in 0..ROOM_ATTEMPTS {
+        let (mut attempts, mut waits) = (0, 0u32);
+        let refusal = loop {
             match self.intake.replay(record, self.durability, self.passed, replayer).await {
                 Ok(replayed) => return replayed,
-                Err(Refusal::Memory) => {}
-                Err(other) => {
-                    refusal = other;
-                    break;
-                }
+                Err(Refusal::Memory) if attempts < ROOM_ATTEMPTS => {}
+                Err(refusal) => break refusal,
+            }
+            attempts = if self.queue.is_empty() { attempts + 1 } else { 0 };
+            waits += 1;
+            if waits % ROOM_ATTEMPTS == 0 {
+                warn!(
+                    "no memory to go on with the work of the last process: waiting for the backend \
+                     to accept the export queue. If it is well, raise memory_limit_mib"
+                );
             }
             decider.relieve().await;
             sleep(ROOM_PAUSE).await;
-        }
+        };
         self.durability.note_damaged(1);
         let position = record.header.position;
         warn!(position, %refusal, "cannot replay a request of the last process: spans are lost");

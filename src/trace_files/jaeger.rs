@@ -1,6 +1,6 @@
 //! Reads a trace downloaded from Jaeger's user interface: `spans`, `processes`, microseconds.
 //!
-//! Status comes from `otel.status_code` or `error`, the kind from `span.kind`, as Jaeger writes
+//! Status comes from `error` or `otel.status_code`, the kind from `span.kind`, as Jaeger writes
 //! them for spans that came by OTLP. Ids may be of 64 bits and are padded on the left.
 
 use std::collections::BTreeMap;
@@ -14,16 +14,16 @@ use opentelemetry_proto::tonic::{
     },
 };
 use prost::Message as _;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 const MICROSECOND_NANOS: u64 = 1_000;
 
 #[derive(Deserialize)]
 struct Trace {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     spans: Vec<JaegerSpan>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     processes: BTreeMap<String, Process>,
 }
 
@@ -38,15 +38,15 @@ struct JaegerSpan {
     parent_id: String,
     #[serde(default)]
     operation_name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     references: Vec<Reference>,
     #[serde(default)]
     start_time: u64,
     #[serde(default)]
     duration: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     tags: Vec<Tag>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     logs: Vec<Log>,
     #[serde(default, rename = "processID")]
     process_id: String,
@@ -78,7 +78,7 @@ struct Tag {
 struct Log {
     #[serde(default)]
     timestamp: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     fields: Vec<Tag>,
 }
 
@@ -87,8 +87,15 @@ struct Log {
 struct Process {
     #[serde(default)]
     service_name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     tags: Vec<Tag>,
+}
+
+/// A list, empty if it is `null`, as Go writes an empty one.
+fn or_empty<'de, D: Deserializer<'de>, L: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<L, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// Converts a trace to a request.
@@ -152,13 +159,10 @@ fn converted(span: JaegerSpan) -> Span {
         let tag = span.tags.iter().find(|tag| tag.key == key);
         tag.and_then(|tag| tag.value.as_str()).unwrap_or_default()
     };
-    let is_parent = |reference: &&Reference| {
-        reference.ref_type == "CHILD_OF"
-            && padded(&reference.trace_id, 32) == padded(&span.trace_id, 32)
-    };
-    let parent = span.references.iter().find(is_parent);
-    let parent = parent.map_or(span.parent_id.as_str(), |parent| parent.span_id.as_str());
-    let links = span.references.iter().filter(|reference| !is_parent(reference));
+    let parent = parent(&span);
+    let is_link = |(index, _): &(usize, &Reference)| Some(*index) != parent;
+    let links = span.references.iter().enumerate().filter(is_link).map(|(_, reference)| reference);
+    let parent = parent.map_or(&span.parent_id, |index| &span.references[index].span_id);
     let start = span.start_time.saturating_mul(MICROSECOND_NANOS);
     Span {
         trace_id: id(&span.trace_id, 32),
@@ -184,6 +188,18 @@ fn converted(span: JaegerSpan) -> Span {
     }
 }
 
+/// The index of the reference to the parent: the first of the type CHILD_OF in the same trace, or
+/// else the first FOLLOWS_FROM, as in Jaeger's `Span.ParentSpanID`.
+fn parent(span: &JaegerSpan) -> Option<usize> {
+    let of_type = |ref_type: &str| {
+        span.references.iter().position(|reference| {
+            reference.ref_type == ref_type
+                && padded(&reference.trace_id, 32) == padded(&span.trace_id, 32)
+        })
+    };
+    of_type("CHILD_OF").or_else(|| of_type("FOLLOWS_FROM"))
+}
+
 fn kind(text: &str) -> SpanKind {
     match text {
         "server" => SpanKind::Server,
@@ -200,9 +216,10 @@ fn status(tags: &[Tag], code: &str) -> StatusCode {
         tag.key == "error" && (tag.value == Value::Bool(true) || tag.value.as_str() == Some("true"))
     });
     match code {
+        // Jaeger's own translator believes the tag `error` more than the code.
+        _ if is_error => StatusCode::Error,
         "ERROR" => StatusCode::Error,
         "OK" => StatusCode::Ok,
-        _ if is_error => StatusCode::Error,
         _ => StatusCode::Unset,
     }
 }

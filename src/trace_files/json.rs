@@ -5,6 +5,10 @@
 //! scanner finds the elements of this list by looking only at strings and brackets, and leaves
 //! parsing them to `otlp::json`, `tempo` and `jaeger`.
 //!
+//! Around the elements only white space, commas and `null` are expected, and around the members of
+//! the document only scalars after their colons. Anything else is reported once, up to the next
+//! comma.
+//!
 //! Where the first document ends on its first line, each line is a document, and a line that is
 //! broken ends with it.
 //!
@@ -14,7 +18,9 @@
 
 use std::io::{self, BufRead, Read as _};
 
-use super::{Next, PIECE_BYTES_MAX, Part, Place, Unreadable, jaeger, protobuf::fill, tempo};
+use super::{
+    Next, PIECE_BYTES_MAX, Part, Place, Unreadable, jaeger, protobuf::fill, slot::Slot, tempo,
+};
 use crate::otlp::json;
 
 /// The kind of the elements of a list.
@@ -46,6 +52,8 @@ pub(super) struct Pieces<I> {
     /// A line that was read and could not be converted whole, and how much of it is scanned.
     ahead: Vec<u8>,
     scanned: usize,
+    /// Why the input ends behind `ahead`.
+    failed: Option<io::Error>,
     line: u64,
     state: State,
     /// The element that is being collected, and where it begins.
@@ -81,9 +89,13 @@ struct State {
     wanted: Option<Wanted>,
     /// The current list and its depth.
     list: Option<(Elements, usize)>,
+    /// The place in the list, or in the object whose keys are looked at.
+    slot: Slot,
+    /// The last byte outside of strings, without white space.
+    last: u8,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Wanted {
     List(Elements),
     Object,
@@ -96,6 +108,9 @@ enum Step {
     Element(Elements),
     /// A document is complete.
     Document,
+    /// Something that is neither an element nor a member; what follows it can be read.
+    Stray(&'static str),
+    /// The rest of the line, or of the document, cannot be read.
     Broken(&'static str),
 }
 
@@ -105,6 +120,7 @@ impl<I: BufRead> Pieces<I> {
             input,
             ahead: Vec::new(),
             scanned: 0,
+            failed: None,
             line: 1,
             state: State::default(),
             element: Vec::new(),
@@ -120,13 +136,21 @@ impl<I: BufRead> Pieces<I> {
         }
     }
 
+    /// How far the input has been read.
+    pub(super) fn place(&self) -> Place {
+        Place::Line(self.line)
+    }
+
     pub(super) fn next(&mut self) -> Next {
         loop {
             if let Some(request) = self.whole_line()? {
                 return Ok(Some(Ok(request)));
             }
             let available = match &self.ahead[self.scanned..] {
-                [] => fill(&mut self.input)?,
+                [] => match self.failed.take() {
+                    Some(error) => return Err(error),
+                    None => fill(&mut self.input)?,
+                },
                 ahead => ahead,
             };
             if available.is_empty() {
@@ -139,30 +163,31 @@ impl<I: BufRead> Pieces<I> {
             let chunk = available[..available.len().min(CHUNK_BYTES)].to_vec();
             for (index, &byte) in chunk.iter().enumerate() {
                 let step = self.step(byte);
-                let piece = match step {
-                    Step::Go => continue,
-                    Step::Element(elements) => self.element(elements),
-                    Step::Document => match self.document() {
-                        Some(piece) => piece,
-                        None => continue,
-                    },
-                    Step::Broken(reason) => {
-                        let line = self.line - u64::from(byte == b'\n');
-                        self.state = State::default();
-                        self.element.clear();
-                        self.found_any = false;
-                        self.is_lost = true;
-                        // After an error in an element, the end of its line may be missing.
-                        if self.unreadable_line == line {
-                            continue;
-                        }
-                        self.unreadable(line, reason)
-                    }
-                };
-                self.consume(index + 1);
-                return Ok(Some(piece));
+                if let Some(piece) = self.part_after(step, byte) {
+                    self.consume(index + 1);
+                    return Ok(Some(piece));
+                }
             }
             self.consume(chunk.len());
+        }
+    }
+
+    /// The part that a byte completes.
+    fn part_after(&mut self, step: Step, byte: u8) -> Option<Part> {
+        let line = self.line - u64::from(byte == b'\n');
+        match step {
+            Step::Go => None,
+            Step::Element(elements) => Some(self.element(elements)),
+            Step::Document => self.document(),
+            Step::Stray(reason) => Some(self.unreadable(line, reason)),
+            Step::Broken(reason) => {
+                self.state = State::default();
+                self.element.clear();
+                self.found_any = false;
+                self.is_lost = true;
+                // After an error in an element, the end of its line may be missing.
+                (self.unreadable_line != line).then(|| self.unreadable(line, reason))
+            }
         }
     }
 
@@ -187,7 +212,11 @@ impl<I: BufRead> Pieces<I> {
             && fill(&mut self.input)?.starts_with(LINE_BEGINS)
         {
             let mut input = (&mut self.input).take(LINE_BYTES_MAX as u64);
-            input.read_until(b'\n', &mut self.ahead)?;
+            if let Err(error) = input.read_until(b'\n', &mut self.ahead) {
+                // The elements before the damage are scanned first.
+                self.failed = Some(error);
+                break;
+            }
             let has_end = self.ahead.ends_with(b"\n");
             let is_whole = has_end || self.ahead.len() < LINE_BYTES_MAX;
             if !is_whole || tempo::is_written_by_it(&self.ahead) {
@@ -220,7 +249,8 @@ impl<I: BufRead> Pieces<I> {
         if self.documents == 1 {
             self.is_by_line = self.began == self.line;
         }
-        let found_any = std::mem::take(&mut self.found_any);
+        // Something that was reported may have stood in place of the list.
+        let found_any = std::mem::take(&mut self.found_any) | (self.unreadable_line >= self.began);
         let reason = "it has neither `resourceSpans` nor `batches` nor `data`";
         (!found_any).then(|| self.unreadable(self.began, reason))
     }
@@ -292,6 +322,50 @@ impl State {
         if self.in_string {
             return self.string_step(byte);
         }
+        let stray = match self.list {
+            _ if self.depth == 0 => return self.between_documents(byte),
+            Some((_, depth)) if self.depth == depth => {
+                self.slot.goes_on(byte, Slot::in_list).then_some("this is not an element")
+            }
+            None if self.depth == self.keys_at => self.in_members(byte, found_any),
+            _ => None,
+        };
+        let step = self.nest(byte, found_any);
+        stray.map_or(step, Step::Stray)
+    }
+
+    fn between_documents(&mut self, byte: u8) -> Step {
+        match byte {
+            b'{' => (self.depth, self.keys_at, self.slot) = (1, 1, Slot::Full),
+            b'[' => self.depth = 1,
+            b' ' | b'\t' | b'\r' | b'\n' => return Step::Go,
+            // A byte order mark.
+            0xef | 0xbb | 0xbf => {}
+            b'}' | b']' => return Step::Broken("a bracket is closed that was never opened"),
+            _ => return Step::Broken("this is not JSON"),
+        }
+        self.last = byte;
+        Step::Go
+    }
+
+    /// Looks at the members of an object around the list. Returns the reason if this is none.
+    fn in_members(&mut self, byte: u8, found_any: &mut bool) -> Option<&'static str> {
+        let is_null = self.slot == Slot::NULL;
+        let is_stray = self.slot.goes_on(byte, Slot::in_object);
+        // protobuf's JSON may have `null` for an empty list, and nothing for an empty request.
+        *found_any |= is_null
+            && self.slot == Slot::Full
+            && self.wanted == Some(Wanted::List(Elements::ResourceSpans));
+        *found_any |= byte == b'}' && self.last == b'{';
+        is_stray.then_some("this is not JSON")
+    }
+
+    /// Follows strings and brackets within a document.
+    fn nest(&mut self, byte: u8, found_any: &mut bool) -> Step {
+        match byte {
+            b' ' | b'\t' | b'\r' | b'\n' => return Step::Go,
+            _ => self.last = byte,
+        }
         match byte {
             b'"' => {
                 self.in_string = true;
@@ -303,25 +377,20 @@ impl State {
                 self.wanted = wanted(&self.key);
             }
             b'{' => {
-                if self.depth == 0 {
-                    self.keys_at = 1;
-                } else if let Some(Wanted::Object) = self.wanted.take() {
-                    self.keys_at = self.depth + 1;
-                }
                 self.depth += 1;
+                if self.wanted.take() == Some(Wanted::Object) {
+                    self.keys_at = self.depth;
+                }
             }
             b'[' => {
                 self.depth += 1;
                 if let Some(Wanted::List(elements)) = self.wanted.take() {
                     self.list = Some((elements, self.depth));
+                    self.slot = Slot::Empty;
                     *found_any = true;
                 }
             }
             b'}' | b']' => return self.close(),
-            b' ' | b'\t' | b'\r' | b'\n' => {}
-            // A byte order mark.
-            0xef | 0xbb | 0xbf if self.depth == 0 => {}
-            _ if self.depth == 0 => return Step::Broken("this is not JSON"),
             b',' => self.wanted = None,
             _ => {}
         }
@@ -341,9 +410,6 @@ impl State {
     }
 
     fn close(&mut self) -> Step {
-        if self.depth == 0 {
-            return Step::Broken("a bracket is closed that was never opened");
-        }
         self.depth -= 1;
         self.wanted = None;
         match self.list {

@@ -11,13 +11,17 @@
 //! Sources: fileexporter's README and `marshaller`/`writer` of opentelemetry-collector-contrib;
 //! Tempo's HTTP API (`/api/traces`, `/api/v2/traces`); Jaeger's `model/json`.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::{
+    fmt,
+    io::{self, BufRead, BufReader, Read},
+};
 
 mod frames;
 mod jaeger;
 mod json;
 mod protobuf;
 mod record;
+mod slot;
 mod tempo;
 #[cfg(test)]
 mod tests;
@@ -71,6 +75,15 @@ enum Place {
     Byte(u64),
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Line(line) => write!(f, "line {line}"),
+            Place::Byte(byte) => write!(f, "byte {byte}"),
+        }
+    }
+}
+
 /// A part that cannot be read.
 #[derive(Debug)]
 struct Unreadable {
@@ -82,30 +95,12 @@ impl<'i> TraceFile<'i> {
     /// Detects the form of `input` from its beginning. `name` is its name in messages.
     ///
     /// # Errors
-    /// If reading fails.
+    /// If the first bytes of `input` cannot be read. A damaged content is a part that cannot be
+    /// read.
     pub fn open(name: &str, input: impl Read + 'i) -> io::Result<Self> {
-        let mut input: Input<'i> = Box::new(BufReader::with_capacity(256 << 10, input));
-        let mut share = 1.0;
-        let mut form = None;
-        for _ in 0..=COMPRESSED_MAX {
-            let (start, whole) = peek(input)?;
-            input = whole;
-            input = match start.as_slice() {
-                [0x1f, 0x8b, ..] => buffered(flate2::bufread::MultiGzDecoder::new(input)),
-                [0x28, 0xb5, 0x2f, 0xfd, ..] => buffered(zstd::Decoder::with_buffer(input)?),
-                start => {
-                    if start.starts_with(RECORD_MAGIC) {
-                        share = frames::read_record_header(&mut input)?;
-                        form = Some(Form::Frames(frames::Pieces::of_recording(input)));
-                    } else {
-                        form = Some(told_by(start, input));
-                    }
-                    break;
-                }
-            };
-        }
-        let form =
-            form.unwrap_or_else(|| Form::Unknown("it is compressed more than twice".to_owned()));
+        let (start, input) = peek(buffered(input))?;
+        let (form, share) = inflated(start, input)
+            .unwrap_or_else(|error| (Form::Unknown(format!("cannot be read: {error}")), 1.0));
         Ok(TraceFile { name: name.to_owned(), form, share, place: Place::Byte(0) })
     }
 
@@ -118,40 +113,47 @@ impl<'i> TraceFile<'i> {
     pub(crate) fn place(&self) -> String {
         match self.place {
             Place::Line(line) => format!("{}:{line}", self.name),
-            Place::Byte(byte) => format!("{}: byte {byte}", self.name),
+            byte @ Place::Byte(_) => format!("{}: {byte}", self.name),
         }
     }
 
     /// The next part, or `None` at the end. After a read error, there are no more parts.
     pub fn next_piece(&mut self) -> Option<Piece> {
+        match self.next_part()? {
+            Ok((place, request)) => {
+                self.place = place;
+                Some(Piece::Request(request))
+            }
+            Err(Unreadable { place, reason }) => {
+                self.place = place;
+                Some(Piece::Unreadable(format!("{}: {reason}", self.place())))
+            }
+        }
+    }
+
+    /// The same, with the place apart from the reason.
+    fn next_part(&mut self) -> Option<Part> {
         let next = match &mut self.form {
             Form::Json(pieces) => pieces.next(),
             Form::Protobuf(pieces) => pieces.next(),
             Form::Frames(pieces) => pieces.next(),
             Form::Unknown(reason) => {
                 let reason = std::mem::take(reason);
+                self.form = Form::End;
                 Ok(Some(Err(Unreadable { place: Place::Byte(0), reason })))
             }
             Form::End => Ok(None),
         };
-        match next {
-            Ok(Some(Ok((place, request)))) => {
-                self.place = place;
-                Some(Piece::Request(request))
-            }
-            Ok(Some(Err(Unreadable { place, reason }))) => {
-                if matches!(self.form, Form::Unknown(_)) {
-                    self.form = Form::End;
-                }
-                self.place = place;
-                Some(Piece::Unreadable(format!("{}: {reason}", self.place())))
-            }
-            Ok(None) => None,
-            Err(error) => {
-                self.form = Form::End;
-                Some(Piece::Unreadable(format!("{}: cannot read further: {error}", self.name)))
-            }
-        }
+        next.unwrap_or_else(|error| {
+            let place = match &self.form {
+                Form::Json(pieces) => pieces.place(),
+                Form::Protobuf(pieces) => pieces.place(),
+                Form::Frames(pieces) => pieces.place(),
+                Form::Unknown(_) | Form::End => Place::Byte(0),
+            };
+            self.form = Form::End;
+            Some(Err(Unreadable { place, reason: format!("cannot read further: {error}") }))
+        })
     }
 }
 
@@ -173,6 +175,26 @@ fn peek(mut input: Input<'_>) -> io::Result<(Vec<u8>, Input<'_>)> {
     Ok((start, whole))
 }
 
+/// The form behind any compression, and the share of all traces in it.
+fn inflated<'i>(mut start: Vec<u8>, mut input: Input<'i>) -> io::Result<(Form<'i>, f64)> {
+    for layers in 0.. {
+        let inner = match start.as_slice() {
+            [0x1f, 0x8b, ..] => buffered(flate2::bufread::MultiGzDecoder::new(input)),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => buffered(zstd::Decoder::with_buffer(input)?),
+            _ => break,
+        };
+        if layers == COMPRESSED_MAX {
+            return Ok((Form::Unknown("it is compressed more than twice".to_owned()), 1.0));
+        }
+        (start, input) = peek(inner)?;
+    }
+    if start.starts_with(RECORD_MAGIC) {
+        let (share, length) = frames::read_record_header(&mut input)?;
+        return Ok((Form::Frames(frames::Pieces::of_recording(input, length)), share));
+    }
+    Ok((told_by(&start, input), 1.0))
+}
+
 fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
     let text = without_space(start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start));
     match (start, text) {
@@ -181,8 +203,9 @@ fn told_by<'i>(start: &[u8], input: Input<'i>) -> Form<'i> {
             Form::Unknown("it is a recording of another version of Tailwater".to_owned())
         }
         // A request in protobuf begins with the byte of a line feed, and its length may look like a
-        // bracket.
-        ([0x0a, ..], [b'{' | b'[', inside @ ..]) if !may_be_inside(without_space(inside)) => {
+        // bracket. No form of JSON is a list.
+        ([0x0a, b'[', ..], _) => Form::Protobuf(protobuf::Pieces::new(input)),
+        ([0x0a, ..], [b'{', inside @ ..]) if !may_be_object(without_space(inside)) => {
             Form::Protobuf(protobuf::Pieces::new(input))
         }
         (_, [b'{' | b'[', ..]) => Form::Json(json::Pieces::new(input)),
@@ -206,7 +229,12 @@ fn without_space(text: &[u8]) -> &[u8] {
     &text[start.unwrap_or(text.len())..]
 }
 
-/// Whether this can follow an opening bracket in JSON.
-fn may_be_inside(text: &[u8]) -> bool {
-    matches!(text, [] | [b'"' | b'{' | b'[' | b'}' | b']' | b'-' | b'0'..=b'9', ..])
+/// Whether this can follow the opening bracket of an object: the end of the object or a key. A
+/// string has no control characters, but the length of a resource may look like a quotation mark.
+fn may_be_object(text: &[u8]) -> bool {
+    match text {
+        [] | [b'}', ..] => true,
+        [b'"', key @ ..] => key.iter().take_while(|byte| **byte != b'"').all(|byte| *byte >= b' '),
+        _ => false,
+    }
 }

@@ -18,6 +18,11 @@ impl<I: BufRead> Pieces<I> {
         Pieces { input, at: 0, is_over: false }
     }
 
+    /// How far the input has been read.
+    pub(super) fn place(&self) -> Place {
+        Place::Byte(self.at)
+    }
+
     pub(super) fn next(&mut self) -> Next {
         while !self.is_over {
             let at = self.at;

@@ -11,13 +11,13 @@ const IDS: [&str; 3] = ["traceId", "spanId", "parentSpanId"];
 /// Whether the first trace id of an element is in base64: 24 characters for 16 bytes.
 pub(super) fn is_written_by_it(element: &[u8]) -> bool {
     let name = b"\"traceId\"";
-    let Some(at) = element.windows(name.len()).position(|window| window == name) else {
-        return false;
-    };
-    let rest = element[at + name.len()..].trim_ascii_start();
-    let rest = rest.strip_prefix(b":").unwrap_or(rest).trim_ascii_start();
-    let value = rest.strip_prefix(b"\"").and_then(|rest| rest.split(|byte| *byte == b'"').next());
-    value.is_some_and(|id| id.len() == 24 && id.ends_with(b"=="))
+    let named = element.windows(name.len()).enumerate().filter(|(_, window)| window == name);
+    // An attribute may have this key: then no colon follows.
+    let mut values = named
+        .filter_map(|(at, _)| element[at + name.len()..].trim_ascii_start().strip_prefix(b":"));
+    let value = values.next().and_then(|rest| rest.trim_ascii_start().strip_prefix(b"\""));
+    let id = value.and_then(|rest| rest.split(|byte| *byte == b'"').next());
+    id.is_some_and(|id| id.len() == 24 && id.ends_with(b"=="))
 }
 
 /// Converts an element of `batches` or `resourceSpans` to a request.

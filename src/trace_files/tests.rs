@@ -13,6 +13,9 @@ use prost::Message as _;
 use super::{PIECE_BYTES_MAX, Piece, RecordFile, TraceFile};
 
 mod answers;
+mod damaged;
+mod jaeger;
+mod told;
 
 /// A reader that returns a few bytes at a time.
 struct Crumbs<'b>(&'b [u8], usize);
@@ -260,7 +263,7 @@ fn broken_parts_are_named_and_skipped() {
     assert_eq!(names, ["a 0a"]);
     assert!(unreadable[0].starts_with("t: byte "), "{unreadable:?}");
 
-    for text in ["hello", "\u{1}\u{2}", "[1, 2]", "{", "{}"] {
+    for text in ["hello", "\u{1}\u{2}", "[1, 2]", "{", "{\"metrics\":{}}", "{\"data\":null}"] {
         let (names, unreadable) = read(text.as_bytes());
         assert_eq!((names.len(), unreadable.len()), (0, 1), "{text:?}: {unreadable:?}");
     }

@@ -3,7 +3,7 @@
 import json
 
 
-def request(spans):
+def request(spans, padding=""):
     """A request with these spans, each (trace id, span id, whether it failed), as JSON."""
     listed = [
         {
@@ -12,7 +12,7 @@ def request(spans):
             "name": "operation",
             "startTimeUnixNano": "1700000000000000000",
             "endTimeUnixNano": "1700000000010000000",
-            "attributes": [{"key": "http.route", "value": {"stringValue": "/" + span}}],
+            "attributes": [{"key": "http.route", "value": {"stringValue": "/" + span + padding}}],
             "status": {"code": 2 if failed else 0},
         }
         for trace, span, failed in spans

@@ -2,8 +2,9 @@
 # Kills the process with SIGKILL at random moments under load, then lets its disk fail in several ways, and
 # compares what the backend got with what was acknowledged.
 #
-#     tests/durability/run.sh BINARY [--moments N] [--seed N] [--mode process|power]     kills, then faults
+#     tests/durability/run.sh BINARY [--moments N] [--seed N] [--mode process|power]     all but the last
 #     tests/durability/run.sh kills BINARY [--moments N] [--seed N] [--mode process|power]
+#     tests/durability/run.sh less_memory BINARY
 #     tests/durability/run.sh faults BINARY [--fault NAME]... [--hold SECONDS]
 #     tests/durability/run.sh recovery BINARY LOAD_GENERATOR     how long a start takes; see benches/README.md
 #
@@ -19,13 +20,14 @@ tools() {
         echo "strace and e2fsprogs cannot be installed"
 }
 case ${1:-} in
-kills | recovery) exec python3 "$here/$1.py" "${@:2}" ;;
+kills | less_memory | recovery) exec python3 "$here/$1.py" "${@:2}" ;;
 faults)
     tools
     exec python3 "$here/faults.py" "${@:2}"
     ;;
 *)
     python3 "$here/kills.py" "$@"
+    python3 "$here/less_memory.py" "$1"
     tools
     python3 "$here/faults.py" "${1:?the binary}"
     ;;

@@ -46,18 +46,20 @@ sampling_percentage = 50
 
 
 class Sink(http.server.BaseHTTPRequestHandler):
-    """Counts the spans that arrive."""
+    """Counts the spans that arrive, unless it is `away`."""
 
     protocol_version = "HTTP/1.1"
     arrived = collections.Counter()
+    away = threading.Event()
     lock = threading.Lock()
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
-        found = list(otlp.spans(body))
+        away = Sink.away.is_set()
+        found = [] if away else list(otlp.spans(body))
         with Sink.lock:
             Sink.arrived.update(found)
-        self.send_response(200)
+        self.send_response(503 if away else 200)
         self.send_header("content-type", "application/x-protobuf")
         self.send_header("content-length", "0")
         self.end_headers()

@@ -109,6 +109,7 @@ fn tests_are_reported_in_each_format() {
         ],
         "passed": 1,
         "failed": 1,
+        "errors": [],
     });
     assert_eq!(answer, expected);
 
@@ -133,6 +134,11 @@ fn tests_are_reported_in_each_format() {
         "{}",
         out(&output)
     );
+    let output = tailwater(&["test", "--format", "json", &fine, &wrong]);
+    let answer = as_json(&output);
+    let expected = format!("{wrong}:22:1: error: unknown key `keep` in a test");
+    assert_eq!(answer["errors"], json!([expected]));
+    assert_eq!((&answer["passed"], output.status.code()), (&json!(2), Some(1)));
     // `check` takes test files, too.
     let output = tailwater(&["check", &fine]);
     assert_eq!((output.status.code(), out(&output)), (Some(0), &*format!("{fine}: ok, 2 tests\n")));

@@ -161,7 +161,7 @@ impl Policies<'_> {
     }
 
     /// A number or boolean, also one in quotes.
-    fn unquoted(&mut self, node: &Node) -> Kind {
+    pub(super) fn unquoted(&mut self, node: &Node) -> Kind {
         let Some(scalar) = node.scalar() else { return Kind::Text };
         let kind = scalar.unquoted();
         if !scalar.is_plain && matches!(kind, Kind::Boolean(_) | Kind::Integer(_) | Kind::Float(_))

@@ -241,9 +241,10 @@ fn chosen(found: Vec<Found>, wanted: Option<&str>, report: &mut Report) -> Optio
 }
 
 fn written(found: &Found, file: &Path, report: &mut Report) -> String {
-    let file = config::visible(&file.display().to_string());
-    let mut toml =
-        format!("# Converted by `tailwater convert` from `{}` in {file}.\n\n", found.name);
+    // Both may contain line feeds, which would end the comment.
+    let (name, file) = (config::visible(&found.name), file.display().to_string());
+    let file = config::visible(&file);
+    let mut toml = format!("# Converted by `tailwater convert` from `{name}` in {file}.\n\n");
     let mut policies = Policies::new(report);
     toml.push_str(&policies.sampling(&found.node));
     let list = found.node.get("policies");
@@ -261,12 +262,8 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
     let mut rules = 0;
     for node in list {
         let is_full = policies.is_full() || policies.report.is_full();
-        if names.len() >= POLICIES_MAX || rules > RULES_MAX || is_full {
-            policies.report.error(
-                node,
-                "the conversion ends here: a file has at most 1,000 policies and 10,000 conditions",
-            );
-            toml.push_str("\n# The conversion ends here.\n");
+        if names.len() >= POLICIES_MAX || is_full {
+            toml.push_str(end(node, policies.report));
             break;
         }
         let errors = policies.report.errors();
@@ -281,8 +278,10 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
         match policies.policy(node) {
             Some(converted) => {
                 rules += converted.iter().map(|policy| policy.rule.count()).sum::<usize>();
-                if rules > RULES_MAX {
-                    continue;
+                // A composite becomes several policies.
+                if rules > RULES_MAX || names.len() + converted.len() > POLICIES_MAX {
+                    toml.push_str(end(node, policies.report));
+                    break;
                 }
                 for policy in converted {
                     toml.push_str(&table(policy, node, &mut names, policies.report));
@@ -292,6 +291,14 @@ fn written(found: &Found, file: &Path, report: &mut Report) -> String {
         }
     }
     toml
+}
+
+/// Reports that the file is full, and returns the comment about it.
+fn end(node: &Node, report: &mut Report) -> &'static str {
+    let message =
+        "the conversion ends here: a file has at most 1,000 policies and 10,000 conditions";
+    report.error(node, message);
+    "\n# The conversion ends here.\n"
 }
 
 fn table(

@@ -53,7 +53,7 @@ pub enum Format {
     /// For people: the tests that fail, and the totals.
     #[default]
     Text,
-    /// For tools: `{"tests": [...], "passed", "failed"}`.
+    /// For tools: `{"tests": [...], "passed", "failed", "errors": [...]}`.
     Json,
     /// For CI servers: JUnit's XML.
     Junit,
@@ -86,7 +86,8 @@ struct Outcome {
     name: String,
     /// `None` if the trace could not be read.
     actual: Option<Actual>,
-    /// The difference between the expected and the actual result, or why there is no trace.
+    /// The difference between the expected and the actual result, or why there is no trace, or why
+    /// the expectation cannot be met.
     failure: Option<String>,
     /// The names of all policies that take part, in their order.
     policies: Arc<Vec<String>>,
@@ -107,10 +108,10 @@ pub fn test(options: &Options) -> Tested {
     for file in &options.files {
         let loaded = config::load_tests(file);
         let name = config::visible(&file.display().to_string());
-        let had_errors = loaded.diagnostics.has_errors();
+        let errors = loaded.diagnostics.errors();
         diagnostics.merge(loaded.diagnostics);
-        let Some(tests) = loaded.file.filter(|_| !had_errors) else {
-            report.add_unusable(name);
+        let Some(tests) = loaded.file else {
+            report.add_unusable(name, errors);
             continue;
         };
         let under_test = UnderTest::new(tests.policies, &mut coverage);
@@ -121,7 +122,12 @@ pub fn test(options: &Options) -> Tested {
     }
     let gaps = options.coverage.then(|| coverage.gaps());
     let is_fine = report.is_fine() && !diagnostics.has_errors();
-    Tested { text: report.print(options.format, gaps.as_ref()), diagnostics, is_fine }
+    let text = match options.format {
+        Format::Text => report.text(gaps.as_ref()),
+        Format::Json => report.json(gaps.as_ref(), &diagnostics.errors()),
+        Format::Junit => report.junit(),
+    };
+    Tested { text, diagnostics, is_fine }
 }
 
 /// The policies of a file, compiled, with limits at rest.
@@ -173,7 +179,7 @@ impl UnderTest {
             line: test.place.line,
             name: test.name.clone(),
             actual,
-            failure,
+            failure: test.unmet.clone().or(failure),
             policies: Arc::clone(&self.names),
         }
     }

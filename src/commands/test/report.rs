@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::{Format, Outcome, coverage::Gaps};
+use super::{Outcome, coverage::Gaps};
 use crate::config::visible;
 
 /// The results of all tests.
@@ -18,8 +18,8 @@ pub(super) struct Report {
 struct OfFile {
     name: String,
     outcomes: Vec<Outcome>,
-    /// Whether the file could not be used at all.
-    is_unusable: bool,
+    /// Why the file could not be used at all.
+    errors: Option<Vec<String>>,
 }
 
 impl OfFile {
@@ -34,14 +34,14 @@ impl Report {
             Some(of_file) if of_file.name == outcome.file => of_file.outcomes.push(outcome),
             _ => {
                 let name = outcome.file.clone();
-                self.files.push(OfFile { name, outcomes: vec![outcome], is_unusable: false });
+                self.files.push(OfFile { name, outcomes: vec![outcome], errors: None });
             }
         }
     }
 
     /// Adds a file with mistakes, none of whose tests has run.
-    pub(super) fn add_unusable(&mut self, name: String) {
-        self.files.push(OfFile { name, outcomes: Vec::new(), is_unusable: true });
+    pub(super) fn add_unusable(&mut self, name: String, errors: Vec<String>) {
+        self.files.push(OfFile { name, outcomes: Vec::new(), errors: Some(errors) });
     }
 
     pub(super) fn is_fine(&self) -> bool {
@@ -53,22 +53,14 @@ impl Report {
     }
 
     fn unusable(&self) -> usize {
-        self.files.iter().filter(|of_file| of_file.is_unusable).count()
+        self.files.iter().filter(|of_file| of_file.errors.is_some()).count()
     }
 
     fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
         self.files.iter().flat_map(|of_file| &of_file.outcomes)
     }
 
-    pub(super) fn print(&self, format: Format, gaps: Option<&Gaps>) -> String {
-        match format {
-            Format::Text => self.text(gaps),
-            Format::Json => self.json(gaps),
-            Format::Junit => self.junit(),
-        }
-    }
-
-    fn text(&self, gaps: Option<&Gaps>) -> String {
+    pub(super) fn text(&self, gaps: Option<&Gaps>) -> String {
         let mut text = String::new();
         for outcome in self.outcomes() {
             if let Some(failure) = &outcome.failure {
@@ -89,7 +81,8 @@ impl Report {
         text + "\n"
     }
 
-    fn json(&self, gaps: Option<&Gaps>) -> String {
+    /// `errors` are the mistakes in files, which no test is about.
+    pub(super) fn json(&self, gaps: Option<&Gaps>, errors: &[String]) -> String {
         let test = |outcome: &Outcome| {
             let actual = outcome.actual.as_ref();
             json!({
@@ -105,14 +98,15 @@ impl Report {
         let tests: Vec<_> = self.outcomes().map(test).collect();
         let failed = self.failed();
         let passed = tests.len() - failed;
-        let mut answer = json!({ "tests": tests, "passed": passed, "failed": failed });
+        let mut answer =
+            json!({ "tests": tests, "passed": passed, "failed": failed, "errors": errors });
         if let Some(gaps) = gaps {
             answer["coverage"] = json!(gaps);
         }
         format!("{answer:#}\n")
     }
 
-    fn junit(&self) -> String {
+    pub(super) fn junit(&self) -> String {
         let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
         let (tests, failed) = (self.outcomes().count(), self.failed());
         let errors = self.unusable();
@@ -166,16 +160,18 @@ fn gaps_text(gaps: &Gaps) -> String {
 }
 
 fn suite(of_file: &OfFile, xml: &mut String) {
-    let OfFile { name, outcomes, is_unusable } = of_file;
-    let (name, errors) = (escaped(name), usize::from(*is_unusable));
-    let (tests, failed) = (outcomes.len() + errors, of_file.failed());
+    let OfFile { name, outcomes, errors } = of_file;
+    let (name, unusable) = (escaped(name), usize::from(errors.is_some()));
+    let (tests, failed) = (outcomes.len() + unusable, of_file.failed());
     let _ = writeln!(
         xml,
-        "  <testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failed}\" errors=\"{errors}\">"
+        "  <testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failed}\" \
+         errors=\"{unusable}\">"
     );
-    if *is_unusable {
+    if let Some(errors) = errors {
+        let errors = escaped(&errors.join("\n"));
         let _ = writeln!(xml, "    <testcase name=\"{name}\" classname=\"{name}\">");
-        let _ = writeln!(xml, "      <error message=\"the file has mistakes\"/>");
+        let _ = writeln!(xml, "      <error message=\"the file has mistakes\">{errors}</error>");
         let _ = writeln!(xml, "    </testcase>");
     }
     for outcome in outcomes {

@@ -265,3 +265,72 @@ fn a_recorded_trace_is_picked_by_its_id() {
         assert_eq!((&answer["failed"], tested.is_fine), (&json!(1), false));
     }
 }
+
+/// A test that names a policy that takes no part fails by itself.
+#[test]
+fn a_test_that_names_an_expired_policy_fails_alone() {
+    let text = r#"
+[[policy]]
+name = "incident"
+type = "always_sample"
+expires = 2020-01-01T00:00:00Z
+[[policy]]
+name = "trial"
+type = "always_sample"
+shadow = true
+[[policy]]
+name = "rest"
+type = "probabilistic"
+sampling_percentage = 10
+[[test]]
+name = "of the incident"
+spans = [{}]
+policy = "incident"
+[[test]]
+name = "of the trial"
+spans = [{}]
+matched = ["trial", "rest"]
+[[test]]
+name = "of the rest"
+spans = [{}]
+percentage = 10
+policy = "rest"
+"#;
+    let name = "t.test.toml";
+    let tested = run(&[(name, text)], Format::Text, &[name]);
+    for line in [
+        "t.test.toml:14: error: test \"of the incident\": the policy `incident` has expired and \
+         takes no part in tests\n    rest: matched\n",
+        "t.test.toml:18: error: test \"of the trial\": `trial` is a shadow policy and takes no \
+         part in tests\n    rest: matched\n",
+    ] {
+        assert!(tested.text.contains(line), "{}", tested.text);
+    }
+    assert!(tested.text.ends_with("test result: FAILED. 1 passed; 2 failed\n"), "{}", tested.text);
+    assert!(!tested.is_fine && !tested.diagnostics.has_errors(), "{}", tested.diagnostics);
+}
+
+/// A file that cannot be used is named in every format.
+#[test]
+fn mistakes_in_a_test_file_are_in_the_report() {
+    let policy = "[[policy]]\nname = \"p\"\ntype = \"always_sample\"\n";
+    let fine = format!("{policy}[[test]]\nname = \"t\"\nspans = [{{}}]\nkept = true\n");
+    let wrong = format!("{fine}matched = [\"q\"]\npolcy = 5\n");
+    let files = [("fine.test.toml", fine.as_str()), ("wrong.test.toml", &wrong)];
+    let names = ["fine.test.toml", "wrong.test.toml", "absent.test.toml"];
+    let tested = run(&files, Format::Json, &names);
+    let answer: Value = serde_json::from_str(&tested.text).expect("JSON");
+    assert_eq!((&answer["passed"], &answer["failed"]), (&json!(1), &json!(0)), "{answer}");
+    let errors = answer["errors"].as_array().expect("a list");
+    let errors: Vec<_> = errors.iter().filter_map(Value::as_str).collect();
+    assert!(errors.len() == 2 && errors[0].contains("absent.test.toml:1:1: error: "), "{errors:?}");
+    let unknown = "wrong.test.toml:9:1: error: unknown key `polcy` in a test";
+    assert!(errors[1].ends_with(unknown), "{errors:?}");
+    assert!(!tested.is_fine);
+    let of_fine = run(&files, Format::Json, &names[..1]);
+    let of_fine: Value = serde_json::from_str(&of_fine.text).expect("JSON");
+    assert_eq!(of_fine["errors"], json!([]));
+
+    let junit = run(&files, Format::Junit, &names).text;
+    assert!(junit.contains(&format!("{unknown}</error>")), "{junit}");
+}

@@ -57,6 +57,8 @@ pub(crate) struct PolicyTest {
     pub(crate) trigger: Trigger,
     /// The expectations, at least one of which is set.
     pub(crate) expected: Expected,
+    /// Why they cannot be met: one of them names a policy that takes no part.
+    pub(crate) unmet: Option<String>,
 }
 
 /// The trace of a test.
@@ -86,8 +88,13 @@ pub(crate) struct Expected {
     pub(crate) matched: Option<Vec<String>>,
 }
 
-/// The names of policies that a test mentions, with their places.
-type Mentions = Vec<(String, Span)>;
+/// A policy that a test names in its expectations.
+struct Mention {
+    name: String,
+    span: Span,
+    /// Whether it is in the list `matched`.
+    in_matched: bool,
+}
 
 const TRIGGERS: &[(&str, Trigger)] = &[
     ("decision_wait", Trigger::DecisionWait),
@@ -109,15 +116,15 @@ pub fn load_tests(path: &Path) -> LoadedTests {
 fn parse(source: &Source, path: &Path, host: Host) -> LoadedTests {
     on_a_large_stack(|| {
         let mut load = Load::new(host.clone());
-        let mut file = TestFile { source, path, mentions: Mentions::new() };
-        let (tests, from) = file.read(&mut load);
+        let mut file = TestFile { source, path, mentions: Vec::new() };
+        let (mut tests, from) = file.read(&mut load);
         load.policy_files(source, path, &from.policy_files);
         if let Some((config, span)) = from.config {
             file.policies_of(&config, &span, &mut load);
         }
         load.require_policies(source);
         load.review();
-        file.check_mentions(&mut load);
+        file.check_mentions(&mut tests, &mut load);
         load.diagnostics.sort();
         let is_fine = !load.diagnostics.has_errors();
         let policies = load.policies.into_placed();
@@ -136,7 +143,8 @@ struct From {
 struct TestFile<'s> {
     source: &'s Source,
     path: &'s Path,
-    mentions: Mentions,
+    /// The policies that each test names, in the order of the tests.
+    mentions: Vec<Vec<Mention>>,
 }
 
 impl TestFile<'_> {
@@ -194,30 +202,24 @@ impl TestFile<'_> {
         }
     }
 
-    /// Reports mentioned policies that do not exist, or that take no part.
-    fn check_mentions(&mut self, load: &mut Load) {
+    /// Reports mentioned policies that do not exist. A test that names a policy that takes no part
+    /// fails, because the policy may have expired since the test was written; the others run.
+    fn check_mentions(&mut self, tests: &mut [PolicyTest], load: &mut Load) {
         if load.obscured || load.diagnostics.has_errors() {
             return;
         }
-        for (name, span) in std::mem::take(&mut self.mentions) {
-            let specs = load.policies.specs();
-            let problem = match specs.iter().find(|spec| spec.name == name) {
-                Some(spec) if spec.shadow => {
-                    Problem::new(format!("{} is a shadow policy: it decides nothing", quote(&name)))
-                        .hint("to test it, take `shadow` out of it")
-                }
-                Some(spec) if spec.expires.is_some_and(|at| at <= load.host.now) => {
-                    Problem::new(format!("the policy {} has expired", quote(&name)))
-                }
-                Some(_) => continue,
-                None => {
-                    let names = specs.iter().map(|spec| spec.name.as_str());
-                    let hint = did_you_mean(&name, names.chain(["none"]));
-                    Problem::new(format!("there is no policy {}", quote(&name))).maybe_hint(hint)
-                }
-            };
-            let error = self.source.diagnose(span, super::Severity::Error, problem);
-            load.diagnostics.push(error);
+        for (test, mentions) in tests.iter_mut().zip(std::mem::take(&mut self.mentions)) {
+            for mention in mentions {
+                let specs = load.policies.specs();
+                let Some(spec) = specs.iter().find(|spec| spec.name == mention.name) else {
+                    let problem = unknown(&mention, specs);
+                    let error = self.source.diagnose(mention.span, super::Severity::Error, problem);
+                    load.diagnostics.push(error);
+                    continue;
+                };
+                let unmet = takes_no_part(spec, load.host.now);
+                test.unmet = test.unmet.take().or(unmet);
+            }
         }
     }
 
@@ -231,43 +233,73 @@ impl TestFile<'_> {
         section.require("name", &name, Problem::new("the test has no `name`"));
         let trace = trace(&mut section, directory);
         let trigger = section.literal("trigger", |text| values::choice("trigger", text, TRIGGERS));
-        let expected = self.expected(&mut section);
+        let (expected, mentions) = expected(&mut section);
         section.finish();
         let (name, trace, trigger) = (name.good()?, trace?, trigger.or(Trigger::DecisionWait));
-        Some(PolicyTest { name, place, trace, trigger, expected })
+        self.mentions.push(mentions);
+        Some(PolicyTest { name, place, trace, trigger, expected, unmet: None })
     }
+}
 
-    fn expected(&mut self, section: &mut Section<'_, '_>) -> Expected {
-        let percentage = section.percentage("percentage");
-        let kept = section.boolean("kept");
-        let policy = section.literal("policy", |name| Ok(name.to_owned()));
-        let matched = section.literals("matched");
-        let are_unset = matches!((&percentage, &kept), (Read::Unset, Read::Unset))
-            && matches!((&policy, &matched), (Read::Unset, Read::Unset));
-        if are_unset {
-            let keys = ["percentage", "kept", "policy", "matched"];
-            let problem = Problem::new("the test expects nothing");
-            let hint = "add `percentage`, `kept`, `policy` or `matched`";
-            section.require_any(&keys, problem.hint(hint));
-        }
-        if let (Read::Set(..), Read::Set(_, span)) = (&percentage, &kept) {
-            let problem = Problem::new("`kept` cannot be combined with `percentage`");
-            section.error(span.clone(), problem.hint("`kept = true` is short for 100"));
-        }
-        if let Read::Set(name, span) = &policy
-            && name != "none"
-        {
-            self.mentions.push((name.clone(), span.clone()));
-        }
-        let matched = matched.good();
-        self.mentions.extend(matched.iter().flatten().cloned());
-        let kept = kept.good().map(|kept| if kept { 100.0 } else { 0.0 });
-        let names = |matched: Vec<(String, Span)>| matched.into_iter().map(|(name, _)| name);
-        Expected {
-            percentage: percentage.good().or(kept),
-            policy: policy.good(),
-            matched: matched.map(|matched| names(matched).collect()),
-        }
+/// Reads what a test expects, and the policies that it names.
+fn expected(section: &mut Section<'_, '_>) -> (Expected, Vec<Mention>) {
+    let percentage = section.percentage("percentage");
+    let kept = section.boolean("kept");
+    let policy = section.literal("policy", |name| Ok(name.to_owned()));
+    let matched = section.literals("matched");
+    let are_unset = matches!((&percentage, &kept), (Read::Unset, Read::Unset))
+        && matches!((&policy, &matched), (Read::Unset, Read::Unset));
+    if are_unset {
+        let keys = ["percentage", "kept", "policy", "matched"];
+        let problem = Problem::new("the test expects nothing");
+        let hint = "add `percentage`, `kept`, `policy` or `matched`";
+        section.require_any(&keys, problem.hint(hint));
+    }
+    if let (Read::Set(..), Read::Set(_, span)) = (&percentage, &kept) {
+        let problem = Problem::new("`kept` cannot be combined with `percentage`");
+        section.error(span.clone(), problem.hint("`kept = true` is short for 100"));
+    }
+    let mention = |name: &String, span: &Span, in_matched| {
+        let (name, span) = (name.clone(), span.clone());
+        Mention { name, span, in_matched }
+    };
+    let mut mentions = Vec::new();
+    if let Read::Set(name, span) = &policy
+        && name != "none"
+    {
+        mentions.push(mention(name, span, false));
+    }
+    let matched = matched.good();
+    mentions.extend(matched.iter().flatten().map(|(name, span)| mention(name, span, true)));
+    let kept = kept.good().map(|kept| if kept { 100.0 } else { 0.0 });
+    let names = |matched: Vec<(String, Span)>| matched.into_iter().map(|(name, _)| name);
+    let expected = Expected {
+        percentage: percentage.good().or(kept),
+        policy: policy.good(),
+        matched: matched.map(|matched| names(matched).collect()),
+    };
+    (expected, mentions)
+}
+
+/// Why a policy takes no part in tests, if it does not.
+fn takes_no_part(spec: &PolicySpec, now: u64) -> Option<String> {
+    let name = quote(&spec.name);
+    if spec.shadow {
+        return Some(format!("{name} is a shadow policy and takes no part in tests"));
+    }
+    let has_expired = spec.expires.is_some_and(|at| at <= now);
+    has_expired.then(|| format!("the policy {name} has expired and takes no part in tests"))
+}
+
+/// The problem of a policy that does not exist.
+fn unknown(mention: &Mention, specs: &[PolicySpec]) -> Problem {
+    let Mention { name, in_matched, .. } = mention;
+    let problem = Problem::new(format!("there is no policy {}", quote(name)));
+    let names = specs.iter().map(|spec| spec.name.as_str());
+    match (in_matched, name.as_str()) {
+        (true, "none") => problem.hint("write matched = [] if no policy matches"),
+        (true, _) => problem.maybe_hint(did_you_mean(name, names)),
+        (false, _) => problem.maybe_hint(did_you_mean(name, names.chain(["none"]))),
     }
 }
 

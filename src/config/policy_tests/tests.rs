@@ -81,6 +81,7 @@ fn every_mistake_has_its_place() {
         ("spans = [{}]\npercentage = 101", "8:14: `percentage` must be between 0 and 100"),
         ("spans = [{}]\npolicy = \"error\"", "8:10: there is no policy `error`"),
         ("spans = [{}]\nmatched = [\"errors\", \"x\"]", "8:22: there is no policy `x`"),
+        ("spans = [{}]\nmatched = [\"none\"]", "8:12: there is no policy `none`"),
         (
             "spans = [{}]\nkept = true\ntrigger = \"root\"",
             "9:11: `trigger` must be one of `decision_wait`, `root_received`, `memory`, \
@@ -147,15 +148,43 @@ fn every_mistake_outside_of_a_test_has_its_place() {
     assert_eq!(problems(&single), [expected]);
 }
 
+/// A test that names a policy that takes no part cannot pass. The others are not affected.
 #[test]
 fn policies_that_take_no_part_are_not_expected() {
-    let expects = "spans = [{}]\npolicy = \"errors\"";
-    let shadow = test(expects).replacen("type", "shadow = true\ntype", 1);
-    let over = test(expects).replacen("type", "expires = 2025-01-01T00:00:00Z\ntype", 1);
-    let said = problems(&shadow);
-    assert!(said.iter().any(|p| p == "9:10: `errors` is a shadow policy: it decides nothing"));
-    let said = problems(&over);
-    assert!(said.iter().any(|p| p == "9:10: the policy `errors` has expired"), "{said:?}");
+    let text = test("spans = [{}]\npolicy = \"errors\"")
+        + "[[test]]\nname = \"u\"\nspans = [{}]\nmatched = [\"all\", \"errors\"]\n"
+        + "[[test]]\nname = \"v\"\nspans = [{}]\npolicy = \"all\"\n";
+    let text = format!("[[policy]]\nname = \"all\"\ntype = \"always_sample\"\n{text}");
+    for (line, why) in [
+        ("shadow = true", "`errors` is a shadow policy and takes no part in tests"),
+        (
+            "expires = 2025-01-01T00:00:00Z",
+            "the policy `errors` has expired and takes no part in tests",
+        ),
+    ] {
+        let text = text.replacen("status_codes", &format!("{line}\nstatus_codes"), 1);
+        let loaded = parsed(&text);
+        assert!(!loaded.diagnostics.has_errors(), "{}", loaded.diagnostics);
+        let tests = loaded.file.expect("no mistake").tests;
+        let unmet: Vec<_> = tests.iter().map(|test| test.unmet.as_deref()).collect();
+        assert_eq!(unmet, [Some(why), Some(why), None]);
+    }
+    let unknown = parsed(&text.replacen("\"errors\"]", "\"error\"]", 1));
+    assert!(unknown.file.is_none(), "an unknown policy is a mistake");
+}
+
+#[test]
+fn unknown_policies_have_hints_that_help() {
+    for (expects, hint) in [
+        ("matched = [\"none\"]", Some("write matched = [] if no policy matches")),
+        ("matched = [\"non\"]", None),
+        ("matched = [\"error\"]", Some("did you mean `errors`?")),
+        ("policy = \"non\"", Some("did you mean `none`?")),
+    ] {
+        let loaded = parsed(&test(&format!("spans = [{{}}]\n{expects}")));
+        let hints: Vec<_> = loaded.diagnostics.iter().map(|d| d.hint.as_deref()).collect();
+        assert_eq!(hints, [hint], "{expects}");
+    }
 }
 
 #[test]

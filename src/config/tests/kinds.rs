@@ -48,6 +48,32 @@ fn a_rare_policy_has_an_interval() {
     assert_eq!((rare.interval_millis, rare.traces), (3_600_000, 3));
 }
 
+/// Policies have no environment variables, also if they are set, as `PORT` is.
+#[test]
+fn no_variable_is_replaced_in_a_policy() {
+    each_policy_has_one_problem(&[
+        (
+            "type = 'rare'\nkeys = ['a']\ninterval = '${env:PORT}'",
+            "5:12: error: `interval` must be a duration, found `${env:PORT}`: expected number at 0 \
+             | write a number and its unit, such as \"500ms\", \"30s\" or \"5m\"",
+        ),
+        (
+            "type = 'rare'\nkeys = ['a']\ninterval = '${env:MISSING:-5m}'",
+            "5:12: error: `interval` must be a duration, found `${env:MISSING:-5m}`: expected \
+             number at 0 | write a number and its unit, such as \"500ms\", \"30s\" or \"5m\"",
+        ),
+        (
+            "type = 'rare'\nkeys = ['a']\ninterval = 5",
+            "5:12: error: `interval` must be a duration in quotes, found an integer \
+             | write a number and its unit, such as \"500ms\" or \"30s\"",
+        ),
+    ]);
+    let RuleKind::Rare(_, rare) = kind("type = 'rare'\nkeys = ['${env:PORT}']") else {
+        panic!("another type");
+    };
+    assert_eq!(rare.kinds.keys, ["${env:PORT}"]);
+}
+
 #[test]
 fn problems_of_budgets_and_rare_policies() {
     each_policy_has_one_problem(&[
@@ -118,6 +144,15 @@ fn keys_that_look_like_ids_are_warned_about() {
         "db.query.text",
         "client.address",
         "http.request.header.email",
+        "customerId",
+        "cartID",
+        "app.checkout.orderUUID",
+        "userEmail",
+        "SessionId",
+        "shop.order2Id",
+        "traceId",
+        "TraceID",
+        "ID",
     ] {
         assert!(warns(key), "{key}");
     }
@@ -130,6 +165,11 @@ fn keys_that_look_like_ids_are_warned_about() {
         "status.code",
         "deployment.environment.name",
         "rpc.method",
+        "tenantId",
+        "app.accountID",
+        "GRID",
+        "isValid",
+        "paymentKind",
         "valid",
         "paid",
         "kind",

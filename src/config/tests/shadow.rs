@@ -46,6 +46,26 @@ fn problems_of_shadow() {
     ]);
 }
 
+/// A `drop` of everything that does not decide, or no longer, drops nothing.
+#[test]
+fn a_shadow_policy_drops_nothing() {
+    let veto = "type = 'drop'\npolicies = [{ type = 'always_sample' }]";
+    let of = |lines: &str| {
+        let both = policy(&format!("{veto}\n{lines}"));
+        problems(&format!("{both}[[policy]]\nname = 'q'\n{ALWAYS}\n"))
+    };
+    let warning = |words: &str| {
+        format!(
+            "2:8: warning: the policy `p` {words} every trace | give it a condition that not every \
+             trace meets"
+        )
+    };
+    assert_eq!(of("shadow = true"), [warning("would drop")]);
+    assert_eq!(of("shadow = false"), [warning("drops")]);
+    assert_eq!(of("expires = 2100-01-01T00:00:00Z"), [warning("drops")]);
+    assert_eq!(of("expires = 2020-01-01T00:00:00Z")[0], warning("would drop"));
+}
+
 /// A shadow policy decides nothing, so it neither makes another policy redundant nor is redundant.
 #[test]
 fn a_shadow_policy_covers_nothing_and_is_not_covered() {

@@ -203,6 +203,35 @@ fn options_of_the_processor_are_checked() {
             "2:22: error: this comes from a variable, whose value is not known here, and policies \
              have no variables",
         ),
+        ("num_traces: abc", "2:15: error: `num_traces` is not a number of at least 0"),
+        ("num_traces: -1", "2:15: error: `num_traces` is not a number of at least 0"),
+        ("num_traces: [5]", "2:15: error: `num_traces` is not a number of at least 0"),
+        ("num_traces: 5s", "2:15: error: `num_traces` is not a number of at least 0"),
+        (
+            "expected_new_traces_per_sec: true",
+            "2:32: error: `expected_new_traces_per_sec` is not a number of at least 0",
+        ),
+        ("num_shards: many", "2:15: error: `num_shards` is not a number of at least 0"),
+        ("block_on_overflow: 1", "2:22: error: `block_on_overflow` is not true or false"),
+        ("mutates_data: {}", "2:17: error: `mutates_data` is not true or false"),
+        ("sample_on_first_match: yes", "2:26: error: `sample_on_first_match` is not true or false"),
+        (
+            "drop_pending_traces_on_shutdown: 5s",
+            "2:36: error: `drop_pending_traces_on_shutdown` is not true or false",
+        ),
+        ("tail_storage: {a: b}", "2:17: error: `tail_storage` is not a name"),
+        ("decision_cache: 5", "2:19: error: `decision_cache` is not a mapping"),
+        ("decision_cache: [a]", "2:19: error: `decision_cache` is not a mapping"),
+        (
+            "decision_cache: {sampled_cache_size: many}",
+            "2:40: error: `sampled_cache_size` is not a number of at least 0",
+        ),
+        ("maximum_trace_size_bytes: -1", "2:29: error: a size is at least 0"),
+        (
+            "maximum_trace_size_bytes: 5MiB",
+            "2:29: error: `maximum_trace_size_bytes` is not an integer",
+        ),
+        ("sampling_strategy: 5", "2:22: error: the Collector has no such sampling strategy"),
         ("decision_wait: 2h", "2:18: error: Tailwater waits for at most an hour"),
         (
             "decision_wait: 5s\n  decision_wait: 6s",

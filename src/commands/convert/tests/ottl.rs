@@ -192,6 +192,10 @@ fn conditions_on_spans_become_rules() {
 fn a_side_may_be_exchanged_computed_or_hold_braces() {
     for (text, wanted) in [
         (
+            r#"end_time - start_time > Duration("1.001s")"#,
+            r#"type = "span_duration" threshold_ms = 1001"#,
+        ),
+        (
             r#"Duration("5s") < end_time - start_time"#,
             r#"type = "span_duration" threshold_ms = 5000"#,
         ),

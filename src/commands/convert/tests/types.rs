@@ -232,6 +232,11 @@ fn settings_are_written_out() {
         ("decision_wait_after_root_received: 300ms", ["30s", "1s", "16"]),
         ("maximum_trace_size_bytes: 5000000", ["30s", "0s", "5"]),
         ("{num_traces: 5, sample_on_first_match: true}", ["30s", "0s", "16"]),
+        ("{num_traces: 1e5, num_shards: ~, tail_storage: file_storage}", ["30s", "0s", "16"]),
+        ("{num_traces: '${env:TRACES}', block_on_overflow: '${B}'}", ["30s", "0s", "16"]),
+        ("{decision_cache: ~, sampling_strategy: ~}", ["30s", "0s", "16"]),
+        ("decision_cache: '${file:cache.yaml}'", ["30s", "0s", "16"]),
+        ("decision_wait: 1.001s", ["1s", "0s", "16"]),
     ] {
         let settings = settings.trim_matches(['{', '}']).replace(", ", "\n  ");
         let text = format!(
