@@ -20,6 +20,10 @@ use std::{
     io::Read as _,
     net::SocketAddr,
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -30,7 +34,7 @@ use http::{HeaderMap, Request};
 use tokio::{
     net::TcpStream,
     sync::{Mutex, mpsc},
-    task::{JoinSet, LocalSet},
+    task::{JoinError, JoinSet, LocalSet},
     time::{sleep, timeout},
 };
 use tonic::{Code, Status};
@@ -222,16 +226,21 @@ async fn drive(options: Options, corpus: Corpus) -> Result<()> {
     control::say(&loaded)?;
     state.borrow_mut().lap = Lap::new();
     let options_retry = options.retry;
-    let pacing = tokio::task::spawn_blocking(move || pace(&tickets, &options));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&is_over);
+    let pacing = tokio::task::spawn_blocking(move || pace(&tickets, &options, &told));
     converse(&mut control, &mut lanes, &state).await?;
-    // Closing the queue ends the pacer, if its time is not over, and each lane after its last
-    // request.
-    queue.lock().await.close();
-    pacing.await?;
+    // The end of the pacer closes the queue, which ends each lane after its last request. The queue
+    // itself cannot be closed from here: lanes that wait for a ticket hold its lock in turn, each
+    // until a request is due.
+    is_over.store(true, Relaxed);
     let drain_max = if options_retry { RETRY_MAX + DRAIN_MAX } else { DRAIN_MAX };
-    timeout(drain_max, async { while lanes.join_next().await.is_some() {} })
-        .await
-        .map_err(|_| "requests in flight were not answered")?;
+    let drain = async {
+        pacing.await?;
+        while lanes.join_next().await.is_some() {}
+        Ok::<_, JoinError>(())
+    };
+    timeout(drain_max, drain).await.map_err(|_| "requests in flight were not answered")??;
     control::say(&state.borrow_mut().finish_lap())
 }
 
@@ -265,7 +274,7 @@ struct Ticket {
 }
 
 /// Makes tickets at the given rate until the time is over or nobody takes them.
-fn pace(tickets: &mpsc::Sender<Ticket>, options: &Options) {
+fn pace(tickets: &mpsc::Sender<Ticket>, options: &Options, is_over: &AtomicBool) {
     let start = Instant::now();
     let end = Duration::from_secs(options.max_seconds);
     let interval = 1.0 / options.requests_per_second();
@@ -273,7 +282,8 @@ fn pace(tickets: &mpsc::Sender<Ticket>, options: &Options) {
         let offset = Duration::from_secs_f64(sequence as f64 * interval);
         let due = start + offset;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        if offset >= end || tickets.blocking_send(Ticket { sequence, due }).is_err() {
+        let is_over = offset >= end || is_over.load(Relaxed);
+        if is_over || tickets.blocking_send(Ticket { sequence, due }).is_err() {
             return;
         }
     }
