@@ -25,16 +25,18 @@ def main():
     sink = start_sink()
     Sink.away.set()
     with tempfile.TemporaryDirectory(prefix="tailwater-durability-") as folder:
-        tailwater = Tailwater(options.binary, pathlib.Path(folder), "process", sink, wait="3s")
+        tailwater = Tailwater(options.binary, pathlib.Path(folder), "process", sink, wait="8s")
         tailwater.start()
         sender = Sender(tailwater.port, 1, threading.Event())
         acknowledged = []
         for number in range(REQUESTS):
             # The first half is in the export queue at the kill, the second in the window.
             if number == REQUESTS // 2:
-                time.sleep(5)
-            ids = [(f"{chance.getrandbits(128) | 1:032x}", f"{number + 1:04x}{n:012x}") for n in range(40)]
-            spans = [(trace, span, False) for trace, span in ids]
+                time.sleep(10)
+            spans = [
+                (f"{chance.getrandbits(128) | 1:032x}", f"{number + 1:04x}{n:012x}", False)
+                for n in range(40)
+            ]
             while not sender.post(otlp.request(spans, PADDING)):
                 time.sleep(0.1)
             acknowledged += spans
@@ -43,14 +45,16 @@ def main():
         config = tailwater.config.read_text()
         tailwater.config.write_text(config.replace("limit_mib = 512", "limit_mib = 48"))
         threading.Timer(AWAY_SECONDS, Sink.away.clear).start()
-        ready = tailwater.start()
+        # The pause between two attempts to deliver may be 30 s by then.
+        ready = tailwater.start(within=AWAY_SECONDS + 60)
         metrics = at_rest(tailwater)
         _, lost, differently, _ = verify(acknowledged)
         off = ledger(metrics)
         mib = [before[name] / 2**20 for name in ("exporter_queue_bytes", "window_bytes")]
         print(
-            f"{mib[0]:.0f} MiB in the export queue and {mib[1]:.0f} in the window, then a limit of 48 MiB: "
-            f"ready after {ready:.1f} s\nacknowledged spans lost: {lost}, ledger: {off:+.0f}"
+            f"{mib[0]:.0f} MiB in the export queue and {mib[1]:.0f} in the window, then a limit of "
+            f"48 MiB: ready after {ready:.1f} s\n"
+            f"acknowledged spans lost: {lost}, ledger: {off:+.0f}"
         )
         if lost or differently or off or ready < AWAY_SECONDS:
             sys.exit((pathlib.Path(folder) / "log").read_text()[-3000:])

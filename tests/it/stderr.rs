@@ -257,7 +257,11 @@ fn commands_end_quietly_without_a_reader() {
 #[test]
 fn every_line_is_json_where_the_format_is() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("port 0");
-    let taken = format!("receiver.grpc.endpoint = \"{}\"", taken.local_addr().expect("bound"));
+    let taken = format!(
+        "receiver.grpc.endpoint = \"{}\"\nreceiver.http.endpoint = \"127.0.0.1:0\"\n\
+         telemetry.endpoint = \"127.0.0.1:0\"",
+        taken.local_addr().expect("bound")
+    );
     let json = "telemetry.log_format = \"json\"";
     let directory = Directory::new();
     let run = |text: &str| {
@@ -272,7 +276,7 @@ fn every_line_is_json_where_the_format_is() {
         (format!("{json}\nshutdown_timeout = ["), "t.toml:2:21: "),
         (format!("shutdown_timeout = = 1\n{json}"), "t.toml:1:20: "),
         (format!("{json}\n[sampling]\npolicy_files = [\"nowhere.toml\"]"), "t.toml:3:17: "),
-        (format!("{json}\n{taken}\n{ALL}sampling_percentage = 0"), "t.toml:6:23: "),
+        (format!("{json}\n{taken}\n{ALL}sampling_percentage = 0"), "t.toml:8:23: "),
         (format!("{json}\n{taken}\n{ALL}"), "receiver.grpc.endpoint = "),
     ] {
         let log = run(&lines);
