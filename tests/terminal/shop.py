@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 
 POLICIES = """\
@@ -133,6 +134,15 @@ enable_recording = {value}
             except OSError:
                 continue
             self.failed += [trace_id for trace_id, _, has_failed in traces if has_failed]
+
+    def is_decided(self, trace_id):
+        """Whether a trace was kept or dropped."""
+        try:
+            url = f"{self.address}/-/decisions/{trace_id}"
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return json.load(answer)["decision"] != "pending"
+        except urllib.error.HTTPError:
+            return False
 
     def _trace(self, chance):
         """Its id, its spans in two services, and whether one of them has an error."""

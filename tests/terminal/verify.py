@@ -179,6 +179,7 @@ def others(shop, terminal):
     terminal.keep("tail", terminal.screen())
     terminal.has_ended(0)
 
+    terminal.until(lambda _: shop.is_decided(failed), "a decision")
     terminal.run(f"tailwater explain {failed}")
     terminal.until("was kept by the policy `errors`", "why a trace was kept")
     terminal.keep("explain", terminal.screen())
