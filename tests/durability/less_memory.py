@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -48,15 +49,17 @@ def main():
         # The pause between two attempts to deliver may be 30 s by then.
         ready = tailwater.start(within=AWAY_SECONDS + 60)
         metrics = at_rest(tailwater)
+        tailwater.process.send_signal(signal.SIGTERM)
+        code = tailwater.process.wait(60)
         _, lost, differently, _ = verify(acknowledged)
         off = ledger(metrics)
         mib = [before[name] / 2**20 for name in ("exporter_queue_bytes", "window_bytes")]
         print(
             f"{mib[0]:.0f} MiB in the export queue and {mib[1]:.0f} in the window, then a limit of "
             f"48 MiB: ready after {ready:.1f} s\n"
-            f"acknowledged spans lost: {lost}, ledger: {off:+.0f}"
+            f"acknowledged spans lost: {lost}, ledger: {off:+.0f}, exit code {code}"
         )
-        if lost or differently or off or ready < AWAY_SECONDS:
+        if lost or differently or off or code or ready < AWAY_SECONDS:
             sys.exit((pathlib.Path(folder) / "log").read_text()[-3000:])
 
 
