@@ -7,12 +7,12 @@
 
 use std::{future::ready, io, sync::Arc, thread};
 
-use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::{net::TcpListener, runtime, sync::watch};
 use tonic::{Status, body::Body};
 
-use super::{TEXT, limits, rpc::is_grpc, stopped};
+use super::{TEXT, limits, response, rpc::is_grpc, stopped};
 use crate::{
     net::{
         handshake::Handshake,
@@ -74,10 +74,7 @@ fn answer(request: &Request<Incoming>) -> Response<Body> {
         "/-/ready" => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "the service is starting; try again later\n"),
     };
-    let mut response = Response::new(Body::new(text.to_owned()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT));
-    response
+    response(status, TEXT, text).map(Body::new)
 }
 
 #[cfg(test)]

@@ -21,24 +21,27 @@ impl Shown {
     pub(crate) fn reloaded(self, at_start: &Shown) -> Shown {
         let mut shown = Shown::default();
         if let Some((name, text)) = at_start.0.first() {
-            shown.push(format!("{name}, read at the start: in force except for policies"), text);
+            shown.push(
+                format!("{name}, read at the start: in force except for policies"),
+                text.clone(),
+            );
         }
         for (index, (name, text)) in self.0.into_iter().enumerate() {
             let of_policies = ", read at the last reload: only its policies are in force";
-            shown.push(if index == 0 { name + of_policies } else { name }, &text);
+            shown.push(if index == 0 { name + of_policies } else { name }, text);
         }
         shown
     }
 
     pub(super) fn add(&mut self, source: &Source) {
         let (name, text) = source.shown();
-        self.push(name, &text);
+        self.push(name, text);
     }
 
-    fn push(&mut self, name: String, text: &str) {
+    fn push(&mut self, name: String, text: String) {
         let used: usize = self.0.iter().map(|(name, text)| name.len() + text.len()).sum();
         if used + name.len() + text.len() <= SHOWN_BYTES_MAX {
-            self.0.push((name, text.to_owned()));
+            self.0.push((name, text));
         } else if used + name.len() + 100 <= SHOWN_BYTES_MAX {
             let text = "not shown: the files have more than 256 KiB together".to_owned();
             self.0.push((name, text));

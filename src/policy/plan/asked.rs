@@ -33,7 +33,9 @@ impl Plan {
             .iter()
             .any(|rare| !rare.is_shadow && self.rares[rare.index].has_granted(evidence.trace_id));
         // A granted trace costs no limit anything.
-        let limits = limits.into_iter().filter(|_| !is_granted);
+        if is_granted {
+            return;
+        }
         for (Claim { index, kind, .. }, proposed) in limits {
             let limit = &self.limits[index];
             let candidate = Candidate { kind, ..evidence.candidate() };
